@@ -1,0 +1,333 @@
+"""The artifact: a folder of safetensors, JSON and checksums that is all a service needs.
+
+Nothing in it is ever unpickled, and nothing is read before its checksum is verified.
+`docs/artifact.md` describes each file and every field of `run.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models import sampling
+from models.config import Config
+from models.errors import ArtifactError, ShapeError
+from models.networks import Shape, build_critic, build_generator
+
+Array = np.ndarray
+SUMS = "SHA256SUMS"
+RUN = "run.json"
+GENERATOR = "generator.safetensors"
+CRITIC = "critic.safetensors"
+TRAINING_STATE = "training_state.safetensors"
+QUANTILES = "score_quantiles.json"
+GRID = "samples.png"
+CARD = "MODEL_CARD.md"
+FILES = (RUN, GENERATOR, CRITIC, TRAINING_STATE, QUANTILES, GRID, CARD)
+QUANTILE_LEVELS = np.linspace(0, 1, 1001)
+
+
+class DataCard(BaseModel):
+    """What the model was trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    source: str
+    licence: str | None
+    kind: Literal["image", "vector"]
+    shape: tuple[int, ...]
+    """Of one item as the critic takes it: (C, H, W) or (D,)."""
+    count: int
+    training_count: int
+    heldout_count: int
+    heldout_fraction: float
+    sha256: str
+    """Over the sorted hashes of the items: the order of the items does not matter."""
+    offset: list[float]
+    """Vectors: subtracted from each feature, then divided by `scale`. Images: empty."""
+    scale: list[float]
+
+
+class ConstraintCard(BaseModel):
+    """The constraint as served metadata."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    hyperparameters: dict[str, Any]
+    guarantee: str
+
+
+class Engine(BaseModel):
+    """What runs the generator's forward; chosen once, when the version is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["torch"] = "torch"
+    precision: Literal["fp32"] = "fp32"
+    chunk: int = sampling.CHUNK
+
+
+class Figure(BaseModel):
+    """One measured quality beside its floor."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    floor: float | None
+    """The same figure for real training data in place of generated samples, at the same n."""
+    interval: tuple[float, float]
+    """95%, by half samples drawn without replacement."""
+    n: int
+    better: Literal["lower", "higher"]
+
+
+class Extractor(BaseModel):
+    """The features that image figures were computed over; other features, other figures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    sha256: str
+
+
+class Results(BaseModel):
+    """What judging on held-out data gave."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    extractor: Extractor | None
+    figures: dict[str, Figure]
+
+
+class Run(BaseModel):
+    """`run.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    created: str
+    config: Config
+    constraint: ConstraintCard
+    data: DataCard
+    provenance: dict[str, Any]
+    results: Results
+    engine: Engine = Engine()
+    lipschitz: dict[str, Any] = Field(default_factory=dict)
+    findings: list[dict[str, Any]] = Field(default_factory=list)
+    history: list[dict[str, float]] = Field(default_factory=list)
+
+
+class Model:
+    """A loaded artifact: generator, critic and their record, ready to sample and score."""
+
+    def __init__(
+        self, run: Run, generator: nn.Module, critic: nn.Module, quantiles: Array, digest: str
+    ) -> None:
+        self.run = run
+        self.generator = generator
+        self.critic = critic
+        self.quantiles = quantiles
+        """Scores of real held-out items at `QUANTILE_LEVELS`."""
+        self.digest = digest
+        """SHA-256 of the checksum file, so of everything."""
+        self.shape: Shape = run.data.shape
+        self.is_image = run.data.kind == "image"
+        self.scaling = sampling.Scaling(run.data.shape, run.data.offset, run.data.scale)
+
+    def samples(self, seed: int, count: int, start: int = 0) -> Iterator[Array]:
+        """Yield samples of a seed in parts; see `sampling.generate`."""
+        size = self.run.config.generator.latent_size
+        return sampling.generate(self.generator, self.scaling, size, seed, count, start)
+
+    def sample(self, seed: int, count: int) -> Array:
+        """Return samples of a seed: uint8 ``(N, H, W, C)`` or float32 ``(N, D)``."""
+        return np.concatenate(list(self.samples(seed, count)))
+
+    def items(self, values: Array) -> Array:
+        """Check values against the model's shape and bring them to its data units.
+
+        Args:
+            values: ``(N, H, W, C)``, or ``(N, H, W)`` where C is 1, of whole numbers 0 to 255;
+                or ``(N, D)`` of finite numbers.
+
+        Returns:
+            uint8 ``(N, H, W, C)`` or float32 ``(N, D)``.
+
+        Raises:
+            ShapeError: they are not that; says what is expected.
+        """
+        expected = (*self.shape[1:], self.shape[0]) if self.is_image else self.shape
+        if self.is_image and expected[-1] == 1 and values.ndim == 3:
+            values = values[..., None]
+        if values.ndim != len(expected) + 1 or values.shape[1:] != expected or not len(values):
+            wanted = ", ".join(map(str, ("N", *expected)))
+            raise ShapeError(f"the model takes items of shape ({wanted}), not {values.shape}")
+        if values.dtype.kind not in "uif":
+            raise ShapeError(f"the model takes numbers, not {values.dtype}")
+        if not np.isfinite(values).all():
+            raise ShapeError("the items hold NaN or infinite values")
+        if not self.is_image:
+            with np.errstate(over="ignore"):
+                vectors = values.astype(np.float32)
+            if not np.isfinite(vectors).all():
+                raise ShapeError("the items hold values too large for float32")
+            return vectors
+        if values.min() < 0 or values.max() > 255 or (values % 1).any():
+            raise ShapeError("pixels are whole numbers from 0 to 255")
+        return values.astype(np.uint8)
+
+    def score(self, items: Array) -> Array:
+        """Score what `items` returned; float32 ``(N,)``, unbounded, higher is more like real."""
+        return sampling.score(self.critic, self.scaling, items)
+
+    def percentiles(self, scores: Array) -> Array:
+        """Where scores ``(N,)`` stand among those of real held-out items, 0 to 100."""
+        return np.interp(scores, self.quantiles, 100 * QUANTILE_LEVELS)
+
+
+def build_networks(config: Config, shape: Shape) -> tuple[nn.Module, nn.Module]:
+    """Build a new generator, and a critic as its constraint prepares it."""
+    generator = build_generator(config.generator, shape)
+    return generator, config.constraint.before_training(build_critic(config.critic, shape))
+
+
+def constraint_card(config: Config) -> ConstraintCard:
+    """Describe the configured constraint."""
+    constraint = config.constraint
+    return ConstraintCard(
+        kind=constraint.kind,
+        hyperparameters=constraint.model_dump(mode="json", exclude={"kind"}),
+        guarantee=constraint.guarantee,
+    )
+
+
+def save_artifact(
+    folder: Path,
+    run: Run,
+    generator: nn.Module,
+    critic: nn.Module,
+    training_state: Mapping[str, Tensor],
+    quantiles: Array,
+    grid_png: bytes,
+    card: str,
+) -> None:
+    """Write an artifact so that it appears whole or not at all; replaces an older one.
+
+    Args:
+        folder: where it shall be.
+        run: its record.
+        generator: as served (the moving average).
+        critic: with whatever the constraint wrapped around it.
+        training_state: what a later run could start from, by name.
+        quantiles: scores of real held-out items at `QUANTILE_LEVELS`.
+        grid_png: a picture of samples.
+        card: the model card, Markdown.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        new.chmod(0o755)
+        (new / RUN).write_text(run.model_dump_json(indent=2) + "\n")
+        for name, tensors in (
+            (GENERATOR, generator.state_dict()),
+            (CRITIC, critic.state_dict()),
+            (TRAINING_STATE, training_state),
+        ):
+            save_file(_plain(tensors), new / name)
+            (new / name).chmod(0o644)  # safetensors makes files that only their owner can read
+        (new / QUANTILES).write_text(json.dumps({"scores": quantiles.tolist()}) + "\n")
+        (new / GRID).write_bytes(grid_png)
+        (new / CARD).write_text(card)
+        (new / SUMS).write_text("".join(f"{_sha256(new / name)}  {name}\n" for name in FILES))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def verify(folder: Path) -> str:
+    """Check every file of an artifact against its checksum.
+
+    Returns:
+        The artifact's digest: the SHA-256 of its checksum file, in hex.
+
+    Raises:
+        ArtifactError: names the file that is missing, changed, truncated or foreign.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise ArtifactError(f"{folder}: not an artifact (it has no {SUMS})")
+    content = sums.read_bytes()
+    try:
+        lines = [line.split("  ", 1) for line in content.decode("ascii").splitlines()]
+        expected = {name: digest for digest, name in lines}
+    except ValueError:
+        raise ArtifactError(f"{sums}: not a list of SHA-256 sums") from None
+    for name in FILES:
+        if name not in expected:
+            raise ArtifactError(f"{sums}: has no sum for {name}")
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{folder / name}: missing; copy the artifact again")
+        if _sha256(folder / name) != expected[name]:
+            raise ArtifactError(
+                f"{folder / name}: changed or truncated (its SHA-256 is not the one in {SUMS}); "
+                "copy the artifact again"
+            )
+    foreign = sorted({p.name for p in folder.iterdir()} - {*FILES, SUMS})
+    if foreign or set(expected) != set(FILES):
+        name = (foreign or sorted(set(expected) - set(FILES)))[0]
+        raise ArtifactError(f"{folder / name}: does not belong to an artifact; remove it")
+    return hashlib.sha256(content).hexdigest()
+
+
+def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Model:
+    """Verify an artifact and load it.
+
+    Raises:
+        ArtifactError: a file is missing, changed, foreign, or does not fit the others.
+    """
+    digest = verify(folder)
+    try:
+        run = Run.model_validate_json((folder / RUN).read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(
+            f"{folder / RUN}: {where}: {first['msg']}; was it made by another version of wgan?"
+        ) from None
+    generator, critic = build_networks(run.config, run.data.shape)
+    for network, name in ((generator, GENERATOR), (critic, CRITIC)):
+        try:
+            network.load_state_dict(load_file(folder / name))
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ArtifactError(
+                f"{folder / name}: does not fit the networks in {RUN} ({reason})"
+            ) from None
+        network.to(device).eval().requires_grad_(False)
+    quantiles = np.array(json.loads((folder / QUANTILES).read_text())["scores"])
+    return Model(run, generator, critic, quantiles, digest)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

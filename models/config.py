@@ -1,0 +1,145 @@
+"""The one configuration of a run: what is trained, on what, under which constraint, how long."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from models.constraints import AnyConstraint, Constraint
+from models.errors import ConfigError
+from models.networks import CriticConfig, GeneratorConfig
+
+
+class DataConfig(BaseModel):
+    """Where the data comes from and how it is split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    """A built-in name (digits, 8gaussians, 25gaussians, swissroll) or a .npy or .npz file."""
+    heldout_fraction: float = Field(default=0.2, gt=0, lt=0.9)
+    """Share of the distinct items that is held out: an item is, or is not, by its own hash."""
+
+
+class TrainingConfig(BaseModel):
+    """The loop. Optimiser settings not given are those published with the constraint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(ge=1)
+    """Generator steps."""
+    batch_size: int = Field(default=64, ge=2)
+    num_critic_steps: int = Field(ge=1)
+    """Critic steps before each generator step."""
+    optimizer: Literal["adam", "rmsprop"]
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    """Of generator and critic."""
+    betas: tuple[float, float] = (0.5, 0.9)
+    """Adam's; RMSprop has none."""
+    decay_from: float = Field(default=1.0, ge=0, le=1)
+    """Share of the steps after which the learning rate falls linearly to zero; 1: never."""
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    """Of the generator's moving average, a step; it starts lower, so early steps fade."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """bf16: networks under autocast; weights, penalty norms and optimisers stay float32.
+    tf32: CUDA's shorter float32 multiplications."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    log_every: int = Field(default=100, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Generator steps between checkpoints."""
+    divergence_gap: float = Field(default=1e6, gt=0)
+    """A critic gap beyond this, either way, counts as divergence."""
+
+
+class EvaluationConfig(BaseModel):
+    """How the result is judged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int = Field(default=2500, ge=10)
+    """Generated samples, at most; never more than there are held-out items where both are
+    compared."""
+    extractor: Literal["auto", "digits-cnn-v1", "pixels"] = "auto"
+    """Features of images; auto: digits-cnn-v1 for 8x8 grey images, pixels for others."""
+
+
+class Config(BaseModel):
+    """Everything that decides a run. The saved run holds all of it, defaults included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """The registry name of the model."""
+    data: DataConfig
+    generator: GeneratorConfig
+    critic: CriticConfig
+    constraint: AnyConstraint
+    training: TrainingConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _batch_norm_fits(self) -> Self:
+        if self.constraint.per_sample and self.critic.normalization == "batch":
+            raise ValueError(
+                "critic.normalization: 'batch' makes each score depend on the whole batch, but "
+                f"{self.constraint.kind} limits the gradient of each sample by itself "
+                "(Gulrajani et al. 2017, section 4); use 'layer' or 'instance' or 'none'"
+            )
+        return self
+
+
+def constraint_class(kind: str) -> type[Constraint]:
+    """The class of a constraint's kind.
+
+    Raises:
+        ConfigError: there is no such kind; names the nearest.
+    """
+    (union, _) = typing.get_args(AnyConstraint)
+    classes = {c.model_fields["kind"].default: c for c in typing.get_args(union)}
+    if kind not in classes:
+        raise ConfigError(f"constraint.kind: no constraint '{kind}'{_nearest(kind, classes)}")
+    return typing.cast(type[Constraint], classes[kind])
+
+
+def parse_config(values: dict[str, Any]) -> Config:
+    """Build the configuration; what the training section leaves out comes from the constraint.
+
+    Raises:
+        ConfigError: one line that names each fault and, for an unknown key, the nearest right one.
+    """
+    constraint = values.get("constraint")
+    training = values.get("training")
+    if isinstance(constraint, dict) and isinstance(training, dict):
+        published = constraint_class(str(constraint.get("kind", "none"))).published
+        values = {**values, "training": {**published, **training}}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(map(_describe, error.errors()))) from None
+
+
+def _describe(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    if location[:1] == ["constraint"] and len(location) > 1:
+        fields = constraint_class(location.pop(1)).model_fields  # pydantic puts the kind there
+    elif location and location[0] in Config.model_fields and len(location) > 1:
+        section = typing.cast(type[BaseModel], Config.model_fields[location[0]].annotation)
+        fields = section.model_fields
+    else:
+        fields = Config.model_fields
+    path = ".".join(location)
+    if error["type"] == "extra_forbidden":
+        return f"{path}: no such key{_nearest(location[-1], fields)}"
+    message = error["msg"].removeprefix("Value error, ")
+    if not path or error["type"] == "missing":
+        return f"{path}: {message}" if path else message
+    return f"{path}: {message}, got {error['input']!r}"
+
+
+def _nearest(key: str, known: typing.Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"

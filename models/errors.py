@@ -1,0 +1,25 @@
+"""The errors that reach a user. Each message is one line that says what to do."""
+
+
+class UserError(Exception):
+    """A mistake in a configuration, in data or in a file: command-line exit code 2."""
+
+
+class ConfigError(UserError):
+    """The configuration cannot be used."""
+
+
+class DataError(UserError):
+    """The data cannot be used."""
+
+
+class ArtifactError(UserError):
+    """An artifact is missing, tampered with, truncated or foreign."""
+
+
+class RegistryError(UserError):
+    """A name, version or alias is not in the model registry, or the registry does not answer."""
+
+
+class ShapeError(UserError):
+    """Samples do not have the shape that the model was made for."""

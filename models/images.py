@@ -1,0 +1,102 @@
+"""Images in and out: decoding within bounds, grids, PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from models.errors import DataError, ShapeError
+
+Array = np.ndarray
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Pillow's mode for each number of channels that an image file can have."""
+FORMATS = ("PNG", "JPEG", "WEBP")
+MARGIN = 2
+"""Pixels between the images of a grid: without one they run together."""
+
+
+def decode_image(content: bytes, name: str, max_pixels: int = 2**24) -> Array:
+    """Decode one PNG, JPEG or WebP file.
+
+    Args:
+        content: the file's bytes.
+        name: what to call the file in an error.
+        max_pixels: refuse an image with more, before it is decoded.
+
+    Returns:
+        uint8 ``(H, W, C)``, with the channels the file has (a palette becomes RGB or RGBA).
+
+    Raises:
+        DataError: not such an image, broken, or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Pillow only warns of a small decompression bomb
+            with Image.open(io.BytesIO(content), formats=FORMATS) as file:
+                if file.width * file.height > max_pixels:
+                    raise DataError(
+                        f"{name}: {file.width}x{file.height} is over {max_pixels} pixels"
+                    )
+                image: Image.Image = file
+                if file.mode == "P":
+                    image = file.convert("RGBA" if "transparency" in file.info else "RGB")
+                elif file.mode == "1":
+                    image = file.convert("L")
+                if image.mode not in MODES.values():
+                    raise DataError(f"{name}: {image.mode} pixels; only 8 bits a channel are read")
+                pixels = np.asarray(image)
+    except UnidentifiedImageError:
+        raise DataError(f"{name}: not a PNG, JPEG or WebP image") from None
+    except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
+        raise DataError(f"{name}: a broken image ({error})") from None
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def encode_png(image: Array, level: int = 1) -> bytes:
+    """Encode one uint8 ``(H, W, C)`` image, C of 1 to 4; zlib level 1 is fast and nearly as small.
+
+    Raises:
+        ShapeError: an image file cannot have so many channels.
+    """
+    channels = image.shape[2]
+    if channels not in MODES:
+        raise ShapeError(f"an image file has 1 to 4 channels, not {channels}; ask for npz")
+    out = io.BytesIO()
+    Image.fromarray(image[:, :, 0] if channels == 1 else image).save(
+        out, format="PNG", compress_level=level
+    )
+    return out.getvalue()
+
+
+def grid(images: Array, columns: int | None = None) -> Array:
+    """Lay out uint8 ``(N, H, W, C)`` images, row by row, on white with a margin between them.
+
+    Args:
+        images: N of at least 1.
+        columns: how many a row; None: as square as can be.
+
+    Returns:
+        uint8 ``(H', W', C)``.
+    """
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    sheet = np.full(
+        (rows * (height + MARGIN) + MARGIN, columns * (width + MARGIN) + MARGIN, channels),
+        255,
+        np.uint8,
+    )
+    for i, image in enumerate(images):
+        top = MARGIN + (i // columns) * (height + MARGIN)
+        left = MARGIN + (i % columns) * (width + MARGIN)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def enlarge(image: Array, factor: int) -> Array:
+    """Repeat each pixel of ``(H, W, C)`` ``factor`` times each way, for the eye."""
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)

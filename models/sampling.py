@@ -1,0 +1,122 @@
+"""Latents keyed by (seed, index), and a generator's samples: the same bytes for the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.networks import Shape
+
+Array = np.ndarray
+CHUNK = 16
+"""Rows of each forward, always. A kernel may round differently for another batch size, so one
+size keeps a sample's bytes independent of how many were asked for. 16 keeps a request for one
+sample cheap, and costs little throughput against 64."""
+WORDS_PER_COUNTER = 4
+"""64-bit words that Philox 4x64 makes from one counter value."""
+
+
+def latents(seed: int, start: int, count: int, size: int) -> Array:
+    """Draw standard normal latents, each a function of (seed, its index) alone.
+
+    Philox (Salmon et al. 2011) turns a counter into random words, so any index is reached
+    directly; Box and Muller (1958) turn two words into two normals.
+
+    Args:
+        seed: 0 to 2**63 - 1.
+        start: index of the first latent.
+        count: how many.
+        size: of each latent.
+
+    Returns:
+        float32 ``(count, size)``.
+    """
+    counters = -(-size // WORDS_PER_COUNTER)
+    philox = np.random.Philox(key=[seed, 0], counter=[start * counters, 0, 0, 0])
+    words = philox.random_raw(count * counters * WORDS_PER_COUNTER)
+    # The upper 53 bits, shifted by half a step: uniform on (0, 1), so the logarithm is finite.
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    pairs = uniform.reshape(count, -1, 2)
+    radius = np.sqrt(-2 * np.log(pairs[..., 0]))
+    angle = 2 * np.pi * pairs[..., 1]
+    normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+    return normals.reshape(count, -1)[:, :size].astype(np.float32)
+
+
+class Scaling:
+    """Between data units and the critic's units.
+
+    Images: uint8 0..255 to [-1, 1], channels last to channels first. Vectors: ``(x - offset) /
+    scale`` for each feature.
+    """
+
+    def __init__(self, shape: Shape, offset: list[float], scale: list[float]) -> None:
+        self.is_image = len(shape) == 3
+        self.shape = shape
+        self.offset = torch.tensor(offset, dtype=torch.float32)
+        self.scale = torch.tensor(scale, dtype=torch.float32)
+
+    def to_model(self, items: Tensor) -> Tensor:
+        """Data ``(N, H, W, C)`` uint8 or ``(N, D)`` to float32 ``(N, *shape)``, on its device."""
+        if self.is_image:
+            return items.permute(0, 3, 1, 2).float() / 127.5 - 1
+        return (items.float() - self.offset.to(items.device)) / self.scale.to(items.device)
+
+    def to_data(self, samples: Tensor) -> Tensor:
+        """float32 ``(N, *shape)`` to data units: uint8 ``(N, H, W, C)`` or float32 ``(N, D)``."""
+        if self.is_image:
+            pixels = (samples.float() + 1) * 127.5
+            return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return samples.float() * self.scale.to(samples.device) + self.offset.to(samples.device)
+
+
+@torch.inference_mode()
+def generate(
+    generator: nn.Module, scaling: Scaling, latent_size: int, seed: int, count: int, start: int = 0
+) -> Iterator[Array]:
+    """Yield samples ``start`` to ``start + count`` of a seed, in order, a few at a time.
+
+    Args:
+        generator: in eval mode; ``(N, latent_size)`` to ``(N, *shape)``.
+        scaling: of the model.
+        latent_size: of the model.
+        seed: 0 to 2**63 - 1.
+        count: how many.
+        start: index of the first.
+
+    Yields:
+        Parts of at most `CHUNK` items: uint8 ``(n, H, W, C)`` or float32 ``(n, D)``.
+    """
+    device = next(generator.parameters()).device
+    stop = start + count
+    # Chunks are aligned to the index, so a sample's row in its chunk never changes either.
+    for first in range(start - start % CHUNK, stop, CHUNK):
+        z = torch.from_numpy(latents(seed, first, CHUNK, latent_size)).to(device)
+        rows = scaling.to_data(generator(z)).cpu().numpy()
+        yield rows[max(start - first, 0) : min(stop - first, CHUNK)]
+
+
+@torch.inference_mode()
+def score(critic: nn.Module, scaling: Scaling, items: Array) -> Array:
+    """Score items in data units.
+
+    Args:
+        critic: in eval mode.
+        scaling: of the model.
+        items: uint8 ``(N, H, W, C)`` or float ``(N, D)``, checked already.
+
+    Returns:
+        float32 ``(N,)``: unbounded; only differences between scores of one critic mean anything.
+    """
+    device = next(critic.parameters()).device
+    scores = np.empty(len(items), np.float32)
+    for first in range(0, len(items), CHUNK):
+        part = items[first : first + CHUNK]
+        # Padded to a full chunk, so that an item's score does not depend on its company.
+        rows = np.concatenate([part, np.repeat(part[-1:], CHUNK - len(part), axis=0)])
+        result = critic(scaling.to_model(torch.from_numpy(rows).to(device)))
+        scores[first : first + len(part)] = result.float().cpu().numpy()[: len(part)]
+    return scores

@@ -1,0 +1,1 @@
+"""How a model is used: samples and scores over HTTP."""

@@ -1,0 +1,83 @@
+"""Small real artifacts for tests: new networks, saved by the code that training saves with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models import artifact
+from models.config import Config, parse_config
+from models.images import encode_png, grid
+
+SHAPES = {"image": (1, 8, 8), "rgb": (3, 16, 12), "vector": (2,)}
+
+
+def tiny_config(kind: str = "image", **changes: dict[str, Any]) -> Config:
+    """A configuration of networks so small that a test may train them."""
+    architecture = "mlp" if kind == "vector" else "dcgan"
+    values: dict[str, dict[str, Any]] = {
+        "data": {"source": "8gaussians" if kind == "vector" else "digits"},
+        "generator": {"architecture": architecture, "width": 8, "depth": 2, "latent_size": 4},
+        "critic": {"architecture": architecture, "width": 8, "depth": 2},
+        "constraint": {"kind": "gradient_penalty"},
+        "training": {"steps": 4, "batch_size": 8, "num_critic_steps": 2},
+    }
+    for section, keys in changes.items():
+        values[section] = {**values.get(section, {}), **keys}
+    return parse_config({"name": "tiny", **values})
+
+
+def make_artifact(
+    folder: Path, kind: str = "image", seed: int = 0, **changes: dict[str, Any]
+) -> Path:
+    """Save an artifact of untrained networks at ``folder`` and return the folder."""
+    torch.manual_seed(seed)
+    config = tiny_config(kind, **changes)
+    shape = SHAPES[kind]
+    vector = kind == "vector"
+    generator, critic = artifact.build_networks(config, shape)
+    generator.eval()
+    critic.eval()
+    run = artifact.Run(
+        created="2026-01-01T00:00:00+00:00",
+        config=config,
+        constraint=artifact.constraint_card(config),
+        data=artifact.DataCard(
+            name=config.data.source,
+            source="test",
+            licence=None,
+            kind="vector" if vector else "image",
+            shape=shape,
+            count=10,
+            training_count=8,
+            heldout_count=2,
+            heldout_fraction=0.2,
+            sha256="0" * 64,
+            offset=[0.0] * shape[0] if vector else [],
+            scale=[1.0] * shape[0] if vector else [],
+        ),
+        provenance={},
+        results=artifact.Results(
+            extractor=None,
+            figures={
+                "precision": artifact.Figure(
+                    value=0.5, floor=0.9, interval=(0.4, 0.6), n=10, better="higher"
+                )
+            },
+        ),
+    )
+    picture = np.zeros((4, 8, 8, 1), np.uint8)
+    artifact.save_artifact(
+        folder,
+        run,
+        generator,
+        critic,
+        training_state={f"generator.{k}": v for k, v in generator.state_dict().items()},
+        quantiles=np.linspace(-1, 1, len(artifact.QUANTILE_LEVELS)),
+        grid_png=encode_png(grid(picture)),
+        card="# tiny\n",
+    )
+    return folder

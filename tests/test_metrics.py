@@ -1,0 +1,438 @@
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+
+import numpy as np
+import ot
+import pytest
+from scipy import linalg, optimize, stats
+
+from training import metrics
+from training.metrics import (
+    Array,
+    Figure,
+    frechet_distance,
+    half_sample_interval,
+    kernel_distance,
+    measure,
+    mode_coverage,
+    precision_recall_density_coverage,
+    sliced_wasserstein_1,
+    wasserstein_1,
+)
+
+NAMES = ("precision", "recall", "density", "coverage")
+
+
+def normal(seed: int, *shape: int) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def with_moments(seed: int, n: int, mean: Array, covariance: Array) -> Array:
+    """Points whose mean and unbiased covariance are exactly these, up to rounding."""
+    x = normal(seed, n, len(mean))
+    x -= x.mean(axis=0)
+    white = np.linalg.qr(x).Q * np.sqrt(n - 1)
+    return white @ np.linalg.cholesky(covariance).T + mean
+
+
+def random_covariance(seed: int, size: int) -> Array:
+    root = normal(seed, size, size)
+    return root @ root.T + 0.1 * np.eye(size)
+
+
+def frechet_by_sqrtm(m1: Array, c1: Array, m2: Array, c2: Array) -> float:
+    overlap = np.trace(linalg.sqrtm(c1 @ c2)).real
+    return float(np.sum((m1 - m2) ** 2) + np.trace(c1) + np.trace(c2) - 2 * overlap)
+
+
+# Wasserstein-1
+
+
+def test_w1_on_a_line_pairs_the_sorted_points():
+    real, fake = normal(0, 200, 1), 2 * normal(1, 200, 1) + 1
+    expected = np.abs(np.sort(real, axis=0) - np.sort(fake, axis=0)).mean()
+    assert wasserstein_1(real, fake) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("distance", [wasserstein_1, sliced_wasserstein_1])
+@pytest.mark.parametrize(("n", "m"), [(40, 40), (40, 60), (37, 101), (1, 9)])
+def test_sets_of_any_sizes_on_a_line(distance, n, m):
+    real, fake = normal(2, n, 1), normal(3, m, 1) + 0.5
+    expected = stats.wasserstein_distance(real[:, 0], fake[:, 0])
+    assert distance(real, fake) == pytest.approx(expected, rel=1e-10)
+
+
+def test_w1_in_space_is_the_best_assignment():
+    real, fake = normal(4, 80, 3), normal(5, 80, 3) * [1.0, 2.0, 0.5]
+    cost = np.array([[math.dist(x, y) for y in fake] for x in real])
+    expected = cost[optimize.linear_sum_assignment(cost)].mean()
+    assert wasserstein_1(real, fake) == pytest.approx(expected, rel=1e-10)
+
+
+def test_w1_of_a_shifted_set_is_the_length_of_the_shift():
+    real = normal(6, 100, 3)
+    assert wasserstein_1(real, real + [2.0, -3.0, 6.0]) == pytest.approx(7, rel=1e-10)
+
+
+def test_w1_stopped_before_the_optimum_is_an_error(monkeypatch):
+    solve = ot.emd2
+    monkeypatch.setattr(ot, "emd2", lambda a, b, M, numItermax: solve(a, b, M, numItermax=3))
+    with pytest.raises(RuntimeError, match="numItermax"):
+        wasserstein_1(normal(0, 30, 2), normal(1, 30, 2))
+
+
+# Sliced Wasserstein-1
+
+
+def test_sliced_w1_is_the_mean_over_all_angles():
+    real, fake = normal(7, 30, 2), normal(8, 45, 2) * [0.3, 2.0] + [1.0, 0.0]
+    # The integrand has period pi and is smooth but for a few kinks: 500 angles are plenty.
+    angles = np.arange(500) * math.pi / 500
+    by_angle = [
+        stats.wasserstein_distance(real @ line, fake @ line)
+        for line in np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    ]
+    projections = 10_000
+    tolerance = 4 * np.std(by_angle) / math.sqrt(projections)
+    got = sliced_wasserstein_1(real, fake, projections)
+    assert got == pytest.approx(np.mean(by_angle), abs=tolerance)
+
+
+@pytest.mark.parametrize("size", [2, 3, 10])
+def test_sliced_w1_of_a_shifted_set(size):
+    real, shift = normal(9, 20, size), np.linspace(1, 2, size)
+    # E|u.t| for a uniform direction u; its second moment, |t|**2 / D, bounds the variance.
+    ratio = math.gamma(size / 2) / (math.sqrt(math.pi) * math.gamma((size + 1) / 2))
+    length, projections = float(np.linalg.norm(shift)), 10_000
+    tolerance = 4 * length * math.sqrt((1 / size - ratio**2) / projections)
+    got = sliced_wasserstein_1(real, real + shift, projections)
+    assert got == pytest.approx(length * ratio, abs=tolerance)
+
+
+def test_sliced_w1_depends_on_the_seed_alone_and_stays_below_w1():
+    real, fake = normal(10, 50, 4), normal(11, 60, 4) + 1
+    values = [sliced_wasserstein_1(real, fake, 16, seed) for seed in (0, 0, 1)]
+    assert values[0] == values[1] != values[2]
+    assert max(values) < wasserstein_1(real, fake)
+
+
+# Mode coverage
+
+SQUARE = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [10.0, 10.0]])
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        ([[0, 0], [10, 0], [0, 10], [10, 10]], (4, 1.0)),
+        ([[0, 0], [1, 0], [0, 1], [5, 5]], (1, 0.75)),
+        ([[3, 0], [7, 0]], (2, 1.0)),  # exactly 3 sd away counts
+        ([[3.001, 0], [5, 5]], (0, 0.0)),
+        ([[2.5, 2.5]], (0, 0.0)),  # Euclidean: within 3 along each axis is not enough
+    ],
+)
+def test_modes_covered_and_good_samples(samples, expected):
+    assert mode_coverage(np.array(samples, dtype=float), SQUARE, sd=1.0) == expected
+
+
+def test_a_sample_near_two_modes_covers_both_and_counts_once():
+    assert mode_coverage(np.array([[1.0]]), np.array([[0.0], [2.0]]), sd=1.0) == (2, 1.0)
+
+
+def test_of_a_perfect_sampler_989_in_1000_samples_are_good():
+    n, expected = 20_000, 1 - math.exp(-4.5)
+    rng = np.random.default_rng(0)
+    samples = SQUARE[rng.integers(4, size=n)] + 0.5 * rng.standard_normal((n, 2))
+    covered, share = mode_coverage(samples, SQUARE, sd=0.5)
+    assert covered == 4
+    assert share == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / n))
+
+
+# Kernel distance
+
+
+def test_kernel_distance_is_the_double_loop():
+    real, fake = normal(12, 9, 4), normal(13, 14, 4) * 1.5 + 0.3
+
+    def k(x, y):
+        return (sum(a * b for a, b in zip(x, y, strict=True)) / 4 + 1) ** 3
+
+    within = [
+        np.mean([k(x, y) for x, y in itertools.permutations(points, 2)]) for points in (real, fake)
+    ]
+    between = np.mean([k(x, y) for x in real for y in fake])
+    expected = within[0] + within[1] - 2 * between
+    assert kernel_distance(real, fake) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0.0, 0.0), (1.0, 22.0)])
+def test_kernel_distance_is_unbiased(shift, expected):
+    # In one dimension it is sum_j binomial(3, j) * (E x**j - E y**j)**2; the moments of N(0, 1)
+    # are 0, 1, 0 and those of N(1, 1) are 1, 2, 4, so that is 3 + 3 + 16. Few points on purpose:
+    # the estimate that counts a point with itself is far off.
+    rng = np.random.default_rng(14)
+    draws = [
+        kernel_distance(rng.standard_normal((6, 1)), rng.standard_normal((9, 1)) + shift)
+        for _ in range(4000)
+    ]
+    error = np.std(draws, ddof=1) / math.sqrt(len(draws))
+    assert np.mean(draws) == pytest.approx(expected, abs=4 * error)
+
+
+# Fréchet distance
+
+
+def test_frechet_distance_of_gaussians_with_parallel_axes():
+    mean, variances = np.array([1.0, -2.0, 0.5]), (np.array([1.0, 4, 9]), np.array([4.0, 0.25, 9]))
+    real = with_moments(15, 50, np.zeros(3), np.diag(variances[0]))
+    fake = with_moments(16, 70, mean, np.diag(variances[1]))
+    expected = np.sum(mean**2) + np.sum((np.sqrt(variances[0]) - np.sqrt(variances[1])) ** 2)
+    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-10)
+
+
+def test_frechet_distance_of_gaussians_with_any_axes():
+    size = 6
+    moments = [(normal(i, size), random_covariance(i + 2, size)) for i in (17, 18)]
+    real, fake = (with_moments(21 + i, 40 + i, *moments[i]) for i in (0, 1))
+    expected = frechet_by_sqrtm(*moments[0], *moments[1])
+    assert frechet_distance(real, fake) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(fake, real) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_with_fewer_points_than_features():
+    real = normal(23, 5, 30)
+    doubled = 2 * (real - real.mean(axis=0)) + real.mean(axis=0)
+    # Covariances C and 4 C of rank 4: tr(C + 4 C - 2 * 2 C) = tr C.
+    expected = real.var(axis=0, ddof=1).sum()
+    assert frechet_distance(real, doubled) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(real, real) == pytest.approx(0, abs=1e-10)
+    assert frechet_distance(real, real) >= 0
+
+
+# Precision, recall, density, coverage
+
+
+def prdc_by_loops(real: list, fake: list, k: int) -> tuple[float, ...]:
+    """The definitions point by point, on whole numbers: squared distances are exact."""
+
+    def squared(x, y):
+        return sum((int(a) - int(b)) ** 2 for a, b in zip(x, y, strict=True))
+
+    def radii(points):
+        return [
+            sorted(squared(x, y) for j, y in enumerate(points) if j != i)[k - 1]
+            for i, x in enumerate(points)
+        ]
+
+    real_radii, fake_radii = radii(real), radii(fake)
+    in_real = [[squared(x, y) < r for x, r in zip(real, real_radii, strict=True)] for y in fake]
+    in_fake = [[squared(x, y) < r for y, r in zip(fake, fake_radii, strict=True)] for x in real]
+    return (
+        sum(any(row) for row in in_real) / len(fake),
+        sum(any(row) for row in in_fake) / len(real),
+        sum(sum(row) for row in in_real) / (k * len(fake)),
+        sum(any(row[i] for row in in_real) for i in range(len(real))) / len(real),
+    )
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("span", [8, 100])
+def test_prdc_is_the_double_loop_with_and_without_ties(k, span):
+    # On the narrow grid most distances occur many times, and points repeat.
+    rng = np.random.default_rng(24)
+    real, fake = rng.integers(span, size=(60, 2)), rng.integers(span, size=(45, 2)) + span // 4
+    got = precision_recall_density_coverage(real, fake, k)
+    assert tuple(got) == NAMES
+    assert tuple(got.values()) == pytest.approx(prdc_by_loops(real, fake, k), rel=1e-12)
+
+
+def test_prdc_of_a_set_with_itself_is_1():
+    # Density too: each open ball holds its own centre and k - 1 neighbours.
+    real = normal(25, 100, 3)
+    got = precision_recall_density_coverage(real, real)
+    assert got == pytest.approx(dict.fromkeys(NAMES, 1.0))
+
+
+def test_prdc_of_sets_far_apart_is_0():
+    real = normal(26, 50, 3)
+    got = precision_recall_density_coverage(real, real + 100)
+    assert got == dict.fromkeys(NAMES, 0.0)
+
+
+def test_a_point_with_k_copies_has_an_empty_ball():
+    same = np.zeros((6, 2))
+    assert precision_recall_density_coverage(same, same, k=5) == dict.fromkeys(NAMES, 0.0)
+
+
+def test_a_dropped_mode_lowers_recall_and_coverage_but_not_precision():
+    real, both = (normal(seed, 400, 2) + np.repeat([[0], [50]], 200, axis=0) for seed in (27, 28))
+    all_modes = precision_recall_density_coverage(real, both)
+    one_mode = precision_recall_density_coverage(real, normal(29, 400, 2))
+    assert one_mode["recall"] <= 0.5 < 0.9 < all_modes["recall"]
+    assert one_mode["coverage"] <= 0.5 < 0.9 < all_modes["coverage"]
+    assert min(one_mode["precision"], all_modes["precision"]) > 0.95
+
+
+def test_a_point_far_out_is_imprecise_however_many_are_good():
+    real, fake = normal(30, 200, 2), normal(31, 200, 2)
+    fake[:50] += 100
+    got = precision_recall_density_coverage(real, fake)
+    assert 0.7 < got["precision"] <= 0.75
+
+
+# Intervals
+
+
+def difference(real: Array, fake: Array) -> dict[str, float]:
+    return {"difference": float(real.mean() - fake.mean())}
+
+
+def test_half_sample_intervals_hold_the_truth_and_are_as_wide_as_theory_says():
+    rng = np.random.default_rng(32)
+    sets, n, m, repeats = 1000, 50, 80, 20
+    lows, highs = np.transpose(
+        [
+            half_sample_interval(
+                difference, rng.normal(3, 1, n), rng.normal(1, 2, m), repeats=repeats, seed=seed
+            )["difference"]
+            for seed in range(sets)
+        ]
+    )
+    # Binomial noise of the share has sd 0.007; quantiles of 20 halves would hold it in 0.88.
+    held = np.mean((lows <= 2) & (highs >= 2))
+    assert held == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / sets))
+    # A variance from 20 halves has relative sd sqrt(2 / 19) = 0.32, and that of 130 points adds
+    # little (0.15): over 1000 sets the mean has 0.011.
+    variances = ((highs - lows) / 2 / stats.t.ppf(0.975, repeats - 1)) ** 2
+    assert variances.mean() == pytest.approx(1 / n + 4 / m, rel=0.045)
+
+
+def test_the_bias_of_half_as_many_points_does_not_move_the_interval():
+    real, fake = normal(33, 40), normal(34, 60)
+
+    def biased(real, fake):
+        return {"difference": difference(real, fake)["difference"] + 100 / len(real)}
+
+    plain = half_sample_interval(difference, real, fake)["difference"]
+    moved = half_sample_interval(biased, real, fake)["difference"]
+    assert np.subtract(moved, 100 / 40) == pytest.approx(plain)
+    assert sum(plain) / 2 == pytest.approx(real.mean() - fake.mean())
+
+
+def test_halves_are_drawn_anew_and_without_replacement():
+    seen: list[tuple[Array, Array]] = []
+
+    def spy(real, fake):
+        seen.append((real, fake))
+        return {"nothing": 0.0}
+
+    real, fake = np.arange(11), np.arange(100, 130)
+    assert half_sample_interval(spy, real, fake, repeats=4) == {"nothing": (0.0, 0.0)}
+    halves = [pair for pair in seen if len(pair[0]) < 11]
+    assert len(halves) == 4
+    assert all(len(set(a)) == 5 and set(a) <= set(real) for a, _ in halves)
+    assert all(len(set(b)) == 15 and set(b) <= set(fake) for _, b in halves)
+    assert len({frozenset(b) for _, b in halves}) == 4
+
+
+def test_level_and_seed_of_an_interval():
+    real, fake = normal(35, 40), normal(36, 40)
+    interval = functools.partial(half_sample_interval, difference, real, fake, repeats=10)
+    wide, narrow = (np.ptp(interval(level=level)["difference"]) for level in (0.99, 0.5))
+    assert wide / narrow == pytest.approx(stats.t.ppf(0.995, 9) / stats.t.ppf(0.75, 9))
+    assert interval(seed=1) == interval(seed=1) != interval(seed=2)
+
+
+@pytest.mark.parametrize("changes", [{"repeats": 1}, {"level": 0.0}, {"level": 1.0}])
+def test_an_interval_of_nothing_is_refused(changes):
+    with pytest.raises(ValueError, match="at least 2 repeats"):
+        half_sample_interval(difference, normal(0, 10), normal(1, 10), **changes)
+
+
+# Measuring
+
+
+def test_all_sets_are_cut_to_the_smallest():
+    def sizes(real, fake):
+        return {"real": float(len(real)), "fake": float(len(fake))}
+
+    for lengths in itertools.permutations([20, 30, 40]):
+        got = measure(sizes, *(normal(i, length, 2) for i, length in enumerate(lengths)))
+        assert got == dict.fromkeys(["real", "fake"], Figure(20, 20, 20, 20, 20))
+
+
+def test_real_sets_are_shuffled_before_they_are_cut():
+    def means(real, fake):
+        return {"real": float(real.mean()), "fake": float(fake.mean())}
+
+    got = measure(means, np.arange(10_000), np.arange(100), np.arange(10_000) + 50_000)
+    error = 10_000 / math.sqrt(12 * 100)
+    assert got["real"].value == got["real"].floor == pytest.approx(5000, abs=4 * error)
+    assert got["fake"].value == 49.5
+    assert got["fake"].floor == pytest.approx(55_000, abs=4 * error)
+
+
+def test_a_figure_has_its_interval_and_the_floor_tells_good_from_bad():
+    heldout, train, good, bad = (normal(seed, 200, 2) for seed in (37, 38, 39, 40))
+
+    def distances(real, fake):
+        return {"w1": wasserstein_1(real, fake), "sliced": sliced_wasserstein_1(real, fake, 32)}
+
+    for figure in measure(distances, heldout, bad + 1, train).values():
+        assert figure.floor < figure.low < figure.value < figure.high
+        assert figure.n == 200
+    for figure in measure(distances, heldout, good, train).values():
+        assert figure.low < figure.floor < figure.high
+    assert measure(distances, heldout, bad, train) == measure(distances, heldout, bad, train)
+
+
+# Inputs
+
+DISTANCES = [
+    (wasserstein_1, 1),
+    (sliced_wasserstein_1, 1),
+    (kernel_distance, 2),
+    (frechet_distance, 2),
+    (precision_recall_density_coverage, 6),
+    (functools.partial(mode_coverage, sd=1.0), 1),
+]
+
+
+@pytest.mark.parametrize(("metric", "fewest"), DISTANCES)
+def test_arrays_that_do_not_fit_are_refused(metric, fewest):
+    good = normal(41, 20, 3)
+    for bad in (normal(42, 20, 2), normal(42, 20), normal(42, 20, 3, 1)):
+        with pytest.raises(ValueError, match="need shapes"):
+            metric(good, bad)
+    for value in (math.nan, math.inf):
+        bad = good.copy()
+        bad[7, 1] = value
+        for pair in ((good, bad), (bad, good)):
+            with pytest.raises(ValueError, match="finite"):
+                metric(*pair)
+    for pair in ((good, good[: fewest - 1]), (good[: fewest - 1], good)):
+        with pytest.raises(ValueError, match=f"at least {fewest} points"):
+            metric(*pair)
+    metric(good[:fewest], good[:fewest])
+
+
+@pytest.mark.parametrize(("metric", "fewest"), DISTANCES)
+def test_float32_is_computed_in_float64(metric, fewest):
+    real, fake = (normal(seed, 40, 3).astype(np.float32) for seed in (43, 44))
+    assert metric(real, fake) == metric(real.astype(np.float64), fake.astype(np.float64))
+
+
+def test_counts_below_1_are_refused():
+    points = normal(45, 10, 2)
+    with pytest.raises(ValueError, match="projections"):
+        sliced_wasserstein_1(points, points, projections=0)
+    with pytest.raises(ValueError, match="k must"):
+        precision_recall_density_coverage(points, points, k=0)
+
+
+def test_a_half_too_small_for_the_metric_is_refused():
+    with pytest.raises(ValueError, match="at least 6 points"):
+        metrics.measure(precision_recall_density_coverage, *[normal(46, 10, 2)] * 3)

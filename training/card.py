@@ -1,0 +1,79 @@
+"""What a person looks at: the model card and, for vectors, a picture of the points."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from models.artifact import Run
+
+Array = np.ndarray
+SIDE = 480
+REAL_COLOUR = (150, 150, 150)
+FAKE_COLOUR = (200, 30, 60)
+
+
+def scatter(real: Array, fake: Array) -> Array:
+    """Draw the first two features of real points (grey) and, over them, generated ones (red).
+
+    Args:
+        real: ``(N, D)``.
+        fake: ``(M, D)``.
+
+    Returns:
+        uint8 ``(480, 480, 3)``.
+    """
+    sheet = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    low, high = np.quantile(real, [0.001, 0.999], axis=0)
+    margin = 0.1 * (high - low) + 1e-6
+    low, high = low - margin, high + margin
+    for points, colour in ((real, REAL_COLOUR), (fake, FAKE_COLOUR)):
+        place = (points - low) / (high - low) * (SIDE - 1)
+        x = place[:, 0]
+        y = SIDE - 1 - place[:, 1] if points.shape[1] > 1 else np.full(len(points), SIDE / 2)
+        for dx in (0, 1):
+            for dy in (0, 1):
+                column, row = (x + dx).astype(int), (y + dy).astype(int)
+                inside = (column >= 0) & (column < SIDE) & (row >= 0) & (row < SIDE)
+                sheet[row[inside], column[inside]] = colour
+    return sheet
+
+
+def model_card(run: Run) -> str:
+    """Describe a run in Markdown."""
+    data, constraint, training = run.data, run.constraint, run.config.training
+    settings = ", ".join(f"{k} = {v}" for k, v in constraint.hyperparameters.items()) or "none"
+    lines = [
+        f"# {run.config.name}",
+        "",
+        f"A Wasserstein GAN trained on **{data.name}** under **{constraint.kind}** "
+        f"({training.steps} generator steps, {training.num_critic_steps} critic steps each, "
+        f"seed {training.seed}).",
+        "",
+        f"- Constraint hyperparameters: {settings}",
+        f"- What it guarantees: {constraint.guarantee}",
+        f"- Data: {data.count} items of shape {data.shape}, licence {data.licence or 'unknown'}, "
+        f"content SHA-256 `{data.sha256}`; {data.training_count} trained on, "
+        f"{data.heldout_count} held out",
+        "- A critic's score is unbounded and means nothing by itself: it is no probability, and "
+        "its gap between real and generated samples is not the Wasserstein distance.",
+        "",
+        "## Quality on held-out data",
+        "",
+        "| figure | value | 95% interval | floor (real against real) | n | better |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, f in run.results.figures.items():
+        floor = "" if f.floor is None else f"{f.floor:.4g}"
+        lines.append(
+            f"| {name} | {f.value:.4g} | {f.interval[0]:.4g} to {f.interval[1]:.4g} | {floor} "
+            f"| {f.n} | {f.better} |"
+        )
+    extractor = run.results.extractor
+    if extractor:
+        lines += ["", f"Image features: `{extractor.name}`, SHA-256 `{extractor.sha256}`."]
+    lines += ["", "## The critic's gradient norm", "", "| where | mean | median | max |"]
+    lines.append("|---|---|---|---|")
+    for place, norms in run.lipschitz.get("gradient_norm", {}).items():
+        median = norms["quantiles"]["0.5"]
+        lines.append(f"| {place} | {norms['mean']:.3f} | {median:.3f} | {norms['max']:.3f} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,123 @@
+"""Checkpoints: one safetensors file each, which is there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.config import Config
+from models.errors import UserError
+
+KEPT = 2
+"""Checkpoints kept: the newest and the one before it."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, broken, or of another run."""
+
+
+class TrainingState(NamedTuple):
+    """All that changes while training, apart from the step and the history."""
+
+    generator: nn.Module
+    critic: nn.Module
+    ema: nn.Module
+    generator_optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name: ``generator.*``, ``critic_optimizer.0.exp_avg``, ..."""
+        found: dict[str, Tensor] = {}
+        for part, value in self._asdict().items():
+            if isinstance(value, nn.Module):
+                found |= {f"{part}.{name}": t for name, t in value.state_dict().items()}
+            else:
+                for index, entries in value.state_dict()["state"].items():
+                    found |= {f"{part}.{index}.{name}": t for name, t in entries.items()}
+        return {name: t.detach().cpu().contiguous() for name, t in found.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over tensors that `tensors` gave."""
+        for part, value in self._asdict().items():
+            prefix = f"{part}."
+            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            if isinstance(value, nn.Module):
+                value.load_state_dict(own)
+            else:
+                entries: dict[int, dict[str, Tensor]] = {}
+                for key, tensor in own.items():
+                    index, name = key.split(".", 1)
+                    entries.setdefault(int(index), {})[name] = tensor
+                groups = value.state_dict()["param_groups"]
+                value.load_state_dict({"state": entries, "param_groups": groups})
+
+
+class Checkpoint(NamedTuple):
+    """A loaded checkpoint."""
+
+    step: int
+    """Generator steps done."""
+    config: dict[str, Any]
+    history: list[dict[str, float]]
+    tensors: dict[str, Tensor]
+
+
+def save_checkpoint(
+    folder: Path, step: int, config: Config, history: list[dict[str, float]], state: TrainingState
+) -> Path:
+    """Write a checkpoint, then remove all but the newest two; a kill at any moment loses none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:08d}.safetensors"
+    new = path.with_suffix(".partial")
+    metadata = {
+        "step": str(step),
+        "config": config.model_dump_json(),
+        "history": json.dumps(history),
+    }
+    save_file(state.tensors(), new, metadata)
+    with new.open("rb") as file:
+        os.fsync(file.fileno())  # or a crash of the machine could leave the name without content
+    os.replace(new, path)
+    for old in _checkpoints(folder)[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder, if there is one."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: it is broken; names the file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return Checkpoint(
+            int(metadata["step"]),
+            json.loads(metadata["config"]),
+            json.loads(metadata["history"]),
+            tensors,
+        )
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: a broken checkpoint ({error}); remove it to resume from the one before"
+        ) from error
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.safetensors"))

@@ -1,0 +1,246 @@
+"""Data sets: built-in ones and arrays, checked, described, and split item by item."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from models.artifact import DataCard
+from models.config import DataConfig
+from models.errors import DataError
+
+Array = np.ndarray
+TOY_COUNT = 50_000
+TOY_SEED = 20170331  # of the points themselves: a toy set is the same for every run
+FEWEST_HELDOUT = 20
+
+
+class Mixture(NamedTuple):
+    """A mixture of equally likely Gaussians, each with covariance ``sd**2 * I``."""
+
+    centers: Array
+    """``(K, D)``"""
+    sd: float
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Items in data units, which of them are held out, and what is known of them."""
+
+    items: Array
+    """uint8 ``(N, H, W, C)`` or float32 ``(N, D)``"""
+    is_heldout: Array
+    """bool ``(N,)``"""
+    card: DataCard
+    mixture: Mixture | None
+
+    @property
+    def training(self) -> Array:
+        """The items that are trained on."""
+        return self.items[~self.is_heldout]
+
+    @property
+    def heldout(self) -> Array:
+        """The items that are judged on, and never trained on."""
+        return self.items[self.is_heldout]
+
+
+class _Source(NamedTuple):
+    items: Array
+    name: str
+    source: str
+    licence: str | None
+    mixture: Mixture | None = None
+
+
+def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
+    """Load, check and split a data set.
+
+    Whether an item is held out depends on the hash of its own decoded content alone: a duplicate
+    goes with its twin, and the answer stays the same as data is added.
+
+    Args:
+        config: what to load.
+        batch_size: refuse data with fewer training items.
+
+    Raises:
+        DataError: the data cannot be used; one line says why and what to do.
+    """
+    known = BUILT_IN.get(config.source)
+    raw = known() if known else _read_arrays(Path(config.source))
+    items = _canonical(raw.items, config.source)
+    digests = [hashlib.blake2b(item.tobytes(), digest_size=16).digest() for item in items]
+    share = np.array([int.from_bytes(d[:8], "big") for d in digests], np.float64) / 2.0**64
+    is_heldout = share < config.heldout_fraction
+    training, heldout = int((~is_heldout).sum()), int(is_heldout.sum())
+    if training < batch_size or heldout < FEWEST_HELDOUT:
+        raise DataError(
+            f"{config.source}: too few items: {len(items)}, of which {training} to train on and "
+            f"{heldout} held out; at least {batch_size} (training.batch_size) and "
+            f"{FEWEST_HELDOUT} are needed: bring more data"
+        )
+    vector = items.ndim == 2
+    if vector and not known:
+        offset = items[~is_heldout].mean(axis=0, dtype=np.float64)
+        scale = items[~is_heldout].std(axis=0, dtype=np.float64)
+        scale[scale == 0] = 1  # a constant feature has no scale of its own
+    else:  # images have a range of their own; the built-in sets are scaled as published
+        offset, scale = (np.zeros(items.shape[1]), np.ones(items.shape[1])) if vector else ([], [])
+    return Dataset(
+        items,
+        is_heldout,
+        DataCard(
+            name=raw.name,
+            source=raw.source,
+            licence=raw.licence,
+            kind="vector" if vector else "image",
+            shape=(items.shape[1],) if vector else (items.shape[3], *items.shape[1:3]),
+            count=len(items),
+            training_count=training,
+            heldout_count=heldout,
+            heldout_fraction=config.heldout_fraction,
+            sha256=_content_hash(items, digests),
+            offset=list(map(float, offset)),
+            scale=list(map(float, scale)),
+        ),
+        raw.mixture,
+    )
+
+
+def batch_indices(seed: int, count: int, first: int, size: int) -> Array:
+    """Items number ``first`` to ``first + size`` of the endless training order.
+
+    The order is one random permutation after another, each a function of (seed, its number), so
+    a resumed run needs to remember nothing but how far it was.
+
+    Args:
+        seed: of the run.
+        count: of training items.
+        first: position in the order.
+        size: of the batch.
+
+    Returns:
+        int64 ``(size,)``, each below ``count``.
+    """
+    epochs = range(first // count, (first + size - 1) // count + 1)
+    order = np.concatenate([_permutation(seed, count, epoch) for epoch in epochs])
+    start = first - epochs[0] * count
+    return order[start : start + size]
+
+
+@functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
+def _permutation(seed: int, count: int, epoch: int) -> Array:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def _canonical(items: Array, source: str) -> Array:
+    """Bring an array to uint8 (N, H, W, C) or float32 (N, D), or say why it cannot be."""
+    if items.dtype == object or items.dtype.kind not in "uif":
+        raise DataError(f"{source}: holds {items.dtype}, not numbers; save one plain array")
+    if items.ndim not in (2, 3, 4):
+        raise DataError(
+            f"{source}: has shape {items.shape}; bring images (N,H,W[,C]) or vectors (N,D)"
+        )
+    if items.size == 0:
+        raise DataError(f"{source}: is empty (shape {items.shape}); bring data")
+    if items.ndim == 2:
+        with np.errstate(over="ignore"):
+            # Adding zero makes -0.0 into 0.0: equal items must have equal hashes.
+            vectors = np.ascontiguousarray(items, np.float32) + np.float32(0)
+        bad = ~np.isfinite(vectors).all(axis=1)
+        if bad.any():
+            raise DataError(
+                f"{source}: {bad.sum()} of {len(items)} items hold NaN, infinite or too large "
+                f"values (the first is item {bad.argmax()}); remove or repair them"
+            )
+        return vectors
+    if items.dtype != np.uint8:
+        raise DataError(
+            f"{source}: images must be uint8 (0 to 255), not {items.dtype}; convert them"
+        )
+    return np.ascontiguousarray(items if items.ndim == 4 else items[..., None])
+
+
+def _content_hash(items: Array, digests: list[bytes]) -> str:
+    content = hashlib.sha256(f"{items.dtype.str}{items.shape[1:]}".encode())
+    for digest in sorted(digests):
+        content.update(digest)
+    return content.hexdigest()
+
+
+def _read_arrays(path: Path) -> _Source:
+    if path.suffix not in (".npy", ".npz"):
+        raise DataError(
+            f"{path}: not a built-in data set ({', '.join(BUILT_IN)}) nor a .npy or .npz file"
+        )
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            items = loaded
+        else:
+            with loaded:
+                names = list(loaded.files)
+                name = "samples" if "samples" in names else names[0] if len(names) == 1 else None
+                if name is None:
+                    raise DataError(
+                        f"{path}: holds the arrays {', '.join(names) or '(none)'}; "
+                        "save one array, or name one 'samples'"
+                    )
+                items = loaded[name]
+    except DataError:
+        raise
+    except Exception as error:  # numpy and zipfile raise many kinds on a broken file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "allow_pickle" in reason or "Object arrays" in reason:
+            reason = "an object array (items of mixed shapes?): save one array of one shape"
+        raise DataError(f"{path}: cannot be read: {reason}") from error
+    return _Source(items, path.stem, str(path), None)
+
+
+def _digits() -> _Source:
+    from sklearn.datasets import load_digits
+
+    images = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
+    return _Source(images, "digits", "scikit-learn load_digits (UCI, Alpaydin 1998)", "CC-BY-4.0")
+
+
+def _gaussians(name: str, centers: Array, sd: float) -> _Source:
+    rng = np.random.default_rng(TOY_SEED)
+    which = rng.integers(len(centers), size=TOY_COUNT)
+    points = centers[which] + sd * rng.standard_normal((TOY_COUNT, 2))
+    return _Source(points, name, "built in (Gulrajani et al. 2017)", "CC0", Mixture(centers, sd))
+
+
+def _8gaussians() -> _Source:
+    angles = np.arange(8) * (2 * math.pi / 8)
+    centers = 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return _gaussians("8gaussians", centers / 1.414, 0.02 / 1.414)
+
+
+def _25gaussians() -> _Source:
+    centers = np.array(list(itertools.product(range(-4, 5, 2), repeat=2)), np.float64)
+    return _gaussians("25gaussians", centers / 2.828, 0.05 / 2.828)
+
+
+def _swissroll() -> _Source:
+    from sklearn.datasets import make_swiss_roll
+
+    points = make_swiss_roll(TOY_COUNT, noise=0.25, random_state=TOY_SEED)[0][:, [0, 2]] / 7.5
+    return _Source(points, "swissroll", "built in (Gulrajani et al. 2017)", "CC0")
+
+
+BUILT_IN = {
+    "digits": _digits,
+    "8gaussians": _8gaussians,
+    "25gaussians": _25gaussians,
+    "swissroll": _swissroll,
+}

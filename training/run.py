@@ -1,0 +1,170 @@
+"""One run from data to artifact: check, train, judge, save, register."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import artifact, images
+from models.artifact import Model, Results, Run
+from models.config import Config
+from models.errors import UserError
+from models.lipschitz import gradient_norm_summary
+from training.card import model_card, scatter
+from training.checkpoint import TrainingState, newest_checkpoint
+from training.data import Dataset, load_data
+from training.evaluate import judge
+from training.loop import Interrupted, Row, train
+from training.tracking import track_and_register
+
+ARTIFACT = "artifact"
+CHECKPOINTS = "checkpoints"
+REGISTERED = "registered.json"
+GRID_COUNT = 64
+MEASURED = 512
+"""Items, at most, at which the critic's gradient is measured."""
+
+
+def run_training(
+    config: Config,
+    folder: Path,
+    device: torch.device,
+    *,
+    resume: bool,
+    register: bool,
+    say: Callable[[str], None],
+    report: Callable[[Row], None],
+    stop_requested: Callable[[], bool],
+) -> str | None:
+    """Train, judge and save a model; the artifact is ``folder/artifact``.
+
+    Args:
+        config: of the run.
+        folder: where everything of the run goes.
+        device: to train on.
+        resume: continue what is in ``folder``; without it, ``folder`` must hold no run.
+        register: write the run to MLflow and register the artifact as a new version.
+        say: takes a line for people.
+        report: see `training.loop.train`.
+        stop_requested: see `training.loop.train`.
+
+    Returns:
+        ``name@version`` if it was registered.
+
+    Raises:
+        UserError: the configuration, the data or the folder cannot be used.
+        Interrupted: stopped on request; resume to go on.
+        Diverged: training failed; the last good checkpoint is kept.
+    """
+    checkpoints, finished = folder / CHECKPOINTS, folder / ARTIFACT
+    if not resume and (finished.exists() or newest_checkpoint(checkpoints)):
+        raise UserError(
+            f"{folder} already holds a run; continue it with --resume, or choose another --out"
+        )
+    started = time.perf_counter()
+    data = load_data(config.data, config.training.batch_size)
+    card = data.card
+    say(
+        f"data: {card.name}, {card.training_count} items {card.shape} to train on, "
+        f"{card.heldout_count} held out"
+    )
+    state, history = train(config, data, checkpoints, device, report, stop_requested)
+    if finished.exists():
+        say(f"{finished} is already complete")
+    else:
+        if stop_requested():
+            raise Interrupted("stopped before judging")
+        say("judging on held-out data")
+        seconds = time.perf_counter() - started
+        _finish(config, data, state, history, finished, device, seconds)
+        if stop_requested() and register:
+            raise Interrupted("stopped before registering")
+    model = artifact.load_artifact(finished)
+    for name, figure in model.run.results.figures.items():
+        floor = "" if figure.floor is None else f"   floor {figure.floor:.4g}"
+        low, high = figure.interval
+        say(f"  {name:22s} {figure.value:9.4g}   [{low:.4g}, {high:.4g}]{floor}")
+    if not register:
+        return None
+    note = folder / REGISTERED
+    if note.exists():
+        return str(json.loads(note.read_text())["model"])
+    reference = track_and_register(model, finished)
+    note.write_text(json.dumps({"model": reference}) + "\n")
+    return reference
+
+
+def _finish(
+    config: Config,
+    data: Dataset,
+    state: TrainingState,
+    history: list[Row],
+    folder: Path,
+    device: torch.device,
+    seconds: float,
+) -> None:
+    """Judge the trained networks and write the artifact."""
+    generator, critic = state.ema.eval(), state.critic.eval().requires_grad_(False)
+    run = Run(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=config,
+        constraint=artifact.constraint_card(config),
+        data=data.card,
+        provenance=_provenance(device, seconds),
+        results=Results(extractor=None, figures={}),
+        history=history,
+    )
+    model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
+    scores = model.score(data.heldout)
+    quantiles = np.quantile(scores.astype(np.float64), artifact.QUANTILE_LEVELS)
+    few = min(MEASURED, len(data.heldout))
+    real, fake = (
+        model.scaling.to_model(torch.from_numpy(x))
+        for x in (data.heldout[:few], model.sample(config.training.seed, few))
+    )
+    torch.manual_seed(config.training.seed)  # of the points between real and fake
+    run = run.model_copy(
+        update={
+            "results": judge(model, data, config.evaluation),
+            "lipschitz": {"gradient_norm": gradient_norm_summary(critic, real, fake)},
+        }
+    )
+    samples = model.sample(config.training.seed, GRID_COUNT if model.is_image else 2500)
+    if model.is_image:
+        enlargement = max(1, 32 // max(model.shape[1:]))
+        picture = images.enlarge(
+            images.grid(samples if model.shape[0] <= 4 else samples[..., :1]), enlargement
+        )
+    else:
+        picture = scatter(data.heldout[:2500], samples)
+    artifact.save_artifact(
+        folder,
+        run,
+        generator,
+        critic,
+        state.tensors(),
+        quantiles,
+        images.encode_png(picture),
+        model_card(run),
+    )
+
+
+def _provenance(device: torch.device, seconds: float) -> dict[str, object]:
+    return {
+        "wgan_foundry": importlib.metadata.version("wgan-foundry"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 1),
+    }

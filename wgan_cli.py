@@ -1,0 +1,325 @@
+"""The `wgan` command: the one place that knows training and service, each only when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.errors import UserError
+
+if TYPE_CHECKING:
+    from models.artifact import Model
+
+EXIT_FAILED = 1
+EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run it again and it goes on
+PROGRESS_SECONDS = 5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options) or 0)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_MISTAKE
+    except BrokenPipeError:  # the reader of our output has gone, as with `wgan models | head`
+        sys.stderr.close()
+        return EXIT_FAILED
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(EXIT_MISTAKE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="wgan", description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    raw = argparse.RawDescriptionHelpFormatter
+    model_help = "an artifact folder, or a registry name such as digits@champion"
+
+    train = commands.add_parser(
+        "train",
+        help="train, judge, save and register a model",
+        formatter_class=raw,
+        epilog="example:\n  wgan train --preset 8gaussians --constraint gradient_penalty "
+        "--steps 200 --out runs/first",
+    )
+    train.add_argument("--preset", required=True, metavar="NAME", help="settings to start from")
+    train.add_argument("--data", metavar="D", help="a built-in data set, or a .npy or .npz file")
+    train.add_argument("--constraint", metavar="KIND", help="the critic constraint")
+    train.add_argument("--steps", metavar="N", help="generator steps")
+    train.add_argument("--seed", metavar="S", help="of everything random")
+    train.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+    train.add_argument(
+        "--set", action="append", default=[], metavar="k=v", help="such as training.batch_size=32"
+    )
+    train.add_argument("--no-register", action="store_true", help="leave MLflow alone")
+    train.add_argument("--resume", action="store_true", help="continue the run in --out")
+    train.add_argument("--out", required=True, type=Path, metavar="DIR")
+    train.set_defaults(command=_train)
+
+    sample = commands.add_parser("sample", help="write samples to a file")
+    sample.add_argument("model", metavar="MODEL", help=model_help)
+    sample.add_argument("-n", type=int, default=16, metavar="N", help="how many")
+    sample.add_argument("--seed", type=int, default=0, metavar="S")
+    sample.add_argument("--out", required=True, type=Path, help=".png, .zip, .npz or .npy")
+    sample.set_defaults(command=_sample)
+
+    score = commands.add_parser("score", help="score image or array files with the critic")
+    score.add_argument("model", metavar="MODEL", help=model_help)
+    score.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    score.add_argument("--json", action="store_true")
+    score.set_defaults(command=_score)
+
+    evaluate = commands.add_parser("evaluate", help="judge a model on held-out data again")
+    evaluate.add_argument("model", metavar="MODEL", help=model_help)
+    evaluate.add_argument("--data", metavar="D", help="default: the data it was trained on")
+    evaluate.add_argument("--json", action="store_true")
+    evaluate.set_defaults(command=_evaluate)
+
+    models = commands.add_parser("models", help="list the registry's versions")
+    models.add_argument("--json", action="store_true")
+    models.set_defaults(command=_models)
+
+    promote = commands.add_parser("promote", help="make a version the champion")
+    promote.add_argument("model", metavar="NAME@VERSION")
+    promote.add_argument("--why", default="promoted by hand")
+    promote.set_defaults(command=_promote)
+
+    rollback = commands.add_parser("rollback", help="make the previous champion champion again")
+    rollback.add_argument("name", metavar="NAME")
+    rollback.add_argument("--why", default="rolled back by hand")
+    rollback.set_defaults(command=_rollback)
+
+    serve = commands.add_parser("serve", help="serve a model over HTTP")
+    serve.add_argument("--port", type=int, default=3000, metavar="P")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument(
+        "--model", metavar="MODEL", help=f"{model_help}; default: the environment's WGAN_MODEL"
+    )
+    serve.set_defaults(command=_serve)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    overrides = dict(map(_assignment, options.set))
+    for key, value in (("training.steps", options.steps), ("training.seed", options.seed)):
+        if value is not None:
+            overrides[key] = _value(value)
+    from training.presets import build_config
+
+    # Mistakes in the configuration are told before torch's slower parts are imported.
+    config = build_config(options.preset, options.data, options.constraint, overrides)
+
+    import torch
+
+    from training.loop import Diverged, Interrupted
+    from training.run import run_training
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no CUDA device; use --device cpu")
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    stop = _StopRequest()
+    try:
+        registered = run_training(
+            config,
+            options.out,
+            device,
+            resume=options.resume,
+            register=not options.no_register,
+            say=_say,
+            report=_Progress(config.training.steps),
+            stop_requested=lambda: stop.requested,
+        )
+    except Interrupted as error:
+        _say(f"{error}; go on with --resume")
+        return EXIT_INTERRUPTED
+    except Diverged as error:
+        _say(f"error: {error}")
+        return EXIT_FAILED
+    _say(f"artifact: {options.out / 'artifact'}")
+    if registered:
+        _say(f"registered: {registered}")
+    return 0
+
+
+class _StopRequest:
+    """Turns the first SIGTERM or SIGINT into a request; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: object) -> None:
+        self.requested = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line every few seconds."""
+
+    def __init__(self, steps: int) -> None:
+        from tqdm import tqdm
+
+        self.steps = steps
+        self.bar = tqdm(total=steps, unit="step") if sys.stderr.isatty() else None
+        self.last = 0.0
+
+    def __call__(self, row: dict[str, float]) -> None:
+        step = int(row["step"])
+        figures = (
+            f"critic gap {row['critic_gap']:.4g}, gradient norm {row['gradient_norm']:.3f}, "
+            f"{row['samples_per_second']:.0f} samples/s"
+        )
+        if self.bar is not None:
+            self.bar.set_postfix_str(figures)
+            self.bar.update(step - self.bar.n)
+            if step == self.steps:
+                self.bar.close()
+        elif time.monotonic() - self.last > PROGRESS_SECONDS or step == self.steps:
+            self.last = time.monotonic()
+            _say(f"step {step}/{self.steps}: {figures}")
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from models.formats import SAMPLE_FORMATS, encode
+
+    suffix = options.out.suffix.removeprefix(".")
+    if suffix not in SAMPLE_FORMATS:
+        raise UserError(f"--out {options.out}: ends in none of {', '.join(SAMPLE_FORMATS)}")
+    if options.n < 1:
+        raise UserError(f"-n {options.n}: ask for at least one sample")
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed {options.seed}: must be from 0 to 2**63 - 1")
+    model = _load(options.model)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_bytes(encode(model.sample(options.seed, options.n), suffix))
+    _say(f"wrote {options.n} samples to {options.out}")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from models.formats import read_items
+
+    model = _load(options.model)
+    names, scores, percentiles = [], [], []
+    for path in options.files:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        try:
+            items = model.items(read_items(path.read_bytes(), path.name))
+        except UserError as error:
+            raise UserError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from None
+        found = model.score(items)
+        scores += found.tolist()
+        percentiles += model.percentiles(found).tolist()
+        names += [f"{path}[{i}]" if len(items) > 1 else str(path) for i in range(len(items))]
+    if options.json:
+        print(json.dumps({"items": names, "scores": scores, "percentiles": percentiles}))
+        return
+    for name, score, percentile in zip(names, scores, percentiles, strict=True):
+        print(f"{score:12.5g}   percentile among real {percentile:5.1f}   {name}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from training.data import load_data
+    from training.evaluate import judge
+
+    model = _load(options.model)
+    config = model.run.config
+    source = options.data or config.data.source
+    data = load_data(config.data.model_copy(update={"source": source}))
+    if data.card.shape != model.shape:
+        raise UserError(f"{source}: items of shape {data.card.shape}; the model's: {model.shape}")
+    results = judge(model, data, config.evaluation)
+    if options.json:
+        print(results.model_dump_json(indent=2))
+        return
+    for name, f in results.figures.items():
+        floor = "" if f.floor is None else f"   floor {f.floor:.4g}"
+        print(f"{name:24s} {f.value:9.4g}   [{f.interval[0]:.4g}, {f.interval[1]:.4g}]{floor}")
+
+
+def _models(options: argparse.Namespace) -> None:
+    from models import registry
+
+    rows = registry.versions()
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        _say(f"no models in {registry.tracking_uri()}; `wgan train` registers one")
+    for row in rows:
+        aliases = " ".join(f"@{alias}" for alias in row["aliases"])
+        constraint = row["tags"].get("constraint", "")
+        print(f"{row['name']}@{row['version']:4s} {row['created']}  {constraint:20s} {aliases}")
+
+
+def _promote(options: argparse.Namespace) -> None:
+    from models import artifact, registry
+
+    name, version = registry.resolve(options.model)
+    with tempfile.TemporaryDirectory() as folder:  # a broken artifact must not become champion
+        artifact.verify(registry.download(f"{name}@{version}", Path(folder)))
+    before = registry.promote(name, version, options.why)
+    _say(f"{name}@{version} is champion" + (f" (was {name}@{before})" if before else ""))
+
+
+def _rollback(options: argparse.Namespace) -> None:
+    from models import registry
+
+    before, now = registry.rollback(options.name, options.why)
+    _say(f"{options.name}@{now} is champion again (was {options.name}@{before})")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    import os
+
+    model = options.model or os.environ.get("WGAN_MODEL")
+    if not model:
+        raise UserError("name a model: wgan serve --model MODEL, or set WGAN_MODEL")
+    _load(model)  # a mistake is told here, in one line, and not by a server that is never ready
+    from service.server import serve
+
+    serve(model, options.host, options.port)
+
+
+def _load(model: str) -> Model:
+    from models import artifact, registry
+
+    if not registry.is_reference(model):
+        return artifact.load_artifact(Path(model))
+    with tempfile.TemporaryDirectory() as folder:
+        return artifact.load_artifact(registry.download(model, Path(folder)))
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: write key=value, such as training.batch_size=32")
+    return key, _value(value)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

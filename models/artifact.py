@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -314,7 +315,7 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Model:
     for network, name in ((generator, GENERATOR), (critic, CRITIC)):
         try:
             network.load_state_dict(load_file(folder / name))
-        except (RuntimeError, ValueError) as error:
+        except (SafetensorError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise ArtifactError(
                 f"{folder / name}: does not fit the networks in {RUN} ({reason})"

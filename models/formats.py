@@ -9,10 +9,12 @@ import zipfile
 import numpy as np
 
 from models.errors import DataError, ShapeError
-from models.images import decode_image, encode_png, grid
+from models.images import decode_image, encode_png, enlarge, grid
 
 Array = np.ndarray
 SAMPLE_FORMATS = ("png", "zip", "npz", "npy")
+LEGIBLE = 32
+"""Pixels: smaller images are enlarged in a grid, by a whole factor, for the eye."""
 MAX_BYTES = 2**28
 """Of one decoded array: a small file can claim, or unpack to, far more."""
 
@@ -37,7 +39,8 @@ def encode(samples: Array, format: str) -> bytes:
     if samples.ndim != 4:
         raise ShapeError(f"the model makes vectors, which have no {format}; ask for npz")
     if format == "png":
-        return encode_png(grid(samples))
+        factor = max(1, LEGIBLE // max(samples.shape[1:3]))
+        return encode_png(grid(enlarge(samples, factor)))
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not shrink further
         for i, image in enumerate(samples):
             # A fixed date, so that the same samples give the same bytes.

@@ -97,6 +97,6 @@ def grid(images: Array, columns: int | None = None) -> Array:
     return sheet
 
 
-def enlarge(image: Array, factor: int) -> Array:
-    """Repeat each pixel of ``(H, W, C)`` ``factor`` times each way, for the eye."""
-    return image.repeat(factor, axis=0).repeat(factor, axis=1)
+def enlarge(images: Array, factor: int) -> Array:
+    """Repeat each pixel of ``(N, H, W, C)`` images ``factor`` times each way, for the eye."""
+    return images.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -17,6 +17,7 @@ from models import artifact, images
 from models.artifact import Model, Results, Run
 from models.config import Config
 from models.errors import UserError
+from models.formats import encode
 from models.lipschitz import gradient_norm_summary
 from training.card import model_card, scatter
 from training.checkpoint import TrainingState, newest_checkpoint
@@ -29,6 +30,7 @@ ARTIFACT = "artifact"
 CHECKPOINTS = "checkpoints"
 REGISTERED = "registered.json"
 GRID_COUNT = 64
+SCATTERED = 2500
 MEASURED = 512
 """Items, at most, at which the critic's gradient is measured."""
 
@@ -137,14 +139,13 @@ def _finish(
             "lipschitz": {"gradient_norm": gradient_norm_summary(critic, real, fake)},
         }
     )
-    samples = model.sample(config.training.seed, GRID_COUNT if model.is_image else 2500)
-    if model.is_image:
-        enlargement = max(1, 32 // max(model.shape[1:]))
-        picture = images.enlarge(
-            images.grid(samples if model.shape[0] <= 4 else samples[..., :1]), enlargement
-        )
+    samples = model.sample(config.training.seed, GRID_COUNT if model.is_image else SCATTERED)
+    if model.is_image and model.shape[0] in images.MODES:
+        picture = encode(samples, "png")
+    elif model.is_image:  # more channels than a picture has: show the first
+        picture = encode(samples[..., :1], "png")
     else:
-        picture = scatter(data.heldout[:2500], samples)
+        picture = images.encode_png(scatter(data.heldout[:SCATTERED], samples))
     artifact.save_artifact(
         folder,
         run,
@@ -152,7 +153,7 @@ def _finish(
         critic,
         state.tensors(),
         quantiles,
-        images.encode_png(picture),
+        picture,
         model_card(run),
     )
 

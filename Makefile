@@ -1,0 +1,47 @@
+# Every verb sets up what it needs. CI calls the same ones: see .ci/run.
+PYTHON ?= python3
+DEMO_DIR ?= demo
+BIN := .venv/bin
+
+.PHONY: install demo test test-slow lint format lock clean
+
+install: .venv/.installed
+
+# The lock keeps every installation the same; torch's CPU and CUDA builds both satisfy its pin.
+.venv/.installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: Python 3.11 or newer is needed; set PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock \
+		--editable '.[train,service,dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/python deploy/demo.py "$(DEMO_DIR)"
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# Brings the lock up to date with what pyproject.toml allows now.
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet '.[train,service,dev]'
+	.venv-lock/bin/python -m pip freeze --exclude wgan-foundry \
+		| sed 's/+cpu$$//' | grep -v ' @ ' > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache demo

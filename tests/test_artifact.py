@@ -1,0 +1,129 @@
+"""An artifact that was changed in any way is refused, and the error names the file."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import artifact
+from models.artifact import FILES, SUMS, load_artifact
+from models.errors import ArtifactError
+from tests.artifacts import SHAPES, make_artifact
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_artifact(tmp_path / "artifact")
+
+
+def resum(folder: Path) -> None:
+    """Make the checksums right again, as an attacker or a careless script might."""
+    lines = (f"{artifact._sha256(folder / name)}  {name}\n" for name in FILES)
+    (folder / SUMS).write_text("".join(lines))
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize(
+    "constraint", ["none", "weight_clipping", "gradient_penalty", "lipschitz_penalty", "spectral_norm"]
+)
+def test_what_is_saved_is_loaded(tmp_path: Path, kind: str, constraint: str) -> None:
+    folder = make_artifact(tmp_path / "artifact", kind, constraint={"kind": constraint})
+    model = load_artifact(folder)
+    torch.manual_seed(0)
+    _, critic = artifact.build_networks(model.run.config, model.shape)
+    x = torch.randn(5, *model.shape)
+    torch.testing.assert_close(model.critic(x), critic.eval()(x), rtol=0, atol=0)
+    assert model.run.constraint.kind == constraint
+    assert load_artifact(folder).digest == model.digest
+
+
+@pytest.mark.parametrize("name", [*FILES, SUMS])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ArtifactError, match=re.escape(name)):
+        load_artifact(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["flip", "truncate", "append", "empty"])
+def test_a_changed_file_is_named(folder: Path, name: str, damage: str) -> None:
+    content = bytearray((folder / name).read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    elif damage == "append":
+        content += b"\n"
+    else:
+        content = content[: len(content) // 2 if damage == "truncate" else 0]
+    (folder / name).write_bytes(bytes(content))
+    with pytest.raises(ArtifactError, match=re.escape(name)):
+        load_artifact(folder)
+
+
+def test_a_foreign_file_is_named(folder: Path) -> None:
+    (folder / "weights.pkl").write_bytes(b"\x80\x04.")
+    with pytest.raises(ArtifactError, match=r"weights\.pkl"):
+        load_artifact(folder)
+
+
+def test_a_sum_for_a_path_outside_is_refused(folder: Path) -> None:
+    with (folder / SUMS).open("a") as file:
+        file.write(f"{'0' * 64}  ../../etc/passwd\n")
+    with pytest.raises(ArtifactError, match="does not belong"):
+        load_artifact(folder)
+
+
+def test_sums_that_are_no_sums(folder: Path) -> None:
+    (folder / SUMS).write_bytes(b"\xff\xfe")
+    with pytest.raises(ArtifactError, match="not a list"):
+        load_artifact(folder)
+
+
+def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not an artifact"):
+        load_artifact(tmp_path)
+    with pytest.raises(ArtifactError, match="not an artifact"):
+        load_artifact(tmp_path / "absent")
+
+
+def test_weights_of_another_network_are_refused(folder: Path) -> None:
+    weights = load_file(folder / "critic.safetensors")
+    save_file({f"other.{k}": v for k, v in weights.items()}, folder / "critic.safetensors")
+    resum(folder)
+    with pytest.raises(ArtifactError, match=r"critic\.safetensors: does not fit"):
+        load_artifact(folder)
+
+
+def test_a_pickle_in_place_of_weights_is_never_loaded(folder: Path) -> None:
+    torch.save({"a": torch.zeros(1)}, folder / "generator.safetensors")
+    resum(folder)
+    with pytest.raises(ArtifactError, match=r"generator\.safetensors"):
+        load_artifact(folder)
+
+
+def test_another_schema_is_refused(folder: Path) -> None:
+    run = json.loads((folder / "run.json").read_text())
+    run["schema_version"] = 99
+    (folder / "run.json").write_text(json.dumps(run))
+    resum(folder)
+    with pytest.raises(ArtifactError, match="schema_version"):
+        load_artifact(folder)
+
+
+def test_saving_replaces_whole(tmp_path: Path) -> None:
+    folder = make_artifact(tmp_path / "artifact", "image")
+    before = load_artifact(folder).digest
+    make_artifact(folder, "vector")
+    assert load_artifact(folder).digest != before
+    assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_the_sums_are_in_the_common_format(folder: Path) -> None:
+    import subprocess
+
+    if shutil.which("sha256sum") is None:
+        pytest.skip("no sha256sum here")
+    subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=folder, check=True)

@@ -1,0 +1,106 @@
+"""Networks: shapes, depth as asked, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from models.errors import ConfigError
+from models.networks import (
+    ACTIVATIONS,
+    CriticConfig,
+    GeneratorConfig,
+    build_critic,
+    build_generator,
+    image_sizes,
+)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 13), (28, 28), (31, 17), (32, 32), (128, 128), (8, 128)])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("depth", [1, 2, 3, 6])
+def test_images_of_any_size(size: tuple[int, int], channels: int, depth: int) -> None:
+    shape = (channels, *size)
+    generator = build_generator(
+        GeneratorConfig(architecture="dcgan", width=4, depth=depth, latent_size=6), shape
+    )
+    critic = build_critic(CriticConfig(architecture="dcgan", width=4, depth=depth), shape)
+    images = generator(torch.randn(3, 6))
+    assert images.shape == (3, *shape)
+    assert images.abs().max() <= 1
+    assert critic(images).shape == (3,)
+    layers = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    for network in (generator, critic):
+        assert sum(isinstance(m, layers) for m in network.modules()) == depth + 1
+
+
+@pytest.mark.parametrize("depth", [1, 4, 12])
+def test_vectors(depth: int) -> None:
+    generator = build_generator(GeneratorConfig(width=8, depth=depth, latent_size=3), (5,))
+    critic = build_critic(CriticConfig(width=8, depth=depth), (5,))
+    vectors = generator(torch.randn(4, 3))
+    assert vectors.shape == (4, 5)
+    assert critic(vectors).shape == (4,)
+    assert sum(isinstance(m, nn.Linear) for m in critic.modules()) == depth + 1
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_activation_is_used(activation: str) -> None:
+    kind = type(ACTIVATIONS[activation]())  # type: ignore[index]
+    for architecture, shape in (("mlp", (3,)), ("dcgan", (1, 8, 8))):
+        config = CriticConfig(architecture=architecture, depth=3, width=4, activation=activation)
+        assert sum(isinstance(m, kind) for m in build_critic(config, shape).modules()) == 3
+
+
+@pytest.mark.parametrize(
+    ("normalization", "vector", "image"),
+    [
+        ("none", None, None),
+        ("batch", nn.BatchNorm1d, nn.BatchNorm2d),
+        ("layer", nn.LayerNorm, nn.GroupNorm),
+        ("instance", None, nn.InstanceNorm2d),
+    ],
+)
+def test_the_normalisation_is_used(
+    normalization: str, vector: type[nn.Module] | None, image: type[nn.Module] | None
+) -> None:
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
+    for architecture, shape, kind in (("mlp", (3,), vector), ("dcgan", (1, 16, 16), image)):
+        if normalization == "instance" and architecture == "mlp":
+            continue
+        for config, build in ((CriticConfig, build_critic), (GeneratorConfig, build_generator)):
+            network = build(  # type: ignore[operator]
+                config(architecture=architecture, width=4, normalization=normalization), shape
+            )
+            found = {type(m) for m in network.modules() if isinstance(m, norms)}
+            assert found == ({kind} if kind else set())
+
+
+@pytest.mark.parametrize("normalization", ["layer", "instance"])
+def test_per_sample_normalisation_keeps_samples_apart(normalization: str) -> None:
+    config = CriticConfig(architecture="dcgan", width=4, depth=3, normalization=normalization)
+    critic = build_critic(config, (1, 16, 16))
+    images = torch.randn(6, 1, 16, 16)
+    torch.testing.assert_close(critic(images)[:2], critic(images[:2]))
+
+
+def test_map_sizes_halve_rounding_up_to_no_less_than_four() -> None:
+    assert image_sizes(28, 28, 5) == [(28, 28), (14, 14), (7, 7), (4, 4)]
+    assert image_sizes(8, 128, 5) == [(8, 128), (4, 64)]
+    assert image_sizes(32, 32, 2) == [(32, 32), (16, 16), (8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "says"),
+    [
+        (CriticConfig(), (1, 8, 8), "critic.architecture=dcgan"),
+        (CriticConfig(architecture="dcgan"), (3,), "critic.architecture=mlp"),
+        (CriticConfig(architecture="dcgan"), (1, 7, 8), "8 to 128"),
+        (CriticConfig(architecture="dcgan"), (1, 129, 8), "8 to 128"),
+        (CriticConfig(normalization="instance"), (3,), "use 'layer'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    config: CriticConfig, shape: tuple[int, ...], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        build_critic(config, shape)

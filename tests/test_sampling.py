@@ -1,0 +1,128 @@
+"""Latents and samples: keyed by (seed, index), whatever else is asked for."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from models.artifact import Model, load_artifact
+from models.errors import ShapeError
+from models.sampling import CHUNK, Scaling, latents
+from tests.artifacts import SHAPES, make_artifact
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_artifact(make_artifact(tmp_path_factory.mktemp("m") / "artifact", request.param))
+
+
+def test_latents_are_standard_normal() -> None:
+    z = latents(seed=3, start=0, count=20_000, size=5)
+    assert z.dtype == np.float32
+    # Kolmogorov and Smirnov's distance to the normal; the seed is fixed, so the level is honest.
+    assert stats.kstest(z.ravel().astype(np.float64), "norm").pvalue > 0.01
+    correlations = np.corrcoef(z.T) - np.eye(5)
+    assert np.abs(correlations).max() < 4 / np.sqrt(20_000)
+    neighbours = np.corrcoef(z[:-1].ravel(), z[1:].ravel())[0, 1]
+    assert abs(neighbours) < 4 / np.sqrt(z.size)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.integers(1, 40), st.integers(1, 9)
+)
+def test_a_latent_depends_on_seed_and_index_alone(
+    seed: int, start: int, count: int, size: int
+) -> None:
+    whole = latents(seed, start, count, size)
+    assert np.array_equal(whole[-1:], latents(seed, start + count - 1, 1, size))
+    assert not np.array_equal(whole, latents(seed ^ 1, start, count, size))
+
+
+@pytest.mark.parametrize("count", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+def test_a_longer_request_begins_with_the_shorter_one(model: Model, count: int) -> None:
+    longest = model.sample(seed=7, count=4 * CHUNK)
+    assert np.array_equal(model.sample(seed=7, count=count), longest[:count])
+
+
+@pytest.mark.parametrize("start", [0, 3, CHUNK, 2 * CHUNK + 1])
+def test_a_part_is_that_part_of_the_whole(model: Model, start: int) -> None:
+    whole = model.sample(seed=7, count=start + 20)
+    assert np.array_equal(np.concatenate(list(model.samples(7, 20, start))), whole[start:])
+
+
+def test_threads_do_not_change_samples(model: Model) -> None:
+    expected = model.sample(seed=1, count=40)
+    found: list[np.ndarray] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(model.sample(1, 40))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(f, expected) for f in found)
+    assert len(found) == 8
+
+
+def test_a_score_does_not_depend_on_its_company(model: Model) -> None:
+    items = model.sample(seed=5, count=2 * CHUNK + 3)
+    scores = model.score(items)
+    assert len({*scores.tolist()}) > 1
+    assert np.array_equal(model.score(items[:1]), scores[:1])
+    assert np.array_equal(model.score(items[CHUNK + 1 : CHUNK + 2]), scores[CHUNK + 1 : CHUNK + 2])
+
+
+def test_image_scaling_is_its_own_inverse() -> None:
+    scaling = Scaling((1, 16, 16), [], [])
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1)
+    scaled = scaling.to_model(pixels)
+    assert scaled.min() == -1
+    assert scaled.max() == 1
+    assert torch.equal(scaling.to_data(scaled), pixels)
+
+
+def test_vector_scaling_is_its_own_inverse() -> None:
+    scaling = Scaling((2,), [5.0, -1.0], [2.0, 0.5])
+    x = torch.tensor([[7.0, -1.0], [5.0, 0.0]])
+    assert torch.equal(scaling.to_model(x), torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+    assert torch.equal(scaling.to_data(scaling.to_model(x)), x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "items"),
+    [
+        ("image", np.zeros((2, 8, 9, 1), np.uint8)),
+        ("image", np.zeros((2, 8, 8, 3), np.uint8)),
+        ("image", np.zeros((8, 8), np.uint8)),
+        ("image", np.zeros((0, 8, 8, 1), np.uint8)),
+        ("image", np.full((1, 8, 8, 1), 256)),
+        ("image", np.full((1, 8, 8, 1), -1)),
+        ("image", np.full((1, 8, 8, 1), 0.5)),
+        ("image", np.full((1, 8, 8, 1), np.nan)),
+        ("image", np.array([[["a"] * 8] * 8])),
+        ("vector", np.zeros((2, 3))),
+        ("vector", np.full((2, 2), np.inf)),
+        ("vector", np.full((2, 2), 1e300)),
+    ],
+)
+def test_wrong_items_are_refused(kind: str, items: np.ndarray, tmp_path: Path) -> None:
+    model = load_artifact(make_artifact(tmp_path / "artifact", kind))
+    with pytest.raises(ShapeError):
+        model.items(items)
+
+
+def test_grey_images_need_no_channel_axis(tmp_path: Path) -> None:
+    model = load_artifact(make_artifact(tmp_path / "artifact", "image"))
+    assert model.items(np.zeros((3, 8, 8), np.int64)).shape == (3, 8, 8, 1)
+
+
+def test_percentiles_follow_the_quantiles(tmp_path: Path) -> None:
+    model = load_artifact(make_artifact(tmp_path / "artifact"))  # quantiles evenly over [-1, 1]
+    found = model.percentiles(np.array([-5.0, -1.0, -0.5, 0.0, 1.0, 9.0]))
+    np.testing.assert_allclose(found, [0, 0, 25, 50, 100, 100], atol=1e-9)

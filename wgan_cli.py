@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(options.command(options) or 0)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(f"error: {' '.join(str(error).split())}")
         return EXIT_MISTAKE
     except BrokenPipeError:  # the reader of our output has gone, as with `wgan models | head`
         sys.stderr.close()
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        _complain(f"error: {message} (see {self.prog} --help)")
         sys.exit(EXIT_MISTAKE)
 
 
@@ -142,10 +142,10 @@ def _train(options: argparse.Namespace) -> int:
             stop_requested=lambda: stop.requested,
         )
     except Interrupted as error:
-        _say(f"{error}; go on with --resume")
+        _complain(f"{error}; go on with --resume")
         return EXIT_INTERRUPTED
     except Diverged as error:
-        _say(f"error: {error}")
+        _complain(f"error: {error}")
         return EXIT_FAILED
     _say(f"artifact: {options.out / 'artifact'}")
     if registered:
@@ -318,6 +318,10 @@ def _value(text: str) -> Any:
 
 
 def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _complain(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

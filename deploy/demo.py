@@ -109,9 +109,7 @@ def post(address: str, body: object) -> bytes:
 def show(address: str, folder: Path) -> None:
     """Fetch generated digits, and score real held-out digits beside noise."""
     picture = folder / "digits.png"
-    picture.write_bytes(
-        post(f"{address}/v1/samples", {"count": 64, "seed": 7, "format": "png"})
-    )
+    picture.write_bytes(post(f"{address}/v1/samples", {"count": 64, "seed": 7, "format": "png"}))
     print(f"\n64 generated digits: {picture}")
     real = load_data(DataConfig(source="digits")).heldout[:SHOWN]
     noise = np.random.default_rng(0).integers(0, 256, real.shape)

@@ -28,7 +28,8 @@ def resum(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize(
-    "constraint", ["none", "weight_clipping", "gradient_penalty", "lipschitz_penalty", "spectral_norm"]
+    "constraint",
+    ["none", "weight_clipping", "gradient_penalty", "lipschitz_penalty", "spectral_norm"],
 )
 def test_what_is_saved_is_loaded(tmp_path: Path, kind: str, constraint: str) -> None:
     folder = make_artifact(tmp_path / "artifact", kind, constraint={"kind": constraint})

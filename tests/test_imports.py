@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ALLOWED = {"models": {"models"}, "training": {"models", "training"}, "service": {"models", "service"}}
+ALLOWED = {
+    "models": {"models"},
+    "training": {"models", "training"},
+    "service": {"models", "service"},
+}
 TRAINING_ONLY = {"ot", "sklearn", "scipy", "tqdm", "training"}
 
 

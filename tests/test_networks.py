@@ -15,7 +15,9 @@ from models.networks import (
 )
 
 
-@pytest.mark.parametrize("size", [(8, 8), (9, 13), (28, 28), (31, 17), (32, 32), (128, 128), (8, 128)])
+@pytest.mark.parametrize(
+    "size", [(8, 8), (9, 13), (28, 28), (31, 17), (32, 32), (128, 128), (8, 128)]
+)
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("depth", [1, 2, 3, 6])
 def test_images_of_any_size(size: tuple[int, int], channels: int, depth: int) -> None:

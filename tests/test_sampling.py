@@ -33,9 +33,7 @@ def test_latents_are_standard_normal() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.integers(1, 40), st.integers(1, 9)
-)
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.integers(1, 40), st.integers(1, 9))
 def test_a_latent_depends_on_seed_and_index_alone(
     seed: int, start: int, count: int, size: int
 ) -> None:
@@ -59,9 +57,7 @@ def test_a_part_is_that_part_of_the_whole(model: Model, start: int) -> None:
 def test_threads_do_not_change_samples(model: Model) -> None:
     expected = model.sample(seed=1, count=40)
     found: list[np.ndarray] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(model.sample(1, 40))) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(model.sample(1, 40))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -183,19 +183,18 @@ def _read_arrays(path: Path) -> _Source:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            items = loaded
-        else:
-            with loaded:
-                names = list(loaded.files)
+        # Opened here, since numpy leaves a broken npz file open.
+        with path.open("rb") as file:
+            items = np.load(file, allow_pickle=False)
+            if not isinstance(items, np.ndarray):
+                names = list(items.files)
                 name = "samples" if "samples" in names else names[0] if len(names) == 1 else None
                 if name is None:
                     raise DataError(
                         f"{path}: holds the arrays {', '.join(names) or '(none)'}; "
                         "save one array, or name one 'samples'"
                     )
-                items = loaded[name]
+                items = items[name]
     except DataError:
         raise
     except Exception as error:  # numpy and zipfile raise many kinds on a broken file

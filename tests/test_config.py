@@ -1,0 +1,104 @@
+"""The configuration: everything recorded, nothing misspelt."""
+
+import pytest
+
+from models.config import Config, constraint_class, parse_config
+from models.errors import ConfigError
+from tests.artifacts import tiny_config
+from training.presets import PRESETS, TUNED, build_config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"training.stepz": 3}, "training.stepz: no such key; did you mean 'steps'?"),
+        ({"training.batchsize": 3}, "did you mean 'batch_size'?"),
+        ({"constraint.strenght": 3}, "constraint.strenght: no such key; did you mean 'strength'?"),
+        ({"constraint.kind": "gradient_penality"}, "did you mean 'gradient_penalty'?"),
+        ({"criti.width": 3}, "criti: no such key; did you mean 'critic'?"),
+        ({"generator.latentsize": 3}, "did you mean 'latent_size'?"),
+        ({"evaluation.sample": 3}, "did you mean 'samples'?"),
+        ({"training": 3}, "training"),
+        ({"training.steps": 0}, "greater than or equal to 1"),
+        ({"training.steps": "many"}, "training.steps"),
+        ({"training.learning_rate": -1}, "greater than 0"),
+        ({"constraint.strength": "NaN"}, "finite"),
+        ({"critic.activation": "relux"}, "critic.activation"),
+        ({"critic.normalization": "batch"}, "use 'layer' or 'instance'"),
+        ({"name": "../../etc"}, "name"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_is_right(
+    overrides: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config("digits", overrides=overrides)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_preset_names_the_others() -> None:
+    with pytest.raises(ConfigError, match="8gaussians"):
+        build_config("digit")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "kind", ["none", "weight_clipping", "gradient_penalty", "lipschitz_penalty", "spectral_norm"]
+)
+def test_every_preset_works_with_every_constraint(preset: str, kind: str) -> None:
+    config = build_config(preset, constraint=kind)
+    assert config.constraint.kind == kind
+    assert config.name == preset
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_tuned_settings_are_of_presets_and_constraints_that_exist() -> None:
+    for preset, kinds in TUNED.items():
+        assert preset in PRESETS
+        for kind in kinds:
+            constraint_class(kind)
+
+
+def test_published_settings_come_with_the_constraint() -> None:
+    clip = tiny_config(constraint={"kind": "weight_clipping"}).training
+    assert (clip.optimizer, clip.learning_rate) == ("rmsprop", 5e-5)
+    penalty = tiny_config(constraint={"kind": "gradient_penalty"}).training
+    assert (penalty.optimizer, penalty.learning_rate, penalty.betas) == ("adam", 1e-4, (0.5, 0.9))
+
+
+def test_what_the_user_sets_wins() -> None:
+    config = build_config(
+        "digits", constraint="weight_clipping", overrides={"training.learning_rate": 0.5}
+    )
+    assert config.training.learning_rate == 0.5
+    assert config.constraint.model_dump() == {
+        "kind": "weight_clipping",
+        "clip_value": config.constraint.model_dump()["clip_value"],
+        "scope": "all",
+    }
+
+
+def test_the_kind_can_be_set_as_a_key_too() -> None:
+    by_key = build_config("digits", overrides={"constraint.kind": "spectral_norm"})
+    assert by_key == build_config("digits", constraint="spectral_norm")
+
+
+@pytest.mark.parametrize("normalization", ["none", "layer", "instance"])
+def test_per_sample_normalisation_is_accepted_under_a_penalty(normalization: str) -> None:
+    config = tiny_config(critic={"normalization": normalization})
+    assert config.critic.normalization == normalization
+
+
+@pytest.mark.parametrize("kind", ["none", "weight_clipping", "spectral_norm"])
+def test_batch_normalisation_is_accepted_without_a_penalty(kind: str) -> None:
+    config = tiny_config(constraint={"kind": kind}, critic={"normalization": "batch"})
+    assert config.critic.normalization == "batch"
+
+
+def test_the_dump_holds_every_default() -> None:
+    dumped = tiny_config().model_dump(mode="json")
+    for section, field in Config.model_fields.items():
+        assert section in dumped, field
+    assert dumped["training"]["ema_decay"] == 0.999
+    assert dumped["constraint"] == {"kind": "gradient_penalty", "strength": 10.0, "target": 1.0}

@@ -1,0 +1,297 @@
+"""The loop: resume bit by bit, kills, divergence, and what a run leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.artifact import load_artifact
+from models.config import Config, parse_config
+from tests.artifacts import tiny_config
+from training.checkpoint import (
+    CheckpointError,
+    TrainingState,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from training.data import Dataset, load_data
+from training.loop import Diverged, Interrupted, learning_rate, train
+
+CPU = torch.device("cpu")
+WGAN = Path(sys.executable).with_name("wgan")
+VARIANTS: dict[str, dict[str, dict[str, object]]] = {
+    "gradient_penalty": {},
+    "lipschitz_penalty": {"constraint": {"kind": "lipschitz_penalty"}},
+    "weight_clipping, rmsprop, batch norm": {
+        "constraint": {"kind": "weight_clipping"},
+        "critic": {"normalization": "batch"},
+        "generator": {"normalization": "batch"},
+    },
+    "spectral_norm": {"constraint": {"kind": "spectral_norm"}},
+    "none": {"constraint": {"kind": "none"}},
+    "bf16": {"training": {"precision": "bf16"}},
+    "decaying rate": {"training": {"decay_from": 0.2}},
+}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_data(tiny_config().data)
+
+
+def run(
+    config: Config, data: Dataset, folder: Path, stop_after: int | None = None
+) -> TrainingState:
+    asked = iter(range(1, 10**6))
+    state, _ = train(config, data, folder, CPU, lambda row: None, lambda: next(asked) == stop_after)
+    return state
+
+
+def same(a: TrainingState, b: TrainingState) -> bool:
+    first, second = a.tensors(), b.tensors()
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    variant: str, digits: Dataset, tmp_path: Path
+) -> None:
+    changes = {**VARIANTS[variant]}
+    changes["training"] = {**changes.get("training", {}), "steps": 11, "num_critic_steps": 3}
+    config = tiny_config(**changes)
+    whole = run(config, digits, tmp_path / "whole")
+    for stop_after in (4, 3):  # interrupted twice
+        with pytest.raises(Interrupted):
+            run(config, digits, tmp_path / "parts", stop_after)
+    torch.manual_seed(12345)  # whatever else the process did must not matter
+    assert same(run(config, digits, tmp_path / "parts"), whole)
+    other = tiny_config(**{**changes, "training": {**changes["training"], "seed": 1}})
+    assert not same(run(other, digits, tmp_path / "other"), whole)
+
+
+def test_training_moves_every_weight_and_its_average(digits: Dataset, tmp_path: Path) -> None:
+    config = tiny_config(training={"steps": 3})
+    short = run(config, digits, tmp_path / "a").tensors()
+    longer = run(tiny_config(training={"steps": 6}), digits, tmp_path / "b").tensors()
+    moved = {name for name, t in short.items() if not torch.equal(t, longer[name])}
+    still = {name for name in short if name not in moved}
+    # The critic's last bias shifts real and fake scores alike: its gradient is exactly zero.
+    assert {n.split(".")[-1] for n in still if n.startswith("critic.")} <= {"bias"}
+    assert all(not n.startswith(("generator.", "ema.")) for n in still)
+
+
+def test_the_average_is_not_the_generator(digits: Dataset, tmp_path: Path) -> None:
+    state = run(tiny_config(training={"steps": 5}), digits, tmp_path)
+    pairs = zip(state.ema.parameters(), state.generator.parameters(), strict=True)
+    assert not any(torch.equal(a, b) for a, b in pairs)
+
+
+def test_clipped_weights_stay_clipped(digits: Dataset, tmp_path: Path) -> None:
+    config = tiny_config(constraint={"kind": "weight_clipping", "clip_value": 0.02})
+    state = run(config, digits, tmp_path)
+    largest = max(p.abs().max().item() for p in state.critic.parameters())
+    assert largest == pytest.approx(0.02)
+
+
+def test_held_out_items_never_train(digits: Dataset, tmp_path: Path) -> None:
+    """Whatever the held-out items are, the result is the same."""
+    items = digits.items.copy()
+    items[digits.is_heldout] = 255 - items[digits.is_heldout]
+    changed = Dataset(items, digits.is_heldout, digits.card, None)
+    config = tiny_config()
+    assert same(run(config, digits, tmp_path / "a"), run(config, changed, tmp_path / "b"))
+
+
+def test_the_learning_rate_falls_linearly_to_the_end() -> None:
+    settings = tiny_config(
+        training={"steps": 100, "decay_from": 0.5, "learning_rate": 1.0}
+    ).training
+    assert [learning_rate(settings, s) for s in (0, 49, 50, 75, 99)] == [1, 1, 1, 0.5, 0.02]
+    constant = tiny_config(training={"steps": 100, "learning_rate": 1.0}).training
+    assert {learning_rate(constant, s) for s in range(100)} == {1.0}
+
+
+@pytest.mark.parametrize("setting", [{"learning_rate": 1e12}, {"divergence_gap": 1e-9}])
+def test_divergence_stops_with_a_diagnosis(
+    digits: Dataset, tmp_path: Path, setting: dict[str, float]
+) -> None:
+    config = tiny_config(training={"steps": 50, "checkpoint_every": 1, **setting})
+    with pytest.raises(Diverged, match=r"diverged by step 1: the critic gap is .*learning_rate"):
+        run(config, digits, tmp_path)
+    assert newest_checkpoint(tmp_path) is None  # nothing bad was saved
+
+
+def test_the_last_good_checkpoint_is_kept(digits: Dataset, tmp_path: Path) -> None:
+    good = tiny_config(training={"steps": 3, "checkpoint_every": 1})
+    run(good, digits, tmp_path)
+    before = newest_checkpoint(tmp_path)
+    assert before is not None
+    content = load_checkpoint(before)
+    # The same run, whose optimiser now takes a step to infinity.
+    worse = parse_config(
+        {**good.model_dump(mode="json"), "training": {**good.training.model_dump(), "steps": 9}}
+    )
+    state = run(good, digits, tmp_path)
+    with torch.no_grad():
+        next(iter(state.critic.parameters())).fill_(1e30)
+    save_checkpoint(tmp_path, 3, worse, content.history, state)
+    with pytest.raises(Diverged, match=r"step-00000003\.safetensors"):
+        run(worse, digits, tmp_path)
+    assert newest_checkpoint(tmp_path) == before
+
+
+def test_another_configuration_is_not_resumed(digits: Dataset, tmp_path: Path) -> None:
+    run(tiny_config(), digits, tmp_path)
+    other = tiny_config(training={"learning_rate": 0.5}, critic={"width": 9})
+    with pytest.raises(CheckpointError, match=r"critic\.width, training\.learning_rate"):
+        run(other, digits, tmp_path)
+
+
+def test_a_broken_checkpoint_is_named(digits: Dataset, tmp_path: Path) -> None:
+    run(tiny_config(), digits, tmp_path)
+    path = newest_checkpoint(tmp_path)
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match=path.name):
+        run(tiny_config(), digits, tmp_path)
+
+
+def test_only_the_newest_two_checkpoints_are_kept(digits: Dataset, tmp_path: Path) -> None:
+    run(tiny_config(training={"steps": 7, "checkpoint_every": 2}), digits, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step-00000006.safetensors",
+        "step-00000007.safetensors",
+    ]
+
+
+# From here on, the real command in a process of its own.
+
+ARGUMENTS = [
+    "train", "--preset", "8gaussians", "--steps", "400", "--seed", "3", "--no-register",
+    "--set", "training.checkpoint_every=5", "--set", "training.batch_size=32",
+    "--set", "generator.width=16", "--set", "critic.width=16", "--set", "evaluation.samples=100",
+]  # fmt: skip
+
+
+def start(out: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [WGAN, *ARGUMENTS, "--out", out, *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_checkpoint(out: Path, beyond: int = 0) -> None:
+    for _ in range(6000):
+        path = newest_checkpoint(out / "checkpoints")
+        if path and int(path.stem.split("-")[1]) > beyond:
+            return
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint came")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    process = start(out)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    return out
+
+
+def final_state(out: Path) -> dict[str, torch.Tensor]:
+    path = newest_checkpoint(out / "checkpoints")
+    assert path is not None
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.step == 400
+    return checkpoint.tensors
+
+
+def test_sigterm_leaves_a_checkpoint_and_exits_75(uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(out)
+    wait_for_checkpoint(out)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "--resume" in errors
+    again = start(out, "--resume")
+    _, errors = again.communicate(timeout=200)
+    assert again.returncode == 0, errors
+    whole, parts = final_state(uninterrupted), final_state(out)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    one, other = load_artifact(uninterrupted / "artifact"), load_artifact(out / "artifact")
+    assert np.array_equal(one.sample(1, 50), other.sample(1, 50))
+    assert one.run.results == other.run.results
+
+
+def test_after_sigkill_at_any_moment_the_last_checkpoint_loads(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    rng = np.random.default_rng(0)
+    beyond = 0
+    for attempt in range(4):
+        process = start(out, *(["--resume"] if attempt else []))
+        wait_for_checkpoint(out, beyond)
+        time.sleep(rng.uniform(0, 0.15))
+        process.kill()
+        process.communicate(timeout=60)
+        path = newest_checkpoint(out / "checkpoints")
+        assert path is not None
+        beyond = load_checkpoint(path).step
+    again = start(out, "--resume")
+    _, errors = again.communicate(timeout=200)
+    assert again.returncode == 0, errors
+    whole, parts = final_state(uninterrupted), final_state(out)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_finished_run_is_not_overwritten(uninterrupted: Path) -> None:
+    before = (uninterrupted / "artifact" / "run.json").read_bytes()
+    process = start(uninterrupted)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith("error:")
+    assert "--resume" in errors
+    process = start(uninterrupted, "--resume")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "already complete" in output
+    assert (uninterrupted / "artifact" / "run.json").read_bytes() == before
+
+
+def test_the_run_is_recorded_whole(uninterrupted: Path) -> None:
+    run_json = json.loads((uninterrupted / "artifact" / "run.json").read_text())
+    assert run_json["config"]["training"]["ema_decay"] > 0
+    assert run_json["constraint"]["kind"] == "lipschitz_penalty"
+    assert run_json["data"]["sha256"]
+    assert run_json["provenance"]["torch"] == torch.__version__
+    assert run_json["engine"]["name"] == "torch"
+    assert set(run_json["lipschitz"]["gradient_norm"]) == {"real", "fake", "between"}
+    assert run_json["findings"] == []
+    assert [row["step"] for row in run_json["history"]][-1] == 400
+    figures = run_json["results"]["figures"]
+    expected = {"wasserstein_1", "sliced_wasserstein_1", "modes_covered", "high_quality_share"}
+    assert expected <= set(figures)
+    for figure in figures.values():
+        assert figure["interval"][0] <= figure["value"] <= figure["interval"][1]
+
+
+def test_divergence_exits_1_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    process = start(tmp_path / "run", "--set", "training.learning_rate=1e12")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "diverged" in errors
+    assert "Traceback" not in errors

@@ -1,0 +1,250 @@
+"""The BentoML service. Its routes are a mounted Starlette application.
+
+Why mounted: one layer makes every error, no parameter of BentoML's fetches a URL that a client
+sends, JSON and multipart share a route, and a request costs less (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+
+import anyio
+import anyio.to_thread
+import bentoml
+import numpy as np
+import torch
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ValidationError
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from models.errors import ShapeError
+from models.formats import encode, read_items
+from service import metrics
+from service.problems import HANDLERS, BadRequest, ProblemMiddleware, describe
+from service.schemas import (
+    MAX_COUNT,
+    MAX_FILES,
+    MEDIA_TYPES,
+    SamplesRequest,
+    Scores,
+    ScoresRequest,
+    openapi,
+)
+from service.state import ModelHolder, Served
+
+Array = np.ndarray
+M = TypeVar("M", bound=BaseModel)
+Endpoint = Callable[[Request], Awaitable[Response]]
+logging.getLogger("wgan").addHandler(logging.StreamHandler())
+logging.getLogger("wgan").setLevel(logging.INFO)
+HOLDER = ModelHolder()
+metrics.REGISTRY.register(metrics.ModelCollector(HOLDER))
+WORKING = anyio.CapacityLimiter(max(1, os.cpu_count() or 1))
+"""Forwards and encodings under way at once; the event loop stays free for probes."""
+
+# BentoML's own page loads a tag manager from outside; this one loads nothing but its scripts.
+API_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<title>wgan-foundry API</title>
+<link rel="stylesheet" href="static_content/swagger-ui.css"></head>
+<body><div id="swagger-ui"></div>
+<script src="static_content/swagger-ui-bundle.js"></script>
+<script src="static_content/swagger-ui-standalone-preset.js"></script>
+<script src="static_content/swagger-initializer.js"></script></body></html>"""
+
+
+def measured(endpoint: str, handle: Endpoint) -> Endpoint:
+    """Count and time an endpoint; errors too, which its handlers make afterwards."""
+
+    async def counted(request: Request) -> Response:
+        started = time.perf_counter()
+        status = 500
+        try:
+            try:
+                response = await handle(request)
+            except tuple(HANDLERS) as error:
+                kind = next(k for k in HANDLERS if isinstance(error, k))
+                response = await HANDLERS[kind](request, error)
+            status = response.status_code
+            return response
+        finally:
+            metrics.REQUESTS.labels(endpoint, status).inc()
+            metrics.DURATION.labels(endpoint).observe(time.perf_counter() - started)
+
+    return counted
+
+
+async def post_samples(request: Request) -> Response:
+    """Generate samples."""
+    wanted = await _json_body(request, SamplesRequest)
+    served = HOLDER.require()
+    seed = secrets.randbelow(2**63) if wanted.seed is None else wanted.seed
+
+    def work() -> bytes:
+        samples = served.model.sample(seed, wanted.count)
+        if wanted.format == "json":
+            return json.dumps({"samples": samples.tolist(), "seed": seed}).encode()
+        return encode(samples, wanted.format)
+
+    content = await anyio.to_thread.run_sync(work, limiter=WORKING)
+    metrics.SAMPLES.inc(wanted.count)
+    headers = {**_headers(served), "X-Seed": str(seed)}
+    return Response(content, headers=headers, media_type=MEDIA_TYPES[wanted.format])
+
+
+async def post_scores(request: Request) -> Response:
+    """Score items given as JSON or as files."""
+    served = HOLDER.require()
+    if _content_type(request) == "multipart/form-data":
+        uploads = await _uploads(request)
+
+        def items() -> Array:
+            return np.concatenate([served.model.items(read_items(c, n)) for n, c in uploads])
+    else:
+        body = await _json_body(request, ScoresRequest)
+
+        def items() -> Array:
+            return served.model.items(_array(body.samples))
+
+    def work() -> tuple[Array, Array]:
+        found = items()
+        if len(found) > MAX_COUNT:
+            raise ShapeError(f"{len(found)} items; at most {MAX_COUNT} are scored at once")
+        scores = served.model.score(found)
+        return scores, served.model.percentiles(scores)
+
+    scores, percentiles = await anyio.to_thread.run_sync(work, limiter=WORKING)
+    metrics.SCORED.inc(len(scores))
+    answer = Scores(scores=scores.tolist(), percentiles=percentiles.tolist())
+    return JSONResponse(answer.model_dump(), headers=_headers(served))
+
+
+async def get_model(request: Request) -> Response:
+    """Tell all that is known of the model."""
+    served = HOLDER.require()
+    run = served.model.run.model_dump(mode="json", exclude={"history"})
+    for card in (run["data"], run["config"]["data"]):  # may be a path of the training machine
+        card["source"] = os.path.basename(card["source"])
+    about = {"version": served.version, "digest": served.model.digest, "shape": served.model.shape}
+    return JSONResponse({**about, **run}, headers=_headers(served))
+
+
+async def get_metrics(request: Request) -> Response:
+    """Prometheus metrics."""
+    return Response(
+        generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
+
+
+async def get_docs(request: Request) -> Response:
+    """The OpenAPI description."""
+    return JSONResponse(openapi())
+
+
+async def get_page(request: Request) -> Response:
+    """The page of the API."""
+    return HTMLResponse(API_PAGE)
+
+
+def _headers(served: Served) -> dict[str, str]:
+    constraint = served.model.run.constraint.kind
+    return {"X-Model-Version": served.version, "X-Constraint": constraint}
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _json_body(request: Request, schema: type[M]) -> M:
+    if _content_type(request) != "application/json":
+        raise HTTPException(415, "send JSON, with the header Content-Type: application/json")
+    try:
+        body = json.loads(await request.body(), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    try:
+        return schema.model_validate(body)
+    except ValidationError as error:
+        raise describe(error) from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _array(rows: list[Any]) -> Array:
+    """Nested lists to an array, or a ShapeError: numpy's own guesses are too generous."""
+    try:
+        array = np.array(rows)
+    except (ValueError, OverflowError) as error:
+        raise ShapeError(f"the samples do not make one array: {error}") from None
+    return array
+
+
+async def _uploads(request: Request) -> list[tuple[str, bytes]]:
+    # The parser raises 400 for a broken body and for too many parts.
+    async with request.form(max_files=MAX_FILES, max_fields=0) as form:
+        files = form.getlist("files")
+        if not files or len(form.multi_items()) != len(files):
+            raise BadRequest("send the files as parts named 'files', and nothing else")
+        return [
+            (f"file {i} ({f.filename or 'no name'})", await f.read())
+            for i, f in enumerate(files)
+            if isinstance(f, UploadFile)
+        ]
+
+
+def _route(path: str, handle: Endpoint, method: str) -> Route:
+    return Route(path, measured(path, handle), methods=[method])
+
+
+API = Starlette(
+    routes=[
+        _route("/v1/samples", post_samples, "POST"),
+        _route("/v1/scores", post_scores, "POST"),
+        _route("/v1/model", get_model, "GET"),
+        Route("/metrics", get_metrics),
+        Route("/docs.json", get_docs),
+        Route("/", get_page),
+    ],
+    exception_handlers=HANDLERS,
+)
+
+
+# BentoML's own request metrics label each raw path, so every unknown path would add a series.
+@bentoml.service(
+    name="wgan",
+    workers=1,
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
+)
+class WganService:
+    """Serves samples and scores; see `API` for the routes."""
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator] # BentoML leaves it untyped
+    async def load(self) -> None:
+        """Start to load the model; probes answer meanwhile."""
+        torch.set_num_threads(1)  # requests run beside each other; threads in each would fight
+        HOLDER.start()
+
+    async def __is_ready__(self) -> bool:
+        """Whether a verified model has run once."""
+        return HOLDER.served is not None
+
+
+# The decorator makes a Service of the class, which mypy does not see.
+WganService.mount_asgi_app(API, path="/")  # type: ignore[attr-defined]
+WganService.add_asgi_middleware(ProblemMiddleware)  # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ DURATION = Histogram(
     registry=REGISTRY,
 )
 SAMPLES = Counter("wgan_samples", "Samples generated.", registry=REGISTRY)
-SCORED = Counter("wgan_scored_items", "Items scored.", registry=REGISTRY)
+SCORED = Counter("wgan_scores", "Items scored.", registry=REGISTRY)
 
 
 class ModelCollector(Collector):
@@ -58,10 +58,10 @@ class ModelCollector(Collector):
         yield values
         extractor = run.results.extractor.name if run.results.extractor else ""
         quality = GaugeMetricFamily(
-            "wgan_quality", "Quality on held-out data.", labels=["figure", "extractor"]
+            "wgan_quality", "Quality on held-out data.", labels=["metric", "extractor"]
         )
         floor = GaugeMetricFamily(
-            "wgan_quality_floor", "The same of real against real.", labels=["figure", "extractor"]
+            "wgan_quality_floor", "The same of real against real.", labels=["metric", "extractor"]
         )
         for name, figure in run.results.figures.items():
             quality.add_metric([name, extractor], figure.value)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import http
 import json
 import logging
+import math
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import anyio
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,6 +22,10 @@ from models.errors import DataError, ShapeError
 MEDIA_TYPE = "application/problem+json"
 MAX_BODY = 16 * 2**20
 """Bytes."""
+MAX_ERRORS = 100
+"""Schema errors that are listed: a body can break the schema a million times."""
+TIMEOUT = 60.0
+"""Seconds from a request's first byte to its answer's."""
 log = logging.getLogger("wgan.service")
 
 
@@ -46,10 +52,13 @@ def problem(
 
 def describe(error: ValidationError) -> BadRequest:
     """Turn pydantic's complaints into paths and messages."""
+    detail, count = "the body does not follow the schema", error.error_count()
+    if count > MAX_ERRORS:
+        return BadRequest(detail, [{"path": "/", "message": f"{count} errors, too many to list"}])
     errors = [
         {"path": "/" + "/".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors()
     ]
-    return BadRequest("the body does not follow the schema", errors)
+    return BadRequest(detail, errors)
 
 
 async def on_bad_request(request: Request, error: Exception) -> Response:
@@ -89,7 +98,7 @@ HANDLERS: dict[Any, Any] = {
 
 
 class ProblemMiddleware:
-    """Bounds bodies, and makes problem+json of every error that is not one yet.
+    """Bounds bodies and time, and makes problem+json of every error that is not one yet.
 
     BentoML answers an unknown path or a failed probe in plain text, and an unexpected exception
     reaches nobody's handler: one layer around everything treats both alike.
@@ -103,11 +112,8 @@ class ProblemMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = await _bounded(scope, receive)
-        if body is None:
-            await problem(413, f"the body is over {MAX_BODY} bytes")(scope, receive, send)
-            return
-        replace: Response | None = None
+        body: bytes | None = None
+        answer: Response | None = None
         started = False
 
         async def replaying() -> Message:
@@ -118,30 +124,42 @@ class ProblemMiddleware:
             return await receive()
 
         async def mending(message: Message) -> None:
-            nonlocal replace, started
+            nonlocal answer, started
             if message["type"] == "http.response.start":
-                started = True
-                headers = {k.lower(): v for k, v in message["headers"]}
-                kind = headers.get(b"content-type", b"").decode("latin-1")
-                if message["status"] >= 400 and not kind.startswith(MEDIA_TYPE):
-                    replace = problem(message["status"], _detail(message["status"]))
-                    return
-            elif replace is not None:
-                if not message.get("more_body"):
-                    await replace(scope, receive, send)
-                return
-            await send(message)
-
-        try:
-            await self.app(scope, replaying, mending)
-        except Exception:  # nothing may reach the client but an id to find it in the log by
-            request_id = uuid.uuid4().hex
-            log.exception("request %s failed", request_id)
+                answer = _mended(message)
+                started = answer is None
+                if started:
+                    limit.deadline = math.inf  # a client may read slowly
             if started:
-                raise
-            await problem(500, f"an error of ours; it is logged as {request_id}")(
-                scope, receive, send
-            )
+                await send(message)
+
+        with anyio.move_on_after(TIMEOUT) as limit:
+            try:
+                body = await _bounded(scope, receive)
+                if body is None:
+                    answer = problem(413, f"the body is over {MAX_BODY} bytes")
+                else:
+                    await self.app(scope, replaying, mending)
+            except Exception:  # nothing may reach the client but an id to find it in the log by
+                request_id = uuid.uuid4().hex
+                log.exception("request %s failed", request_id)
+                if started:
+                    raise
+                answer = problem(500, f"an error of ours; it is logged as {request_id}")
+        if limit.cancelled_caught and not started:
+            answer = problem(504, f"not done within {TIMEOUT:g} seconds")
+        if answer is not None:
+            await answer(scope, receive, send)
+
+
+def _mended(start: Message) -> Response | None:
+    """The problem to send in place of an error that is not one yet; else None."""
+    status = start["status"]
+    headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in start["headers"]}
+    if status < 400 or headers.get("content-type", "").startswith(MEDIA_TYPE):
+        return None
+    kept = {k: v for k, v in headers.items() if not k.startswith("content-")}  # such as Allow
+    return problem(status, _detail(status), kept)
 
 
 async def _bounded(scope: Scope, receive: Receive) -> bytes | None:

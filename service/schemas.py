@@ -92,6 +92,7 @@ def openapi() -> dict[str, Any]:
             415: "A file, or the content type, is nothing we read.",
             422: "Well formed, but not what this model makes or takes.",
             503: "No model is ready.",
+            504: "Not done in time.",
         }
         return {str(s): {"description": says[s], "content": content} for s in statuses}
 
@@ -127,7 +128,7 @@ def openapi() -> dict[str, Any]:
                             "content": {m: binary for m in MEDIA_TYPES.values() if "json" not in m}
                             | {"application/json": {"schema": {"type": "object"}}},
                         },
-                        **errors(400, 413, 415, 422, 503),
+                        **errors(400, 413, 415, 422, 503, 504),
                     },
                 }
             },
@@ -158,7 +159,7 @@ def openapi() -> dict[str, Any]:
                             "description": "The scores.",
                             "content": {"application/json": {"schema": ref(Scores)}},
                         },
-                        **errors(400, 413, 415, 422, 503),
+                        **errors(400, 413, 415, 422, 503, 504),
                     },
                 }
             },

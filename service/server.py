@@ -31,4 +31,6 @@ def serve(model: str, host: str, port: int) -> NoReturn:
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:WganService"]
     options = ["--working-dir", str(root), "--host", host, "--port", str(port)]
+    # Seconds for requests under way to end after SIGTERM; BentoML would wait for ever.
+    options += ["--timeout-graceful-shutdown", "20"]
     os.execve(sys.executable, [*command, *options], environment)

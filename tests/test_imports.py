@@ -13,7 +13,7 @@ ALLOWED = {
     "training": {"models", "training"},
     "service": {"models", "service"},
 }
-TRAINING_ONLY = {"ot", "sklearn", "scipy", "tqdm", "training"}
+TRAINING_ONLY = {"ot", "sklearn", "scipy", "training"}
 
 
 def imported(source: str) -> set[str]:

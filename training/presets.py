@@ -24,7 +24,6 @@ _TOY: Values = {
     "training": {
         "steps": 4000,
         "batch_size": 256,
-        "num_critic_steps": 2,
         "decay_from": 0.3,
         "ema_decay": 0.995,
         "checkpoint_every": 1000,
@@ -33,7 +32,12 @@ _TOY: Values = {
 _TOY_TUNED: dict[str, Values] = {
     "lipschitz_penalty": {
         "constraint": {"strength": 1.0},
-        "training": {"optimizer": "adam", "learning_rate": 2e-3, "betas": (0.5, 0.9)},
+        "training": {
+            "optimizer": "adam",
+            "learning_rate": 2e-3,
+            "betas": (0.5, 0.9),
+            "num_critic_steps": 2,
+        },
     },
 }
 
@@ -53,7 +57,6 @@ PRESETS: dict[str, Values] = {
         "training": {
             "steps": 4000,
             "batch_size": 64,
-            "num_critic_steps": 2,
             "decay_from": 0.3,
             "ema_decay": 0.995,
         },
@@ -72,7 +75,12 @@ PRESETS: dict[str, Values] = {
 TUNED: dict[str, dict[str, Values]] = {
     "digits": {
         "lipschitz_penalty": {
-            "training": {"optimizer": "adam", "learning_rate": 1e-3, "betas": (0.0, 0.9)},
+            "training": {
+                "optimizer": "adam",
+                "learning_rate": 1e-3,
+                "betas": (0.0, 0.9),
+                "num_critic_steps": 2,
+            },
         },
     },
     "8gaussians": _TOY_TUNED,

@@ -48,9 +48,13 @@ class DataCard(BaseModel):
     name: str
     source: str
     licence: str | None
-    kind: Literal["image", "vector"]
+    kind: Literal["image", "vector", "sequence"]
     shape: tuple[int, ...]
-    """Of one item as the critic takes it: (C, H, W) or (D,)."""
+    """Of one item as the critic takes it: (C, H, W), (D,) or (T, D)."""
+    classes: list[str] = []
+    """Names of the classes, by label; empty without labels."""
+    columns: list[str] = []
+    """Names of a table's columns; empty for other data."""
     count: int
     training_count: int
     heldout_count: int

@@ -38,6 +38,8 @@ class Dataset:
     """uint8 ``(N, H, W, C)`` or float32 ``(N, D)``"""
     is_heldout: Array
     """bool ``(N,)``"""
+    labels: Array | None
+    """int64 ``(N,)``, indices into ``card.classes``, or None"""
     card: DataCard
     mixture: Mixture | None
 
@@ -58,6 +60,8 @@ class _Source(NamedTuple):
     source: str
     licence: str | None
     mixture: Mixture | None = None
+    labels: Array | None = None
+    classes: tuple[str, ...] = ()
 
 
 def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
@@ -96,12 +100,14 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
     return Dataset(
         items,
         is_heldout,
+        raw.labels,
         DataCard(
             name=raw.name,
             source=raw.source,
             licence=raw.licence,
             kind="vector" if vector else "image",
             shape=(items.shape[1],) if vector else (items.shape[3], *items.shape[1:3]),
+            classes=list(raw.classes),
             count=len(items),
             training_count=training,
             heldout_count=heldout,
@@ -208,8 +214,13 @@ def _read_arrays(path: Path) -> _Source:
 def _digits() -> _Source:
     from sklearn.datasets import load_digits
 
-    images = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
-    return _Source(images, "digits", "scikit-learn load_digits (UCI, Alpaydin 1998)", "CC-BY-4.0")
+    found = load_digits()
+    images = np.round(found.images * (255 / 16)).astype(np.uint8)
+    source = "scikit-learn load_digits (UCI, Alpaydin 1998)"
+    classes = tuple(map(str, found.target_names))
+    return _Source(
+        images, "digits", source, "CC-BY-4.0", labels=found.target.astype(np.int64), classes=classes
+    )
 
 
 def _gaussians(name: str, centers: Array, sd: float) -> _Source:

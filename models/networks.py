@@ -1,4 +1,4 @@
-"""Generators and critics: a multi-layer perceptron for vectors, a DCGAN for images."""
+"""Generators and critics: a multi-layer perceptron for vectors, DCGAN and ResNet for images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from models.errors import ConfigError
+from models.resnet import Before, num_blocks, resnet_critic, resnet_generator
 
 Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu"]
 Normalization = Literal["none", "batch", "layer", "instance"]
+Architecture = Literal["mlp", "dcgan", "resnet"]
 Shape = tuple[int, ...]
 """Of one item: ``(D,)`` for a vector, ``(C, H, W)`` for an image."""
 
@@ -24,15 +26,25 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
 }
 SMALLEST_MAP = 4
-"""Pixels: a DCGAN does not halve an image below this height or width."""
+"""Pixels: no network halves an image below this height or width."""
+ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
+    "vectors": ("mlp",),
+    "images": ("dcgan", "resnet"),
+}
+"""What takes what; the first is what we advise."""
+KINDS = {1: "vectors", 3: "images"}
+"""Of items, by their number of axes."""
 
 
 class NetworkConfig(BaseModel):
-    """One network. ``depth`` counts hidden layers; ``width`` their units or base channels."""
+    """One network. ``depth`` counts hidden layers; ``width`` their units or base channels.
+
+    A shortcut of a ResNet is no layer: the longest path counts.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    architecture: Literal["mlp", "dcgan"] = "mlp"
+    architecture: Architecture = "mlp"
     width: int = Field(default=128, ge=1, le=8192)
     depth: int = Field(default=3, ge=1, le=100)
     activation: Activation = "leaky_relu"
@@ -69,9 +81,17 @@ def build_generator(config: GeneratorConfig, shape: Shape) -> nn.Module:
         ConfigError: the architecture or normalisation does not fit the shape.
     """
     _check(config, shape, "generator")
-    if config.architecture == "mlp":
-        return nn.Sequential(*_mlp(config, config.latent_size, shape[0]))
-    return nn.Sequential(*_dcgan_generator(config, shape))
+    match config.architecture:
+        case "mlp":
+            layers = _mlp(config, config.latent_size, shape[0])
+        case "dcgan":
+            layers = _dcgan_generator(config, shape)
+        case "resnet":
+            sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
+            layers = resnet_generator(
+                config.latent_size, shape[0], config.depth, sizes, *_resnet_parts(config)
+            )
+    return nn.Sequential(*layers)
 
 
 def build_critic(config: CriticConfig, shape: Shape) -> Critic:
@@ -81,23 +101,29 @@ def build_critic(config: CriticConfig, shape: Shape) -> Critic:
         ConfigError: the architecture or normalisation does not fit the shape.
     """
     _check(config, shape, "critic")
-    layers = _mlp(config, shape[0], 1) if config.architecture == "mlp" else _dcgan(config, shape)
+    match config.architecture:
+        case "mlp":
+            layers = _mlp(config, shape[0], 1)
+        case "dcgan":
+            layers = _dcgan(config, shape)
+        case "resnet":
+            sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
+            layers = resnet_critic(shape[0], config.depth, sizes, *_resnet_parts(config))
     return Critic(nn.Sequential(*layers))
 
 
 def _check(config: NetworkConfig, shape: Shape, role: str) -> None:
-    is_image = len(shape) == 3
-    if is_image != (config.architecture == "dcgan"):
-        right = "dcgan" if is_image else "mlp"
+    kind = KINDS[len(shape)]
+    if config.architecture not in ARCHITECTURES[kind]:
         raise ConfigError(
-            f"{role}.architecture: '{config.architecture}' does not take "
-            f"{'images' if is_image else 'vectors'}; set {role}.architecture={right}"
+            f"{role}.architecture: '{config.architecture}' does not take {kind}; "
+            f"set {' or '.join(f'{role}.architecture={a}' for a in ARCHITECTURES[kind])}"
         )
-    if is_image and not all(8 <= side <= 128 for side in shape[1:]):
+    if kind == "images" and not all(8 <= side <= 128 for side in shape[1:]):
         raise ConfigError(
-            f"images are {shape[1]}x{shape[2]}; dcgan takes sides of 8 to 128 pixels: resize them"
+            f"images are {shape[1]}x{shape[2]}; networks take sides of 8 to 128 pixels: resize them"
         )
-    if not is_image and config.normalization == "instance":
+    if kind == "vectors" and config.normalization == "instance":
         raise ConfigError(f"{role}.normalization: 'instance' needs images; use 'layer' for vectors")
 
 
@@ -137,6 +163,13 @@ def image_sizes(height: int, width: int, depth: int) -> list[tuple[int, int]]:
 def _channels(config: NetworkConfig, stage: int) -> int:
     """Channels after ``stage`` halvings (1, 2, ...): doubling, up to eight times the width."""
     return config.width * min(2 ** max(stage - 1, 0), 8)
+
+
+def _resnet_parts(config: NetworkConfig) -> tuple[Callable[[int], int], Before]:
+    def before(channels: int) -> list[nn.Module]:
+        return [*_norm(config.normalization, channels, image=True), _activation(config)]
+
+    return lambda stage: _channels(config, stage), before
 
 
 def _kernel(size: tuple[int, int]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from models.conditional import ConditionalGenerator, ConditionalNorm, ProjectionCritic
 from models.errors import ConfigError
 from models.resnet import Before, num_blocks, resnet_critic, resnet_generator
 
@@ -34,6 +36,8 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
 """What takes what; the first is what we advise."""
 KINDS = {1: "vectors", 3: "images"}
 """Of items, by their number of axes."""
+EMBEDDING = 16
+"""Size of a class's embedding, where a generator has no normalisation to make conditional."""
 
 
 class NetworkConfig(BaseModel):
@@ -74,33 +78,46 @@ class Critic(nn.Module):
         return scores.squeeze(1)
 
 
-def build_generator(config: GeneratorConfig, shape: Shape) -> nn.Module:
+def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> nn.Module:
     """Build a generator of items of ``shape``; image pixels lie in [-1, 1].
+
+    Args:
+        config: of the generator.
+        shape: of one item.
+        classes: how many, for a class-conditional generator, whose forward takes labels too. An
+            image generator's normalisations become conditional; without any, and for other data,
+            an embedding of the class is concatenated to the latents.
 
     Raises:
         ConfigError: the architecture or normalisation does not fit the shape.
     """
     _check(config, shape, "generator")
+    norms = classes if len(shape) == 3 and config.normalization != "none" else 0
+    embedding = nn.Embedding(classes, EMBEDDING) if classes and not norms else None
+    inputs = config.latent_size + (EMBEDDING if embedding else 0)
+    channels = functools.partial(_channels, config)
     match config.architecture:
         case "mlp":
-            layers = _mlp(config, config.latent_size, shape[0])
+            layers = _mlp(config, inputs, shape[0])
         case "dcgan":
-            layers = _dcgan_generator(config, shape)
+            layers = _dcgan_generator(config, inputs, shape, norms)
         case "resnet":
             sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
             layers = resnet_generator(
-                config.latent_size, shape[0], config.depth, sizes, *_resnet_parts(config)
+                inputs, shape[0], config.depth, sizes, channels, _before(config, norms)
             )
-    return nn.Sequential(*layers)
+    body = nn.Sequential(*layers)
+    return ConditionalGenerator(body, embedding) if classes else body
 
 
-def build_critic(config: CriticConfig, shape: Shape) -> Critic:
-    """Build a critic of items of ``shape``.
+def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Module:
+    """Build a critic of items of ``shape``; with ``classes``, one whose forward takes labels too.
 
     Raises:
         ConfigError: the architecture or normalisation does not fit the shape.
     """
     _check(config, shape, "critic")
+    channels = functools.partial(_channels, config)
     match config.architecture:
         case "mlp":
             layers = _mlp(config, shape[0], 1)
@@ -108,8 +125,12 @@ def build_critic(config: CriticConfig, shape: Shape) -> Critic:
             layers = _dcgan(config, shape)
         case "resnet":
             sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
-            layers = resnet_critic(shape[0], config.depth, sizes, *_resnet_parts(config))
-    return Critic(nn.Sequential(*layers))
+            layers = resnet_critic(shape[0], config.depth, sizes, channels, _before(config))
+    if not classes:
+        return Critic(nn.Sequential(*layers))
+    *features, head = layers
+    assert isinstance(head, nn.Linear)
+    return ProjectionCritic(nn.Sequential(*features), head, classes)
 
 
 def _check(config: NetworkConfig, shape: Shape, role: str) -> None:
@@ -127,7 +148,14 @@ def _check(config: NetworkConfig, shape: Shape, role: str) -> None:
         raise ConfigError(f"{role}.normalization: 'instance' needs images; use 'layer' for vectors")
 
 
-def _norm(kind: Normalization, channels: int, *, image: bool) -> list[nn.Module]:
+def _norm(kind: Normalization, channels: int, *, image: bool, classes: int = 0) -> list[nn.Module]:
+    if classes and kind != "none":  # of an image: only those are made conditional
+        plain: dict[str, nn.Module] = {
+            "batch": nn.BatchNorm2d(channels, affine=False),
+            "layer": nn.GroupNorm(1, channels, affine=False),
+            "instance": nn.InstanceNorm2d(channels),
+        }
+        return [ConditionalNorm(plain[kind], channels, classes)]
     if kind == "batch":
         return [nn.BatchNorm2d(channels) if image else nn.BatchNorm1d(channels)]
     if kind == "layer":  # over all channels and positions of one sample, as in WGAN-GP's critic
@@ -165,11 +193,14 @@ def _channels(config: NetworkConfig, stage: int) -> int:
     return config.width * min(2 ** max(stage - 1, 0), 8)
 
 
-def _resnet_parts(config: NetworkConfig) -> tuple[Callable[[int], int], Before]:
-    def before(channels: int) -> list[nn.Module]:
-        return [*_norm(config.normalization, channels, image=True), _activation(config)]
+def _before(config: NetworkConfig, classes: int = 0) -> Before:
+    """What stands between an image network's convolutions."""
 
-    return lambda stage: _channels(config, stage), before
+    def before(channels: int) -> list[nn.Module]:
+        norm = _norm(config.normalization, channels, image=True, classes=classes)
+        return [*norm, _activation(config)]
+
+    return before
 
 
 def _kernel(size: tuple[int, int]) -> tuple[int, int]:
@@ -200,23 +231,26 @@ def _dcgan(config: CriticConfig, shape: Shape) -> list[nn.Module]:
     return [*layers, nn.Flatten(), nn.Linear(inputs * math.prod(sizes[-1]), 1)]
 
 
-def _dcgan_generator(config: GeneratorConfig, shape: Shape) -> list[nn.Module]:
+def _dcgan_generator(
+    config: GeneratorConfig, inputs: int, shape: Shape, classes: int
+) -> list[nn.Module]:
     """The critic's mirror image: a dense layer, then convolutions back to the image and tanh."""
     sizes = image_sizes(shape[1], shape[2], config.depth)
     stages = len(sizes) - 1
     channels = _channels(config, stages)
     layers: list[nn.Module] = [
-        nn.Linear(config.latent_size, channels * math.prod(sizes[-1])),
+        nn.Linear(inputs, channels * math.prod(sizes[-1])),
         nn.Unflatten(1, (channels, *sizes[-1])),
     ]
+    before = _before(config, classes)
     extra = config.depth - stages
     for stage in range(stages, 0, -1):
-        layers += [*_norm(config.normalization, channels, image=True), _activation(config)]
+        layers += before(channels)
         outputs = _channels(config, stage - 1) if stage > 1 or extra else shape[0]
         layers.append(nn.ConvTranspose2d(channels, outputs, _kernel(sizes[stage - 1]), 2, 1))
         channels = outputs
     for i in range(extra):
-        layers += [*_norm(config.normalization, channels, image=True), _activation(config)]
+        layers += before(channels)
         outputs = config.width if i < extra - 1 else shape[0]
         layers.append(nn.Conv2d(channels, outputs, 3, padding=1))
         channels = outputs

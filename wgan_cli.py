@@ -72,12 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("model", metavar="MODEL", help=model_help)
     sample.add_argument("-n", type=int, default=16, metavar="N", help="how many")
     sample.add_argument("--seed", type=int, default=0, metavar="S")
+    sample.add_argument("--class", dest="class_name", metavar="NAME", help="of a conditional model")
     sample.add_argument("--out", required=True, type=Path, help=".png, .zip, .npz or .npy")
     sample.set_defaults(command=_sample)
 
     score = commands.add_parser("score", help="score image or array files with the critic")
     score.add_argument("model", metavar="MODEL", help=model_help)
     score.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    score.add_argument("--class", dest="class_name", metavar="NAME", help="which the items are of")
     score.add_argument("--json", action="store_true")
     score.set_defaults(command=_score)
 
@@ -203,15 +205,19 @@ def _sample(options: argparse.Namespace) -> None:
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed {options.seed}: must be from 0 to 2**63 - 1")
     model = _load(options.model)
+    label = None if options.class_name is None else model.label(options.class_name)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_bytes(encode(model.sample(options.seed, options.n), suffix))
+    options.out.write_bytes(encode(model.sample(options.seed, options.n, label), suffix))
     _say(f"wrote {options.n} samples to {options.out}")
 
 
 def _score(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from models.formats import read_items
 
     model = _load(options.model)
+    label = None if options.class_name is None else model.label(options.class_name)
     names, scores, percentiles = [], [], []
     for path in options.files:
         if not path.is_file():
@@ -220,7 +226,7 @@ def _score(options: argparse.Namespace) -> None:
             items = model.items(read_items(path.read_bytes(), path.name))
         except UserError as error:
             raise UserError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from None
-        found = model.score(items)
+        found = model.score(items, None if label is None else np.full(len(items), label))
         scores += found.tolist()
         percentiles += model.percentiles(found).tolist()
         names += [f"{path}[{i}]" if len(items) > 1 else str(path) for i in range(len(items))]

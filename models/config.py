@@ -78,6 +78,8 @@ class Config(BaseModel):
     critic: CriticConfig
     constraint: AnyConstraint
     training: TrainingConfig
+    conditional: bool = False
+    """Condition generator and critic on the class of each item; the data must have labels."""
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")

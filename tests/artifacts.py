@@ -15,7 +15,9 @@ from models.images import encode_png, grid
 SHAPES = {"image": (1, 8, 8), "rgb": (3, 16, 12), "vector": (2,)}
 
 
-def tiny_config(kind: str = "image", **changes: dict[str, Any]) -> Config:
+def tiny_config(
+    kind: str = "image", *, conditional: bool = False, **changes: dict[str, Any]
+) -> Config:
     """A configuration of networks so small that a test may train them."""
     architecture = "mlp" if kind == "vector" else "dcgan"
     values: dict[str, dict[str, Any]] = {
@@ -27,18 +29,26 @@ def tiny_config(kind: str = "image", **changes: dict[str, Any]) -> Config:
     }
     for section, keys in changes.items():
         values[section] = {**values.get(section, {}), **keys}
-    return parse_config({"name": "tiny", **values})
+    return parse_config({"name": "tiny", "conditional": conditional, **values})
 
 
 def make_artifact(
-    folder: Path, kind: str = "image", seed: int = 0, **changes: dict[str, Any]
+    folder: Path,
+    kind: str = "image",
+    seed: int = 0,
+    class_counts: dict[str, int] | None = None,
+    **changes: dict[str, Any],
 ) -> Path:
-    """Save an artifact of untrained networks at ``folder`` and return the folder."""
+    """Save an artifact of untrained networks at ``folder`` and return the folder.
+
+    With ``class_counts``, by the classes' names, it is class-conditional.
+    """
     torch.manual_seed(seed)
-    config = tiny_config(kind, **changes)
+    counts = class_counts or {}
+    config = tiny_config(kind, conditional=bool(counts), **changes)
     shape = SHAPES[kind]
     vector = kind == "vector"
-    generator, critic = artifact.build_networks(config, shape)
+    generator, critic = artifact.build_networks(config, shape, len(counts))
     generator.eval()
     critic.eval()
     run = artifact.Run(
@@ -51,6 +61,8 @@ def make_artifact(
             licence=None,
             kind="vector" if vector else "image",
             shape=shape,
+            classes=list(counts),
+            class_counts=list(counts.values()),
             count=10,
             training_count=8,
             heldout_count=2,

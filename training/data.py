@@ -108,6 +108,7 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
             kind="vector" if vector else "image",
             shape=(items.shape[1],) if vector else (items.shape[3], *items.shape[1:3]),
             classes=list(raw.classes),
+            class_counts=_counts(raw.labels, is_heldout, len(raw.classes)),
             count=len(items),
             training_count=training,
             heldout_count=heldout,
@@ -118,6 +119,13 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
         ),
         raw.mixture,
     )
+
+
+def _counts(labels: Array | None, is_heldout: Array, classes: int) -> list[int]:
+    """Training items of each class; empty without labels."""
+    if labels is None:
+        return []
+    return list(map(int, np.bincount(labels[~is_heldout], minlength=classes)))
 
 
 def batch_indices(seed: int, count: int, first: int, size: int) -> Array:

@@ -8,6 +8,7 @@ import torch
 from models.artifact import Figure, Model, Results
 from models.config import EvaluationConfig
 from training import metrics
+from training.classifier import classify, fit_classifier
 from training.data import Dataset, Mixture
 from training.extractor import extract, extractor_card, extractor_for
 from training.metrics import (
@@ -24,7 +25,14 @@ from training.metrics import (
 Array = np.ndarray
 SEED = 0
 """Of the judged samples, so that two evaluations of one model agree."""
-SHARES = {"precision", "recall", "coverage", "high_quality_share"}
+SHARES = {
+    "precision",
+    "recall",
+    "coverage",
+    "high_quality_share",
+    "class_accuracy",
+    "lowest_class_accuracy",
+}
 """Figures from 0 to 1; their intervals are cut there."""
 LOWER_IS_BETTER = {
     "wasserstein_1",
@@ -37,7 +45,8 @@ LOWER_IS_BETTER = {
 def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
     """Judge the generator, as it is served, against held-out real data.
 
-    Vectors are compared in the critic's units, images over an extractor's features.
+    Vectors are compared in the critic's units, images over an extractor's features. A
+    class-conditional one is judged by `class_accuracy` too, if the data has the same classes.
 
     Args:
         model: the generator and its scaling.
@@ -51,7 +60,7 @@ def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
         fake = model.sample(SEED, min(config.samples, len(data.heldout)))
         name = extractor_for(config.extractor, model.run.config.data.source)
         heldout, fake, training = (extract(name, x) for x in (data.heldout, fake, data.training))
-        found = measure(_image_figures, heldout, fake, training)
+        found = measure(_image_figures, heldout, fake, training) | class_accuracy(model, data)
         return Results(extractor=extractor_card(name), figures=_figures(found))
     sets = (data.heldout, model.sample(SEED, config.samples), data.training)
     heldout, fake, training = (
@@ -60,7 +69,47 @@ def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
     found = measure(_vector_figures, heldout, fake, training)
     if data.mixture:
         found |= measure(_mixture_figures(data.mixture), heldout, fake, training)
+    found |= class_accuracy(model, data)
     return Results(extractor=None, figures=_figures(found))
+
+
+def class_accuracy(model: Model, data: Dataset) -> dict[str, metrics.Figure]:
+    """How often an independent classifier finds the class that a sample was asked for.
+
+    The classifier has seen real training items only. The floor is its accuracy on held-out real
+    items; labels are distributed as in training.
+
+    Args:
+        model: any; one without classes has no such figure.
+        data: with the model's classes, or else there is no such figure.
+
+    Returns:
+        ``class_accuracy``, and ``lowest_class_accuracy`` of any one class; or nothing.
+    """
+    if data.labels is None or not model.classes or model.classes != data.card.classes:
+        return {}
+    training = torch.from_numpy(data.labels[~data.is_heldout])
+    heldout = torch.from_numpy(data.labels[data.is_heldout])
+    classifier = fit_classifier(
+        model.scaling.to_model(torch.from_numpy(data.training)), training, len(model.classes)
+    )
+    count = len(heldout)
+    asked = torch.from_numpy(model.labels(SEED, count))
+    rows = []
+    for items, labels in ((data.heldout, heldout), (model.sample(SEED, count), asked)):
+        answers = classify(classifier, model.scaling.to_model(torch.from_numpy(items)))
+        rows.append(torch.stack([labels, (answers == labels).long()], dim=1).numpy())
+    real, fake = rows
+    return measure(_accuracies, real, fake, real)
+
+
+def _accuracies(real: Array, fake: Array) -> dict[str, float]:
+    """Of rows of a label and whether it was found."""
+    each = [fake[fake[:, 0] == label, 1].mean() for label in np.unique(fake[:, 0])]
+    return {
+        "class_accuracy": float(fake[:, 1].mean()),
+        "lowest_class_accuracy": float(min(each)),
+    }
 
 
 def _image_figures(real: Array, fake: Array) -> dict[str, float]:

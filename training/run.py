@@ -15,6 +15,7 @@ import torch
 
 from models import artifact, images
 from models.artifact import Model, Results, Run
+from models.conditional import WithLabels
 from models.config import Config
 from models.errors import UserError
 from models.formats import encode
@@ -26,6 +27,7 @@ from training.evaluate import judge
 from training.loop import Interrupted, Row, train
 from training.tracking import track_and_register
 
+Array = np.ndarray
 ARTIFACT = "artifact"
 CHECKPOINTS = "checkpoints"
 REGISTERED = "registered.json"
@@ -125,21 +127,26 @@ def _finish(
         history=history,
     )
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
-    scores = model.score(data.heldout)
+    labels = data.labels[data.is_heldout] if model.classes and data.labels is not None else None
+    scores = model.score(data.heldout, labels)
     quantiles = np.quantile(scores.astype(np.float64), artifact.QUANTILE_LEVELS)
     few = min(MEASURED, len(data.heldout))
     real, fake = (
         model.scaling.to_model(torch.from_numpy(x))
-        for x in (data.heldout[:few], model.sample(config.training.seed, few))
+        for x in (
+            data.heldout[:few],
+            model.sample(config.training.seed, few, label=None if labels is None else labels[:few]),
+        )
     )
+    bound = critic if labels is None else WithLabels(critic, torch.from_numpy(labels[:few]))
     torch.manual_seed(config.training.seed)  # of the points between real and fake
     run = run.model_copy(
         update={
             "results": judge(model, data, config.evaluation),
-            "lipschitz": {"gradient_norm": gradient_norm_summary(critic, real, fake)},
+            "lipschitz": {"gradient_norm": gradient_norm_summary(bound, real, fake)},
         }
     )
-    samples = model.sample(config.training.seed, GRID_COUNT if model.is_image else SCATTERED)
+    samples = _shown(model, config.training.seed)
     if model.is_image and model.shape[0] in images.MODES:
         picture = encode(samples, "png")
     elif model.is_image:  # more channels than a picture has: show the first
@@ -156,6 +163,14 @@ def _finish(
         picture,
         model_card(run),
     )
+
+
+def _shown(model: Model, seed: int) -> Array:
+    """Samples for the artifact's picture; with classes, a row of each, the first ten at most."""
+    rows = min(len(model.classes), 10)
+    if model.is_image and rows:
+        return np.concatenate([model.sample(seed, rows, label) for label in range(rows)])
+    return model.sample(seed, GRID_COUNT if model.is_image else SCATTERED)
 
 
 def _provenance(device: torch.device, seconds: float) -> dict[str, object]:

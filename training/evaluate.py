@@ -48,12 +48,14 @@ def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
         Every figure with its floor and interval, and the extractor.
     """
     if model.is_image:
-        fake = model.sample(SEED, min(config.samples, len(data.heldout)))
+        n = min(config.samples, data.card.heldout_count, data.card.training_count)
+        fake, heldout, training = model.sample(SEED, n), *_real(data, n)
         name = extractor_for(config.extractor, model.run.config.data.source)
-        heldout, fake, training = (extract(name, x) for x in (data.heldout, fake, data.training))
+        heldout, fake, training = (extract(name, x) for x in (heldout, fake, training))
         found = measure(_image_figures, heldout, fake, training)
         return Results(extractor=extractor_card(name), figures=_figures(found))
-    sets = (data.heldout, model.sample(SEED, config.samples), data.training)
+    heldout, training = _real(data, config.samples)
+    sets = (heldout, model.sample(SEED, config.samples), training)
     heldout, fake, training = (
         model.scaling.to_model(torch.from_numpy(x)).double().numpy() for x in sets
     )
@@ -61,6 +63,11 @@ def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
     if data.mixture:
         found |= measure(_mixture_figures(data.mixture), heldout, fake, training)
     return Results(extractor=None, figures=_figures(found))
+
+
+def _real(data: Dataset, n: int) -> tuple[Array, Array]:
+    """At most n held-out and n training items: more would not be used, and may not fit memory."""
+    return data.some(n, heldout=True), data.some(n, heldout=False)
 
 
 def _image_figures(real: Array, fake: Array) -> dict[str, float]:

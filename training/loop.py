@@ -24,7 +24,7 @@ from training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from training.data import Dataset, batch_indices
+from training.data import Dataset, TrainingItems, batch_indices
 
 Row = dict[str, float]
 """One line of the history: step, critic_gap, critic_loss, gradient_norm, samples_per_second."""
@@ -91,7 +91,7 @@ def train(
         done, history = saved.step, saved.history
 
     scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
-    items = torch.from_numpy(data.training).to(device)
+    items = TrainingItems(data, device)
     batch, latent_size = settings.batch_size, config.generator.latent_size
     autocast = torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16")
     started, samples_seen = time.perf_counter(), 0
@@ -107,7 +107,7 @@ def train(
             step * settings.num_critic_steps, (step + 1) * settings.num_critic_steps
         ):
             indices = batch_indices(settings.seed, len(items), critic_step * batch, batch)
-            real = scaling.to_model(items[torch.from_numpy(indices).to(device)])
+            real = scaling.to_model(items.take(indices))
             with autocast:
                 with torch.no_grad():
                     fake = generator(torch.randn(batch, latent_size, device=device)).float()

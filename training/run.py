@@ -33,6 +33,10 @@ GRID_COUNT = 64
 SCATTERED = 2500
 MEASURED = 512
 """Items, at most, at which the critic's gradient is measured."""
+SCORED = 10_000
+"""Held-out items, at most, among whose scores a score's percentile is told."""
+NAMED_AT_MOST = 20
+"""Broken files; further ones are only counted."""
 
 
 def run_training(
@@ -78,6 +82,10 @@ def run_training(
         f"data: {card.name}, {card.training_count} items {card.shape} to train on, "
         f"{card.heldout_count} held out"
     )
+    for line in data.problems[:NAMED_AT_MOST]:
+        say(f"  skipped {line}")
+    if len(data.problems) > NAMED_AT_MOST:
+        say(f"  skipped {len(data.problems) - NAMED_AT_MOST} more: see `wgan data inspect`")
     state, history = train(config, data, checkpoints, device, report, stop_requested)
     if finished.exists():
         say(f"{finished} is already complete")
@@ -125,12 +133,13 @@ def _finish(
         history=history,
     )
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
-    scores = model.score(data.heldout)
+    heldout = data.some(SCORED, heldout=True)
+    scores = model.score(heldout)
     quantiles = np.quantile(scores.astype(np.float64), artifact.QUANTILE_LEVELS)
-    few = min(MEASURED, len(data.heldout))
+    few = min(MEASURED, len(heldout))
     real, fake = (
         model.scaling.to_model(torch.from_numpy(x))
-        for x in (data.heldout[:few], model.sample(config.training.seed, few))
+        for x in (heldout[:few], model.sample(config.training.seed, few))
     )
     torch.manual_seed(config.training.seed)  # of the points between real and fake
     run = run.model_copy(
@@ -145,7 +154,7 @@ def _finish(
     elif model.is_image:  # more channels than a picture has: show the first
         picture = encode(samples[..., :1], "png")
     else:
-        picture = images.encode_png(scatter(data.heldout[:SCATTERED], samples))
+        picture = images.encode_png(scatter(heldout[:SCATTERED], samples))
     artifact.save_artifact(
         folder,
         run,

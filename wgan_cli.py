@@ -55,7 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         "--steps 200 --out runs/first",
     )
     train.add_argument("--preset", required=True, metavar="NAME", help="settings to start from")
-    train.add_argument("--data", metavar="D", help="a built-in data set, or a .npy or .npz file")
+    train.add_argument(
+        "--data",
+        metavar="D",
+        help="a built-in data set; a .npy, .npz, .csv or .parquet file; a folder, .zip or .tar of "
+        "images; or a URL of one of these",
+    )
     train.add_argument("--constraint", metavar="KIND", help="the critic constraint")
     train.add_argument("--steps", metavar="N", help="generator steps")
     train.add_argument("--seed", metavar="S", help="of everything random")
@@ -73,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("-n", type=int, default=16, metavar="N", help="how many")
     sample.add_argument("--seed", type=int, default=0, metavar="S")
     sample.add_argument("--class", dest="class_name", metavar="NAME", help="of a conditional model")
-    sample.add_argument("--out", required=True, type=Path, help=".png, .zip, .npz or .npy")
+    sample.add_argument("--out", required=True, type=Path, help=".png, .zip, .npz, .npy or .csv")
     sample.set_defaults(command=_sample)
 
     score = commands.add_parser("score", help="score image or array files with the critic")
@@ -207,7 +212,8 @@ def _sample(options: argparse.Namespace) -> None:
     model = _load(options.model)
     label = None if options.class_name is None else model.label(options.class_name)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_bytes(encode(model.sample(options.seed, options.n, label), suffix))
+    samples = model.sample(options.seed, options.n, label)
+    options.out.write_bytes(encode(samples, suffix, model.run.data.columns))
     _say(f"wrote {options.n} samples to {options.out}")
 
 

@@ -58,6 +58,8 @@ class DataCard(BaseModel):
     columns: list[str] = []
     """Names of a table's columns; empty for other data."""
     count: int
+    skipped: int = 0
+    """Image files that could not be decoded; `count` is without them."""
     training_count: int
     heldout_count: int
     heldout_fraction: float

@@ -19,7 +19,12 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    """A built-in name (digits, 8gaussians, 25gaussians, swissroll) or a .npy or .npz file."""
+    """A built-in name (digits, 8gaussians, 25gaussians, swissroll); a .npy, .npz, .csv, .tsv or
+    .parquet file; a folder, .zip or .tar of images; or a URL of one of these."""
+    size: int | None = Field(default=None, ge=4, le=1024)
+    """Pixels: images are resized, and cropped in the middle, to this square. None: as they are."""
+    max_broken_fraction: float = Field(default=0.01, ge=0, lt=1)
+    """Share of image files that may be broken, and are skipped; with more the run fails."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of the distinct items that is held out: an item is, or is not, by its own hash."""
 

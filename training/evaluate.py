@@ -21,10 +21,13 @@ from training.metrics import (
     sliced_wasserstein_1,
     wasserstein_1,
 )
+from training.sources.cache import take
 
 Array = np.ndarray
 SEED = 0
 """Of the judged samples, so that two evaluations of one model agree."""
+CLASSIFIED = 20_000
+"""Items, at most, that the classifier is trained on and that it classifies."""
 SHARES = {
     "precision",
     "recall",
@@ -57,12 +60,14 @@ def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
         Every figure with its floor and interval, and the extractor.
     """
     if model.is_image:
-        fake = model.sample(SEED, min(config.samples, len(data.heldout)))
+        n = min(config.samples, data.card.heldout_count, data.card.training_count)
+        fake, heldout, training = model.sample(SEED, n), *_real(data, n)
         name = extractor_for(config.extractor, model.run.config.data.source)
-        heldout, fake, training = (extract(name, x) for x in (data.heldout, fake, data.training))
+        heldout, fake, training = (extract(name, x) for x in (heldout, fake, training))
         found = measure(_image_figures, heldout, fake, training) | class_accuracy(model, data)
         return Results(extractor=extractor_card(name), figures=_figures(found))
-    sets = (data.heldout, model.sample(SEED, config.samples), data.training)
+    heldout, training = _real(data, config.samples)
+    sets = (heldout, model.sample(SEED, config.samples), training)
     heldout, fake, training = (
         model.scaling.to_model(torch.from_numpy(x)).double().numpy() for x in sets
     )
@@ -88,15 +93,19 @@ def class_accuracy(model: Model, data: Dataset) -> dict[str, metrics.Figure]:
     """
     if data.labels is None or not model.classes or model.classes != data.card.classes:
         return {}
-    training = torch.from_numpy(data.labels[~data.is_heldout])
-    heldout = torch.from_numpy(data.labels[data.is_heldout])
+    places = data.some_places(CLASSIFIED, heldout=False)
     classifier = fit_classifier(
-        model.scaling.to_model(torch.from_numpy(data.training)), training, len(model.classes)
+        model.scaling.to_model(torch.from_numpy(take(data.items, places))),
+        torch.from_numpy(data.labels[places]),
+        len(model.classes),
     )
-    count = len(heldout)
-    asked = torch.from_numpy(model.labels(SEED, count))
+    places = data.some_places(CLASSIFIED, heldout=True)
     rows = []
-    for items, labels in ((data.heldout, heldout), (model.sample(SEED, count), asked)):
+    for items, found in (
+        (take(data.items, places), data.labels[places]),
+        (model.sample(SEED, len(places)), model.labels(SEED, len(places))),
+    ):
+        labels = torch.from_numpy(found)
         answers = classify(classifier, model.scaling.to_model(torch.from_numpy(items)))
         rows.append(torch.stack([labels, (answers == labels).long()], dim=1).numpy())
     real, fake = rows
@@ -110,6 +119,11 @@ def _accuracies(real: Array, fake: Array) -> dict[str, float]:
         "class_accuracy": float(fake[:, 1].mean()),
         "lowest_class_accuracy": float(min(each)),
     }
+
+
+def _real(data: Dataset, n: int) -> tuple[Array, Array]:
+    """At most n held-out and n training items: more would not be used, and may not fit memory."""
+    return data.some(n, heldout=True), data.some(n, heldout=False)
 
 
 def _image_figures(real: Array, fake: Array) -> dict[str, float]:

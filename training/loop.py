@@ -25,7 +25,7 @@ from training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from training.data import Dataset, batch_indices
+from training.data import Dataset, TrainingItems, batch_indices
 
 Row = dict[str, float]
 """One line of the history: step, critic_gap, critic_loss, gradient_norm, samples_per_second."""
@@ -92,10 +92,10 @@ def train(
         done, history = saved.step, saved.history
 
     scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
-    items = torch.from_numpy(data.training).to(device)
+    items = TrainingItems(data, device)
     all_labels = None
     if config.conditional and data.labels is not None:
-        all_labels = torch.from_numpy(data.labels[~data.is_heldout]).to(device)
+        all_labels = torch.from_numpy(data.labels[items.places]).to(device)
     scored: nn.Module = critic
     labels: list[Tensor] = []  # none, or those of the batch
     batch, latent_size = settings.batch_size, config.generator.latent_size
@@ -112,11 +112,10 @@ def train(
         for critic_step in range(
             step * settings.num_critic_steps, (step + 1) * settings.num_critic_steps
         ):
-            order = batch_indices(settings.seed, len(items), critic_step * batch, batch)
-            indices = torch.from_numpy(order).to(device)
-            real = scaling.to_model(items[indices])
+            indices = batch_indices(settings.seed, len(items), critic_step * batch, batch)
+            real = scaling.to_model(items.take(indices))
             if all_labels is not None:
-                labels = [all_labels[indices]]
+                labels = [all_labels[torch.from_numpy(indices).to(device)]]
                 scored = WithLabels(critic, *labels)
             with autocast:
                 with torch.no_grad():

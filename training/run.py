@@ -25,6 +25,7 @@ from training.checkpoint import TrainingState, newest_checkpoint
 from training.data import Dataset, load_data
 from training.evaluate import judge
 from training.loop import Interrupted, Row, train
+from training.sources.cache import take
 from training.tracking import track_and_register
 
 Array = np.ndarray
@@ -35,6 +36,10 @@ GRID_COUNT = 64
 SCATTERED = 2500
 MEASURED = 512
 """Items, at most, at which the critic's gradient is measured."""
+SCORED = 10_000
+"""Held-out items, at most, among whose scores a score's percentile is told."""
+NAMED_AT_MOST = 20
+"""Broken files; further ones are only counted."""
 
 
 def run_training(
@@ -80,6 +85,10 @@ def run_training(
         f"data: {card.name}, {card.training_count} items {card.shape} to train on, "
         f"{card.heldout_count} held out"
     )
+    for line in data.problems[:NAMED_AT_MOST]:
+        say(f"  skipped {line}")
+    if len(data.problems) > NAMED_AT_MOST:
+        say(f"  skipped {len(data.problems) - NAMED_AT_MOST} more: see `wgan data inspect`")
     state, history = train(config, data, checkpoints, device, report, stop_requested)
     if finished.exists():
         say(f"{finished} is already complete")
@@ -127,14 +136,16 @@ def _finish(
         history=history,
     )
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
-    labels = data.labels[data.is_heldout] if model.classes and data.labels is not None else None
-    scores = model.score(data.heldout, labels)
+    places = data.some_places(SCORED, heldout=True)
+    heldout = take(data.items, places)
+    labels = data.labels[places] if model.classes and data.labels is not None else None
+    scores = model.score(heldout, labels)
     quantiles = np.quantile(scores.astype(np.float64), artifact.QUANTILE_LEVELS)
-    few = min(MEASURED, len(data.heldout))
+    few = min(MEASURED, len(heldout))
     real, fake = (
         model.scaling.to_model(torch.from_numpy(x))
         for x in (
-            data.heldout[:few],
+            heldout[:few],
             model.sample(config.training.seed, few, label=None if labels is None else labels[:few]),
         )
     )
@@ -152,7 +163,7 @@ def _finish(
     elif model.is_image:  # more channels than a picture has: show the first
         picture = encode(samples[..., :1], "png")
     else:
-        picture = images.encode_png(scatter(data.heldout[:SCATTERED], samples))
+        picture = images.encode_png(scatter(heldout[:SCATTERED], samples))
     artifact.save_artifact(
         folder,
         run,

@@ -18,6 +18,7 @@ from models.config import DataConfig
 from models.errors import DataError
 from models.images import MODES, fit_square
 from training.sources.cache import item_digests, take
+from training.sources.emoji import load_emoji32
 from training.sources.files import ARCHIVES, Location, locate
 from training.sources.images import load_images
 from training.sources.mnist5k import load_mnist5k
@@ -355,9 +356,15 @@ def _mnist5k() -> _Source:
     return _Source(images, "mnist5k", source, "CC-BY-SA-3.0", labels=labels, classes=classes)
 
 
+def _emoji32() -> _Source:
+    images, groups = load_emoji32()
+    return _Source(images, "emoji32", "Noto Color Emoji (Google)", "OFL-1.1", groups=groups)
+
+
 BUILT_IN = {
     "digits": _digits,
     "mnist5k": _mnist5k,
+    "emoji32": _emoji32,
     "8gaussians": _8gaussians,
     "25gaussians": _25gaussians,
     "swissroll": _swissroll,

@@ -261,12 +261,13 @@ def _read(config: DataConfig) -> _Source:
     """Read a user's own data, of whatever kind it is."""
     source = config.source
     where = locate(source)
-    if where.suffix in ARRAYS and where.is_file():
+    kind = where.kind()
+    if kind == "file" and where.suffix in ARRAYS:
         return _read_arrays(where)
-    if where.suffix in TABLES and where.is_file():
+    if kind == "file" and where.suffix in TABLES:
         values, columns = load_table(where)
         return _Source(values, where.name, source, None, columns=tuple(columns))
-    if where.is_folder() or (where.suffix in ARCHIVES and where.is_file()):
+    if kind == "folder" or (kind == "file" and where.suffix in ARCHIVES):
         found = load_images(where, config.size, config.max_broken_fraction)
         return _Source(
             found.items,
@@ -278,7 +279,7 @@ def _read(config: DataConfig) -> _Source:
             digests=found.digests,
             problems=tuple(found.skipped),
         )
-    if where.is_file():
+    if kind:
         raise DataError(
             f"{source}: not a kind of file that is read: {', '.join((*ARRAYS, *TABLES, *ARCHIVES))}"
         )

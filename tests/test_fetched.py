@@ -16,7 +16,9 @@ import pytest
 from models.config import DataConfig
 from models.errors import DataError
 from training.data import Dataset, load_data
+from training.sources import emoji as emoji_module
 from training.sources import mnist5k
+from training.sources.emoji import _groups, load_emoji32
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,3 +103,74 @@ def test_another_file_in_its_place_is_refused(
         archive.writestr(mnist5k.MEMBER, b"other digits")
     with pytest.raises(DataError, match="SHA-256"):
         load_data(DataConfig(source="mnist5k"))
+
+
+@pytest.fixture(scope="module")
+def emoji(cached: Path) -> Dataset:
+    try:
+        return load_data(DataConfig(source="emoji32"))
+    except DataError as error:
+        if "no font" not in str(error):
+            raise
+        pytest.skip(f"no Debian packages: {error}")
+
+
+def test_emoji32_is_small_and_coloured(emoji: Dataset) -> None:
+    assert emoji.items.shape[1:] == (32, 32, 3)
+    assert len(emoji.items) > 3500
+    assert (emoji.items[:, 0] == 255).mean() > 0.8, "laid on white"
+    assert load_data(DataConfig(source="emoji32")).card == emoji.card
+
+
+def test_no_emoji_is_held_out_from_its_near_duplicates(emoji: Dataset) -> None:
+    pixels = emoji.items.reshape(len(emoji.items), -1).astype(np.float64) / 255
+    train, held = pixels[~emoji.is_heldout], pixels[emoji.is_heldout]
+    squares = (held**2).sum(1)[:, None] + (train**2).sum(1) - 2 * held @ train.T
+    assert np.sqrt(squares.min() / pixels.shape[1]) > 0.059  # CLOSE, less float32's rounding
+
+
+def test_skin_tones_and_genders_stay_together(emoji: Dataset) -> None:
+    """By the names of the code points: the same sign is never on both sides."""
+    _, groups = load_emoji32()
+    sides: dict[str, set[bool]] = {}
+    for group, heldout in zip(groups, emoji.is_heldout, strict=True):
+        sides.setdefault(group, set()).add(bool(heldout))
+    assert all(len(side) == 1 for side in sides.values())
+    assert 1000 < len(sides) < 2500
+    held = sum(side == {True} for side in sides.values()) / len(sides)
+    assert abs(held - 0.2) < 4 * np.sqrt(0.16 / len(sides))
+    # The six clapping hands (1F44F) and the six tones of a woman bowing and of a man bowing.
+    assert groups.count("1f44f") == 6
+    assert groups.count("1f647") + groups.count("2640-200d-1f647") == 18
+
+
+def test_variants_differ_by_modifiers_alone() -> None:
+    white = np.full((6, 32, 32, 3), 255, np.uint8)
+    far = np.random.default_rng(0).integers(0, 256, white.shape, np.uint8)
+    hand, dark = (0x1F44F,), (0x1F44F, 0x1F3FF)
+    she, he = (0x1F469, 0x200D, 0x1F4BB), (0x1F468, 0x200D, 0x1F4BB)
+    sequences = [hand, he, she, dark, (0x1F6AA,), (0x1F6AB,)]
+    hands, desk = "1f44f", "1f468-200d-1f4bb"
+    assert _groups(sequences, far) == [hands, desk, desk, hands, "1f6aa", "1f6ab"]
+    far[5] = np.clip(far[4].astype(int) + 3, 0, 255)  # hardly different pixels
+    assert _groups(sequences, far)[4:] == ["1f6aa", "1f6aa"]
+    far[5] = np.clip(far[0].astype(int) + 3, 0, 255)  # of another group's member
+    assert _groups(sequences, far) == [hands, desk, desk, hands, "1f6aa", hands]
+    assert set(_groups(sequences, white)) == {hands}
+
+
+def test_without_a_font_emoji32_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path))
+    monkeypatch.setenv("WGAN_EMOJI_FONT", str(tmp_path / "none.ttf"))
+    with pytest.raises(DataError, match="WGAN_EMOJI_FONT"):
+        load_data(DataConfig(source="emoji32"))
+    (tmp_path / "none.ttf").write_bytes(b"no font")
+    with pytest.raises(DataError, match="no colour bitmaps"):
+        load_data(DataConfig(source="emoji32"))
+    monkeypatch.delenv("WGAN_EMOJI_FONT")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if not (Path("/") / emoji_module.FONT).exists():
+        with pytest.raises(DataError, match="WGAN_EMOJI_FONT"):
+            load_data(DataConfig(source="emoji32"))

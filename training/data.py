@@ -18,6 +18,7 @@ from models.config import DataConfig
 from models.errors import DataError
 from models.images import MODES, fit_square
 from training.sources.cache import item_digests, take
+from training.sources.emoji import load_emoji32
 from training.sources.files import ARCHIVES, Location, locate
 from training.sources.images import load_images
 from training.sources.mnist5k import load_mnist5k
@@ -272,12 +273,13 @@ def _read(config: DataConfig) -> _Source:
     """Read a user's own data, of whatever kind it is."""
     source = config.source
     where = locate(source)
-    if where.suffix in ARRAYS and where.is_file():
+    kind = where.kind()
+    if kind == "file" and where.suffix in ARRAYS:
         return _read_arrays(where)
-    if where.suffix in TABLES and where.is_file():
+    if kind == "file" and where.suffix in TABLES:
         values, columns = load_table(where)
         return _Source(values, where.name, source, None, columns=tuple(columns))
-    if where.is_folder() or (where.suffix in ARCHIVES and where.is_file()):
+    if kind == "folder" or (kind == "file" and where.suffix in ARCHIVES):
         found = load_images(where, config.size, config.max_broken_fraction)
         return _Source(
             found.items,
@@ -289,7 +291,7 @@ def _read(config: DataConfig) -> _Source:
             digests=found.digests,
             problems=tuple(found.skipped),
         )
-    if where.is_file():
+    if kind:
         raise DataError(
             f"{source}: not a kind of file that is read: {', '.join((*ARRAYS, *TABLES, *ARCHIVES))}"
         )
@@ -367,9 +369,15 @@ def _mnist5k() -> _Source:
     return _Source(images, "mnist5k", source, "CC-BY-SA-3.0", labels=labels, classes=classes)
 
 
+def _emoji32() -> _Source:
+    images, groups = load_emoji32()
+    return _Source(images, "emoji32", "Noto Color Emoji (Google)", "OFL-1.1", groups=groups)
+
+
 BUILT_IN = {
     "digits": _digits,
     "mnist5k": _mnist5k,
+    "emoji32": _emoji32,
     "8gaussians": _8gaussians,
     "25gaussians": _25gaussians,
     "swissroll": _swissroll,

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from models.errors import DataError
@@ -43,19 +43,22 @@ class Location(NamedTuple):
         name = PurePosixPath(self.path).name
         return name[: len(name) - len(self.suffix)] or name
 
-    def is_folder(self) -> bool:
-        """Whether there is such a folder."""
-        if self.fs is None:
-            return Path(self.path).is_dir()
-        with reading(self.source):
-            return bool(self.fs.isdir(self.path))
+    def kind(self) -> Literal["file", "folder"] | None:
+        """What is there; None for nothing.
 
-    def is_file(self) -> bool:
-        """Whether there is such a file."""
+        Raises:
+            DataError: access is denied, or the server does not answer.
+        """
         if self.fs is None:
-            return Path(self.path).is_file()
+            path = Path(self.path)
+            return "folder" if path.is_dir() else "file" if path.is_file() else None
         with reading(self.source):
-            return bool(self.fs.isfile(self.path))
+            try:
+                # Not `isfile` and `isdir`, which answer no where access is denied.
+                found = self.fs.info(self.path)["type"]
+            except FileNotFoundError:
+                return None
+        return "folder" if found == "directory" else "file"
 
     def open(self) -> IO[bytes]:
         """Open the file to read its bytes."""

@@ -19,7 +19,7 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    """A built-in name (digits, 8gaussians, 25gaussians, swissroll) or a .npy or .npz file."""
+    """A built-in name (digits, 8gaussians, 25gaussians, swissroll, ar2) or a .npy or .npz file."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of the distinct items that is held out: an item is, or is not, by its own hash."""
 

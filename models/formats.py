@@ -23,11 +23,11 @@ def encode(samples: Array, format: str) -> bytes:
     """Encode samples as one file.
 
     Args:
-        samples: uint8 ``(N, H, W, C)`` or float32 ``(N, D)``.
+        samples: uint8 ``(N, H, W, C)``, float32 ``(N, D)`` or ``(N, T, D)``.
         format: one of `SAMPLE_FORMATS`; png is one grid, zip one PNG for each sample.
 
     Raises:
-        ShapeError: vectors have no picture.
+        ShapeError: only images have a picture.
     """
     out = io.BytesIO()
     if format == "npz":
@@ -37,7 +37,8 @@ def encode(samples: Array, format: str) -> bytes:
         np.save(out, samples)
         return out.getvalue()
     if samples.ndim != 4:
-        raise ShapeError(f"the model makes vectors, which have no {format}; ask for npz")
+        kind = "vectors" if samples.ndim == 2 else "sequences"
+        raise ShapeError(f"the model makes {kind}, which have no {format}; ask for npz")
     if format == "png":
         factor = max(1, LEGIBLE // max(samples.shape[1:3]))
         return encode_png(grid(enlarge(samples, factor)))

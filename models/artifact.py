@@ -66,7 +66,7 @@ class DataCard(BaseModel):
     sha256: str
     """Over the sorted hashes of the items: the order of the items does not matter."""
     offset: list[float]
-    """Vectors: subtracted from each feature, then divided by `scale`. Images: empty."""
+    """Subtracted from each feature, which is then divided by `scale`. Images: empty."""
     scale: list[float]
 
 
@@ -194,7 +194,7 @@ class Model:
         return sampling.generate(self.generator, self.scaling, size, seed, count, start, labels)
 
     def sample(self, seed: int, count: int, label: int | Array | None = None) -> Array:
-        """Return samples of a seed: uint8 ``(N, H, W, C)`` or float32 ``(N, D)``."""
+        """Return samples of a seed: uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``."""
         return np.concatenate(list(self.samples(seed, count, label=label)))
 
     def items(self, values: Array) -> Array:
@@ -202,10 +202,10 @@ class Model:
 
         Args:
             values: ``(N, H, W, C)``, or ``(N, H, W)`` where C is 1, of whole numbers 0 to 255;
-                or ``(N, D)`` of finite numbers.
+                or ``(N, D)`` or ``(N, T, D)`` of finite numbers.
 
         Returns:
-            uint8 ``(N, H, W, C)`` or float32 ``(N, D)``.
+            uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``.
 
         Raises:
             ShapeError: they are not that; says what is expected.

@@ -19,8 +19,8 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    """A built-in name (digits, 8gaussians, 25gaussians, swissroll); a .npy, .npz, .csv, .tsv or
-    .parquet file; a folder, .zip or .tar of images; or a URL of one of these."""
+    """A built-in name (digits, mnist5k, emoji32, 8gaussians, 25gaussians, swissroll, ar2); a .npy,
+    .npz, .csv, .tsv or .parquet file; a folder, .zip or .tar of images; or a URL of these."""
     size: int | None = Field(default=None, ge=4, le=1024)
     """Pixels: images are resized, and cropped in the middle, to this square. None: as they are."""
     max_broken_fraction: float = Field(default=0.01, ge=0, lt=1)

@@ -1,4 +1,4 @@
-"""Generators and critics: a multi-layer perceptron for vectors, DCGAN and ResNet for images."""
+"""Generators and critics: MLP for vectors, DCGAN and ResNet for images, GRU, LSTM for sequences."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from models.conditional import ConditionalGenerator, ConditionalNorm, ProjectionCritic
 from models.errors import ConfigError
+from models.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 from models.resnet import Before, num_blocks, resnet_critic, resnet_generator
 
 Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu"]
 Normalization = Literal["none", "batch", "layer", "instance"]
-Architecture = Literal["mlp", "dcgan", "resnet"]
+Architecture = Literal["mlp", "dcgan", "resnet", "gru", "lstm"]
 Shape = tuple[int, ...]
-"""Of one item: ``(D,)`` for a vector, ``(C, H, W)`` for an image."""
+"""Of one item: ``(D,)`` for a vector, ``(C, H, W)`` for an image, ``(T, D)`` for a sequence."""
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -32,18 +33,22 @@ SMALLEST_MAP = 4
 ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
     "vectors": ("mlp",),
     "images": ("dcgan", "resnet"),
+    "sequences": ("gru", "lstm"),
 }
 """What takes what; the first is what we advise."""
-KINDS = {1: "vectors", 3: "images"}
+KINDS = {1: "vectors", 2: "sequences", 3: "images"}
 """Of items, by their number of axes."""
 EMBEDDING = 16
 """Size of a class's embedding, where a generator has no normalisation to make conditional."""
+STEP_EMBEDDING = 4
+"""The same, for each step of a sequence."""
 
 
 class NetworkConfig(BaseModel):
     """One network. ``depth`` counts hidden layers; ``width`` their units or base channels.
 
-    A shortcut of a ResNet is no layer: the longest path counts.
+    A shortcut of a ResNet is no layer: the longest path counts. For ``gru`` and ``lstm`` it is the
+    number of recurrent layers; a dense hidden layer, with the activation, follows them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -93,8 +98,10 @@ def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> 
     """
     _check(config, shape, "generator")
     norms = classes if len(shape) == 3 and config.normalization != "none" else 0
-    embedding = nn.Embedding(classes, EMBEDDING) if classes and not norms else None
-    inputs = config.latent_size + (EMBEDDING if embedding else 0)
+    embedded = 0 if norms or not classes else EMBEDDING
+    if embedded and len(shape) == 2:
+        embedded = STEP_EMBEDDING * shape[0]
+    inputs = config.latent_size + embedded
     channels = functools.partial(_channels, config)
     match config.architecture:
         case "mlp":
@@ -106,8 +113,12 @@ def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> 
             layers = resnet_generator(
                 inputs, shape[0], config.depth, sizes, channels, _before(config, norms)
             )
+        case "gru" | "lstm":
+            layers = _recurrent_generator(config, inputs, shape)
     body = nn.Sequential(*layers)
-    return ConditionalGenerator(body, embedding) if classes else body
+    if not classes:
+        return body
+    return ConditionalGenerator(body, nn.Embedding(classes, embedded) if embedded else None)
 
 
 def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Module:
@@ -126,6 +137,10 @@ def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Mod
         case "resnet":
             sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
             layers = resnet_critic(shape[0], config.depth, sizes, channels, _before(config))
+        case "gru" | "lstm":
+            dense = [nn.Linear(config.width, config.width), _activation(config)]
+            layers = [*_recurrent(config, shape[1]), PoolSteps(), *dense]
+            layers.append(nn.Linear(config.width, 1))
     if not classes:
         return Critic(nn.Sequential(*layers))
     *features, head = layers
@@ -146,6 +161,17 @@ def _check(config: NetworkConfig, shape: Shape, role: str) -> None:
         )
     if kind == "vectors" and config.normalization == "instance":
         raise ConfigError(f"{role}.normalization: 'instance' needs images; use 'layer' for vectors")
+    if kind == "sequences" and config.normalization in ("batch", "instance"):
+        raise ConfigError(
+            f"{role}.normalization: '{config.normalization}' does not take sequences; use 'layer'"
+        )
+    if isinstance(config, GeneratorConfig) and kind == "sequences":
+        steps, size = shape[0], config.latent_size
+        if size % steps:
+            raise ConfigError(
+                f"generator.latent_size: each of the {steps} steps gets its share of the latent, "
+                f"which {size} does not divide into; set a multiple, such as {2 * steps}"
+            )
 
 
 def _norm(kind: Normalization, channels: int, *, image: bool, classes: int = 0) -> list[nn.Module]:
@@ -175,6 +201,31 @@ def _mlp(config: NetworkConfig, inputs: int, outputs: int) -> list[nn.Module]:
         ]
         inputs = config.width
     return [*layers, nn.Linear(inputs, outputs)]
+
+
+def _recurrent(config: NetworkConfig, inputs: int) -> list[nn.Module]:
+    """Recurrent layers, ``(N, T, inputs)`` to ``(N, T, width)``."""
+    layers: list[nn.Module] = []
+    for _ in range(config.depth):
+        layers.append((GRU if config.architecture == "gru" else LSTM)(inputs, config.width))
+        layers += _norm(config.normalization, config.width, image=False)
+        inputs = config.width
+    return layers
+
+
+def _recurrent_generator(config: GeneratorConfig, inputs: int, shape: Shape) -> list[nn.Module]:
+    """Noise of its own for each step, recurrent layers, and two dense ones at each step."""
+    steps, outputs = shape
+    return [
+        nn.Unflatten(1, (inputs // steps, steps)),
+        StepsFirst(),
+        *_recurrent(config, inputs // steps),
+        nn.Flatten(0, 1),
+        nn.Linear(config.width, config.width),
+        _activation(config),
+        nn.Linear(config.width, outputs),
+        nn.Unflatten(0, (-1, steps)),
+    ]
 
 
 def image_sizes(height: int, width: int, depth: int) -> list[tuple[int, int]]:

@@ -68,8 +68,8 @@ def draw_labels(seed: int, start: int, count: int, frequencies: Array) -> Array:
 class Scaling:
     """Between data units and the critic's units.
 
-    Images: uint8 0..255 to [-1, 1], channels last to channels first. Vectors: ``(x - offset) /
-    scale`` for each feature.
+    Images: uint8 0..255 to [-1, 1], channels last to channels first. Vectors and sequences:
+    ``(x - offset) / scale`` for each feature.
     """
 
     def __init__(self, shape: Shape, offset: list[float], scale: list[float]) -> None:

@@ -34,6 +34,8 @@ NETWORKS = [
     ("mlp", (5,), "batch"),
     *(("dcgan", (1, 9, 8), norm) for norm in NORMS),
     *(("resnet", (1, 9, 8), norm) for norm in NORMS),
+    ("gru", (3, 2), "none"),
+    ("lstm", (3, 2), "layer"),
 ]
 
 
@@ -87,7 +89,8 @@ def test_each_sample_follows_its_own_label(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "shape"), [("mlp", (5,)), ("dcgan", (1, 9, 8)), ("resnet", (1, 9, 8))]
+    ("architecture", "shape"),
+    [("mlp", (5,)), ("dcgan", (1, 9, 8)), ("resnet", (1, 9, 8)), ("gru", (3, 2))],
 )
 def test_the_critic_projects(architecture: str, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)

@@ -1,8 +1,9 @@
-"""What a person looks at: the model card and, for vectors, a picture of the points."""
+"""What a person looks at: the model card, and a picture of vectors or sequences."""
 
 from __future__ import annotations
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from models.artifact import Run
 
@@ -36,6 +37,28 @@ def scatter(real: Array, fake: Array) -> Array:
                 inside = (column >= 0) & (column < SIDE) & (row >= 0) & (row < SIDE)
                 sheet[row[inside], column[inside]] = colour
     return sheet
+
+
+def traces(real: Array, fake: Array) -> Array:
+    """Draw the first feature of real sequences (grey, left) beside generated ones (red, right).
+
+    Args:
+        real: ``(N, T, D)``.
+        fake: ``(M, T, D)``.
+
+    Returns:
+        uint8 ``(480, 960, 3)``, both halves on one scale.
+    """
+    picture = Image.new("RGB", (2 * SIDE, SIDE), "white")
+    draw = ImageDraw.Draw(picture)
+    low, high = np.quantile(real[..., 0], [0.001, 0.999])
+    margin = 0.1 * (high - low) + 1e-6
+    for left, sequences, colour in ((0, real, REAL_COLOUR), (SIDE, fake, FAKE_COLOUR)):
+        x = left + np.linspace(0.05, 0.95, sequences.shape[1]) * SIDE
+        for values in sequences[..., 0]:
+            y = SIDE - (values - low + margin) / (high - low + 2 * margin) * SIDE
+            draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=colour)
+    return np.asarray(picture)
 
 
 def model_card(run: Run) -> str:

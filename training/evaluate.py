@@ -13,6 +13,7 @@ from training.data import Dataset, Mixture
 from training.extractor import extract, extractor_card, extractor_for
 from training.metrics import (
     Metric,
+    autocovariance,
     frechet_distance,
     kernel_distance,
     measure,
@@ -42,13 +43,14 @@ LOWER_IS_BETTER = {
     "sliced_wasserstein_1",
     "kernel_distance",
     "frechet_distance",
+    "autocovariance_error",
 }
 
 
 def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
     """Judge the generator, as it is served, against held-out real data.
 
-    Vectors are compared in the critic's units, images over an extractor's features. A
+    Vectors and sequences are compared in the critic's units, images over an extractor's features. A
     class-conditional one is judged by `class_accuracy` too, if the data has the same classes.
 
     Args:
@@ -71,7 +73,9 @@ def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
     heldout, fake, training = (
         model.scaling.to_model(torch.from_numpy(x)).double().numpy() for x in sets
     )
-    found = measure(_vector_figures, heldout, fake, training)
+    is_sequence = len(model.shape) == 2
+    figures = _sequence_figures(data.autocovariance) if is_sequence else _vector_figures
+    found = measure(figures, heldout, fake, training)
     if data.mixture:
         found |= measure(_mixture_figures(data.mixture), heldout, fake, training)
     found |= class_accuracy(model, data)
@@ -140,6 +144,23 @@ def _vector_figures(real: Array, fake: Array) -> dict[str, float]:
         "sliced_wasserstein_1": sliced_wasserstein_1(real, fake),
         **precision_recall_density_coverage(real, fake),
     }
+
+
+def _sequence_figures(known: Array | None) -> Metric:
+    """``known``: the true autocovariance ``(T, D)``; without it, the held-out items' own."""
+
+    def figures(real: Array, fake: Array) -> dict[str, float]:
+        lags = max(1, real.shape[1] // 2)
+        target = autocovariance(real, lags) if known is None else known[:lags]
+        error = np.sqrt(np.mean((autocovariance(fake, lags) - target) ** 2))
+        real, fake = (x.reshape(len(x), -1) for x in (real, fake))
+        return {
+            "autocovariance_error": float(error),
+            "sliced_wasserstein_1": sliced_wasserstein_1(real, fake),
+            **precision_recall_density_coverage(real, fake),
+        }
+
+    return figures
 
 
 def _mixture_figures(mixture: Mixture) -> Metric:

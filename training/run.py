@@ -20,7 +20,7 @@ from models.config import Config
 from models.errors import UserError
 from models.formats import encode
 from models.lipschitz import gradient_norm_summary
-from training.card import model_card, scatter
+from training.card import model_card, scatter, traces
 from training.checkpoint import TrainingState, newest_checkpoint
 from training.data import Dataset, load_data
 from training.evaluate import judge
@@ -34,6 +34,7 @@ CHECKPOINTS = "checkpoints"
 REGISTERED = "registered.json"
 GRID_COUNT = 64
 SCATTERED = 2500
+TRACED = 12
 MEASURED = 512
 """Items, at most, at which the critic's gradient is measured."""
 SCORED = 10_000
@@ -162,6 +163,8 @@ def _finish(
         picture = encode(samples, "png")
     elif model.is_image:  # more channels than a picture has: show the first
         picture = encode(samples[..., :1], "png")
+    elif run.data.kind == "sequence":
+        picture = images.encode_png(traces(data.heldout[:TRACED], samples[:TRACED]))
     else:
         picture = images.encode_png(scatter(heldout[:SCATTERED], samples))
     artifact.save_artifact(

@@ -6,15 +6,32 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from models.errors import ConfigError
 
-Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu"]
+Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu", "groupsort"]
 Normalization = Literal["none", "batch", "layer", "instance"]
 Shape = tuple[int, ...]
 """Of one item: ``(D,)`` for a vector, ``(C, H, W)`` for an image."""
+
+
+class GroupSort(nn.Module):
+    """Sort each pair of channels (Anil et al. 2019, section 4.1, with groups of 2: MaxMin).
+
+    It keeps every gradient's norm, where ReLU loses what it cuts off. Takes and returns
+    ``(N, C, ...)``; if C is odd, the last channel passes unchanged.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sort the pairs, larger first."""
+        pairs = x.shape[1] // 2
+        first, second = x[:, : 2 * pairs : 2], x[:, 1 : 2 * pairs : 2]
+        largest, smallest = torch.maximum(first, second), torch.minimum(first, second)
+        return torch.cat([largest, smallest, x[:, 2 * pairs :]], dim=1)
+
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -22,6 +39,7 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
     "silu": nn.SiLU,
+    "groupsort": GroupSort,
 }
 SMALLEST_MAP = 4
 """Pixels: a DCGAN does not halve an image below this height or width."""
@@ -47,6 +65,9 @@ class GeneratorConfig(NetworkConfig):
 
 class CriticConfig(NetworkConfig):
     """A critic: samples ``(N, *shape)`` to scores ``(N,)``, real numbers without a bound."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the units that each activation's output loses while training."""
 
 
 class Critic(nn.Module):
@@ -82,7 +103,18 @@ def build_critic(config: CriticConfig, shape: Shape) -> Critic:
     """
     _check(config, shape, "critic")
     layers = _mlp(config, shape[0], 1) if config.architecture == "mlp" else _dcgan(config, shape)
-    return Critic(nn.Sequential(*layers))
+    return Critic(nn.Sequential(*_with_dropout(layers, config)))
+
+
+def _with_dropout(layers: list[nn.Module], config: CriticConfig) -> list[nn.Module]:
+    if not config.dropout:
+        return layers
+    activation = type(_activation(config))
+    return [
+        part
+        for layer in layers
+        for part in ([layer, nn.Dropout(config.dropout)] if type(layer) is activation else [layer])
+    ]
 
 
 def _check(config: NetworkConfig, shape: Shape, role: str) -> None:

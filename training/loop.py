@@ -112,7 +112,7 @@ def train(
                 with torch.no_grad():
                     fake = generator(torch.randn(batch, latent_size, device=device)).float()
                 gap = critic(real).float().mean() - critic(fake).float().mean()
-                penalty = constraint.penalty(critic, real, fake)
+                penalty = constraint.penalty(critic, real, fake, critic_step)
             critic_loss = -gap if penalty is None else penalty - gap
             state.critic_optimizer.zero_grad()
             critic_loss.backward()

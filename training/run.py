@@ -18,7 +18,7 @@ from models.artifact import Model, Results, Run
 from models.config import Config
 from models.errors import UserError
 from models.formats import encode
-from models.lipschitz import gradient_norm_summary
+from models.lipschitz import gradient_norm_summary, lipschitz_bracket
 from training.card import model_card, scatter
 from training.checkpoint import TrainingState, newest_checkpoint
 from training.data import Dataset, load_data
@@ -136,7 +136,10 @@ def _finish(
     run = run.model_copy(
         update={
             "results": judge(model, data, config.evaluation),
-            "lipschitz": {"gradient_norm": gradient_norm_summary(critic, real, fake)},
+            "lipschitz": {
+                **lipschitz_bracket(critic, real, fake),
+                "gradient_norm": gradient_norm_summary(critic, real, fake),
+            },
         }
     )
     samples = model.sample(config.training.seed, GRID_COUNT if model.is_image else SCATTERED)

@@ -1,4 +1,4 @@
-"""Every constraint passes every check with every family; every planted bug fails exactly its own."""
+"""Every constraint passes every check with every family; a planted bug fails exactly its own."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from models.constraints import (
     WeightNormalization,
     ZeroCenteredPenalty,
 )
+from models.constraints.power_method import PowerMethod
 from tests.conformance import CHECKS, FAMILIES, Family
 
 CONSTRAINTS: dict[str, Constraint] = {
@@ -103,13 +104,13 @@ class NormalCoefficient(Slopes):
 
 class StepOfItsOwn(Slopes):
     def term(self, critic: Any, real: Tensor, fake: Tensor) -> Tensor:
-        found = super().term(critic, real, fake)
-        weights = list(critic.parameters()) if isinstance(critic, nn.Module) else []
-        gradients = torch.autograd.grad(found, weights, retain_graph=True, allow_unused=True)
-        with torch.no_grad():
+        if isinstance(critic, nn.Module):
+            weights = list(critic.parameters())
+            found = super().term(critic, real, fake)
+            gradients = torch.autograd.grad(found, weights, allow_unused=True)
             for weight, gradient in zip(weights, gradients, strict=True):
-                if gradient is not None and len(real) == 6:
-                    weight -= 1e-9 * gradient
+                if gradient is not None:
+                    weight.data -= 1e-12 * gradient
         return super().term(critic, real, fake)
 
 
@@ -135,9 +136,10 @@ class CountsItsOwnCalls(Slopes):
     _calls: int = PrivateAttr(default=0)
 
     def penalty(self, critic: Any, real: Tensor, fake: Tensor, step: int = 0) -> Tensor | None:
-        if isinstance(critic, nn.Module) and critic.training:
-            self._calls += 1
-        return super().penalty(critic, real, fake, (self._calls - 1) if self._calls else 0)
+        if step == 0:  # not in a run
+            return super().penalty(critic, real, fake)
+        self._calls += 1
+        return super().penalty(critic, real, fake, self._calls)
 
 
 class ExemptsNormalization(WeightClipping):
@@ -153,20 +155,17 @@ class ClipsNormalizationUnawares(WeightClipping):
 
 
 class ClipsBeforeTheStep(WeightClipping):
-    _critic: Any = PrivateAttr(default=None)
-
     def before_training(self, critic: nn.Module) -> nn.Module:
-        self._critic = critic
         WeightClipping().after_critic_step(critic)
         return critic
 
     def penalty(self, critic: Any, real: Tensor, fake: Tensor, step: int = 0) -> None:
-        if self._critic is not None:
-            WeightClipping().after_critic_step(self._critic)
+        if isinstance(critic, nn.Module):
+            for parameter, bound in self.clipped(critic):
+                parameter.data.clamp_(-bound, bound)
 
     def after_critic_step(self, critic: nn.Module) -> None:
-        names = [name for name, _ in critic.named_modules()]
-        if "3" in names and len(names) == 5:  # let the check of the scope see a clip
+        if isinstance(critic, nn.Sequential):  # the check of the scope
             super().after_critic_step(critic)
 
 
@@ -185,6 +184,8 @@ class Advancing(SpectralNorm):
 
         def advance(module: nn.Module, inputs: Any) -> None:
             if module.training == self.training:
+                for power in (m for m in module.modules() if isinstance(m, PowerMethod)):
+                    power.left, power.right = power.left.clone(), power.right.clone()
                 super(Advancing, self).after_critic_step(module)
 
         critic.register_forward_pre_hook(advance)
@@ -197,7 +198,7 @@ class Cached(nn.Module):
             self.weight = None
             return weight
         if getattr(self, "weight", None) is None:
-            self.weight = weight.detach()
+            self.weight = weight.detach().clone()
         return self.weight  # type: ignore[return-value]
 
 

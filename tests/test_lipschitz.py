@@ -1,4 +1,4 @@
-"""The Lipschitz bracket against dense matrices of whole layers, closed forms and grids of slopes."""
+"""The Lipschitz bracket against matrices of whole layers, closed forms and grids of slopes."""
 
 import itertools
 import math
@@ -94,9 +94,9 @@ def test_phases_are_the_same_convolution(stride: tuple[int, int], taps: tuple[in
     split = x.view(1, 2, 8, stride[0], 8, stride[1]).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
     found = nn.functional.conv2d(split, phases)
     rows, columns = found.shape[2:]
-    expected = nn.functional.conv2d(
-        nn.functional.pad(x, (0, 9, 0, 9)), kernel, stride=stride
-    )[:, :, :rows, :columns]
+    expected = nn.functional.conv2d(nn.functional.pad(x, (0, 9, 0, 9)), kernel, stride=stride)[
+        :, :, :rows, :columns
+    ]
     torch.testing.assert_close(found, expected)
 
 

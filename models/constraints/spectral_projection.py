@@ -10,8 +10,9 @@ from models.constraints.base import Constraint
 from models.constraints.layers import as_matrix, layers
 from models.constraints.power_method import PowerMethod
 
-TOLERANCE = 0.25
-"""How far above the bound, relatively, the power method may leave a dense layer's norm."""
+TOLERANCE = 1.0
+"""How far above the bound, relatively, a dense layer's norm may be: the power method lags behind
+weights that move fast, but weights that were never projected are far larger."""
 
 
 class SpectralProjection(Constraint):

@@ -88,12 +88,17 @@ class Config(BaseModel):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _batch_norm_fits(self) -> Self:
+    def _critic_fits_constraint(self) -> Self:
         if self.constraint.per_sample and self.critic.normalization == "batch":
             raise ValueError(
                 "critic.normalization: 'batch' makes each score depend on the whole batch, but "
                 f"{self.constraint.kind} limits the gradient of each sample by itself "
                 "(Gulrajani et al. 2017, section 4); use 'layer' or 'instance' or 'none'"
+            )
+        if self.constraint.needs_dropout and not self.critic.dropout:
+            raise ValueError(
+                f"critic.dropout: {self.constraint.kind} compares two forwards that differ by "
+                "dropout; set critic.dropout, such as 0.5"
             )
         return self
 

@@ -122,7 +122,7 @@ def train(
                     z = torch.randn(batch, latent_size, device=device)
                     fake = generator(z, *labels).float()
                 gap = scored(real).float().mean() - scored(fake).float().mean()
-                penalty = constraint.penalty(scored, real, fake)
+                penalty = constraint.penalty(scored, real, fake, critic_step)
             critic_loss = -gap if penalty is None else penalty - gap
             state.critic_optimizer.zero_grad()
             critic_loss.backward()

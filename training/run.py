@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from models import artifact, images
 from models.artifact import Model, Results, Run
@@ -19,7 +20,7 @@ from models.conditional import WithLabels
 from models.config import Config
 from models.errors import UserError
 from models.formats import encode
-from models.lipschitz import gradient_norm_summary
+from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bracket
 from training.card import model_card, scatter, traces
 from training.checkpoint import TrainingState, newest_checkpoint
 from training.data import Dataset, load_data
@@ -150,12 +151,20 @@ def _finish(
             model.sample(config.training.seed, few, label=None if labels is None else labels[:few]),
         )
     )
-    bound = critic if labels is None else WithLabels(critic, torch.from_numpy(labels[:few]))
+    starts = min(few, ASCENT_STARTS // 3)
+
+    def bind(count: int) -> nn.Module:
+        """The critic, with the labels of the first items bound if it takes any."""
+        return critic if labels is None else WithLabels(critic, torch.from_numpy(labels[:count]))
+
     torch.manual_seed(config.training.seed)  # of the points between real and fake
     run = run.model_copy(
         update={
             "results": judge(model, data, config.evaluation),
-            "lipschitz": {"gradient_norm": gradient_norm_summary(bound, real, fake)},
+            "lipschitz": {
+                **lipschitz_bracket(bind(starts), real[:starts], fake[:starts]),
+                "gradient_norm": gradient_norm_summary(bind(few), real, fake),
+            },
         }
     )
     samples = _shown(model, config.training.seed)

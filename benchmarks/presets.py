@@ -86,7 +86,6 @@ def row(out: Path, preset: str, constraint: str, seed: int) -> dict[str, object]
         "critic_steps": training["steps"] * training["num_critic_steps"],
         "optimizer": training["optimizer"],
         "learning_rate": training["learning_rate"],
-        "seconds": run["provenance"]["seconds"],
         "figures": {
             name: {key: figures[name][key] for key in ("value", "floor", "interval")}
             for name in FIGURES[preset]
@@ -103,20 +102,19 @@ def table(rows: list[dict[str, object]]) -> str:
             continue
         lines += [
             "",
-            f"| `{preset}` | {' | '.join(names)} | seconds |",
-            "|---" * (len(names) + 2) + "|",
+            f"| `{preset}` | {' | '.join(names)} |",
+            "|---" * (len(names) + 1) + "|",
         ]
         for constraint in dict.fromkeys(r["constraint"] for r in chosen):
             mine = [r for r in chosen if r["constraint"] == constraint]
             cells = [
                 ", ".join(f"{r['figures'][name]['value']:.3g}" for r in mine) for name in names
             ]
-            seconds = statistics.median(r["seconds"] for r in mine)
-            lines.append(f"| {constraint} | {' | '.join(cells)} | {seconds:.0f} |")
+            lines.append(f"| {constraint} | {' | '.join(cells)} |")
         floors = [
             f"{statistics.mean(r['figures'][name]['floor'] for r in chosen):.3g}" for name in names
         ]
-        lines.append(f"| real against real | {' | '.join(floors)} | |")
+        lines.append(f"| real against real | {' | '.join(floors)} |")
     return "\n".join(lines)
 
 

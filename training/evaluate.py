@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -47,20 +50,41 @@ def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
     Returns:
         Every figure with its floor and interval, and the extractor.
     """
-    if model.is_image:
-        fake = model.sample(SEED, min(config.samples, len(data.heldout)))
-        name = extractor_for(config.extractor, model.run.config.data.source)
-        heldout, fake, training = (extract(name, x) for x in (data.heldout, fake, data.training))
+    name, represent = representation(model, config)
+    sets = (data.heldout, judged_samples(model, data, config), data.training)
+    heldout, fake, training = map(represent, sets)
+    if name:
         found = measure(_image_figures, heldout, fake, training)
         return Results(extractor=extractor_card(name), figures=_figures(found))
-    sets = (data.heldout, model.sample(SEED, config.samples), data.training)
-    heldout, fake, training = (
-        model.scaling.to_model(torch.from_numpy(x)).double().numpy() for x in sets
-    )
     found = measure(_vector_figures, heldout, fake, training)
     if data.mixture:
         found |= measure(_mixture_figures(data.mixture), heldout, fake, training)
     return Results(extractor=None, figures=_figures(found))
+
+
+def judged_samples(model: Model, data: Dataset, config: EvaluationConfig) -> Array:
+    """The samples that a model is judged by, the same each time; in data units."""
+    count = min(config.samples, len(data.heldout)) if model.is_image else config.samples
+    return model.sample(SEED, count)
+
+
+def representation(
+    model: Model, config: EvaluationConfig
+) -> tuple[str | None, Callable[[Array], Array]]:
+    """The space in which items are compared.
+
+    Args:
+        model: whose units vectors are compared in.
+        config: which features.
+
+    Returns:
+        The name of the images' extractor (None for vectors), and a function from items in data
+        units, ``(N, ...)``, to points, float64 ``(N, D)``.
+    """
+    if model.is_image:
+        name = extractor_for(config.extractor, model.run.config.data.source)
+        return name, functools.partial(extract, name)
+    return None, lambda items: model.scaling.to_model(torch.from_numpy(items)).double().numpy()
 
 
 def _image_figures(real: Array, fake: Array) -> dict[str, float]:

@@ -54,6 +54,7 @@ def run_training(
     say: Callable[[str], None],
     report: Callable[[Row], None],
     stop_requested: Callable[[], bool],
+    data: Dataset | None = None,
 ) -> str | None:
     """Train, judge and save a model; the artifact is ``folder/artifact``.
 
@@ -66,6 +67,7 @@ def run_training(
         say: takes a line for people.
         report: see `training.loop.train`.
         stop_requested: see `training.loop.train`.
+        data: what ``config.data`` loads, if it is loaded already.
 
     Returns:
         ``name@version`` if it was registered.
@@ -81,7 +83,8 @@ def run_training(
             f"{folder} already holds a run; continue it with --resume, or choose another --out"
         )
     started = time.perf_counter()
-    data = load_data(config.data, config.training.batch_size)
+    if data is None:
+        data = load_data(config.data, config.training.batch_size)
     card = data.card
     say(
         f"data: {card.name}, {card.training_count} items {card.shape} to train on, "

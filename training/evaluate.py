@@ -9,7 +9,7 @@ from models.artifact import Figure, Model, Results
 from models.config import EvaluationConfig
 from training import metrics
 from training.data import Dataset, Mixture
-from training.extractor import extract, extractor_card, extractor_for
+from training.extractor import FeatureExtractor, choose_extractor
 from training.metrics import (
     Metric,
     frechet_distance,
@@ -34,7 +34,12 @@ LOWER_IS_BETTER = {
 }
 
 
-def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
+def judge(
+    model: Model,
+    data: Dataset,
+    config: EvaluationConfig,
+    extractor: FeatureExtractor | None = None,
+) -> Results:
     """Judge the generator, as it is served, against held-out real data.
 
     Vectors are compared in the critic's units, images over an extractor's features.
@@ -43,6 +48,7 @@ def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
         model: the generator and its scaling.
         data: held-out items are compared with; training items give the floor.
         config: how many samples, and which features.
+        extractor: of images; None: the one that ``config`` means for the data.
 
     Returns:
         Every figure with its floor and interval, and the extractor.
@@ -50,10 +56,10 @@ def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
     if model.is_image:
         n = min(config.samples, data.card.heldout_count, data.card.training_count)
         fake, heldout, training = model.sample(SEED, n), *_real(data, n)
-        name = extractor_for(config.extractor, model.run.config.data.source)
-        heldout, fake, training = (extract(name, x) for x in (heldout, fake, training))
+        extractor = extractor or choose_extractor(config, data)
+        heldout, fake, training = (extractor(x) for x in (heldout, fake, training))
         found = measure(_image_figures, heldout, fake, training)
-        return Results(extractor=extractor_card(name), figures=_figures(found))
+        return Results(extractor=extractor.card, figures=_figures(found))
     heldout, training = _real(data, config.samples)
     sets = (heldout, model.sample(SEED, config.samples), training)
     heldout, fake, training = (

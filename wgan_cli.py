@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,16 +246,23 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from models.artifact import load_artifact
     from training.data import load_data
     from training.evaluate import judge
+    from training.extractor import artifact_weights, load_extractor
 
-    model = _load(options.model)
-    config = model.run.config
+    with _artifact(options.model) as folder:
+        model, weights = load_artifact(folder), artifact_weights(folder)
+    config, judged = model.run.config, model.run.results.extractor
     source = options.data or config.data.source
     data = load_data(config.data.model_copy(update={"source": source}))
     if data.card.shape != model.shape:
         raise UserError(f"{source}: items of shape {data.card.shape}; the model's: {model.shape}")
-    results = judge(model, data, config.evaluation)
+    # The same features as in the run, or none: figures over others would not compare.
+    extractor = (
+        load_extractor(judged.name, config.evaluation, judged.sha256, weights) if judged else None
+    )
+    results = judge(model, data, config.evaluation, extractor)
     if options.json:
         print(results.model_dump_json(indent=2))
         return
@@ -307,12 +316,22 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _load(model: str) -> Model:
-    from models import artifact, registry
+    from models.artifact import load_artifact
+
+    with _artifact(model) as folder:
+        return load_artifact(folder)
+
+
+@contextlib.contextmanager
+def _artifact(model: str) -> Iterator[Path]:
+    """The folder of an artifact, for a while."""
+    from models import registry
 
     if not registry.is_reference(model):
-        return artifact.load_artifact(Path(model))
+        yield Path(model)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        return artifact.load_artifact(registry.download(model, Path(folder)))
+        yield registry.download(model, Path(folder))
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -67,8 +67,14 @@ class EvaluationConfig(BaseModel):
     samples: int = Field(default=2500, ge=10)
     """Generated samples, at most; never more than there are held-out items where both are
     compared."""
-    extractor: Literal["auto", "digits-cnn-v1", "pixels"] = "auto"
-    """Features of images; auto: digits-cnn-v1 for 8x8 grey images, pixels for others."""
+    extractor: Literal[
+        "auto", "digits-cnn-v1", "classifier", "efficientnet-lite0", "inception", "pixels"
+    ] = "auto"
+    """Features of images; auto: those frozen for the model's name, or else what suits the data."""
+    inception_weights: str | None = None
+    """For the inception extractor: the file of its weights, which torch-fidelity reads."""
+    inception_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Of that file; another one is not loaded, since loading runs what is in it."""
 
 
 class Config(BaseModel):
@@ -86,6 +92,17 @@ class Config(BaseModel):
     conditional: bool = False
     """Condition generator and critic on the class of each item; the data must have labels."""
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _inception_is_named(self) -> Self:
+        chosen = self.evaluation
+        given = chosen.inception_weights is not None and chosen.inception_sha256 is not None
+        if (chosen.extractor == "inception") != given:
+            raise ValueError(
+                "evaluation.extractor: 'inception' goes with evaluation.inception_weights and "
+                "evaluation.inception_sha256: give all three, or none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _critic_fits_constraint(self) -> Self:

@@ -192,7 +192,7 @@ def test_own_images_are_trained_on_and_judged(tmp_path: Path) -> None:
     model = load_artifact(tmp_path / "run" / "artifact")
     assert model.sample(0, 2).shape == (2, 12, 10, 3)
     assert model.run.results.extractor is not None
-    assert model.run.results.extractor.name == "pixels"
+    assert model.run.results.extractor.name == "efficientnet-lite0"
 
 
 def test_own_vectors_come_back_in_their_own_units(tmp_path: Path) -> None:

@@ -67,23 +67,27 @@ class Dataset:
     @property
     def training(self) -> Array:
         """All items that are trained on, in memory."""
-        return take(self.items, np.flatnonzero(~self.is_heldout))
+        return self.take(np.flatnonzero(~self.is_heldout))
 
     @property
     def heldout(self) -> Array:
         """All items that are judged on and never trained on, in memory."""
-        return take(self.items, np.flatnonzero(self.is_heldout))
+        return self.take(np.flatnonzero(self.is_heldout))
 
-    def some_places(self, count: int, *, heldout: bool, seed: int = 0) -> Array:
-        """Where at most ``count`` training or held-out items are; of more, a random choice."""
+    def places(self, count: int, *, heldout: bool, seed: int = 0) -> Array:
+        """Where ``count`` training or held-out items are, drawn at random; or all, if not more."""
         places = np.flatnonzero(self.is_heldout == heldout)
         if len(places) > count:
             places = np.random.default_rng(seed).choice(places, count, replace=False)
         return places
 
-    def some(self, count: int, *, heldout: bool, seed: int = 0) -> Array:
-        """The items at `some_places`, in memory."""
-        return take(self.items, self.some_places(count, heldout=heldout, seed=seed))
+    def take(self, places: Array) -> Array:
+        """Copy the items at ``places`` into memory."""
+        return take(self.items, places)
+
+    def some(self, count: int, *, heldout: bool) -> Array:
+        """At most ``count`` training or held-out items, in memory."""
+        return self.take(self.places(count, heldout=heldout))
 
 
 class _Source(NamedTuple):

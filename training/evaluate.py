@@ -10,7 +10,7 @@ from models.config import EvaluationConfig
 from training import metrics
 from training.classifier import classify, fit_classifier
 from training.data import Dataset, Mixture
-from training.extractor import extract, extractor_card, extractor_for
+from training.extractor import FeatureExtractor, choose_extractor
 from training.metrics import (
     Metric,
     autocovariance,
@@ -47,7 +47,12 @@ LOWER_IS_BETTER = {
 }
 
 
-def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
+def judge(
+    model: Model,
+    data: Dataset,
+    config: EvaluationConfig,
+    extractor: FeatureExtractor | None = None,
+) -> Results:
     """Judge the generator, as it is served, against held-out real data.
 
     Vectors and sequences are compared in the critic's units, images over an extractor's features. A
@@ -57,6 +62,7 @@ def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
         model: the generator and its scaling.
         data: held-out items are compared with; training items give the floor.
         config: how many samples, and which features.
+        extractor: of images; None: the one that ``config`` means for the data.
 
     Returns:
         Every figure with its floor and interval, and the extractor.
@@ -64,10 +70,10 @@ def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
     if model.is_image:
         n = min(config.samples, data.card.heldout_count, data.card.training_count)
         fake, heldout, training = model.sample(SEED, n), *_real(data, n)
-        name = extractor_for(config.extractor, model.run.config.data.source)
-        heldout, fake, training = (extract(name, x) for x in (heldout, fake, training))
+        extractor = extractor or choose_extractor(config, data)
+        heldout, fake, training = (extractor(x) for x in (heldout, fake, training))
         found = measure(_image_figures, heldout, fake, training) | class_accuracy(model, data)
-        return Results(extractor=extractor_card(name), figures=_figures(found))
+        return Results(extractor=extractor.card, figures=_figures(found))
     heldout, training = _real(data, config.samples)
     sets = (heldout, model.sample(SEED, config.samples), training)
     heldout, fake, training = (
@@ -97,13 +103,13 @@ def class_accuracy(model: Model, data: Dataset) -> dict[str, metrics.Figure]:
     """
     if data.labels is None or not model.classes or model.classes != data.card.classes:
         return {}
-    places = data.some_places(CLASSIFIED, heldout=False)
+    places = data.places(CLASSIFIED, heldout=False)
     classifier = fit_classifier(
         model.scaling.to_model(torch.from_numpy(take(data.items, places))),
         torch.from_numpy(data.labels[places]),
         len(model.classes),
     )
-    places = data.some_places(CLASSIFIED, heldout=True)
+    places = data.places(CLASSIFIED, heldout=True)
     rows = []
     for items, found in (
         (take(data.items, places), data.labels[places]),

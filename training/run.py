@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import artifact, images
+from models import artifact, images, registry
 from models.artifact import Model, Results, Run
 from models.conditional import WithLabels
 from models.config import Config
@@ -25,6 +26,14 @@ from training.card import model_card, scatter, traces
 from training.checkpoint import TrainingState, newest_checkpoint
 from training.data import Dataset, load_data
 from training.evaluate import judge
+from training.extractor import (
+    CLASSIFIER,
+    PREFIX,
+    FeatureExtractor,
+    artifact_weights,
+    choose_extractor,
+    load_extractor,
+)
 from training.loop import Interrupted, Row, train
 from training.sources.cache import take
 from training.tracking import track_and_register
@@ -100,9 +109,10 @@ def run_training(
     else:
         if stop_requested():
             raise Interrupted("stopped before judging")
-        say("judging on held-out data")
         seconds = time.perf_counter() - started
-        _finish(config, data, state, history, finished, device, seconds)
+        extractor = _extractor(config, data, register, say) if card.kind == "image" else None
+        say("judging on held-out data" + (f" over {extractor.card.name}" if extractor else ""))
+        _finish(config, data, state, history, finished, device, seconds, extractor)
         if stop_requested() and register:
             raise Interrupted("stopped before registering")
     model = artifact.load_artifact(finished)
@@ -120,6 +130,35 @@ def run_training(
     return reference
 
 
+def _extractor(
+    config: Config, data: Dataset, register: bool, say: Callable[[str], None]
+) -> FeatureExtractor:
+    """The features to judge over: those of the name's first champion, as far as can be."""
+    frozen = record = None
+    try:
+        record = registry.frozen_extractor(config.name) if register else None
+        if record:
+            frozen = _load_frozen(config, record)
+    except UserError as error:
+        say(f"the frozen extractor of {config.name} cannot be used: {error}")
+    chosen = choose_extractor(config.evaluation, data, frozen)
+    if record and chosen.card.sha256 != record["sha256"]:
+        say(
+            f"judged over {chosen.card.name}; the champions of {config.name} are judged over "
+            f"{record['name']}, so their figures and these do not compare"
+        )
+    return chosen
+
+
+def _load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:
+    weights: dict[str, torch.Tensor] = {}
+    if record["name"] == CLASSIFIER:
+        with tempfile.TemporaryDirectory() as folder:
+            champion = registry.download(f"{config.name}@{record['version']}", Path(folder))
+            weights = artifact_weights(champion)
+    return load_extractor(record["name"], config.evaluation, record["sha256"], weights)
+
+
 def _finish(
     config: Config,
     data: Dataset,
@@ -128,6 +167,7 @@ def _finish(
     folder: Path,
     device: torch.device,
     seconds: float,
+    extractor: FeatureExtractor | None,
 ) -> None:
     """Judge the trained networks and write the artifact."""
     generator, critic = state.ema.eval(), state.critic.eval().requires_grad_(False)
@@ -141,7 +181,7 @@ def _finish(
         history=history,
     )
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
-    places = data.some_places(SCORED, heldout=True)
+    places = data.places(SCORED, heldout=True)
     heldout = take(data.items, places)
     labels = data.labels[places] if model.classes and data.labels is not None else None
     scores = model.score(heldout, labels)
@@ -163,7 +203,7 @@ def _finish(
     torch.manual_seed(config.training.seed)  # of the points between real and fake
     run = run.model_copy(
         update={
-            "results": judge(model, data, config.evaluation),
+            "results": judge(model, data, config.evaluation, extractor),
             "lipschitz": {
                 **lipschitz_bracket(bind(starts), real[:starts], fake[:starts]),
                 "gradient_norm": gradient_norm_summary(bind(few), real, fake),
@@ -179,12 +219,13 @@ def _finish(
         picture = images.encode_png(traces(data.heldout[:TRACED], samples[:TRACED]))
     else:
         picture = images.encode_png(scatter(heldout[:SCATTERED], samples))
+    kept = {PREFIX + name: t for name, t in extractor.weights.items()} if extractor else {}
     artifact.save_artifact(
         folder,
         run,
         generator,
         critic,
-        state.tensors(),
+        {**state.tensors(), **kept},
         quantiles,
         picture,
         model_card(run),

@@ -38,8 +38,9 @@ def release(items: Array) -> None:
 
     Without this, each page that was ever touched counts as resident memory of the process.
     """
-    if isinstance(items, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-        items._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+    mapped = getattr(items, "_mmap", None)  # None of an array, and of a map's copy in memory
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def item_digests(items: Array) -> Array:

@@ -88,12 +88,10 @@ def test_the_correction_takes_out_what_the_penalty_lets_through() -> None:
 
 def test_images_are_taken_as_images() -> None:
     rng = np.random.default_rng(0)
-    a = rng.integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    a = rng.integers(0, 256, (60, 8, 9, 2), dtype=np.uint8)
     report, gradient = estimate(a, 255 - a, steps=2, batch_size=8)
     assert np.isfinite(report["w1"])
-    assert gradient(a[:3]).shape == (3, 8, 8)
-    rgb = rng.integers(0, 256, (60, 8, 9, 3), dtype=np.uint8)
-    assert estimate(rgb, rgb // 2, steps=2, batch_size=8)[1](rgb[:3]).shape == (3, 8, 9, 3)
+    assert gradient(a[:3]).shape == (3, 8, 9, 2)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from models.config import constraint_class
-from models.constraints import Bjorck, Constraint, LipschitzPenalty
-from models.constraints.penalty import TargetedPenalty
+from models.constraints import Bjorck, Constraint, GradientPenalty, LipschitzPenalty
 from models.errors import DataError
 from models.lipschitz import gradient_norms, interpolate, lipschitz_bracket
 from models.networks import CriticConfig, Shape, build_critic
@@ -142,7 +141,8 @@ def critic_estimate(critic: nn.Module, constraint: Constraint, a: Tensor, b: Ten
 
     A penalised critic overshoots its target slope. To first order in 1 / strength the gap is
     ``W1 + c / (2 strength)`` and the penalty ``c / (4 strength)``, so ``gap - 2 penalty`` is W1
-    as the strength goes to infinity. Other critics' gaps are divided by the steepest slope found.
+    as the strength goes to infinity. Of constraints that do not aim at a slope between A and B,
+    the gap is divided by the steepest slope found.
 
     Args:
         critic: as fitted.
@@ -151,11 +151,11 @@ def critic_estimate(critic: nn.Module, constraint: Constraint, a: Tensor, b: Ten
         b: ``(M, *shape)``.
     """
     gap = _gap(critic, a, b)
-    if isinstance(constraint, TargetedPenalty):
-        excess = (_norms_between(critic, a, b) - constraint.target).clamp_min(0)
-        penalty = constraint.strength * excess.square().mean().item()
-        return (gap - 2 * penalty) / constraint.target
     torch.manual_seed(0)
+    if isinstance(constraint, LipschitzPenalty | GradientPenalty):
+        count = min(len(a), len(b), MEASURED)
+        penalty = constraint.term(critic, a[:count], b[:count]).item()
+        return (gap - 2 * penalty) / constraint.target
     sampled = lipschitz_bracket(critic, a, b)["sampled"]
     return gap / float(sampled)  # type: ignore[arg-type]
 

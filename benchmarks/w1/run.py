@@ -62,7 +62,7 @@ def solvers(dimension: int) -> dict[str, Solver]:
         "bjorck": Solver(default_recipe((dimension,), Bjorck()), DEFAULT_STEPS),
         "gp_published": _published(dimension, GradientPenalty(), 60_000),
         "lp_published": _published(dimension, LipschitzPenalty(), 60_000),
-        "clip_published": _published(dimension, WeightClipping(), 5_000),
+        "clip_published": _published(dimension, WeightClipping(clip_value=0.04), 5_000),
         "sn_published": _published(dimension, SpectralNorm(), 10_000),
     }
 
@@ -92,13 +92,12 @@ def more_solvers(dimension: int) -> dict[str, Solver]:
 
 
 def _published(dimension: int, constraint: Constraint, steps: int) -> Solver:
-    """As Korotin et al. 2022 trained theirs: constant rate, ReLU, inputs as they are.
+    """As Korotin et al. 2022 trained theirs: constant rate, two hidden layers, inputs as they are.
 
-    Adam's betas and the rate are those of their code's defaults for this benchmark; the weights
-    are not averaged.
+    They name no betas for Adam: these are the usual ones. The weights are not averaged.
     """
     critic = CriticConfig(width=max(2 * dimension, 128), depth=2, activation="relu")
-    recipe = Recipe(constraint, critic, 2e-4, (0.0, 0.9), average=0.0, cosine=False)
+    recipe = Recipe(constraint, critic, 2e-4, (0.9, 0.999), average=0.0, cosine=False)
     return Solver(recipe, steps, scaled=False)
 
 

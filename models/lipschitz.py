@@ -152,6 +152,9 @@ def _average_pool_slope(module: nn.AvgPool2d) -> float:
         (value, value) if isinstance(value, int) else value
         for value in (module.kernel_size, module.stride)
     ]
+    apart = sizes[0] == sizes[1] and not module.divisor_override
+    if module.ceil_mode and apart and module.padding in (0, (0, 0)):
+        return 1.0  # windows that share no pixel, the smallest of a single one
     if module.ceil_mode or module.divisor_override or module.padding not in (0, (0, 0)):
         raise NoBoundError("no bound is known for an AvgPool2d with unequal windows")
     kernel = torch.full((1, 1, *sizes[0]), 1 / math.prod(sizes[0]), dtype=torch.float64)
@@ -181,7 +184,7 @@ _SLOPES: dict[Any, Callable[[Any], float]] = {
     nn.Identity: lambda _: 1.0,
     nn.Dropout: lambda _: 1.0,  # does nothing in eval mode
     nn.Flatten: lambda _: 1.0,
-    (StepsFirst, PoolSteps): lambda _: 1.0,
+    (StepsFirst, PoolSteps, nn.AdaptiveAvgPool2d): lambda _: 1.0,
     nn.Unflatten: lambda _: 1.0,
     nn.AvgPool2d: _average_pool_slope,
     nn.modules.batchnorm._BatchNorm: _batch_norm_slope,

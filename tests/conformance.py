@@ -192,13 +192,17 @@ def penalty_is_back_propagated(constraint: Constraint, family: Family) -> None:
     if not isinstance(constraint, Penalty) or isinstance(constraint, AdversarialLipschitz):
         return  # the adversarial neighbour moves with the weights, but counts as a constant
     critic = make(constraint, family).eval()  # no dropout: two values must be of one function
-    with torch.no_grad():
-        for parameter in critic.parameters():
-            parameter.mul_(3)  # steep enough for the one-sided penalties
     points = data(family)
 
     def value() -> Tensor:
         return _penalty(constraint, critic, *points)
+
+    for _ in range(8):  # steep enough for the one-sided penalties
+        with torch.no_grad():
+            for parameter in critic.parameters():
+                parameter.mul_(1.5)
+        if value().item() > 1e-2:
+            break
 
     parameters = list(critic.parameters())
     found = value()

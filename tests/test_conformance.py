@@ -23,7 +23,8 @@ from models.constraints import (
     ZeroCenteredPenalty,
 )
 from models.constraints.power_method import PowerMethod
-from tests.conformance import CHECKS, FAMILIES, Family
+from models.errors import ConfigError
+from tests.conformance import CHECKS, FAMILIES, Family, make
 
 CONSTRAINTS: dict[str, Constraint] = {
     **{c.model_fields["kind"].default: c() for c in get_args(get_args(AnyConstraint)[0])},
@@ -42,6 +43,10 @@ CONSTRAINTS: dict[str, Constraint] = {
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_conformance(name: str, family: str) -> None:
+    if name == "weight_clipping, target" and family in ("gru", "lstm"):
+        with pytest.raises(ConfigError, match="no bound is known for the recurrent"):
+            make(CONSTRAINTS[name], FAMILIES[family])
+        return
     failed = failures(CONSTRAINTS[name], FAMILIES[family])
     assert not failed, failed
 

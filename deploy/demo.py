@@ -35,7 +35,8 @@ def main() -> int:
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
     started = time.monotonic()
 
-    wgan("train", "--preset", "digits", "--out", str(folder / "run"), "--resume")
+    run = str(folder / "run")
+    wgan("train", "--preset", "digits", "--steps", "2000", "--out", run, "--resume")
     registered = json.loads((folder / "run" / "registered.json").read_text())["model"]
     wgan("promote", registered, "--why", "the demo's first model")
 

@@ -26,6 +26,7 @@ from training.data import Dataset, load_data
 from training.evaluate import judge
 from training.loop import Interrupted, Row, train
 from training.tracking import track_and_register
+from training.workers import ALONE, Workers
 
 Array = np.ndarray
 ARTIFACT = "artifact"
@@ -48,6 +49,7 @@ def run_training(
     say: Callable[[str], None],
     report: Callable[[Row], None],
     stop_requested: Callable[[], bool],
+    workers: Workers = ALONE,
 ) -> str | None:
     """Train, judge and save a model; the artifact is ``folder/artifact``.
 
@@ -60,6 +62,8 @@ def run_training(
         say: takes a line for people.
         report: see `training.loop.train`.
         stop_requested: see `training.loop.train`.
+        workers: that train together; ``folder`` must be the same for all. One of them goes on
+            after training.
 
     Returns:
         ``name@version`` if it was registered.
@@ -81,7 +85,12 @@ def run_training(
         f"data: {card.name}, {card.training_count} items {card.shape} to train on, "
         f"{card.heldout_count} held out"
     )
-    state, history = train(config, data, checkpoints, device, report, stop_requested)
+    try:
+        state, history = train(config, data, checkpoints, device, report, stop_requested, workers)
+    finally:
+        workers.leave()
+    if not workers.is_main:
+        return None
     if finished.exists():
         say(f"{finished} is already complete")
     else:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +57,12 @@ def _parser() -> argparse.ArgumentParser:
         "--steps 200 --out runs/first",
     )
     train.add_argument("--preset", required=True, metavar="NAME", help="settings to start from")
-    train.add_argument("--data", metavar="D", help="a built-in data set, or a .npy or .npz file")
+    train.add_argument(
+        "--data",
+        metavar="D",
+        help="a built-in data set; a .npy, .npz, .csv or .parquet file; a folder, .zip or .tar of "
+        "images; or a URL of one of these",
+    )
     train.add_argument("--constraint", metavar="KIND", help="the critic constraint")
     train.add_argument("--steps", metavar="N", help="generator steps")
     train.add_argument("--seed", metavar="S", help="of everything random")
@@ -73,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("-n", type=int, default=16, metavar="N", help="how many")
     sample.add_argument("--seed", type=int, default=0, metavar="S")
     sample.add_argument("--class", dest="class_name", metavar="NAME", help="of a conditional model")
-    sample.add_argument("--out", required=True, type=Path, help=".png, .zip, .npz or .npy")
+    sample.add_argument("--out", required=True, type=Path, help=".png, .zip, .npz, .npy or .csv")
     sample.set_defaults(command=_sample)
 
     score = commands.add_parser("score", help="score image or array files with the critic")
@@ -102,6 +109,23 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("name", metavar="NAME")
     rollback.add_argument("--why", default="rolled back by hand")
     rollback.set_defaults(command=_rollback)
+
+    w1 = commands.add_parser(
+        "w1",
+        help="measure the Wasserstein-1 distance between two sets of samples with a critic",
+        formatter_class=raw,
+        epilog="example:\n  wgan w1 a.npy b.npy --json w1.json",
+    )
+    w1.add_argument("a", type=Path, metavar="A", help=".npy: N x D, or images")
+    w1.add_argument("b", type=Path, metavar="B", help="likewise; the critic is larger on A")
+    w1.add_argument("--constraint", metavar="KIND", help="default: the best found")
+    w1.add_argument("--seed", type=int, default=0, metavar="S")
+    w1.add_argument("--steps", type=int, default=4000, metavar="N", help="critic steps")
+    w1.add_argument("--batch-size", type=int, default=512, metavar="B")
+    w1.add_argument("--json", type=Path, required=True, metavar="OUT")
+    w1.add_argument("--gradients-at", type=Path, metavar="P.npy", help="points like A's items")
+    w1.add_argument("--gradients-out", type=Path, metavar="G.npy", help="the gradients there")
+    w1.set_defaults(command=_w1)
 
     serve = commands.add_parser("serve", help="serve a model over HTTP")
     serve.add_argument("--port", type=int, default=3000, metavar="P")
@@ -211,7 +235,8 @@ def _sample(options: argparse.Namespace) -> None:
     model = _load(options.model)
     label = None if options.class_name is None else model.label(options.class_name)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_bytes(encode(model.sample(options.seed, options.n, label), suffix))
+    samples = model.sample(options.seed, options.n, label)
+    options.out.write_bytes(encode(samples, suffix, model.run.data.columns))
     _say(f"wrote {options.n} samples to {options.out}")
 
 
@@ -242,22 +267,62 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    from models.artifact import load_artifact
     from training.data import load_data
     from training.evaluate import judge
+    from training.extractor import artifact_weights, load_extractor
 
-    model = _load(options.model)
-    config = model.run.config
+    with _artifact(options.model) as folder:
+        model, weights = load_artifact(folder), artifact_weights(folder)
+    config, judged = model.run.config, model.run.results.extractor
     source = options.data or config.data.source
     data = load_data(config.data.model_copy(update={"source": source}))
     if data.card.shape != model.shape:
         raise UserError(f"{source}: items of shape {data.card.shape}; the model's: {model.shape}")
-    results = judge(model, data, config.evaluation)
+    # The same features as in the run, or none: figures over others would not compare.
+    extractor = (
+        load_extractor(judged.name, config.evaluation, judged.sha256, weights) if judged else None
+    )
+    results = judge(model, data, config.evaluation, extractor)
     if options.json:
         print(results.model_dump_json(indent=2))
         return
     for name, f in results.figures.items():
         floor = "" if f.floor is None else f"   floor {f.floor:.4g}"
         print(f"{name:24s} {f.value:9.4g}   [{f.interval[0]:.4g}, {f.interval[1]:.4g}]{floor}")
+
+
+def _w1(options: argparse.Namespace) -> None:
+    if (options.gradients_at is None) != (options.gradients_out is None):
+        raise UserError("--gradients-at and --gradients-out go together: give both or neither")
+    for name, value in (("--steps", options.steps), ("--batch-size", options.batch_size)):
+        if value < 1:
+            raise UserError(f"{name} {value}: must be at least 1")
+    if not 0 <= options.seed < 2**31:
+        raise UserError(f"--seed {options.seed}: must be from 0 to 2**31 - 1")
+    import numpy as np
+
+    from training.w1 import estimate, load_samples
+
+    a, b = load_samples(options.a), load_samples(options.b)
+    points = load_samples(options.gradients_at) if options.gradients_at else None
+    report, gradient = estimate(
+        a,
+        b,
+        options.constraint,
+        seed=options.seed,
+        steps=options.steps,
+        batch_size=options.batch_size,
+    )
+    options.json.write_text(json.dumps(report, indent=2) + "\n")
+    if points is not None:
+        with options.gradients_out.open("wb") as file:
+            np.save(file, gradient(points))
+    _say(f"W1 {report['w1']:.5g}, at least {report['lower']:.5g} (95% confidence)")
+    _say(
+        f"discrete estimate {report['plug_in']:.5g}, of which {report['plug_in_bias']:.5g} or so "
+        f"is bias at {report['plug_in_samples']} samples"
+    )
 
 
 def _models(options: argparse.Namespace) -> None:
@@ -305,12 +370,22 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _load(model: str) -> Model:
-    from models import artifact, registry
+    from models.artifact import load_artifact
+
+    with _artifact(model) as folder:
+        return load_artifact(folder)
+
+
+@contextlib.contextmanager
+def _artifact(model: str) -> Iterator[Path]:
+    """The folder of an artifact, for a while."""
+    from models import registry
 
     if not registry.is_reference(model):
-        return artifact.load_artifact(Path(model))
+        yield Path(model)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        return artifact.load_artifact(registry.download(model, Path(folder)))
+        yield registry.download(model, Path(folder))
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -58,6 +58,8 @@ class DataCard(BaseModel):
     columns: list[str] = []
     """Names of a table's columns; empty for other data."""
     count: int
+    skipped: int = 0
+    """Image files that could not be decoded; `count` is without them."""
     training_count: int
     heldout_count: int
     heldout_fraction: float
@@ -384,6 +386,11 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Model:
                 f"{folder / name}: does not fit the networks in {RUN} ({reason})"
             ) from None
         network.to(device).eval().requires_grad_(False)
+    broken = run.config.constraint.broken_claim(critic)
+    if broken:
+        raise ArtifactError(
+            f"{folder / CRITIC}: not a critic under {run.constraint.kind}, as {RUN} says: {broken}"
+        )
     quantiles = np.array(json.loads((folder / QUANTILES).read_text())["scores"])
     return Model(run, generator, critic, quantiles, digest)
 

@@ -19,7 +19,12 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    """A built-in name (digits, 8gaussians, 25gaussians, swissroll, ar2) or a .npy or .npz file."""
+    """A built-in name (digits, mnist5k, emoji32, 8gaussians, 25gaussians, swissroll, ar2); a .npy,
+    .npz, .csv, .tsv or .parquet file; a folder, .zip or .tar of images; or a URL of these."""
+    size: int | None = Field(default=None, ge=4, le=1024)
+    """Pixels: images are resized, and cropped in the middle, to this square. None: as they are."""
+    max_broken_fraction: float = Field(default=0.01, ge=0, lt=1)
+    """Share of image files that may be broken, and are skipped; with more the run fails."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of the distinct items that is held out: an item is, or is not, by its own hash."""
 
@@ -62,8 +67,14 @@ class EvaluationConfig(BaseModel):
     samples: int = Field(default=2500, ge=10)
     """Generated samples, at most; never more than there are held-out items where both are
     compared."""
-    extractor: Literal["auto", "digits-cnn-v1", "pixels"] = "auto"
-    """Features of images; auto: digits-cnn-v1 for 8x8 grey images, pixels for others."""
+    extractor: Literal[
+        "auto", "digits-cnn-v1", "classifier", "efficientnet-lite0", "inception", "pixels"
+    ] = "auto"
+    """Features of images; auto: those frozen for the model's name, or else what suits the data."""
+    inception_weights: str | None = None
+    """For the inception extractor: the file of its weights, which torch-fidelity reads."""
+    inception_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Of that file; another one is not loaded, since loading runs what is in it."""
 
 
 class Config(BaseModel):
@@ -83,12 +94,28 @@ class Config(BaseModel):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _batch_norm_fits(self) -> Self:
+    def _inception_is_named(self) -> Self:
+        chosen = self.evaluation
+        given = chosen.inception_weights is not None and chosen.inception_sha256 is not None
+        if (chosen.extractor == "inception") != given:
+            raise ValueError(
+                "evaluation.extractor: 'inception' goes with evaluation.inception_weights and "
+                "evaluation.inception_sha256: give all three, or none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _critic_fits_constraint(self) -> Self:
         if self.constraint.per_sample and self.critic.normalization == "batch":
             raise ValueError(
                 "critic.normalization: 'batch' makes each score depend on the whole batch, but "
                 f"{self.constraint.kind} limits the gradient of each sample by itself "
                 "(Gulrajani et al. 2017, section 4); use 'layer' or 'instance' or 'none'"
+            )
+        if self.constraint.needs_dropout and not self.critic.dropout:
+            raise ValueError(
+                f"critic.dropout: {self.constraint.kind} compares two forwards that differ by "
+                "dropout; set critic.dropout, such as 0.5"
             )
         return self
 
@@ -102,7 +129,7 @@ def constraint_class(kind: str) -> type[Constraint]:
     (union, _) = typing.get_args(AnyConstraint)
     classes = {c.model_fields["kind"].default: c for c in typing.get_args(union)}
     if kind not in classes:
-        raise ConfigError(f"constraint.kind: no constraint '{kind}'{_nearest(kind, classes)}")
+        raise ConfigError(f"constraint.kind: no constraint '{kind}'{nearest(kind, classes)}")
     return typing.cast(type[Constraint], classes[kind])
 
 
@@ -134,14 +161,15 @@ def _describe(error: Any) -> str:
         fields = Config.model_fields
     path = ".".join(location)
     if error["type"] == "extra_forbidden":
-        return f"{path}: no such key{_nearest(location[-1], fields)}"
+        return f"{path}: no such key{nearest(location[-1], fields)}"
     message = error["msg"].removeprefix("Value error, ")
     if not path or error["type"] == "missing":
         return f"{path}: {message}" if path else message
     return f"{path}: {message}, got {error['input']!r}"
 
 
-def _nearest(key: str, known: typing.Iterable[str]) -> str:
+def nearest(key: str, known: typing.Iterable[str]) -> str:
+    """The end of a complaint about an unknown key: the nearest known one, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 import zipfile
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,23 +14,27 @@ from models.errors import DataError, ShapeError
 from models.images import decode_image, encode_png, enlarge, grid
 
 Array = np.ndarray
-SAMPLE_FORMATS = ("png", "zip", "npz", "npy")
+SAMPLE_FORMATS = ("png", "zip", "npz", "npy", "csv")
 LEGIBLE = 32
 """Pixels: smaller images are enlarged in a grid, by a whole factor, for the eye."""
 MAX_BYTES = 2**28
 """Of one decoded array: a small file can claim, or unpack to, far more."""
 
 
-def encode(samples: Array, format: str) -> bytes:
+def encode(samples: Array, format: str, columns: Sequence[str] = ()) -> bytes:
     """Encode samples as one file.
 
     Args:
         samples: uint8 ``(N, H, W, C)``, float32 ``(N, D)`` or ``(N, T, D)``.
-        format: one of `SAMPLE_FORMATS`; png is one grid, zip one PNG for each sample.
+        format: one of `SAMPLE_FORMATS`; png is one grid, zip one PNG for each sample, csv one
+            row for each vector.
+        columns: names for the header row of a csv; without them x1, x2 and so on.
 
     Raises:
-        ShapeError: only images have a picture.
+        ShapeError: only images have a picture, and only vectors a row.
     """
+    if format == "csv":
+        return _encode_csv(samples, columns)
     out = io.BytesIO()
     if format == "npz":
         np.savez(out, samples=samples)
@@ -47,6 +53,17 @@ def encode(samples: Array, format: str) -> bytes:
             # A fixed date, so that the same samples give the same bytes.
             archive.writestr(zipfile.ZipInfo(f"{i:06d}.png"), encode_png(image))
     return out.getvalue()
+
+
+def _encode_csv(samples: Array, columns: Sequence[str]) -> bytes:
+    if samples.ndim != 2:
+        raise ShapeError("only vectors make a csv; ask for npz or, of images, png")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns or [f"x{i + 1}" for i in range(samples.shape[1])])
+    # As text, each float32 has the fewest digits that give it back exactly.
+    writer.writerows(samples.astype(str).tolist())
+    return text.getvalue().encode()
 
 
 def read_items(content: bytes, name: str) -> Array:

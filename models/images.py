@@ -7,7 +7,7 @@ import math
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from models.errors import DataError, ShapeError
 
@@ -28,7 +28,8 @@ def decode_image(content: bytes, name: str, max_pixels: int = 2**24) -> Array:
         max_pixels: refuse an image with more, before it is decoded.
 
     Returns:
-        uint8 ``(H, W, C)``, with the channels the file has (a palette becomes RGB or RGBA).
+        uint8 ``(H, W, C)``, with the channels the file has (a palette becomes RGB or RGBA), and
+        turned as its EXIF orientation says.
 
     Raises:
         DataError: not such an image, broken, or too large.
@@ -48,12 +49,42 @@ def decode_image(content: bytes, name: str, max_pixels: int = 2**24) -> Array:
                     image = file.convert("L")
                 if image.mode not in MODES.values():
                     raise DataError(f"{name}: {image.mode} pixels; only 8 bits a channel are read")
-                pixels = np.asarray(image)
+                pixels = np.asarray(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
         raise DataError(f"{name}: not a PNG, JPEG or WebP image") from None
     except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: a broken image ({error})") from None
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def on_white(image: Array) -> Array:
+    """Lay uint8 ``(H, W, C)`` with an alpha channel (C of 2 or 4) on white; others stay."""
+    if image.shape[2] not in (2, 4):
+        return image
+    alpha = image[..., -1:].astype(np.uint16)
+    mixed = image[..., :-1] * alpha + 255 * (255 - alpha)
+    # Division rounded to the nearest.
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def fit_square(image: Array, size: int) -> Array:
+    """Cut the middle square out of uint8 ``(H, W, C)`` and resize it (Lanczos).
+
+    Args:
+        image: C of 1 to 4.
+        size: pixels of each side; an image that has them already stays as it is.
+
+    Returns:
+        uint8 ``(size, size, C)``.
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    side = min(image.shape[:2])
+    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    square = image[top : top + side, left : left + side]
+    picture = Image.fromarray(square[:, :, 0] if image.shape[2] == 1 else square)
+    fitted = picture.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(fitted).reshape(size, size, -1)
 
 
 def encode_png(image: Array, level: int = 1) -> bytes:

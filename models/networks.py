@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -15,11 +16,27 @@ from models.errors import ConfigError
 from models.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 from models.resnet import Before, num_blocks, resnet_critic, resnet_generator
 
-Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu"]
+Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu", "groupsort"]
 Normalization = Literal["none", "batch", "layer", "instance"]
 Architecture = Literal["mlp", "dcgan", "resnet", "gru", "lstm"]
 Shape = tuple[int, ...]
 """Of one item: ``(D,)`` for a vector, ``(C, H, W)`` for an image, ``(T, D)`` for a sequence."""
+
+
+class GroupSort(nn.Module):
+    """Sort each pair of channels (Anil et al. 2019, section 4.1, with groups of 2: MaxMin).
+
+    It keeps every gradient's norm, where ReLU loses what it cuts off. Takes and returns
+    ``(N, C, ...)``; if C is odd, the last channel passes unchanged.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sort the pairs, larger first."""
+        pairs = x.shape[1] // 2
+        first, second = x[:, : 2 * pairs : 2], x[:, 1 : 2 * pairs : 2]
+        largest, smallest = torch.maximum(first, second), torch.minimum(first, second)
+        return torch.cat([largest, smallest, x[:, 2 * pairs :]], dim=1)
+
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -27,6 +44,7 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
     "silu": nn.SiLU,
+    "groupsort": GroupSort,
 }
 SMALLEST_MAP = 4
 """Pixels: no network halves an image below this height or width."""
@@ -68,6 +86,9 @@ class GeneratorConfig(NetworkConfig):
 
 class CriticConfig(NetworkConfig):
     """A critic: samples ``(N, *shape)`` to scores ``(N,)``, real numbers without a bound."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the units that each activation's output loses while training."""
 
 
 class Critic(nn.Module):
@@ -141,11 +162,24 @@ def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Mod
             dense = [nn.Linear(config.width, config.width), _activation(config)]
             layers = [*_recurrent(config, shape[1]), PoolSteps(), *dense]
             layers.append(nn.Linear(config.width, 1))
+    layers = _with_dropout(layers, config)
     if not classes:
         return Critic(nn.Sequential(*layers))
     *features, head = layers
     assert isinstance(head, nn.Linear)
     return ProjectionCritic(nn.Sequential(*features), head, classes)
+
+
+def _with_dropout(layers: list[nn.Module], config: CriticConfig) -> list[nn.Module]:
+    """Dropout after each activation that is not inside a residual block."""
+    if not config.dropout:
+        return layers
+    activation = type(_activation(config))
+    return [
+        part
+        for layer in layers
+        for part in ([layer, nn.Dropout(config.dropout)] if type(layer) is activation else [layer])
+    ]
 
 
 def _check(config: NetworkConfig, shape: Shape, role: str) -> None:

@@ -22,6 +22,9 @@ CHAMPION = "champion"
 HISTORY = "promotion."
 """Prefix of the registered model's tags that hold each change of the champion, numbered."""
 DIGEST_TAG = "artifact_digest"
+EXTRACTOR_TAG = "extractor"
+"""Of a version: the features that its figures are over, as JSON. Of a registered model: those of
+its first champion, for good, so that its figures compare over time."""
 
 
 def tracking_uri() -> str:
@@ -127,9 +130,31 @@ def promote(name: str, version: str, why: str) -> str | None:
     return _set_champion(name, version, "promote", why)
 
 
+def frozen_extractor(name: str) -> dict[str, str] | None:
+    """The extractor of a model's first champion: its name, sha256 and that champion's version.
+
+    Returns:
+        None if there was no champion yet that was judged over features.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags = client().get_registered_model(name).tags
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise RegistryError(f"{name}: {error.message} (registry: {tracking_uri()})") from error
+    return json.loads(tags[EXTRACTOR_TAG]) if EXTRACTOR_TAG in tags else None
+
+
 def _set_champion(name: str, version: str, action: str, why: str) -> str | None:
     resolve(f"{name}@{version}")
-    before = _ask(name, lambda c: c.get_registered_model(name)).aliases.get(CHAMPION)
+    registered = _ask(name, lambda c: c.get_registered_model(name))
+    before = registered.aliases.get(CHAMPION)
+    extractor = _ask(name, lambda c: c.get_model_version(name, version)).tags.get(EXTRACTOR_TAG)
     entry = {
         "action": action,
         "who": getpass.getuser(),
@@ -142,6 +167,9 @@ def _set_champion(name: str, version: str, action: str, why: str) -> str | None:
     api = client()
     api.set_registered_model_alias(name, CHAMPION, version)
     api.set_registered_model_tag(name, f"{HISTORY}{number:06d}", json.dumps(entry))
+    if extractor and EXTRACTOR_TAG not in registered.tags:
+        frozen = {**json.loads(extractor), "version": version}
+        api.set_registered_model_tag(name, EXTRACTOR_TAG, json.dumps(frozen))
     return entry["from"]
 
 

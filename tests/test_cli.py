@@ -46,14 +46,14 @@ MISTAKES = {
     "no command": ((), "COMMAND"),
     "unknown command": (("trian",), "trian"),
     "unknown preset": (("train", "--preset", "digit", "--out", "run"), "8gaussians"),
-    "unknown constraint": ((*TRAIN, "--constraint", "clipping"), "weight_clipping"),
+    "unknown constraint": ((*TRAIN, "--constraint", "weight_cliping"), "weight_clipping"),
     "unknown key": ((*TRAIN, "--set", "training.step=3"), "did you mean 'steps'"),
     "no value": ((*TRAIN, "--set", "training.steps"), "key=value"),
     "bad value": ((*TRAIN, "--steps", "ten"), "training.steps"),
     "bad seed": ((*TRAIN, "--seed", "-1"), "training.seed"),
     "batch norm under a penalty": ((*TRAIN, "--set", "critic.normalization=batch"), "'layer'"),
     "absent data": ((*TRAIN, "--data", "absent.npy"), "no such file"),
-    "strange data": ((*TRAIN, "--data", "data.txt"), "not a built-in"),
+    "strange data": ((*TRAIN, "--data", "data.txt"), "nor a built-in"),
     "vectors in a preset for images": ((*TRAIN, "--data", "8gaussians"), "architecture=mlp"),
     "no GPU": ((*TRAIN, "--device", "cuda"), "--device cpu"),
     "no artifact": (("sample", "absent", "--out", "a.png"), "not an artifact"),
@@ -192,7 +192,7 @@ def test_own_images_are_trained_on_and_judged(tmp_path: Path) -> None:
     model = load_artifact(tmp_path / "run" / "artifact")
     assert model.sample(0, 2).shape == (2, 12, 10, 3)
     assert model.run.results.extractor is not None
-    assert model.run.results.extractor.name == "pixels"
+    assert model.run.results.extractor.name == "efficientnet-lite0"
 
 
 def test_own_vectors_come_back_in_their_own_units(tmp_path: Path) -> None:

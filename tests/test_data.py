@@ -21,7 +21,10 @@ def images(count: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, *shape), np.uint8)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+FETCHED = {"mnist5k", "emoji32"}  # tests/test_fetched.py
+
+
+@pytest.mark.parametrize("name", sorted({*BUILT_IN} - FETCHED))
 def test_built_in_data(name: str) -> None:
     data = load_data(DataConfig(source=name))
     card = data.card

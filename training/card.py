@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -99,4 +101,13 @@ def model_card(run: Run) -> str:
     for place, norms in run.lipschitz.get("gradient_norm", {}).items():
         median = norms["quantiles"]["0.5"]
         lines.append(f"| {place} | {norms['mean']:.3f} | {median:.3f} | {norms['max']:.3f} |")
+    if "sampled" in run.lipschitz:
+        lines += ["", f"Its Lipschitz constant {_bracket(run.lipschitz)}."]
     return "\n".join(lines) + "\n"
+
+
+def _bracket(lipschitz: dict[str, Any]) -> str:
+    least = f"is at least {lipschitz['sampled']:.4g} (found by ascent)"
+    if lipschitz["certified"] is None:
+        return f"{least}; no upper bound is certified: {lipschitz['reason']}"
+    return f"{least} and at most {lipschitz['certified']:.4g} (certified)"

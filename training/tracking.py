@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from models import registry
-from models.artifact import GRID, Model
+from models.artifact import CARD, GRID, Model
 from models.errors import RegistryError
 
 EXPERIMENT = "wgan-foundry"
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description, Markdown."""
 
 
 def track_and_register(model: Model, artifact_folder: Path) -> str:
@@ -29,6 +31,7 @@ def track_and_register(model: Model, artifact_folder: Path) -> str:
     from mlflow.exceptions import MlflowException
 
     run, name = model.run, model.run.config.name
+    card = (artifact_folder / CARD).read_text()
     try:
         api = registry.client()
         started = api.create_run(_experiment(), run_name=f"{name}-{run.constraint.kind}")
@@ -50,16 +53,19 @@ def track_and_register(model: Model, artifact_folder: Path) -> str:
             "data_sha256": run.data.sha256,
             registry.DIGEST_TAG: model.digest,
         }
+        if run.results.extractor:
+            tags[registry.EXTRACTOR_TAG] = run.results.extractor.model_dump_json()
         for first in range(0, len(metrics), 1000):  # as many as MLflow takes at once
             api.log_batch(run_id, metrics[first : first + 1000])
         api.log_batch(
             run_id,
             params=[Param(key, str(value)) for key, value in parameters.items()],
-            tags=[RunTag(key, value) for key, value in tags.items()],
+            tags=[RunTag(key, value) for key, value in {**tags, NOTE: card}.items()],
         )
         api.log_artifacts(run_id, str(artifact_folder), "artifact")
         api.log_artifact(run_id, str(artifact_folder / GRID))
         version = registry.register(name, run_id, f"{started.info.artifact_uri}/artifact", tags)
+        api.update_model_version(name, version, card)
         api.set_terminated(run_id)
     except MlflowException as error:
         raise RegistryError(

@@ -50,9 +50,11 @@ class Workers:
         share = batch_size // self.count
         return slice(self.rank * share, (self.rank + 1) * share)
 
-    def draws(self) -> AbstractContextManager[Any]:
+    def draws(self, batch_size: int) -> AbstractContextManager[Any]:
         """Within it, random numbers for this process's rows are its part of the whole batch's."""
-        return nullcontext() if self.count == 1 else _DividedDraws(self.rank, self.count)
+        if self.count == 1:
+            return nullcontext()
+        return _DividedDraws(self.rows(batch_size), batch_size)
 
     def prepare(self, network: nn.Module) -> nn.Module:
         """Make batch normalisation take its statistics from the whole batch.
@@ -134,12 +136,15 @@ def join(device_type: str) -> Workers:
 
 
 class _DividedDraws(TorchFunctionMode):
-    """Draws for every process's rows, in one process's order, and keeps its own."""
+    """Draws for every process's rows, in one process's order, and keeps its own.
 
-    def __init__(self, rank: int, count: int) -> None:
+    The first axis may be several batches long, as for real and fake samples together.
+    """
+
+    def __init__(self, rows: slice, batch_size: int) -> None:
         super().__init__()
-        self.rank = rank
-        self.count = count
+        self.rows = rows
+        self.batch_size = batch_size
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -167,8 +172,12 @@ class _DividedDraws(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _own(self, draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor:
-        rows = shape[0]
-        return draw((rows * self.count, *shape[1:]))[self.rank * rows : (self.rank + 1) * rows]
+        share = self.rows.stop - self.rows.start
+        batches, rest = divmod(shape[0], share)
+        if rest:
+            raise RuntimeError(f"a draw of {shape[0]} rows is no multiple of the batch's {share}")
+        whole = draw((batches * self.batch_size, *shape[1:]))
+        return torch.unflatten(whole, 0, (batches, self.batch_size))[:, self.rows].flatten(0, 1)
 
 
 _INDIVISIBLE = {

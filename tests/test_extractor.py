@@ -1,0 +1,391 @@
+"""Extractors: what they compute, that their hashes hold, and that a name keeps its own."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import registry
+from models.artifact import Model, load_artifact
+from models.config import Config, DataConfig, EvaluationConfig, parse_config
+from models.errors import ConfigError
+from models.images import encode_png
+from tests.artifacts import tiny_config
+from training import extractor as module
+from training.data import Dataset, load_data
+from training.efficientnet import load_efficientnet, weights_file
+from training.extractor import (
+    artifact_weights,
+    choose_extractor,
+    load_extractor,
+    train_classifier,
+)
+from training.run import run_training
+
+RNG = np.random.default_rng(2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("WGAN_CACHE", str(folder))
+        # Enough for these images; the real count is for handwriting.
+        patch.setattr(module, "train_classifier", functools.partial(train_classifier, steps=60))
+        yield folder
+
+
+def save_images(folder: Path, side: int = 12, count: int = 90) -> Path:
+    """Three classes of colour images that differ in shape: bars down, bars across, a square."""
+    rng = np.random.default_rng(0)
+    for name in ("down", "across", "square"):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(0, 60, (side, side, 3), np.uint8)
+            at = rng.integers(1, side - 4)
+            rows, columns = slice(at, at + 3), slice(at, at + 3)
+            if name == "down":
+                rows = slice(None)
+            elif name == "across":
+                columns = slice(None)
+            image[rows, columns] += rng.integers(100, 180, 3, dtype=np.uint8)
+            (folder / name / f"{i}.png").write_bytes(encode_png(image))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load(save_images(tmp_path_factory.mktemp("labelled") / "set"))
+
+
+def load(source: Path | str) -> Dataset:
+    return load_data(DataConfig(source=str(source)), 8)
+
+
+def array(path: Path, *shape: int) -> Dataset:
+    np.save(path, RNG.integers(0, 256, (150, *shape), np.uint8))
+    return load(path)
+
+
+def chosen(data: Dataset, **settings: object) -> str:
+    return choose_extractor(EvaluationConfig(**settings), data).card.name
+
+
+def test_auto_depends_on_the_data(
+    labelled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert chosen(load("digits")) == "digits-cnn-v1"
+    assert chosen(labelled) == "classifier"
+    assert chosen(array(tmp_path / "grey.npy", 9, 9)) == "pixels"
+    colour = array(tmp_path / "colour.npy", 9, 9, 3)
+    assert chosen(colour) == "efficientnet-lite0"
+    monkeypatch.setattr(module, "weights_file", lambda: None)
+    assert chosen(colour) == "pixels"
+    with pytest.raises(ConfigError, match="pip install"):
+        chosen(colour, extractor="efficientnet-lite0")
+
+
+def test_an_extractor_that_does_not_suit_the_data_is_told(tmp_path: Path) -> None:
+    data = array(tmp_path / "a.npy", 9, 9, 3)
+    with pytest.raises(ConfigError, match="needs labels"):
+        chosen(data, extractor="classifier")
+    digits = choose_extractor(EvaluationConfig(extractor="digits-cnn-v1"), data)
+    with pytest.raises(ConfigError, match=r"does not take images of shape \(9, 9, 3\).*pixels"):
+        digits(data.items)
+
+
+def test_efficientnet_is_the_packages_network() -> None:
+    """Against the network that the weights were published with."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    file = weights_file()
+    assert file is not None
+    reference = EfficientNet.from_name("efficientnet-lite0")
+    reference.load_state_dict(torch.load(file, weights_only=True))
+    reference.eval()
+    last: list[torch.Tensor] = []
+    reference._blocks[-1].register_forward_hook(lambda _, inputs, output: last.append(output))
+    images = torch.from_numpy(RNG.integers(0, 256, (4, 3, 64, 64))).float()
+    with torch.inference_mode():
+        reference.extract_features((images - 127) / 128)
+        found = load_efficientnet(file)(images)
+    expected = last[0].mean((2, 3))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_efficientnet_knows_a_picture(tmp_path: Path) -> None:
+    """Its features tell shapes apart that it never saw, whatever their size in pixels."""
+    small, large = (load(save_images(tmp_path / str(side), side, 60)) for side in (12, 96))
+    extract = load_extractor("efficientnet-lite0", EvaluationConfig())
+    for data in (small, large):
+        assert data.labels is not None
+        features = extract(data.items)
+        assert features.shape == (180, 320)
+        features = (features - features.mean(0)) / features.std(0)
+        train = features[~data.is_heldout]
+        distance = ((features[data.is_heldout][:, None] - train) ** 2).sum(2)
+        guess = data.labels[~data.is_heldout][distance.argmin(1)]
+        assert (guess == data.labels[data.is_heldout]).mean() > 0.6  # by chance: 0.33
+
+
+def test_efficientnet_takes_grey_images_as_colour() -> None:
+    grey = RNG.integers(0, 256, (5, 16, 16, 1), np.uint8)
+    extract = load_extractor("efficientnet-lite0", EvaluationConfig())
+    colour = extract(grey.repeat(3, axis=3))
+    np.testing.assert_allclose(extract(grey), colour, rtol=1e-3, atol=1e-3)
+
+
+def test_a_classifier_learns_and_is_trained_once(
+    labelled: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert labelled.labels is not None
+    found = choose_extractor(EvaluationConfig(extractor="classifier"), labelled)
+    network = module.ImageClassifier(3, 3)
+    network.load_state_dict(dict(found.weights))
+    held = torch.from_numpy(labelled.heldout).permute(0, 3, 1, 2).float() / 127.5 - 1
+    right = network(held).argmax(1).numpy() == labelled.labels[labelled.is_heldout]
+    assert right.mean() > 0.95
+    monkeypatch.setattr(module, "train_classifier", None)
+    again = choose_extractor(EvaluationConfig(extractor="classifier"), labelled)
+    assert again.card == found.card
+    np.testing.assert_array_equal(again(labelled.items[:9]), found(labelled.items[:9]))
+    assert found(labelled.items[:9]).shape == (9, 64)
+
+
+def test_a_classifier_is_a_function_of_the_training_items(labelled: Dataset) -> None:
+    torch.manual_seed(5)
+    first = train_classifier(labelled, steps=3).state_dict()
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(1)), "training must not disturb others' randomness"
+    second = train_classifier(labelled, steps=3).state_dict()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+    assert labelled.labels is not None
+    items, labels = labelled.items.copy(), labelled.labels.copy()
+    items[labelled.is_heldout], labels[labelled.is_heldout] = 0, 0
+    changed = dataclasses.replace(labelled, items=items, labels=labels)
+    third = train_classifier(changed, steps=3).state_dict()
+    assert all(torch.equal(first[k], third[k]) for k in first)
+
+
+def test_another_extractor_of_the_same_name_is_refused(labelled: Dataset) -> None:
+    for name in ("pixels", "digits-cnn-v1", "efficientnet-lite0"):
+        card = load_extractor(name, EvaluationConfig()).card
+        assert load_extractor(name, EvaluationConfig(), card.sha256).card == card
+        with pytest.raises(ConfigError, match="other figures"):
+            load_extractor(name, EvaluationConfig(), "0" * 64)
+    weights = choose_extractor(EvaluationConfig(extractor="classifier"), labelled).weights
+    with pytest.raises(ConfigError, match="other figures"):
+        load_extractor("classifier", EvaluationConfig(), "0" * 64, weights)
+    with pytest.raises(ConfigError, match="not at hand"):
+        load_extractor("classifier", EvaluationConfig(), "0" * 64)
+
+
+# The whole way
+
+
+def configured(source: Path, **evaluation: object) -> Config:
+    values = tiny_config().model_dump(mode="json")
+    values["data"]["source"] = str(source)
+    values["training"] |= {"steps": 2, "batch_size": 8}
+    values["evaluation"] = {"samples": 40, **evaluation}
+    return parse_config(values)
+
+
+def run(config: Config, folder: Path, register: bool = True) -> tuple[Model, str | None, str]:
+    said: list[str] = []
+    reference = run_training(
+        config,
+        folder,
+        torch.device("cpu"),
+        resume=False,
+        register=register,
+        say=said.append,
+        report=lambda row: None,
+        stop_requested=lambda: False,
+    )
+    return load_artifact(folder / "artifact"), reference, "\n".join(said)
+
+
+def test_a_name_keeps_the_extractor_of_its_first_champion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    source = save_images(tmp_path / "set", count=40)
+    first, reference, said = run(configured(source), tmp_path / "1")
+    assert first.run.results.extractor is not None
+    card = first.run.results.extractor
+    assert card.name == "classifier"
+    assert "over classifier" in said
+    name, version = registry.resolve(str(reference))
+    assert registry.frozen_extractor(name) is None, "no champion yet"
+    registry.promote(name, version, "first")
+    assert registry.frozen_extractor(name) == {**card.model_dump(), "version": version}
+
+    # More data, another cache: a new classifier would be another one.
+    save_images(source / "more", count=20)
+    for kind in ("down", "across", "square"):
+        for i, file in enumerate((source / "more" / kind).iterdir()):
+            file.rename(source / kind / f"new{i}.png")
+        (source / "more" / kind).rmdir()
+    (source / "more").rmdir()
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "other"))
+    alone, _, _ = run(configured(source), tmp_path / "2", register=False)
+    assert alone.run.results.extractor != card
+    second, reference, _ = run(configured(source), tmp_path / "3")
+    assert second.run.results.extractor == card
+    assert (
+        artifact_weights(tmp_path / "3" / "artifact").keys()
+        == artifact_weights(tmp_path / "1" / "artifact").keys()
+    )
+
+    # Whoever asks for another is told; a later champion changes nothing.
+    third, reference, said = run(configured(source, extractor="pixels"), tmp_path / "4")
+    assert third.run.results.extractor is not None
+    assert third.run.results.extractor.name == "pixels"
+    assert "do not compare" in said
+    registry.promote(name, registry.resolve(str(reference))[1], "another")
+    assert registry.frozen_extractor(name) == {**card.model_dump(), "version": version}
+
+
+def test_evaluate_uses_the_models_own_extractor(tmp_path: Path) -> None:
+    """On a machine that has only the artifact and the data, and not the trained classifier."""
+    source = save_images(tmp_path / "set", count=40)
+    model, _, _ = run(configured(source), tmp_path / "run", register=False)
+    wgan = Path(sys.executable).with_name("wgan")
+    done = subprocess.run(
+        [wgan, "evaluate", tmp_path / "run" / "artifact", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "WGAN_CACHE": str(tmp_path / "empty")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == model.run.results.model_dump(mode="json")
+    assert not (tmp_path / "empty" / "extractors").exists()
+
+
+# Inception
+
+STAND_IN = {
+    # Its wheels fit one build of torch each; torch-fidelity needs it for other things than this.
+    "torchvision/__init__.py": "",
+    "torchvision/datasets.py": "CIFAR10 = STL10 = CIFAR100 = object",
+    "torchvision/transforms/__init__.py": "",
+    "torchvision/transforms/functional.py": "",
+}
+
+
+@pytest.fixture(scope="module")
+def fidelity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real torch-fidelity, with an empty torchvision beside it."""
+    folder = tmp_path_factory.mktemp("fidelity")
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "torch-fidelity==0.4.0"]
+    done = subprocess.run([*command, "-d", folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no package index: {done.stderr[-200:]}")
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    for name, content in STAND_IN.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+INCEPTION = """
+import hashlib, sys, numpy as np, torch
+from pathlib import Path
+import torch_fidelity.feature_extractor_inceptionv3 as fidelity
+from models.config import EvaluationConfig
+from models.errors import ConfigError
+from training.extractor import load_extractor
+
+make = fidelity.FeatureExtractorInceptionV3
+torch.manual_seed(0)
+load, torch.load = torch.load, lambda *a, **k: {}
+make.load_state_dict, original = lambda self, state: None, make.load_state_dict
+network = make("a", ["2048"], "none")  # its own random weights
+torch.load, make.load_state_dict = load, original
+weights = Path(sys.argv[1])
+torch.save(network.state_dict(), weights)
+digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+
+def settings(sha256, file=weights):
+    return EvaluationConfig(
+        extractor="inception", inception_weights=str(file), inception_sha256=sha256
+    )
+
+images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
+extract = load_extractor("inception", settings(digest))
+assert extract.card.sha256 == digest
+expected = network(torch.from_numpy(images).permute(0, 3, 1, 2))[0].double().numpy()
+np.testing.assert_allclose(extract(images), expected, rtol=1e-5, atol=1e-6)
+assert extract(images).shape == (3, 2048)
+for wrong in (settings("0" * 64), settings(digest, "/nowhere.pth")):
+    try:
+        load_extractor("inception", wrong)
+        raise SystemExit("loaded the wrong weights")
+    except ConfigError as error:
+        print(error)
+bad = weights.with_name("evil.pth")
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (weights.with_name("touched"),))
+torch.save(Evil(), bad)
+try:
+    load_extractor("inception", settings("0" * 64, bad))
+except ConfigError as error:
+    print(error)
+assert not weights.with_name("touched").exists(), "code ran before the hash was checked"
+print("done")
+"""
+
+
+def test_inception_is_torch_fidelitys_with_checked_weights(fidelity: Path, tmp_path: Path) -> None:
+    path = os.pathsep.join([str(fidelity), str(Path(__file__).parent.parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", INCEPTION, str(tmp_path / "weights.pth")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.stdout.endswith("done\n"), done.stdout + done.stderr
+    assert "it is not loaded" in done.stdout
+    assert "no such file" in done.stdout
+
+
+def test_inception_without_torch_fidelity_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    settings = EvaluationConfig(
+        extractor="inception", inception_weights=str(tmp_path / "w.pth"), inception_sha256=digest
+    )
+    with pytest.raises(ConfigError, match="torch-fidelity"):
+        load_extractor("inception", settings)
+
+
+def test_inception_needs_a_file_and_its_hash() -> None:
+    values = tiny_config().model_dump(mode="json")
+    values["evaluation"]["extractor"] = "inception"
+    with pytest.raises(ConfigError, match="give all three, or none"):
+        parse_config(values)
+
+
+def test_features_do_not_depend_on_company() -> None:
+    """Chunks change nothing but rounding."""
+    images = RNG.integers(0, 256, (module.CHUNK + 9, 8, 8, 1), np.uint8)
+    extract = load_extractor("digits-cnn-v1", EvaluationConfig())
+    np.testing.assert_allclose(extract(images)[-9:], extract(images[-9:]), rtol=1e-5, atol=1e-6)

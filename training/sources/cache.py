@@ -1,0 +1,55 @@
+"""Decoded items on the disk, read through a memory map, so that memory does not grow with them."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+
+Array = np.ndarray
+DIGEST_BYTES = 16
+AT_ONCE = 1024
+"""Items hashed between two releases of memory."""
+
+
+def cache_folder() -> Path:
+    """Where decoded and fetched data is kept: ``WGAN_CACHE``, or the user's cache folder.
+
+    Everything below it can be deleted at any time; it is made again when it is needed.
+    """
+    own = os.environ.get("WGAN_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wgan-foundry"
+
+
+def take(items: Array, places: Array) -> Array:
+    """Copy some items, and give back the memory that reading them from a map has taken."""
+    rows = items[places]
+    release(items)
+    return rows
+
+
+def release(items: Array) -> None:
+    """Unmap what was read of a memory map; the system may keep it in its own file cache.
+
+    Without this, each page that was ever touched counts as resident memory of the process.
+    """
+    mapped = getattr(items, "_mmap", None)  # None of an array, and of a map's copy in memory
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def item_digests(items: Array) -> Array:
+    """Hash each item's bytes (BLAKE2b): uint8 ``(N, 16)``."""
+    digests = np.empty((len(items), DIGEST_BYTES), np.uint8)
+    for i, item in enumerate(items.view(np.ndarray)):
+        digest = hashlib.blake2b(item.tobytes(), digest_size=DIGEST_BYTES).digest()
+        digests[i] = np.frombuffer(digest, np.uint8)
+        if i % AT_ONCE == 0:
+            release(items)
+    release(items)
+    return digests

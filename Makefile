@@ -3,7 +3,7 @@ PYTHON ?= python3
 DEMO_DIR ?= demo
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow lint format lock clean
+.PHONY: install demo test test-slow verify-gpu lint format lock clean
 
 install: .venv/.installed
 
@@ -25,6 +25,14 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Without a GPU nothing fails and nothing is verified: it says so.
+verify-gpu: install
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(BIN)/python -m pytest -m gpu; \
+	else \
+		echo "skipped: torch sees no CUDA device, so nothing was verified on one"; \
+	fi
 
 lint: install
 	$(BIN)/ruff check

@@ -151,21 +151,23 @@ def _train(options: argparse.Namespace) -> int:
 
     from training.loop import Diverged, Interrupted
     from training.run import run_training
+    from training.workers import join
 
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no CUDA device; use --device cpu")
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    workers = join(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     stop = _StopRequest()
     try:
         registered = run_training(
             config,
             options.out,
-            device,
+            workers.device,
             resume=options.resume,
             register=not options.no_register,
-            say=_say,
-            report=_Progress(config.training.steps),
+            say=_say if workers.is_main else lambda line: None,
+            report=_Progress(config.training.steps) if workers.is_main else lambda row: None,
             stop_requested=lambda: stop.requested,
+            workers=workers,
         )
     except Interrupted as error:
         _complain(f"{error}; go on with --resume")
@@ -173,6 +175,8 @@ def _train(options: argparse.Namespace) -> int:
     except Diverged as error:
         _complain(f"error: {error}")
         return EXIT_FAILED
+    if not workers.is_main:
+        return 0
     _say(f"artifact: {options.out / 'artifact'}")
     if registered:
         _say(f"registered: {registered}")

@@ -77,12 +77,14 @@ def resnet_critic(
     for block in _blocks(depth, len(sizes) - 1):
         after = channels(block.stage)
         branch = _convolutions(now, after, block.convolutions, before)
-        # Ceil mode: an uneven map's last row and column are averaged over what there is.
-        pool = [nn.AvgPool2d(2, ceil_mode=True)] if block.resizes else []
+        pool: list[nn.Module] = []
+        if block.resizes:  # an uneven map's last row and column are averaged over what there is
+            uneven = any(side % 2 for side in sizes[block.stage - 1])
+            pool = [nn.AvgPool2d(2, ceil_mode=uneven)]
         shortcut = [*pool, *_match(now, after)]
         layers.append(Residual(nn.Sequential(*branch, *pool), _shortcut(shortcut)))
         now = after
-    return [*layers, *before(now), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(now, 1)]
+    return [*layers, *before(now), nn.AvgPool2d(sizes[-1]), nn.Flatten(), nn.Linear(now, 1)]
 
 
 def resnet_generator(

@@ -26,6 +26,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.data import Dataset, TrainingItems, batch_indices
+from training.workers import ALONE, Workers
 
 Row = dict[str, float]
 """One line of the history: step, critic_gap, critic_loss, gradient_norm, samples_per_second."""
@@ -46,11 +47,12 @@ def train(
     device: torch.device,
     report: Callable[[Row], None],
     stop_requested: Callable[[], bool],
+    workers: Workers = ALONE,
 ) -> tuple[TrainingState, list[Row]]:
     """Train a generator and a critic, from the newest checkpoint in ``folder`` if there is one.
 
     Everything random in a step follows from (seed, step), so a resumed run repeats, bit by bit
-    on a CPU, what an uninterrupted one does.
+    on a CPU, what an uninterrupted one does. Several processes do, up to rounding, what one does.
 
     Args:
         config: of the run.
@@ -59,6 +61,7 @@ def train(
         device: where to train.
         report: called with each new row of the history.
         stop_requested: asked after each generator step.
+        workers: that train together; the batch is divided over them, and one writes.
 
     Returns:
         The final state, and the history.
@@ -79,6 +82,7 @@ def train(
     generator, critic = build_networks(config, data.card.shape, len(data.card.classes))
     generator.to(device)
     critic.to(device)
+    generator, critic = workers.prepare(generator), workers.prepare(critic)
     ema = copy.deepcopy(generator).requires_grad_(False)
     state = TrainingState(
         generator, critic, ema, _optimizer(settings, generator), _optimizer(settings, critic)
@@ -100,6 +104,8 @@ def train(
     labels: list[Tensor] = []  # none, or those of the batch
     batch, latent_size = settings.batch_size, config.generator.latent_size
     autocast = torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16")
+    rows, draws = workers.rows(batch), workers.draws(batch)
+    share = rows.stop - rows.start
     started, samples_seen = time.perf_counter(), 0
 
     for step in range(done, settings.steps):
@@ -112,56 +118,63 @@ def train(
         for critic_step in range(
             step * settings.num_critic_steps, (step + 1) * settings.num_critic_steps
         ):
-            indices = batch_indices(settings.seed, len(items), critic_step * batch, batch)
+            order = batch_indices(settings.seed, len(items), critic_step * batch, batch)
+            indices = order[rows]
             real = scaling.to_model(items.take(indices))
             if all_labels is not None:
                 labels = [all_labels[torch.from_numpy(indices).to(device)]]
                 scored = WithLabels(critic, *labels)
-            with autocast:
+            with autocast, draws:
                 with torch.no_grad():
-                    z = torch.randn(batch, latent_size, device=device)
+                    z = torch.randn(share, latent_size, device=device)
                     fake = generator(z, *labels).float()
                 gap = scored(real).float().mean() - scored(fake).float().mean()
                 penalty = constraint.penalty(scored, real, fake, critic_step)
             critic_loss = -gap if penalty is None else penalty - gap
             state.critic_optimizer.zero_grad()
             critic_loss.backward()
+            workers.average_gradients(critic)
             state.critic_optimizer.step()
             constraint.after_critic_step(critic)
 
         critic.requires_grad_(False)
-        with autocast:
-            z = torch.randn(batch, latent_size, device=device)
+        with autocast, draws:
+            z = torch.randn(share, latent_size, device=device)
             scores = scored(generator(z, *labels))
         state.generator_optimizer.zero_grad()
         (-scores.float().mean()).backward()
+        workers.average_gradients(generator)
         state.generator_optimizer.step()
         _update_average(ema, generator, min(settings.ema_decay, (1 + step) / (10 + step)))
 
         samples_seen += batch * settings.num_critic_steps
         done = step + 1
-        stopping = stop_requested()
+        stopping = workers.any(stop_requested())
         is_last = done == settings.steps
         logging = is_last or done % settings.log_every == 0
         saving = is_last or stopping or done % settings.checkpoint_every == 0
         if logging or saving:
+            gap = workers.mean(gap)
             _require_sane(state, gap.item(), settings.divergence_gap, done, history, folder)
         if logging:
             critic.eval()
-            norms = gradient_norms(scored, interpolate(real, fake))
+            with draws:
+                norms = gradient_norms(scored, interpolate(real, fake))
             critic.train()
             history.append(
                 {
                     "step": done,
                     "critic_gap": gap.item(),
-                    "critic_loss": critic_loss.item(),
-                    "gradient_norm": norms.mean().item(),
+                    "critic_loss": workers.mean(critic_loss).item(),
+                    "gradient_norm": workers.mean(norms.mean()).item(),
                     "samples_per_second": samples_seen / (time.perf_counter() - started),
                 }
             )
             report(history[-1])
         if saving:
-            save_checkpoint(folder, done, config, history, state)
+            if workers.is_main:
+                save_checkpoint(folder, done, config, history, state)
+            workers.wait()
         if stopping and not is_last:
             raise Interrupted(f"stopped after {done} of {settings.steps} steps")
     return state, history

@@ -37,6 +37,7 @@ from training.extractor import (
 from training.loop import Interrupted, Row, train
 from training.sources.cache import take
 from training.tracking import track_and_register
+from training.workers import ALONE, Workers
 
 Array = np.ndarray
 ARTIFACT = "artifact"
@@ -63,6 +64,7 @@ def run_training(
     say: Callable[[str], None],
     report: Callable[[Row], None],
     stop_requested: Callable[[], bool],
+    workers: Workers = ALONE,
     data: Dataset | None = None,
 ) -> str | None:
     """Train, judge and save a model; the artifact is ``folder/artifact``.
@@ -76,6 +78,8 @@ def run_training(
         say: takes a line for people.
         report: see `training.loop.train`.
         stop_requested: see `training.loop.train`.
+        workers: that train together; ``folder`` must be the same for all. One of them goes on
+            after training.
         data: what ``config.data`` loads, if it is loaded already.
 
     Returns:
@@ -99,11 +103,14 @@ def run_training(
         f"data: {card.name}, {card.training_count} items {card.shape} to train on, "
         f"{card.heldout_count} held out"
     )
-    for line in data.problems[:NAMED_AT_MOST]:
+    for line in _named(data.problems):
         say(f"  skipped {line}")
-    if len(data.problems) > NAMED_AT_MOST:
-        say(f"  skipped {len(data.problems) - NAMED_AT_MOST} more: see `wgan data inspect`")
-    state, history = train(config, data, checkpoints, device, report, stop_requested)
+    try:
+        state, history = train(config, data, checkpoints, device, report, stop_requested, workers)
+    finally:
+        workers.leave()
+    if not workers.is_main:
+        return None
     if finished.exists():
         say(f"{finished} is already complete")
     else:
@@ -128,6 +135,12 @@ def run_training(
     reference = track_and_register(model, finished)
     note.write_text(json.dumps({"model": reference}) + "\n")
     return reference
+
+
+def _named(problems: tuple[str, ...]) -> list[str]:
+    more = len(problems) - NAMED_AT_MOST
+    rest = [f"{more} more: see `wgan data inspect`"] if more > 0 else []
+    return [*problems[:NAMED_AT_MOST], *rest]
 
 
 def _extractor(

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
+from models.constraints.batch import batch_max
 from models.constraints.penalty import Penalty
 from models.lipschitz import CriticFunction
 
@@ -28,5 +29,5 @@ class MaxGradientPenalty(Penalty):
 
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
         """See the class."""
-        steepest = self.norms(critic, real, fake).amax()
+        steepest = batch_max(self.norms(critic, real, fake))
         return self.strength * (steepest - self.target).clamp_min(0).square()

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.constraints.base import Constraint
+from models.constraints.batch import batch_std
 from models.lipschitz import CriticFunction, gradient_norms, interpolate
 
 Where = Literal["between", "real", "fake", "both", "around_real"]
@@ -46,7 +47,7 @@ class Penalty(Constraint):
         if self.where == "between":
             return interpolate(real, fake)
         if self.where == "around_real":
-            return real + self.spread * real.std() * torch.randn_like(real)
+            return real + self.spread * batch_std(real) * torch.randn_like(real)
         return {"real": real, "fake": fake, "both": torch.cat([real, fake])}[self.where]
 
     def norms(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:

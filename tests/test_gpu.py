@@ -1,0 +1,155 @@
+"""What needs a CUDA device, compared with a CPU: `make verify-gpu`."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.artifact import load_artifact
+from models.constraints import GradientPenalty
+from models.networks import CriticConfig, build_critic
+from tests.artifacts import make_artifact, tiny_config
+from tests.test_cli import WGAN
+from training.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
+from training.data import Dataset, load_data
+from training.loop import Interrupted, train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+GPU = torch.device("cuda")
+CRITICS: dict[str, tuple[tuple[int, ...], str]] = {
+    "mlp": ((3,), "layer"),
+    "dcgan": ((1, 12, 9), "layer"),
+    "resnet": ((1, 12, 9), "layer"),
+    "gru": ((6, 2), "none"),
+    "lstm": ((6, 2), "none"),
+}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_data(tiny_config().data)
+
+
+def run(
+    data: Dataset,
+    folder: Path,
+    steps: int = 8,
+    stop_after: int | None = None,
+    **changes: dict[str, Any],
+) -> TrainingState:
+    changes["training"] = {"steps": steps, "log_every": 2, **changes.get("training", {})}
+    asked = iter(range(1, 10**6))
+    state, _ = train(
+        tiny_config(**changes),
+        data,
+        folder,
+        GPU,
+        lambda row: None,
+        lambda: next(asked) == stop_after,
+    )
+    return state
+
+
+def slopes(critic: torch.nn.Module, shape: tuple[int, ...], device: torch.device) -> list[Tensor]:
+    """The gradients of a penalty at points that are the same on each device."""
+    real = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    points = real.to(device, next(critic.parameters()).dtype)
+    GradientPenalty().penalty(critic, points, points).backward()  # type: ignore[union-attr]
+    return [p.grad.double().cpu() for p in critic.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("architecture", CRITICS)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_penalty_has_the_gradients_that_it_has_on_a_cpu(architecture: str, bf16: bool) -> None:
+    """Recurrent critics too, which cuDNN's own cells cannot do."""
+    torch.manual_seed(0)
+    shape, normalization = CRITICS[architecture]
+    config = CriticConfig(
+        architecture=architecture,  # type: ignore[arg-type]
+        width=16,
+        depth=2,
+        activation="softplus",
+        normalization=normalization,  # type: ignore[arg-type]
+    )
+    exact = build_critic(config, shape).double()
+    critic = copy.deepcopy(exact).float().to(GPU)
+    with torch.autocast(GPU.type, torch.bfloat16, bf16):
+        found = slopes(critic, shape, GPU)
+    expected = slopes(exact, shape, torch.device("cpu"))
+    distance = sum((a - b).square().sum() for a, b in zip(found, expected, strict=True))
+    size = sum(b.square().sum() for b in expected)
+    assert (distance / size) ** 0.5 < (0.1 if bf16 else 1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_a_resumed_run_goes_on_as_an_uninterrupted_one(
+    precision: str, digits: Dataset, tmp_path: Path
+) -> None:
+    changes = {"training": {"precision": precision, "learning_rate": 1e-5}}
+    whole = run(digits, tmp_path / "whole", **changes)
+    with pytest.raises(Interrupted):
+        run(digits, tmp_path / "parts", stop_after=5, **changes)
+    parts = run(digits, tmp_path / "parts", **changes)
+    # CUDA may sum in another order each time: equal but for rounding, and Adam's reply to it.
+    for name, tensor in whole.tensors().items():
+        if name.startswith(("generator.", "critic.", "ema.")):
+            torch.testing.assert_close(parts.tensors()[name], tensor, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["image", "sequence"])
+def test_memory_does_not_grow(kind: str, tmp_path: Path) -> None:
+    latent = 32 if kind == "sequence" else 4
+    data = load_data(tiny_config(kind).data)
+    config = tiny_config(kind, generator={"latent_size": latent}, training={"steps": 60})
+    allocated: list[int] = []
+
+    def look() -> bool:
+        torch.cuda.synchronize()
+        allocated.append(torch.cuda.memory_allocated())
+        return False
+
+    train(config, data, tmp_path, GPU, lambda row: None, look)
+    assert allocated[-1] <= 1.01 * allocated[9]
+
+
+def test_a_model_gives_the_same_on_both_devices(tmp_path: Path) -> None:
+    folder = make_artifact(tmp_path / "a", "vector")
+    on_cpu, on_gpu = load_artifact(folder), load_artifact(folder, GPU)
+    samples = on_cpu.sample(3, 40)
+    torch.testing.assert_close(
+        torch.from_numpy(on_gpu.sample(3, 40)), torch.from_numpy(samples), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        torch.from_numpy(on_gpu.score(samples)),
+        torch.from_numpy(on_cpu.score(samples)),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two CUDA devices")
+def test_two_devices_equal_one_with_batch_norm(tmp_path: Path) -> None:
+    train_it = [
+        str(WGAN), "train", "--preset", "digits", "--constraint", "spectral_norm", "--steps", "6",
+        "--no-register", "--set", "critic.normalization=batch", "--set", "evaluation.samples=100",
+        "--set", "training.learning_rate=1e-5",
+    ]  # fmt: skip
+    both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for name, command in (("1", train_it), ("2", [*both, "--no-python", *train_it])):
+        subprocess.run(
+            [*command, "--out", str(tmp_path / name)], check=True, env={**os.environ}, timeout=280
+        )
+    paths = [newest_checkpoint(tmp_path / name / "checkpoints") for name in ("1", "2")]
+    one, two = (load_checkpoint(path).tensors for path in paths if path is not None)
+    for name, tensor in one.items():
+        if name.startswith(("generator.", "critic.", "ema.")):
+            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=5e-5)

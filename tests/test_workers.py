@@ -1,0 +1,220 @@
+"""Several processes against one: the same draws, gradients, weights; stops and resumes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.artifact import load_artifact
+from models.constraints import AnyConstraint, Constraint, Dragan, MaxGradientPenalty
+from models.errors import ConfigError
+from models.networks import CriticConfig, build_critic
+from tests.test_cli import WGAN
+from training.checkpoint import load_checkpoint, newest_checkpoint
+from training.workers import ALONE, Workers
+
+DRAWS: dict[str, Callable[[int], Tensor]] = {
+    "rand": lambda n: torch.rand((n, 1, 1), dtype=torch.float64),
+    "rand, by axes": lambda n: torch.rand(n, 3),
+    "randn": lambda n: torch.randn(n, 40, device="cpu"),
+    "randn, by size": lambda n: torch.randn(size=(n, 2)),
+    "rand_like": lambda n: torch.rand_like(torch.zeros(n, 5)),
+    "randn_like": lambda n: torch.randn_like(torch.zeros(n, 5, dtype=torch.float64)),
+    "uniform_": lambda n: torch.zeros(n).uniform_(2.0, 3.0),
+    "normal_": lambda n: torch.zeros(n, 7).normal_(),
+    "dropout": lambda n: nn.Dropout(0.3)(torch.ones(n, 50)),
+    "no dropout": lambda n: nn.Dropout(0.3).eval()(torch.ones(n, 50)),
+    "real and fake together": lambda n: torch.randn_like(torch.zeros(2 * n, 3)),
+    "two after each other": lambda n: torch.randn(n, 3) + torch.rand(n, 3),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_draw_together_what_one_draws(name: str, count: int) -> None:
+    torch.manual_seed(0)
+    whole = DRAWS[name](8).unflatten(0, (-1, 8))
+    parts = []
+    for rank in range(count):
+        torch.manual_seed(0)
+        with Workers(rank, count).draws(8):
+            parts.append(DRAWS[name](8 // count).unflatten(0, (-1, 8 // count)))
+    assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: torch.randperm(4),
+        lambda: torch.rand(3),
+        lambda: nn.Dropout2d()(torch.ones(2, 2, 2, 2)),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(draw: Callable[[], Tensor]) -> None:
+    says = r"cannot be divided|no multiple"
+    with Workers(0, 2).draws(4), pytest.raises(RuntimeError, match=says):
+        draw()
+
+
+# Every constraint but those that need the other processes' samples: see `PRESETS`.
+KINDS = [
+    kind
+    for kind in get_args(get_args(AnyConstraint)[0])
+    if kind.penalty is not Constraint.penalty and kind not in (Dragan, MaxGradientPenalty)
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mean_of_the_penalties_is_the_penalty(kind: type[Constraint]) -> None:
+    torch.manual_seed(0)
+    constraint = kind()
+    dropout = 0.5 if constraint.needs_dropout else 0.0
+    critic = build_critic(CriticConfig(width=8, dropout=dropout), (3,)).double()
+    for parameter in critic.parameters():  # steep enough for one-sided penalties
+        parameter.data *= 4
+    real, fake = torch.randn(2, 8, 3, dtype=torch.float64)
+
+    def value(real: Tensor, fake: Tensor) -> float:
+        torch.manual_seed(1)
+        found = constraint.penalty(critic, real, fake)
+        assert found is not None
+        return found.item()
+
+    parts = []
+    for rank in range(2):
+        workers = Workers(rank, 2)
+        rows = workers.rows(8)
+        with workers.draws(8):
+            parts.append(value(real[rows], fake[rows]))
+    assert sum(parts) / 2 == pytest.approx(value(real, fake), rel=1e-6)
+    assert parts[0] != pytest.approx(parts[1], rel=1e-3)
+
+
+def test_a_batch_must_divide() -> None:
+    with pytest.raises(ConfigError, match="set a multiple of 3"):
+        Workers(0, 3).rows(64)
+    assert ALONE.rows(7) == slice(0, 7)
+
+
+def test_batch_norm_needs_cuda() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    assert ALONE.prepare(network) is network
+    with pytest.raises(ConfigError, match="CUDA"):
+        Workers(0, 2).prepare(network)
+    cuda = Workers(0, 2, torch.device("cuda"))
+    assert isinstance(cuda.prepare(network)[1], nn.SyncBatchNorm)  # type: ignore[index]
+    per_sample = nn.Sequential(nn.InstanceNorm2d(2), nn.GroupNorm(1, 2))
+    assert Workers(0, 2).prepare(per_sample) is per_sample
+
+
+# From here on, the real command under torchrun, with gloo.
+
+TRAIN = [
+    "train", "--steps", "12", "--no-register", "--set", "training.batch_size=16",
+    "--set", "training.checkpoint_every=4", "--set", "evaluation.samples=100",
+    "--set", "training.log_every=6",
+]  # fmt: skip
+PRESETS = {
+    "a penalty": ["--preset", "8gaussians", "--set", "critic.width=16"],
+    "clipping, rmsprop": ["--preset", "8gaussians", "--constraint", "weight_clipping"],
+    "the noise of a batch": ["--preset", "8gaussians", "--constraint", "dragan"],
+    "the steepest of a batch": ["--preset", "8gaussians", "--constraint", "max_gradient_penalty"],
+    "conditional images, spectral norm": [
+        "--preset", "digits", "--constraint", "spectral_norm", "--set", "conditional=true",
+        "--set", "generator.normalization=layer", "--set", "critic.width=8",
+    ],
+}  # fmt: skip
+
+
+def start(out: Path, processes: int, *more: str) -> subprocess.Popen[str]:
+    if processes == 1:
+        command = [str(WGAN)]
+    else:
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            "--nproc-per-node", str(processes), "--no-python", str(WGAN),
+        ]  # fmt: skip
+    return subprocess.Popen(
+        [*command, *TRAIN, "--out", str(out), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    try:
+        output, errors = process.communicate(timeout=280)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    return output
+
+
+def final(out: Path) -> dict[str, Tensor]:
+    path = newest_checkpoint(out / "checkpoints")
+    assert path is not None
+    return load_checkpoint(path).tensors
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Equal but for float32's rounding, which sums of halves do otherwise than one sum."""
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        if name.startswith(("generator.", "critic.", "ema.")):
+            torch.testing.assert_close(
+                found[name], tensor, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.mark.parametrize(
+    "preset", [p if p == "a penalty" else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS]
+)
+def test_two_processes_equal_one_and_take_over_from_it(preset: str, tmp_path: Path) -> None:
+    finish(start(tmp_path / "1", 1, *PRESETS[preset]))
+    output = finish(start(tmp_path / "2", 2, *PRESETS[preset]))
+    assert_close(final(tmp_path / "2"), final(tmp_path / "1"))
+    assert output.count("artifact:") == 1  # one process writes and speaks
+    runs = [load_artifact(tmp_path / n / "artifact").run for n in ("1", "2")]
+    for rows in zip(*(run.history for run in runs), strict=True):
+        for key in ("critic_gap", "critic_loss", "gradient_norm"):
+            assert rows[0][key] == pytest.approx(rows[1][key], rel=1e-3, abs=1e-4)
+
+    # Another number of processes goes on where one was after step 8.
+    shutil.copytree(tmp_path / "1" / "checkpoints", tmp_path / "3" / "checkpoints")
+    (tmp_path / "3" / "checkpoints" / "step-00000012.safetensors").unlink()
+    finish(start(tmp_path / "3", 2, *PRESETS[preset], "--resume"))
+    assert_close(final(tmp_path / "3"), final(tmp_path / "1"))
+
+
+@pytest.mark.slow
+def test_a_stop_of_one_stops_all(tmp_path: Path) -> None:
+    more = [*PRESETS["a penalty"], "--steps", "600"]
+    process = start(tmp_path, 2, *more)
+    for _ in range(6000):
+        if newest_checkpoint(tmp_path / "checkpoints"):
+            break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "--resume" in errors
+    path = newest_checkpoint(tmp_path / "checkpoints")
+    assert path is not None
+    assert 0 < load_checkpoint(path).step < 600
+    finish(start(tmp_path, 1, *more, "--resume"))
+    run = load_artifact(tmp_path / "artifact").run
+    assert [row["step"] for row in run.history] == list(range(6, 601, 6))

@@ -53,7 +53,7 @@ MISTAKES = {
     "bad seed": ((*TRAIN, "--seed", "-1"), "training.seed"),
     "batch norm under a penalty": ((*TRAIN, "--set", "critic.normalization=batch"), "'layer'"),
     "absent data": ((*TRAIN, "--data", "absent.npy"), "no such file"),
-    "strange data": ((*TRAIN, "--data", "data.txt"), "not a built-in"),
+    "strange data": ((*TRAIN, "--data", "data.txt"), "nor a built-in"),
     "vectors in a preset for images": ((*TRAIN, "--data", "8gaussians"), "architecture=mlp"),
     "no GPU": ((*TRAIN, "--device", "cuda"), "--device cpu"),
     "no artifact": (("sample", "absent", "--out", "a.png"), "not an artifact"),

@@ -55,6 +55,8 @@ class Dataset:
     mixture: Mixture | None
     problems: tuple[str, ...] = ()
     """What was skipped, and why; one line each"""
+    digests: Array | None = None
+    """uint8 ``(N, 16)``, a hash of each item"""
 
     @property
     def training(self) -> Array:
@@ -154,6 +156,7 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
         ),
         raw.mixture,
         raw.problems,
+        digests,
     )
 
 

@@ -12,8 +12,10 @@ from training.data import Dataset, Mixture
 from training.extractor import FeatureExtractor, choose_extractor
 from training.metrics import (
     Metric,
+    correlation_difference,
     frechet_distance,
     kernel_distance,
+    marginal_wasserstein_1,
     measure,
     mode_coverage,
     precision_recall_density_coverage,
@@ -31,6 +33,8 @@ LOWER_IS_BETTER = {
     "sliced_wasserstein_1",
     "kernel_distance",
     "frechet_distance",
+    "marginal_wasserstein_1",
+    "correlation_difference",
 }
 
 
@@ -66,6 +70,8 @@ def judge(
         model.scaling.to_model(torch.from_numpy(x)).double().numpy() for x in sets
     )
     found = measure(_vector_figures, heldout, fake, training)
+    if data.card.columns:
+        found |= measure(_table_figures, heldout, fake, training)
     if data.mixture:
         found |= measure(_mixture_figures(data.mixture), heldout, fake, training)
     return Results(extractor=None, figures=_figures(found))
@@ -89,6 +95,13 @@ def _vector_figures(real: Array, fake: Array) -> dict[str, float]:
         "wasserstein_1": wasserstein_1(real, fake),
         "sliced_wasserstein_1": sliced_wasserstein_1(real, fake),
         **precision_recall_density_coverage(real, fake),
+    }
+
+
+def _table_figures(real: Array, fake: Array) -> dict[str, float]:
+    return {
+        "marginal_wasserstein_1": marginal_wasserstein_1(real, fake),
+        "correlation_difference": correlation_difference(real, fake),
     }
 
 

@@ -20,7 +20,7 @@ from models.config import Config
 from models.errors import UserError
 from models.formats import encode
 from models.lipschitz import gradient_norm_summary
-from training.card import model_card, scatter
+from training.card import marginals, model_card, scatter
 from training.checkpoint import TrainingState, newest_checkpoint
 from training.data import Dataset, load_data
 from training.evaluate import judge
@@ -173,7 +173,7 @@ def _finish(
         history=history,
     )
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
-    heldout = data.some(SCORED, heldout=True)
+    heldout = data.take(data.places(SCORED, heldout=True))
     scores = model.score(heldout)
     quantiles = np.quantile(scores.astype(np.float64), artifact.QUANTILE_LEVELS)
     few = min(MEASURED, len(heldout))
@@ -193,6 +193,8 @@ def _finish(
         picture = encode(samples, "png")
     elif model.is_image:  # more channels than a picture has: show the first
         picture = encode(samples[..., :1], "png")
+    elif run.data.columns:
+        picture = images.encode_png(marginals(run.data.columns, heldout[:SCATTERED], samples))
     else:
         picture = images.encode_png(scatter(heldout[:SCATTERED], samples))
     kept = {PREFIX + name: t for name, t in extractor.weights.items()} if extractor else {}

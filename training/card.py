@@ -97,7 +97,9 @@ def _histogram(title: str, real: Array, fake: Array | None) -> Image.Image:
     most = max(share.max() for share in shares)
     tops = [bottom - room * share / most for share in shares]
     for i, top in enumerate(tops[0].tolist()):
-        draw.rectangle((left + i * step, top, left + (i + 1) * step - 1, bottom), REAL_COLOUR)
+        if top < bottom:
+            right = left + (i + 1) * step - 1
+            draw.rectangle((left + i * step, top, right, bottom), REAL_COLOUR)
     for top in tops[1:]:
         heights = np.repeat(top, 2).tolist()
         sides = (left + step * np.repeat(np.arange(BINS + 1), 2)[1:-1]).tolist()

@@ -93,7 +93,10 @@ def _of_columns(data: Dataset) -> list[str]:
         mean, sd = values.mean(), values.std()
         distinct = len(np.unique(values))
         if distinct == 1:
-            found.append(f"column {name!r} is always {values[0]:g}: leave it out")
+            found.append(
+                f"column {name!r} is always {values[0]:g} in float32: leave it out, or subtract a "
+                "constant if it does vary"
+            )
             continue
         if abs(mean) > COARSE * sd:
             found.append(

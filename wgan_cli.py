@@ -78,12 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("model", metavar="MODEL", help=model_help)
     sample.add_argument("-n", type=int, default=16, metavar="N", help="how many")
     sample.add_argument("--seed", type=int, default=0, metavar="S")
+    sample.add_argument("--class", dest="class_name", metavar="NAME", help="of a conditional model")
     sample.add_argument("--out", required=True, type=Path, help=".png, .zip, .npz, .npy or .csv")
     sample.set_defaults(command=_sample)
 
     score = commands.add_parser("score", help="score image or array files with the critic")
     score.add_argument("model", metavar="MODEL", help=model_help)
     score.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    score.add_argument("--class", dest="class_name", metavar="NAME", help="which the items are of")
     score.add_argument("--json", action="store_true")
     score.set_defaults(command=_score)
 
@@ -120,6 +122,23 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("name", metavar="NAME")
     rollback.add_argument("--why", default="rolled back by hand")
     rollback.set_defaults(command=_rollback)
+
+    w1 = commands.add_parser(
+        "w1",
+        help="measure the Wasserstein-1 distance between two sets of samples with a critic",
+        formatter_class=raw,
+        epilog="example:\n  wgan w1 a.npy b.npy --json w1.json",
+    )
+    w1.add_argument("a", type=Path, metavar="A", help=".npy: N x D, or images")
+    w1.add_argument("b", type=Path, metavar="B", help="likewise; the critic is larger on A")
+    w1.add_argument("--constraint", metavar="KIND", help="default: the best found")
+    w1.add_argument("--seed", type=int, default=0, metavar="S")
+    w1.add_argument("--steps", type=int, default=4000, metavar="N", help="critic steps")
+    w1.add_argument("--batch-size", type=int, default=512, metavar="B")
+    w1.add_argument("--json", type=Path, required=True, metavar="OUT")
+    w1.add_argument("--gradients-at", type=Path, metavar="P.npy", help="points like A's items")
+    w1.add_argument("--gradients-out", type=Path, metavar="G.npy", help="the gradients there")
+    w1.set_defaults(command=_w1)
 
     serve = commands.add_parser("serve", help="serve a model over HTTP")
     serve.add_argument("--port", type=int, default=3000, metavar="P")
@@ -223,16 +242,20 @@ def _sample(options: argparse.Namespace) -> None:
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed {options.seed}: must be from 0 to 2**63 - 1")
     model = _load(options.model)
+    label = None if options.class_name is None else model.label(options.class_name)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    samples = model.sample(options.seed, options.n)
+    samples = model.sample(options.seed, options.n, label)
     options.out.write_bytes(encode(samples, suffix, model.run.data.columns))
     _say(f"wrote {options.n} samples to {options.out}")
 
 
 def _score(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from models.formats import read_items
 
     model = _load(options.model)
+    label = None if options.class_name is None else model.label(options.class_name)
     names, scores, percentiles = [], [], []
     for path in options.files:
         if not path.is_file():
@@ -241,7 +264,7 @@ def _score(options: argparse.Namespace) -> None:
             items = model.items(read_items(path.read_bytes(), path.name))
         except UserError as error:
             raise UserError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from None
-        found = model.score(items)
+        found = model.score(items, None if label is None else np.full(len(items), label))
         scores += found.tolist()
         percentiles += model.percentiles(found).tolist()
         names += [f"{path}[{i}]" if len(items) > 1 else str(path) for i in range(len(items))]
@@ -302,6 +325,39 @@ def _inspect(options: argparse.Namespace) -> None:
     for problem in problems:
         print(f"problem: {problem}")
     _say(f"picture: {out}")
+
+
+def _w1(options: argparse.Namespace) -> None:
+    if (options.gradients_at is None) != (options.gradients_out is None):
+        raise UserError("--gradients-at and --gradients-out go together: give both or neither")
+    for name, value in (("--steps", options.steps), ("--batch-size", options.batch_size)):
+        if value < 1:
+            raise UserError(f"{name} {value}: must be at least 1")
+    if not 0 <= options.seed < 2**31:
+        raise UserError(f"--seed {options.seed}: must be from 0 to 2**31 - 1")
+    import numpy as np
+
+    from training.w1 import estimate, load_samples
+
+    a, b = load_samples(options.a), load_samples(options.b)
+    points = load_samples(options.gradients_at) if options.gradients_at else None
+    report, gradient = estimate(
+        a,
+        b,
+        options.constraint,
+        seed=options.seed,
+        steps=options.steps,
+        batch_size=options.batch_size,
+    )
+    options.json.write_text(json.dumps(report, indent=2) + "\n")
+    if points is not None:
+        with options.gradients_out.open("wb") as file:
+            np.save(file, gradient(points))
+    _say(f"W1 {report['w1']:.5g}, at least {report['lower']:.5g} (95% confidence)")
+    _say(
+        f"discrete estimate {report['plug_in']:.5g}, of which {report['plug_in_bias']:.5g} or so "
+        f"is bias at {report['plug_in_samples']} samples"
+    )
 
 
 def _models(options: argparse.Namespace) -> None:

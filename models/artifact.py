@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from models import sampling
 from models.config import Config
-from models.errors import ArtifactError, ShapeError
+from models.errors import ArtifactError, ClassError, ConfigError, ShapeError
 from models.networks import Shape, build_critic, build_generator
 
 Array = np.ndarray
@@ -53,6 +53,8 @@ class DataCard(BaseModel):
     """Of one item as the critic takes it: (C, H, W), (D,) or (T, D)."""
     classes: list[str] = []
     """Names of the classes, by label; empty without labels."""
+    class_counts: list[int] = []
+    """Training items of each class, by label."""
     columns: list[str] = []
     """Names of a table's columns; empty for other data."""
     count: int
@@ -64,7 +66,7 @@ class DataCard(BaseModel):
     sha256: str
     """Over the sorted hashes of the items: the order of the items does not matter."""
     offset: list[float]
-    """Vectors: subtracted from each feature, then divided by `scale`. Images: empty."""
+    """Subtracted from each feature, which is then divided by `scale`. Images: empty."""
     scale: list[float]
 
 
@@ -154,25 +156,56 @@ class Model:
         self.shape: Shape = run.data.shape
         self.is_image = run.data.kind == "image"
         self.scaling = sampling.Scaling(run.data.shape, run.data.offset, run.data.scale)
+        self.classes = run.data.classes if run.config.conditional else []
+        """Names, by label, of what a class-conditional model can be asked for; else empty."""
 
-    def samples(self, seed: int, count: int, start: int = 0) -> Iterator[Array]:
-        """Yield samples of a seed in parts; see `sampling.generate`."""
+    def label(self, name: str) -> int:
+        """The label of a class.
+
+        Raises:
+            ClassError: the model has no such class, or none at all.
+        """
+        if not self.classes:
+            raise ClassError("the model is not class-conditional; leave out the class")
+        if name not in self.classes:
+            raise ClassError(f"no class '{name}'; there are: {', '.join(self.classes)}")
+        return self.classes.index(name)
+
+    def labels(self, seed: int, count: int, start: int = 0) -> Array | None:
+        """Labels of a seed's samples, distributed as in training; None without classes."""
+        if not self.classes:
+            return None
+        frequencies = np.array(self.run.data.class_counts)
+        return sampling.draw_labels(seed, start, count, frequencies)
+
+    def samples(
+        self, seed: int, count: int, start: int = 0, label: int | Array | None = None
+    ) -> Iterator[Array]:
+        """Yield samples of a seed in parts; see `sampling.generate`.
+
+        ``label`` is of all of them, or of each, ``(count,)``; without it, see `labels`.
+        """
+        labels = self.labels(seed, count, start)
+        if label is not None:
+            if labels is None:
+                raise ClassError("the model is not class-conditional; leave out the class")
+            labels = np.broadcast_to(np.asarray(label, np.int64), (count,))
         size = self.run.config.generator.latent_size
-        return sampling.generate(self.generator, self.scaling, size, seed, count, start)
+        return sampling.generate(self.generator, self.scaling, size, seed, count, start, labels)
 
-    def sample(self, seed: int, count: int) -> Array:
-        """Return samples of a seed: uint8 ``(N, H, W, C)`` or float32 ``(N, D)``."""
-        return np.concatenate(list(self.samples(seed, count)))
+    def sample(self, seed: int, count: int, label: int | Array | None = None) -> Array:
+        """Return samples of a seed: uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``."""
+        return np.concatenate(list(self.samples(seed, count, label=label)))
 
     def items(self, values: Array) -> Array:
         """Check values against the model's shape and bring them to its data units.
 
         Args:
             values: ``(N, H, W, C)``, or ``(N, H, W)`` where C is 1, of whole numbers 0 to 255;
-                or ``(N, D)`` of finite numbers.
+                or ``(N, D)`` or ``(N, T, D)`` of finite numbers.
 
         Returns:
-            uint8 ``(N, H, W, C)`` or float32 ``(N, D)``.
+            uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``.
 
         Raises:
             ShapeError: they are not that; says what is expected.
@@ -197,19 +230,45 @@ class Model:
             raise ShapeError("pixels are whole numbers from 0 to 255")
         return values.astype(np.uint8)
 
-    def score(self, items: Array) -> Array:
-        """Score what `items` returned; float32 ``(N,)``, unbounded, higher is more like real."""
-        return sampling.score(self.critic, self.scaling, items)
+    def score(self, items: Array, labels: Array | None = None) -> Array:
+        """Score what `items` returned; float32 ``(N,)``, unbounded, higher is more like real.
+
+        Raises:
+            ClassError: ``labels``, int64 ``(N,)``, are missing or too many; only a
+                class-conditional model takes any.
+        """
+        if self.classes and labels is None:
+            raise ClassError("the model is class-conditional; give the class of each item")
+        if labels is not None and not self.classes:
+            raise ClassError("the model is not class-conditional; leave out the classes")
+        if labels is not None and len(labels) != len(items):
+            raise ClassError(f"{len(items)} items have {len(labels)} classes; give one of each")
+        return sampling.score(self.critic, self.scaling, items, labels)
 
     def percentiles(self, scores: Array) -> Array:
         """Where scores ``(N,)`` stand among those of real held-out items, 0 to 100."""
         return np.interp(scores, self.quantiles, 100 * QUANTILE_LEVELS)
 
 
-def build_networks(config: Config, shape: Shape) -> tuple[nn.Module, nn.Module]:
-    """Build a new generator, and a critic as its constraint prepares it."""
-    generator = build_generator(config.generator, shape)
-    return generator, config.constraint.before_training(build_critic(config.critic, shape))
+def build_networks(
+    config: Config, shape: Shape, num_classes: int = 0
+) -> tuple[nn.Module, nn.Module]:
+    """Build a new generator, and a critic as its constraint prepares it.
+
+    Args:
+        config: of the run.
+        shape: of one item.
+        num_classes: of the data; 0 if it has no labels.
+
+    Raises:
+        ConfigError: a network does not fit the data.
+    """
+    if config.conditional and not num_classes:
+        raise ConfigError("conditional: the data has no labels; leave it out")
+    classes = num_classes if config.conditional else 0
+    generator = build_generator(config.generator, shape, classes)
+    critic = build_critic(config.critic, shape, classes)
+    return generator, config.constraint.before_training(critic)
 
 
 def constraint_card(config: Config) -> ConstraintCard:
@@ -317,7 +376,7 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Model:
         raise ArtifactError(
             f"{folder / RUN}: {where}: {first['msg']}; was it made by another version of wgan?"
         ) from None
-    generator, critic = build_networks(run.config, run.data.shape)
+    generator, critic = build_networks(run.config, run.data.shape, len(run.data.classes))
     for network, name in ((generator, GENERATOR), (critic, CRITIC)):
         try:
             network.load_state_dict(load_file(folder / name))
@@ -327,6 +386,11 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Model:
                 f"{folder / name}: does not fit the networks in {RUN} ({reason})"
             ) from None
         network.to(device).eval().requires_grad_(False)
+    broken = run.config.constraint.broken_claim(critic)
+    if broken:
+        raise ArtifactError(
+            f"{folder / CRITIC}: not a critic under {run.constraint.kind}, as {RUN} says: {broken}"
+        )
     quantiles = np.array(json.loads((folder / QUANTILES).read_text())["scores"])
     return Model(run, generator, critic, quantiles, digest)
 

@@ -19,8 +19,8 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    """A built-in name (digits, 8gaussians, 25gaussians, swissroll); a .npy, .npz, .csv, .tsv or
-    .parquet file; a folder, .zip or .tar of images; or a URL of one of these."""
+    """A built-in name (digits, mnist5k, emoji32, 8gaussians, 25gaussians, swissroll, ar2); a .npy,
+    .npz, .csv, .tsv or .parquet file; a folder, .zip or .tar of images; or a URL of these."""
     size: int | None = Field(default=None, ge=4, le=1024)
     """Pixels: images are resized, and cropped in the middle, to this square. None: as they are."""
     max_broken_fraction: float = Field(default=0.01, ge=0, lt=1)
@@ -89,6 +89,8 @@ class Config(BaseModel):
     critic: CriticConfig
     constraint: AnyConstraint
     training: TrainingConfig
+    conditional: bool = False
+    """Condition generator and critic on the class of each item; the data must have labels."""
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
@@ -103,12 +105,17 @@ class Config(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _batch_norm_fits(self) -> Self:
+    def _critic_fits_constraint(self) -> Self:
         if self.constraint.per_sample and self.critic.normalization == "batch":
             raise ValueError(
                 "critic.normalization: 'batch' makes each score depend on the whole batch, but "
                 f"{self.constraint.kind} limits the gradient of each sample by itself "
                 "(Gulrajani et al. 2017, section 4); use 'layer' or 'instance' or 'none'"
+            )
+        if self.constraint.needs_dropout and not self.critic.dropout:
+            raise ValueError(
+                f"critic.dropout: {self.constraint.kind} compares two forwards that differ by "
+                "dropout; set critic.dropout, such as 0.5"
             )
         return self
 
@@ -122,7 +129,7 @@ def constraint_class(kind: str) -> type[Constraint]:
     (union, _) = typing.get_args(AnyConstraint)
     classes = {c.model_fields["kind"].default: c for c in typing.get_args(union)}
     if kind not in classes:
-        raise ConfigError(f"constraint.kind: no constraint '{kind}'{_nearest(kind, classes)}")
+        raise ConfigError(f"constraint.kind: no constraint '{kind}'{nearest(kind, classes)}")
     return typing.cast(type[Constraint], classes[kind])
 
 
@@ -167,14 +174,15 @@ def _describe(error: Any) -> str:
         fields = Config.model_fields
     path = ".".join(location)
     if error["type"] == "extra_forbidden":
-        return f"{path}: no such key{_nearest(location[-1], fields)}"
+        return f"{path}: no such key{nearest(location[-1], fields)}"
     message = error["msg"].removeprefix("Value error, ")
     if not path or error["type"] == "missing":
         return f"{path}: {message}" if path else message
     return f"{path}: {message}, got {error['input']!r}"
 
 
-def _nearest(key: str, known: typing.Iterable[str]) -> str:
+def nearest(key: str, known: typing.Iterable[str]) -> str:
+    """The end of a complaint about an unknown key: the nearest known one, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"

@@ -21,5 +21,9 @@ class RegistryError(UserError):
     """A name, version or alias is not in the model registry, or the registry does not answer."""
 
 
+class ClassError(UserError):
+    """A class that the model does not have, or one asked of a model without classes."""
+
+
 class ShapeError(UserError):
     """Samples do not have the shape that the model was made for."""

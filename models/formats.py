@@ -25,13 +25,13 @@ def encode(samples: Array, format: str, columns: Sequence[str] = ()) -> bytes:
     """Encode samples as one file.
 
     Args:
-        samples: uint8 ``(N, H, W, C)`` or float32 ``(N, D)``.
+        samples: uint8 ``(N, H, W, C)``, float32 ``(N, D)`` or ``(N, T, D)``.
         format: one of `SAMPLE_FORMATS`; png is one grid, zip one PNG for each sample, csv one
             row for each vector.
         columns: names for the header row of a csv; without them x1, x2 and so on.
 
     Raises:
-        ShapeError: vectors have no picture, and images no row.
+        ShapeError: only images have a picture, and only vectors a row.
     """
     if format == "csv":
         return _encode_csv(samples, columns)
@@ -43,7 +43,8 @@ def encode(samples: Array, format: str, columns: Sequence[str] = ()) -> bytes:
         np.save(out, samples)
         return out.getvalue()
     if samples.ndim != 4:
-        raise ShapeError(f"the model makes vectors, which have no {format}; ask for npz")
+        kind = "vectors" if samples.ndim == 2 else "sequences"
+        raise ShapeError(f"the model makes {kind}, which have no {format}; ask for npz")
     if format == "png":
         factor = max(1, LEGIBLE // max(samples.shape[1:3]))
         return encode_png(grid(enlarge(samples, factor)))

@@ -1,20 +1,42 @@
-"""Generators and critics: a multi-layer perceptron for vectors, a DCGAN for images."""
+"""Generators and critics: MLP for vectors, DCGAN and ResNet for images, GRU, LSTM for sequences."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from models.conditional import ConditionalGenerator, ConditionalNorm, ProjectionCritic
 from models.errors import ConfigError
+from models.recurrent import GRU, LSTM, PoolSteps, StepsFirst
+from models.resnet import Before, num_blocks, resnet_critic, resnet_generator
 
-Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu"]
+Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu", "groupsort"]
 Normalization = Literal["none", "batch", "layer", "instance"]
+Architecture = Literal["mlp", "dcgan", "resnet", "gru", "lstm"]
 Shape = tuple[int, ...]
-"""Of one item: ``(D,)`` for a vector, ``(C, H, W)`` for an image."""
+"""Of one item: ``(D,)`` for a vector, ``(C, H, W)`` for an image, ``(T, D)`` for a sequence."""
+
+
+class GroupSort(nn.Module):
+    """Sort each pair of channels (Anil et al. 2019, section 4.1, with groups of 2: MaxMin).
+
+    It keeps every gradient's norm, where ReLU loses what it cuts off. Takes and returns
+    ``(N, C, ...)``; if C is odd, the last channel passes unchanged.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sort the pairs, larger first."""
+        pairs = x.shape[1] // 2
+        first, second = x[:, : 2 * pairs : 2], x[:, 1 : 2 * pairs : 2]
+        largest, smallest = torch.maximum(first, second), torch.minimum(first, second)
+        return torch.cat([largest, smallest, x[:, 2 * pairs :]], dim=1)
+
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -22,17 +44,34 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
     "silu": nn.SiLU,
+    "groupsort": GroupSort,
 }
 SMALLEST_MAP = 4
-"""Pixels: a DCGAN does not halve an image below this height or width."""
+"""Pixels: no network halves an image below this height or width."""
+ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
+    "vectors": ("mlp",),
+    "images": ("dcgan", "resnet"),
+    "sequences": ("gru", "lstm"),
+}
+"""What takes what; the first is what we advise."""
+KINDS = {1: "vectors", 2: "sequences", 3: "images"}
+"""Of items, by their number of axes."""
+EMBEDDING = 16
+"""Size of a class's embedding, where a generator has no normalisation to make conditional."""
+STEP_EMBEDDING = 4
+"""The same, for each step of a sequence."""
 
 
 class NetworkConfig(BaseModel):
-    """One network. ``depth`` counts hidden layers; ``width`` their units or base channels."""
+    """One network. ``depth`` counts hidden layers; ``width`` their units or base channels.
+
+    A shortcut of a ResNet is no layer: the longest path counts. For ``gru`` and ``lstm`` it is the
+    number of recurrent layers; a dense hidden layer, with the activation, follows them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    architecture: Literal["mlp", "dcgan"] = "mlp"
+    architecture: Architecture = "mlp"
     width: int = Field(default=128, ge=1, le=8192)
     depth: int = Field(default=3, ge=1, le=100)
     activation: Activation = "leaky_relu"
@@ -48,6 +87,9 @@ class GeneratorConfig(NetworkConfig):
 class CriticConfig(NetworkConfig):
     """A critic: samples ``(N, *shape)`` to scores ``(N,)``, real numbers without a bound."""
 
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the units that each activation's output loses while training."""
+
 
 class Critic(nn.Module):
     """Maps samples ``(N, *shape)`` to scores ``(N,)``."""
@@ -62,46 +104,118 @@ class Critic(nn.Module):
         return scores.squeeze(1)
 
 
-def build_generator(config: GeneratorConfig, shape: Shape) -> nn.Module:
+def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> nn.Module:
     """Build a generator of items of ``shape``; image pixels lie in [-1, 1].
+
+    Args:
+        config: of the generator.
+        shape: of one item.
+        classes: how many, for a class-conditional generator, whose forward takes labels too. An
+            image generator's normalisations become conditional; without any, and for other data,
+            an embedding of the class is concatenated to the latents.
 
     Raises:
         ConfigError: the architecture or normalisation does not fit the shape.
     """
     _check(config, shape, "generator")
-    if config.architecture == "mlp":
-        return nn.Sequential(*_mlp(config, config.latent_size, shape[0]))
-    return nn.Sequential(*_dcgan_generator(config, shape))
+    norms = classes if len(shape) == 3 and config.normalization != "none" else 0
+    embedded = 0 if norms or not classes else EMBEDDING
+    if embedded and len(shape) == 2:
+        embedded = STEP_EMBEDDING * shape[0]
+    inputs = config.latent_size + embedded
+    channels = functools.partial(_channels, config)
+    match config.architecture:
+        case "mlp":
+            layers = _mlp(config, inputs, shape[0])
+        case "dcgan":
+            layers = _dcgan_generator(config, inputs, shape, norms)
+        case "resnet":
+            sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
+            layers = resnet_generator(
+                inputs, shape[0], config.depth, sizes, channels, _before(config, norms)
+            )
+        case "gru" | "lstm":
+            layers = _recurrent_generator(config, inputs, shape)
+    body = nn.Sequential(*layers)
+    if not classes:
+        return body
+    return ConditionalGenerator(body, nn.Embedding(classes, embedded) if embedded else None)
 
 
-def build_critic(config: CriticConfig, shape: Shape) -> Critic:
-    """Build a critic of items of ``shape``.
+def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Module:
+    """Build a critic of items of ``shape``; with ``classes``, one whose forward takes labels too.
 
     Raises:
         ConfigError: the architecture or normalisation does not fit the shape.
     """
     _check(config, shape, "critic")
-    layers = _mlp(config, shape[0], 1) if config.architecture == "mlp" else _dcgan(config, shape)
-    return Critic(nn.Sequential(*layers))
+    channels = functools.partial(_channels, config)
+    match config.architecture:
+        case "mlp":
+            layers = _mlp(config, shape[0], 1)
+        case "dcgan":
+            layers = _dcgan(config, shape)
+        case "resnet":
+            sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
+            layers = resnet_critic(shape[0], config.depth, sizes, channels, _before(config))
+        case "gru" | "lstm":
+            dense = [nn.Linear(config.width, config.width), _activation(config)]
+            layers = [*_recurrent(config, shape[1]), PoolSteps(), *dense]
+            layers.append(nn.Linear(config.width, 1))
+    layers = _with_dropout(layers, config)
+    if not classes:
+        return Critic(nn.Sequential(*layers))
+    *features, head = layers
+    assert isinstance(head, nn.Linear)
+    return ProjectionCritic(nn.Sequential(*features), head, classes)
+
+
+def _with_dropout(layers: list[nn.Module], config: CriticConfig) -> list[nn.Module]:
+    """Dropout after each activation that is not inside a residual block."""
+    if not config.dropout:
+        return layers
+    activation = type(_activation(config))
+    return [
+        part
+        for layer in layers
+        for part in ([layer, nn.Dropout(config.dropout)] if type(layer) is activation else [layer])
+    ]
 
 
 def _check(config: NetworkConfig, shape: Shape, role: str) -> None:
-    is_image = len(shape) == 3
-    if is_image != (config.architecture == "dcgan"):
-        right = "dcgan" if is_image else "mlp"
+    kind = KINDS[len(shape)]
+    if config.architecture not in ARCHITECTURES[kind]:
         raise ConfigError(
-            f"{role}.architecture: '{config.architecture}' does not take "
-            f"{'images' if is_image else 'vectors'}; set {role}.architecture={right}"
+            f"{role}.architecture: '{config.architecture}' does not take {kind}; "
+            f"set {' or '.join(f'{role}.architecture={a}' for a in ARCHITECTURES[kind])}"
         )
-    if is_image and not all(8 <= side <= 128 for side in shape[1:]):
+    if kind == "images" and not all(8 <= side <= 128 for side in shape[1:]):
         raise ConfigError(
-            f"images are {shape[1]}x{shape[2]}; dcgan takes sides of 8 to 128 pixels: resize them"
+            f"images are {shape[1]}x{shape[2]}; networks take sides of 8 to 128 pixels: resize them"
         )
-    if not is_image and config.normalization == "instance":
+    if kind == "vectors" and config.normalization == "instance":
         raise ConfigError(f"{role}.normalization: 'instance' needs images; use 'layer' for vectors")
+    if kind == "sequences" and config.normalization in ("batch", "instance"):
+        raise ConfigError(
+            f"{role}.normalization: '{config.normalization}' does not take sequences; use 'layer'"
+        )
+    if isinstance(config, GeneratorConfig) and kind == "sequences":
+        steps, size = shape[0], config.latent_size
+        if size % steps:
+            raise ConfigError(
+                f"generator.latent_size: each of the {steps} steps gets its share of the latent, "
+                f"which {size} does not divide into; set a multiple, such as {2 * steps}"
+            )
 
 
-def _norm(kind: Normalization, channels: int, *, image: bool) -> list[nn.Module]:
+def _norm(kind: Normalization, channels: int, *, image: bool, classes: int = 0) -> list[nn.Module]:
+    if classes and kind != "none":  # of an image: only those are made conditional
+        plain: dict[str, nn.Module] = {
+            "batch": nn.BatchNorm2d(channels, affine=False),
+            "layer": nn.GroupNorm(1, channels, affine=False),
+            "instance": nn.InstanceNorm2d(channels),
+        }
+        return [ConditionalNorm(plain[kind], channels, classes)]
     if kind == "batch":
         return [nn.BatchNorm2d(channels) if image else nn.BatchNorm1d(channels)]
     if kind == "layer":  # over all channels and positions of one sample, as in WGAN-GP's critic
@@ -123,6 +237,31 @@ def _mlp(config: NetworkConfig, inputs: int, outputs: int) -> list[nn.Module]:
     return [*layers, nn.Linear(inputs, outputs)]
 
 
+def _recurrent(config: NetworkConfig, inputs: int) -> list[nn.Module]:
+    """Recurrent layers, ``(N, T, inputs)`` to ``(N, T, width)``."""
+    layers: list[nn.Module] = []
+    for _ in range(config.depth):
+        layers.append((GRU if config.architecture == "gru" else LSTM)(inputs, config.width))
+        layers += _norm(config.normalization, config.width, image=False)
+        inputs = config.width
+    return layers
+
+
+def _recurrent_generator(config: GeneratorConfig, inputs: int, shape: Shape) -> list[nn.Module]:
+    """Noise of its own for each step, recurrent layers, and two dense ones at each step."""
+    steps, outputs = shape
+    return [
+        nn.Unflatten(1, (inputs // steps, steps)),
+        StepsFirst(),
+        *_recurrent(config, inputs // steps),
+        nn.Flatten(0, 1),
+        nn.Linear(config.width, config.width),
+        _activation(config),
+        nn.Linear(config.width, outputs),
+        nn.Unflatten(0, (-1, steps)),
+    ]
+
+
 def image_sizes(height: int, width: int, depth: int) -> list[tuple[int, int]]:
     """Map sizes from the image inwards: at most ``depth`` halvings, rounded up, none below 4."""
     sizes = [(height, width)]
@@ -137,6 +276,16 @@ def image_sizes(height: int, width: int, depth: int) -> list[tuple[int, int]]:
 def _channels(config: NetworkConfig, stage: int) -> int:
     """Channels after ``stage`` halvings (1, 2, ...): doubling, up to eight times the width."""
     return config.width * min(2 ** max(stage - 1, 0), 8)
+
+
+def _before(config: NetworkConfig, classes: int = 0) -> Before:
+    """What stands between an image network's convolutions."""
+
+    def before(channels: int) -> list[nn.Module]:
+        norm = _norm(config.normalization, channels, image=True, classes=classes)
+        return [*norm, _activation(config)]
+
+    return before
 
 
 def _kernel(size: tuple[int, int]) -> tuple[int, int]:
@@ -167,23 +316,26 @@ def _dcgan(config: CriticConfig, shape: Shape) -> list[nn.Module]:
     return [*layers, nn.Flatten(), nn.Linear(inputs * math.prod(sizes[-1]), 1)]
 
 
-def _dcgan_generator(config: GeneratorConfig, shape: Shape) -> list[nn.Module]:
+def _dcgan_generator(
+    config: GeneratorConfig, inputs: int, shape: Shape, classes: int
+) -> list[nn.Module]:
     """The critic's mirror image: a dense layer, then convolutions back to the image and tanh."""
     sizes = image_sizes(shape[1], shape[2], config.depth)
     stages = len(sizes) - 1
     channels = _channels(config, stages)
     layers: list[nn.Module] = [
-        nn.Linear(config.latent_size, channels * math.prod(sizes[-1])),
+        nn.Linear(inputs, channels * math.prod(sizes[-1])),
         nn.Unflatten(1, (channels, *sizes[-1])),
     ]
+    before = _before(config, classes)
     extra = config.depth - stages
     for stage in range(stages, 0, -1):
-        layers += [*_norm(config.normalization, channels, image=True), _activation(config)]
+        layers += before(channels)
         outputs = _channels(config, stage - 1) if stage > 1 or extra else shape[0]
         layers.append(nn.ConvTranspose2d(channels, outputs, _kernel(sizes[stage - 1]), 2, 1))
         channels = outputs
     for i in range(extra):
-        layers += [*_norm(config.normalization, channels, image=True), _activation(config)]
+        layers += before(channels)
         outputs = config.width if i < extra - 1 else shape[0]
         layers.append(nn.Conv2d(channels, outputs, 3, padding=1))
         channels = outputs

@@ -46,11 +46,30 @@ def latents(seed: int, start: int, count: int, size: int) -> Array:
     return normals.reshape(count, -1)[:, :size].astype(np.float32)
 
 
+def draw_labels(seed: int, start: int, count: int, frequencies: Array) -> Array:
+    """Draw labels, each a function of (seed, its index) alone, as `latents` draws latents.
+
+    Args:
+        seed: 0 to 2**63 - 1.
+        start: index of the first label.
+        count: how many.
+        frequencies: ``(K,)``, in any unit: what the labels are distributed as.
+
+    Returns:
+        int64 ``(count,)``, from 0 to K - 1.
+    """
+    philox = np.random.Philox(key=[seed, 1], counter=[start, 0, 0, 0])  # latents have the key 0
+    words = philox.random_raw(count * WORDS_PER_COUNTER)[::WORDS_PER_COUNTER]
+    uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    edges = np.cumsum(frequencies, dtype=np.float64)
+    return np.searchsorted(edges / edges[-1], uniform, side="right").astype(np.int64)
+
+
 class Scaling:
     """Between data units and the critic's units.
 
-    Images: uint8 0..255 to [-1, 1], channels last to channels first. Vectors: ``(x - offset) /
-    scale`` for each feature.
+    Images: uint8 0..255 to [-1, 1], channels last to channels first. Vectors and sequences:
+    ``(x - offset) / scale`` for each feature.
     """
 
     def __init__(self, shape: Shape, offset: list[float], scale: list[float]) -> None:
@@ -75,7 +94,13 @@ class Scaling:
 
 @torch.inference_mode()
 def generate(
-    generator: nn.Module, scaling: Scaling, latent_size: int, seed: int, count: int, start: int = 0
+    generator: nn.Module,
+    scaling: Scaling,
+    latent_size: int,
+    seed: int,
+    count: int,
+    start: int = 0,
+    labels: Array | None = None,
 ) -> Iterator[Array]:
     """Yield samples ``start`` to ``start + count`` of a seed, in order, a few at a time.
 
@@ -86,6 +111,7 @@ def generate(
         seed: 0 to 2**63 - 1.
         count: how many.
         start: index of the first.
+        labels: int64 ``(count,)``, for a class-conditional generator.
 
     Yields:
         Parts of at most `CHUNK` items: uint8 ``(n, H, W, C)`` or float32 ``(n, D)``.
@@ -95,18 +121,24 @@ def generate(
     # Chunks are aligned to the index, so a sample's row in its chunk never changes either.
     for first in range(start - start % CHUNK, stop, CHUNK):
         z = torch.from_numpy(latents(seed, first, CHUNK, latent_size)).to(device)
-        rows = scaling.to_data(generator(z)).cpu().numpy()
-        yield rows[max(start - first, 0) : min(stop - first, CHUNK)]
+        low, high = max(start - first, 0), min(stop - first, CHUNK)
+        given = []
+        if labels is not None:
+            chunk = np.zeros(CHUNK, np.int64)
+            chunk[low:high] = labels[first + low - start : first + high - start]
+            given = [torch.from_numpy(chunk).to(device)]
+        yield scaling.to_data(generator(z, *given)).cpu().numpy()[low:high]
 
 
 @torch.inference_mode()
-def score(critic: nn.Module, scaling: Scaling, items: Array) -> Array:
+def score(critic: nn.Module, scaling: Scaling, items: Array, labels: Array | None = None) -> Array:
     """Score items in data units.
 
     Args:
         critic: in eval mode.
         scaling: of the model.
         items: uint8 ``(N, H, W, C)`` or float ``(N, D)``, checked already.
+        labels: int64 ``(N,)``, for a class-conditional critic.
 
     Returns:
         float32 ``(N,)``: unbounded; only differences between scores of one critic mean anything.
@@ -114,9 +146,14 @@ def score(critic: nn.Module, scaling: Scaling, items: Array) -> Array:
     device = next(critic.parameters()).device
     scores = np.empty(len(items), np.float32)
     for first in range(0, len(items), CHUNK):
-        part = items[first : first + CHUNK]
-        # Padded to a full chunk, so that an item's score does not depend on its company.
-        rows = np.concatenate([part, np.repeat(part[-1:], CHUNK - len(part), axis=0)])
-        result = critic(scaling.to_model(torch.from_numpy(rows).to(device)))
-        scores[first : first + len(part)] = result.float().cpu().numpy()[: len(part)]
+        rows = scaling.to_model(torch.from_numpy(_padded(items, first)).to(device))
+        given = [] if labels is None else [torch.from_numpy(_padded(labels, first)).to(device)]
+        result = critic(rows, *given).float().cpu().numpy()
+        scores[first : first + CHUNK] = result[: len(items) - first]
     return scores
+
+
+def _padded(values: Array, first: int) -> Array:
+    """A full chunk, always, so that an item's score does not depend on its company."""
+    part = values[first : first + CHUNK]
+    return np.concatenate([part, np.repeat(part[-1:], CHUNK - len(part), axis=0)])

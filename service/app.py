@@ -93,9 +93,10 @@ async def post_samples(request: Request) -> Response:
     wanted = await _json_body(request, SamplesRequest)
     served = HOLDER.require()
     seed = secrets.randbelow(2**63) if wanted.seed is None else wanted.seed
+    label = None if wanted.class_ is None else served.model.label(wanted.class_)
 
     def work() -> bytes:
-        samples = served.model.sample(seed, wanted.count)
+        samples = served.model.sample(seed, wanted.count, label)
         if wanted.format == "json":
             return json.dumps({"samples": samples.tolist(), "seed": seed}).encode()
         return encode(samples, wanted.format)
@@ -109,6 +110,7 @@ async def post_samples(request: Request) -> Response:
 async def post_scores(request: Request) -> Response:
     """Score items given as JSON or as files."""
     served = HOLDER.require()
+    classes: list[str] | None = None
     if _content_type(request) == "multipart/form-data":
         uploads = await _uploads(request)
 
@@ -116,12 +118,14 @@ async def post_scores(request: Request) -> Response:
             return _file_items(served.model, uploads)
     else:
         body = await _json_body(request, ScoresRequest)
+        classes = body.classes
 
         def items() -> Array:
             return served.model.items(_array(body.samples))
 
     def work() -> tuple[Array, Array]:
-        scores = served.model.score(items())
+        labels = None if classes is None else np.array(list(map(served.model.label, classes)))
+        scores = served.model.score(items(), labels)
         if not np.isfinite(scores).all():  # finite items can still overflow in the critic
             raise ShapeError("the items are so large that their scores are not finite")
         return scores, served.model.percentiles(scores)

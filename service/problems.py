@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.errors import DataError, ShapeError
+from models.errors import ClassError, DataError, ShapeError
 
 MEDIA_TYPE = "application/problem+json"
 MAX_BODY = 16 * 2**20
@@ -91,6 +91,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 HANDLERS: dict[Any, Any] = {
     BadRequest: on_bad_request,
     ShapeError: on_wrong_shape,
+    ClassError: on_wrong_shape,
     DataError: on_undecodable,
     NoModel: on_no_model,
     HTTPException: on_http_exception,

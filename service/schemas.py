@@ -36,6 +36,12 @@ class SamplesRequest(BaseModel):
         description="The same seed and model version give the same bytes, and a longer request "
         "begins with the shorter one. Left out: a random one, told in X-Seed.",
     )
+    class_: str | None = Field(
+        default=None,
+        alias="class",
+        description="Of a class-conditional model: one of `data.classes` in GET /v1/model. Left "
+        "out: classes as frequent as in training.",
+    )
     format: SampleFormat = Field(
         default="png",
         description="png: one grid, small images enlarged for the eye; zip: one PNG each; npz: an "
@@ -51,6 +57,9 @@ class ScoresRequest(BaseModel):
     )
 
     samples: list[Any] = Field(description="Items, each of the shape in GET /v1/model.")
+    classes: list[str] | None = Field(
+        default=None, description="The class of each item: for a class-conditional model only."
+    )
 
 
 class Scores(BaseModel):

@@ -53,7 +53,8 @@ class ModelHolder:
     def _load(self) -> None:
         try:
             served = load(os.environ.get("WGAN_MODEL", ""))
-            score = served.model.score(served.model.sample(seed=0, count=1))
+            model = served.model
+            score = model.score(model.sample(seed=0, count=1), model.labels(seed=0, count=1))
             if not np.isfinite(score).all():  # ready means: it has run, and gave a number
                 raise ArtifactError(f"{served.version}: its own sample has the score {score[0]}")
         except Exception as error:  # whatever is wrong, the probes must go on answering

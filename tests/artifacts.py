@@ -13,13 +13,18 @@ from models.config import Config, parse_config
 from models.images import encode_png, grid
 
 SHAPES = {"image": (1, 8, 8), "rgb": (3, 16, 12), "vector": (2,)}
+ALL_SHAPES: dict[str, tuple[int, ...]] = {**SHAPES, "sequence": (4, 2)}
+ARCHITECTURES = {"vector": "mlp", "sequence": "gru"}
+SOURCES = {"vector": "8gaussians", "sequence": "ar2"}
 
 
-def tiny_config(kind: str = "image", **changes: dict[str, Any]) -> Config:
+def tiny_config(
+    kind: str = "image", *, conditional: bool = False, **changes: dict[str, Any]
+) -> Config:
     """A configuration of networks so small that a test may train them."""
-    architecture = "mlp" if kind == "vector" else "dcgan"
+    architecture = ARCHITECTURES.get(kind, "dcgan")
     values: dict[str, dict[str, Any]] = {
-        "data": {"source": "8gaussians" if kind == "vector" else "digits"},
+        "data": {"source": SOURCES.get(kind, "digits")},
         "generator": {"architecture": architecture, "width": 8, "depth": 2, "latent_size": 4},
         "critic": {"architecture": architecture, "width": 8, "depth": 2},
         "constraint": {"kind": "gradient_penalty"},
@@ -27,18 +32,26 @@ def tiny_config(kind: str = "image", **changes: dict[str, Any]) -> Config:
     }
     for section, keys in changes.items():
         values[section] = {**values.get(section, {}), **keys}
-    return parse_config({"name": "tiny", **values})
+    return parse_config({"name": "tiny", "conditional": conditional, **values})
 
 
 def make_artifact(
-    folder: Path, kind: str = "image", seed: int = 0, **changes: dict[str, Any]
+    folder: Path,
+    kind: str = "image",
+    seed: int = 0,
+    class_counts: dict[str, int] | None = None,
+    **changes: dict[str, Any],
 ) -> Path:
-    """Save an artifact of untrained networks at ``folder`` and return the folder."""
+    """Save an artifact of untrained networks at ``folder`` and return the folder.
+
+    With ``class_counts``, by the classes' names, it is class-conditional.
+    """
     torch.manual_seed(seed)
-    config = tiny_config(kind, **changes)
-    shape = SHAPES[kind]
-    vector = kind == "vector"
-    generator, critic = artifact.build_networks(config, shape)
+    counts = class_counts or {}
+    config = tiny_config(kind, conditional=bool(counts), **changes)
+    shape = ALL_SHAPES[kind]
+    features = 0 if len(shape) == 3 else shape[-1]
+    generator, critic = artifact.build_networks(config, shape, len(counts))
     generator.eval()
     critic.eval()
     run = artifact.Run(
@@ -49,15 +62,17 @@ def make_artifact(
             name=config.data.source,
             source="test",
             licence=None,
-            kind="vector" if vector else "image",
+            kind="sequence" if kind == "sequence" else "vector" if features else "image",
             shape=shape,
+            classes=list(counts),
+            class_counts=list(counts.values()),
             count=10,
             training_count=8,
             heldout_count=2,
             heldout_fraction=0.2,
             sha256="0" * 64,
-            offset=[0.0] * shape[0] if vector else [],
-            scale=[1.0] * shape[0] if vector else [],
+            offset=[0.0] * features,
+            scale=[1.0] * features,
         ),
         provenance={},
         results=artifact.Results(

@@ -13,6 +13,7 @@ from models import artifact
 from models.artifact import FILES, SUMS, load_artifact
 from models.errors import ArtifactError
 from tests.artifacts import SHAPES, make_artifact
+from tests.test_constraints import KINDS
 
 
 @pytest.fixture
@@ -27,12 +28,11 @@ def resum(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize(
-    "constraint",
-    ["none", "weight_clipping", "gradient_penalty", "lipschitz_penalty", "spectral_norm"],
-)
+@pytest.mark.parametrize("constraint", KINDS)
 def test_what_is_saved_is_loaded(tmp_path: Path, kind: str, constraint: str) -> None:
-    folder = make_artifact(tmp_path / "artifact", kind, constraint={"kind": constraint})
+    folder = make_artifact(
+        tmp_path / "artifact", kind, constraint={"kind": constraint}, critic={"dropout": 0.1}
+    )
     model = load_artifact(folder)
     torch.manual_seed(0)
     _, critic = artifact.build_networks(model.run.config, model.shape)
@@ -95,6 +95,20 @@ def test_weights_of_another_network_are_refused(folder: Path) -> None:
     save_file({f"other.{k}": v for k, v in weights.items()}, folder / "critic.safetensors")
     resum(folder)
     with pytest.raises(ArtifactError, match=r"critic\.safetensors: does not fit"):
+        load_artifact(folder)
+
+
+@pytest.mark.parametrize("constraint", ["weight_clipping", "norm_clipping", "bjorck"])
+def test_a_wrong_label_is_refused(tmp_path: Path, constraint: str) -> None:
+    """The weights of an unconstrained critic, in an artifact that says otherwise."""
+    free = make_artifact(tmp_path / "free", "vector", seed=1, constraint={"kind": "none"})
+    weights = load_file(free / "critic.safetensors")
+    folder = make_artifact(tmp_path / "artifact", "vector", constraint={"kind": constraint})
+    save_file({k: 10 * v for k, v in weights.items()}, folder / "critic.safetensors")
+    resum(folder)
+    with pytest.raises(
+        ArtifactError, match=rf"critic\.safetensors: not a critic under {constraint}"
+    ):
         load_artifact(folder)
 
 

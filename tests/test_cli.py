@@ -46,7 +46,7 @@ MISTAKES = {
     "no command": ((), "COMMAND"),
     "unknown command": (("trian",), "trian"),
     "unknown preset": (("train", "--preset", "digit", "--out", "run"), "8gaussians"),
-    "unknown constraint": ((*TRAIN, "--constraint", "clipping"), "weight_clipping"),
+    "unknown constraint": ((*TRAIN, "--constraint", "weight_cliping"), "weight_clipping"),
     "unknown key": ((*TRAIN, "--set", "training.step=3"), "did you mean 'steps'"),
     "no value": ((*TRAIN, "--set", "training.steps"), "key=value"),
     "bad value": ((*TRAIN, "--steps", "ten"), "training.steps"),

@@ -75,6 +75,7 @@ def test_what_the_user_sets_wins() -> None:
     assert config.constraint.model_dump() == {
         "kind": "weight_clipping",
         "clip_value": config.constraint.model_dump()["clip_value"],
+        "target_lipschitz": None,
         "scope": "all",
     }
 
@@ -101,4 +102,11 @@ def test_the_dump_holds_every_default() -> None:
     for section, field in Config.model_fields.items():
         assert section in dumped, field
     assert dumped["training"]["ema_decay"] == 0.999
-    assert dumped["constraint"] == {"kind": "gradient_penalty", "strength": 10.0, "target": 1.0}
+    assert dumped["constraint"] == {
+        "kind": "gradient_penalty",
+        "strength": 10.0,
+        "target": 1.0,
+        "every": 1,
+        "where": "between",
+        "spread": 0.5,
+    }

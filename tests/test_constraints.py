@@ -1,5 +1,6 @@
 """Constraints against closed forms, finite differences in float64 and the SVD."""
 
+import copy
 from collections.abc import Callable
 from typing import get_args
 
@@ -10,18 +11,31 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models.constraints import (
+    AdversarialLipschitz,
+    AlmostOrthogonal,
     AnyConstraint,
+    Bjorck,
+    Consistency,
     Constraint,
+    Dragan,
+    GradientNormalization,
     GradientPenalty,
     LipschitzPenalty,
+    MaxGradientPenalty,
     NoConstraint,
+    NormClipping,
     SpectralNorm,
+    SpectralProjection,
     WeightClipping,
+    WeightDecay,
+    WeightNormalization,
+    ZeroCenteredPenalty,
 )
 from models.constraints import weight_clipping as clipping_module
-from models.lipschitz import gradient_norm_summary, gradient_norms, interpolate
+from models.errors import ConfigError
+from models.lipschitz import certify, gradient_norm_summary, gradient_norms, interpolate
 from models.networks import CriticConfig, build_critic
-from tests.artifacts import SHAPES
+from tests.artifacts import SHAPES, tiny_config
 
 PENALTIES = [GradientPenalty, LipschitzPenalty]
 KINDS = [c.model_fields["kind"].default for c in get_args(get_args(AnyConstraint)[0])]
@@ -315,9 +329,21 @@ def test_the_kinds() -> None:
     assert KINDS == [
         "none",
         "weight_clipping",
+        "norm_clipping",
+        "weight_normalization",
+        "weight_decay",
         "gradient_penalty",
         "lipschitz_penalty",
+        "max_gradient_penalty",
+        "zero_centered_penalty",
+        "dragan",
+        "consistency",
+        "adversarial_lipschitz",
         "spectral_norm",
+        "spectral_projection",
+        "bjorck",
+        "aol",
+        "gradient_normalization",
     ]
 
 
@@ -329,3 +355,294 @@ def test_the_summary_of_a_linear_critic() -> None:
         assert place["mean"] == pytest.approx(5)  # type: ignore[index]
         assert place["max"] == pytest.approx(5)  # type: ignore[index]
         assert all(q == pytest.approx(5) for q in place["quantiles"].values())  # type: ignore[index]
+
+
+# --- what each of the other constraints says of a critic that can be worked out by hand ----------
+
+
+@pytest.mark.parametrize(
+    ("constraint", "expected"),
+    [
+        (MaxGradientPenalty(strength=2), 2 * 5**2),
+        (MaxGradientPenalty(strength=2, target=6), 0),
+        (ZeroCenteredPenalty(strength=3), 3 / 2 * 5**2),
+        (ZeroCenteredPenalty(strength=3, where="both"), 3 / 2 * 5**2),
+        (Dragan(strength=2, target=4), 2 * 1),
+        (Consistency(strength=2, target=4), 2 * 1),
+        (AdversarialLipschitz(strength=2, target=2), 2 * 3**2),
+        (AdversarialLipschitz(strength=2, target=6), 0),
+        (GradientPenalty(strength=2, target=4, every=3), 3 * 2 * 1),
+    ],
+)
+def test_more_penalties_of_a_linear_critic(constraint: Constraint, expected: float) -> None:
+    torch.manual_seed(0)
+    found = constraint.penalty(Linear(3, 4), batch(9, 2), batch(9, 2, seed=1))
+    assert found is not None
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_maximum_is_over_the_batch() -> None:
+    points = torch.tensor([[0.5, 0.0], [0.0, 3.0]], dtype=torch.float64)
+    found = MaxGradientPenalty(strength=1).penalty(HalfSquare(1.0), points, points)
+    assert found is not None
+    assert found.item() == pytest.approx(9)
+
+
+@pytest.mark.parametrize(
+    ("where", "norms"),
+    [("real", [1, 2]), ("fake", [3, 4]), ("both", [1, 2, 3, 4]), ("between", None)],
+)
+def test_where_a_penalty_looks(where: str, norms: list[float] | None) -> None:
+    real = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    fake = torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
+    penalty = ZeroCenteredPenalty(strength=2, where=where)  # type: ignore[arg-type]
+    found = penalty.norms(HalfSquare(1.0), real, fake).tolist()
+    if norms is None:
+        assert 1 <= found[0] <= 3
+        assert 2 <= found[1] <= 4
+    else:
+        assert found == pytest.approx(norms)
+
+
+def test_around_real_is_normal_noise_of_the_batch_s_own_spread() -> None:
+    torch.manual_seed(0)
+    real = 7 * batch(20_000, 2)
+    moved = Dragan(spread=0.25).points(real, real) - real
+    assert moved.std().item() == pytest.approx(0.25 * 7, rel=0.02)
+    assert moved.mean().abs().item() < 0.05
+
+
+def test_a_lazy_penalty_counts_as_often_as_it_is_left_out() -> None:
+    lazy, plain = ZeroCenteredPenalty(every=4), ZeroCenteredPenalty()
+    points = batch(5, 2)
+    found = [lazy.penalty(HalfSquare(1.0), points, points, step) for step in range(8)]
+    assert [f is None for f in found] == [False, True, True, True] * 2
+    expected = plain.penalty(HalfSquare(1.0), points, points)
+    assert found[4] is not None
+    assert expected is not None
+    assert found[4].item() == pytest.approx(4 * expected.item())
+
+
+def test_the_adversarial_neighbour_is_where_the_score_changes_most() -> None:
+    torch.manual_seed(0)
+    constraint = AdversarialLipschitz()
+    direction = constraint._direction(Linear(3, 4), batch(5, 2))
+    cosine = (direction @ torch.tensor([0.6, 0.8], dtype=torch.float64)).abs()
+    torch.testing.assert_close(cosine, torch.ones_like(cosine))
+
+
+def test_consistency_pays_for_what_dropout_changes() -> None:
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Dropout(0.5), nn.Flatten(0)).double()
+    real = torch.ones(40_000, 1, dtype=torch.float64)
+    constraint = Consistency(strength=1e-9, consistency=3)
+    found = constraint.penalty(critic, real, real)
+    # Scores are 0 or 2, so their squared difference is 4 half the time.
+    assert found is not None
+    assert found.item() == pytest.approx(3 * 2, rel=0.03)
+    with_margin = Consistency(strength=1e-9, consistency=3, margin=1).penalty(critic, real, real)
+    assert with_margin is not None
+    assert with_margin.item() == pytest.approx(3 * 1.5, rel=0.03)
+
+
+def test_consistency_needs_dropout() -> None:
+    with pytest.raises(ConfigError, match=r"set critic\.dropout"):
+        tiny_config(constraint={"kind": "consistency"})
+    tiny_config(constraint={"kind": "consistency"}, critic={"dropout": 0.3})
+
+
+def test_weight_decay_is_the_gradient_of_its_term() -> None:
+    layer = nn.Linear(3, 2).double()
+    reference = copy.deepcopy(layer)
+    WeightDecay(strength=0.5).before_training(layer)
+    x = batch(4, 3)
+    layer(x).square().sum().backward()
+    loss = reference(x).square().sum() + 0.25 * reference.weight.square().sum()
+    loss.backward()
+    torch.testing.assert_close(layer.weight.grad, reference.weight.grad)
+    torch.testing.assert_close(layer.bias.grad, reference.bias.grad)
+
+
+def test_norm_clipping_shortens_what_is_long_and_keeps_its_direction() -> None:
+    layer = nn.Conv2d(1, 2, 2).double()
+    layer.weight.data = torch.tensor([[[[3.0, 0], [0, 4]]], [[[0.1, 0], [0, 0]]]]).double()
+    NormClipping(max_norm=0.5).after_critic_step(layer)
+    expected = [[[[0.3, 0], [0, 0.4]]], [[[0.1, 0], [0, 0]]]]
+    torch.testing.assert_close(layer.weight.data, torch.tensor(expected).double())
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(5, 3), nn.Conv2d(2, 3, 4)])
+def test_weight_normalisation_gives_rows_of_length_one(layer: nn.Module) -> None:
+    WeightNormalization().before_training(layer)
+    rows = layer.weight.flatten(1).norm(dim=1)  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(rows, torch.ones(3))
+
+
+def test_a_trained_gain_starts_from_the_weights_as_they_were() -> None:
+    layer = nn.Linear(5, 3)
+    before = layer.weight.detach().clone()
+    WeightNormalization(gain="trained").before_training(layer)
+    torch.testing.assert_close(layer.weight, before)
+    assert len(list(layer.parameters())) == 3
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_target_is_what_weights_at_their_bounds_certify(kind: str, activation: str) -> None:
+    architecture = "mlp" if kind == "vector" else "dcgan"
+    config = CriticConfig(architecture=architecture, width=8, depth=3, activation=activation)
+    critic = build_critic(config, SHAPES[kind])
+    constraint = WeightClipping(target_lipschitz=3.0)
+    critic = constraint.before_training(critic)
+    for parameter in critic.parameters():
+        nn.init.constant_(parameter, 1e3)
+    constraint.after_critic_step(critic)
+    assert constraint.broken_claim(critic) is None
+    bound, _ = certify(critic)
+    assert bound is not None
+    assert bound == pytest.approx(3.0, rel=0.01 if kind != "vector" else 1e-5)
+    nn.init.constant_(next(critic.parameters()), 1e3)
+    assert "1000" in str(constraint.broken_claim(critic))
+
+
+def test_a_target_needs_layers_that_have_a_bound() -> None:
+    constraint = WeightClipping(target_lipschitz=1.0)
+    for norm in (nn.BatchNorm1d(4), nn.LayerNorm(4)):
+        with pytest.raises(ConfigError, match="normalization=none"):
+            constraint.before_training(nn.Sequential(nn.Linear(2, 4), norm, nn.Linear(4, 1)))
+    with pytest.raises(ConfigError, match="Bilinear"):
+        constraint.before_training(nn.Sequential(nn.Bilinear(2, 2, 1)))
+    with pytest.raises(ValidationError, match="not both"):
+        WeightClipping(target_lipschitz=1.0, clip_value=0.5)
+    again = WeightClipping.model_validate(constraint.model_dump())
+    assert again == constraint
+
+
+@pytest.mark.parametrize("method", ["reshaped", "operator"])
+def test_a_convolution_s_norm_under_each_method(method: str) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, 4, 2, 1).double()
+    kernel = layer.weight.detach().clone()
+    constraint = SpectralNorm(method=method)  # type: ignore[arg-type]
+    constraint.before_training(layer)
+    for _ in range(300):
+        constraint.after_critic_step(layer)
+    matrix = torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item()
+    basis = torch.eye(3 * 16 * 16, dtype=torch.float64).view(-1, 3, 16, 16)
+    rows = nn.functional.conv2d(basis, layer.weight.detach(), None, 2, 1).flatten(1)
+    operator = torch.linalg.matrix_norm(rows, 2).item()
+    assert {"reshaped": matrix, "operator": operator}[method] == pytest.approx(1, rel=1e-4)
+    assert {"reshaped": operator, "operator": matrix}[method] != pytest.approx(1, rel=1e-2)
+    ratio = layer.weight.detach() / kernel
+    torch.testing.assert_close(ratio, torch.full_like(ratio, ratio.mean().item()))
+
+
+def test_projection_scales_back_what_is_too_large_and_leaves_the_rest() -> None:
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)).double()
+    constraint = SpectralProjection(max_norm=2.0, iterations=100)
+    constraint.before_training(critic)
+    large = 3 * nn.init.orthogonal_(torch.empty(5, 6, dtype=torch.float64))
+    small = 0.5 * nn.init.orthogonal_(torch.empty(4, 5, dtype=torch.float64))
+    critic[0].weight.data, critic[1].weight.data = large.clone(), small.clone()
+    constraint.after_critic_step(critic)
+    torch.testing.assert_close(critic[0].weight.data, large * 2 / 3)
+    assert torch.equal(critic[1].weight.data, small)
+
+
+@pytest.mark.parametrize("method", ["project", "iterate"])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (1, 5)])
+def test_orthonormal_weights_stay_so_through_large_steps(
+    method: str, shape: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(shape[1], shape[0]).double()
+    constraint = Bjorck(method=method, iterations=40)  # type: ignore[arg-type]
+    constraint.before_training(layer)
+    optimizer = torch.optim.Adam(layer.parameters(), 0.05)
+    goal = batch(50, shape[0])
+    for _ in range(20):
+        loss = (layer(batch(50, shape[1], seed=1)) - goal).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        constraint.after_critic_step(layer)
+        values = torch.linalg.svdvals(layer.weight.detach())
+        torch.testing.assert_close(values, torch.ones_like(values), rtol=0, atol=1e-5)
+
+
+def test_the_projected_gradient_is_tangent() -> None:
+    """Along it the Gram matrix does not change, to first order, and a tangent one is kept."""
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 3).double()
+    Bjorck().before_training(layer)
+    layer(batch(9, 6)).square().sum().backward()
+    weight, gradient = layer.weight.detach(), layer.weight.grad
+    assert gradient is not None
+    change = gradient @ weight.T + weight @ gradient.T
+    assert change.abs().max().item() < 1e-10
+    assert gradient.norm() > 0.1
+    layer.weight.grad = None
+    (layer.weight * gradient).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, gradient)
+
+
+@pytest.mark.parametrize("constraint", [Bjorck(), Bjorck(method="iterate"), AlmostOrthogonal()])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(6, 4),
+        nn.Conv2d(2, 3, 3, 1, 1),
+        nn.Conv2d(2, 3, 4, 2, 1),
+        nn.Conv2d(3, 2, (3, 4), 2, 1),
+    ],
+)
+def test_layers_of_norm_one_at_most(constraint: Constraint, layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    layer = copy.deepcopy(layer).double()
+    nn.init.normal_(layer.weight, std=3.0)  # type: ignore[arg-type]
+    constraint.before_training(layer)
+    bound, _ = certify(layer)
+    assert bound is not None
+    assert 0.4 < bound <= 1.003  # the bound of a convolution is up to 0.25% above its norm
+
+
+def test_aol_of_a_dense_layer_against_its_theorem() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 4).double()
+    weight = layer.weight.detach().numpy().copy()
+    AlmostOrthogonal().before_training(layer)
+    gram = np.abs(weight.T @ weight)
+    expected = weight / np.sqrt(gram.sum(axis=0))
+    np.testing.assert_allclose(layer.weight.detach().numpy(), expected)
+
+
+def test_gradient_normalisation_against_its_formula() -> None:
+    critic = GradientNormalization().before_training(HalfSquare(2.0))
+    x = batch(5, 3)
+    scores, norms = x.square().sum(1), 2 * x.norm(dim=1)
+    expected = scores / (norms + scores)
+    torch.testing.assert_close(critic(x), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(critic(x), expected)
+    assert not critic(x.requires_grad_()).detach().requires_grad
+    with torch.no_grad():
+        assert not critic(x).requires_grad
+    bound, reason = certify(critic)
+    assert bound is None
+    assert "gradient normalisation" in str(reason)
+
+
+def test_a_training_step_goes_through_gradient_normalisation() -> None:
+    """Its second derivative in the weights, by central differences."""
+    k = 0.7
+    x = batch(5, 3)
+    critic = GradientNormalization().before_training(HalfSquare(k))
+    critic(x).sum().backward()
+
+    def value(k: float) -> float:
+        size = x.square().sum(1)
+        return (k * size / 2 / (k * size.sqrt() + k * size / 2)).sum().item()
+
+    slope = (value(k + 1e-6) - value(k - 1e-6)) / 2e-6
+    assert critic.critic.k.grad.item() == pytest.approx(slope, abs=1e-8)

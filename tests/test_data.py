@@ -153,7 +153,7 @@ BAD = {
     "too large": (np.full((150, 2), 1e300), "too large"),
     "text": (np.array([["a", "b"]] * 150), "not numbers"),
     "complex": (np.zeros((150, 2), complex), "not numbers"),
-    "float images": (np.zeros((150, 8, 8)), "must be uint8"),
+    "float images": (np.zeros((150, 8, 8, 1)), "must be uint8"),
     "too few": (images(20, 8, 8), "too few items"),
 }
 

@@ -13,10 +13,10 @@ from scipy import stats
 from models.artifact import Model, load_artifact
 from models.errors import ShapeError
 from models.sampling import CHUNK, Scaling, latents
-from tests.artifacts import SHAPES, make_artifact
+from tests.artifacts import ALL_SHAPES, make_artifact
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=ALL_SHAPES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load_artifact(make_artifact(tmp_path_factory.mktemp("m") / "artifact", request.param))
 
@@ -105,6 +105,9 @@ def test_vector_scaling_is_its_own_inverse() -> None:
         ("vector", np.zeros((2, 3))),
         ("vector", np.full((2, 2), np.inf)),
         ("vector", np.full((2, 2), 1e300)),
+        ("sequence", np.zeros((2, 2, 4))),
+        ("sequence", np.zeros((4, 2))),
+        ("sequence", np.full((2, 4, 2), np.nan)),
     ],
 )
 def test_wrong_items_are_refused(kind: str, items: np.ndarray, tmp_path: Path) -> None:

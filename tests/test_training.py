@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.artifact import load_artifact
+from models.artifact import build_networks, load_artifact
 from models.config import Config, parse_config
+from models.sampling import Scaling
 from tests.artifacts import tiny_config
 from training.checkpoint import (
     CheckpointError,
@@ -23,8 +24,8 @@ from training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from training.data import Dataset, load_data
-from training.loop import Diverged, Interrupted, learning_rate, train
+from training.data import Dataset, batch_indices, load_data
+from training.loop import Diverged, Interrupted, _step_seed, learning_rate, train
 
 CPU = torch.device("cpu")
 WGAN = Path(sys.executable).with_name("wgan")
@@ -38,6 +39,13 @@ VARIANTS: dict[str, dict[str, dict[str, object]]] = {
     },
     "spectral_norm": {"constraint": {"kind": "spectral_norm"}},
     "none": {"constraint": {"kind": "none"}},
+    "lazy": {"constraint": {"kind": "zero_centered_penalty", "every": 4}},
+    "weight_decay": {"constraint": {"kind": "weight_decay"}},
+    "spectral_projection": {"constraint": {"kind": "spectral_projection"}},
+    "bjorck": {"constraint": {"kind": "bjorck"}, "critic": {"activation": "groupsort"}},
+    "aol": {"constraint": {"kind": "aol"}},
+    "gradient_normalization": {"constraint": {"kind": "gradient_normalization"}},
+    "consistency": {"constraint": {"kind": "consistency"}, "critic": {"dropout": 0.5}},
     "bf16": {"training": {"precision": "bf16"}},
     "decaying rate": {"training": {"decay_from": 0.2}},
 }
@@ -77,6 +85,30 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert same(run(config, digits, tmp_path / "parts"), whole)
     other = tiny_config(**{**changes, "training": {**changes["training"], "seed": 1}})
     assert not same(run(other, digits, tmp_path / "other"), whole)
+
+
+@pytest.mark.parametrize("kind", ["gradient_penalty", "weight_clipping", "spectral_norm", "bjorck"])
+def test_a_critic_step_is_the_textbook_s(kind: str, digits: Dataset, tmp_path: Path) -> None:
+    """One penalty in one loss, one optimiser step, and the constraint's hook after it."""
+    config = tiny_config(
+        constraint={"kind": kind},
+        training={"steps": 1, "num_critic_steps": 1, "optimizer": "adam", "learning_rate": 1e-3},
+    )
+    found = run(config, digits, tmp_path).critic
+    torch.manual_seed(_step_seed(0, -1))
+    generator, critic = build_networks(config, digits.card.shape)
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-3, config.training.betas, fused=True)
+    torch.manual_seed(_step_seed(0, 0))
+    real = torch.from_numpy(digits.training[batch_indices(0, len(digits.training), 0, 8)])
+    real = Scaling(digits.card.shape, [], []).to_model(real)
+    fake = generator(torch.randn(8, 4)).detach()
+    gap = critic(real).mean() - critic(fake).mean()
+    penalty = config.constraint.penalty(critic, real, fake)
+    (penalty - gap if penalty is not None else -gap).backward()
+    optimizer.step()
+    config.constraint.after_critic_step(critic)
+    for name, tensor in critic.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
 
 
 def test_training_moves_every_weight_and_its_average(digits: Dataset, tmp_path: Path) -> None:
@@ -280,7 +312,10 @@ def test_the_run_is_recorded_whole(uninterrupted: Path) -> None:
     assert run_json["data"]["sha256"]
     assert run_json["provenance"]["torch"] == torch.__version__
     assert run_json["engine"]["name"] == "torch"
-    assert set(run_json["lipschitz"]["gradient_norm"]) == {"real", "fake", "between"}
+    lipschitz = run_json["lipschitz"]
+    assert set(lipschitz["gradient_norm"]) == {"real", "fake", "between"}
+    assert lipschitz["sampled"] <= lipschitz["certified"] * 1.000001
+    assert lipschitz["reason"] is None
     assert run_json["findings"] == []
     assert [row["step"] for row in run_json["history"]][-1] == 400
     figures = run_json["results"]["figures"]

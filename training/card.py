@@ -1,8 +1,9 @@
-"""What a person looks at: the model card and, for vectors, pictures of points and columns."""
+"""What a person looks at: the model card, and pictures of vectors, tables and sequences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -124,6 +125,28 @@ def _correlations(title: str, rows: Array) -> Image.Image:
     return panel
 
 
+def traces(real: Array, fake: Array) -> Array:
+    """Draw the first feature of real sequences (grey, left) beside generated ones (red, right).
+
+    Args:
+        real: ``(N, T, D)``.
+        fake: ``(M, T, D)``.
+
+    Returns:
+        uint8 ``(480, 960, 3)``, both halves on one scale.
+    """
+    picture = Image.new("RGB", (2 * SIDE, SIDE), "white")
+    draw = ImageDraw.Draw(picture)
+    low, high = np.quantile(real[..., 0], [0.001, 0.999])
+    margin = 0.1 * (high - low) + 1e-6
+    for left, sequences, colour in ((0, real, REAL_COLOUR), (SIDE, fake, FAKE_COLOUR)):
+        x = left + np.linspace(0.05, 0.95, sequences.shape[1]) * SIDE
+        for values in sequences[..., 0]:
+            y = SIDE - (values - low + margin) / (high - low + 2 * margin) * SIDE
+            draw.line(list(zip(x.tolist(), y.tolist(), strict=True)), fill=colour)
+    return np.asarray(picture)
+
+
 def model_card(run: Run) -> str:
     """Describe a run in Markdown."""
     data, constraint, training = run.data, run.constraint, run.config.training
@@ -162,4 +185,13 @@ def model_card(run: Run) -> str:
     for place, norms in run.lipschitz.get("gradient_norm", {}).items():
         median = norms["quantiles"]["0.5"]
         lines.append(f"| {place} | {norms['mean']:.3f} | {median:.3f} | {norms['max']:.3f} |")
+    if "sampled" in run.lipschitz:
+        lines += ["", f"Its Lipschitz constant {_bracket(run.lipschitz)}."]
     return "\n".join(lines) + "\n"
+
+
+def _bracket(lipschitz: dict[str, Any]) -> str:
+    least = f"is at least {lipschitz['sampled']:.4g} (found by ascent)"
+    if lipschitz["certified"] is None:
+        return f"{least}; no upper bound is certified: {lipschitz['reason']}"
+    return f"{least} and at most {lipschitz['certified']:.4g} (certified)"

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,12 @@ FEWEST_HELDOUT = 20
 ARRAYS = (".npy", ".npz")
 ON_DEVICE_BYTES = 2**30
 """Data sets up to this size are kept whole in a GPU's memory."""
+KINDS: dict[int, Literal["vector", "sequence", "image"]] = {2: "vector", 3: "sequence", 4: "image"}
+"""Of canonical items, by the number of axes."""
+AR2 = (2 * 0.9 * math.cos(2 * math.pi / 8), -(0.9**2))
+"""Coefficients of the process behind `ar2`: a noisy oscillation with a period of 8 steps."""
+AR2_STEPS = 32
+AR2_COUNT = 20_000
 
 
 class Mixture(NamedTuple):
@@ -46,13 +52,15 @@ class Dataset:
     """Items in data units, which of them are held out, and what is known of them."""
 
     items: Array
-    """uint8 ``(N, H, W, C)``, perhaps a memory map, or float32 ``(N, D)``"""
+    """uint8 ``(N, H, W, C)``, perhaps a memory map, float32 ``(N, D)`` or ``(N, T, D)``"""
     is_heldout: Array
     """bool ``(N,)``"""
     labels: Array | None
     """int64 ``(N,)``, indices into ``card.classes``, or None"""
     card: DataCard
     mixture: Mixture | None
+    autocovariance: Array | None = None
+    """``(T, D)``, by lag, of sequences from a known stationary process, in data units"""
     problems: tuple[str, ...] = ()
     """What was skipped, and why; one line each"""
     digests: Array | None = None
@@ -98,6 +106,7 @@ class _Source(NamedTuple):
     groups: tuple[str, ...] = ()
     """Of each item, if near-duplicates form groups: a group is held out as a whole"""
     problems: tuple[str, ...] = ()
+    autocovariance: Array | None = None
 
 
 def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
@@ -126,13 +135,15 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
             f"{heldout} held out; at least {batch_size} (training.batch_size) and "
             f"{FEWEST_HELDOUT} are needed: bring more data"
         )
-    vector = items.ndim == 2
-    if vector and not known:
-        offset = items[~is_heldout].mean(axis=0, dtype=np.float64)
-        scale = items[~is_heldout].std(axis=0, dtype=np.float64)
+    kind = KINDS[items.ndim]
+    features = items.shape[-1]
+    if kind != "image" and not known:
+        of_items = tuple(range(items.ndim - 1))  # and of steps
+        offset = items[~is_heldout].mean(axis=of_items, dtype=np.float64)
+        scale = items[~is_heldout].std(axis=of_items, dtype=np.float64)
         scale[scale == 0] = 1  # a constant feature has no scale of its own
     else:  # images have a range of their own; the built-in sets are scaled as published
-        offset, scale = (np.zeros(items.shape[1]), np.ones(items.shape[1])) if vector else ([], [])
+        offset, scale = ([], []) if kind == "image" else (np.zeros(features), np.ones(features))
     return Dataset(
         items,
         is_heldout,
@@ -141,9 +152,10 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
             name=raw.name,
             source=raw.source,
             licence=raw.licence,
-            kind="vector" if vector else "image",
-            shape=(items.shape[1],) if vector else (items.shape[3], *items.shape[1:3]),
+            kind=kind,
+            shape=(features, *items.shape[1:3]) if kind == "image" else items.shape[1:],
             classes=list(raw.classes),
+            class_counts=_counts(raw.labels, is_heldout, len(raw.classes)),
             columns=list(raw.columns),
             count=len(items),
             skipped=len(raw.problems),
@@ -155,9 +167,17 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
             scale=list(map(float, scale)),
         ),
         raw.mixture,
+        raw.autocovariance,
         raw.problems,
         digests,
     )
+
+
+def _counts(labels: Array | None, is_heldout: Array, classes: int) -> list[int]:
+    """Training items of each class; empty without labels."""
+    if labels is None:
+        return []
+    return list(map(int, np.bincount(labels[~is_heldout], minlength=classes)))
 
 
 def _shares(groups: tuple[str, ...], digests: Array) -> Array:
@@ -216,20 +236,21 @@ def _permutation(seed: int, count: int, epoch: int) -> Array:
 
 
 def _canonical(items: Array, source: str) -> Array:
-    """Bring an array to uint8 (N, H, W, C) or float32 (N, D), or say why it cannot be."""
+    """Bring an array to uint8 (N, H, W, C) or float32 (N, [T,] D), or say why it cannot be."""
     if items.dtype == object or items.dtype.kind not in "uif":
         raise DataError(f"{source}: holds {items.dtype}, not numbers; save one plain array")
     if items.ndim not in (2, 3, 4):
         raise DataError(
-            f"{source}: has shape {items.shape}; bring images (N,H,W[,C]) or vectors (N,D)"
+            f"{source}: has shape {items.shape}; bring images (N,H,W[,C]), vectors (N,D) or "
+            "sequences (N,T,D)"
         )
     if items.size == 0:
         raise DataError(f"{source}: is empty (shape {items.shape}); bring data")
-    if items.ndim == 2:
+    if items.ndim == 2 or (items.ndim == 3 and items.dtype.kind == "f"):
         with np.errstate(over="ignore"):
             # Adding zero makes -0.0 into 0.0: equal items must have equal hashes.
             vectors = np.ascontiguousarray(items, np.float32) + np.float32(0)
-        bad = ~np.isfinite(vectors).all(axis=1)
+        bad = ~np.isfinite(vectors).all(axis=tuple(range(1, items.ndim)))
         if bad.any():
             raise DataError(
                 f"{source}: {bad.sum()} of {len(items)} items hold NaN, infinite or too large "
@@ -373,6 +394,24 @@ def _emoji32() -> _Source:
     return _Source(images, "emoji32", "Noto Color Emoji (Google)", "OFL-1.1", groups=groups)
 
 
+def _ar2() -> _Source:
+    """x[t] = a x[t-1] + b x[t-2] + noise, Gaussian, with variance 1 at every step."""
+    a, b = AR2
+    # Yule and Walker: the autocovariance follows the process's own recursion.
+    known = [1.0, a / (1 - b)]
+    while len(known) < AR2_STEPS:
+        known.append(a * known[-1] + b * known[-2])
+    noise = math.sqrt(1 - a * known[1] - b * known[2])
+    rng = np.random.default_rng(TOY_SEED)
+    x = rng.standard_normal((AR2_COUNT, AR2_STEPS))
+    x[:, 1] = known[1] * x[:, 0] + math.sqrt(1 - known[1] ** 2) * x[:, 1]
+    for t in range(2, AR2_STEPS):
+        x[:, t] = a * x[:, t - 1] + b * x[:, t - 2] + noise * x[:, t]
+    source = "built in (a stationary Gaussian AR(2) process)"
+    autocovariance = np.array(known)[:, None]
+    return _Source(x[..., None], "ar2", source, "CC0", autocovariance=autocovariance)
+
+
 BUILT_IN = {
     "digits": _digits,
     "mnist5k": _mnist5k,
@@ -380,4 +419,5 @@ BUILT_IN = {
     "8gaussians": _8gaussians,
     "25gaussians": _25gaussians,
     "swissroll": _swissroll,
+    "ar2": _ar2,
 }

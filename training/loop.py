@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.artifact import build_networks
+from models.conditional import WithLabels
 from models.config import Config, TrainingConfig
 from models.errors import ConfigError
 from models.lipschitz import gradient_norms, interpolate
@@ -75,7 +76,7 @@ def train(
     torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
 
     torch.manual_seed(_step_seed(settings.seed, -1))
-    generator, critic = build_networks(config, data.card.shape)
+    generator, critic = build_networks(config, data.card.shape, len(data.card.classes))
     generator.to(device)
     critic.to(device)
     ema = copy.deepcopy(generator).requires_grad_(False)
@@ -92,6 +93,11 @@ def train(
 
     scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
     items = TrainingItems(data, device)
+    all_labels = None
+    if config.conditional and data.labels is not None:
+        all_labels = torch.from_numpy(data.labels[items.places]).to(device)
+    scored: nn.Module = critic
+    labels: list[Tensor] = []  # none, or those of the batch
     batch, latent_size = settings.batch_size, config.generator.latent_size
     autocast = torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16")
     started, samples_seen = time.perf_counter(), 0
@@ -108,11 +114,15 @@ def train(
         ):
             indices = batch_indices(settings.seed, len(items), critic_step * batch, batch)
             real = scaling.to_model(items.take(indices))
+            if all_labels is not None:
+                labels = [all_labels[torch.from_numpy(indices).to(device)]]
+                scored = WithLabels(critic, *labels)
             with autocast:
                 with torch.no_grad():
-                    fake = generator(torch.randn(batch, latent_size, device=device)).float()
-                gap = critic(real).float().mean() - critic(fake).float().mean()
-                penalty = constraint.penalty(critic, real, fake)
+                    z = torch.randn(batch, latent_size, device=device)
+                    fake = generator(z, *labels).float()
+                gap = scored(real).float().mean() - scored(fake).float().mean()
+                penalty = constraint.penalty(scored, real, fake, critic_step)
             critic_loss = -gap if penalty is None else penalty - gap
             state.critic_optimizer.zero_grad()
             critic_loss.backward()
@@ -121,7 +131,8 @@ def train(
 
         critic.requires_grad_(False)
         with autocast:
-            scores = critic(generator(torch.randn(batch, latent_size, device=device)))
+            z = torch.randn(batch, latent_size, device=device)
+            scores = scored(generator(z, *labels))
         state.generator_optimizer.zero_grad()
         (-scores.float().mean()).backward()
         state.generator_optimizer.step()
@@ -137,7 +148,7 @@ def train(
             _require_sane(state, gap.item(), settings.divergence_gap, done, history, folder)
         if logging:
             critic.eval()
-            norms = gradient_norms(critic, interpolate(real, fake))
+            norms = gradient_norms(scored, interpolate(real, fake))
             critic.train()
             history.append(
                 {

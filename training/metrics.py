@@ -284,6 +284,26 @@ def precision_recall_density_coverage(real: Array, fake: Array, k: int = 5) -> d
     }
 
 
+def autocovariance(sequences: Array, lags: int) -> Array:
+    """Covariance of a sequence with itself some steps on, feature by feature.
+
+    The mean of each step is taken out first; each lag is averaged over sequences and over the
+    steps that have a partner.
+
+    Args:
+        sequences: ``(N, T, D)``.
+        lags: how many, 0 the first; at most T.
+
+    Returns:
+        ``(lags, D)``, in squared units of the features.
+    """
+    x = np.asarray(sequences, dtype=np.float64)
+    x = x - x.mean(axis=0)
+    steps = x.shape[1]
+    pairs = [x[:, : steps - lag] * x[:, lag:] for lag in range(lags)]
+    return np.stack([products.mean(axis=(0, 1)) for products in pairs])
+
+
 def half_sample_interval(
     metric: Metric,
     real: Array,

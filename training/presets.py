@@ -55,7 +55,7 @@ PRESETS: dict[str, Values] = {
         "critic": {"architecture": "dcgan", "width": 32, "depth": 2},
         "constraint": {"kind": "lipschitz_penalty"},
         "training": {
-            "steps": 4000,
+            "steps": 2500,
             "batch_size": 64,
             "decay_from": 0.3,
             "ema_decay": 0.995,
@@ -68,6 +68,18 @@ PRESETS: dict[str, Values] = {
         "training": {**_TOY["training"], "steps": 10_000},
     },
     "swissroll": {"data": {"source": "swissroll"}, **_TOY},
+    "ar2": {
+        "data": {"source": "ar2"},
+        "generator": {"architecture": "gru", "width": 32, "depth": 1, "latent_size": 64},
+        "critic": {"architecture": "gru", "width": 64, "depth": 1},
+        "constraint": {"kind": "lipschitz_penalty"},
+        "training": {
+            "steps": 1000,
+            "batch_size": 64,
+            "decay_from": 0.3,
+            "ema_decay": 0.995,
+        },
+    },
 }
 """Each is a configuration, less its name. What the training section leaves out comes from
 `TUNED`, or else from the constraint's paper."""
@@ -86,6 +98,7 @@ TUNED: dict[str, dict[str, Values]] = {
     "8gaussians": _TOY_TUNED,
     "25gaussians": _TOY_TUNED,
     "swissroll": _TOY_TUNED,
+    "ar2": _TOY_TUNED,
 }
 """For a preset and a constraint: settings found better than the published ones."""
 

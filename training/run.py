@@ -13,14 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from models import artifact, images, registry
 from models.artifact import Model, Results, Run
+from models.conditional import WithLabels
 from models.config import Config
 from models.errors import UserError
 from models.formats import encode
-from models.lipschitz import gradient_norm_summary
-from training.card import marginals, model_card, scatter
+from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bracket
+from training.card import marginals, model_card, scatter, traces
 from training.checkpoint import TrainingState, newest_checkpoint
 from training.data import Dataset, load_data
 from training.evaluate import judge
@@ -35,11 +37,13 @@ from training.extractor import (
 from training.loop import Interrupted, Row, train
 from training.tracking import track_and_register
 
+Array = np.ndarray
 ARTIFACT = "artifact"
 CHECKPOINTS = "checkpoints"
 REGISTERED = "registered.json"
 GRID_COUNT = 64
 SCATTERED = 2500
+TRACED = 12
 MEASURED = 512
 """Items, at most, at which the critic's gradient is measured."""
 SCORED = 10_000
@@ -58,6 +62,7 @@ def run_training(
     say: Callable[[str], None],
     report: Callable[[Row], None],
     stop_requested: Callable[[], bool],
+    data: Dataset | None = None,
 ) -> str | None:
     """Train, judge and save a model; the artifact is ``folder/artifact``.
 
@@ -70,6 +75,7 @@ def run_training(
         say: takes a line for people.
         report: see `training.loop.train`.
         stop_requested: see `training.loop.train`.
+        data: what ``config.data`` loads, if it is loaded already.
 
     Returns:
         ``name@version`` if it was registered.
@@ -85,7 +91,8 @@ def run_training(
             f"{folder} already holds a run; continue it with --resume, or choose another --out"
         )
     started = time.perf_counter()
-    data = load_data(config.data, config.training.batch_size)
+    if data is None:
+        data = load_data(config.data, config.training.batch_size)
     card = data.card
     say(
         f"data: {card.name}, {card.training_count} items {card.shape} to train on, "
@@ -173,26 +180,42 @@ def _finish(
         history=history,
     )
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
-    heldout = data.take(data.places(SCORED, heldout=True))
-    scores = model.score(heldout)
+    places = data.places(SCORED, heldout=True)
+    heldout = data.take(places)
+    labels = data.labels[places] if model.classes and data.labels is not None else None
+    scores = model.score(heldout, labels)
     quantiles = np.quantile(scores.astype(np.float64), artifact.QUANTILE_LEVELS)
     few = min(MEASURED, len(heldout))
     real, fake = (
         model.scaling.to_model(torch.from_numpy(x))
-        for x in (heldout[:few], model.sample(config.training.seed, few))
+        for x in (
+            heldout[:few],
+            model.sample(config.training.seed, few, label=None if labels is None else labels[:few]),
+        )
     )
+    starts = min(few, ASCENT_STARTS // 3)
+
+    def bind(count: int) -> nn.Module:
+        """The critic, with the labels of the first items bound if it takes any."""
+        return critic if labels is None else WithLabels(critic, torch.from_numpy(labels[:count]))
+
     torch.manual_seed(config.training.seed)  # of the points between real and fake
     run = run.model_copy(
         update={
             "results": judge(model, data, config.evaluation, extractor),
-            "lipschitz": {"gradient_norm": gradient_norm_summary(critic, real, fake)},
+            "lipschitz": {
+                **lipschitz_bracket(bind(starts), real[:starts], fake[:starts]),
+                "gradient_norm": gradient_norm_summary(bind(few), real, fake),
+            },
         }
     )
-    samples = model.sample(config.training.seed, GRID_COUNT if model.is_image else SCATTERED)
+    samples = _shown(model, config.training.seed)
     if model.is_image and model.shape[0] in images.MODES:
         picture = encode(samples, "png")
     elif model.is_image:  # more channels than a picture has: show the first
         picture = encode(samples[..., :1], "png")
+    elif run.data.kind == "sequence":
+        picture = images.encode_png(traces(data.heldout[:TRACED], samples[:TRACED]))
     elif run.data.columns:
         picture = images.encode_png(marginals(run.data.columns, heldout[:SCATTERED], samples))
     else:
@@ -208,6 +231,14 @@ def _finish(
         picture,
         model_card(run),
     )
+
+
+def _shown(model: Model, seed: int) -> Array:
+    """Samples for the artifact's picture; with classes, a row of each, the first ten at most."""
+    rows = min(len(model.classes), 10)
+    if model.is_image and rows:
+        return np.concatenate([model.sample(seed, rows, label) for label in range(rows)])
+    return model.sample(seed, GRID_COUNT if model.is_image else SCATTERED)
 
 
 def _provenance(device: torch.device, seconds: float) -> dict[str, object]:

@@ -4,24 +4,64 @@ from typing import Annotated
 
 from pydantic import Field
 
+from models.constraints.adversarial_lipschitz import AdversarialLipschitz
+from models.constraints.aol import AlmostOrthogonal
 from models.constraints.base import Constraint
+from models.constraints.bjorck import Bjorck
+from models.constraints.consistency import Consistency
+from models.constraints.dragan import Dragan
+from models.constraints.gradient_normalization import GradientNormalization
 from models.constraints.gradient_penalty import GradientPenalty
 from models.constraints.lipschitz_penalty import LipschitzPenalty
+from models.constraints.max_gradient_penalty import MaxGradientPenalty
 from models.constraints.none import NoConstraint
+from models.constraints.norm_clipping import NormClipping
 from models.constraints.spectral_norm import SpectralNorm
+from models.constraints.spectral_projection import SpectralProjection
 from models.constraints.weight_clipping import WeightClipping
+from models.constraints.weight_decay import WeightDecay
+from models.constraints.weight_normalization import WeightNormalization
+from models.constraints.zero_centered_penalty import ZeroCenteredPenalty
 
 AnyConstraint = Annotated[
-    NoConstraint | WeightClipping | GradientPenalty | LipschitzPenalty | SpectralNorm,
+    NoConstraint
+    | WeightClipping
+    | NormClipping
+    | WeightNormalization
+    | WeightDecay
+    | GradientPenalty
+    | LipschitzPenalty
+    | MaxGradientPenalty
+    | ZeroCenteredPenalty
+    | Dragan
+    | Consistency
+    | AdversarialLipschitz
+    | SpectralNorm
+    | SpectralProjection
+    | Bjorck
+    | AlmostOrthogonal
+    | GradientNormalization,
     Field(discriminator="kind"),
 ]
 
 __all__ = [
+    "AdversarialLipschitz",
+    "AlmostOrthogonal",
     "AnyConstraint",
+    "Bjorck",
+    "Consistency",
     "Constraint",
+    "Dragan",
+    "GradientNormalization",
     "GradientPenalty",
     "LipschitzPenalty",
+    "MaxGradientPenalty",
     "NoConstraint",
+    "NormClipping",
     "SpectralNorm",
+    "SpectralProjection",
     "WeightClipping",
+    "WeightDecay",
+    "WeightNormalization",
+    "ZeroCenteredPenalty",
 ]

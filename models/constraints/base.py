@@ -7,6 +7,16 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from models.lipschitz import CriticFunction
+
+WGAN_GP_SETTINGS: dict[str, Any] = {
+    "optimizer": "adam",
+    "learning_rate": 1e-4,
+    "betas": (0.5, 0.9),
+    "num_critic_steps": 5,
+}
+"""Of Gulrajani et al. 2017; taken where a constraint's own paper trains no WGAN."""
+
 
 class Constraint(BaseModel):
     """A way to keep a critic Lipschitz.
@@ -19,24 +29,44 @@ class Constraint(BaseModel):
 
     per_sample: ClassVar[bool] = False
     """Whether it limits each sample's own gradient, which batch normalisation would mix up."""
+    needs_dropout: ClassVar[bool] = False
+    """Whether it compares two forwards that must differ by dropout."""
     guarantee: ClassVar[str]
     """What holds of a critic trained under it, in one sentence, for people."""
-    published: ClassVar[dict[str, Any]]
+    published: ClassVar[dict[str, Any]] = WGAN_GP_SETTINGS
     """Training settings of the paper that proposed it, used where the user sets none."""
 
     def before_training(self, critic: nn.Module) -> nn.Module:
-        """Prepare a new critic; may change it in place or return a wrapped one."""
+        """Prepare a new critic; may change it in place or return a wrapped one.
+
+        Called on every freshly built critic, also before saved weights are loaded into it, so
+        whatever it attaches (parametrisations, buffers, gradient hooks) is there after a load.
+        """
         return critic
 
-    def penalty(self, critic: nn.Module, real: Tensor, fake: Tensor) -> Tensor | None:
+    def penalty(
+        self, critic: CriticFunction, real: Tensor, fake: Tensor, step: int = 0
+    ) -> Tensor | None:
         """Return the term to add to the critic's loss, a scalar, or None.
 
         Args:
             critic: scores ``(N,)`` from samples ``(N, *shape)``.
             real: ``(N, *shape)``, a batch of real samples in the critic's units.
             fake: ``(N, *shape)``, as many generated ones.
+            step: critic steps done before, since the start of training.
         """
         return None
 
     def after_critic_step(self, critic: nn.Module) -> None:
         """Restore what an optimiser step may have broken, in place."""
+
+    def broken_claim(self, critic: nn.Module) -> str | None:
+        """Say how the critic's weights contradict what the constraint claims of them.
+
+        Args:
+            critic: as `before_training` returned it, with weights loaded.
+
+        Returns:
+            One phrase with the measured figure; None if the claim holds, or there is none.
+        """
+        return None

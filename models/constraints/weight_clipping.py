@@ -1,13 +1,16 @@
 """Weight clipping: the constraint of the first Wasserstein GAN."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from models.constraints.base import Constraint
+from models.constraints.layers import layers
+from models.errors import ConfigError
+from models.lipschitz import Layer, certify, to_phases
 
 # The base classes are private, but there is no public name for "any batch or instance norm".
 NORMALIZATION = (
@@ -15,25 +18,33 @@ NORMALIZATION = (
     nn.LayerNorm,
     nn.GroupNorm,
 )
+RANGE = "clip_range"
+"""Attribute of a layer that has a range of its own."""
+ROUNDING = 1e-6
 
 
 class WeightClipping(Constraint):
     """Clamp parameters to [-c, c] after every critic step (Arjovsky et al. 2017, algorithm 1).
 
-    Parameters in a box make the critic K-Lipschitz for some K, but K is unknown, grows or
-    shrinks exponentially with depth, and is rarely near 1.
+    Parameters in a box make the critic K-Lipschitz for some K, but with one c for all layers K
+    grows or shrinks exponentially with depth, and is rarely near 1. With ``target_lipschitz``
+    each layer has its own c instead: that at which the steepest critic in the boxes, all weights
+    at their bounds, has that constant.
     """
 
     kind: Literal["weight_clipping"] = "weight_clipping"
     clip_value: float = Field(default=0.01, gt=0, allow_inf_nan=False)
-    """c, in units of a parameter."""
+    """c, in units of a parameter; of all layers if there is no target."""
+    target_lipschitz: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """The Lipschitz constant that the boxes certify, in score units per input unit."""
     scope: Literal["all", "weights", "all_but_normalization"] = "all"
     """Which parameters: all (as in the paper's code), weight matrices and kernels only, or all
     but the gains and offsets of normalisation layers."""
 
     guarantee: ClassVar[str] = (
         "The clipped parameters lie in [-clip_value, clip_value], so some Lipschitz constant "
-        "exists; it is not 1 and is not known."
+        "exists; it is not 1 and is not known, unless target_lipschitz names the one that the "
+        "layers' own ranges certify."
     )
     published: ClassVar[dict[str, Any]] = {
         "optimizer": "rmsprop",
@@ -41,23 +52,76 @@ class WeightClipping(Constraint):
         "num_critic_steps": 5,
     }
 
-    def clipped(self, critic: nn.Module) -> Iterator[nn.Parameter]:
-        """The parameters that the scope covers."""
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        default = WeightClipping.model_fields["clip_value"].default
+        if self.target_lipschitz is not None and self.clip_value != default:
+            raise ValueError("set clip_value or target_lipschitz, not both")
+        return self
+
+    def clipped(self, critic: nn.Module) -> Iterator[tuple[nn.Parameter, float]]:
+        """The parameters that the scope covers, each with its bound."""
         for module in critic.modules():
             is_norm = isinstance(module, NORMALIZATION)
             if is_norm and self.scope != "all":
                 continue
             for name, parameter in module.named_parameters(recurse=False):
                 if self.scope != "weights" or "bias" not in name:
-                    yield parameter
+                    yield parameter, getattr(module, RANGE, self.clip_value)
 
     def before_training(self, critic: nn.Module) -> nn.Module:
         """Clip the initial weights too, so that the claim holds from the first step on."""
+        if self.target_lipschitz is not None:
+            norm = _common_norm(critic, self.target_lipschitz)
+            for layer in layers(critic):
+                setattr(layer, RANGE, norm / _norm_of_ones(layer))
         self.after_critic_step(critic)
         return critic
 
     @torch.no_grad()
     def after_critic_step(self, critic: nn.Module) -> None:
         """Clamp in place."""
-        for parameter in self.clipped(critic):
-            parameter.clamp_(-self.clip_value, self.clip_value)
+        for parameter, bound in self.clipped(critic):
+            parameter.clamp_(-bound, bound)
+
+    def broken_claim(self, critic: nn.Module) -> str | None:
+        """See the base class."""
+        for parameter, bound in self.clipped(critic):
+            largest = parameter.detach().abs().max().item()
+            if not largest <= bound * (1 + ROUNDING):
+                return f"a clipped parameter is {largest:.6g}, outside [-{bound:.6g}, {bound:.6g}]"
+        return None
+
+
+def _common_norm(critic: nn.Module, target: float) -> float:
+    """The layer norm at which a critic, whose layers all have it, has the target's constant."""
+    if any(isinstance(module, NORMALIZATION) for module in critic.modules()):
+        raise ConfigError(
+            "constraint.target_lipschitz: normalisation layers have slopes of their own; set "
+            "critic.normalization=none, or use clip_value"
+        )
+
+    def constant(norm: float) -> float:
+        bound, reason = certify(critic, lambda layer: norm)
+        if bound is None:
+            raise ConfigError(f"constraint.target_lipschitz: {reason}; use clip_value")
+        return bound
+
+    low, high = 1e-6, 1.0
+    while constant(high) < target:
+        high *= 2
+    for _ in range(100):  # the constant grows with the norm: bisect, staying below the target
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if constant(middle) <= target else (low, middle)
+    return low
+
+
+def _norm_of_ones(layer: Layer) -> float:
+    """Operator norm of a layer whose weights are all 1, the steepest in the box [-1, 1].
+
+    Each entry of a convolution's symbol is at most its count of taps, which weights of 1 reach at
+    frequency zero; such a matrix of equal rows has rank 1.
+    """
+    stride = () if isinstance(layer, nn.Linear) else layer.stride
+    ones = to_phases(torch.ones_like(layer.weight, dtype=torch.float64), stride)
+    return ones.flatten(2).sum(2).norm().item() if ones.dim() > 2 else ones.norm().item()

@@ -1,0 +1,87 @@
+# Two images from one file: `--target service` answers requests, `--target train` trains and judges.
+#
+#   docker build --target service --tag wgan-foundry:service .
+#   docker build --target train --tag wgan-foundry:train \
+#       --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+#
+# docs/deploy.md says how to run them, on a CPU and on a GPU.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+# ---- what every stage starts from -------------------------------------------------------------
+# hadolint ignore=DL3006
+FROM ${PYTHON_IMAGE} AS base
+ENV PYTHONUNBUFFERED=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+
+# ---- torch, and then one environment for each image ---------------------------------------------
+FROM base AS torch
+# PyTorch's own wheel index: .../whl/cpu, or .../whl/cu130 and the like for CUDA.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /build
+COPY pyproject.toml requirements.lock ./
+# torch comes from its index alone, what it depends on from the ordinary one. Headers, static
+# libraries and torch's own tests serve compilers, and there is none in the images.
+RUN python -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-deps --index-url "${TORCH_INDEX}" \
+        "$(grep '^torch==' requirements.lock)" \
+    && rm -rf /opt/venv/lib/python3*/site-packages/torch/include \
+        /opt/venv/lib/python3*/site-packages/torch/share \
+        /opt/venv/lib/python3*/site-packages/torch/test \
+    && find /opt/venv -name '*.a' -delete
+
+# The dependencies of an extra, without our code: a change of code does not install them again.
+FROM torch AS service-dependencies
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['service'], sep='\n')" > wanted.txt \
+    && /opt/venv/bin/pip install --constraint requirements.lock --requirement wanted.txt
+COPY . .
+RUN /opt/venv/bin/pip install --no-deps . \
+    && /opt/venv/bin/pip check \
+    && /opt/venv/bin/pip uninstall --yes pip
+
+FROM torch AS train-dependencies
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['train'], sep='\n')" > wanted.txt \
+    && /opt/venv/bin/pip install --constraint requirements.lock --requirement wanted.txt
+COPY . .
+RUN /opt/venv/bin/pip install --no-deps . \
+    && /opt/venv/bin/pip check \
+    && /opt/venv/bin/pip uninstall --yes pip
+
+# ---- what both images share: a user without rights, and nothing that is written to ---------------
+FROM base AS runtime
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG CREATED=unknown
+LABEL org.opencontainers.image.title="wgan-foundry" \
+      org.opencontainers.image.description="Train, judge and serve Wasserstein GANs" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}"
+# The user has no entry in /etc/passwd, so it is named here: promotions record who made them.
+# Only /tmp must be writable.
+ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/tmp \
+    USER=wgan \
+    PYTHONDONTWRITEBYTECODE=1 \
+    BENTOML_DO_NOT_TRACK=True \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    GIT_PYTHON_REFRESH=quiet \
+    OMP_NUM_THREADS=1
+WORKDIR /tmp
+USER 10001:10001
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["wgan"]
+
+FROM runtime AS train
+LABEL org.opencontainers.image.title="wgan-foundry train"
+COPY --from=train-dependencies /opt/venv /opt/venv
+CMD ["--help"]
+
+FROM runtime AS service
+LABEL org.opencontainers.image.title="wgan-foundry service"
+COPY --from=service-dependencies /opt/venv /opt/venv
+EXPOSE 3000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:3000/livez', timeout=4)"]
+CMD ["serve", "--host", "0.0.0.0", "--port", "3000"]

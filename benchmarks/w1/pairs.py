@@ -1,0 +1,78 @@
+"""Pairs of distributions whose Wasserstein-1 distance and optimal critic are known.
+
+The construction of Korotin, Kolesov and Burnaev 2022 ("Kantorovich Strikes Back!"), with seeds of
+our own: a potential made of funnels, a uniform distribution Q, and P, which is Q moved towards the
+funnels along the potential's rays. The rays are transport rays, so the plan is optimal.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SIDE = 2.5
+"""The box is [-SIDE, SIDE]^D."""
+POWER = 8
+"""A point at a share t of its ray moves to a share t^POWER."""
+
+
+class FunnelPair:
+    """P and Q in D dimensions; ``W1(P, Q) = E|x - T(x)|`` for x from Q and T(x) from P.
+
+    The potential is ``u(x) = min_n |x - a_n| + b_n``; the optimal critic is -u, larger on P.
+    """
+
+    def __init__(self, dimension: int, funnels: int, seed: int) -> None:
+        source = torch.Generator().manual_seed(seed)
+        uniform = torch.rand(funnels, dimension, generator=source, dtype=torch.float64)
+        self.centers = SIDE * (2 * uniform - 1)
+        self.heights = 0.1 * torch.randn(funnels, generator=source, dtype=torch.float64)
+        self.dimension = dimension
+
+    def uniform(self, count: int, source: torch.Generator) -> Tensor:
+        """Draw from Q: float64 ``(count, D)``."""
+        return SIDE * (2 * torch.rand(count, self.dimension, generator=source).double() - 1)
+
+    def transport(self, x: Tensor) -> Tensor:
+        """Move points ``(N, D)`` of Q to their partners in P."""
+        rows = torch.arange(len(x))
+        distances = torch.cdist(x, self.centers)
+        potential, nearest = (distances + self.heights).min(dim=1)
+        low = self.centers[nearest]
+        direction = (x - low) / distances[rows, nearest][:, None]
+        to_box = ((SIDE * direction.sign() - x) / direction).amin(dim=1)
+        # The other funnel's surface, delta + r = |x + r v - a_n|, squared and solved for r.
+        delta = potential[:, None] - self.heights
+        along = direction @ self.centers.T
+        along = (x * direction).sum(1, keepdim=True) - along  # <x - a_n, v>
+        roots = 0.5 * (distances.square() - delta.square()) / (delta - along)
+        valid = (roots > 0) & (roots > -delta)
+        valid[rows, nearest] = False
+        reach = torch.where(valid, roots, torch.inf).amin(dim=1).minimum(to_box)
+        up = x + reach[:, None] * direction
+        share = (x - low).norm(dim=1) / (up - low).norm(dim=1)
+        return low + share[:, None] ** POWER * (up - low)
+
+    def sample(self, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw independently from P and from Q: float32 ``(count, D)`` each."""
+        return (
+            self.transport(self.uniform(count, source)).float(),
+            self.uniform(count, source).float(),
+        )
+
+    def gradient(self, points: Tensor) -> Tensor:
+        """The optimal critic's gradient ``(N, D)`` at points ``(N, D)``: a unit vector each."""
+        away = points.double()[:, None] - self.centers
+        nearest = (away.norm(dim=2) + self.heights).argmin(dim=1)
+        towards = -away[torch.arange(len(points)), nearest]
+        return towards / towards.norm(dim=1, keepdim=True)
+
+    def w1(self, count: int = 2**19, chunk: int = 2**14) -> tuple[float, float]:
+        """W1(P, Q) by Monte Carlo, and its standard error."""
+        source = torch.Generator().manual_seed(0)
+        parts = []
+        for _ in range(count // chunk):
+            x = self.uniform(chunk, source)
+            parts.append((x - self.transport(x)).norm(dim=1))
+        costs = torch.cat(parts)
+        return costs.mean().item(), costs.std().item() / len(costs) ** 0.5

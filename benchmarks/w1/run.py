@@ -1,0 +1,180 @@
+"""Run solvers on the pairs, one JSON line a result; what is there already is not run again.
+
+python -m benchmarks.w1.run --out results.jsonl [--quick | --cells 2x64 8x64]
+    [--solvers default lp_published] [--seeds 0 1 2] [--steps N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.w1.pairs import SIDE, FunnelPair
+from models.constraints import (
+    AdversarialLipschitz,
+    AlmostOrthogonal,
+    Bjorck,
+    Constraint,
+    Dragan,
+    GradientNormalization,
+    GradientPenalty,
+    LipschitzPenalty,
+    MaxGradientPenalty,
+    NoConstraint,
+    NormClipping,
+    SpectralNorm,
+    SpectralProjection,
+    WeightClipping,
+    WeightDecay,
+    WeightNormalization,
+    ZeroCenteredPenalty,
+)
+from models.networks import CriticConfig
+from training.w1 import Recipe, critic_estimate, default_recipe, fit
+
+TEST_SAMPLES = 4096
+ESTIMATE_SAMPLES = 2**15
+BATCH = 1024
+DEFAULT_STEPS = 10_000
+ALL_CELLS = [(d, f) for f in (4, 64) for d in (2, 4, 8, 16, 32, 64)]
+FEW_CELLS = [(d, f) for f in (4, 64) for d in (2, 16, 64)]
+QUICK_CELLS = [(2, 4)]
+QUICK_STEPS = 100
+
+
+class Solver(NamedTuple):
+    """A recipe, its steps, and whether it sees inputs divided by their deviation, as ours does."""
+
+    recipe: Recipe
+    steps: int
+    scaled: bool = True
+
+
+def solvers(dimension: int) -> dict[str, Solver]:
+    """Those that run in every cell."""
+    return {
+        "default": Solver(default_recipe((dimension,)), DEFAULT_STEPS),
+        "bjorck": Solver(default_recipe((dimension,), Bjorck()), DEFAULT_STEPS),
+        "gp_published": _published(dimension, GradientPenalty(), 60_000),
+        "lp_published": _published(dimension, LipschitzPenalty(), 60_000),
+        "clip_published": _published(dimension, WeightClipping(clip_value=0.04), 5_000),
+        "sn_published": _published(dimension, SpectralNorm(), 10_000),
+    }
+
+
+def more_solvers(dimension: int) -> dict[str, Solver]:
+    """Every other constraint under our schedule, in fewer cells."""
+    others: list[Constraint] = [
+        NoConstraint(),
+        WeightClipping(target_lipschitz=1.0),
+        NormClipping(),
+        WeightNormalization(),
+        WeightDecay(),
+        GradientPenalty(),
+        MaxGradientPenalty(),
+        ZeroCenteredPenalty(),
+        Dragan(),
+        AdversarialLipschitz(),
+        SpectralNorm(),
+        SpectralProjection(),
+        AlmostOrthogonal(),
+        GradientNormalization(),
+    ]
+    return {
+        c.kind: Solver(default_recipe((dimension,), c), DEFAULT_STEPS)  # type: ignore[attr-defined]
+        for c in others
+    }
+
+
+def _published(dimension: int, constraint: Constraint, steps: int) -> Solver:
+    """As Korotin et al. 2022 trained theirs: constant rate, two hidden layers, inputs as they are.
+
+    They name no betas for Adam: these are the usual ones. The weights are not averaged.
+    """
+    critic = CriticConfig(width=max(2 * dimension, 128), depth=2, activation="relu")
+    recipe = Recipe(constraint, critic, 2e-4, (0.9, 0.999), average=0.0, cosine=False)
+    return Solver(recipe, steps, scaled=False)
+
+
+def run(solver: Solver, dimension: int, funnels: int, seed: int) -> dict[str, Any]:
+    """Fit one critic and compare it with the optimal one."""
+    pair = FunnelPair(dimension, funnels, seed)
+    scale = 2 * SIDE / 12**0.5 if solver.scaled else 1.0
+    source = torch.Generator().manual_seed(1000 + seed)
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+        p, q = pair.sample(BATCH, source)
+        return p / scale, q / scale
+
+    started = time.process_time()
+    critic = fit(draw, (dimension,), solver.recipe, solver.steps, seed)
+    seconds = time.process_time() - started
+    test = torch.Generator().manual_seed(2000 + seed)
+    points = pair.sample(TEST_SAMPLES, test)[0]
+    inputs = (points / scale).requires_grad_()
+    (found,) = torch.autograd.grad(critic(inputs).sum(), inputs)
+    found, right = found.double(), pair.gradient(points)
+    p, q = (x / scale for x in pair.sample(ESTIMATE_SAMPLES, test))
+    with torch.no_grad():
+        gap = (critic(p).double().mean() - critic(q).double().mean()).item()
+    true, error = pair.w1()
+    estimate = critic_estimate(critic, solver.recipe.constraint, p, q)
+    return {
+        "cosine": torch.nn.functional.cosine_similarity(found, right).mean().item(),
+        "l2": (found - right).square().sum(1).mean().item(),
+        "w1": scale * estimate,
+        "gap": scale * gap,
+        "true": true,
+        "true_error": error,
+        "deviation": 100 * abs(scale * estimate - true) / true,
+        "gap_deviation": 100 * abs(scale * gap - true) / true,
+        "steps": solver.steps,
+        "cpu_seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="one cell, few steps: does it run?")
+    parser.add_argument("--cells", nargs="*", metavar="DxF")
+    parser.add_argument("--solvers", nargs="*")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="other than each solver's own")
+    options = parser.parse_args()
+    cells = QUICK_CELLS if options.quick else ALL_CELLS
+    if options.cells:
+        cells = [(int(d), int(f)) for d, f in (cell.split("x") for cell in options.cells)]
+    steps = QUICK_STEPS if options.quick else options.steps
+    lines = options.out.read_text().splitlines() if options.out.exists() else []
+    done = {tuple(json.loads(line)["key"]) for line in lines}
+    for seed in [0] if options.quick else options.seeds:
+        for dimension, funnels in cells:
+            chosen = solvers(dimension)
+            if (dimension, funnels) in FEW_CELLS or options.cells:
+                chosen |= more_solvers(dimension)
+            for name in options.solvers or chosen:
+                if name not in chosen:
+                    continue
+                solver = chosen[name]._replace(steps=steps or chosen[name].steps)
+                key = (name, dimension, funnels, seed, solver.steps)
+                if key in done:
+                    continue
+                found = run(solver, dimension, funnels, seed)
+                with options.out.open("a") as file:
+                    file.write(json.dumps({"key": key, **found}) + "\n")
+                print(
+                    f"{name} D {dimension}, {funnels} funnels, seed {seed}: "
+                    f"cosine {found['cosine']:.3f}, deviation {found['deviation']:.1f}%, "
+                    f"{found['cpu_seconds']:.0f} s",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

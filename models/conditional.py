@@ -1,0 +1,104 @@
+"""Class-conditional networks: labels are indices of classes, int64 ``(N,)``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from models.resnet import Residual
+
+
+class ConditionalNorm(nn.Module):
+    """A normalisation whose gain and offset of each channel depend on the class.
+
+    De Vries et al. 2017 ("Modulating early visual processing by language"), for classes as in
+    Dumoulin et al. 2017.
+    """
+
+    def __init__(self, norm: nn.Module, channels: int, classes: int) -> None:
+        super().__init__()
+        self.norm = norm
+        """Without a gain and offset of its own."""
+        self.gain = nn.Embedding(classes, channels)
+        self.offset = nn.Embedding(classes, channels)
+        nn.init.ones_(self.gain.weight)
+        nn.init.zeros_(self.offset.weight)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Maps ``(N, C, H, W)`` to the same shape."""
+        gain, offset = (e(labels)[:, :, None, None] for e in (self.gain, self.offset))
+        result: Tensor = self.norm(x) * gain + offset
+        return result
+
+
+class ConditionalGenerator(nn.Module):
+    """Latents ``(N, latent_size)`` and labels ``(N,)`` to samples ``(N, *shape)``.
+
+    The class enters by the conditional normalisations in ``body``, or else as an embedding that
+    is concatenated to the latents.
+    """
+
+    def __init__(self, body: nn.Sequential, embedding: nn.Embedding | None) -> None:
+        super().__init__()
+        self.body = body
+        self.embedding = embedding
+
+    def forward(self, latents: Tensor, labels: Tensor) -> Tensor:
+        """Generate a sample of each label's class."""
+        if self.embedding is not None:
+            latents = torch.cat([latents, self.embedding(labels)], dim=1)
+        return _apply(self.body, latents, labels)
+
+
+def _apply(module: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """``module(x)``, with the labels for the normalisations within."""
+    if isinstance(module, ConditionalNorm):
+        return module(x, labels)
+    if isinstance(module, Residual):
+        return _apply(module.shortcut, x, labels) + _apply(module.branch, x, labels)
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            x = _apply(part, x, labels)
+        return x
+    return module(x)
+
+
+class ProjectionCritic(nn.Module):
+    """Samples ``(N, *shape)`` and labels ``(N,)`` to scores ``(N,)``.
+
+    ``head(f(x)) + <v_y, f(x)>`` for features f(x) and a vector v_y of each class (Miyato & Koyama
+    2018, eq. 3). The vectors are the columns of a dense layer's weight, so that whatever a
+    constraint does to dense layers it does to them.
+    """
+
+    def __init__(self, features: nn.Sequential, head: nn.Linear, classes: int) -> None:
+        super().__init__()
+        self.features = features
+        self.head = head
+        self.projection = nn.Linear(classes, head.in_features, bias=False)
+        nn.init.normal_(self.projection.weight, std=head.in_features**-0.5)  # of length 1, about
+
+    def forward(self, samples: Tensor, labels: Tensor) -> Tensor:
+        """Score each sample as one of its label's class."""
+        features = self.features(samples)
+        classes = self.projection(one_hot(labels, self.projection.in_features).to(features.dtype))
+        scores: Tensor = self.head(features).squeeze(1) + (classes * features).sum(dim=1)
+        return scores
+
+
+class WithLabels(nn.Module):
+    """A conditional critic with its labels bound: samples to scores, as any critic.
+
+    Samples may be several batches one after the other, each with these labels.
+    """
+
+    def __init__(self, critic: nn.Module, labels: Tensor) -> None:
+        super().__init__()
+        self.critic = critic
+        self.labels = labels
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Scores ``(k * N,)`` of samples ``(k * N, *shape)``, for N labels."""
+        scores: Tensor = self.critic(samples, self.labels.repeat(len(samples) // len(self.labels)))
+        return scores

@@ -1,0 +1,32 @@
+"""The penalty on the steepest sample of Lipschitz GANs."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from models.constraints.penalty import Penalty
+from models.lipschitz import CriticFunction
+
+
+class MaxGradientPenalty(Penalty):
+    """Push down the largest gradient norm of the batch (Zhou et al. 2019, MaxGP, section 4.1).
+
+    The penalty is ``strength * max(0, max_x |grad critic(x)| - target)^2``. The paper's target is
+    0: the critic then settles at the slope where the gap and the penalty balance, not at 1, and
+    its gap must be divided by that slope.
+    """
+
+    kind: Literal["max_gradient_penalty"] = "max_gradient_penalty"
+    target: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """The gradient norm above which the steepest sample pays."""
+
+    guarantee: ClassVar[str] = (
+        "The steepest sampled point's gradient norm is pushed down to a finite slope that is not "
+        "1 (with target 0); nothing is certified elsewhere."
+    )
+
+    def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
+        """See the class."""
+        steepest = self.norms(critic, real, fake).amax()
+        return self.strength * (steepest - self.target).clamp_min(0).square()

@@ -1,0 +1,53 @@
+"""Max-norm: the incoming weights of each neuron are clipped as a vector."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from models.constraints.base import Constraint
+from models.constraints.layers import as_matrix, layers
+
+ROUNDING = 1e-5
+
+
+class NormClipping(Constraint):
+    """Shorten each neuron's weight vector to at most c after every critic step.
+
+    ``w <- w * min(1, c / |w|)`` for each row of a weight, kernels taken as a matrix of output
+    channels by everything else (max-norm, Srivastava et al. 2014, section 5.1; tried as "L2 norm
+    clipping" in a critic by Gulrajani et al. 2017, section 3).
+    """
+
+    kind: Literal["norm_clipping"] = "norm_clipping"
+    max_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """c, the Euclidean length of a neuron's weights."""
+
+    guarantee: ClassVar[str] = (
+        "Each neuron's weight vector is at most max_norm long, so a layer's slope is at most "
+        "max_norm times the square root of its neurons; that is not 1."
+    )
+
+    def before_training(self, critic: nn.Module) -> nn.Module:
+        """Clip the initial weights too, so that the claim holds from the first step on."""
+        self.after_critic_step(critic)
+        return critic
+
+    @torch.no_grad()
+    def after_critic_step(self, critic: nn.Module) -> None:
+        """Shorten in place."""
+        for layer in layers(critic):
+            rows = as_matrix(layer.weight)
+            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            rows.mul_((self.max_norm / norms).clamp_max(1))
+
+    def broken_claim(self, critic: nn.Module) -> str | None:
+        """See the base class."""
+        longest = max(
+            torch.linalg.vector_norm(as_matrix(layer.weight.detach()).double(), dim=1).max().item()
+            for layer in layers(critic)
+        )
+        if longest <= self.max_norm * (1 + ROUNDING):
+            return None
+        return f"a neuron's weights are {longest:.6g} long, above max_norm {self.max_norm:g}"

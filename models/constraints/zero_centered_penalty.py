@@ -1,0 +1,33 @@
+"""Zero-centred gradient penalties: R1 and R2."""
+
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from models.constraints.penalty import Penalty, Where
+from models.lipschitz import CriticFunction
+
+
+class ZeroCenteredPenalty(Penalty):
+    """Push all gradients down: R1 on real samples, R2 on fake (Mescheder et al. 2018, eqs. 9, 10).
+
+    The penalty is ``strength / 2 * mean(|grad critic(x)|^2)`` over real samples (R1), fake ones
+    (R2), or both; of both it is the mean over all, so half the sum of R1 and R2.
+    """
+
+    kind: Literal["zero_centered_penalty"] = "zero_centered_penalty"
+    where: Where = "real"
+
+    guarantee: ClassVar[str] = (
+        "Gradients shrink at the sampled points (by default the real ones), which makes the "
+        "equilibrium stable; the slope settles anywhere, and nothing is certified."
+    )
+    published: ClassVar[dict[str, Any]] = {
+        "optimizer": "rmsprop",
+        "learning_rate": 1e-4,
+        "num_critic_steps": 1,
+    }
+
+    def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
+        """See the class."""
+        return self.strength / 2 * self.norms(critic, real, fake).square().mean()

@@ -1,0 +1,142 @@
+"""Pre-activation residual networks for images (He et al. 2016, "Identity Mappings")."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+Before = Callable[[int], list[nn.Module]]
+"""Channels to what stands before a convolution: the normalisation, if any, and the activation."""
+Size = tuple[int, int]
+
+
+class Residual(nn.Module):
+    """``shortcut(x) + branch(x)``."""
+
+    def __init__(self, branch: nn.Sequential, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(N, C, H, W)`` to ``(N, C', H', W')``."""
+        total: Tensor = self.shortcut(x) + self.branch(x)
+        return total
+
+
+class _Block(NamedTuple):
+    """One block, counted from the image inwards."""
+
+    stage: int
+    """Halvings of the image at its inner end."""
+    resizes: bool
+    convolutions: int
+
+
+def num_blocks(depth: int) -> int:
+    """Residual blocks in a network of ``depth`` hidden layers: two to a block, one is not in any.
+
+    Where the number is uneven, the block farthest from the image has a single convolution.
+    """
+    return math.ceil((depth - 1) / 2)
+
+
+def _blocks(depth: int, stages: int) -> list[_Block]:
+    """Spread the blocks over the stages; those left over go inwards, where they cost least."""
+    count = num_blocks(depth)
+    plan: list[_Block] = []
+    for i in range(count):
+        stage = stages - (count - 1 - i) * stages // count
+        resizes = stage > (plan[-1].stage if plan else 0)
+        plan.append(_Block(stage, resizes, min(2, depth - 1 - 2 * i)))
+    return plan
+
+
+def resnet_critic(
+    inputs: int, depth: int, sizes: list[Size], channels: Callable[[int], int], before: Before
+) -> list[nn.Module]:
+    """A convolution, ``depth - 1`` more in residual blocks, mean pooling and a dense layer.
+
+    Blocks shrink by average pooling (Gulrajani et al. 2017, appendix C).
+
+    Args:
+        inputs: channels of the image.
+        depth: hidden layers.
+        sizes: of the maps, from the image inwards.
+        channels: of a map, by the number of halvings.
+        before: see `Before`.
+
+    Returns:
+        Layers from ``(N, inputs, *sizes[0])`` to ``(N, 1)``; the last is dense.
+    """
+    now = channels(0)
+    layers: list[nn.Module] = [nn.Conv2d(inputs, now, 3, padding=1)]
+    for block in _blocks(depth, len(sizes) - 1):
+        after = channels(block.stage)
+        branch = _convolutions(now, after, block.convolutions, before)
+        # Ceil mode: an uneven map's last row and column are averaged over what there is.
+        pool = [nn.AvgPool2d(2, ceil_mode=True)] if block.resizes else []
+        shortcut = [*pool, *_match(now, after)]
+        layers.append(Residual(nn.Sequential(*branch, *pool), _shortcut(shortcut)))
+        now = after
+    return [*layers, *before(now), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(now, 1)]
+
+
+def resnet_generator(
+    latent_size: int,
+    outputs: int,
+    depth: int,
+    sizes: list[Size],
+    channels: Callable[[int], int],
+    before: Before,
+) -> list[nn.Module]:
+    """The critic's mirror image: dense, residual blocks that grow by nearest neighbours, tanh.
+
+    Args:
+        latent_size: of the input.
+        outputs: channels of the image.
+        depth: hidden layers.
+        sizes: of the maps, from the image inwards.
+        channels: of a map, by the number of halvings.
+        before: see `Before`.
+
+    Returns:
+        Layers from ``(N, latent_size)`` to ``(N, outputs, *sizes[0])`` in [-1, 1].
+    """
+    plan = _blocks(depth, len(sizes) - 1)
+    now = channels(len(sizes) - 1)
+    layers: list[nn.Module] = [
+        nn.Linear(latent_size, now * math.prod(sizes[-1])),
+        nn.Unflatten(1, (now, *sizes[-1])),
+    ]
+    for i in reversed(range(len(plan))):
+        block = plan[i]
+        after = channels(plan[i - 1].stage if i else 0)
+        branch = _convolutions(now, after, block.convolutions, before)
+        grow: list[nn.Module] = []
+        if block.resizes:
+            grow = [nn.Upsample(size=sizes[block.stage - 1], mode="nearest")]
+            branch.insert(len(before(now)), *grow)
+        shortcut = [*grow, *_match(now, after)]
+        layers.append(Residual(nn.Sequential(*branch), _shortcut(shortcut)))
+        now = after
+    return [*layers, *before(now), nn.Conv2d(now, outputs, 3, padding=1), nn.Tanh()]
+
+
+def _convolutions(inputs: int, outputs: int, count: int, before: Before) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for _ in range(count):
+        layers += [*before(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)]
+        inputs = outputs
+    return layers
+
+
+def _match(inputs: int, outputs: int) -> list[nn.Module]:
+    return [] if inputs == outputs else [nn.Conv2d(inputs, outputs, 1)]
+
+
+def _shortcut(layers: list[nn.Module]) -> nn.Module:
+    return nn.Sequential(*layers) if layers else nn.Identity()

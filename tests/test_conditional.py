@@ -1,0 +1,376 @@
+"""Class-conditional models, from the network's layers to the command line and the service."""
+
+import dataclasses
+import io
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from models.artifact import Model, load_artifact
+from models.conditional import ConditionalNorm, ProjectionCritic, WithLabels
+from models.constraints import GradientPenalty, SpectralNorm, WeightClipping
+from models.errors import ClassError, ConfigError
+from models.networks import CriticConfig, GeneratorConfig, build_critic, build_generator
+from models.sampling import CHUNK, draw_labels
+from tests.artifacts import make_artifact, tiny_config
+from tests.test_cli import wgan
+from tests.test_service import Server
+from training.checkpoint import TrainingState
+from training.data import Dataset, load_data
+from training.evaluate import class_accuracy
+from training.loop import Interrupted, train
+
+CPU = torch.device("cpu")
+COUNTS = {"cat": 10, "dog": 60, "no emu": 30}
+NORMS = ("none", "batch", "layer", "instance")
+NETWORKS = [
+    ("mlp", (5,), "none"),
+    ("mlp", (5,), "batch"),
+    *(("dcgan", (1, 9, 8), norm) for norm in NORMS),
+    *(("resnet", (1, 9, 8), norm) for norm in NORMS),
+    ("gru", (3, 2), "none"),
+    ("lstm", (3, 2), "layer"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_artifact(make_artifact(tmp_path_factory.mktemp("m") / "a", class_counts=COUNTS))
+
+
+@pytest.mark.parametrize(
+    ("plain", "bare"),
+    [
+        (nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)),
+        (nn.GroupNorm(1, 3), nn.GroupNorm(1, 3, affine=False)),
+        (nn.InstanceNorm2d(3, affine=True), nn.InstanceNorm2d(3)),
+    ],
+)
+def test_a_conditional_norm_is_one_norm_for_each_class(plain: nn.Module, bare: nn.Module) -> None:
+    torch.manual_seed(0)
+    norm = ConditionalNorm(bare, 3, classes=2)
+    x = torch.randn(4, 3, 5, 6)
+    torch.testing.assert_close(norm(x, torch.tensor([0, 1, 0, 1])), plain(x))  # at first
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    with torch.no_grad():
+        plain.weight.copy_(norm.gain.weight[1])  # type: ignore[operator, union-attr]
+        plain.bias.copy_(norm.offset.weight[1])  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(norm(x, torch.tensor([1, 1, 1, 1])), plain(x))
+
+
+@pytest.mark.parametrize(("architecture", "shape", "norm"), NETWORKS)
+def test_each_sample_follows_its_own_label(
+    architecture: str, shape: tuple[int, ...], norm: str
+) -> None:
+    torch.manual_seed(0)
+    config = GeneratorConfig(architecture=architecture, width=4, normalization=norm, latent_size=3)
+    generator = build_generator(config, shape, classes=3)
+    for module in generator.modules():  # as if trained: at first a norm's classes are all equal
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+    generator.eval()
+    z = torch.randn(4, 3)
+    samples = generator(z, torch.tensor([0, 1, 2, 0]))
+    assert samples.shape == (4, *shape)
+    changed = generator(z, torch.tensor([0, 2, 2, 0]))
+    same = (samples - changed).flatten(1).abs().amax(1) < 1e-6
+    assert same.tolist() == [True, False, True, True]
+    conditional = any(isinstance(m, ConditionalNorm) for m in generator.modules())
+    assert conditional == (len(shape) == 3 and norm != "none")
+    left = {type(m) for m in generator.modules() if getattr(m, "affine", False)}
+    assert not conditional or not left, "a norm is not conditional"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shape"),
+    [("mlp", (5,)), ("dcgan", (1, 9, 8)), ("resnet", (1, 9, 8)), ("gru", (3, 2))],
+)
+def test_the_critic_projects(architecture: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    critic = build_critic(CriticConfig(architecture=architecture, width=4), shape, classes=3)
+    assert isinstance(critic, ProjectionCritic)
+    x, labels = torch.randn(6, *shape), torch.tensor([0, 1, 2, 2, 1, 0])
+    features = critic.features(x).detach().numpy()
+    vectors = critic.projection.weight.detach().numpy().T
+    weight, bias = (p.detach().numpy() for p in critic.head.parameters())
+    expected = [f @ weight[0] + bias[0] + f @ vectors[y] for f, y in zip(features, labels)]  # noqa: B905
+    np.testing.assert_allclose(critic(x, labels).detach().numpy(), expected, rtol=1e-4, atol=1e-6)
+    bound = WithLabels(critic, labels)
+    torch.testing.assert_close(bound(x), critic(x, labels))
+    torch.testing.assert_close(bound(torch.cat([x, 2 * x]))[6:], critic(2 * x, labels))
+
+
+def test_constraints_reach_the_classes_vectors() -> None:
+    critic = build_critic(CriticConfig(width=8), (2,), classes=3)
+    constraint = SpectralNorm()
+    constraint.before_training(critic)
+    for _ in range(100):
+        constraint.after_critic_step(critic)
+    assert isinstance(critic, ProjectionCritic)
+    assert torch.linalg.matrix_norm(critic.projection.weight, 2).item() == pytest.approx(1)
+    clipped = WeightClipping(clip_value=0.01, scope="weights").before_training(
+        build_critic(CriticConfig(width=8), (2,), classes=3)
+    )
+    assert isinstance(clipped, ProjectionCritic)
+    assert clipped.projection.weight.abs().max().item() == pytest.approx(0.01)
+
+
+def test_the_penalty_with_labels_is_back_propagated_exactly() -> None:
+    torch.manual_seed(0)
+    config = CriticConfig(width=4, depth=2, activation="tanh")
+    critic = build_critic(config, (3,), classes=2).double()
+    real, fake = torch.randn(2, 5, 3, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    names = [name for name, _ in critic.named_parameters()]
+
+    def penalty(*weights: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(1)
+
+        def bound(x: torch.Tensor) -> torch.Tensor:
+            named = dict(zip(names, weights, strict=True))
+            return torch.func.functional_call(critic, named, (x, labels))
+
+        return GradientPenalty().penalty(bound, real, fake)  # type: ignore[arg-type]
+
+    weights = tuple(p.detach().clone().requires_grad_() for p in critic.parameters())
+    assert torch.autograd.gradcheck(penalty, weights)
+    penalty(*weights).backward()
+    assert weights[names.index("projection.weight")].grad.abs().max() > 1e-3  # type: ignore[union-attr]
+
+
+def test_labels_are_distributed_as_in_training() -> None:
+    labels = draw_labels(3, 0, 20_000, np.array([10, 60, 0, 30]))
+    found = np.bincount(labels, minlength=4)
+    assert found[2] == 0
+    assert stats.chisquare(found[[0, 1, 3]], [2000, 12_000, 6000]).pvalue > 0.01
+    assert np.array_equal(labels[700:720], draw_labels(3, 700, 20, np.array([10, 60, 0, 30])))
+    assert not np.array_equal(labels, draw_labels(4, 0, 20_000, np.array([10, 60, 0, 30])))
+
+
+@pytest.mark.parametrize("label", [None, 1])
+@pytest.mark.parametrize(("start", "count"), [(0, 1), (0, CHUNK + 1), (3, 20), (2 * CHUNK + 1, 9)])
+def test_a_sample_depends_on_seed_index_and_label_alone(
+    model: Model, label: int | None, start: int, count: int
+) -> None:
+    whole = model.sample(7, 4 * CHUNK, label)
+    part = np.concatenate(list(model.samples(7, count, start, label)))
+    assert np.array_equal(part, whole[start : start + count])
+    labels = model.labels(7, 4 * CHUNK)
+    assert labels is not None
+    given = model.sample(7, 4 * CHUNK, labels)
+    assert np.array_equal(given, model.sample(7, 4 * CHUNK))
+
+
+def test_a_score_depends_on_its_own_class_alone(model: Model) -> None:
+    items = model.sample(5, 2 * CHUNK + 3)
+    labels = np.arange(len(items)) % 3
+    scores = model.score(items, labels)
+    assert np.array_equal(model.score(items[4:5], labels[4:5]), scores[4:5])
+    assert model.score(items[4:5], (labels[4:5] + 1) % 3) != scores[4]
+
+
+def test_what_does_not_fit_is_refused(model: Model, tmp_path: Path) -> None:
+    plain = load_artifact(make_artifact(tmp_path / "a"))
+    items = plain.sample(0, 2)
+    with pytest.raises(ClassError, match="there are: cat, dog, no emu"):
+        model.label("emu")
+    with pytest.raises(ClassError, match="not class-conditional"):
+        plain.label("cat")
+    with pytest.raises(ClassError, match="not class-conditional"):
+        plain.sample(0, 1, label=0)
+    with pytest.raises(ClassError, match="not class-conditional"):
+        plain.score(items, np.zeros(2, np.int64))
+    with pytest.raises(ClassError, match="give the class of each item"):
+        model.score(items)
+    with pytest.raises(ClassError, match="2 items have 1 classes"):
+        model.score(items, np.zeros(1, np.int64))
+    with pytest.raises(ConfigError, match="no labels"):
+        train_here(tiny_config("vector", conditional=True), load("8gaussians"), tmp_path)
+
+
+def load(source: str) -> Dataset:
+    return load_data(tiny_config(data={"source": source}).data)
+
+
+def train_here(
+    config: object, data: Dataset, folder: Path, stop_after: int | None = None
+) -> TrainingState:
+    asked = iter(range(1, 10**6))
+    state, _ = train(
+        config,  # type: ignore[arg-type]
+        data,
+        folder,
+        CPU,
+        lambda row: None,
+        lambda: next(asked) == stop_after,
+    )
+    return state
+
+
+@pytest.mark.parametrize("normalization", ["none", "batch"])
+def test_a_resumed_run_equals_an_uninterrupted_one(normalization: str, tmp_path: Path) -> None:
+    data = load("digits")
+    config = tiny_config(
+        conditional=True, generator={"normalization": normalization}, training={"steps": 5}
+    )
+    whole = train_here(config, data, tmp_path / "whole").tensors()
+    with pytest.raises(Interrupted):
+        train_here(config, data, tmp_path / "parts", stop_after=3)
+    parts = train_here(config, data, tmp_path / "parts").tensors()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    other = dataclasses.replace(data, labels=9 - data.labels)  # type: ignore[operator]
+    changed = train_here(config, other, tmp_path / "other").tensors()
+    for network in ("generator", "critic", "ema"):
+        names = [n for n in whole if n.startswith(f"{network}.") and n.endswith("weight")]
+        assert any(not torch.equal(whole[n], changed[n]) for n in names)
+
+
+def two_blobs() -> Dataset:
+    """Class 0 around (-1, 0), class 1, three times as frequent, around (1, 0)."""
+    data = load("8gaussians")
+    rng = np.random.default_rng(0)
+    labels = (rng.random(2000) < 0.75).astype(np.int64)
+    items = rng.normal(0, 0.2, (2000, 2)) + np.stack([2.0 * labels - 1, 0 * labels], axis=1)
+    is_heldout = np.arange(2000) % 5 == 0
+    counts = np.bincount(labels[~is_heldout]).tolist()
+    card = data.card.model_copy(update={"classes": ["left", "right"], "class_counts": counts})
+    return Dataset(items.astype(np.float32), is_heldout, labels, card, None)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Dataset]:
+    folder = tmp_path_factory.mktemp("blobs")
+    make_artifact(folder / "a", "vector", class_counts={"left": 1, "right": 1})
+    made, data = load_artifact(folder / "a"), two_blobs()
+    config = tiny_config(
+        "vector",
+        conditional=True,
+        generator={"width": 32, "activation": "relu"},
+        critic={"width": 32, "activation": "relu"},
+        constraint={"kind": "lipschitz_penalty", "strength": 1.0},
+        training={
+            "steps": 400,
+            "batch_size": 64,
+            "learning_rate": 2e-3,
+            "decay_from": 0.3,
+            "ema_decay": 0.98,
+        },
+    )
+    state = train_here(config, data, folder)
+    run = made.run.model_copy(update={"config": config, "data": data.card})
+    return Model(run, state.ema.eval(), state.critic.eval(), np.zeros(1), ""), data
+
+
+def test_a_trained_generator_makes_the_class_that_it_is_asked_for(
+    trained: tuple[Model, Dataset],
+) -> None:
+    model, data = trained
+    for label, center in ((0, -1), (1, 1)):
+        assert model.sample(0, 500, label)[:, 0].mean() == pytest.approx(center, abs=0.2)
+    figures = class_accuracy(model, data)
+    assert set(figures) == {"class_accuracy", "lowest_class_accuracy"}
+    assert figures["class_accuracy"].floor > 0.99
+    assert figures["class_accuracy"].value > 0.9
+    assert figures["lowest_class_accuracy"].value <= figures["class_accuracy"].value
+
+
+def test_the_accuracy_sees_a_generator_that_confuses_classes(
+    trained: tuple[Model, Dataset],
+) -> None:
+    model, data = trained
+
+    class Swapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generator = model.generator
+
+        def forward(self, z: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return self.generator(z, 1 - labels)  # type: ignore[no-any-return]
+
+    wrong = Model(model.run, Swapped(), model.critic, model.quantiles, "")
+    assert class_accuracy(wrong, data)["class_accuracy"].value < 0.1
+    without = dataclasses.replace(data, labels=None)
+    assert class_accuracy(model, without) == {}
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    folder = make_artifact(tmp_path / "a", class_counts=COUNTS)
+    model = load_artifact(folder)
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return wgan(*arguments, cwd=tmp_path)
+
+    asked = ("--class", "no emu")
+    done = run("sample", folder, "-n", 3, "--seed", 5, *asked, "--out", "s.npz")
+    assert done.returncode == 0, done.stderr
+    samples = np.load(tmp_path / "s.npz")["samples"]
+    assert np.array_equal(samples, model.sample(5, 3, label=2))
+    done = run("score", folder, "s.npz", *asked, "--json")
+    assert done.returncode == 0, done.stderr
+    expected = model.score(samples, np.full(3, 2))
+    np.testing.assert_allclose(json.loads(done.stdout)["scores"], expected, rtol=1e-5)
+    for arguments in (
+        ("sample", folder, "--class", "emu", "--out", "t.npz"),
+        ("score", folder, "s.npz"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert "class" in done.stderr
+
+
+def test_a_conditional_run_is_judged_by_class(tmp_path: Path) -> None:
+    arguments = [
+        "train", "--preset", "digits", "--steps", 20, "--no-register", "--out", "run",
+        "--set", "conditional=true", "--set", "evaluation.samples=100",
+        "--set", "generator.width=4", "--set", "critic.width=4",
+    ]  # fmt: skip
+    done = wgan(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    model = load_artifact(tmp_path / "run" / "artifact")
+    assert model.classes == list("0123456789")
+    assert model.run.config.conditional
+    assert 0.9 < model.run.results.figures["class_accuracy"].floor <= 1  # type: ignore[operator]
+    again = wgan("evaluate", "run/artifact", "--json", cwd=tmp_path)
+    assert json.loads(again.stdout) == model.run.results.model_dump(mode="json")
+
+
+def test_the_service(tmp_path: Path) -> None:
+    server = Server("image", tmp_path)
+    make_artifact(server.artifact, class_counts=COUNTS)
+    server.model = model = load_artifact(server.artifact)
+    with server.running():
+        answer = server.samples(count=3, seed=5, format="npz", **{"class": "dog"})
+        samples = np.load(io.BytesIO(answer.content))["samples"]
+        assert np.array_equal(samples, model.sample(5, 3, label=1))
+        answer = server.samples(count=20, seed=5, format="npz")
+        assert np.array_equal(np.load(io.BytesIO(answer.content))["samples"], model.sample(5, 20))
+        body: dict[str, object] = {"samples": samples.tolist(), "classes": ["dog", "cat", "dog"]}
+        answer = server.client.post("/v1/scores", json=body)
+        expected = model.score(samples, np.array([1, 0, 1]))
+        np.testing.assert_allclose(answer.json()["scores"], expected, rtol=1e-5)
+
+        answer = server.samples(**{"class": "emu"})
+        assert answer.status_code == 422
+        assert "there are: cat, dog, no emu" in answer.json()["detail"]
+        assert server.samples(**{"class": 1}).status_code == 400
+        for classes in (["dog"], ["dog", "emu", "cat"], None):
+            answer = server.client.post("/v1/scores", json={**body, "classes": classes})
+            assert answer.status_code == 422
+            assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_the_service_of_a_model_without_classes(tmp_path: Path) -> None:
+    with Server("image", tmp_path).running() as server:
+        answer = server.samples(**{"class": "3"})
+        assert answer.status_code == 422
+        assert "not class-conditional" in answer.json()["detail"]
+        samples = server.model.sample(0, 1).tolist()
+        answer = server.client.post("/v1/scores", json={"samples": samples, "classes": ["3"]})
+        assert answer.status_code == 422

@@ -1,0 +1,191 @@
+"""The W1 estimate against distances known in closed form, and the benchmark's pairs against LP."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import wgan_cli
+from benchmarks.w1.pairs import FunnelPair
+from models.constraints import Bjorck, LipschitzPenalty
+from models.errors import DataError
+from training.metrics import wasserstein_1
+from training.w1 import critic_estimate, default_recipe, estimate, fit, load_samples
+
+Array = np.ndarray
+
+
+def shifted(count: int, *shift: float, seed: int = 0) -> tuple[Array, Array]:
+    """Standard normal points moved by `shift`, and others that are not."""
+    rng = np.random.default_rng(seed)
+    size = (count, len(shift))
+    return rng.normal(size=size) + np.array(shift), rng.normal(size=size)
+
+
+def test_two_clusters_with_a_known_plan() -> None:
+    """One moves up by 1, the other, as large and far away, by 3."""
+    rng = np.random.default_rng(0)
+    a, b = (
+        np.repeat([[0.0, 0.0], [10.0, 0.0]], 800, axis=0) + 0.1 * rng.normal(size=(1600, 2))
+        for _ in range(2)
+    )
+    b[:, 1] += np.where(b[:, 0] < 5, 1.0, 3.0)
+    report, _ = estimate(a, b, steps=300, batch_size=128)
+    assert report["w1"] == pytest.approx(2, rel=0.05)
+    assert report["lower"] < 2 * 1.01
+
+
+def test_two_normals_apart_along_one_axis() -> None:
+    a, b = shifted(5000, 3.0, 0, 0)
+    report, gradient = estimate(a, b, steps=200, batch_size=128)
+    assert report["w1"] == pytest.approx(3, rel=0.03)
+    assert 2.6 < report["lower"] < 3
+    assert report["plug_in_bias"] > 0.1
+    assert report["plug_in"] == pytest.approx(3, abs=report["plug_in_bias"])
+    assert report["lipschitz_sampled"] <= report["lipschitz_certified"]
+    found = gradient(a[:100])
+    assert found.shape == (100, 3)
+    np.testing.assert_allclose(found.mean(axis=0), [1, 0, 0], atol=0.15)
+
+
+def test_a_certified_critic_never_finds_more_than_there_is() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3000, 2))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    report, _ = estimate(x[:1500], 2 * x[1500:], "bjorck", steps=150, batch_size=128)
+    assert report["lipschitz_certified"] == pytest.approx(1, abs=1e-3)
+    assert 0.5 < report["lower"] < 1.0
+    assert report["w1"] < 1.05
+
+
+def test_the_units_of_the_samples_are_those_of_the_answer() -> None:
+    a, b = shifted(500, 2.0, 0)
+    one, _ = estimate(a, b, steps=40, batch_size=64)
+    large, _ = estimate(1000 * a + 7, 1000 * b + 7, steps=40, batch_size=64)
+    for key in ("w1", "lower", "plug_in", "plug_in_bias"):
+        assert large[key] == pytest.approx(1000 * one[key], rel=0.02)
+    assert large["gradient_norm"]["mean"] == pytest.approx(one["gradient_norm"]["mean"], rel=0.02)
+
+
+def test_a_seed_repeats_itself() -> None:
+    a, b = shifted(200, 2.0, 0)
+    first, again, other = (
+        estimate(a, b, steps=10, batch_size=32, seed=seed)[0] for seed in (1, 1, 2)
+    )
+    assert {**first, "seconds": 0} == {**again, "seconds": 0}
+    assert first["w1"] != other["w1"]
+
+
+def test_the_correction_takes_out_what_the_penalty_lets_through() -> None:
+    """A linear critic of slope 1 + W / (2 strength), which is the optimal one on a line."""
+    critic = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Flatten(0))
+    critic[0].weight.data.fill_(1 + 3 / 20)
+    a, b = torch.full((50, 1), 3.0), torch.zeros(50, 1)
+    assert critic_estimate(critic, LipschitzPenalty(strength=10), a, b) == pytest.approx(3)
+
+
+def test_images_are_taken_as_images() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 256, (60, 8, 9, 2), dtype=np.uint8)
+    report, gradient = estimate(a, 255 - a, steps=2, batch_size=8)
+    assert np.isfinite(report["w1"])
+    assert gradient(a[:3]).shape == (3, 8, 9, 2)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (np.zeros((60, 2)), np.ones((60, 3)), "A has items of shape"),
+        (np.zeros((60, 2)), np.zeros((60, 2)), "one and the same point"),
+        (np.zeros((5, 2)), np.zeros((60, 2)), "A: needs at least 50"),
+        (np.zeros((60, 2)), np.full((60, 2), np.nan), "B: holds NaN"),
+        (np.zeros(60), np.zeros(60), "A: needs"),
+    ],
+)
+def test_samples_that_do_not_fit(a: Array, b: Array, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        estimate(a, b)
+
+
+def test_files_that_are_no_samples(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        load_samples(tmp_path / "absent.npy")
+    (tmp_path / "text.npy").write_text("hello")
+    with pytest.raises(DataError, match=r"not a \.npy file"):
+        load_samples(tmp_path / "text.npy")
+    np.savez(tmp_path / "many.npz", a=np.zeros(3))
+    with pytest.raises(DataError, match="several arrays"):
+        load_samples(tmp_path / "many.npz")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = shifted(300, 2.0, 0)
+    for name, x in (("a", a), ("b", b)):
+        np.save(tmp_path / f"{name}.npy", x)
+    files = [str(tmp_path / name) for name in ("a.npy", "b.npy")]
+    out, at, to = (str(tmp_path / name) for name in ("w1.json", "a.npy", "gradients.npy"))
+    command = ["w1", *files, "--json", out, "--steps", "20", "--batch-size", "32"]
+    assert wgan_cli.main([*command, "--gradients-at", at, "--gradients-out", to]) == 0
+    report = json.loads(Path(out).read_text())
+    assert {
+        "w1",
+        "lower",
+        "plug_in",
+        "lipschitz_certified",
+        "lipschitz_sampled",
+        "gradient_norm",
+        "steps",
+        "seconds",
+    } <= set(report)
+    assert report["steps"] == 20
+    assert np.load(to).shape == a.shape
+    assert "95% confidence" in capsys.readouterr().out
+    assert wgan_cli.main([*command, "--gradients-at", at]) == 2
+    assert wgan_cli.main([*command, "--constraint", "gradient_penalti"]) == 2
+    assert "gradient_penalty" in capsys.readouterr().err
+
+
+# --- the benchmark's pairs ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dimension", "funnels"), [(2, 4), (2, 64), (16, 8), (64, 64)])
+def test_the_pairs_plan_is_optimal(dimension: int, funnels: int) -> None:
+    """Exact discrete transport between paired samples finds nothing cheaper than their pairs."""
+    pair = FunnelPair(dimension, funnels, seed=3)
+    x = pair.uniform(600, torch.Generator().manual_seed(0))
+    moved = pair.transport(x)
+    paid = (x - moved).norm(dim=1).mean().item()
+    assert wasserstein_1(moved.numpy(), x.numpy()) == pytest.approx(paid, rel=1e-9)
+    mean, error = pair.w1(2**15)
+    assert mean == pytest.approx(paid, abs=5 * (error + paid / 600**0.5))
+
+
+def test_the_potential_pays_for_each_ray() -> None:
+    pair = FunnelPair(3, 5, seed=0)
+    x = pair.uniform(500, torch.Generator().manual_seed(0))
+    moved = pair.transport(x)
+
+    def potential(points: torch.Tensor) -> torch.Tensor:
+        return (torch.cdist(points, pair.centers) + pair.heights).min(dim=1).values
+
+    torch.testing.assert_close(potential(x) - potential(moved), (x - moved).norm(dim=1))
+    assert (moved.abs() <= 2.5).all()
+
+
+def test_the_known_gradient_is_that_of_the_potential() -> None:
+    pair = FunnelPair(3, 5, seed=0)
+    x = pair.uniform(50, torch.Generator().manual_seed(0)).requires_grad_()
+    potential = (torch.cdist(x, pair.centers) + pair.heights).min(dim=1).values
+    (gradient,) = torch.autograd.grad(-potential.sum(), x)
+    torch.testing.assert_close(pair.gradient(x.detach()), gradient)
+
+
+def test_a_fit_without_judge_returns_the_last_average() -> None:
+    source = torch.Generator().manual_seed(0)
+    pair = FunnelPair(2, 4, seed=0)
+    recipe = default_recipe((2,), Bjorck())
+    critic = fit(lambda: pair.sample(64, source), (2,), recipe, steps=5, seed=0)
+    assert Bjorck().broken_claim(critic) is None
+    assert not critic.training

@@ -47,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="wgan", description=(__doc__ or "").split("\n", maxsplit=1)[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     raw = argparse.RawDescriptionHelpFormatter
+    data_help = (
+        "a built-in data set; a .npy, .npz, .csv or .parquet file; a folder, .zip or .tar of "
+        "images; or a URL of one of these"
+    )
     model_help = "an artifact folder, or a registry name such as digits@champion"
 
     train = commands.add_parser(
@@ -57,12 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         "--steps 200 --out runs/first",
     )
     train.add_argument("--preset", required=True, metavar="NAME", help="settings to start from")
-    train.add_argument(
-        "--data",
-        metavar="D",
-        help="a built-in data set; a .npy, .npz, .csv or .parquet file; a folder, .zip or .tar of "
-        "images; or a URL of one of these",
-    )
+    train.add_argument("--data", metavar="D", help=data_help)
     train.add_argument("--constraint", metavar="KIND", help="the critic constraint")
     train.add_argument("--steps", metavar="N", help="generator steps")
     train.add_argument("--seed", metavar="S", help="of everything random")
@@ -95,6 +94,20 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", metavar="D", help="default: the data it was trained on")
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(command=_evaluate)
+
+    data = commands.add_parser("data", help="look at a data set")
+    of_data = data.add_subparsers(required=True, metavar="COMMAND")
+    inspect = of_data.add_parser(
+        "inspect",
+        help="say what a data set becomes and what is wrong with it, and draw it",
+        formatter_class=raw,
+        epilog="example:\n  wgan data inspect photos.zip --size 32 --out photos.png",
+    )
+    inspect.add_argument("data", metavar="D", help=data_help)
+    inspect.add_argument("--size", type=int, metavar="N", help="pixels: as data.size")
+    inspect.add_argument("--out", type=Path, metavar="FILE.png", help="default: named after D")
+    inspect.add_argument("--json", action="store_true")
+    inspect.set_defaults(command=_inspect)
 
     models = commands.add_parser("models", help="list the registry's versions")
     models.add_argument("--json", action="store_true")
@@ -290,6 +303,32 @@ def _evaluate(options: argparse.Namespace) -> None:
     for name, f in results.figures.items():
         floor = "" if f.floor is None else f"   floor {f.floor:.4g}"
         print(f"{name:24s} {f.value:9.4g}   [{f.interval[0]:.4g}, {f.interval[1]:.4g}]{floor}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from models.config import parse_data
+    from training import inspection
+    from training.data import load_data
+
+    # Whatever is broken is told of: here it is no reason to stop.
+    settings = {"source": options.data, "size": options.size, "max_broken_fraction": 0.999}
+    data = load_data(parse_data(settings))
+    card, problems = data.card, inspection.problems(data)
+    out = options.out or Path(f"{card.name}.png")
+    if out.suffix != ".png":
+        raise UserError(f"--out {out}: the picture is a .png")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(inspection.picture(data))
+    if options.json:
+        answer = {"card": card.model_dump(mode="json"), "problems": problems, "picture": str(out)}
+        print(json.dumps(answer, indent=2))
+        return
+    for key, value in card.model_dump(mode="json").items():
+        if value not in ([], None):
+            print(f"{key:18s} {value}")
+    for problem in problems:
+        print(f"problem: {problem}")
+    _say(f"picture: {out}")
 
 
 def _w1(options: argparse.Namespace) -> None:

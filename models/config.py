@@ -150,6 +150,19 @@ def parse_config(values: dict[str, Any]) -> Config:
         raise ConfigError("; ".join(map(_describe, error.errors()))) from None
 
 
+def parse_data(values: dict[str, Any]) -> DataConfig:
+    """Build the data section alone.
+
+    Raises:
+        ConfigError: as `parse_config`.
+    """
+    try:
+        return DataConfig.model_validate(values)
+    except ValidationError as error:
+        faults = [{**e, "loc": ("data", *e["loc"])} for e in error.errors()]
+        raise ConfigError("; ".join(map(_describe, faults))) from None
+
+
 def _describe(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["constraint"] and len(location) > 1:

@@ -50,7 +50,7 @@ def s3_server(folder: Path) -> Iterator[str]:
         _wait(s3, server, folder / "log")
         yield f"http://127.0.0.1:{s3}"
     finally:
-        server.terminate()
+        server.kill()  # nothing of it is kept, and an orderly end takes half a minute
         server.wait(30)
 
 

@@ -47,10 +47,20 @@ def test_an_unknown_preset_names_the_others() -> None:
     "kind", ["none", "weight_clipping", "gradient_penalty", "lipschitz_penalty", "spectral_norm"]
 )
 def test_every_preset_works_with_every_constraint(preset: str, kind: str) -> None:
-    config = build_config(preset, constraint=kind)
+    own = None if "source" in PRESETS[preset]["data"] else "mine"
+    config = build_config(preset, own, kind)
     assert config.constraint.kind == kind
     assert config.name == preset
     assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_presets_without_data_ask_for_it() -> None:
+    for preset in ("images", "table"):
+        with pytest.raises(ConfigError, match="--data"):
+            build_config(preset)
+        config = build_config(preset, overrides={"data.source": "mine"})
+        assert config.data.source == "mine"
+    assert build_config("images", "mine").data.size == 32
 
 
 def test_tuned_settings_are_of_presets_and_constraints_that_exist() -> None:

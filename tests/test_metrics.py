@@ -13,9 +13,11 @@ from training import metrics
 from training.metrics import (
     Array,
     Figure,
+    correlation_difference,
     frechet_distance,
     half_sample_interval,
     kernel_distance,
+    marginal_wasserstein_1,
     measure,
     mode_coverage,
     precision_recall_density_coverage,
@@ -443,3 +445,25 @@ def test_counts_below_1_are_refused():
 def test_a_half_too_small_for_the_metric_is_refused():
     with pytest.raises(ValueError, match="at least 6 points"):
         metrics.measure(precision_recall_density_coverage, *[normal(46, 10, 2)] * 3)
+
+
+# Tables
+
+
+@pytest.mark.parametrize(("n", "m"), [(50, 50), (40, 90)])
+def test_marginal_w1_is_the_mean_over_columns(n, m):
+    real, fake = normal(0, n, 4), normal(1, m, 4) * [1, 2, 3, 0] + [0, 1, 0, 5]
+    expected = np.mean([stats.wasserstein_distance(real[:, i], fake[:, i]) for i in range(4)])
+    assert marginal_wasserstein_1(real, fake) == pytest.approx(expected, rel=1e-10)
+    assert marginal_wasserstein_1(real, real) == 0
+
+
+def test_correlation_difference_is_the_largest():
+    real, fake = normal(0, 80, 3) @ normal(1, 3, 3), normal(2, 60, 3) @ normal(3, 3, 3)
+    expected = np.abs(np.corrcoef(real.T) - np.corrcoef(fake.T)).max()
+    assert correlation_difference(real, fake) == pytest.approx(expected, rel=1e-10)
+    x = normal(4, 50, 1)
+    twice, mirrored = np.hstack([x, x]), np.hstack([x, -x])
+    assert correlation_difference(twice, mirrored) == pytest.approx(2)
+    assert correlation_difference(twice, np.hstack([x, 0 * x])) == pytest.approx(1)
+    assert correlation_difference(x, x) == 0

@@ -63,7 +63,8 @@ def test_what_is_tracked() -> None:
     assert run.data.params["training.ema_decay"] == "0.999"
     assert run.data.metrics["precision"] == 0.5
     assert run.data.metrics["precision.floor"] == 0.9
-    assert "samples.png" in [f.path for f in api.list_artifacts(version.run_id)]
+    assert {"samples.png", "MODEL_CARD.md"} <= {f.path for f in api.list_artifacts(version.run_id)}
+    assert run.data.tags["mlflow.note.content"] == version.description == "# tiny\n"
 
 
 def test_champions_come_and_go_with_their_history() -> None:

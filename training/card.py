@@ -1,7 +1,8 @@
-"""What a person looks at: the model card, and a picture of vectors or sequences."""
+"""What a person looks at: the model card, and pictures of vectors, tables and sequences."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ Array = np.ndarray
 SIDE = 480
 REAL_COLOUR = (150, 150, 150)
 FAKE_COLOUR = (200, 30, 60)
+PANEL = (180, 120)
+"""Width and height, in pixels, of each column's histogram."""
+PANELS_A_ROW = 5
+TITLE = 16
+BINS = 40
 
 
 def scatter(real: Array, fake: Array) -> Array:
@@ -39,6 +45,84 @@ def scatter(real: Array, fake: Array) -> Array:
                 inside = (column >= 0) & (column < SIDE) & (row >= 0) & (row < SIDE)
                 sheet[row[inside], column[inside]] = colour
     return sheet
+
+
+def marginals(columns: Sequence[str], real: Array, fake: Array | None = None) -> Array:
+    """Draw each column's histogram: real values grey and, over them, generated ones as a red line.
+
+    With generated values two more panels show the columns' correlations, real and generated:
+    blue for -1, white for 0, red for 1.
+
+    Args:
+        columns: names; without any x1, x2 and so on.
+        real: ``(N, D)``.
+        fake: ``(M, D)``, or None.
+
+    Returns:
+        uint8 ``(H, W, 3)``.
+    """
+    names = columns or [f"x{i + 1}" for i in range(real.shape[1])]
+    panels = [
+        _histogram(name, real[:, i], None if fake is None else fake[:, i])
+        for i, name in enumerate(names)
+    ]
+    if fake is not None and len(names) > 1:
+        panels += [
+            _correlations("correlations, real", real),
+            _correlations("correlations, generated", fake),
+        ]
+    across = min(PANELS_A_ROW, len(panels))
+    width, height = PANEL
+    sheet = Image.new("RGB", (across * width, -(-len(panels) // across) * height), "white")
+    for i, panel in enumerate(panels):
+        sheet.paste(panel, (i % across * width, i // across * height))
+    return np.asarray(sheet)
+
+
+def _panel(title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    panel = Image.new("RGB", PANEL, "white")
+    draw = ImageDraw.Draw(panel)
+    draw.text((4, 2), title[:28], fill="black")
+    return panel, draw
+
+
+def _histogram(title: str, real: Array, fake: Array | None) -> Image.Image:
+    panel, draw = _panel(title)
+    low, high = np.quantile(real, [0.001, 0.999])
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    edges = np.linspace(low, high, BINS + 1)
+    left, bottom, room = 6, PANEL[1] - 16, PANEL[1] - 16 - TITLE
+    step = (PANEL[0] - 2 * left) / BINS
+    shares = [np.histogram(x, edges)[0] / len(x) for x in (real, fake) if x is not None]
+    most = max(share.max() for share in shares)
+    tops = [bottom - room * share / most for share in shares]
+    for i, top in enumerate(tops[0].tolist()):
+        if top < bottom:
+            right = left + (i + 1) * step - 1
+            draw.rectangle((left + i * step, top, right, bottom), REAL_COLOUR)
+    for top in tops[1:]:
+        heights = np.repeat(top, 2).tolist()
+        sides = (left + step * np.repeat(np.arange(BINS + 1), 2)[1:-1]).tolist()
+        draw.line(list(zip(sides, heights, strict=True)), FAKE_COLOUR, width=2)
+    draw.text((left, bottom + 2), f"{low:.4g}", fill="black")
+    draw.text((PANEL[0] - left, bottom + 2), f"{high:.4g}", fill="black", anchor="ra")
+    return panel
+
+
+def _correlations(title: str, rows: Array) -> Image.Image:
+    panel, _ = _panel(title)
+    centred = rows.astype(np.float64) - rows.mean(axis=0)
+    norms = np.linalg.norm(centred, axis=0)
+    norms[norms == 0] = 1  # a constant column is correlated with nothing
+    matrix = (centred / norms).T @ (centred / norms)
+    faded = 255 * (1 - np.abs(matrix))
+    red, blue = np.where(matrix < 0, faded, 255), np.where(matrix > 0, faded, 255)
+    picture = np.stack([red, faded, blue], axis=-1).round().astype(np.uint8)
+    side = PANEL[1] - TITLE - 4
+    square = Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
+    panel.paste(square, ((PANEL[0] - side) // 2, TITLE))
+    return panel
 
 
 def traces(real: Array, fake: Array) -> Array:

@@ -63,6 +63,8 @@ class Dataset:
     """``(T, D)``, by lag, of sequences from a known stationary process, in data units"""
     problems: tuple[str, ...] = ()
     """What was skipped, and why; one line each"""
+    digests: Array | None = None
+    """uint8 ``(N, 16)``, a hash of each item"""
 
     @property
     def training(self) -> Array:
@@ -167,6 +169,7 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
         raw.mixture,
         raw.autocovariance,
         raw.problems,
+        digests,
     )
 
 

@@ -14,8 +14,10 @@ from training.extractor import FeatureExtractor, choose_extractor
 from training.metrics import (
     Metric,
     autocovariance,
+    correlation_difference,
     frechet_distance,
     kernel_distance,
+    marginal_wasserstein_1,
     measure,
     mode_coverage,
     precision_recall_density_coverage,
@@ -43,6 +45,8 @@ LOWER_IS_BETTER = {
     "sliced_wasserstein_1",
     "kernel_distance",
     "frechet_distance",
+    "marginal_wasserstein_1",
+    "correlation_difference",
     "autocovariance_error",
 }
 
@@ -82,6 +86,8 @@ def judge(
     is_sequence = len(model.shape) == 2
     figures = _sequence_figures(data.autocovariance) if is_sequence else _vector_figures
     found = measure(figures, heldout, fake, training)
+    if data.card.columns:
+        found |= measure(_table_figures, heldout, fake, training)
     if data.mixture:
         found |= measure(_mixture_figures(data.mixture), heldout, fake, training)
     found |= class_accuracy(model, data)
@@ -149,6 +155,13 @@ def _vector_figures(real: Array, fake: Array) -> dict[str, float]:
         "wasserstein_1": wasserstein_1(real, fake),
         "sliced_wasserstein_1": sliced_wasserstein_1(real, fake),
         **precision_recall_density_coverage(real, fake),
+    }
+
+
+def _table_figures(real: Array, fake: Array) -> dict[str, float]:
+    return {
+        "marginal_wasserstein_1": marginal_wasserstein_1(real, fake),
+        "correlation_difference": correlation_difference(real, fake),
     }
 
 

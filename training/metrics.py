@@ -94,14 +94,61 @@ def sliced_wasserstein_1(real: Array, fake: Array, projections: int = 256, seed:
         raise ValueError(f"projections must be at least 1, got {projections}")
     directions = np.random.default_rng(seed).standard_normal((projections, real.shape[1]))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    along_real = np.sort(directions @ real.T, axis=1)
-    along_fake = np.sort(directions @ fake.T, axis=1)
+    return float(_line_distances(directions @ real.T, directions @ fake.T).mean())
+
+
+def _line_distances(real: Array, fake: Array) -> Array:
+    """Wasserstein-1 distances of points on lines: ``(L, N)`` and ``(L, M)`` to ``(L,)``."""
+    real, fake = np.sort(real, axis=1), np.sort(fake, axis=1)
     # Both quantile functions are constant between these levels, in units of 1 / (N * M): whole
     # numbers, because i / N and j / M that are equal may differ in floating point.
-    n, m = len(real), len(fake)
+    n, m = real.shape[1], fake.shape[1]
     levels = np.union1d(np.arange(n + 1) * m, np.arange(m + 1) * n)
-    gaps = np.abs(along_real[:, levels[:-1] // m] - along_fake[:, levels[:-1] // n])
-    return float((gaps @ np.diff(levels)).mean() / (n * m))
+    gaps = np.abs(real[:, levels[:-1] // m] - fake[:, levels[:-1] // n])
+    distances: Array = gaps @ np.diff(levels) / (n * m)
+    return distances
+
+
+def marginal_wasserstein_1(real: Array, fake: Array) -> float:
+    """Mean over the columns of the exact Wasserstein-1 distance between their values.
+
+    Args:
+        real: ``(N, D)``.
+        fake: ``(M, D)``.
+
+    Returns:
+        The mean distance, at least 0, in the columns' units.
+
+    Raises:
+        ValueError: the arrays do not fit each other.
+    """
+    real, fake = _checked(real, fake, fewest=1)
+    return float(_line_distances(real.T, fake.T).mean())
+
+
+def correlation_difference(real: Array, fake: Array) -> float:
+    """Largest difference between two columns' correlation (Pearson's) among real and fake rows.
+
+    Args:
+        real: ``(N, D)``, N at least 2.
+        fake: ``(M, D)``, M at least 2.
+
+    Returns:
+        From 0 to 2. A column that is constant is correlated with nothing; 0 for one column.
+
+    Raises:
+        ValueError: the arrays do not fit each other.
+    """
+    real, fake = _checked(real, fake, fewest=2)
+
+    def correlations(x: Array) -> Array:
+        centred = x - x.mean(axis=0)
+        norms = np.linalg.norm(centred, axis=0)
+        units = centred / np.where(norms == 0, 1, norms)
+        off_diagonal: Array = (units.T @ units)[~np.eye(x.shape[1], dtype=bool)]
+        return off_diagonal
+
+    return float(np.abs(correlations(real) - correlations(fake)).max(initial=0))
 
 
 def mode_coverage(samples: Array, centers: Array, sd: float) -> tuple[int, float]:

@@ -41,25 +41,50 @@ _TOY_TUNED: dict[str, Values] = {
     },
 }
 
-PRESETS: dict[str, Values] = {
-    "digits": {
-        "data": {"source": "digits"},
+_DIGITS_TUNED: dict[str, Values] = {
+    "lipschitz_penalty": {
+        "training": {
+            "optimizer": "adam",
+            "learning_rate": 1e-3,
+            "betas": (0.0, 0.9),
+            "num_critic_steps": 2,
+        },
+    },
+}
+
+
+def _images(width: int, depth: int, steps: int) -> Values:
+    return {
         "generator": {
             "architecture": "dcgan",
-            "width": 32,
-            "depth": 2,
+            "width": width,
+            "depth": depth,
             "activation": "relu",
             "normalization": "batch",
             "latent_size": 64,
         },
-        "critic": {"architecture": "dcgan", "width": 32, "depth": 2},
+        "critic": {"architecture": "dcgan", "width": width, "depth": depth},
         "constraint": {"kind": "lipschitz_penalty"},
         "training": {
-            "steps": 2500,
+            "steps": steps,
             "batch_size": 64,
             "decay_from": 0.3,
             "ema_decay": 0.995,
         },
+    }
+
+
+PRESETS: dict[str, Values] = {
+    "digits": {"data": {"source": "digits"}, **_images(width=32, depth=2, steps=2500)},
+    "mnist5k": {"data": {"source": "mnist5k"}, **_images(width=48, depth=2, steps=4000)},
+    "emoji32": {"data": {"source": "emoji32"}, **_images(width=48, depth=3, steps=2500)},
+    "images": {"data": {"size": 32}, **_images(width=48, depth=3, steps=5000)},
+    "table": {
+        "data": {},
+        "generator": {"architecture": "mlp", "width": 128, "depth": 3, "latent_size": 32},
+        "critic": {"architecture": "mlp", "width": 128, "depth": 3},
+        "constraint": {"kind": "lipschitz_penalty"},
+        "training": {"steps": 3000, "batch_size": 64, "decay_from": 0.3, "ema_decay": 0.995},
     },
     "8gaussians": {"data": {"source": "8gaussians"}, **_TOY},
     "25gaussians": {
@@ -81,20 +106,15 @@ PRESETS: dict[str, Values] = {
         },
     },
 }
-"""Each is a configuration, less its name. What the training section leaves out comes from
-`TUNED`, or else from the constraint's paper."""
+"""Each is a configuration, less its name and, in some, its data's source. What the training
+section leaves out comes from `TUNED`, or else from the constraint's paper."""
 
 TUNED: dict[str, dict[str, Values]] = {
-    "digits": {
-        "lipschitz_penalty": {
-            "training": {
-                "optimizer": "adam",
-                "learning_rate": 1e-3,
-                "betas": (0.0, 0.9),
-                "num_critic_steps": 2,
-            },
-        },
-    },
+    "digits": _DIGITS_TUNED,
+    "mnist5k": _DIGITS_TUNED,
+    "emoji32": _DIGITS_TUNED,
+    "images": _DIGITS_TUNED,
+    "table": _TOY_TUNED,
     "8gaussians": _TOY_TUNED,
     "25gaussians": _TOY_TUNED,
     "swissroll": _TOY_TUNED,
@@ -137,4 +157,6 @@ def build_config(
             values[section] = value
         elif isinstance(values.setdefault(section, {}), dict):
             values[section][name] = value
+    if isinstance(values["data"], dict) and "source" not in values["data"]:
+        raise ConfigError(f"preset '{preset}' brings no data of its own: name yours with --data")
     return parse_config(values)

@@ -22,7 +22,7 @@ from models.config import Config
 from models.errors import UserError
 from models.formats import encode
 from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bracket
-from training.card import model_card, scatter, traces
+from training.card import marginals, model_card, scatter, traces
 from training.checkpoint import TrainingState, newest_checkpoint
 from training.data import Dataset, load_data
 from training.evaluate import judge
@@ -35,7 +35,6 @@ from training.extractor import (
     load_extractor,
 )
 from training.loop import Interrupted, Row, train
-from training.sources.cache import take
 from training.tracking import track_and_register
 from training.workers import ALONE, Workers
 
@@ -195,7 +194,7 @@ def _finish(
     )
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
     places = data.places(SCORED, heldout=True)
-    heldout = take(data.items, places)
+    heldout = data.take(places)
     labels = data.labels[places] if model.classes and data.labels is not None else None
     scores = model.score(heldout, labels)
     quantiles = np.quantile(scores.astype(np.float64), artifact.QUANTILE_LEVELS)
@@ -230,6 +229,8 @@ def _finish(
         picture = encode(samples[..., :1], "png")
     elif run.data.kind == "sequence":
         picture = images.encode_png(traces(data.heldout[:TRACED], samples[:TRACED]))
+    elif run.data.columns:
+        picture = images.encode_png(marginals(run.data.columns, heldout[:SCATTERED], samples))
     else:
         picture = images.encode_png(scatter(heldout[:SCATTERED], samples))
     kept = {PREFIX + name: t for name, t in extractor.weights.items()} if extractor else {}

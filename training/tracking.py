@@ -31,7 +31,8 @@ def track_and_register(model: Model, artifact_folder: Path) -> str:
     from mlflow.exceptions import MlflowException
 
     run, name = model.run, model.run.config.name
-    card = (artifact_folder / CARD).read_text()
+    # As much as every database behind MLflow takes; the whole card is an artifact.
+    card = (artifact_folder / CARD).read_text()[:5000]
     try:
         api = registry.client()
         started = api.create_run(_experiment(), run_name=f"{name}-{run.constraint.kind}")
@@ -63,7 +64,8 @@ def track_and_register(model: Model, artifact_folder: Path) -> str:
             tags=[RunTag(key, value) for key, value in {**tags, NOTE: card}.items()],
         )
         api.log_artifacts(run_id, str(artifact_folder), "artifact")
-        api.log_artifact(run_id, str(artifact_folder / GRID))
+        for file in (GRID, CARD):  # where MLflow's pages show them at once
+            api.log_artifact(run_id, str(artifact_folder / file))
         version = registry.register(name, run_id, f"{started.info.artifact_uri}/artifact", tags)
         api.update_model_version(name, version, card)
         api.set_terminated(run_id)

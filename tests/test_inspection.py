@@ -1,0 +1,154 @@
+"""`wgan data inspect`: the card, the picture and the problems found."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from models.config import DataConfig
+from models.images import MARGIN
+from tests.test_cli import wgan
+from tests.test_sources import encoded, photos, to_folder
+from training import card
+from training.data import Dataset, load_data
+from training.inspection import picture, problems
+
+RNG = np.random.default_rng(3)
+
+
+@pytest.fixture(autouse=True)
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
+
+
+def load(source: Path, **settings: object) -> Dataset:
+    return load_data(DataConfig(source=str(source), **settings))
+
+
+def test_problems_of_images(tmp_path: Path) -> None:
+    pixels = photos(300, 8, 8, 3)
+    blank = np.full((8, 8, 3), 7, np.uint8)
+    files = {f"many/{i}.png": encoded(p) for i, p in enumerate(pixels)}
+    files |= {f"few/{i}.png": encoded(p) for i, p in enumerate(pixels[:5])}
+    files |= {"few/blank.png": encoded(blank), "few/cut.png": encoded(blank)[:50]}
+    found = "\n".join(problems(load(to_folder(files, tmp_path / "set"))))
+    for says in (
+        "skipped few/cut.png",
+        "only 306 items",
+        "5 items are exact duplicates",
+        "class 'few' has 6 items",
+        "'many' is over 10 times as frequent as 'few'",
+        "1 images are of one colour",
+    ):
+        assert says in found
+    assert len(found.splitlines()) == 6
+
+
+def test_good_data_has_no_problems(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", RNG.integers(0, 256, (1500, 8, 8), np.uint8))
+    assert problems(load(tmp_path / "a.npy")) == []
+    np.save(tmp_path / "v.npy", RNG.standard_normal((1500, 3)))
+    assert problems(load(tmp_path / "v.npy")) == []
+
+
+def test_sizes_that_no_network_takes_are_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", RNG.integers(0, 256, (1500, 6, 9), np.uint8))
+    assert problems(load(tmp_path / "a.npy")) == [
+        "images are 9x6: networks take sides of 8 to 128; set data.size"
+    ]
+
+
+def test_problems_of_tables(tmp_path: Path) -> None:
+    far = RNG.standard_normal(1500)
+    far[7] = 1e6
+    frame = pd.DataFrame(
+        {
+            "good": RNG.standard_normal(1500),
+            "constant": 5.0,
+            "date": 1.7e9 + 1e4 * RNG.standard_normal(1500),
+            "second": 1.7e9 + RNG.standard_normal(1500),
+            "outlier": far,
+            "kind": RNG.integers(0, 3, 1500),
+        }
+    )
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    found = problems(load(tmp_path / "t.csv"))
+    says = [
+        "'constant' is always 5",
+        "'date' varies by",
+        "'second' is always 1.7e+09 in float32",
+        "'outlier' has 1 values over 20 interquartile ranges",
+        "'kind' has only 3 different values",
+    ]
+    assert len(found) == len(says)
+    for line in says:
+        assert any(line in f for f in found)
+
+
+def test_the_picture_of_a_labelled_set_has_a_row_for_each_class(tmp_path: Path) -> None:
+    pixels = photos(300, 32, 32, 3)
+    files = {f"{i % 3}/{i}.png": encoded(p) for i, p in enumerate(pixels)}
+    (tmp_path / "p.png").write_bytes(picture(load(to_folder(files, tmp_path / "set"))))
+    with Image.open(tmp_path / "p.png") as image:
+        sheet = np.asarray(image)
+    side = 32 + MARGIN
+    assert sheet.shape == (3 * side + MARGIN, 8 * side + MARGIN, 3)
+    known = {p.tobytes(): i % 3 for i, p in enumerate(pixels)}
+    for row in range(3):
+        for column in range(8):
+            top, left = MARGIN + row * side, MARGIN + column * side
+            assert known[sheet[top : top + 32, left : left + 32].tobytes()] == row
+
+
+def test_a_histogram_is_as_high_as_its_bins() -> None:
+    """A column of two values, one three times as frequent: two bars, one a third as high."""
+    column = np.repeat([0.0, 1.0], [300, 100])[:, None]
+    sheet = card.marginals(["a"], column)
+    width, height = card.PANEL
+    assert sheet.shape == (height, width, 3)
+    bars = (sheet == card.REAL_COLOUR).all(axis=2).sum(axis=0)
+    heights = bars[bars > 0]
+    assert heights.max() / heights.min() == pytest.approx(3, rel=0.1)
+    first, last = np.flatnonzero(bars)[[0, -1]]
+    assert bars[first] == heights.max()
+    assert bars[last] == heights.min()
+
+
+def test_correlations_are_drawn_in_their_colours() -> None:
+    x = RNG.standard_normal((500, 1))
+    sheet = card.marginals(["a", "b"], np.hstack([x, x]), np.hstack([x, -x]))
+    width, height = card.PANEL
+    real, fake = (sheet[:, i * width : (i + 1) * width] for i in (2, 3))
+    middle = (card.TITLE + (height - card.TITLE - 4) // 4, width // 2 + 20)  # above the diagonal
+    assert real[middle].tolist() == [255, 0, 0]
+    assert fake[middle].tolist() == [0, 0, 255]
+
+
+def test_inspect_on_the_command_line(tmp_path: Path) -> None:
+    files = {f"{i}.png": encoded(p) for i, p in enumerate(photos(150, 20, 30, 3))}
+    files |= {f"bad{i}.png": b"" for i in range(50)}
+    to_folder(files, tmp_path / "photos")
+    done = wgan("data", "inspect", "photos", "--size", 8, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["card"]["shape"] == [3, 8, 8]
+    assert found["card"]["skipped"] == 50
+    assert sum(p.startswith("skipped bad") for p in found["problems"]) == 50
+    with Image.open(tmp_path / found["picture"]) as image:
+        assert image.format == "PNG"
+    said = wgan("data", "inspect", "8gaussians", "--out", "x/toy.png", cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert "picture: x/toy.png" in said.stdout
+    assert (tmp_path / "x" / "toy.png").exists()
+    for arguments, says in (
+        (("nowhere",), "nor a built-in"),
+        (("photos", "--size", 2), "data.size"),
+        (("photos", "--size", 8, "--out", "a.jpg"), ".png"),
+    ):
+        mistake = wgan("data", "inspect", *arguments, cwd=tmp_path)
+        assert mistake.returncode == 2
+        assert says in mistake.stderr
+        assert len(mistake.stderr.splitlines()) == 1

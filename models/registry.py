@@ -9,6 +9,7 @@ import getpass
 import json
 import logging
 import os
+import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +18,25 @@ from models.errors import RegistryError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import RegisteredModel
 
 CHAMPION = "champion"
 HISTORY = "promotion."
-"""Prefix of the registered model's tags that hold each change of the champion, numbered."""
+"""Prefix of the registered model's tags that hold each change of the champion. A number and random
+digits follow: two promotions at once may take one number, but neither overwrites the other."""
 DIGEST_TAG = "artifact_digest"
 EXTRACTOR_TAG = "extractor"
 """Of a version: the features that its figures are over, as JSON. Of a registered model: those of
 its first champion, for good, so that its figures compare over time."""
+
+
+HTTP_LIMITS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
+"""Seconds of a request, and how it is repeated, unless the environment says otherwise. MLflow's
+own, two minutes and seven repetitions, would have a caller wait for a quarter of an hour."""
 
 
 def tracking_uri() -> str:
@@ -36,6 +48,8 @@ def client() -> MlflowClient:
     """Connect to the tracking server or database."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for key, value in HTTP_LIMITS.items():
+        os.environ.setdefault(key, value)
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table it makes
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
@@ -82,27 +96,46 @@ def download(model: str, folder: Path) -> Path:
 
 
 def register(name: str, run_id: str, artifact_uri: str, tags: dict[str, str]) -> str:
-    """Add a version and return its number."""
-    from mlflow.exceptions import MlflowException
+    """Add a version and return its number.
 
-    api = client()
-    try:
-        api.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    return str(api.create_model_version(name, artifact_uri, run_id, tags=tags).version)
+    Raises:
+        RegistryError: the registry does not answer, or refuses.
+    """
+    if _registered(name) is None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client().create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another was quicker
+                raise RegistryError(_said(name, error)) from error
+    made = _ask(name, lambda c: c.create_model_version(name, artifact_uri, run_id, tags=tags))
+    return str(made.version)
+
+
+def find(name: str, tag: str, value: str) -> dict[str, str] | None:
+    """The newest version of a model with a tag: ``version``, ``run_id`` and its tags; or None.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
+    query = f"name='{name}' and tags.`{tag}`='{value}'"
+    found = _ask(name, lambda c: c.search_model_versions(query))
+    if not found:
+        return None
+    newest = max(found, key=lambda v: int(v.version))
+    return {**newest.tags, "version": str(newest.version), "run_id": newest.run_id}
 
 
 def versions() -> list[dict[str, Any]]:
     """Every version in the registry, newest first within a name."""
-    api = client()
     rows = []
-    for model in api.search_registered_models():
+    for model in _ask("models", lambda c: list(c.search_registered_models())):
         aliases: dict[str, list[str]] = {}
         for alias, version in model.aliases.items():
             aliases.setdefault(str(version), []).append(alias)
-        found = api.search_model_versions(f"name='{model.name}'")
+        query = f"name='{model.name}'"
+        found = _ask(model.name, lambda c, query=query: list(c.search_model_versions(query)))
         rows += [
             {
                 "name": model.name,
@@ -139,15 +172,20 @@ def frozen_extractor(name: str) -> dict[str, str] | None:
     Raises:
         RegistryError: the registry does not answer.
     """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        tags = client().get_registered_model(name).tags
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise RegistryError(f"{name}: {error.message} (registry: {tracking_uri()})") from error
+    registered = _registered(name)
+    tags = {} if registered is None else registered.tags
     return json.loads(tags[EXTRACTOR_TAG]) if EXTRACTOR_TAG in tags else None
+
+
+def champion(name: str) -> str | None:
+    """The version that is champion now; None if there is none, or no such model.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
+    registered = _registered(name)
+    version = None if registered is None else registered.aliases.get(CHAMPION)
+    return None if version is None else str(version)
 
 
 def _set_champion(name: str, version: str, action: str, why: str) -> str | None:
@@ -158,25 +196,30 @@ def _set_champion(name: str, version: str, action: str, why: str) -> str | None:
     entry = {
         "action": action,
         "who": getpass.getuser(),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "why": why,
         "from": None if before is None else str(before),
         "to": version,
     }
-    number = len(history(name)) + 1
-    api = client()
-    api.set_registered_model_alias(name, CHAMPION, version)
-    api.set_registered_model_tag(name, f"{HISTORY}{number:06d}", json.dumps(entry))
+    numbers = [int(key.split(".")[1]) for key in registered.tags if key.startswith(HISTORY)]
+    key = f"{HISTORY}{max(numbers, default=0) + 1:06d}.{secrets.token_hex(4)}"
+    _ask(name, lambda c: c.set_registered_model_alias(name, CHAMPION, version))
+    _ask(name, lambda c: c.set_registered_model_tag(name, key, json.dumps(entry)))
     if extractor and EXTRACTOR_TAG not in registered.tags:
-        frozen = {**json.loads(extractor), "version": version}
-        api.set_registered_model_tag(name, EXTRACTOR_TAG, json.dumps(frozen))
+        frozen = json.dumps({**json.loads(extractor), "version": version})
+        _ask(name, lambda c: c.set_registered_model_tag(name, EXTRACTOR_TAG, frozen))
     return entry["from"]
 
 
 def history(name: str) -> list[dict[str, str | None]]:
     """Every change of the champion, oldest first: action, who, when, why, from, to."""
     tags = _ask(name, lambda c: c.get_registered_model(name)).tags
-    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(HISTORY)]
+    changes = [
+        (int(key.split(".")[1]), json.loads(value))
+        for key, value in tags.items()
+        if key.startswith(HISTORY)
+    ]
+    return [change for _, change in sorted(changes, key=lambda c: (c[0], c[1]["when"]))]
 
 
 def rollback(name: str, why: str) -> tuple[str, str]:
@@ -202,10 +245,30 @@ def rollback(name: str, why: str) -> tuple[str, str]:
     return stack[-1], stack[-2]
 
 
+def _registered(name: str) -> RegisteredModel | None:
+    """A registered model, or None if there is none of that name."""
+    from mlflow.exceptions import MlflowException
+
+    def question(api: MlflowClient) -> RegisteredModel | None:
+        try:
+            return api.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+
+    return _ask(name, question)
+
+
 def _ask(what: str, question: Any) -> Any:
+    """Put a question to the registry; whatever goes wrong on the way is a `RegistryError`."""
     from mlflow.exceptions import MlflowException
 
     try:
         return question(client())
-    except MlflowException as error:
-        raise RegistryError(f"{what}: {error.message} (registry: {tracking_uri()})") from error
+    except (MlflowException, OSError) as error:  # requests' own errors are OSErrors
+        raise RegistryError(_said(what, error)) from error
+
+
+def _said(what: str, error: Exception) -> str:
+    return f"{what}: {getattr(error, 'message', error)} (registry: {tracking_uri()})"

@@ -134,12 +134,54 @@ def test_the_command_line_tells_the_same() -> None:
     assert "@champion" in wgan("models")
 
 
+def test_registering_twice_makes_one_version(home: Path) -> None:
+    folder = home / "artifact1"
+    model = load_artifact(folder)
+    before = len(registry.versions())
+    assert track_and_register(model, folder) == "tiny@2"
+    assert len(registry.versions()) == before
+    found = registry.find("tiny", registry.DIGEST_TAG, model.digest)
+    assert found is not None
+    assert (found["version"], found["constraint"]) == ("2", "gradient_penalty")
+    assert registry.find("tiny", registry.DIGEST_TAG, "another") is None
+    assert registry.find("absent", registry.DIGEST_TAG, model.digest) is None
+
+
+def test_there_may_be_no_champion(home: Path) -> None:
+    assert registry.champion("absent") is None
+    folder = make_artifact(home / "unpromoted", seed=20, training={"seed": 20})
+    loaded = load_artifact(folder)
+    renamed = loaded.run.config.model_copy(update={"name": "unpromoted"})
+    loaded.run = loaded.run.model_copy(update={"config": renamed})
+    assert track_and_register(loaded, folder) == "unpromoted@1"
+    assert registry.champion("unpromoted") is None
+    registry.promote("unpromoted", "1", "only one")
+    assert registry.champion("unpromoted") == "1"
+
+
+def test_promotions_at_once_leave_one_champion_and_both_histories() -> None:
+    before = len(registry.history("tiny"))
+    code = "import sys; from models import registry; registry.promote('tiny', sys.argv[1], 'race')"
+    both = [subprocess.Popen([sys.executable, "-c", code, version]) for version in ("1", "3")]
+    assert [p.wait(120) for p in both] == [0, 0]
+    assert registry.champion("tiny") in {"1", "3"}
+    added = registry.history("tiny")[before:]
+    assert sorted(str(h["to"]) for h in added) == ["1", "3"]
+    registry.promote("tiny", "2", "after the race")
+    assert registry.history("tiny")[-1]["to"] == "2"
+    assert len(registry.history("tiny")) == before + 3
+
+
 def test_a_server_that_is_away_is_said(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     with pytest.raises(RegistryError):
         registry.resolve("tiny@champion")
+    with pytest.raises(RegistryError):
+        registry.champion("tiny")
+    with pytest.raises(RegistryError):
+        registry.versions()
     folder = home / "artifact0"
     with pytest.raises(RegistryError, match="the artifact is safe"):
         track_and_register(load_artifact(folder), folder)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models import registry
 from models.artifact import CARD, GRID, Model
 from models.errors import RegistryError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 EXPERIMENT = "wgan-foundry"
 NOTE = "mlflow.note.content"
@@ -16,6 +19,9 @@ NOTE = "mlflow.note.content"
 
 def track_and_register(model: Model, artifact_folder: Path) -> str:
     """Write a finished run and its artifact to MLflow, and register it as a new version.
+
+    Repeating it is safe: a version that has the same artifact is not made again. That is all the
+    spool there is: what MLflow did not take stays in the run's folder until it is asked again.
 
     Args:
         model: the loaded artifact.
@@ -35,6 +41,10 @@ def track_and_register(model: Model, artifact_folder: Path) -> str:
     card = (artifact_folder / CARD).read_text()[:5000]
     try:
         api = registry.client()
+        known = registry.find(name, registry.DIGEST_TAG, model.digest)
+        if known:  # its registration was killed just before its end
+            api.set_terminated(known["run_id"])
+            return f"{name}@{known['version']}"
         started = api.create_run(_experiment(), run_name=f"{name}-{run.constraint.kind}")
         run_id, now = started.info.run_id, started.info.start_time
         parameters = _flat(run.config.model_dump(mode="json"))
@@ -63,18 +73,37 @@ def track_and_register(model: Model, artifact_folder: Path) -> str:
             params=[Param(key, str(value)) for key, value in parameters.items()],
             tags=[RunTag(key, value) for key, value in {**tags, NOTE: card}.items()],
         )
-        api.log_artifacts(run_id, str(artifact_folder), "artifact")
+        _store(api, run_id, artifact_folder, "artifact")
         for file in (GRID, CARD):  # where MLflow's pages show them at once
-            api.log_artifact(run_id, str(artifact_folder / file))
+            _store(api, run_id, artifact_folder / file)
         version = registry.register(name, run_id, f"{started.info.artifact_uri}/artifact", tags)
         api.update_model_version(name, version, card)
         api.set_terminated(run_id)
-    except MlflowException as error:
-        raise RegistryError(
-            f"MLflow at {registry.tracking_uri()} failed ({error.message}); the artifact is safe "
-            f"in {artifact_folder}: repeat the command with --resume to register it"
-        ) from error
+    except (MlflowException, RegistryError, OSError) as error:
+        raise RegistryError(_unharmed(error, artifact_folder)) from error
     return f"{name}@{version}"
+
+
+def _store(api: MlflowClient, run_id: str, what: Path, under: str | None = None) -> None:
+    """Copy a file or a folder's files to a run.
+
+    Raises:
+        RegistryError: the storage behind MLflow refuses or does not answer.
+    """
+    try:
+        if what.is_dir():
+            api.log_artifacts(run_id, str(what), under)
+        else:
+            api.log_artifact(run_id, str(what), under)
+    except Exception as error:  # each kind of storage has errors of its own
+        raise RegistryError(f"cannot store {what.name}: {error}") from error
+
+
+def _unharmed(error: Exception, artifact_folder: Path) -> str:
+    return (
+        f"MLflow at {registry.tracking_uri()} failed ({getattr(error, 'message', error)}); the "
+        f"artifact is safe in {artifact_folder}: repeat the command with --resume to register it"
+    )
 
 
 def _experiment() -> str:

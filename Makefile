@@ -19,9 +19,11 @@ install: .venv/.installed
 demo: install
 	$(BIN)/python deploy/demo.py "$(DEMO_DIR)"
 
-# One thread: the tests' networks are so small that two wait for each other longer than they work.
+# A process a core and one thread each: the tests' networks are so small that two threads wait for
+# each other longer than they work. A file's tests stay together, for they share servers.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" \
+		--numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.conditional import ConditionalGenerator, ConditionalNorm, ProjectionCritic
 from models.errors import ConfigError
+from models.piecewise import LeakyReLU, ReLU
 from models.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 from models.resnet import Before, num_blocks, resnet_critic, resnet_generator
 
@@ -39,8 +40,8 @@ class GroupSort(nn.Module):
 
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": lambda: nn.LeakyReLU(0.2),
+    "relu": ReLU,
+    "leaky_relu": lambda: LeakyReLU(0.2),
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
     "silu": nn.SiLU,

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from models.piecewise import AvgPool2d
+
 Before = Callable[[int], list[nn.Module]]
 """Channels to what stands before a convolution: the normalisation, if any, and the activation."""
 Size = tuple[int, int]
@@ -80,11 +82,11 @@ def resnet_critic(
         pool: list[nn.Module] = []
         if block.resizes:  # an uneven map's last row and column are averaged over what there is
             uneven = any(side % 2 for side in sizes[block.stage - 1])
-            pool = [nn.AvgPool2d(2, ceil_mode=uneven)]
+            pool = [AvgPool2d(2, ceil_mode=uneven)]
         shortcut = [*pool, *_match(now, after)]
         layers.append(Residual(nn.Sequential(*branch, *pool), _shortcut(shortcut)))
         now = after
-    return [*layers, *before(now), nn.AvgPool2d(sizes[-1]), nn.Flatten(), nn.Linear(now, 1)]
+    return [*layers, *before(now), AvgPool2d(sizes[-1]), nn.Flatten(), nn.Linear(now, 1)]
 
 
 def resnet_generator(

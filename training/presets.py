@@ -76,8 +76,8 @@ def _images(width: int, depth: int, steps: int) -> Values:
 
 PRESETS: dict[str, Values] = {
     "digits": {"data": {"source": "digits"}, **_images(width=32, depth=2, steps=2500)},
-    "mnist5k": {"data": {"source": "mnist5k"}, **_images(width=48, depth=2, steps=4000)},
-    "emoji32": {"data": {"source": "emoji32"}, **_images(width=48, depth=3, steps=2500)},
+    "mnist5k": {"data": {"source": "mnist5k"}, **_images(width=48, depth=2, steps=2500)},
+    "emoji32": {"data": {"source": "emoji32"}, **_images(width=48, depth=3, steps=1500)},
     "images": {"data": {"size": 32}, **_images(width=48, depth=3, steps=5000)},
     "table": {
         "data": {},

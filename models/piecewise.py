@@ -1,0 +1,127 @@
+"""ReLU, LeakyReLU and average pooling whose second derivative, zero, costs nothing.
+
+A gradient penalty is differentiated twice. Torch's own layers then return tensors of zeros for the
+derivative of their slope, and a whole backward pass of zeros runs through the critic. These give
+the same values and gradients without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn import functional as F
+
+
+class _Gate(Function):
+    """A gradient times the slope at which the layer worked; linear in the gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, output: Tensor, slope: float) -> Tensor:
+        if slope:
+            return torch.ops.aten.leaky_relu_backward(gradient, output, slope, True)
+        return torch.ops.aten.threshold_backward(gradient, output, 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(inputs[1])
+        ctx.slope = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if gradient is None:
+            return None, None, None
+        return _Gate.apply(gradient, *ctx.saved_tensors, ctx.slope), None, None
+
+
+class _Rectify(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, slope: float) -> Tensor:
+        return F.leaky_relu(x, slope) if slope else F.relu(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output)
+        ctx.slope = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+        if gradient is None:
+            return None, None
+        (output,) = ctx.saved_tensors
+        # Detached: the slope is constant wherever it has a derivative.
+        return _Gate.apply(gradient, output.detach(), ctx.slope), None
+
+
+class _Pool(Function):
+    """The mean over windows; the next one's adjoint, and the other way round."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.avg_pool2d(x, size)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, int]], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.size = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+        return (None if gradient is None else _Spread.apply(gradient, ctx.size)), None
+
+
+class _Spread(Function):
+    """Each value, divided by the window's size, over its window."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(x / (size[0] * size[1]), scale_factor=size, mode="nearest")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, int]], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.size = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+        return (None if gradient is None else _Pool.apply(gradient, ctx.size)), None
+
+
+class ReLU(nn.ReLU):
+    """As torch's, but for the cost of a second derivative."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``max(0, x)``, of any shape."""
+        return _Rectify.apply(input, 0.0)
+
+
+class LeakyReLU(nn.LeakyReLU):
+    """As torch's, with a slope above 0, but for the cost of a second derivative."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``max(x, slope x)``, of any shape."""
+        return _Rectify.apply(input, self.negative_slope)
+
+
+class AvgPool2d(nn.AvgPool2d):
+    """As torch's, but for the cost of a second derivative, of windows that fill the map."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Means over windows: ``(N, C, H, W)`` to ``(N, C, H / h, W / w)``."""
+        size = self.kernel_size
+        height, width = (size, size) if isinstance(size, int) else size
+        if input.shape[-2] % height or input.shape[-1] % width:
+            return super().forward(input)
+        return _Pool.apply(input, (height, width))

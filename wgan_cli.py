@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("-n", type=int, default=16, metavar="N", help="how many")
     sample.add_argument("--seed", type=int, default=0, metavar="S")
     sample.add_argument("--class", dest="class_name", metavar="NAME", help="of a conditional model")
-    sample.add_argument("--out", required=True, type=Path, help=".png, .zip, .npz, .npy or .csv")
+    sample.add_argument(
+        "--out", required=True, type=Path, help=".png, .webp, .zip, .npz, .npy, .json or .csv"
+    )
     sample.set_defaults(command=_sample)
 
     score = commands.add_parser("score", help="score image or array files with the critic")

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,6 +154,9 @@ class Model:
         self.digest = digest
         """SHA-256 of the checksum file, so of everything."""
         self.shape: Shape = run.data.shape
+        self.latent_size = run.config.generator.latent_size
+        self.certified: float | None = run.lipschitz.get("certified")
+        """An upper bound on the critic's Lipschitz constant, where an honest one exists."""
         self.is_image = run.data.kind == "image"
         self.scaling = sampling.Scaling(run.data.shape, run.data.offset, run.data.scale)
         self.classes = run.data.classes if run.config.conditional else []
@@ -178,20 +181,79 @@ class Model:
         frequencies = np.array(self.run.data.class_counts)
         return sampling.draw_labels(seed, start, count, frequencies)
 
+    def latents(
+        self, seed: int, count: int, start: int = 0, truncation: float | None = None
+    ) -> Array:
+        """Latents of a seed, float32 ``(count, latent_size)``; see `sampling.truncate`."""
+        z = sampling.latents(seed, start, count, self.latent_size)
+        return z if truncation is None else sampling.truncate(z, truncation)
+
     def samples(
-        self, seed: int, count: int, start: int = 0, label: int | Array | None = None
+        self,
+        seed: int,
+        count: int,
+        start: int = 0,
+        label: int | Array | None = None,
+        truncation: float | None = None,
     ) -> Iterator[Array]:
         """Yield samples of a seed in parts; see `sampling.generate`.
 
         ``label`` is of all of them, or of each, ``(count,)``; without it, see `labels`.
         """
-        labels = self.labels(seed, count, start)
+        if label is None:
+            label = self.labels(seed, count, start)
+
+        def draw(first: int, rows: int) -> Array:
+            return self.latents(seed, rows, first, truncation)
+
+        return self._generate(draw, count, start, label)
+
+    def decode(self, latents: Array, label: int | Array | None = None) -> Iterator[Array]:
+        """Yield the samples of given latents, float32 ``(N, latent_size)``, in parts.
+
+        Raises:
+            ShapeError: latents of another size.
+            ClassError: a class-conditional model needs the label, of all or ``(N,)`` of each.
+        """
+        count, size = len(latents), self.latent_size
+        if latents.shape != (count, size):
+            raise ShapeError(f"the model takes latents of shape (N, {size}), not {latents.shape}")
+        if self.classes and label is None:
+            raise ClassError("the model is class-conditional; give the class of the latents")
+
+        def draw(first: int, rows: int) -> Array:
+            part = latents[first : first + rows]
+            return np.pad(part, ((0, rows - len(part)), (0, 0)))
+
+        return self._generate(draw, count, 0, label)
+
+    def walk(
+        self,
+        seed: int,
+        to: int,
+        at: Array,
+        label: int | None = None,
+        truncation: float | None = None,
+    ) -> Iterator[Array]:
+        """Yield samples between the first of one seed and the first of another, in parts.
+
+        ``at``, ``(N,)`` from 0 to 1, says where; see `sampling.slerp`. One walk is of one class:
+        without ``label``, of that of its first seed's sample.
+        """
+        first, last = (self.latents(s, 1, truncation=truncation)[0] for s in (seed, to))
+        if label is None and (labels := self.labels(seed, 1)) is not None:
+            label = int(labels[0])
+        return self.decode(sampling.slerp(first, last, at), label)
+
+    def _generate(
+        self, draw: Callable[[int, int], Array], count: int, start: int, label: int | Array | None
+    ) -> Iterator[Array]:
+        labels = None
         if label is not None:
-            if labels is None:
+            if not self.classes:
                 raise ClassError("the model is not class-conditional; leave out the class")
             labels = np.broadcast_to(np.asarray(label, np.int64), (count,))
-        size = self.run.config.generator.latent_size
-        return sampling.generate(self.generator, self.scaling, size, seed, count, start, labels)
+        return sampling.generate(self.generator, self.scaling, draw, count, start, labels)
 
     def sample(self, seed: int, count: int, label: int | Array | None = None) -> Array:
         """Return samples of a seed: uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``."""

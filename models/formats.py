@@ -4,66 +4,160 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import json
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from models.errors import DataError, ShapeError
-from models.images import decode_image, encode_png, enlarge, grid
+from models.images import MARGIN, decode_image, encode_png, encode_webp, enlarge, grid
 
 Array = np.ndarray
-SAMPLE_FORMATS = ("png", "zip", "npz", "npy", "csv")
+SAMPLE_FORMATS = ("png", "webp", "zip", "npz", "npy", "json", "csv")
 LEGIBLE = 32
 """Pixels: smaller images are enlarged in a grid, by a whole factor, for the eye."""
+MAX_GRID_PIXELS = 2**25
 MAX_BYTES = 2**28
 """Of one decoded array: a small file can claim, or unpack to, far more."""
 
 
 def encode(samples: Array, format: str, columns: Sequence[str] = ()) -> bytes:
-    """Encode samples as one file.
+    """Encode samples as one file; see `stream`."""
+    return b"".join(stream([samples], len(samples), format, columns))
+
+
+def stream(
+    parts: Iterable[Array],
+    count: int,
+    format: str,
+    columns: Sequence[str] = (),
+    facts: Mapping[str, object] | None = None,
+) -> Iterator[bytes]:
+    """Encode samples as one file, piece by piece: all but a picture in bounded memory.
 
     Args:
-        samples: uint8 ``(N, H, W, C)``, float32 ``(N, D)`` or ``(N, T, D)``.
-        format: one of `SAMPLE_FORMATS`; png is one grid, zip one PNG for each sample, csv one
-            row for each vector.
+        parts: ``count`` samples in all: uint8 ``(n, H, W, C)``, float32 ``(n, D)`` or
+            ``(n, T, D)``. How they are divided does not change the file.
+        count: how many samples.
+        format: one of `SAMPLE_FORMATS`; png and webp are one grid, zip one PNG for each sample,
+            csv one row for each vector, json nested lists.
         columns: names for the header row of a csv; without them x1, x2 and so on.
+        facts: what else a json shall hold, after the samples.
 
     Raises:
         ShapeError: only images have a picture, and only vectors a row.
     """
-    if format == "csv":
-        return _encode_csv(samples, columns)
-    out = io.BytesIO()
-    if format == "npz":
-        np.savez(out, samples=samples)
-        return out.getvalue()
+    remaining = iter(parts)
+    first = next(remaining)
+    parts = itertools.chain([first], remaining)
     if format == "npy":
-        np.save(out, samples)
-        return out.getvalue()
-    if samples.ndim != 4:
-        kind = "vectors" if samples.ndim == 2 else "sequences"
+        return _npy(first, parts, count)
+    if format == "npz":
+        return _npz(first, parts, count)
+    if format == "json":
+        return _json(parts, facts or {})
+    if format == "csv":
+        if first.ndim != 2:
+            raise ShapeError("only vectors make a csv; ask for npz or, of images, png")
+        return _csv(parts, columns or [f"x{i + 1}" for i in range(first.shape[1])])
+    if first.ndim != 4:
+        kind = "vectors" if first.ndim == 2 else "sequences"
         raise ShapeError(f"the model makes {kind}, which have no {format}; ask for npz")
-    if format == "png":
-        factor = max(1, LEGIBLE // max(samples.shape[1:3]))
-        return encode_png(grid(enlarge(samples, factor)))
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not shrink further
-        for i, image in enumerate(samples):
+    if format == "zip":
+        return _zip(parts)
+    return _picture(first, parts, count, encode_png if format == "png" else encode_webp)
+
+
+class _Pipe(io.RawIOBase):
+    """A file that is written to at one end, and whose bytes are taken from the other."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, part: object, /) -> int:
+        content = bytes(part)  # type: ignore[call-overload] # whatever has a buffer
+        self.parts.append(content)
+        return len(content)
+
+    def take(self) -> bytes:
+        content = b"".join(self.parts)
+        self.parts.clear()
+        return content
+
+
+def _npy(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(first.dtype)
+    shape = (count, *first.shape[1:])
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
+    yield header.getvalue()
+    for part in parts:
+        yield part.tobytes()
+
+
+def _npz(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
+    pipe = _Pipe()
+    with zipfile.ZipFile(pipe, "w") as archive:
+        # As np.savez does: it may come to be over 2 GB, and its date is fixed.
+        with archive.open("samples.npy", "w", force_zip64=True) as member:
+            for piece in _npy(first, parts, count):
+                member.write(piece)
+                yield pipe.take()
+        yield pipe.take()
+    yield pipe.take()
+
+
+def _zip(parts: Iterable[Array]) -> Iterator[bytes]:
+    pipe = _Pipe()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not shrink further
+        for i, image in enumerate(itertools.chain.from_iterable(parts)):
             # A fixed date, so that the same samples give the same bytes.
             archive.writestr(zipfile.ZipInfo(f"{i:06d}.png"), encode_png(image))
-    return out.getvalue()
+            yield pipe.take()
+    yield pipe.take()
 
 
-def _encode_csv(samples: Array, columns: Sequence[str]) -> bytes:
-    if samples.ndim != 2:
-        raise ShapeError("only vectors make a csv; ask for npz or, of images, png")
+def _json(parts: Iterable[Array], facts: Mapping[str, object]) -> Iterator[bytes]:
+    before = '{"samples": ['
+    for part in parts:
+        yield (before + json.dumps(part.tolist(), allow_nan=False)[1:-1]).encode()
+        before = ", "
+    rest = "".join(f", {json.dumps(name)}: {json.dumps(fact)}" for name, fact in facts.items())
+    yield f"]{rest}}}".encode()
+
+
+def _csv(parts: Iterable[Array], columns: Sequence[str]) -> Iterator[bytes]:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns or [f"x{i + 1}" for i in range(samples.shape[1])])
-    # As text, each float32 has the fewest digits that give it back exactly.
-    writer.writerows(samples.astype(str).tolist())
-    return text.getvalue().encode()
+    writer.writerow(columns)
+    for part in parts:
+        # As text, each float32 has the fewest digits that give it back exactly.
+        writer.writerows(part.astype(str).tolist())
+        yield text.getvalue().encode()
+        text.seek(0)
+        text.truncate()
+
+
+def _picture(
+    first: Array, parts: Iterable[Array], count: int, encoded: Callable[[Array], bytes]
+) -> Iterator[bytes]:
+    height, width = first.shape[1:3]
+    factor = max(1, LEGIBLE // max(height, width))
+    pixels = count * (factor * height + MARGIN) * (factor * width + MARGIN)
+    if pixels > MAX_GRID_PIXELS:
+        raise ShapeError(
+            f"a grid of {count} would have {pixels} pixels, over {MAX_GRID_PIXELS}; ask for fewer, "
+            "or for zip"
+        )
+    yield encoded(grid(enlarge(np.concatenate(list(parts)), factor)))
 
 
 def read_items(content: bytes, name: str) -> Array:

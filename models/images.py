@@ -15,6 +15,7 @@ Array = np.ndarray
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for each number of channels that an image file can have."""
 FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_WEBP_SIDE = 16383
 MARGIN = 2
 """Pixels between the images of a grid: without one they run together."""
 
@@ -87,20 +88,72 @@ def fit_square(image: Array, size: int) -> Array:
     return np.asarray(fitted).reshape(size, size, -1)
 
 
+def fit(image: Array, height: int, width: int, channels: int) -> Array:
+    """Bring an image to a model's size and channels.
+
+    The middle is cut out in the model's proportions and resized (Lanczos), as training does;
+    transparency is laid on white, and colour becomes grey by its luma, or grey colour.
+
+    Args:
+        image: uint8 ``(H, W, C)``, C of 1 to 4.
+        height: wanted.
+        width: wanted.
+        channels: wanted: 1, 3, or as many as the image has.
+
+    Returns:
+        uint8 ``(height, width, channels)``.
+
+    Raises:
+        ShapeError: there is no way to these channels.
+    """
+    if image.shape[2] != channels:
+        image = on_white(image)
+    if image.shape[2] != channels:
+        if {image.shape[2], channels} != {1, 3}:
+            raise ShapeError(f"{image.shape[2]} channels cannot be made {channels}")
+        image = np.asarray(_picture(image).convert(MODES[channels])).reshape(
+            *image.shape[:2], channels
+        )
+    if image.shape[:2] == (height, width):
+        return image
+    scale = min(image.shape[0] / height, image.shape[1] / width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    top, left = (image.shape[0] - rows) // 2, (image.shape[1] - columns) // 2
+    middle = image[top : top + rows, left : left + columns]
+    fitted = _picture(middle).resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(fitted).reshape(height, width, channels)
+
+
 def encode_png(image: Array, level: int = 1) -> bytes:
     """Encode one uint8 ``(H, W, C)`` image, C of 1 to 4; zlib level 1 is fast and nearly as small.
 
     Raises:
         ShapeError: an image file cannot have so many channels.
     """
+    out = io.BytesIO()
+    _picture(image).save(out, format="PNG", compress_level=level)
+    return out.getvalue()
+
+
+def encode_webp(image: Array) -> bytes:
+    """Encode one uint8 ``(H, W, C)`` image, C of 1 to 4, as WebP without loss.
+
+    Raises:
+        ShapeError: WebP has no such image.
+    """
+    if max(image.shape[:2]) > MAX_WEBP_SIDE:
+        raise ShapeError(f"a WebP image has at most {MAX_WEBP_SIDE} pixels a side; ask for png")
+    out = io.BytesIO()
+    # Transparent pixels keep their colour, so that every pixel can be read back.
+    _picture(image).save(out, format="WEBP", lossless=True, quality=20, method=0, exact=True)
+    return out.getvalue()
+
+
+def _picture(image: Array) -> Image.Image:
     channels = image.shape[2]
     if channels not in MODES:
         raise ShapeError(f"an image file has 1 to 4 channels, not {channels}; ask for npz")
-    out = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if channels == 1 else image).save(
-        out, format="PNG", compress_level=level
-    )
-    return out.getvalue()
+    return Image.fromarray(image[:, :, 0] if channels == 1 else image)
 
 
 def grid(images: Array, columns: int | None = None) -> Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -44,6 +45,50 @@ def latents(seed: int, start: int, count: int, size: int) -> Array:
     angle = 2 * np.pi * pairs[..., 1]
     normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
     return normals.reshape(count, -1)[:, :size].astype(np.float32)
+
+
+def truncate(z: Array, bound: float) -> Array:
+    """Bring standard normal numbers within a bound: the truncation trick.
+
+    Brock et al. 2019 draw from the normal truncated to ``[-bound, bound]``, by drawing again what
+    lies outside. This maps each number to that distribution's number of the same rank, so that a
+    seed's sample stays recognisable, and depends on nothing but its own latent still.
+
+    Args:
+        z: float32, any shape.
+        bound: in standard deviations, above 0.
+
+    Returns:
+        float32, as z.
+    """
+    central = torch.erf(torch.from_numpy(z).double() / math.sqrt(2)) * math.erf(
+        bound / math.sqrt(2)
+    )
+    inside = math.sqrt(2) * torch.erfinv(central)
+    return inside.clamp(-bound, bound).float().numpy()
+
+
+def slerp(first: Array, last: Array, at: Array) -> Array:
+    """Go along the great circle between two latents (Shoemake 1985).
+
+    A straight line between two normal latents passes closer to the origin than a normal latent
+    ever lies, so what it makes is not typical (White 2016).
+
+    Args:
+        first: ``(size,)``.
+        last: ``(size,)``.
+        at: ``(N,)``, from 0 (the first, exactly) to 1 (the last, exactly).
+
+    Returns:
+        float32 ``(N, size)``; a straight line where the two point the same or opposite ways.
+    """
+    a, b, t = first.astype(np.float64), last.astype(np.float64), at.astype(np.float64)[:, None]
+    cosine = np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1)
+    angle = np.arccos(cosine)
+    if math.sin(angle) < 1e-6:
+        return ((1 - t) * a + t * b).astype(np.float32)
+    points = np.sin((1 - t) * angle) * a + np.sin(t * angle) * b
+    return (points / np.sin(angle)).astype(np.float32)
 
 
 def draw_labels(seed: int, start: int, count: int, frequencies: Array) -> Array:
@@ -96,19 +141,17 @@ class Scaling:
 def generate(
     generator: nn.Module,
     scaling: Scaling,
-    latent_size: int,
-    seed: int,
+    draw: Callable[[int, int], Array],
     count: int,
     start: int = 0,
     labels: Array | None = None,
 ) -> Iterator[Array]:
-    """Yield samples ``start`` to ``start + count`` of a seed, in order, a few at a time.
+    """Yield the samples of latents ``start`` to ``start + count``, in order, a few at a time.
 
     Args:
         generator: in eval mode; ``(N, latent_size)`` to ``(N, *shape)``.
         scaling: of the model.
-        latent_size: of the model.
-        seed: 0 to 2**63 - 1.
+        draw: the latents, float32 ``(count, latent_size)``, from a first index and a count.
         count: how many.
         start: index of the first.
         labels: int64 ``(count,)``, for a class-conditional generator.
@@ -120,7 +163,7 @@ def generate(
     stop = start + count
     # Chunks are aligned to the index, so a sample's row in its chunk never changes either.
     for first in range(start - start % CHUNK, stop, CHUNK):
-        z = torch.from_numpy(latents(seed, first, CHUNK, latent_size)).to(device)
+        z = torch.from_numpy(draw(first, CHUNK)).to(device)
         low, high = max(start - first, 0), min(stop - first, CHUNK)
         given = []
         if labels is not None:

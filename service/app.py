@@ -6,17 +6,18 @@ sends, JSON and multipart share a route, and a request costs less (docs/decision
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 import bentoml
 import numpy as np
@@ -27,16 +28,16 @@ from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from models.errors import ShapeError
-from models.formats import encode, read_items
+from models.formats import read_items, stream
 from service import metrics
 from service.problems import HANDLERS, TIMEOUT, BadRequest, ProblemMiddleware, describe
 from service.schemas import (
-    MAX_COUNT,
     MAX_FILES,
+    MAX_ITEMS,
     MEDIA_TYPES,
     SamplesRequest,
     Scores,
@@ -56,6 +57,8 @@ HOLDER = ModelHolder()
 metrics.REGISTRY.register(metrics.ModelCollector(HOLDER))
 WORKING = anyio.CapacityLimiter(max(1, os.cpu_count() or 1))
 """Forwards and encodings under way at once; the event loop stays free for probes."""
+TURN_SECONDS, TURN_BYTES = 0.1, 2**18
+"""How long a request may hold a thread, and what it may make there, before it queues again."""
 
 # BentoML's own page loads a tag manager from outside; this one loads nothing but its scripts.
 API_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
@@ -89,22 +92,74 @@ def measured(endpoint: str, handle: Endpoint) -> Endpoint:
 
 
 async def post_samples(request: Request) -> Response:
-    """Generate samples."""
+    """Generate samples; what takes long is streamed."""
     wanted = await _json_body(request, SamplesRequest)
     served = HOLDER.require()
-    seed = secrets.randbelow(2**63) if wanted.seed is None else wanted.seed
-    label = None if wanted.class_ is None else served.model.label(wanted.class_)
+    seed = None
+    if wanted.latents is None:
+        seed = secrets.randbelow(2**63) if wanted.seed is None else wanted.seed
+    parts, count = _samples(served.model, wanted, seed)
+    columns, facts = served.model.run.data.columns, {} if seed is None else {"seed": seed}
 
-    def work() -> bytes:
-        samples = served.model.sample(seed, wanted.count, label)
-        if wanted.format == "json":
-            return json.dumps({"samples": samples.tolist(), "seed": seed}).encode()
-        return encode(samples, wanted.format)
+    # Nothing is made before the first turn, whose errors are still answered with a status.
+    pieces = itertools.chain.from_iterable(
+        stream(p, count, wanted.format, columns, facts) for p in [_watched(parts)]
+    )
+    headers = {**_headers(served), **({} if seed is None else {"X-Seed": str(seed)})}
+    first, is_all = await _turn(pieces)
+    if is_all:
+        return Response(first, headers=headers, media_type=MEDIA_TYPES[wanted.format])
 
-    content = await anyio.to_thread.run_sync(work, limiter=WORKING)
-    metrics.SAMPLES.inc(wanted.count)
-    headers = {**_headers(served), "X-Seed": str(seed)}
-    return Response(content, headers=headers, media_type=MEDIA_TYPES[wanted.format])
+    async def content() -> AsyncIterator[bytes]:
+        yield first
+        done = False
+        while not done:
+            piece, done = await _turn(pieces)
+            yield piece
+
+    return StreamingResponse(content(), headers=headers, media_type=MEDIA_TYPES[wanted.format])
+
+
+def _samples(model: Model, wanted: SamplesRequest, seed: int | None) -> tuple[Iterator[Array], int]:
+    """The samples that are wanted, made as they are taken, and how many they are."""
+    label = None if wanted.class_ is None else model.label(wanted.class_)
+    if wanted.latents is not None:
+        sizes = {len(latent) for latent in wanted.latents}
+        if wrong := sizes - {model.latent_size}:
+            raise ShapeError(f"a latent has {model.latent_size} numbers here, not {min(wrong)}")
+        return model.decode(np.array(wanted.latents, np.float32), label), len(wanted.latents)
+    assert seed is not None
+    if wanted.interpolation is not None:
+        to, at = wanted.interpolation.to, wanted.interpolation.at
+        points = np.linspace(0, 1, wanted.count) if at is None else np.array(at)
+        return model.walk(seed, to, points, label, wanted.truncation), len(points)
+    return model.samples(seed, wanted.count, 0, label, wanted.truncation), wanted.count
+
+
+def _watched(parts: Iterator[Array]) -> Iterator[Array]:
+    """Count samples as they are made, and stop when nobody waits for them any more."""
+    for part in parts:
+        anyio.from_thread.check_cancelled()
+        metrics.SAMPLES.inc(len(part))
+        yield part
+
+
+async def _turn(pieces: Iterator[bytes]) -> tuple[bytes, bool]:
+    """Make the next bytes to send, in a thread; True if they are the last.
+
+    A turn is short, so that long requests and short ones share the threads.
+    """
+
+    def work() -> tuple[bytes, bool]:
+        found, size, until = [], 0, time.monotonic() + TURN_SECONDS
+        for piece in pieces:
+            found.append(piece)
+            size += len(piece)
+            if size >= TURN_BYTES or time.monotonic() > until:
+                return b"".join(found), False
+        return b"".join(found), True
+
+    return await anyio.to_thread.run_sync(work, limiter=WORKING)
 
 
 async def post_scores(request: Request) -> Response:
@@ -187,8 +242,8 @@ async def _json_body(request: Request, schema: type[M]) -> M:
 
 
 def _within_bound(count: int) -> None:
-    if count > MAX_COUNT:
-        raise ShapeError(f"over {MAX_COUNT} items; at most {MAX_COUNT} are scored at once")
+    if count > MAX_ITEMS:
+        raise ShapeError(f"over {MAX_ITEMS} items; at most {MAX_ITEMS} are scored at once")
 
 
 def _array(rows: list[Any]) -> Array:
@@ -245,6 +300,7 @@ API = Starlette(
         _route("/v1/model", get_model, "GET"),
         Route("/metrics", get_metrics),
         Route("/docs.json", get_docs),
+        Route("/docs", get_page),
         Route("/", get_page),
     ],
     exception_handlers=HANDLERS,

@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import models_json_schema
 
-MAX_COUNT = 1024
-"""Samples, or items to score, in one request."""
+MAX_COUNT = 100_000
+"""Samples in one request. They stream, so memory does not bound them, but a client's turn does."""
+MAX_PICTURES = 1024
+"""Samples in one grid, which is made as a whole; likewise latents and points that are given."""
+MAX_ITEMS = 1024
+"""Items to score in one request."""
 MAX_FILES = 256
-SampleFormat = Literal["png", "zip", "npz", "json"]
+MAX_LATENT = 4096
+"""Numbers in one latent."""
+SampleFormat = Literal["png", "webp", "zip", "npz", "json", "csv"]
 MEDIA_TYPES: dict[SampleFormat, str] = {
     "png": "image/png",
+    "webp": "image/webp",
     "zip": "application/zip",
     "npz": "application/octet-stream",
     "json": "application/json",
+    "csv": "text/csv; charset=utf-8",
 }
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Latent = Annotated[float, Field(ge=-100, le=100)]
+"""A standard normal number; far outside, a network is not defined by anything it has seen."""
+
+
+class Interpolation(BaseModel):
+    """A walk between the first samples of two seeds, along a great circle of latents."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    to: Seed = Field(description="The other seed.")
+    at: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_PICTURES,
+        description="Where: from 0, at `seed`, to 1, at `to`. Left out: `count` points, evenly.",
+    )
 
 
 class SamplesRequest(BaseModel):
@@ -28,11 +54,14 @@ class SamplesRequest(BaseModel):
         json_schema_extra={"example": {"count": 16, "seed": 7, "format": "png"}},
     )
 
-    count: int = Field(default=1, ge=1, le=MAX_COUNT)
-    seed: int | None = Field(
+    count: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_COUNT,
+        description=f"How many. At most {MAX_PICTURES} in one picture (png, webp).",
+    )
+    seed: Seed | None = Field(
         default=None,
-        ge=0,
-        lt=2**63,
         description="The same seed and model version give the same bytes, and a longer request "
         "begins with the shorter one. Left out: a random one, told in X-Seed.",
     )
@@ -40,13 +69,42 @@ class SamplesRequest(BaseModel):
         default=None,
         alias="class",
         description="Of a class-conditional model: one of `data.classes` in GET /v1/model. Left "
-        "out: classes as frequent as in training.",
+        "out: classes as frequent as in training; for a walk, that of its first seed.",
     )
+    truncation: float | None = Field(
+        default=None,
+        gt=0,
+        le=5,
+        description="The truncation trick: latents from a normal cut off at so many standard "
+        "deviations. Less: more typical samples, but less varied ones.",
+    )
+    latents: list[Annotated[list[Latent], Field(max_length=MAX_LATENT)]] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_PICTURES,
+        description="Latents (N, `config.generator.latent_size` in GET /v1/model), in place of "
+        "count, seed, truncation and interpolation.",
+    )
+    interpolation: Interpolation | None = None
     format: SampleFormat = Field(
         default="png",
-        description="png: one grid, small images enlarged for the eye; zip: one PNG each; npz: an "
-        "array `samples`, uint8 (N,H,W,C) or float32 (N,D); json: the same as nested lists.",
+        description="png, webp (without loss): one grid, small images enlarged for the eye; zip: "
+        "one PNG each; npz: an array `samples`, uint8 (N,H,W,C) or float32 (N,D) or (N,T,D); "
+        "json: the same as nested lists; csv: a row for each, of vectors and tables alone.",
     )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        given = self.model_fields_set
+        if self.latents is not None and (
+            given & {"count", "seed"} or self.truncation is not None or self.interpolation
+        ):
+            raise ValueError("latents: leave out count, seed, truncation and interpolation")
+        if self.interpolation and self.interpolation.at is not None and "count" in given:
+            raise ValueError("interpolation.at: its length is the count; leave out count")
+        if self.format in ("png", "webp") and self.count > MAX_PICTURES:
+            raise ValueError(f"count: at most {MAX_PICTURES} as {self.format}; ask for zip")
+        return self
 
 
 class ScoresRequest(BaseModel):
@@ -83,27 +141,53 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] | None = None
 
 
+ERRORS = {
+    400: "The body does not follow the schema.",
+    404: "There is no such path.",
+    405: "The path does not answer this method.",
+    413: "The body is too large.",
+    415: "A file, or the content type, is nothing we read.",
+    422: "Well formed, but not what this model makes or takes.",
+    503: "No model is ready.",
+    504: "Not done in time.",
+}
+SEED_EXAMPLE = {"count": 16, "seed": 7, "format": "png"}
+SAMPLES_EXAMPLES: dict[str, dict[str, Any]] = {
+    "grid": {"summary": "A picture of 16 samples", "value": SEED_EXAMPLE},
+    "table": {"summary": "A thousand rows", "value": {"count": 1000, "seed": 7, "format": "csv"}},
+    "typical": {
+        "summary": "Samples near the middle of the distribution",
+        "value": {**SEED_EXAMPLE, "truncation": 0.7},
+    },
+    "walk": {
+        "summary": "From one seed to another in ten steps",
+        "value": {"count": 10, "seed": 7, "interpolation": {"to": 8}, "format": "webp"},
+    },
+    "class": {
+        "summary": "Of one class of a class-conditional model",
+        "value": {**SEED_EXAMPLE, "class": "3"},
+    },
+    "latents": {
+        "summary": "Of a latent of one's own (here of a model whose latents have two numbers)",
+        "value": {"latents": [[0.5, -1.25]], "format": "npz"},
+    },
+}
+
+
 def openapi() -> dict[str, Any]:
     """Describe every route."""
     reference = "#/components/schemas/{model}"
-
-    def schema(model: type[BaseModel]) -> dict[str, Any]:
-        return model.model_json_schema(ref_template=reference)
+    models = (SamplesRequest, ScoresRequest, Scores, Problem)
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in models], ref_template=reference
+    )
 
     def ref(model: type[BaseModel]) -> dict[str, Any]:
         return {"$ref": reference.format(model=model.__name__)}
 
     def errors(*statuses: int) -> dict[str, Any]:
         content = {"application/problem+json": {"schema": ref(Problem)}}
-        says = {
-            400: "The body does not follow the schema.",
-            413: "The body is too large.",
-            415: "A file, or the content type, is nothing we read.",
-            422: "Well formed, but not what this model makes or takes.",
-            503: "No model is ready.",
-            504: "Not done in time.",
-        }
-        return {str(s): {"description": says[s], "content": content} for s in statuses}
+        return {str(s): {"description": ERRORS[s], "content": content} for s in statuses}
 
     headers = {
         name: {"schema": {"type": "string"}, "description": says}
@@ -113,7 +197,8 @@ def openapi() -> dict[str, Any]:
             ("X-Seed", "The seed used."),
         )
     }
-    binary = {"schema": {"type": "string", "format": "binary"}}
+    binary = {"type": "string", "format": "binary"}
+    kinds: dict[str, dict[str, Any]] = {"json": {"type": "object"}, "csv": {"type": "string"}}
     text = {"200": {"description": "OK", "content": {"text/plain": {}}}}
     return {
         "openapi": "3.1.0",
@@ -128,14 +213,21 @@ def openapi() -> dict[str, Any]:
                     "summary": "Generate samples",
                     "requestBody": {
                         "required": True,
-                        "content": {"application/json": {"schema": ref(SamplesRequest)}},
+                        "content": {
+                            "application/json": {
+                                "schema": ref(SamplesRequest),
+                                "examples": SAMPLES_EXAMPLES,
+                            }
+                        },
                     },
                     "responses": {
                         "200": {
                             "description": "The samples.",
                             "headers": headers,
-                            "content": {m: binary for m in MEDIA_TYPES.values() if "json" not in m}
-                            | {"application/json": {"schema": {"type": "object"}}},
+                            "content": {
+                                media.partition(";")[0]: {"schema": kinds.get(name, binary)}
+                                for name, media in MEDIA_TYPES.items()
+                            },
                         },
                         **errors(400, 413, 415, 422, 503, 504),
                     },
@@ -155,7 +247,7 @@ def openapi() -> dict[str, Any]:
                                     "properties": {
                                         "files": {
                                             "type": "array",
-                                            "items": binary["schema"],
+                                            "items": binary,
                                             "description": "PNG, JPEG, WebP, npy or npz.",
                                         }
                                     },
@@ -193,9 +285,5 @@ def openapi() -> dict[str, Any]:
                 }
             },
         },
-        "components": {
-            "schemas": {
-                m.__name__: schema(m) for m in (SamplesRequest, ScoresRequest, Scores, Problem)
-            }
-        },
+        "components": {"schemas": schemas["$defs"]},
     }

@@ -12,7 +12,7 @@ from scipy import stats
 
 from models.artifact import Model, load_artifact
 from models.errors import ShapeError
-from models.sampling import CHUNK, Scaling, latents
+from models.sampling import CHUNK, Scaling, latents, slerp, truncate
 from tests.artifacts import ALL_SHAPES, make_artifact
 
 
@@ -125,3 +125,37 @@ def test_percentiles_follow_the_quantiles(tmp_path: Path) -> None:
     model = load_artifact(make_artifact(tmp_path / "artifact"))  # quantiles evenly over [-1, 1]
     found = model.percentiles(np.array([-5.0, -1.0, -0.5, 0.0, 1.0, 9.0]))
     np.testing.assert_allclose(found, [0, 0, 25, 50, 100, 100], atol=1e-9)
+
+
+@pytest.mark.parametrize("bound", [1e-3, 0.5, 2.0, 5.0])
+def test_truncated_latents_are_of_the_truncated_normal(bound: float) -> None:
+    z = latents(seed=4, start=0, count=20_000, size=1).ravel()
+    inside = truncate(z, bound)
+    assert inside.dtype == np.float32
+    assert np.abs(inside).max() <= np.float32(bound)
+    law = stats.truncnorm(-bound, bound)
+    assert stats.kstest(inside.astype(np.float64), law.cdf).pvalue > 0.01
+    # Each keeps its rank, so what one seed makes stays recognisable.
+    np.testing.assert_allclose(
+        inside, law.ppf(stats.norm.cdf(z.astype(float))), rtol=1e-4, atol=1e-6
+    )
+    assert np.isfinite(truncate(np.float32([-9, 0, 9]), bound)).all()
+
+
+def test_slerp_walks_the_great_circle_at_an_even_pace() -> None:
+    first, last = latents(1, 0, 2, 50)
+    first, last = (z / np.linalg.norm(z) for z in (first, last))
+    path = slerp(first, last, np.linspace(0, 1, 11)).astype(np.float64)
+    assert np.array_equal(path[[0, -1]], [first, last])
+    np.testing.assert_allclose(np.linalg.norm(path, axis=1), 1, rtol=1e-6)
+    angles = np.arccos((path[:-1] * path[1:]).sum(axis=1))
+    np.testing.assert_allclose(angles, angles.mean(), rtol=1e-5)
+    assert np.array_equal(slerp(first, first, np.array([0.3]))[0], first)
+    assert np.isfinite(slerp(first, -first, np.array([0.3]))).all()
+
+
+def test_given_latents_make_the_samples_that_a_seed_does(model: Model) -> None:
+    z = model.latents(7, 20)
+    assert np.array_equal(np.concatenate(list(model.decode(z))), model.sample(7, 20))
+    with pytest.raises(ShapeError, match="latents of shape"):
+        model.decode(z[:, 1:])

@@ -34,7 +34,7 @@ from starlette.types import ASGIApp
 from models.artifact import Model, load_artifact
 from models.images import encode_png, enlarge, grid
 from service.problems import MAX_BODY, ProblemMiddleware
-from service.schemas import MAX_COUNT
+from service.schemas import MAX_COUNT, MAX_ITEMS, MAX_PICTURES
 from tests.artifacts import make_artifact
 
 WGAN = Path(sys.executable).with_name("wgan")
@@ -183,6 +183,93 @@ def test_every_format_holds_the_same_samples(image: Server) -> None:
     assert np.array_equal(picture, grid(enlarge(expected, 4))[..., 0])
 
 
+def test_webp_holds_the_pixels_of_png(image: Server) -> None:
+    answers = [image.samples(count=5, seed=7, format=format) for format in ("png", "webp")]
+    assert answers[1].headers["content-type"] == "image/webp"
+    png, webp = (np.asarray(Image.open(io.BytesIO(a.content)).convert("L")) for a in answers)
+    assert np.array_equal(png, webp)
+
+
+def test_a_csv_holds_vectors_alone(vector: Server, image: Server) -> None:
+    answer = vector.samples(count=40, seed=1, format="csv")
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    lines = answer.text.splitlines()
+    assert lines[0] == "x1,x2"
+    rows = np.array([line.split(",") for line in lines[1:]]).astype(np.float32)
+    assert np.array_equal(rows, vector.model.sample(1, 40))
+    is_problem(image.samples(format="csv"), 422)
+
+
+def test_given_latents_and_truncation(image: Server) -> None:
+    z = image.model.latents(7, 20)
+    found = read_npz(image.samples(latents=z.tolist(), format="npz"))
+    assert np.array_equal(found, image.model.sample(7, 20))
+    found = read_npz(image.samples(count=20, seed=7, truncation=0.5, format="npz"))
+    expected = np.concatenate(list(image.model.samples(7, 20, truncation=0.5)))
+    assert np.array_equal(found, expected)
+    assert "x-seed" not in image.samples(latents=z.tolist()).headers
+    for latents in ([[0.0] * 5], [[0.0] * 4, [0.0] * 3], [[]]):
+        assert "4 numbers" in str(is_problem(image.samples(latents=latents), 422)["detail"])
+
+
+def test_a_walk_between_two_seeds(image: Server) -> None:
+    first, last = (image.model.sample(seed, 1)[0].astype(int) for seed in (7, 8))
+    walk = read_npz(image.samples(count=5, seed=7, interpolation={"to": 8}, format="npz"))
+    assert len(walk) == 5
+    assert np.abs(walk[0] - first).max() == 0
+    assert np.abs(walk[-1] - last).max() <= 1  # another row of a chunk may round differently
+    points = {"to": 8, "at": [0.5, 1, 0.25]}
+    found = read_npz(image.samples(seed=7, interpolation=points, format="npz"))
+    assert np.abs(found.astype(int) - walk[[2, 4, 1]]).max() <= 1
+
+
+def resident(server: Server) -> int:
+    """Bytes that the worker holds now."""
+    return 1024 * memory(server, "VmRSS")
+
+
+def test_large_counts_stream_in_bounded_memory(image: Server) -> None:
+    image.samples(count=2000, format="json")
+    before, largest, content = resident(image), 0, hashlib.sha256()
+    body = {"count": 40_000, "seed": 3, "format": "json"}
+    with image.client.stream("POST", "/v1/samples", json=body) as answer:
+        assert "content-length" not in answer.headers
+        for i, part in enumerate(answer.iter_raw()):
+            content.update(part)
+            if i % 16 == 0:
+                largest = max(largest, resident(image))
+    # As a whole they would be 20 MB of lists, and more as text.
+    assert largest - before < 12 * 2**20
+    expected = {"samples": image.model.sample(3, 40_000).tolist(), "seed": 3}
+    assert content.hexdigest() == hashlib.sha256(json.dumps(expected).encode()).hexdigest()
+
+
+def test_streamed_archives_are_whole_and_begin_alike(image: Server) -> None:
+    expected = image.model.sample(3, 20_000)
+    npz = image.samples(count=20_000, seed=3, format="npz")
+    assert np.array_equal(read_npz(npz), expected)
+    archive = zipfile.ZipFile(io.BytesIO(image.samples(count=3000, seed=3, format="zip").content))
+    assert archive.testzip() is None
+    assert len(archive.namelist()) == 3000
+    picture = Image.open(io.BytesIO(archive.read("002999.png")))
+    assert np.array_equal(np.asarray(picture), expected[2999, ..., 0])
+
+
+def made(server: Server) -> float:
+    return families(server)["wgan_samples"][0][1]
+
+
+def test_nothing_more_is_made_for_a_client_that_has_gone(image: Server) -> None:
+    before = made(image)
+    body = {"count": MAX_COUNT, "format": "json"}
+    with image.client.stream("POST", "/v1/samples", json=body) as answer:
+        next(answer.iter_raw())
+    time.sleep(1)
+    after = made(image)
+    time.sleep(1)
+    assert made(image) == after < before + MAX_COUNT
+
+
 def test_headers_name_version_constraint_and_seed(image: Server) -> None:
     headers = image.samples(count=1, seed=2**63 - 1).headers
     assert headers["x-model-version"] == image.model.digest[:12]
@@ -270,6 +357,14 @@ def test_vectors_that_cannot_be_scored_are_422(vector: Server, rows: str, says: 
         {"seed": 10**400},
         {"seed": 1.0},
         {"format": "gif"},
+        {"truncation": 0},
+        {"truncation": 6},
+        {"truncation": "1"},
+        {"latents": []},
+        {"latents": [1.0]},
+        {"latents": [["1"]]},
+        {"latents": [[1e9]]},
+        {"interpolation": 8},
         {"format": None},
         {"cuont": 3},
         [],
@@ -285,7 +380,27 @@ def test_schema_errors_are_400_and_say_where(image: Server, body: object) -> Non
     assert isinstance(errors, list)
     assert all(set(e) == {"path", "message"} for e in errors)
     if isinstance(body, dict):
-        assert errors[0]["path"] == f"/{next(iter(body))}"
+        assert errors[0]["path"].split("/")[1] == next(iter(body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"latents": [[0.0] * 4], "seed": 1},
+        {"latents": [[0.0] * 4], "count": 1},
+        {"latents": [[0.0] * 4], "truncation": 1.0},
+        {"latents": [[0.0] * 4], "interpolation": {"to": 1}},
+        {"interpolation": {"to": 1, "at": [0.5]}, "count": 1},
+        {"interpolation": {"to": 1, "at": [1.5]}},
+        {"interpolation": {"to": -1}},
+        {"interpolation": {}},
+        {"interpolation": {"to": 1, "form": 2}},
+        {"count": MAX_PICTURES + 1},
+        {"count": MAX_PICTURES + 1, "format": "webp"},
+    ],
+)
+def test_fields_that_do_not_go_together_are_400(image: Server, body: dict[str, object]) -> None:
+    assert is_problem(image.samples(**body), 400)["errors"]
 
 
 @pytest.mark.parametrize(
@@ -367,7 +482,7 @@ def test_scores_of_files_keep_their_order(image: Server) -> None:
         ([[[True] * 8] * 8], "numbers"),
         ([[[True] + [0] * 7] * 8], "numbers"),
         ([[[{}] * 8] * 8], "numbers"),
-        ([[[0] * 8] * 8] * (MAX_COUNT + 1), "at most"),
+        ([[[0] * 8] * 8] * (MAX_ITEMS + 1), "at most"),
     ],
 )
 def test_wrong_content_is_422(image: Server, samples: list[object], says: str) -> None:
@@ -453,12 +568,17 @@ def test_nothing_is_fetched_on_a_clients_word(image: Server) -> None:
             listener.accept()
 
 
-def peak_memory(server: Server) -> int:
-    """Bytes that BentoML's worker, the only child of its supervisor, has held at most."""
+def memory(server: Server, what: str) -> int:
+    """Kilobytes that BentoML's worker, the only child of its supervisor, holds."""
     pid = server.process.pid
     (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     lines = Path(f"/proc/{worker}/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) for line in lines if line.startswith(what))
+
+
+def peak_memory(server: Server) -> int:
+    """Bytes that the worker has held at most."""
+    return 1024 * memory(server, "VmHWM")
 
 
 def test_small_bodies_cannot_claim_much_memory(image: Server) -> None:
@@ -678,7 +798,7 @@ def test_probes_answer_while_samples_are_made(image: Server) -> None:
 
     def load() -> None:
         while not done.is_set():
-            image.samples(count=MAX_COUNT, seed=1, format="json")
+            image.samples(count=20_000, seed=1, format="json")
 
     with ThreadPoolExecutor(4) as pool:
         for _ in range(4):

@@ -97,6 +97,19 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(command=_evaluate)
 
+    diagnose = commands.add_parser(
+        "diagnose",
+        help="measure what goes wrong with a run's critic, and say what to do",
+        formatter_class=raw,
+        epilog="example:\n  wgan diagnose runs/first --out diagnosis.html",
+    )
+    diagnose.add_argument(
+        "run", metavar="RUN", help=f"the --out of wgan train, finished or not; {model_help}"
+    )
+    diagnose.add_argument("--json", action="store_true")
+    diagnose.add_argument("--out", type=Path, metavar="FILE.html", help="with a plot each")
+    diagnose.set_defaults(command=_diagnose)
+
     data = commands.add_parser("data", help="look at a data set")
     of_data = data.add_subparsers(required=True, metavar="COMMAND")
     inspect = of_data.add_parser(
@@ -305,6 +318,25 @@ def _evaluate(options: argparse.Namespace) -> None:
     for name, f in results.figures.items():
         floor = "" if f.floor is None else f"   floor {f.floor:.4g}"
         print(f"{name:24s} {f.value:9.4g}   [{f.interval[0]:.4g}, {f.interval[1]:.4g}]{floor}")
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    if options.out and options.out.suffix != ".html":
+        raise UserError(f"--out {options.out}: the page is an .html file")
+    from training.doctor import diagnose_run, findings_page, in_one_line
+
+    with _artifact(options.run) as folder:
+        findings = diagnose_run(folder)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(findings_page(f"Diagnosis of {options.run}", findings))
+    if options.json:
+        print(json.dumps([finding.model_dump(mode="json") for finding in findings], indent=2))
+        return
+    for finding in findings:
+        print(in_one_line(finding))
+    if options.out:
+        _say(f"page: {options.out}")
 
 
 def _inspect(options: argparse.Namespace) -> None:

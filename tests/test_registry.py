@@ -63,7 +63,10 @@ def test_what_is_tracked() -> None:
     assert run.data.params["training.ema_decay"] == "0.999"
     assert run.data.metrics["precision"] == 0.5
     assert run.data.metrics["precision.floor"] == 0.9
-    assert {"samples.png", "MODEL_CARD.md"} <= {f.path for f in api.list_artifacts(version.run_id)}
+    shown = {"samples.png", "MODEL_CARD.md", "diagnosis.html"}
+    assert shown <= {f.path for f in api.list_artifacts(version.run_id)}
+    assert run.data.tags["finding.low_diversity"] == "warning: coverage is 0.5"
+    assert run.data.metrics["finding.low_diversity"] == 0.44
     assert run.data.tags["mlflow.note.content"] == version.description == "# tiny\n"
 
 

@@ -316,7 +316,10 @@ def test_the_run_is_recorded_whole(uninterrupted: Path) -> None:
     assert set(lipschitz["gradient_norm"]) == {"real", "fake", "between"}
     assert lipschitz["sampled"] <= lipschitz["certified"] * 1.000001
     assert lipschitz["reason"] is None
-    assert run_json["findings"] == []
+    names = [finding["name"] for finding in run_json["findings"]]
+    assert "low_diversity" in names
+    assert "clip_range" not in names, "there is no clip range under a penalty"
+    assert (uninterrupted / "diagnosis.html").read_text().count("<svg") >= len(names) - 1
     assert [row["step"] for row in run_json["history"]][-1] == 400
     figures = run_json["results"]["figures"]
     expected = {"wasserstein_1", "sliced_wasserstein_1", "modes_covered", "high_quality_share"}

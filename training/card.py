@@ -187,6 +187,12 @@ def model_card(run: Run) -> str:
         lines.append(f"| {place} | {norms['mean']:.3f} | {median:.3f} | {norms['max']:.3f} |")
     if "sampled" in run.lipschitz:
         lines += ["", f"Its Lipschitz constant {_bracket(run.lipschitz)}."]
+    present = [finding for finding in run.findings if finding["present"]]
+    if run.findings:
+        lines += ["", "## Findings", ""]
+        lines += [
+            f"- **{f['name']}** ({f['severity']}): {f['evidence']}. {f['remedy']}." for f in present
+        ] or ["Nothing was found beyond its threshold."]
     return "\n".join(lines) + "\n"
 
 

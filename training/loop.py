@@ -30,6 +30,8 @@ from training.workers import ALONE, Workers
 
 Row = dict[str, float]
 """One line of the history: step, critic_gap, critic_loss, gradient_norm, samples_per_second."""
+Watch = Callable[[int, TrainingState], None]
+"""Is shown the generator steps done and the networks, which it must leave as they are."""
 
 
 class Interrupted(Exception):
@@ -48,6 +50,7 @@ def train(
     report: Callable[[Row], None],
     stop_requested: Callable[[], bool],
     workers: Workers = ALONE,
+    watch: Watch = lambda step, state: None,
 ) -> tuple[TrainingState, list[Row]]:
     """Train a generator and a critic, from the newest checkpoint in ``folder`` if there is one.
 
@@ -62,6 +65,7 @@ def train(
         report: called with each new row of the history.
         stop_requested: asked after each generator step.
         workers: that train together; the batch is divided over them, and one writes.
+        watch: called after each generator step; it may draw random numbers.
 
     Returns:
         The final state, and the history.
@@ -171,6 +175,7 @@ def train(
                 }
             )
             report(history[-1])
+        watch(done, state)
         if saving:
             if workers.is_main:
                 save_checkpoint(folder, done, config, history, state)

@@ -25,6 +25,7 @@ from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bra
 from training.card import marginals, model_card, scatter, traces
 from training.checkpoint import TrainingState, newest_checkpoint
 from training.data import Dataset, load_data
+from training.doctor import Finding, diagnose, findings_page, in_one_line, watcher
 from training.evaluate import judge
 from training.extractor import (
     CLASSIFIER,
@@ -34,7 +35,7 @@ from training.extractor import (
     choose_extractor,
     load_extractor,
 )
-from training.loop import Interrupted, Row, train
+from training.loop import Interrupted, Row, Watch, train
 from training.tracking import track_and_register
 from training.workers import ALONE, Workers
 
@@ -42,6 +43,7 @@ Array = np.ndarray
 ARTIFACT = "artifact"
 CHECKPOINTS = "checkpoints"
 REGISTERED = "registered.json"
+DIAGNOSIS = "diagnosis.html"
 GRID_COUNT = 64
 SCATTERED = 2500
 TRACED = 12
@@ -65,8 +67,9 @@ def run_training(
     stop_requested: Callable[[], bool],
     workers: Workers = ALONE,
     data: Dataset | None = None,
+    watch: Watch | None = None,
 ) -> str | None:
-    """Train, judge and save a model; the artifact is ``folder/artifact``.
+    """Train, judge, diagnose and save a model; the artifact is ``folder/artifact``.
 
     Args:
         config: of the run.
@@ -80,6 +83,7 @@ def run_training(
         workers: that train together; ``folder`` must be the same for all. One of them goes on
             after training.
         data: what ``config.data`` loads, if it is loaded already.
+        watch: see `training.loop.train`; by default the doctor's, which warns with ``say``.
 
     Returns:
         ``name@version`` if it was registered.
@@ -104,8 +108,12 @@ def run_training(
     )
     for line in _named(data.problems):
         say(f"  skipped {line}")
+    if watch is None:
+        watch = watcher(config, data, say) if workers.is_main else _look_away
     try:
-        state, history = train(config, data, checkpoints, device, report, stop_requested, workers)
+        state, history = train(
+            config, data, checkpoints, device, report, stop_requested, workers, watch
+        )
     finally:
         workers.leave()
     if not workers.is_main:
@@ -122,10 +130,7 @@ def run_training(
         if stop_requested() and register:
             raise Interrupted("stopped before registering")
     model = artifact.load_artifact(finished)
-    for name, figure in model.run.results.figures.items():
-        floor = "" if figure.floor is None else f"   floor {figure.floor:.4g}"
-        low, high = figure.interval
-        say(f"  {name:22s} {figure.value:9.4g}   [{low:.4g}, {high:.4g}]{floor}")
+    _tell(model, folder, say)
     if not register:
         return None
     note = folder / REGISTERED
@@ -134,6 +139,25 @@ def run_training(
     reference = track_and_register(model, finished)
     note.write_text(json.dumps({"model": reference}) + "\n")
     return reference
+
+
+def _tell(model: Model, folder: Path, say: Callable[[str], None]) -> None:
+    """Say what was judged and found, and leave the doctor's page beside the artifact."""
+    for name, figure in model.run.results.figures.items():
+        floor = "" if figure.floor is None else f"   floor {figure.floor:.4g}"
+        low, high = figure.interval
+        say(f"  {name:22s} {figure.value:9.4g}   [{low:.4g}, {high:.4g}]{floor}")
+    findings = [Finding.model_validate(finding) for finding in model.run.findings]
+    for finding in findings:
+        if finding.present:
+            say(f"  {in_one_line(finding)}")
+    (folder / DIAGNOSIS).write_text(
+        findings_page(f"Diagnosis of {model.run.config.name}", findings)
+    )
+
+
+def _look_away(step: int, state: TrainingState) -> None:
+    """What a process that is not the main one watches with."""
 
 
 def _named(problems: tuple[str, ...]) -> list[str]:
@@ -213,9 +237,12 @@ def _finish(
         return critic if labels is None else WithLabels(critic, torch.from_numpy(labels[:count]))
 
     torch.manual_seed(config.training.seed)  # of the points between real and fake
+    results = judge(model, data, config.evaluation, extractor)
+    findings = diagnose(config, data, generator, critic, history, results.figures)
     run = run.model_copy(
         update={
-            "results": judge(model, data, config.evaluation, extractor),
+            "results": results,
+            "findings": [finding.model_dump(mode="json") for finding in findings],
             "lipschitz": {
                 **lipschitz_bracket(bind(starts), real[:starts], fake[:starts]),
                 "gradient_norm": gradient_norm_summary(bind(few), real, fake),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from models import registry
 from models.artifact import CARD, GRID, Model
 from models.errors import RegistryError
+from training.doctor import Finding, findings_page
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -64,6 +66,15 @@ def track_and_register(model: Model, artifact_folder: Path) -> str:
             "data_sha256": run.data.sha256,
             registry.DIGEST_TAG: model.digest,
         }
+        findings = [Finding.model_validate(finding) for finding in run.findings]
+        tags |= {
+            f"finding.{finding.name}": f"{finding.severity}: {finding.evidence}"
+            for finding in findings
+            if finding.present
+        }
+        metrics += [
+            Metric(f"finding.{f.name}", f.value, now, run.config.training.steps) for f in findings
+        ]
         if run.results.extractor:
             tags[registry.EXTRACTOR_TAG] = run.results.extractor.model_dump_json()
         for first in range(0, len(metrics), 1000):  # as many as MLflow takes at once
@@ -74,6 +85,10 @@ def track_and_register(model: Model, artifact_folder: Path) -> str:
             tags=[RunTag(key, value) for key, value in {**tags, NOTE: card}.items()],
         )
         _store(api, run_id, artifact_folder, "artifact")
+        with TemporaryDirectory() as temporary:
+            page = Path(temporary) / "diagnosis.html"
+            page.write_text(findings_page(f"Diagnosis of {name}", findings))
+            _store(api, run_id, page)
         for file in (GRID, CARD):  # where MLflow's pages show them at once
             _store(api, run_id, artifact_folder / file)
         version = registry.register(name, run_id, f"{started.info.artifact_uri}/artifact", tags)

@@ -1,0 +1,271 @@
+"""The doctor: each finding on critics whose illness is known, and how people are told."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.config import Config
+from models.lipschitz import layer_signals
+from models.networks import ACTIVATIONS, CriticConfig, build_critic
+from tests.artifacts import tiny_config
+from tests.test_cli import wgan
+from training.data import Dataset, load_data
+from training.doctor import CHECKS, MEANINGS, Check, Finding, diagnose, findings_page, watcher
+from training.loop import train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return load_data(tiny_config("vector").data)
+
+
+class Replay(nn.Module):
+    """A generator that returns given items, whatever its latents."""
+
+    def __init__(self, items: Tensor) -> None:
+        super().__init__()
+        self.items = items
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.items[: len(latents)]
+
+
+class Linear(nn.Module):
+    """A critic ``x @ direction``."""
+
+    def __init__(self, direction: list[float]) -> None:
+        super().__init__()
+        self.direction = nn.Parameter(torch.tensor(direction))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.direction
+
+
+class Memory(nn.Module):
+    """A critic that knows some items by heart."""
+
+    def __init__(self, known: Tensor) -> None:
+        super().__init__()
+        self.known = nn.Parameter(known)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (-(torch.cdist(x, self.known) ** 2) / 1e-12).exp().amax(dim=1) + 0.01 * x[:, 0]
+
+
+def real(data: Dataset, *, heldout: bool = False) -> Tensor:
+    return torch.from_numpy(data.some(1000, heldout=heldout))
+
+
+def found(
+    data: Dataset, generator: nn.Module, critic: nn.Module, config: Config | None = None
+) -> dict[str, Finding]:
+    config = config or tiny_config("vector")
+    return {f.name: f for f in diagnose(config, data, generator, critic)}
+
+
+def ones_critic(c: float, width: int, depth: int) -> nn.Module:
+    """Every weight is c: where all units are on, a layer multiplies a gradient by c width."""
+    critic = build_critic(CriticConfig(width=width, depth=depth, activation="relu"), shape=(2,))
+    with torch.no_grad():
+        for name, parameter in critic.named_parameters():
+            parameter.fill_(0 if name.endswith("bias") else c)
+    return critic
+
+
+@pytest.mark.parametrize("c", [0.001, 0.125, 0.5])
+def test_gradients_by_layer_follow_the_closed_form(c: float) -> None:
+    width, depth = 8, 12
+    signals = layer_signals(ones_critic(c, width, depth), torch.rand(5, 2))
+    assert len(signals) == depth
+    # The head's row of c, times the all-c matrices between: each has the one singular value c W.
+    expected = [c * math.sqrt(width) * (c * width) ** (depth - 1 - i) for i in range(depth)]
+    np.testing.assert_allclose([s.gradient for s in signals], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_by_layer_agree_with_finite_differences(activation: Any) -> None:
+    torch.manual_seed(0)
+    critic = build_critic(CriticConfig(width=4, depth=3, activation=activation), (2,)).double()
+    x = torch.randn(1, 2, dtype=torch.float64)
+    layers = list(critic.body)  # type: ignore[arg-type]
+    for number, place in enumerate((1, 3, 5)):  # what follows the first, second, third dense layer
+        hidden = nn.Sequential(*layers[:place])(x)
+        rest = nn.Sequential(*layers[place:])
+        gradient = []
+        for unit in range(hidden.shape[1]):
+            step = torch.zeros_like(hidden)
+            step[0, unit] = 1e-6
+            gradient.append(((rest(hidden + step) - rest(hidden - step)) / 2e-6).item())
+        signal = layer_signals(critic, x)[number]
+        assert signal.gradient == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
+
+
+def test_every_kind_of_critic_has_signals() -> None:
+    torch.manual_seed(0)
+    for architecture, shape, count in (
+        ("dcgan", (1, 8, 8), 2),
+        ("resnet", (1, 8, 8), None),
+        ("gru", (5, 2), 3),
+        ("lstm", (5, 2), 3),
+    ):
+        critic = build_critic(CriticConfig(architecture=architecture, width=4, depth=2), shape)  # type: ignore[arg-type]
+        signals = layer_signals(critic, torch.randn(3, *shape))
+        assert count is None or len(signals) == count, architecture
+        assert all(s.gradient > 0 and 0 <= s.variation < 2 for s in signals)
+
+
+def test_a_clip_range_that_is_too_small_is_seen_with_the_right_remedy(data: Dataset) -> None:
+    config = tiny_config(
+        "vector",
+        critic={"width": 8, "depth": 12, "activation": "relu"},
+        constraint={"kind": "weight_clipping", "clip_value": 0.01},
+    )
+    # Positive points keep every unit on.
+    positive = Replay(real(data).abs() + 0.1)
+    finding = found(data, positive, ones_critic(0.01, 8, 12), config)["clip_range"]
+    assert finding.present
+    assert finding.value == pytest.approx(-math.log10(0.08), rel=0.02)
+    assert "too small" in finding.remedy
+    assert "near 0.13" in finding.remedy  # 1 / 8, where a layer of width 8 passes gradients on
+    large = tiny_config("vector", constraint={"kind": "weight_clipping", "clip_value": 1.0})
+    finding = found(data, positive, ones_critic(1.0, 8, 4), large)["clip_range"]
+    assert finding.value == pytest.approx(math.log10(8), rel=0.02)
+    assert "too large" in finding.remedy
+
+
+def test_saturation_is_the_share_at_the_bounds(data: Dataset) -> None:
+    config = tiny_config("vector", constraint={"kind": "weight_clipping", "clip_value": 0.1})
+    critic = build_critic(config.critic, (2,))
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.copy_(torch.linspace(-0.05, 0.05, parameter.numel()).view_as(parameter))
+        weight = next(iter(critic.parameters()))
+        weight.fill_(0.0995)
+        weight[0] = -0.1
+    total = sum(p.numel() for p in critic.parameters())
+    finding = found(data, Replay(real(data)), critic, config)["saturated_weights"]
+    assert finding.value == pytest.approx(weight.numel() / total)
+    assert finding.chart is not None
+    assert sum(y or 0 for y in finding.chart.lines[0].y) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_linear_critic_is_too_simple_and_its_norm_is_its_slope(data: Dataset) -> None:
+    findings = found(data, Replay(real(data)), Linear([30.0, 40.0]))
+    assert findings["critic_too_simple"].value == pytest.approx(1)
+    assert findings["critic_too_simple"].present
+    assert "a linear function of the input explains 100%" in findings["critic_too_simple"].evidence
+    assert findings["gradient_norm"].value == pytest.approx(math.log10(50))
+    assert "depth" not in findings, "it has no layers"
+    torch.manual_seed(0)
+    bent = build_critic(CriticConfig(width=64, depth=3, activation="relu"), (2,))
+    assert not found(data, Replay(real(data)), bent)["critic_too_simple"].present
+
+
+def test_the_share_of_the_distance_that_is_found(data: Dataset) -> None:
+    """Samples moved by a vector: its length is the distance, its direction the optimal critic."""
+    far = Replay(real(data) - torch.tensor([3.0, 4.0]))
+    best = found(data, far, Linear([0.6, 0.8]))["slow_optimisation"]
+    assert best.value == pytest.approx(0, abs=0.05)
+    across = found(data, far, Linear([0.8, -0.6]))["slow_optimisation"]
+    assert across.value == pytest.approx(1, abs=0.05)
+    halfway = found(data, far, Linear([0.6 * 0.5 + 0.8 * 0.75**0.5, 0.8 * 0.5 - 0.6 * 0.75**0.5]))
+    assert halfway["slow_optimisation"].value == pytest.approx(0.5, abs=0.05)
+    same = found(data, Replay(real(data)), Linear([0.8, -0.6]))["slow_optimisation"]
+    assert not same.present, "nothing is left to find"
+
+
+def test_lost_modes_are_lost_diversity_and_the_only_critical_finding(data: Dataset) -> None:
+    assert data.mixture is not None
+    items = real(data)
+    centers = torch.from_numpy(data.mixture.centers).float()
+    mode = torch.cdist(items, centers).argmin(dim=1)
+    kept = items[mode < 2].repeat(5, 1)[:1000]
+    finding = found(data, Replay(kept), Linear([1.0, 0.0]))["low_diversity"]
+    assert finding.value == pytest.approx(0.75, abs=0.06)
+    assert finding.severity == "critical"
+    whole = found(data, Replay(items), Linear([1.0, 0.0]))["low_diversity"]
+    assert whole.value < 0.05
+    assert whole.remedy == ""
+
+
+def test_a_critic_that_knows_its_data_by_heart_is_seen(data: Dataset) -> None:
+    noise = Replay(torch.randn(1000, 2))
+    finding = found(data, noise, Memory(real(data)))["critic_overfitting"]
+    assert finding.present
+    assert finding.value > 10
+    assert not found(data, noise, Linear([1.0, 0.0]))["critic_overfitting"].present
+
+
+def test_severity_never_exceeds_the_ceiling() -> None:
+    assert Check(1, "info", 2).severity(9) == "info"
+    assert Check(1, "warning", 2).severity(9) == "warning"
+    assert Check(1, "critical", 2).severity(9) == "critical"
+    assert Check(1, "critical", 2).severity(1.5) == "warning"
+    assert Check(1, "critical", 2).severity(1) == "info"
+    assert set(MEANINGS) == set(CHECKS)
+
+
+def test_watching_warns_once_and_changes_nothing(data: Dataset, tmp_path: Path) -> None:
+    config = tiny_config(
+        "vector",
+        critic={"depth": 6},
+        constraint={"kind": "weight_clipping", "clip_value": 0.001},
+        training={"steps": 10},
+    )
+    said = list[str]()
+    report, stop = (lambda row: None), (lambda: False)
+    watched, _ = train(
+        config, data, tmp_path / "a", CPU, report, stop, watch=watcher(config, data, said.append)
+    )
+    alone, _ = train(config, data, tmp_path / "b", CPU, report, stop)
+    first, second = watched.tensors(), alone.tensors()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    about = [line.split()[1] for line in said]
+    assert "clip_range" in about
+    assert len(set(about)) == len(about)
+    assert all(line.startswith(("warning: ", "critical: ")) for line in said)
+
+
+def test_a_dead_critic_still_has_finite_findings(data: Dataset) -> None:
+    critic = ones_critic(0.0, 8, 3)
+    findings = found(data, Replay(real(data) + 5), critic)
+    assert all(math.isfinite(f.value) for f in findings.values())
+    assert findings["gradient_norm"].present
+    assert findings["critic_too_simple"].present
+    page = findings_page("dead", list(findings.values()))
+    assert page.count("<svg") == sum(f.chart is not None for f in findings.values())
+
+
+def test_the_command_says_what_the_run_recorded(tmp_path: Path) -> None:
+    result = wgan(
+        "train", "--preset", "digits", "--constraint", "weight_clipping", "--steps", 12,
+        "--no-register", "--out", "run", "--set", "evaluation.samples=200",
+        "--set", "conditional=true", "--set", "training.checkpoint_every=5", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "warning: gradient_norm" in result.stdout
+    recorded = json.loads((tmp_path / "run" / "artifact" / "run.json").read_text())["findings"]
+    told = wgan("diagnose", "run", "--json", "--out", "page.html", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout) == recorded
+    assert {"clip_range", "saturated_weights"} <= {finding["name"] for finding in recorded}
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<svg") >= 7
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "## Findings" in (tmp_path / "run" / "artifact" / "MODEL_CARD.md").read_text()
+    # An unfinished run has checkpoints only.
+    (tmp_path / "run" / "artifact").rename(tmp_path / "elsewhere")
+    told = wgan("diagnose", "run", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "gradient_norm" in told.stdout
+    told = wgan("diagnose", tmp_path / "absent", cwd=tmp_path)
+    assert told.returncode == 2
+    assert "neither an artifact nor a checkpoint" in told.stderr

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.artifact import build_networks
 from models.config import Config
 from models.lipschitz import layer_signals
 from models.networks import ACTIVATIONS, CriticConfig, build_critic
@@ -245,12 +246,24 @@ def test_a_dead_critic_still_has_finite_findings(data: Dataset) -> None:
     assert page.count("<svg") == sum(f.chart is not None for f in findings.values())
 
 
+def test_a_conditional_critic_of_images_is_examined_with_its_labels() -> None:
+    config = tiny_config(conditional=True)
+    digits = load_data(config.data)
+    generator, critic = build_networks(config, digits.card.shape, len(digits.card.classes))
+    once, again = (diagnose(config, digits, generator, critic) for _ in range(2))
+    assert once == again
+    assert [f.name for f in once] == [
+        n for n in CHECKS if n not in ("clip_range", "saturated_weights")
+    ]
+    assert next(f for f in once if f.name == "low_diversity").present
+
+
 @pytest.mark.timeout(900)
 def test_the_command_says_what_the_run_recorded(tmp_path: Path) -> None:
     result = wgan(
-        "train", "--preset", "digits", "--constraint", "weight_clipping", "--steps", 12,
-        "--no-register", "--out", "run", "--set", "evaluation.samples=200",
-        "--set", "conditional=true", "--set", "training.checkpoint_every=5", cwd=tmp_path,
+        "train", "--preset", "8gaussians", "--constraint", "weight_clipping", "--steps", 12,
+        "--no-register", "--out", "run", "--set", "evaluation.samples=100",
+        "--set", "critic.width=16", "--set", "training.checkpoint_every=5", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "warning: gradient_norm" in result.stdout

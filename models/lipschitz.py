@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.conditional import ProjectionCritic, WithLabels
 from models.networks import Critic, GroupSort
+from models.piecewise import Abs
 from models.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 
 CriticFunction = Callable[[Tensor], Tensor]
@@ -236,7 +237,7 @@ _SLOPES: dict[Any, Callable[[Any], float]] = {
     nn.Softplus: lambda _: 1.0,  # whatever its beta
     nn.SiLU: lambda _: 1.09984,  # its maximum, found numerically, rounded up; likewise GELU's
     nn.GELU: lambda _: 1.12991,
-    GroupSort: lambda _: 1.0,
+    (Abs, GroupSort): lambda _: 1.0,
     nn.Identity: lambda _: 1.0,
     nn.Dropout: lambda _: 1.0,  # does nothing in eval mode
     nn.Flatten: lambda _: 1.0,

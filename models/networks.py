@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from models.conditional import ConditionalGenerator, ConditionalNorm, ProjectionCritic
 from models.errors import ConfigError
-from models.piecewise import LeakyReLU, ReLU
+from models.piecewise import Abs, LeakyReLU, ReLU
 from models.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 from models.resnet import Before, num_blocks, resnet_critic, resnet_generator
 
-Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu", "groupsort"]
+Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu", "abs", "groupsort"]
 Normalization = Literal["none", "batch", "layer", "instance"]
 Architecture = Literal["mlp", "dcgan", "resnet", "gru", "lstm"]
 Shape = tuple[int, ...]
@@ -45,6 +45,7 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
     "silu": nn.SiLU,
+    "abs": Abs,
     "groupsort": GroupSort,
 }
 SMALLEST_MAP = 4

@@ -115,6 +115,15 @@ class LeakyReLU(nn.LeakyReLU):
         return _Rectify.apply(input, self.negative_slope)
 
 
+class Abs(nn.Module):
+    """``|x|``, whose slope is never 0: it passes on a gradient's whole norm (Anil et al. 2019)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``|x|``, of any shape."""
+        # Detached: the slope is constant wherever it has a derivative.
+        return input * input.detach().sign()
+
+
 class AvgPool2d(nn.AvgPool2d):
     """As torch's, but for the cost of a second derivative, of windows that fill the map."""
 

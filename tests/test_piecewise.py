@@ -12,16 +12,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.constraints import GradientPenalty
 from models.networks import CriticConfig, build_critic
-from models.piecewise import AvgPool2d, LeakyReLU, ReLU
+from models.piecewise import Abs, AvgPool2d, LeakyReLU, ReLU
+
+
+class TorchAbs(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
 
 PAIRS = [
+    (Abs(), TorchAbs()),
     (ReLU(), nn.ReLU()),
     (LeakyReLU(0.2), nn.LeakyReLU(0.2)),
     (AvgPool2d(2), nn.AvgPool2d(2)),
     (AvgPool2d((2, 3)), nn.AvgPool2d((2, 3))),
     (AvgPool2d(4, ceil_mode=True), nn.AvgPool2d(4, ceil_mode=True)),  # 6 is no multiple of 4
 ]
-IDS = ["relu", "leaky_relu", "pool", "oblong pool", "uneven pool"]
+IDS = ["abs", "relu", "leaky_relu", "pool", "oblong pool", "uneven pool"]
 
 
 def points() -> Tensor:

@@ -8,9 +8,13 @@ import pytest
 import torch
 
 import wgan_cli
+from benchmarks.w1.anchors import ANCHORS, SAMPLES
 from benchmarks.w1.pairs import FunnelPair
-from models.constraints import Bjorck, LipschitzPenalty
+from benchmarks.w1.published import CHUNK, WrittenOut, fit_published
+from benchmarks.w1.run import solvers
+from models.constraints import Bjorck, GradientPenalty, LipschitzPenalty
 from models.errors import DataError
+from models.networks import CriticConfig, build_critic
 from training.metrics import wasserstein_1
 from training.w1 import critic_estimate, default_recipe, estimate, fit, load_samples
 
@@ -147,6 +151,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "gradient_penalty" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ANCHORS)
+def test_the_anchors_within_two_per_cent(name: str) -> None:
+    anchor = ANCHORS[name](np.random.default_rng(0))
+    assert len(anchor.a) == len(anchor.b) == SAMPLES
+    report, _ = estimate(anchor.a, anchor.b)
+    assert report["w1"] == pytest.approx(anchor.w1, rel=0.02)
+    assert report["lower"] <= anchor.w1 * 1.01
+
+
 # --- the benchmark's pairs ----------------------------------------------------------------------
 
 
@@ -180,6 +195,87 @@ def test_the_known_gradient_is_that_of_the_potential() -> None:
     potential = (torch.cdist(x, pair.centers) + pair.heights).min(dim=1).values
     (gradient,) = torch.autograd.grad(-potential.sum(), x)
     torch.testing.assert_close(pair.gradient(x.detach()), gradient)
+
+
+def test_the_pairs_in_float32_are_those_in_float64() -> None:
+    """Also where a coordinate equals the funnel's."""
+    pair = FunnelPair(2, 64, seed=0)
+    pair.centers = pair.centers.float().double()
+    x = pair.uniform(2**14, torch.Generator().manual_seed(0))
+    x[:64] = pair.centers + torch.tensor([0, 1e-3])
+    x = x.float().double()
+    torch.testing.assert_close(
+        pair.transport(x.float()).double(), pair.transport(x), rtol=0, atol=2e-3
+    )
+
+
+# --- the published recipe -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("penalty", [LipschitzPenalty(target=0.2), GradientPenalty(target=0.2)])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_gradients_written_out_are_those_of_autograd(
+    penalty: LipschitzPenalty | GradientPenalty, depth: int
+) -> None:
+    torch.manual_seed(1)
+    config = CriticConfig(width=16, depth=depth, activation="relu")
+    critic = build_critic(config, (3,)).double()
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.mul_(2)  # some slopes are above the target, and some below
+    a, b = (torch.randn(CHUNK + 100, 3, dtype=torch.float64) + shift for shift in (0, 1))
+    written_out = WrittenOut(critic, penalty)
+    for seed in range(2):  # the second time over what the first left
+        torch.manual_seed(seed)
+        written_out(a, b)
+    found = [p.grad.clone() for p in critic.parameters() if p.grad is not None]
+    torch.manual_seed(1)
+    term = penalty.term(critic, a, b)
+    assert term > 0
+    loss = critic(b).mean() - critic(a).mean() + term
+    right = torch.autograd.grad(loss, list(critic.parameters()), materialize_grads=True)
+    torch.testing.assert_close(found, list(right), rtol=1e-9, atol=1e-12)
+
+
+def test_a_slope_of_zero_gives_finite_gradients() -> None:
+    critic = build_critic(CriticConfig(width=4, depth=2, activation="relu"), (2,))
+    with torch.no_grad():
+        for parameter in critic.parameters():
+            parameter.zero_()
+    WrittenOut(critic, GradientPenalty())(torch.randn(8, 2), torch.randn(8, 2))
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in critic.parameters())
+
+
+def test_the_published_fit_is_that_of_fit_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair, recipe = FunnelPair(2, 4, seed=0), solvers(2)["lp_published"].recipe
+    checkpoint = tmp_path / "checkpoint"
+    points = pair.sample(100, torch.Generator().manual_seed(9))[0]
+
+    def scores(steps: int, draws: int) -> torch.Tensor:
+        source = torch.Generator().manual_seed(0)
+        left = iter(range(draws))
+
+        def draw() -> tuple[torch.Tensor, torch.Tensor]:
+            next(left)
+            return pair.sample(32, source)
+
+        critic = fit_published(draw, 2, recipe, steps, 0, source, checkpoint)
+        return critic(points).detach()
+
+    whole = scores(12, 12)
+    source = torch.Generator().manual_seed(0)
+    critic = fit(lambda: pair.sample(32, source), (2,), recipe, 12, 0)
+    torch.testing.assert_close(whole, critic(points).detach(), rtol=1e-3, atol=1e-5)
+    monkeypatch.setattr("benchmarks.w1.published.SAVED_EVERY", 5)
+    with pytest.raises(StopIteration):
+        scores(12, 7)
+    assert torch.equal(scores(12, 7), whole)
+    assert not checkpoint.exists()
+
+
+# --- fitting ------------------------------------------------------------------------------------
 
 
 def test_a_fit_without_judge_returns_the_last_average() -> None:

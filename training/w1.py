@@ -25,6 +25,8 @@ Array = np.ndarray
 Draw = Callable[[], tuple[Tensor, Tensor]]
 """Gives a batch of A and one of B, ``(batch, *shape)`` each, in the critic's units."""
 
+STEPS = 4000
+"""Of the critic, where nobody says otherwise."""
 CONFIDENCE = 0.95
 PLUG_IN = 2000
 """Samples a side, at most, of the discrete estimate."""
@@ -34,6 +36,8 @@ LOOKS = 20
 """Times that validation is asked for the best critic so far."""
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
+RANGE = 3**0.5
+"""Of a uniform coordinate of unit variance, to each side."""
 FEWEST = 50
 """Samples a side."""
 SHARES = (0.7, 0.1, 0.2)
@@ -51,6 +55,8 @@ class Recipe(NamedTuple):
     """Decay of the weights' moving average, a step; the average is what is used."""
     cosine: bool = True
     """Whether the learning rate falls to zero along a cosine, or stays."""
+    spread: bool = True
+    """Whether the first layer's units start with their folds spread evenly over the samples."""
 
 
 def default_recipe(shape: Shape, constraint: Constraint | None = None) -> Recipe:
@@ -58,11 +64,11 @@ def default_recipe(shape: Shape, constraint: Constraint | None = None) -> Recipe
     constraint = constraint or LipschitzPenalty()
     tight = isinstance(constraint, Bjorck)
     settings: dict[str, Any] = {"architecture": "mlp", "width": 128, "depth": 3}
+    settings["activation"] = "groupsort" if tight else "abs"
     if len(shape) == 3:
-        settings = {"architecture": "dcgan", "width": 32, "depth": 3}
+        settings |= {"architecture": "dcgan", "width": 32}
     critic = CriticConfig(
         **settings,
-        activation="groupsort" if tight else "relu",
         dropout=0.1 if constraint.needs_dropout else 0.0,
     )
     return Recipe(constraint, critic, 5e-3 if tight else 2e-3)
@@ -95,7 +101,10 @@ def fit(
     """
     torch.manual_seed(seed)
     constraint = recipe.constraint
-    critic = constraint.before_training(build_critic(recipe.critic, shape))
+    critic = build_critic(recipe.critic, shape)
+    if recipe.spread and recipe.critic.architecture == "mlp":
+        _spread(critic)
+    critic = constraint.before_training(critic)
     optimizer = torch.optim.Adam(
         critic.parameters(), recipe.learning_rate, recipe.betas, fused=True
     )
@@ -122,6 +131,17 @@ def fit(
     return average
 
 
+@torch.no_grad()
+def _spread(critic: nn.Module) -> None:
+    """Turn the first layer's units to all sides, with folds all over the samples' range.
+
+    Torch's own start folds mostly near the middle. The samples have unit variance.
+    """
+    first = next(module for module in critic.modules() if isinstance(module, nn.Linear))
+    first.weight.copy_(nn.functional.normalize(torch.randn_like(first.weight), dim=1))
+    first.bias.uniform_(-RANGE, RANGE)
+
+
 def _rate(recipe: Recipe, step: int, steps: int) -> float:
     if not recipe.cosine:
         return 1.0
@@ -130,8 +150,7 @@ def _rate(recipe: Recipe, step: int, steps: int) -> float:
 
 @torch.no_grad()
 def _average(average: nn.Module, critic: nn.Module, decay: float) -> None:
-    for mean, now in zip(average.parameters(), critic.parameters(), strict=True):
-        mean.lerp_(now, 1 - decay)
+    torch._foreach_lerp_(list(average.parameters()), list(critic.parameters()), 1 - decay)
     for buffer, new in zip(average.buffers(), critic.buffers(), strict=True):
         buffer.copy_(new)
 
@@ -200,7 +219,7 @@ def estimate(
     kind: str | None = None,
     *,
     seed: int = 0,
-    steps: int = 4000,
+    steps: int = STEPS,
     batch_size: int = 512,
 ) -> Fitted:
     """Estimate W1 between two sets of samples, with the Euclidean distance, and bound it.

@@ -1,12 +1,13 @@
-"""Run solvers on the pairs, one JSON line a result; what is there already is not run again.
+"""Run solvers on the pairs: a file a cell, a JSON line a result; what is there is not run again.
 
-python -m benchmarks.w1.run --out results.jsonl [--quick | --cells 2x64 8x64]
+python -m benchmarks.w1.run [--out FOLDER] [--quick | --cells 2x64 8x64]
     [--solvers default lp_published] [--seeds 0 1 2] [--steps N]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.w1.pairs import SIDE, FunnelPair
+from benchmarks.w1.published import fit_published
 from models.constraints import (
     AdversarialLipschitz,
     AlmostOrthogonal,
@@ -37,6 +39,7 @@ from models.constraints import (
 from models.networks import CriticConfig
 from training.w1 import Recipe, critic_estimate, default_recipe, fit
 
+RESULTS = Path(__file__).parents[1] / "results" / "w1"
 TEST_SAMPLES = 4096
 ESTIMATE_SAMPLES = 2**15
 BATCH = 1024
@@ -53,6 +56,8 @@ class Solver(NamedTuple):
     recipe: Recipe
     steps: int
     scaled: bool = True
+    written_out: bool = False
+    """Whether it is fitted by `fit_published`: as `fit` does it, but faster, and resumable."""
 
 
 def solvers(dimension: int) -> dict[str, Solver]:
@@ -91,17 +96,42 @@ def more_solvers(dimension: int) -> dict[str, Solver]:
     }
 
 
+def variants(dimension: int) -> dict[str, Solver]:
+    """The default with one thing changed: what brings what. They run only where they are named."""
+    default = default_recipe((dimension,))
+    critic, penalty = default.critic, LipschitzPenalty
+    changed = {
+        "relu": default._replace(critic=critic.model_copy(update={"activation": "relu"})),
+        "groupsort": default._replace(critic=critic.model_copy(update={"activation": "groupsort"})),
+        "no_spread": default._replace(spread=False),
+        "no_average": default._replace(average=0.0),
+        "constant_rate": default._replace(cosine=False),
+        "twice_the_rate": default._replace(learning_rate=2 * default.learning_rate),
+        "half_the_rate": default._replace(learning_rate=default.learning_rate / 2),
+        "penalty_at_both": default._replace(constraint=penalty(where="both")),
+        "two_sided": default._replace(constraint=GradientPenalty()),
+        "width_256": default._replace(critic=critic.model_copy(update={"width": 256})),
+        "two_layers": default._replace(critic=critic.model_copy(update={"depth": 2})),
+    }
+    solvers = {name: Solver(recipe, DEFAULT_STEPS) for name, recipe in changed.items()}
+    solvers["inputs_as_they_are"] = Solver(default, DEFAULT_STEPS, scaled=False)
+    return {f"default, {name}": solver for name, solver in solvers.items()}
+
+
 def _published(dimension: int, constraint: Constraint, steps: int) -> Solver:
     """As Korotin et al. 2022 trained theirs: constant rate, two hidden layers, inputs as they are.
 
     They name no betas for Adam: these are the usual ones. The weights are not averaged.
     """
     critic = CriticConfig(width=max(2 * dimension, 128), depth=2, activation="relu")
-    recipe = Recipe(constraint, critic, 2e-4, (0.9, 0.999), average=0.0, cosine=False)
-    return Solver(recipe, steps, scaled=False)
+    recipe = Recipe(constraint, critic, 2e-4, (0.9, 0.999), average=0.0, cosine=False, spread=False)
+    written_out = isinstance(constraint, LipschitzPenalty | GradientPenalty)
+    return Solver(recipe, steps, scaled=False, written_out=written_out)
 
 
-def run(solver: Solver, dimension: int, funnels: int, seed: int) -> dict[str, Any]:
+def run(
+    solver: Solver, dimension: int, funnels: int, seed: int, checkpoint: Path
+) -> dict[str, Any]:
     """Fit one critic and compare it with the optimal one."""
     pair = FunnelPair(dimension, funnels, seed)
     scale = 2 * SIDE / 12**0.5 if solver.scaled else 1.0
@@ -112,7 +142,12 @@ def run(solver: Solver, dimension: int, funnels: int, seed: int) -> dict[str, An
         return p / scale, q / scale
 
     started = time.process_time()
-    critic = fit(draw, (dimension,), solver.recipe, solver.steps, seed)
+    if solver.written_out:
+        critic = fit_published(
+            draw, dimension, solver.recipe, solver.steps, seed, source, checkpoint
+        )
+    else:
+        critic = fit(draw, (dimension,), solver.recipe, solver.steps, seed)
     seconds = time.process_time() - started
     test = torch.Generator().manual_seed(2000 + seed)
     points = pair.sample(TEST_SAMPLES, test)[0]
@@ -140,7 +175,7 @@ def run(solver: Solver, dimension: int, funnels: int, seed: int) -> dict[str, An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder")
     parser.add_argument("--quick", action="store_true", help="one cell, few steps: does it run?")
     parser.add_argument("--cells", nargs="*", metavar="DxF")
     parser.add_argument("--solvers", nargs="*")
@@ -151,29 +186,33 @@ def main() -> None:
     if options.cells:
         cells = [(int(d), int(f)) for d, f in (cell.split("x") for cell in options.cells)]
     steps = QUICK_STEPS if options.quick else options.steps
-    lines = options.out.read_text().splitlines() if options.out.exists() else []
-    done = {tuple(json.loads(line)["key"]) for line in lines}
-    for seed in [0] if options.quick else options.seeds:
-        for dimension, funnels in cells:
-            chosen = solvers(dimension)
-            if (dimension, funnels) in FEW_CELLS or options.cells:
-                chosen |= more_solvers(dimension)
-            for name in options.solvers or chosen:
-                if name not in chosen:
-                    continue
-                solver = chosen[name]._replace(steps=steps or chosen[name].steps)
-                key = (name, dimension, funnels, seed, solver.steps)
-                if key in done:
-                    continue
-                found = run(solver, dimension, funnels, seed)
-                with options.out.open("a") as file:
-                    file.write(json.dumps({"key": key, **found}) + "\n")
-                print(
-                    f"{name} D {dimension}, {funnels} funnels, seed {seed}: "
-                    f"cosine {found['cosine']:.3f}, deviation {found['deviation']:.1f}%, "
-                    f"{found['cpu_seconds']:.0f} s",
-                    flush=True,
-                )
+    options.out.mkdir(parents=True, exist_ok=True)
+    seeds = [0] if options.quick else options.seeds
+    for dimension, funnels in cells:
+        results = options.out / f"{dimension}x{funnels}.jsonl"
+        lines = results.read_text().splitlines() if results.exists() else []
+        done = {tuple(json.loads(line)["key"]) for line in lines}
+        chosen = solvers(dimension)
+        if (dimension, funnels) in FEW_CELLS:
+            chosen |= more_solvers(dimension)
+        for seed, name in itertools.product(seeds, options.solvers or list(chosen)):
+            solver = (chosen | variants(dimension)).get(name)
+            if solver is None:
+                continue
+            solver = solver._replace(steps=steps or solver.steps)
+            key = (name, dimension, funnels, seed, solver.steps)
+            if key in done:
+                continue
+            checkpoint = options.out / f"{'-'.join(map(str, key))}.checkpoint"
+            found = run(solver, dimension, funnels, seed, checkpoint)
+            with results.open("a") as file:
+                file.write(json.dumps({"key": key, **found}) + "\n")
+            print(
+                f"{name} D {dimension}, {funnels} funnels, seed {seed}: "
+                f"cosine {found['cosine']:.3f}, deviation {found['deviation']:.1f}%, "
+                f"{found['cpu_seconds']:.0f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

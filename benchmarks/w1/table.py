@@ -1,6 +1,6 @@
 """Make Markdown tables of the results.
 
-python -m benchmarks.w1.table results.jsonl > benchmarks/w1/RESULTS.md
+python -m benchmarks.w1.table [FOLDER] > benchmarks/w1/RESULTS.md
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+from benchmarks.w1.run import DEFAULT_STEPS, RESULTS
 
 PUBLISHED_BEST = {
     **{
@@ -33,18 +35,20 @@ FIGURES = {
 
 
 def main() -> None:
-    rows = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    files = sorted(folder.glob("*.jsonl"))
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     groups: dict[tuple[str, int, int, int], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         name, dimension, funnels, _, steps = row["key"]
         groups[name, steps, dimension, funnels].append(row)
     cells = sorted({(f, d) for _, _, d, f in groups})
     solvers = sorted({(name, steps) for name, steps, _, _ in groups})
-    seeds = sorted({row["key"][3] for row in rows})
     hours = sum(row["cpu_seconds"] for row in rows) / 3600
     print("# The W1 benchmark\n")
-    print(f"Mean over seeds {seeds} (lowest to highest in brackets); D x funnels; {hours:.1f} CPU")
-    print("hours. Made by `python -m benchmarks.w1.run` and `python -m benchmarks.w1.table`.")
+    print("Mean over seeds (lowest to highest, and of how many, in brackets); D x funnels;")
+    print(f"{hours:.2f} CPU hours. Made by `python -m benchmarks.w1.run` and")
+    print("`python -m benchmarks.w1.table`. An empty cell has not been run.")
     for figure, (title, form) in FIGURES.items():
         print(f"\n## {title}\n")
         print("| solver | steps |", " | ".join(f"{d} x {f}" for f, d in cells), "|")
@@ -58,7 +62,8 @@ def main() -> None:
         if figure == "cosine":
             published = [f"{PUBLISHED_BEST.get((d, f), '')}" for f, d in cells]
             print("| best published, on its own pairs | |", " | ".join(published), "|")
-    default = [row["deviation"] for row in rows if row["key"][0] == "default"]
+    full = ("default", DEFAULT_STEPS)
+    default = [row["deviation"] for row in rows if (row["key"][0], row["key"][4]) == full]
     if default:
         print(f"\nMedian W1 deviation of the default: {statistics.median(default):.1f}%.")
     _paired(rows)
@@ -69,16 +74,17 @@ def _entry(values: list[float], form: str) -> str:
         return ""
     mean = form.format(statistics.mean(values))
     if len(values) == 1:
-        return mean
-    return f"{mean} ({form.format(min(values))} to {form.format(max(values))})"
+        return f"{mean} (1)"
+    return f"{mean} ({form.format(min(values))} to {form.format(max(values))}, {len(values)})"
 
 
 def _paired(rows: list[dict[str, Any]]) -> None:
     """The default less the published recipe, on the same pairs."""
     cosines: dict[tuple[int, int, int], dict[str, float]] = defaultdict(dict)
     for row in rows:
-        name, dimension, funnels, seed, _ = row["key"]
-        cosines[dimension, funnels, seed][name] = row["cosine"]
+        name, dimension, funnels, seed, steps = row["key"]
+        if (name, steps) in (("default", DEFAULT_STEPS), ("lp_published", 60_000)):
+            cosines[dimension, funnels, seed][name] = row["cosine"]
     gains: dict[tuple[int, int], list[float]] = defaultdict(list)
     for (dimension, funnels, _), found in sorted(cosines.items()):
         if "default" in found and "lp_published" in found:

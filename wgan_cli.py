@@ -110,6 +110,31 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--out", type=Path, metavar="FILE.html", help="with a plot each")
     diagnose.set_defaults(command=_diagnose)
 
+    compare = commands.add_parser(
+        "compare",
+        help="train several constraints alike and say which suits the data",
+        formatter_class=raw,
+        epilog="example:\n  wgan compare --data 8gaussians --constraints "
+        "gradient_penalty,weight_clipping --seeds 3 --budget-seconds 20 --out runs/compared",
+    )
+    compare.add_argument("--data", required=True, metavar="D", help=data_help)
+    compare.add_argument("--constraints", required=True, metavar="a,b,c", help="two kinds or more")
+    compare.add_argument("--seeds", type=int, default=3, metavar="N", help="how many; default: 3")
+    compare.add_argument("--preset", metavar="NAME", help="default: what suits the data")
+    compare.add_argument(
+        "--budget-seconds", type=float, metavar="S", help="of training, for each run"
+    )
+    compare.add_argument("--steps", type=int, metavar="N", help="generator steps, instead of time")
+    compare.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once")
+    compare.add_argument(
+        "--set", action="append", default=[], metavar="k=v", help="such as training.batch_size=32"
+    )
+    compare.add_argument("--no-track", action="store_true", help="leave MLflow alone")
+    compare.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="with the report; goes on in it"
+    )
+    compare.set_defaults(command=_compare)
+
     data = commands.add_parser("data", help="look at a data set")
     of_data = data.add_subparsers(required=True, metavar="COMMAND")
     inspect = of_data.add_parser(
@@ -337,6 +362,38 @@ def _diagnose(options: argparse.Namespace) -> None:
         print(in_one_line(finding))
     if options.out:
         _say(f"page: {options.out}")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    for name, value in (("--seeds", options.seeds), ("--jobs", options.jobs)):
+        if value < 1:
+            raise UserError(f"{name} {value}: must be at least 1")
+    if options.steps is not None and options.budget_seconds is not None:
+        raise UserError("--steps and --budget-seconds exclude each other: give one")
+    for name, value in (("--steps", options.steps), ("--budget-seconds", options.budget_seconds)):
+        if value is not None and not value > 0:
+            raise UserError(f"{name} {value}: must be above 0")
+    from training.comparison import REPORT, compare, table_rows
+
+    summary = compare(
+        options.data,
+        options.constraints.split(","),
+        options.seeds,
+        options.out,
+        preset=options.preset,
+        budget_seconds=options.budget_seconds,
+        steps=options.steps,
+        overrides=dict(map(_assignment, options.set)),
+        processes=options.jobs,
+        track=not options.no_track,
+        say=_say,
+    )
+    header, rows = table_rows(summary)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    _say(f"recommended: {summary['recommendation']['reason']}")
+    _say(f"report: {options.out / REPORT}")
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a run's description, Markdown."""
 
 
-def track_and_register(model: Model, artifact_folder: Path) -> str:
+def track_and_register(model: Model, artifact_folder: Path, comparison: str | None = None) -> str:
     """Write a finished run and its artifact to MLflow, and register it as a new version.
 
     Repeating it is safe: a version that has the same artifact is not made again. That is all the
@@ -28,9 +28,10 @@ def track_and_register(model: Model, artifact_folder: Path) -> str:
     Args:
         model: the loaded artifact.
         artifact_folder: where it lies.
+        comparison: that the run is part of; it is then tracked, and no version is registered.
 
     Returns:
-        ``name@version``.
+        ``name@version``; of a comparison, MLflow's run id.
 
     Raises:
         RegistryError: MLflow does not answer; the artifact is unharmed.
@@ -43,7 +44,7 @@ def track_and_register(model: Model, artifact_folder: Path) -> str:
     card = (artifact_folder / CARD).read_text()[:5000]
     try:
         api = registry.client()
-        known = registry.find(name, registry.DIGEST_TAG, model.digest)
+        known = None if comparison else registry.find(name, registry.DIGEST_TAG, model.digest)
         if known:  # its registration was killed just before its end
             api.set_terminated(known["run_id"])
             return f"{name}@{known['version']}"
@@ -66,6 +67,8 @@ def track_and_register(model: Model, artifact_folder: Path) -> str:
             "data_sha256": run.data.sha256,
             registry.DIGEST_TAG: model.digest,
         }
+        if comparison:
+            tags["comparison"] = comparison
         findings = [Finding.model_validate(finding) for finding in run.findings]
         tags |= {
             f"finding.{finding.name}": f"{finding.severity}: {finding.evidence}"
@@ -91,6 +94,9 @@ def track_and_register(model: Model, artifact_folder: Path) -> str:
             _store(api, run_id, page)
         for file in (GRID, CARD):  # where MLflow's pages show them at once
             _store(api, run_id, artifact_folder / file)
+        if comparison:
+            api.set_terminated(run_id)
+            return str(run_id)
         version = registry.register(name, run_id, f"{started.info.artifact_uri}/artifact", tags)
         api.update_model_version(name, version, card)
         api.set_terminated(run_id)

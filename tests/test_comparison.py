@@ -1,0 +1,173 @@
+"""Comparing constraints: the statistics, the equal budgets, resuming, and the report."""
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from models.artifact import load_artifact
+from models.errors import UserError
+from tests.test_cli import wgan
+from training.comparison import (
+    LOOKS,
+    REPORT,
+    Plan,
+    compare,
+    mean_over_seeds,
+    probability_lower,
+    recommend,
+    surface,
+)
+from training.jobs import run_jobs
+from training.presets import build_config
+from training.report import Chart, Line, histogram, svg
+
+TINY = {
+    "generator.width": 16,
+    "critic.width": 16,
+    "critic.depth": 2,
+    "training.batch_size": 32,
+    "evaluation.samples": 100,
+    "data.heldout_fraction": 0.01,
+}
+KINDS = ["none", "weight_clipping"]
+
+
+def test_intervals_and_probabilities_are_students() -> None:
+    rng = np.random.default_rng(0)
+    for n, m in ((2, 2), (3, 5), (9, 4)):
+        a, b = rng.normal(0, 1, n).tolist(), rng.normal(0.5, 3, m).tolist()
+        welch = stats.ttest_ind(a, b, equal_var=False, alternative="less")
+        assert probability_lower(a, b) == pytest.approx(1 - welch.pvalue)
+        low, high = stats.t.interval(0.95, n - 1, np.mean(a), stats.sem(a))
+        assert mean_over_seeds(a)[1:] == pytest.approx((low, high))
+    assert probability_lower([1.0], [2.0, 3.0]) is None
+    assert math.isnan(mean_over_seeds([1.0]).low)
+    assert probability_lower([1.0, 1.0], [1.0, 1.0]) == 0.5
+
+
+def test_a_recommendation_says_how_sure_it_is() -> None:
+    clear = recommend({"a": [3.0, 3.1, 2.9], "b": [1.0, 1.1, 0.9]}, "w")
+    assert (clear["constraint"], clear["over"]) == ("b", "a")
+    assert clear["probability"] > 0.99
+    close = recommend({"a": [1.0, 3.0, 2.0], "b": [1.1, 2.9, 1.9], "c": [9.0, 9.0, 9.0]}, "w")
+    assert close["over"] != "c"
+    assert "do not decide" in close["reason"]
+    assert "--seeds 3" in recommend({"a": [1.0], "b": [2.0]}, "w")["reason"]
+
+
+def test_both_budgets_give_each_constraint_its_steps() -> None:
+    configs = {kind: build_config("8gaussians", None, kind, {}) for kind in KINDS}
+    each = {kind: config.training.num_critic_steps for kind, config in configs.items()}
+    plan = Plan(configs, {"none": 0.01, "weight_clipping": 0.04}, 1000, 10.0)
+    assert {k: plan.steps(k, "steps") for k in KINDS} == {k: 1000 // each[k] for k in KINDS}
+    assert plan.steps("none", "seconds") == plan.steps("none", "steps")
+    assert plan.steps("weight_clipping", "seconds") == 250 // each["weight_clipping"]
+
+
+def test_jobs_run_once_and_over_processes(tmp_path: Path) -> None:
+    said = list[str]()
+    jobs = {"four": 4.0, "nine": 9.0}
+    assert run_jobs(math.sqrt, jobs, tmp_path, 2, said.append) == {"four": 2.0, "nine": 3.0}
+    assert len(said) == 2
+    (tmp_path / "nine.json").write_text("7")  # what is there is believed
+    jobs["bad"] = -1.0
+    with pytest.raises(ValueError, match=r"math domain|nonnegative"):
+        run_jobs(math.sqrt, jobs, tmp_path, 1, said.append)
+    del jobs["bad"]
+    assert run_jobs(math.sqrt, jobs, tmp_path, 1, said.append) == {"four": 2.0, "nine": 7}
+    assert len(said) == 2
+
+
+def test_a_comparison_is_fair_resumable_and_told_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    out, said = tmp_path / "compared", list[str]()
+
+    def run() -> dict[str, object]:
+        return compare(
+            "8gaussians", KINDS, 2, out, steps=20, overrides=TINY, track=True, say=said.append
+        )
+
+    summary = run()
+    rows = {(row["constraint"], row["budget"]): row for row in summary["rows"]}  # type: ignore[attr-defined]
+    assert len(rows) == 4
+    at_steps = [rows[kind, "steps"]["critic_steps"] for kind in KINDS]
+    assert at_steps[0] == at_steps[1]
+    for folder in (out / "runs").iterdir():
+        model = load_artifact(folder / "artifact")
+        answer = json.loads((out / "answers" / f"{folder.name}.json").read_text())
+        value = model.run.results.figures["wasserstein_1"].value
+        assert answer["figures"]["wasserstein_1"]["value"] == value
+        steps = [row["step"] for row in answer["curve"]]
+        assert len(steps) == min(LOOKS, answer["steps"])
+        assert steps[-1] == answer["steps"]
+        seconds = [row["seconds"] for row in answer["curve"]]
+        assert seconds == sorted(seconds)
+    page = (out / REPORT).read_text()
+    assert page.count("<svg") >= 4
+    assert page.count("data:image/png;base64,") == 4  # samples and surfaces of two constraints
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "<script" not in page
+    for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ET.fromstring(drawing)
+
+    from models import registry
+
+    api = registry.client()
+    (experiment,) = [e for e in api.search_experiments() if e.name == "wgan-foundry"]
+    tracked = api.search_runs([experiment.experiment_id])
+    assert {r.data.tags["comparison"] for r in tracked} == {"compared"}
+    assert len(tracked) == len(list((out / "runs").iterdir()))
+    assert registry.versions() == []
+
+    before = {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*")}
+    said.clear()
+    assert run() == summary
+    assert not [line for line in said if re.match(r"\d+/\d+ ", line)], "nothing ran again"
+    assert {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*")} == before
+    with pytest.raises(UserError, match="two different ones"):
+        compare("8gaussians", ["none", "none"], 1, out, say=said.append)
+
+
+def test_mistakes_of_the_command(tmp_path: Path) -> None:
+    common = ("compare", "--data", "8gaussians", "--constraints", "none,bjork", "--out", "x")
+    for more, says in (
+        ((), "bjorck"),
+        (("--steps", "3", "--budget-seconds", "4"), "exclude"),
+        (("--seeds", "0"), "--seeds"),
+    ):
+        result = wgan(*common, *more, cwd=tmp_path)
+        assert result.returncode == 2
+        assert says in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_chart_puts_points_where_they_belong() -> None:
+    lines = [Line(name="a < b", x=[0, 1, 2], y=[1, None, 100])]
+    drawing = svg(Chart(title="t", x_label="x", y_label="y", lines=lines, log_y=True))
+    root = ET.fromstring(drawing)
+    space = "{http://www.w3.org/2000/svg}"
+    circles = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in root.iter(f"{space}circle")]
+    assert len(circles) == 2, "there is no point where there is no value"
+    texts = {t.text: float(t.attrib["y"]) - 4 for t in root.iter(f"{space}text") if t.text}
+    assert circles[0][1] == pytest.approx(texts["1"], abs=0.2)  # on the level of its tick
+    assert circles[1][1] == pytest.approx(texts["100"], abs=0.2)
+    middle = histogram("h", np.array([0.1, 0.1, 0.9, 7.0]), np.linspace(0, 1, 3))
+    assert middle.y == [0.5, 0.5]
+
+
+def test_a_surface_has_its_origin_at_the_bottom_left() -> None:
+    low, high = np.array([0.0, 0.0]), np.array([1.0, 1.0])
+    point = (np.array([[0.1, 0.9]]), (0, 0, 0))
+    picture = surface(lambda p: p[:, 1], low, high, [point])
+    assert picture[:5, :, 0].mean() > picture[-5:, :, 0].mean() + 50  # red above, blue below
+    rows, columns = np.nonzero((picture == 0).all(axis=2))
+    assert rows.mean() < 40
+    assert columns.mean() < 40

@@ -1,0 +1,70 @@
+"""Many independent computations: over processes, and none that is done is done again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def run_jobs(
+    function: Callable[[Any], Any],
+    jobs: Mapping[str, Any],
+    folder: Path,
+    processes: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Compute each job that has no answer yet, and keep its answer.
+
+    Args:
+        function: of a job to something that JSON holds; a function of a module, so that another
+            process can import it.
+        jobs: by a name that a file may have. A job of the same name is the same job.
+        folder: for the answers, a JSON file each.
+        processes: at once, one thread each; 1: in this process.
+        say: takes a line when a job is done.
+
+    Returns:
+        The answers by name, in the jobs' order.
+
+    Raises:
+        Exception: what a job raised; answers that were there before are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    todo = {name: job for name, job in jobs.items() if not _path(folder, name).exists()}
+    done = len(jobs) - len(todo)
+
+    def keep(name: str, answer: Any) -> None:
+        nonlocal done
+        new = _path(folder, name).with_suffix(".partial")
+        new.write_text(json.dumps(answer))
+        os.replace(new, _path(folder, name))
+        done += 1
+        say(f"{done}/{len(jobs)} {name}")
+
+    if processes == 1:
+        for name, job in todo.items():
+            keep(name, function(job))
+    elif todo:
+        context = multiprocessing.get_context("spawn")  # a fork of torch's threads may hang
+        with ProcessPoolExecutor(
+            min(processes, len(todo)), context, torch.set_num_threads, (1,)
+        ) as pool:
+            running = {pool.submit(function, job): name for name, job in todo.items()}
+            try:
+                for future in as_completed(running):
+                    keep(running[future], future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return {name: json.loads(_path(folder, name).read_text()) for name in jobs}
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"

@@ -20,7 +20,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
        color: #222; background: #fff }
-table { border-collapse: collapse; margin: 1em 0 }
+table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto }
 th, td { border: 1px solid #ccc; padding: .3em .6em; text-align: left; vertical-align: top }
 th { background: #f3f3f3 }
 figure { display: inline-block; margin: .5em 1em .5em 0; vertical-align: top }
@@ -78,15 +78,21 @@ class _Axis(NamedTuple):
         rough = span / 5
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
-        if self.log:
-            step = max(1.0, round(step))
-        first = math.ceil(self.low / step - 1e-9)
-        values = [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+        if self.log and span < 2:  # hardly a whole power of ten: its parts are shown too
+            powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+            parts = [p + math.log10(m) for p in powers for m in (1, 1.5, 2, 3, 5, 7)]
+            values = [v for v in parts if self.low <= v <= self.high]
+        else:
+            values = self._multiples(max(1.0, round(step)) if self.log else step)
         scale = (self.stop - self.start) / span
         return [
             (self.start + (v - self.low) * scale, f"{10**v if self.log else round(v, 12):.4g}")
             for v in values
         ]
+
+    def _multiples(self, step: float) -> list[float]:
+        first = math.ceil(self.low / step - 1e-9)
+        return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
 def _axis(values: Sequence[float], start: float, stop: float, log: bool, margin: float) -> _Axis:

@@ -129,7 +129,8 @@ def show(address: str, folder: Path) -> None:
 def print_addresses(address: str, folder: Path) -> None:
     """Say where to look."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
-    print(f"\n  page of the API   {address}/")
+    print(f"\n  the page          {address}/")
+    print(f"  page of the API   {address}/docs")
     print(f"  the model         {address}/v1/model")
     print(f"  metrics           {address}/metrics")
     print(f"  MLflow's page     {WGAN.with_name('mlflow')} ui --backend-store-uri {uri}")

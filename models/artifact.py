@@ -144,7 +144,13 @@ class Model:
     """A loaded artifact: generator, critic and their record, ready to sample and score."""
 
     def __init__(
-        self, run: Run, generator: nn.Module, critic: nn.Module, quantiles: Array, digest: str
+        self,
+        run: Run,
+        generator: nn.Module,
+        critic: nn.Module,
+        quantiles: Array,
+        digest: str,
+        picture: bytes = b"",
     ) -> None:
         self.run = run
         self.generator = generator
@@ -153,6 +159,8 @@ class Model:
         """Scores of real held-out items at `QUANTILE_LEVELS`."""
         self.digest = digest
         """SHA-256 of the checksum file, so of everything."""
+        self.picture = picture
+        """PNG of samples, drawn when the artifact was made."""
         self.shape: Shape = run.data.shape
         self.latent_size = run.config.generator.latent_size
         self.certified: float | None = run.lipschitz.get("certified")
@@ -454,7 +462,7 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Model:
             f"{folder / CRITIC}: not a critic under {run.constraint.kind}, as {RUN} says: {broken}"
         )
     quantiles = np.array(json.loads((folder / QUANTILES).read_text())["scores"])
-    return Model(run, generator, critic, quantiles, digest)
+    return Model(run, generator, critic, quantiles, digest, (folder / GRID).read_bytes())
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ from starlette.routing import Route
 from models.errors import ShapeError
 from models.formats import read_items, stream
 from service import metrics
+from service.page import FILES, cached, get_page
 from service.problems import HANDLERS, TIMEOUT, BadRequest, ProblemMiddleware, describe
 from service.schemas import (
     MAX_FILES,
@@ -197,8 +198,20 @@ async def get_model(request: Request) -> Response:
     run = served.model.run.model_dump(mode="json", exclude={"history"})
     for card in (run["data"], run["config"]["data"]):  # may be a path of the training machine
         card["source"] = os.path.basename(card["source"])
-    about = {"version": served.version, "digest": served.model.digest, "shape": served.model.shape}
+    about = {
+        "version": served.version,
+        "digest": served.model.digest,
+        "shape": served.model.shape,
+        "score_percentiles": served.model.quantiles[::10].tolist(),
+    }
     return JSONResponse({**about, **run}, headers=_headers(served))
+
+
+async def get_picture(request: Request) -> Response:
+    """The picture of samples that was drawn when the model was made."""
+    served = HOLDER.require()
+    model = served.model
+    return cached(request, model.picture, model.digest, "image/png", _headers(served))
 
 
 async def get_metrics(request: Request) -> Response:
@@ -213,7 +226,7 @@ async def get_docs(request: Request) -> Response:
     return JSONResponse(openapi())
 
 
-async def get_page(request: Request) -> Response:
+async def get_api_page(request: Request) -> Response:
     """The page of the API."""
     return HTMLResponse(API_PAGE)
 
@@ -298,10 +311,11 @@ API = Starlette(
         _route("/v1/samples", post_samples, "POST"),
         _route("/v1/scores", post_scores, "POST"),
         _route("/v1/model", get_model, "GET"),
+        _route("/v1/model/samples.png", get_picture, "GET"),
         Route("/metrics", get_metrics),
         Route("/docs.json", get_docs),
-        Route("/docs", get_page),
-        Route("/", get_page),
+        Route("/docs", get_api_page),
+        *(_route(path, get_page, "GET") for path in FILES),
     ],
     exception_handlers=HANDLERS,
 )

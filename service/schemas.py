@@ -276,6 +276,20 @@ def openapi() -> dict[str, Any]:
                     },
                 }
             },
+            "/v1/model/samples.png": {
+                "get": {
+                    "summary": "Samples of this version, drawn when it was made",
+                    "responses": {
+                        "200": {
+                            "description": "The picture; its ETag changes with the version.",
+                            "headers": {"ETag": {"schema": {"type": "string"}}},
+                            "content": {"image/png": binary},
+                        },
+                        "304": {"description": "As named by If-None-Match: unchanged."},
+                        **errors(503),
+                    },
+                }
+            },
             "/metrics": {"get": {"summary": "Prometheus metrics", "responses": text}},
             "/livez": {"get": {"summary": "The process runs", "responses": text}},
             "/readyz": {

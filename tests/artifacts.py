@@ -13,9 +13,10 @@ from models.config import Config, parse_config
 from models.images import encode_png, grid
 
 SHAPES = {"image": (1, 8, 8), "rgb": (3, 16, 12), "vector": (2,)}
-ALL_SHAPES: dict[str, tuple[int, ...]] = {**SHAPES, "sequence": (4, 2)}
-ARCHITECTURES = {"vector": "mlp", "sequence": "gru"}
+ALL_SHAPES: dict[str, tuple[int, ...]] = {**SHAPES, "sequence": (4, 2), "table": (3,)}
+ARCHITECTURES = {"vector": "mlp", "table": "mlp", "sequence": "gru"}
 SOURCES = {"vector": "8gaussians", "sequence": "ar2"}
+COLUMNS = ["height", "mass", "age"]
 
 
 def tiny_config(
@@ -66,6 +67,7 @@ def make_artifact(
             shape=shape,
             classes=list(counts),
             class_counts=list(counts.values()),
+            columns=COLUMNS if kind == "table" else [],
             count=10,
             training_count=8,
             heldout_count=2,

@@ -687,7 +687,7 @@ def test_unknown_paths_add_no_series(image: Server) -> None:
 
 
 def test_the_page_of_the_api(image: Server) -> None:
-    page = image.client.get("/")
+    page = image.client.get("/docs")
     assert page.status_code == 200
     assert "http" not in page.text.replace("http-equiv", ""), "nothing is loaded from outside"
     for part in ("swagger-ui.css", "swagger-ui-bundle.js", "swagger-initializer.js"):

@@ -1,0 +1,282 @@
+"""A client of the service. It needs httpx and numpy alone, so the file may be copied elsewhere.
+
+with Client("http://127.0.0.1:3000") as client:
+    samples = client.samples(16, seed=7)
+    scores = client.score(samples.items)
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, Unpack
+
+import httpx
+import numpy as np
+
+Array = np.ndarray
+Format = Literal["png", "webp", "zip", "npz", "json", "csv"]
+
+
+class ServiceError(Exception):
+    """The service refused a request; the message is its `detail`. Subclasses say why."""
+
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str,
+        errors: list[dict[str, str]],
+        retry_after: float | None,
+    ) -> None:
+        where = [f"{error['path']}: {error['message']}" for error in errors]
+        super().__init__("; ".join([detail, *where]))
+        self.status = status
+        self.title = title
+        self.detail = detail
+        self.errors = errors
+        """What is wrong with the body, each with `path` and `message`."""
+        self.retry_after = retry_after
+        """Seconds to wait before trying again, if the service says so."""
+
+
+class BadRequestError(ServiceError):
+    """400: the body does not follow the schema; `errors` says where."""
+
+
+class UnauthorizedError(ServiceError):
+    """401: the service asks for an API key, and this is none of them."""
+
+
+class ForbiddenError(ServiceError):
+    """403: the API key lacks the scope."""
+
+
+class NotFoundError(ServiceError):
+    """404: no such path."""
+
+
+class TooLargeError(ServiceError):
+    """413: the body is larger than the service reads."""
+
+
+class UndecodableError(ServiceError):
+    """415: a file is nothing that the service reads."""
+
+
+class UnsuitableError(ServiceError):
+    """422: well formed, but not what this model makes or takes."""
+
+
+class BusyError(ServiceError):
+    """503: no model is ready, or too many requests are under way; try again."""
+
+
+class TooSlowError(ServiceError):
+    """504: not done in time."""
+
+
+class UnreachableError(Exception):
+    """No answer at all: the address is wrong, nothing listens there, or the connection broke."""
+
+
+ERRORS: dict[int, type[ServiceError]] = {
+    400: BadRequestError,
+    401: UnauthorizedError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    413: TooLargeError,
+    415: UndecodableError,
+    422: UnsuitableError,
+    503: BusyError,
+    504: TooSlowError,
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made an answer."""
+
+    version: str
+    """Of the model: registry name and number, or the artifact's digest."""
+    constraint: str
+    """Kind of the critic constraint that it was trained under."""
+    seed: int | None
+    """Of samples; None of scores, and of samples from given latents."""
+
+
+class Wanted(TypedDict, total=False):
+    """Which samples; all may be left out."""
+
+    seed: int
+    """The same one gives the same samples; without it, a random one."""
+    label: str
+    """A class of a class-conditional model."""
+    truncation: float
+    """Standard deviations at which latents are cut off."""
+    latents: Array
+    """float ``(N, latent_size)``, in place of count, seed and truncation."""
+    walk_to: int
+    """A second seed: samples from `seed` to it, evenly on the way, both ends included."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples and what made them."""
+
+    items: Array
+    """uint8 ``(N, H, W, C)``, float32 ``(N, D)`` or ``(N, T, D)``."""
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class File:
+    """Samples as a file's content, and what made them."""
+
+    content: bytes
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores in the order of the items; each is float64 ``(N,)``."""
+
+    scores: Array
+    """Unbounded; higher is more like real data to this critic. No probability."""
+    percentiles: Array
+    """Where each score stands among those of real held-out items, 0 to 100."""
+    origin: Origin
+
+
+class Client:
+    """Speaks to one service.
+
+    Args:
+        base_url: such as ``http://127.0.0.1:3000``; a path in it is kept.
+        key: an API key, where the service asks for one.
+        timeout: seconds to wait for a connection, and for each part of an answer.
+
+    Raises:
+        ServiceError: of every method: the service refused; see its subclasses.
+        UnreachableError: of every method: there was no answer.
+    """
+
+    def __init__(self, base_url: str, key: str | None = None, timeout: float = 60.0) -> None:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self.base_url = base_url.rstrip("/")
+        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def samples(self, count: int | None = None, **wanted: Unpack[Wanted]) -> Samples:
+        """Generate samples as an array; ``count`` is 1 unless given."""
+        file = self.file("npz", count, **wanted)
+        with np.load(io.BytesIO(file.content)) as arrays:
+            return Samples(arrays["samples"], file.origin)
+
+    def file(
+        self, format: Format = "png", count: int | None = None, **wanted: Unpack[Wanted]
+    ) -> File:
+        """Generate samples as a file: png and webp are one grid, zip is one PNG for each."""
+        body: dict[str, Any] = {"format": format, **wanted}
+        if count is not None:
+            body["count"] = count
+        if "label" in body:
+            body["class"] = body.pop("label")
+        if "latents" in body:
+            body["latents"] = np.asarray(body["latents"]).tolist()
+        if "walk_to" in body:
+            body["interpolation"] = {"to": body.pop("walk_to")}
+        response = self._send("POST", "/v1/samples", json=body)
+        return File(response.content, _origin(response))
+
+    def score(self, items: Array, classes: Sequence[str] | None = None) -> Scores:
+        """Score items.
+
+        Args:
+            items: ``(N, H, W[, C])`` whole numbers from 0 to 255, ``(N, D)`` or ``(N, T, D)``.
+            classes: of each item, for a class-conditional model.
+        """
+        body: dict[str, Any] = {"samples": np.asarray(items).tolist()}
+        if classes is not None:
+            body["classes"] = list(classes)
+        return self._scores(self._send("POST", "/v1/scores", json=body))
+
+    def score_files(self, *files: str | Path) -> Scores:
+        """Score the items in image, .npy and .npz files, in order."""
+        parts = [("files", (Path(file).name, Path(file).read_bytes())) for file in files]
+        return self._scores(self._send("POST", "/v1/scores", files=parts))
+
+    def model(self) -> dict[str, Any]:
+        """All that is known of the model."""
+        return dict(self._send("GET", "/v1/model").json())
+
+    def picture(self) -> bytes:
+        """PNG of samples, drawn when the model was made."""
+        return self._send("GET", "/v1/model/samples.png").content
+
+    def is_ready(self) -> bool:
+        """Whether a model is served."""
+        try:
+            self._send("GET", "/readyz")
+        except (BusyError, UnreachableError):
+            return False
+        return True
+
+    def _scores(self, response: httpx.Response) -> Scores:
+        answer = response.json()
+        return Scores(
+            np.array(answer["scores"]),
+            np.array(answer["percentiles"]),
+            _origin(response),
+        )
+
+    def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **content)
+        except httpx.TransportError as error:
+            raise UnreachableError(f"{self.base_url}: {error or type(error).__name__}") from error
+        if response.is_success:
+            return response
+        raise _error(response)
+
+
+def _origin(response: httpx.Response) -> Origin:
+    headers = response.headers
+    seed = headers.get("X-Seed")
+    return Origin(
+        headers.get("X-Model-Version", ""),
+        headers.get("X-Constraint", ""),
+        None if seed is None else int(seed),
+    )
+
+
+def _error(response: httpx.Response) -> ServiceError:
+    """The error that a problem+json (RFC 9457) tells of; other bodies are a proxy's."""
+    problem: dict[str, Any] = {}
+    if response.headers.get("content-type", "").startswith("application/problem+json"):
+        problem = response.json()
+    wait = response.headers.get("retry-after", "")
+    return ERRORS.get(response.status_code, ServiceError)(
+        response.status_code,
+        problem.get("title", response.reason_phrase),
+        problem.get("detail", response.text[:200] or response.reason_phrase),
+        problem.get("errors", []),
+        float(wait) if wait.isdigit() else None,
+    )

@@ -186,6 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--model", metavar="MODEL", help=f"{model_help}; default: the environment's WGAN_MODEL"
     )
+    serve.add_argument(
+        "--workers", type=int, metavar="N", help="processes; default: WGAN_WORKERS, or 1"
+    )
     serve.set_defaults(command=_serve)
     return parser
 
@@ -493,10 +496,27 @@ def _serve(options: argparse.Namespace) -> None:
     model = options.model or os.environ.get("WGAN_MODEL")
     if not model:
         raise UserError("name a model: wgan serve --model MODEL, or set WGAN_MODEL")
-    _load(model)  # a mistake is told here, in one line, and not by a server that is never ready
+    _check(model)
     from service.server import serve
 
-    serve(model, options.host, options.port)
+    serve(model, options.host, options.port, options.workers)
+
+
+def _check(model: str) -> None:
+    """Tell a mistake here, in one line, and not by a server that is never ready."""
+    from models import registry
+    from models.errors import RegistryError
+
+    if not registry.is_reference(model):
+        _load(model)
+        return
+    try:
+        registry.resolve(model)
+    except RegistryError as error:
+        if registry.is_absent(error) or error.__cause__ is None:  # or MODEL is misspelt
+            raise
+        # What it last served may be in its cache, and the registry may come back.
+        _complain(f"the registry does not answer: {error}")
 
 
 def _load(model: str) -> Model:

@@ -76,6 +76,22 @@ def resolve(model: str) -> tuple[str, str]:
     return name, str(_ask(model, lambda c: c.get_model_version_by_alias(name, which)).version)
 
 
+def digest(name: str, version: str) -> str | None:
+    """The digest of the artifact that was registered; None if the version does not tell.
+
+    Raises:
+        RegistryError: no such version, or the registry does not answer.
+    """
+    tags = _ask(f"{name}@{version}", lambda c: c.get_model_version(name, version)).tags
+    return str(tags[DIGEST_TAG]) if DIGEST_TAG in tags else None
+
+
+def is_absent(error: RegistryError) -> bool:
+    """Whether the registry did answer: that it has no such thing. Else it did not answer."""
+    code = getattr(error.__cause__, "error_code", None)
+    return code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
 def download(model: str, folder: Path) -> Path:
     """Copy a version's artifact into ``folder`` and return where it lies.
 
@@ -263,10 +279,12 @@ def _registered(name: str) -> RegisteredModel | None:
 def _ask(what: str, question: Any) -> Any:
     """Put a question to the registry; whatever goes wrong on the way is a `RegistryError`."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         return question(client())
-    except (MlflowException, OSError) as error:  # requests' own errors are OSErrors
+    # requests' own errors are OSErrors; a database that is away is SQLAlchemy's.
+    except (MlflowException, OSError, SQLAlchemyError) as error:
         raise RegistryError(_said(what, error)) from error
 
 

@@ -6,6 +6,7 @@ sends, JSON and multipart share a route, and a request costs less (docs/decision
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -21,7 +22,7 @@ import anyio.from_thread
 import anyio.to_thread
 import bentoml
 import numpy as np
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.applications import Starlette
@@ -45,17 +46,17 @@ from service.schemas import (
     ScoresRequest,
     openapi,
 )
-from service.state import ModelHolder, Served
+from service.state import ROLES, ModelHolder, Served, instant, workers_wanted
 
 if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
     from models.artifact import Model
 
 Array = np.ndarray
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 logging.getLogger("wgan").setLevel(logging.INFO)
-HOLDER = ModelHolder()
-metrics.REGISTRY.register(metrics.ModelCollector(HOLDER))
+HOLDER = ModelHolder.configured()
 WORKING = anyio.CapacityLimiter(max(1, os.cpu_count() or 1))
 """Forwards and encodings under way at once; the event loop stays free for probes."""
 TURN_SECONDS, TURN_BYTES = 0.1, 2**18
@@ -95,7 +96,7 @@ def measured(endpoint: str, handle: Endpoint) -> Endpoint:
 async def post_samples(request: Request) -> Response:
     """Generate samples; what takes long is streamed."""
     wanted = await _json_body(request, SamplesRequest)
-    served = HOLDER.require()
+    served = HOLDER.require(wanted.model)
     seed = None
     if wanted.latents is None:
         seed = secrets.randbelow(2**63) if wanted.seed is None else wanted.seed
@@ -103,11 +104,12 @@ async def post_samples(request: Request) -> Response:
     columns, facts = served.model.run.data.columns, {} if seed is None else {"seed": seed}
 
     # Nothing is made before the first turn, whose errors are still answered with a status.
+    spent = metrics.Spent(served.role, wanted.format)
     pieces = itertools.chain.from_iterable(
-        stream(p, count, wanted.format, columns, facts) for p in [_watched(parts)]
+        stream(p, count, wanted.format, columns, facts) for p in [_watched(parts, spent)]
     )
     headers = {**_headers(served), **({} if seed is None else {"X-Seed": str(seed)})}
-    first, is_all = await _turn(pieces)
+    first, is_all = await _turn(pieces, spent)
     if is_all:
         return Response(first, headers=headers, media_type=MEDIA_TYPES[wanted.format])
 
@@ -115,7 +117,7 @@ async def post_samples(request: Request) -> Response:
         yield first
         done = False
         while not done:
-            piece, done = await _turn(pieces)
+            piece, done = await _turn(pieces, spent)
             yield piece
 
     return StreamingResponse(content(), headers=headers, media_type=MEDIA_TYPES[wanted.format])
@@ -137,15 +139,19 @@ def _samples(model: Model, wanted: SamplesRequest, seed: int | None) -> tuple[It
     return model.samples(seed, wanted.count, 0, label, wanted.truncation), wanted.count
 
 
-def _watched(parts: Iterator[Array]) -> Iterator[Array]:
+def _watched(parts: Iterator[Array], spent: metrics.Spent) -> Iterator[Array]:
     """Count samples as they are made, and stop when nobody waits for them any more."""
-    for part in parts:
+    while True:
         anyio.from_thread.check_cancelled()
-        metrics.SAMPLES.inc(len(part))
+        with spent.generating():
+            part = next(parts, None)
+        if part is None:
+            return
+        metrics.SAMPLES.labels(spent.role).inc(len(part))
         yield part
 
 
-async def _turn(pieces: Iterator[bytes]) -> tuple[bytes, bool]:
+async def _turn(pieces: Iterator[bytes], spent: metrics.Spent) -> tuple[bytes, bool]:
     """Make the next bytes to send, in a thread; True if they are the last.
 
     A turn is short, so that long requests and short ones share the threads.
@@ -153,27 +159,30 @@ async def _turn(pieces: Iterator[bytes]) -> tuple[bytes, bool]:
 
     def work() -> tuple[bytes, bool]:
         found, size, until = [], 0, time.monotonic() + TURN_SECONDS
-        for piece in pieces:
-            found.append(piece)
-            size += len(piece)
-            if size >= TURN_BYTES or time.monotonic() > until:
-                return b"".join(found), False
+        with spent.working():
+            for piece in pieces:
+                found.append(piece)
+                size += len(piece)
+                if size >= TURN_BYTES or time.monotonic() > until:
+                    return b"".join(found), False
+        spent.done()
         return b"".join(found), True
 
-    return await anyio.to_thread.run_sync(work, limiter=WORKING)
+    return await _in_thread(work)
 
 
 async def post_scores(request: Request) -> Response:
     """Score items given as JSON or as files."""
-    served = HOLDER.require()
     classes: list[str] | None = None
     if _content_type(request) == "multipart/form-data":
+        served = HOLDER.require(_asked_for(request))
         uploads = await _uploads(request)
 
         def items() -> Array:
             return _file_items(served.model, uploads)
     else:
         body = await _json_body(request, ScoresRequest)
+        served = HOLDER.require(body.model)
         classes = body.classes
 
         def items() -> Array:
@@ -181,44 +190,52 @@ async def post_scores(request: Request) -> Response:
 
     def work() -> tuple[Array, Array]:
         labels = None if classes is None else np.array(list(map(served.model.label, classes)))
-        scores = served.model.score(items(), labels)
+        with metrics.SCORING.labels(served.role).time():
+            scores = served.model.score(items(), labels)
         if not np.isfinite(scores).all():  # finite items can still overflow in the critic
             raise ShapeError("the items are so large that their scores are not finite")
-        return scores, served.model.percentiles(scores)
+        percentiles = served.model.percentiles(scores)
+        metrics.scored(served.role, scores, percentiles)
+        return scores, percentiles
 
-    scores, percentiles = await anyio.to_thread.run_sync(work, limiter=WORKING)
-    metrics.SCORED.inc(len(scores))
+    scores, percentiles = await _in_thread(work)
     answer = Scores(scores=scores.tolist(), percentiles=percentiles.tolist())
     return JSONResponse(answer.model_dump(), headers=_headers(served))
 
 
 async def get_model(request: Request) -> Response:
-    """Tell all that is known of the model."""
-    served = HOLDER.require()
+    """Tell all that is known of a model: the champion, unless the query names another."""
+    served = HOLDER.require(_asked_for(request) or "champion")
     run = served.model.run.model_dump(mode="json", exclude={"history"})
     for card in (run["data"], run["config"]["data"]):  # may be a path of the training machine
         card["source"] = os.path.basename(card["source"])
     about = {
         "version": served.version,
+        "role": served.role,
         "digest": served.model.digest,
         "shape": served.model.shape,
         "score_percentiles": served.model.quantiles[::10].tolist(),
+        "serving_since": instant(served),
     }
     return JSONResponse({**about, **run}, headers=_headers(served))
 
 
 async def get_picture(request: Request) -> Response:
     """The picture of samples that was drawn when the model was made."""
-    served = HOLDER.require()
+    served = HOLDER.require(_asked_for(request) or "champion")
     model = served.model
     return cached(request, model.picture, model.digest, "image/png", _headers(served))
 
 
+async def get_models(request: Request) -> Response:
+    """Tell which versions the registry has, and which are served."""
+    return JSONResponse(await anyio.to_thread.run_sync(HOLDER.listing))
+
+
 async def get_metrics(request: Request) -> Response:
     """Prometheus metrics."""
-    return Response(
-        generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST}
-    )
+    content = await anyio.to_thread.run_sync(metrics.render, HOLDER)
+    return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def get_docs(request: Request) -> Response:
@@ -229,6 +246,30 @@ async def get_docs(request: Request) -> Response:
 async def get_api_page(request: Request) -> Response:
     """The page of the API."""
     return HTMLResponse(API_PAGE)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Do what takes a processor, when one is free."""
+    waiting = contextlib.ExitStack()
+
+    def begin() -> T:
+        waiting.close()
+        return work()
+
+    with waiting:
+        waiting.enter_context(metrics.QUEUE.track_inprogress())
+        return await anyio.to_thread.run_sync(begin, limiter=WORKING)
+
+
+def _asked_for(request: Request) -> str | None:
+    """The model that a query names."""
+    role = request.query_params.get("model")
+    if role is not None and role not in ROLES:
+        raise BadRequest(
+            "the query does not follow the schema",
+            [{"path": "/model", "message": f"should be one of {', '.join(ROLES)}"}],
+        )
+    return role
 
 
 def _headers(served: Served) -> dict[str, str]:
@@ -312,6 +353,7 @@ API = Starlette(
         _route("/v1/scores", post_scores, "POST"),
         _route("/v1/model", get_model, "GET"),
         _route("/v1/model/samples.png", get_picture, "GET"),
+        _route("/v1/models", get_models, "GET"),
         Route("/metrics", get_metrics),
         Route("/docs.json", get_docs),
         Route("/docs", get_api_page),
@@ -324,7 +366,7 @@ API = Starlette(
 # BentoML's own request metrics label each raw path, so every unknown path would add a series.
 @bentoml.service(
     name="wgan",
-    workers=1,
+    workers=workers_wanted(),
     # Only a backstop: it lies outside `ProblemMiddleware`, whose own bound strikes first.
     traffic={"timeout": 2 * TIMEOUT},
     metrics={"enabled": False},
@@ -336,7 +378,8 @@ class WganService:
 
     @bentoml.on_startup  # type: ignore[untyped-decorator] # BentoML leaves it untyped
     async def load(self) -> None:
-        """Start to load the model; probes answer meanwhile."""
+        """Start to load the models; probes answer meanwhile."""
+        metrics.started(HOLDER)
         HOLDER.start()
 
     async def __is_ready__(self) -> bool:

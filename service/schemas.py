@@ -17,6 +17,11 @@ MAX_ITEMS = 1024
 MAX_FILES = 256
 MAX_LATENT = 4096
 """Numbers in one latent."""
+Role = Literal["champion", "challenger"]
+ROLE_SAYS = (
+    "Which model, where a challenger is served beside the champion. Left out: the champion, but "
+    "for the share of requests that is configured to go to the challenger; X-Model-Version tells."
+)
 SampleFormat = Literal["png", "webp", "zip", "npz", "json", "csv"]
 MEDIA_TYPES: dict[SampleFormat, str] = {
     "png": "image/png",
@@ -86,6 +91,7 @@ class SamplesRequest(BaseModel):
         "count, seed, truncation and interpolation.",
     )
     interpolation: Interpolation | None = None
+    model: Role | None = Field(default=None, description=ROLE_SAYS)
     format: SampleFormat = Field(
         default="png",
         description="png, webp (without loss): one grid, small images enlarged for the eye; zip: "
@@ -118,6 +124,7 @@ class ScoresRequest(BaseModel):
     classes: list[str] | None = Field(
         default=None, description="The class of each item: for a class-conditional model only."
     )
+    model: Role | None = Field(default=None, description=ROLE_SAYS)
 
 
 class Scores(BaseModel):
@@ -129,6 +136,36 @@ class Scores(BaseModel):
     percentiles: list[float] = Field(
         description="Where each score stands among those of real held-out items, 0 to 100."
     )
+
+
+class Version(BaseModel):
+    """A version in the registry."""
+
+    name: str
+    version: str
+    aliases: list[str]
+    created: str
+    constraint: str | None
+    digest: str | None
+
+
+class Serving(BaseModel):
+    """A model that is being served."""
+
+    role: Role
+    version: str
+    digest: str
+    since: str
+
+
+class Models(BaseModel):
+    """The registry as the service sees it."""
+
+    models: list[Version]
+    registry_answers: bool | None = Field(
+        description="Whether the list is fresh; null: no registry."
+    )
+    serving: list[Serving]
 
 
 class Problem(BaseModel):
@@ -177,7 +214,7 @@ SAMPLES_EXAMPLES: dict[str, dict[str, Any]] = {
 def openapi() -> dict[str, Any]:
     """Describe every route."""
     reference = "#/components/schemas/{model}"
-    models = (SamplesRequest, ScoresRequest, Scores, Problem)
+    models = (SamplesRequest, ScoresRequest, Scores, Models, Problem)
     _, schemas = models_json_schema(
         [(model, "validation") for model in models], ref_template=reference
     )
@@ -196,6 +233,12 @@ def openapi() -> dict[str, Any]:
             ("X-Constraint", "Kind of the critic constraint it was trained under."),
             ("X-Seed", "The seed used."),
         )
+    }
+    asked_for = {
+        "name": "model",
+        "in": "query",
+        "schema": {"enum": ["champion", "challenger"]},
+        "description": ROLE_SAYS,
     }
     binary = {"type": "string", "format": "binary"}
     kinds: dict[str, dict[str, Any]] = {"json": {"type": "object"}, "csv": {"type": "string"}}
@@ -236,6 +279,7 @@ def openapi() -> dict[str, Any]:
             "/v1/scores": {
                 "post": {
                     "summary": "Score items with the critic",
+                    "parameters": [asked_for],
                     "requestBody": {
                         "required": True,
                         "content": {
@@ -267,12 +311,25 @@ def openapi() -> dict[str, Any]:
             "/v1/model": {
                 "get": {
                     "summary": "The model's record: constraint, data, quality, provenance",
+                    "parameters": [asked_for],
                     "responses": {
                         "200": {
                             "description": "The record.",
                             "content": {"application/json": {"schema": {"type": "object"}}},
                         },
-                        **errors(503),
+                        **errors(400, 422, 503),
+                    },
+                }
+            },
+            "/v1/models": {
+                "get": {
+                    "summary": "Versions and aliases in the registry, and which are served",
+                    "responses": {
+                        "200": {
+                            "description": "Of the names that are served; none without a registry.",
+                            "content": {"application/json": {"schema": ref(Models)}},
+                        },
+                        **errors(504),
                     },
                 }
             },

@@ -665,7 +665,7 @@ def test_metrics_tell_of_the_model_and_its_work(image: Server) -> None:
     assert labels["constraint"] == "gradient_penalty"
     assert labels["version"] == image.model.digest[:12]
     assert labels["data_sha256"] == image.model.run.data.sha256
-    figure = {"metric": "precision", "extractor": ""}
+    figure = {"role": "champion", "metric": "precision", "extractor": ""}
     assert after["wgan_quality"] == [(figure, 0.5)]
     assert after["wgan_quality_floor"] == [(figure, 0.9)]
     assert after["wgan_model_ready"] == [({}, 1.0)]
@@ -705,7 +705,7 @@ def test_a_second_server_leaves_the_first_ones_metrics_and_ends_with_0_on_sigter
     before = families(image)["wgan_samples"]
     with Server("vector", tmp_path).running() as second:
         second.samples(count=5, format="npz")
-        assert families(second)["wgan_samples"][0] == ({}, 5.0)
+        assert families(second)["wgan_samples"][0] == ({"role": "champion"}, 5.0)
         assert families(image)["wgan_samples"] == before
         second.process.send_signal(signal.SIGTERM)
         assert second.process.wait(timeout=30) == 0
@@ -790,7 +790,8 @@ def test_the_champion_is_served_by_name(tmp_path: Path, monkeypatch: pytest.Monk
         wait_for(f"http://127.0.0.1:{port}/readyz", process, tmp_path / "log")
         response = httpx.post(f"http://127.0.0.1:{port}/v1/samples", json={})
         assert response.headers["x-model-version"] == "tiny@1"
-        assert not list(cache.iterdir()), "no copy outlives its loading"
+        (kept,) = cache.glob("models/*/1")
+        assert load_artifact(kept).digest in httpx.get(f"http://127.0.0.1:{port}/v1/model").text
 
 
 def test_probes_answer_while_samples_are_made(image: Server) -> None:

@@ -70,3 +70,7 @@ class Constraint(BaseModel):
             One phrase with the measured figure; None if the claim holds, or there is none.
         """
         return None
+
+    def saturated_share(self, critic: nn.Module) -> float | None:
+        """Share of the critic's limited weights that lie at their limit; None without such."""
+        return None

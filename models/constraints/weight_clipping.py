@@ -92,6 +92,14 @@ class WeightClipping(Constraint):
                 return f"a clipped parameter is {largest:.6g}, outside [-{bound:.6g}, {bound:.6g}]"
         return None
 
+    def saturated_share(self, critic: nn.Module) -> float:
+        """See the base class."""
+        at_bound = count = 0
+        for parameter, bound in self.clipped(critic):
+            at_bound += int((parameter.detach().abs() >= bound * (1 - ROUNDING)).sum())
+            count += parameter.numel()
+        return at_bound / count
+
 
 def _common_norm(critic: nn.Module, target: float) -> float:
     """The layer norm at which a critic, whose layers all have it, has the target's constant."""

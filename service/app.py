@@ -80,7 +80,8 @@ def measured(endpoint: str, handle: Endpoint) -> Endpoint:
         status = 500
         try:
             try:
-                response = await handle(request)
+                with metrics.IN_FLIGHT.track_inprogress():
+                    response = await handle(request)
             except tuple(HANDLERS) as error:
                 kind = next(k for k in HANDLERS if isinstance(error, k))
                 response = await HANDLERS[kind](request, error)

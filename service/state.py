@@ -438,7 +438,7 @@ def _same(folder: Path, digest: str | None) -> None:
 
 def _persistently(question: Callable[[], T], *others: type[Exception], wait: float = 0.5) -> T:
     """Ask again, after longer and longer waits, while a RegistryError, or another, may pass."""
-    transient = (RegistryError, *others)
+    transient: tuple[type[Exception], ...] = (RegistryError, *others)
     for attempt in range(TRIES):
         try:
             return question()

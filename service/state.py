@@ -90,6 +90,7 @@ class Slot:
         try:
             _, number, _ = self._find()
         except RegistryError as error:
+            self._answered(registry.is_absent(error))
             log.warning("%s: %s; serving version %s from the cache", self.source, error, last)
             number = ""
         if number != last:

@@ -150,7 +150,8 @@ class Service:
     @contextlib.contextmanager
     def running(self, *options: str) -> Iterator["Service"]:
         command = [WGAN, "serve", "--model", "tiny@champion", "--port", self.port, *options]
-        with running(command, self.port, self.log, **self.environment) as self.process:
+        server = running(command, self.port, self.log, **self.environment)
+        with server as self.process, self.client:
             wait_for(f"http://127.0.0.1:{self.port}/readyz", self.process, self.log)
             yield self
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from models import sampling
 from models.config import Config
 from models.errors import ArtifactError, ClassError, ConfigError, ShapeError
+from models.images import MODES, fit
 from models.networks import Shape, build_critic, build_generator
 
 Array = np.ndarray
@@ -179,7 +180,7 @@ class Model:
         if not self.classes:
             raise ClassError("the model is not class-conditional; leave out the class")
         if name not in self.classes:
-            raise ClassError(f"no class '{name}'; there are: {', '.join(self.classes)}")
+            raise ClassError(f"no class '{name[:100]}'; there are: {', '.join(self.classes)}")
         return self.classes.index(name)
 
     def labels(self, seed: int, count: int, start: int = 0) -> Array | None:
@@ -286,19 +287,34 @@ class Model:
         if values.ndim != len(expected) + 1 or values.shape[1:] != expected or not len(values):
             wanted = ", ".join(map(str, ("N", *expected)))
             raise ShapeError(f"the model takes items of shape ({wanted}), not {values.shape}")
-        if values.dtype.kind not in "uif":
-            raise ShapeError(f"the model takes numbers, not {values.dtype}")
-        if not np.isfinite(values).all():
-            raise ShapeError("the items hold NaN or infinite values")
+        if self.is_image:
+            return _pixels(values)
+        with np.errstate(over="ignore"):
+            vectors = _numbers(values).astype(np.float32)
+        if not np.isfinite(vectors).all():
+            raise ShapeError("the items hold values too large for float32")
+        return vectors
+
+    def resized(self, values: Array) -> Array:
+        """Bring images of any size to the model's size and channels; see `images.fit`.
+
+        Args:
+            values: ``(N, H, W)`` or ``(N, H, W, C)``, C of 1 to 4, whole numbers 0 to 255.
+
+        Returns:
+            uint8 ``(N, H, W, C)``, as `items` does.
+
+        Raises:
+            ShapeError: they are not that, or the model does not take images.
+        """
         if not self.is_image:
-            with np.errstate(over="ignore"):
-                vectors = values.astype(np.float32)
-            if not np.isfinite(vectors).all():
-                raise ShapeError("the items hold values too large for float32")
-            return vectors
-        if values.min() < 0 or values.max() > 255 or (values % 1).any():
-            raise ShapeError("pixels are whole numbers from 0 to 255")
-        return values.astype(np.uint8)
+            raise ShapeError("the model does not take images, which alone can be resized")
+        if values.ndim == 3:
+            values = values[..., None]
+        if values.ndim != 4 or not values.size or values.shape[3] not in MODES:
+            raise ShapeError(f"images have the shape (N, H, W, 1 to 4), not {values.shape}")
+        channels, height, width = self.shape
+        return np.stack([fit(image, height, width, channels) for image in _pixels(values)])
 
     def score(self, items: Array, labels: Array | None = None) -> Array:
         """Score what `items` returned; float32 ``(N,)``, unbounded, higher is more like real.
@@ -315,9 +331,28 @@ class Model:
             raise ClassError(f"{len(items)} items have {len(labels)} classes; give one of each")
         return sampling.score(self.critic, self.scaling, items, labels)
 
+    def out_of_range(self, scores: Array) -> Array:
+        """Whether scores ``(N,)`` lie outside all those of real held-out items."""
+        return (scores < self.quantiles[0]) | (scores > self.quantiles[-1])
+
     def percentiles(self, scores: Array) -> Array:
         """Where scores ``(N,)`` stand among those of real held-out items, 0 to 100."""
         return np.interp(scores, self.quantiles, 100 * QUANTILE_LEVELS)
+
+
+def _numbers(values: Array) -> Array:
+    if values.dtype.kind not in "uif":
+        raise ShapeError(f"the model takes numbers, not {values.dtype}")
+    if not np.isfinite(values).all():
+        raise ShapeError("the items hold NaN or infinite values")
+    return values
+
+
+def _pixels(values: Array) -> Array:
+    values = _numbers(values)
+    if values.min() < 0 or values.max() > 255 or (values % 1).any():
+        raise ShapeError("pixels are whole numbers from 0 to 255")
+    return values.astype(np.uint8)
 
 
 def build_networks(

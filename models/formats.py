@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from models.errors import DataError, ShapeError
-from models.images import MARGIN, decode_image, encode_png, encode_webp, enlarge, grid
+from models.images import MARGIN, MAX_PIXELS, decode_image, encode_png, encode_webp, enlarge, grid
 
 Array = np.ndarray
 SAMPLE_FORMATS = ("png", "webp", "zip", "npz", "npy", "json", "csv")
@@ -160,21 +160,31 @@ def _picture(
     yield encoded(grid(enlarge(np.concatenate(list(parts)), factor)))
 
 
-def read_items(content: bytes, name: str) -> Array:
+def read_items(
+    content: bytes,
+    name: str,
+    max_items: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+) -> Array:
     """Read the items in one file: an image, or an array of items in .npy or .npz.
 
     Args:
         content: the file's bytes.
         name: its name; the content alone decides what it is.
+        max_items: refuse an array of more before it is unpacked.
+        max_pixels: refuse an image of more before it is decoded.
+        max_bytes: refuse an array of more before it is unpacked.
 
     Returns:
         ``(1, H, W, C)`` of an image, or the array as it is.
 
     Raises:
         DataError: none of these, broken, or too large.
+        ShapeError: too many items.
     """
     if content.startswith(b"\x93NUMPY"):
-        return _read_array(io.BytesIO(content), name)
+        return _read_array(io.BytesIO(content), name, max_items, max_bytes)
     if content.startswith(b"PK"):
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -182,17 +192,19 @@ def read_items(content: bytes, name: str) -> Array:
                 wanted = "samples.npy" if "samples.npy" in members else members[0]
                 if wanted != "samples.npy" and len(members) > 1:
                     raise DataError(f"{name}: holds several arrays; name one 'samples'")
+                if any(part in wanted for part in ("/", "\\", "..")):
+                    raise DataError(f"{name}: its array's name leads elsewhere")
                 with archive.open(wanted) as file:
-                    return _read_array(file, name)
-        except DataError:
+                    return _read_array(file, name, max_items, max_bytes)
+        except (DataError, ShapeError):
             raise
         except Exception as error:  # zipfile and zlib raise many kinds on a broken file
             raise DataError(f"{name}: a broken npz file ({error})") from None
-    return decode_image(content, name)[None]
+    return decode_image(content, name, max_pixels)[None]
 
 
-def _read_array(file: object, name: str) -> Array:
-    """Read one array whose header promises no more than `MAX_BYTES`, and never an object."""
+def _read_array(file: object, name: str, max_items: int | None, max_bytes: int) -> Array:
+    """Read one array whose header promises no more than the bounds, and never an object."""
     from typing import IO, cast
 
     stream = cast(IO[bytes], file)
@@ -205,12 +217,14 @@ def _read_array(file: object, name: str) -> Array:
         size = math.prod(shape) * dtype.itemsize
         if dtype.hasobject or dtype.kind not in "uif":
             raise DataError(f"{name}: holds {dtype}, not plain numbers")
-        if size > MAX_BYTES:
-            raise DataError(f"{name}: an array of {size} bytes is over {MAX_BYTES}")
+        if max_items is not None and shape and shape[0] > max_items:
+            raise ShapeError(f"{name}: {shape[0]} items; at most {max_items} more are taken")
+        if size > max_bytes:
+            raise DataError(f"{name}: an array of {size} bytes is over {max_bytes}")
         content = stream.read(size)
         if len(content) != size:
             raise DataError(f"{name}: truncated ({len(content)} of {size} bytes)")
-    except DataError:
+    except (DataError, ShapeError):
         raise
     except Exception as error:  # numpy's header parser raises many kinds
         raise DataError(f"{name}: a broken array ({error})") from None

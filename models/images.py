@@ -15,12 +15,14 @@ Array = np.ndarray
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for each number of channels that an image file can have."""
 FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 2**24
+"""Of one image that is decoded."""
 MAX_WEBP_SIDE = 16383
 MARGIN = 2
 """Pixels between the images of a grid: without one they run together."""
 
 
-def decode_image(content: bytes, name: str, max_pixels: int = 2**24) -> Array:
+def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Array:
     """Decode one PNG, JPEG or WebP file.
 
     Args:

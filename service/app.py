@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import os
 import secrets
 import time
@@ -33,10 +34,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from models.errors import ShapeError
-from models.formats import read_items, stream
+from models.formats import MAX_BYTES, read_items, stream
+from models.images import MAX_PIXELS
 from service import metrics
+from service.keys import Keys, allow
+from service.limits import SMALL_BODY, TIMEOUT, Guard, bound_protocol
 from service.page import FILES, cached, get_page
-from service.problems import HANDLERS, TIMEOUT, BadRequest, ProblemMiddleware, describe
+from service.problems import HANDLERS, BadRequest, describe
 from service.schemas import (
     MAX_FILES,
     MAX_ITEMS,
@@ -56,6 +60,8 @@ M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 logging.getLogger("wgan").setLevel(logging.INFO)
+bound_protocol()
+KEYS = Keys.configured()
 HOLDER = ModelHolder.configured()
 WORKING = anyio.CapacityLimiter(max(1, os.cpu_count() or 1))
 """Forwards and encodings under way at once; the event loop stays free for probes."""
@@ -72,8 +78,12 @@ API_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <script src="static_content/swagger-initializer.js"></script></body></html>"""
 
 
-def measured(endpoint: str, handle: Endpoint) -> Endpoint:
-    """Count and time an endpoint; errors too, which its handlers make afterwards."""
+def measured(endpoint: str, handle: Endpoint, scope: str | None) -> Endpoint:
+    """Count and time an endpoint; errors too, which its handlers make afterwards.
+
+    Where there are keys, `Guard` lets none of /v1 be asked without one; ``scope`` is what the key
+    must have besides.
+    """
 
     async def counted(request: Request) -> Response:
         started = time.perf_counter()
@@ -81,6 +91,8 @@ def measured(endpoint: str, handle: Endpoint) -> Endpoint:
         try:
             try:
                 with metrics.IN_FLIGHT.track_inprogress():
+                    if scope is not None:
+                        allow(request.scope.get("key"), scope)
                     response = await handle(request)
             except tuple(HANDLERS) as error:
                 kind = next(k for k in HANDLERS if isinstance(error, k))
@@ -174,33 +186,42 @@ async def _turn(pieces: Iterator[bytes], spent: metrics.Spent) -> tuple[bytes, b
 
 async def post_scores(request: Request) -> Response:
     """Score items given as JSON or as files."""
-    classes: list[str] | None = None
     if _content_type(request) == "multipart/form-data":
-        served = HOLDER.require(_asked_for(request))
-        uploads = await _uploads(request)
+        role = _asked_for(request)
+        uploads, classes, resize = await _form(request)
 
-        def items() -> Array:
-            return _file_items(served.model, uploads)
+        def read() -> tuple[Served, Array, list[str] | None]:
+            served = HOLDER.require(role)
+            return served, _file_items(served.model, uploads, resize), classes
     else:
-        body = await _json_body(request, ScoresRequest)
-        served = HOLDER.require(body.model)
-        classes = body.classes
+        body = await _json_content(request)
 
-        def items() -> Array:
-            return served.model.items(_array(body.samples))
+        def read() -> tuple[Served, Array, list[str] | None]:
+            wanted = _parsed(body, ScoresRequest)
+            served = HOLDER.require(wanted.model)
+            values = _array(wanted.samples)
+            return served, _items(served.model, values, wanted.resize), wanted.classes
 
-    def work() -> tuple[Array, Array]:
-        labels = None if classes is None else np.array(list(map(served.model.label, classes)))
-        with metrics.SCORING.labels(served.role).time():
-            scores = served.model.score(items(), labels)
+    def work() -> tuple[Served, Scores]:
+        anyio.from_thread.check_cancelled()
+        started = time.perf_counter()
+        served, items, classes = read()
+        model = served.model
+        labels = None if classes is None else np.array(list(map(model.label, classes)))
+        scores = model.score(items, labels)
         if not np.isfinite(scores).all():  # finite items can still overflow in the critic
             raise ShapeError("the items are so large that their scores are not finite")
-        percentiles = served.model.percentiles(scores)
+        percentiles = model.percentiles(scores)
+        metrics.SCORING.labels(served.role).observe(time.perf_counter() - started)
         metrics.scored(served.role, scores, percentiles)
-        return scores, percentiles
+        return served, Scores(
+            scores=scores.tolist(),
+            percentiles=percentiles.tolist(),
+            out_of_range=model.out_of_range(scores).tolist(),
+            normalized_scores=(scores / model.certified).tolist() if model.certified else None,
+        )
 
-    scores, percentiles = await _in_thread(work)
-    answer = Scores(scores=scores.tolist(), percentiles=percentiles.tolist())
+    served, answer = await _in_thread(work)
     return JSONResponse(answer.model_dump(), headers=_headers(served))
 
 
@@ -234,14 +255,16 @@ async def get_models(request: Request) -> Response:
 
 
 async def get_metrics(request: Request) -> Response:
-    """Prometheus metrics."""
+    """Prometheus metrics; open unless some key has the scope for them."""
+    if KEYS.metrics_need_one():
+        allow(KEYS.authenticate(request.headers.get("authorization")), "metrics")
     content = await anyio.to_thread.run_sync(metrics.render, HOLDER)
     return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def get_docs(request: Request) -> Response:
     """The OpenAPI description."""
-    return JSONResponse(openapi())
+    return JSONResponse(openapi(with_keys=KEYS.path is not None))
 
 
 async def get_api_page(request: Request) -> Response:
@@ -282,12 +305,22 @@ def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _json_body(request: Request, schema: type[M]) -> M:
+async def _json_content(request: Request) -> bytes:
     if _content_type(request) != "application/json":
         raise HTTPException(415, "send JSON, with the header Content-Type: application/json")
+    return await request.body()
+
+
+async def _json_body(request: Request, schema: type[M]) -> M:
+    body = await _json_content(request)
+    if len(body) <= SMALL_BODY:
+        return _parsed(body, schema)
+    return await _in_thread(lambda: _parsed(body, schema))
+
+
+def _parsed(content: bytes, schema: type[M]) -> M:
     try:
-        # It refuses NaN and deep nesting, and holds the event loop for less time than json.
-        body = from_json(await request.body(), allow_inf_nan=False)
+        body = from_json(content, allow_inf_nan=False)  # refuses deep nesting too
     except ValueError as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
     try:
@@ -317,41 +350,72 @@ def _array(rows: list[Any]) -> Array:
         raise ShapeError("the samples hold numbers too large for float64") from None
 
 
-def _file_items(model: Model, uploads: list[tuple[str, bytes]]) -> Array:
-    """The items in files, in order; files past the bound on items are not unpacked."""
-    parts, count = [], 0
+def _items(model: Model, values: Array, resize: bool) -> Array:
+    """Values as the model takes them; a refusal says when resizing would help."""
+    if resize:
+        return model.resized(values)
+    try:
+        return model.items(values)
+    except ShapeError as error:
+        channels, *size = model.shape if model.is_image else (0,)
+        if values.ndim == 4 and size and [*values.shape[1:]] != [*size, channels]:
+            raise ShapeError(f"{error}; with resize=true, images are brought to it") from None
+        raise
+
+
+def _file_items(model: Model, uploads: list[tuple[str, bytes]], resize: bool) -> Array:
+    """The items in files, in order; what is past a bound is not unpacked.
+
+    The bounds are of all files together: a small file can decode to a thousand times its size.
+    """
+    parts, pixels, items = [], MAX_PIXELS, MAX_ITEMS
+    most = 4 * MAX_PIXELS if resize else min(MAX_BYTES, 8 * MAX_ITEMS * math.prod(model.shape))
     for name, content in uploads:
-        rows = read_items(content, name)
-        count += len(np.atleast_1d(rows))
-        _within_bound(count)
+        anyio.from_thread.check_cancelled()
+        rows = read_items(content, name, items, pixels, most)
         try:
-            parts.append(model.items(rows))
+            part = _items(model, rows, resize)
         except ShapeError as error:
             raise ShapeError(f"{name}: {error}") from None
+        items -= len(part)
+        pixels -= math.prod(rows.shape[:3]) if model.is_image else 0
+        if items < 0 or pixels < 0:
+            raise ShapeError(f"{name}: at most {MAX_ITEMS} items, or {MAX_PIXELS} pixels, at once")
+        parts.append(part)
     return np.concatenate(parts)
 
 
-async def _uploads(request: Request) -> list[tuple[str, bytes]]:
+async def _form(request: Request) -> tuple[list[tuple[str, bytes]], list[str] | None, bool]:
+    """The files of a form, their classes, and whether to resize them."""
     # The parser raises 400 for a broken body and for too many parts.
-    async with request.form(max_files=MAX_FILES, max_fields=0) as form:
-        files = form.getlist("files")
-        if not files or len(form.multi_items()) != len(files):
-            raise BadRequest("send the files as parts named 'files', and nothing else")
-        return [
-            (f"file {i} ({f.filename or 'no name'})", await f.read())
-            for i, f in enumerate(files)
-            if isinstance(f, UploadFile)
+    async with request.form(max_files=MAX_FILES, max_fields=MAX_ITEMS + 1) as form:
+        if set(form) - {"files", "classes", "resize"}:
+            raise BadRequest("the form's parts are 'files', and if need be 'classes' and 'resize'")
+        files, classes = form.getlist("files"), form.getlist("classes")
+        resize = form.getlist("resize")
+        if not files or not all(isinstance(file, UploadFile) for file in files):
+            raise BadRequest("send the files as parts named 'files', each with a file name")
+        if not all(isinstance(name, str) for name in classes):
+            raise BadRequest("the parts named 'classes' are text, one for each item")
+        if resize not in ([], ["true"], ["false"]):
+            raise BadRequest("the part named 'resize' is true or false")
+        uploads = [
+            (f"file {i} ({(file.filename or 'no name')[:100]})", await file.read())
+            for i, file in enumerate(files)
+            if isinstance(file, UploadFile)
         ]
+        names = [name for name in classes if isinstance(name, str)]
+        return uploads, names or None, resize == ["true"]
 
 
-def _route(path: str, handle: Endpoint, method: str) -> Route:
-    return Route(path, measured(path, handle), methods=[method])
+def _route(path: str, handle: Endpoint, method: str, scope: str | None = None) -> Route:
+    return Route(path, measured(path, handle, scope), methods=[method])
 
 
 API = Starlette(
     routes=[
-        _route("/v1/samples", post_samples, "POST"),
-        _route("/v1/scores", post_scores, "POST"),
+        _route("/v1/samples", post_samples, "POST", "samples"),
+        _route("/v1/scores", post_scores, "POST", "scores"),
         _route("/v1/model", get_model, "GET"),
         _route("/v1/model/samples.png", get_picture, "GET"),
         _route("/v1/models", get_models, "GET"),
@@ -362,13 +426,14 @@ API = Starlette(
     ],
     exception_handlers=HANDLERS,
 )
+API.router.redirect_slashes = False  # a path is right or it is unknown
 
 
 # BentoML's own request metrics label each raw path, so every unknown path would add a series.
 @bentoml.service(
     name="wgan",
     workers=workers_wanted(),
-    # Only a backstop: it lies outside `ProblemMiddleware`, whose own bound strikes first.
+    # Only a backstop: it lies outside `Guard`, whose own bound strikes first.
     traffic={"timeout": 2 * TIMEOUT},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
@@ -390,4 +455,6 @@ class WganService:
 
 # The decorator makes a Service of the class, which mypy does not see.
 WganService.mount_asgi_app(API, path="/")  # type: ignore[attr-defined]
-WganService.add_asgi_middleware(ProblemMiddleware)  # type: ignore[attr-defined]
+WganService.add_asgi_middleware(  # type: ignore[attr-defined]
+    Guard, keys=KEYS, answered=lambda status: metrics.rejected(status, HOLDER)
+)

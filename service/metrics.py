@@ -115,6 +115,7 @@ REASONS = {
     404: "unknown_path",
     405: "method",
     413: "too_large",
+    431: "too_large",
     415: "undecodable",
     422: "content",
     503: "busy",

@@ -114,7 +114,7 @@ class SamplesRequest(BaseModel):
 
 
 class ScoresRequest(BaseModel):
-    """What to score: (N,H,W[,C]) whole numbers 0 to 255, or (N,D) numbers."""
+    """What to score: (N,H,W[,C]) whole numbers 0 to 255, (N,D) or (N,T,D) numbers."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, json_schema_extra={"example": {"samples": [[0.5, -0.25]]}}
@@ -125,16 +125,43 @@ class ScoresRequest(BaseModel):
         default=None, description="The class of each item: for a class-conditional model only."
     )
     model: Role | None = Field(default=None, description=ROLE_SAYS)
+    resize: bool = Field(
+        default=False,
+        description="Bring images of other sizes or channels to the model's: the middle is cut out "
+        "and resized, transparency laid on white. Otherwise such images are refused.",
+    )
+
+
+class ScoresForm(BaseModel):
+    """Files to score, as multipart/form-data."""
+
+    files: list[Annotated[str, Field(json_schema_extra={"format": "binary"})]] = Field(
+        min_length=1,
+        max_length=MAX_FILES,
+        description="PNG, JPEG or WebP images; npy arrays; npz files with one array, or one named "
+        "`samples`. Never unpickled.",
+    )
+    classes: list[str] | None = Field(
+        default=None, description="The class of each item: for a class-conditional model only."
+    )
+    resize: Literal["true", "false"] = "false"
 
 
 class Scores(BaseModel):
-    """One entry for each item, in order."""
+    """One entry for each item, in order: arrays side by side."""
 
     scores: list[float] = Field(
         description="Unbounded; higher is more like real data to this critic. No probability."
     )
     percentiles: list[float] = Field(
         description="Where each score stands among those of real held-out items, 0 to 100."
+    )
+    out_of_range: list[bool] = Field(
+        description="True where a score lies outside all those of real held-out items."
+    )
+    normalized_scores: list[float] | None = Field(
+        description="Scores divided by the critic's certified Lipschitz constant, where it has "
+        "one: two items whose entries differ by d are at least d apart."
     )
 
 
@@ -180,12 +207,15 @@ class Problem(BaseModel):
 
 ERRORS = {
     400: "The body does not follow the schema.",
+    401: "No key, or an unknown one, where one is needed.",
+    403: "The key lacks the scope for this.",
     404: "There is no such path.",
     405: "The path does not answer this method.",
     413: "The body is too large.",
     415: "A file, or the content type, is nothing we read.",
     422: "Well formed, but not what this model makes or takes.",
-    503: "No model is ready.",
+    431: "The headers are too large.",
+    503: "No model is ready, or as many requests as can be are under way: try again.",
     504: "Not done in time.",
 }
 SEED_EXAMPLE = {"count": 16, "seed": 7, "format": "png"}
@@ -211,10 +241,23 @@ SAMPLES_EXAMPLES: dict[str, dict[str, Any]] = {
 }
 
 
-def openapi() -> dict[str, Any]:
-    """Describe every route."""
+SCORES_EXAMPLES: dict[str, dict[str, Any]] = {
+    "vectors": {"summary": "Two vectors", "value": {"samples": [[0.5, -0.25], [3, 0]]}},
+    "image": {
+        "summary": "A grey image of another size than the model's",
+        "value": {"samples": [[[0, 255], [255, 0]]], "resize": True},
+    },
+}
+
+
+def openapi(with_keys: bool = False) -> dict[str, Any]:
+    """Describe every route.
+
+    Args:
+        with_keys: whether a key is needed.
+    """
     reference = "#/components/schemas/{model}"
-    models = (SamplesRequest, ScoresRequest, Scores, Models, Problem)
+    models = (SamplesRequest, ScoresRequest, ScoresForm, Scores, Models, Problem)
     _, schemas = models_json_schema(
         [(model, "validation") for model in models], ref_template=reference
     )
@@ -243,7 +286,7 @@ def openapi() -> dict[str, Any]:
     binary = {"type": "string", "format": "binary"}
     kinds: dict[str, dict[str, Any]] = {"json": {"type": "object"}, "csv": {"type": "string"}}
     text = {"200": {"description": "OK", "content": {"text/plain": {}}}}
-    return {
+    description: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "wgan-foundry",
@@ -272,7 +315,7 @@ def openapi() -> dict[str, Any]:
                                 for name, media in MEDIA_TYPES.items()
                             },
                         },
-                        **errors(400, 413, 415, 422, 503, 504),
+                        **errors(400, 401, 403, 413, 415, 422, 431, 503, 504),
                     },
                 }
             },
@@ -283,28 +326,20 @@ def openapi() -> dict[str, Any]:
                     "requestBody": {
                         "required": True,
                         "content": {
-                            "application/json": {"schema": ref(ScoresRequest)},
-                            "multipart/form-data": {
-                                "schema": {
-                                    "type": "object",
-                                    "required": ["files"],
-                                    "properties": {
-                                        "files": {
-                                            "type": "array",
-                                            "items": binary,
-                                            "description": "PNG, JPEG, WebP, npy or npz.",
-                                        }
-                                    },
-                                }
+                            "application/json": {
+                                "schema": ref(ScoresRequest),
+                                "examples": SCORES_EXAMPLES,
                             },
+                            "multipart/form-data": {"schema": ref(ScoresForm)},
                         },
                     },
                     "responses": {
                         "200": {
                             "description": "The scores.",
+                            "headers": {h: headers[h] for h in list(headers)[:2]},
                             "content": {"application/json": {"schema": ref(Scores)}},
                         },
-                        **errors(400, 413, 415, 422, 503, 504),
+                        **errors(400, 401, 403, 413, 415, 422, 431, 503, 504),
                     },
                 }
             },
@@ -315,9 +350,10 @@ def openapi() -> dict[str, Any]:
                     "responses": {
                         "200": {
                             "description": "The record.",
+                            "headers": {h: headers[h] for h in list(headers)[:2]},
                             "content": {"application/json": {"schema": {"type": "object"}}},
                         },
-                        **errors(400, 422, 503),
+                        **errors(400, 401, 413, 422, 431, 503, 504),
                     },
                 }
             },
@@ -329,32 +365,51 @@ def openapi() -> dict[str, Any]:
                             "description": "Of the names that are served; none without a registry.",
                             "content": {"application/json": {"schema": ref(Models)}},
                         },
-                        **errors(504),
+                        **errors(401, 413, 431, 503, 504),
                     },
                 }
             },
             "/v1/model/samples.png": {
                 "get": {
                     "summary": "Samples of this version, drawn when it was made",
+                    "parameters": [asked_for],
                     "responses": {
                         "200": {
                             "description": "The picture; its ETag changes with the version.",
                             "headers": {"ETag": {"schema": {"type": "string"}}},
-                            "content": {"image/png": binary},
+                            "content": {"image/png": {"schema": binary}},
                         },
                         "304": {"description": "As named by If-None-Match: unchanged."},
-                        **errors(503),
+                        **errors(400, 401, 413, 422, 431, 503, 504),
                     },
                 }
             },
-            "/metrics": {"get": {"summary": "Prometheus metrics", "responses": text}},
-            "/livez": {"get": {"summary": "The process runs", "responses": text}},
+            "/metrics": {
+                "get": {
+                    "summary": "Prometheus metrics",
+                    "responses": {**text, **errors(401, 403, 413, 431)},
+                }
+            },
+            "/livez": {
+                "get": {
+                    "summary": "The process runs",
+                    "responses": {**text, **errors(413, 431)},
+                }
+            },
             "/readyz": {
                 "get": {
                     "summary": "A verified model has run once",
-                    "responses": {**text, **errors(503)},
+                    "responses": {**text, **errors(413, 431, 503)},
                 }
             },
         },
-        "components": {"schemas": schemas["$defs"]},
+        "components": {
+            "schemas": schemas["$defs"],
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
     }
+    for path, operations in description["paths"].items():
+        if with_keys and path.startswith("/v1/"):
+            for operation in operations.values():
+                operation["security"] = [{"key": []}]
+    return description

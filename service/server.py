@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from models import registry
+from service.keys import VARIABLE, read_keys
 from service.state import ModelHolder, workers_wanted
 
 
@@ -22,13 +23,18 @@ def serve(model: str, host: str, port: int, workers: int | None = None) -> NoRet
         workers: processes that answer; default: ``WGAN_WORKERS``, or 1.
 
     Raises:
-        ConfigError: a variable of the environment holds nothing of use.
+        ConfigError: a variable of the environment holds nothing of use, or the file of API keys
+            has a mistake.
     """
+    keys = os.environ.get(VARIABLE)
+    if keys:
+        read_keys(Path(keys))  # a mistake is told here, rather than in a log
     environment = {
         **os.environ,
         "WGAN_MODEL": _absolute(model),
         "MLFLOW_TRACKING_URI": registry.tracking_uri(),
         "BENTOML_DO_NOT_TRACK": "True",
+        **({VARIABLE: str(Path(keys).absolute())} if keys else {}),
     }
     challenger = os.environ.get("WGAN_CHALLENGER")
     if challenger:

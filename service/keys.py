@@ -1,0 +1,132 @@
+"""API keys: who may do what, from a mounted file that is read again whenever it changes."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from models.errors import ConfigError
+
+SCOPES = ("samples", "scores", "metrics")
+VARIABLE = "WGAN_API_KEYS_FILE"
+LINE = re.compile(r"([\w.-]{1,64}):([0-9a-fA-F]{64}):([a-z,]*)", re.ASCII)
+log = logging.getLogger("wgan.service")
+
+
+class Key(NamedTuple):
+    """One line of the file."""
+
+    name: str
+    digest: bytes
+    """SHA-256 of the key, which itself is nowhere in the file."""
+    scopes: frozenset[str]
+
+
+class Unauthorized(Exception):
+    """No key, or an unknown one: 401."""
+
+
+class Forbidden(Exception):
+    """A key without the scope: 403."""
+
+
+def read_keys(path: Path) -> list[Key]:
+    """Read a file of ``name:sha256hex:scopes`` lines; scopes are divided by commas, or none.
+
+    Empty lines and those that begin with # say nothing.
+
+    Raises:
+        ConfigError: names the line that is wrong, without a word of what it holds.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{VARIABLE}: {path} cannot be read ({error})") from None
+    keys = []
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line or line.startswith("#"):
+            continue
+        match = LINE.fullmatch(line)
+        scopes = frozenset(match[3].split(",")) - {""} if match else frozenset()
+        if not match or scopes - set(SCOPES):
+            raise ConfigError(
+                f"{VARIABLE}: {path}, line {number}: write name:sha256hex:scopes, with scopes "
+                f"from {', '.join(SCOPES)}"
+            )
+        keys.append(Key(match[1], bytes.fromhex(match[2]), scopes))
+    return keys
+
+
+class Keys:
+    """The keys in force; without a file, nobody needs one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._seen: tuple[int, ...] | None = None
+        self._keys: list[Key] = []
+
+    @classmethod
+    def configured(cls) -> Keys:
+        """Those in the file that the environment names."""
+        path = os.environ.get(VARIABLE)
+        return cls(Path(path) if path else None)
+
+    def authenticate(self, authorization: str | None) -> Key | None:
+        """Whose ``Bearer KEY`` it is; None if there is no file, and so nobody to tell.
+
+        Every key is compared, each in a time that does not depend on how much of it is right.
+
+        Raises:
+            Unauthorized: no such key.
+        """
+        if self.path is None:
+            return None
+        scheme, _, given = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthorized("send a key: Authorization: Bearer KEY")
+        digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).digest()
+        found = [key for key in self.current() if hmac.compare_digest(key.digest, digest)]
+        if not found:
+            raise Unauthorized("the key is not known")
+        # The same key on several lines has the scopes of all of them.
+        return found[0]._replace(scopes=frozenset().union(*(key.scopes for key in found)))
+
+    def metrics_need_one(self) -> bool:
+        """Whether some key has the scope ``metrics``, so that /metrics is not open."""
+        return self.path is not None and any("metrics" in key.scopes for key in self.current())
+
+    def current(self) -> list[Key]:
+        """The keys in the file as it is now, or as it was before it became unreadable.
+
+        A mounted secret is replaced as a whole; a file caught half written, or with a mistake in
+        it, must lock nobody out. At the start there is nothing before it: then nobody has a key.
+        """
+        assert self.path is not None
+        try:
+            stat = self.path.stat()
+            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        except OSError:
+            seen = (0, 0, 0)  # it is told that it has gone, once
+        if seen != self._seen:
+            self._seen = seen
+            try:
+                self._keys = read_keys(self.path)
+                log.info("%s: %d keys", VARIABLE, len(self._keys))
+            except ConfigError as error:
+                log.error("%s; the keys stay as they were (%d)", error, len(self._keys))
+        return self._keys
+
+
+def allow(key: Key | None, scope: str) -> None:
+    """Let a key through that has a scope.
+
+    Raises:
+        Forbidden: it has not.
+    """
+    if key is not None and scope not in key.scopes:
+        raise Forbidden(f"the key of {key.name} lacks the scope {scope}")

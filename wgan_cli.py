@@ -135,6 +135,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.set_defaults(command=_compare)
 
+    study = commands.add_parser("study", help="measure from scratch what a constraint does")
+    of_study = study.add_subparsers(required=True, metavar="COMMAND")
+    clipping = of_study.add_parser(
+        "clipping",
+        help="the seven claims against weight clipping, each borne out or not",
+        formatter_class=raw,
+        epilog="example:\n  wgan study clipping --jobs 2 --out runs/study",
+    )
+    clipping.add_argument("--full", action="store_true", help="overnight, not in minutes")
+    clipping.add_argument("--jobs", type=int, default=2, metavar="N", help="at once; default: 2")
+    clipping.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="with the report; goes on in it"
+    )
+    clipping.set_defaults(command=_study)
+
     data = commands.add_parser("data", help="look at a data set")
     of_data = data.add_subparsers(required=True, metavar="COMMAND")
     inspect = of_data.add_parser(
@@ -397,6 +412,17 @@ def _compare(options: argparse.Namespace) -> None:
         _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
     _say(f"recommended: {summary['recommendation']['reason']}")
     _say(f"report: {options.out / REPORT}")
+
+
+def _study(options: argparse.Namespace) -> None:
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}: must be at least 1")
+    from training.study import FULL, QUICK, study
+
+    scale = FULL if options.full else QUICK
+    for claim in study(options.out, scale, processes=options.jobs, say=_say):
+        _say(f"{claim.verdict}: {claim.claim} ({claim.found})")
+    _say(f"report: {options.out / 'report.html'}")
 
 
 def _inspect(options: argparse.Namespace) -> None:

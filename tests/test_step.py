@@ -49,7 +49,7 @@ def compare(
     twin.load_state_dict(critic.state_dict())
     ours = step_of(mode, critic, constraint, said)
     theirs = step_of("eager", twin, constraint, [])
-    for step in range(6):
+    for step in (0, 1, 4):  # with and without a lazy penalty, and with it again
         real, fake = (x.to(dtype) for x in data(family, seed=step))
         found = []
         for each, network in ((ours, critic), (theirs, twin)):
@@ -59,16 +59,16 @@ def compare(
         torch.testing.assert_close(found[0][:2], found[1][:2], rtol=tolerance, atol=tolerance)
         assert difference(found[0][2], found[1][2]) <= tolerance
         for network in (critic, twin):
-            with torch.no_grad():
-                for p in network.parameters():
-                    if p.grad is not None:
-                        p -= 0.01 * p.grad
+            torch.optim.SGD(network.parameters(), 0.01).step()
             constraint.after_critic_step(network)
         twin.load_state_dict(critic.state_dict())  # so that rounding does not add up
     return ours, said
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [f if f in ("mlp", "dcgan") else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES],
+)
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_captured_gradients_are_the_eager_ones(name: str, family: str) -> None:
     if name == "weight_clipping, target" and family in ("gru", "lstm"):
@@ -82,6 +82,7 @@ def test_captured_gradients_are_the_eager_ones(name: str, family: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own compiler
 @pytest.mark.parametrize("family", ["mlp", "dcgan", "resnet"])
 def test_compiled_gradients_are_the_eager_ones(family: str) -> None:
     ours, said = compare("compiled", GradientPenalty(every=2), FAMILIES[family], 1e-6)

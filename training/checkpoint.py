@@ -68,10 +68,17 @@ class Checkpoint(NamedTuple):
     config: dict[str, Any]
     history: list[dict[str, float]]
     tensors: dict[str, Tensor]
+    critic_step: str
+    """How the critic's step was made; a resumed run goes on with it."""
 
 
 def save_checkpoint(
-    folder: Path, step: int, config: Config, history: list[dict[str, float]], state: TrainingState
+    folder: Path,
+    step: int,
+    config: Config,
+    history: list[dict[str, float]],
+    state: TrainingState,
+    critic_step: str,
 ) -> Path:
     """Write a checkpoint, then remove all but the newest two; a kill at any moment loses none."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +88,7 @@ def save_checkpoint(
         "step": str(step),
         "config": config.model_dump_json(),
         "history": json.dumps(history),
+        "critic_step": critic_step,
     }
     save_file(state.tensors(), new, metadata)
     with new.open("rb") as file:
@@ -112,6 +120,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             json.loads(metadata["config"]),
             json.loads(metadata["history"]),
             tensors,
+            metadata["critic_step"],
         )
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(

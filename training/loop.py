@@ -26,6 +26,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.data import Dataset, TrainingItems, batch_indices
+from training.step import CriticStep
 from training.workers import ALONE, Workers
 
 Row = dict[str, float]
@@ -51,6 +52,7 @@ def train(
     stop_requested: Callable[[], bool],
     workers: Workers = ALONE,
     watch: Watch = lambda step, state: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[TrainingState, list[Row]]:
     """Train a generator and a critic, from the newest checkpoint in ``folder`` if there is one.
 
@@ -66,6 +68,7 @@ def train(
         stop_requested: asked after each generator step.
         workers: that train together; the batch is divided over them, and one writes.
         watch: called after each generator step; it may draw random numbers.
+        say: takes a line for people.
 
     Returns:
         The final state, and the history.
@@ -91,13 +94,13 @@ def train(
     state = TrainingState(
         generator, critic, ema, _optimizer(settings, generator), _optimizer(settings, critic)
     )
-    done, history = 0, list[Row]()
+    done, history, mode = 0, list[Row](), str(settings.critic_step)
     checkpoint = newest_checkpoint(folder)
     if checkpoint:
         saved = load_checkpoint(checkpoint)
         _require_same(config, saved.config, checkpoint)
         state.restore(saved.tensors)
-        done, history = saved.step, saved.history
+        done, history, mode = saved.step, saved.history, saved.critic_step
 
     scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
     items = TrainingItems(data, device)
@@ -110,6 +113,16 @@ def train(
     autocast = torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16")
     rows, draws = workers.rows(batch), workers.draws(batch)
     share = rows.stop - rows.start
+    find_gradients = CriticStep(
+        mode if workers.count == 1 else "eager",
+        critic,
+        constraint,
+        settings.steps * settings.num_critic_steps,
+        settings.precision,
+        autocast,
+        draws,
+        say,
+    )
     started, samples_seen = time.perf_counter(), 0
 
     for step in range(done, settings.steps):
@@ -128,15 +141,10 @@ def train(
             if all_labels is not None:
                 labels = [all_labels[torch.from_numpy(indices).to(device)]]
                 scored = WithLabels(critic, *labels)
-            with autocast, draws:
-                with torch.no_grad():
-                    z = torch.randn(share, latent_size, device=device)
-                    fake = generator(z, *labels).float()
-                gap = scored(real).float().mean() - scored(fake).float().mean()
-                penalty = constraint.penalty(scored, real, fake, critic_step)
-            critic_loss = -gap if penalty is None else penalty - gap
-            state.critic_optimizer.zero_grad()
-            critic_loss.backward()
+            with autocast, draws, torch.no_grad():
+                z = torch.randn(share, latent_size, device=device)
+                fake = generator(z, *labels).float()
+            gap, critic_loss = find_gradients(real, fake, labels, critic_step)
             workers.average_gradients(critic)
             state.critic_optimizer.step()
             constraint.after_critic_step(critic)
@@ -178,7 +186,7 @@ def train(
         watch(done, state)
         if saving:
             if workers.is_main:
-                save_checkpoint(folder, done, config, history, state)
+                save_checkpoint(folder, done, config, history, state, find_gradients.mode)
             workers.wait()
         if stopping and not is_last:
             raise Interrupted(f"stopped after {done} of {settings.steps} steps")

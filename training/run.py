@@ -23,7 +23,7 @@ from models.errors import UserError
 from models.formats import encode
 from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bracket
 from training.card import marginals, model_card, scatter, traces
-from training.checkpoint import TrainingState, newest_checkpoint
+from training.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.data import Dataset, load_data
 from training.doctor import Finding, diagnose, findings_page, in_one_line, watcher
 from training.evaluate import judge
@@ -112,7 +112,7 @@ def run_training(
         watch = watcher(config, data, say) if workers.is_main else _look_away
     try:
         state, history = train(
-            config, data, checkpoints, device, report, stop_requested, workers, watch
+            config, data, checkpoints, device, report, stop_requested, workers, watch, say
         )
     finally:
         workers.leave()
@@ -126,7 +126,13 @@ def run_training(
         seconds = time.perf_counter() - started
         extractor = _extractor(config, data, register, say) if card.kind == "image" else None
         say("judging on held-out data" + (f" over {extractor.card.name}" if extractor else ""))
-        _finish(config, data, state, history, finished, device, seconds, extractor)
+        last = newest_checkpoint(checkpoints)
+        assert last is not None, "training ends with a checkpoint"
+        provenance = {
+            **_provenance(device, seconds),
+            "critic_step": load_checkpoint(last).critic_step,
+        }
+        _finish(config, data, state, history, finished, provenance, extractor)
         if stop_requested() and register:
             raise Interrupted("stopped before registering")
     model = artifact.load_artifact(finished)
@@ -201,8 +207,7 @@ def _finish(
     state: TrainingState,
     history: list[Row],
     folder: Path,
-    device: torch.device,
-    seconds: float,
+    provenance: dict[str, object],
     extractor: FeatureExtractor | None,
 ) -> None:
     """Judge the trained networks and write the artifact."""
@@ -212,7 +217,7 @@ def _finish(
         config=config,
         constraint=artifact.constraint_card(config),
         data=data.card,
-        provenance=_provenance(device, seconds),
+        provenance=provenance,
         results=Results(extractor=None, figures={}),
         history=history,
     )

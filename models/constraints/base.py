@@ -57,6 +57,10 @@ class Constraint(BaseModel):
         """
         return None
 
+    def penalised(self, step: int) -> bool:
+        """Whether this step's loss has the penalty: steps alike in it have one loss function."""
+        return True
+
     def after_critic_step(self, critic: nn.Module) -> None:
         """Restore what an optimiser step may have broken, in place."""
 

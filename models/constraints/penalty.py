@@ -35,7 +35,11 @@ class Penalty(Constraint):
         self, critic: CriticFunction, real: Tensor, fake: Tensor, step: int = 0
     ) -> Tensor | None:
         """See `Constraint.penalty`: the term, or None in a lazy step."""
-        return None if step % self.every else self.every * self.term(critic, real, fake)
+        return self.every * self.term(critic, real, fake) if self.penalised(step) else None
+
+    def penalised(self, step: int) -> bool:
+        """Whether the term is computed in this step."""
+        return step % self.every == 0
 
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
         """The penalty, strength included, if it were computed at each step."""

@@ -39,6 +39,8 @@ GRID = "samples.png"
 CARD = "MODEL_CARD.md"
 FILES = (RUN, GENERATOR, CRITIC, TRAINING_STATE, QUANTILES, GRID, CARD)
 QUANTILE_LEVELS = np.linspace(0, 1, 1001)
+SCORED = 10_000
+"""Held-out items whose scores the quantiles are of, at most."""
 
 
 class DataCard(BaseModel):

@@ -6,14 +6,16 @@ sends, JSON and multipart share a route, and a request costs less (docs/decision
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
-import logging
 import math
 import os
 import secrets
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -36,7 +38,8 @@ from starlette.routing import Route
 from models.errors import ShapeError
 from models.formats import MAX_BYTES, read_items, stream
 from models.images import MAX_PIXELS
-from service import metrics
+from service import metrics, telemetry
+from service.drift import LEVEL, Windows
 from service.keys import Keys, allow
 from service.limits import SMALL_BODY, TIMEOUT, Guard, bound_protocol
 from service.page import FILES, cached, get_page
@@ -45,12 +48,13 @@ from service.schemas import (
     MAX_FILES,
     MAX_ITEMS,
     MEDIA_TYPES,
+    Drift,
     SamplesRequest,
     Scores,
     ScoresRequest,
     openapi,
 )
-from service.state import ROLES, ModelHolder, Served, instant, workers_wanted
+from service.state import ROLES, ModelHolder, Served, instant, setting, workers_wanted
 
 if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
     from models.artifact import Model
@@ -59,12 +63,15 @@ Array = np.ndarray
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
-logging.getLogger("wgan").setLevel(logging.INFO)
+telemetry.log_as_json()
 bound_protocol()
 KEYS = Keys.configured()
 HOLDER = ModelHolder.configured()
+WINDOWS = Windows.configured()
 WORKING = anyio.CapacityLimiter(max(1, os.cpu_count() or 1))
 """Forwards and encodings under way at once; the event loop stays free for probes."""
+FIRST_MODEL_SECONDS = 60.0
+"""How long one worker among several may wait for its model before it takes part."""
 TURN_SECONDS, TURN_BYTES = 0.1, 2**18
 """How long a request may hold a thread, and what it may make there, before it queues again."""
 
@@ -214,6 +221,7 @@ async def post_scores(request: Request) -> Response:
         percentiles = model.percentiles(scores)
         metrics.SCORING.labels(served.role).observe(time.perf_counter() - started)
         metrics.scored(served.role, scores, percentiles)
+        WINDOWS.add(served, scores)
         return served, Scores(
             scores=scores.tolist(),
             percentiles=percentiles.tolist(),
@@ -254,11 +262,28 @@ async def get_models(request: Request) -> Response:
     return JSONResponse(await anyio.to_thread.run_sync(HOLDER.listing))
 
 
+async def get_drift(request: Request) -> Response:
+    """Compare the scores of recent traffic with those of real held-out items."""
+    if not WINDOWS.size:
+        raise HTTPException(404, "drift is off; the operator may set WGAN_DRIFT_WINDOW")
+    served = HOLDER.require(_asked_for(request) or "champion")
+    report = await anyio.to_thread.run_sync(WINDOWS.report, served, limiter=WORKING)
+    drifted = None if report.distance is None else report.distance > report.threshold
+    answer = Drift(
+        version=served.version,
+        window=WINDOWS.size,
+        level=LEVEL,
+        drifted=drifted,
+        **report._asdict(),
+    )
+    return JSONResponse(answer.model_dump(), headers=_headers(served))
+
+
 async def get_metrics(request: Request) -> Response:
     """Prometheus metrics; open unless some key has the scope for them."""
     if KEYS.metrics_need_one():
         allow(KEYS.authenticate(request.headers.get("authorization")), "metrics")
-    content = await anyio.to_thread.run_sync(metrics.render, HOLDER)
+    content = await anyio.to_thread.run_sync(metrics.render, HOLDER, WINDOWS)
     return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
@@ -278,7 +303,8 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
     def begin() -> T:
         waiting.close()
-        return work()
+        with telemetry.TRACER.start_as_current_span(work.__qualname__.partition(".")[0]):
+            return work()
 
     with waiting:
         waiting.enter_context(metrics.QUEUE.track_inprogress())
@@ -419,6 +445,7 @@ API = Starlette(
         _route("/v1/model", get_model, "GET"),
         _route("/v1/model/samples.png", get_picture, "GET"),
         _route("/v1/models", get_models, "GET"),
+        _route("/v1/drift", get_drift, "GET"),
         Route("/metrics", get_metrics),
         Route("/docs.json", get_docs),
         Route("/docs", get_api_page),
@@ -427,6 +454,29 @@ API = Starlette(
     exception_handlers=HANDLERS,
 )
 API.router.redirect_slashes = False  # a path is right or it is unknown
+
+
+def leave_slowly(holder: ModelHolder) -> None:
+    """On SIGTERM be unready for a while, still answering, before the server stops.
+
+    Load balancers learn of it, and clients that keep a connection are told to close it; a request
+    that is sent just when a server closes its end would be lost.
+    """
+    seconds = setting("WGAN_DRAIN_SECONDS", 0)
+    if not seconds:
+        return
+    stop = signal.getsignal(signal.SIGTERM)  # uvicorn's
+    assert callable(stop)
+    loop = asyncio.get_running_loop()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if holder.is_leaving:  # asked twice
+            stop(number, frame)
+            return
+        holder.is_leaving = True
+        loop.call_soon_threadsafe(loop.call_later, seconds, stop, number, None)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 # BentoML's own request metrics label each raw path, so every unknown path would add a series.
@@ -445,16 +495,25 @@ class WganService:
     @bentoml.on_startup  # type: ignore[untyped-decorator] # BentoML leaves it untyped
     async def load(self) -> None:
         """Start to load the models; probes answer meanwhile."""
+        telemetry.trace_if_configured()
+        leave_slowly(HOLDER)
         metrics.started(HOLDER)
         HOLDER.start()
+        if workers_wanted() > 1:  # the others answer meanwhile: accept nothing before a model
+            await anyio.to_thread.run_sync(HOLDER.tried.wait, FIRST_MODEL_SECONDS)
 
     async def __is_ready__(self) -> bool:
-        """Whether a verified model has run once."""
-        return HOLDER.served is not None
+        """Whether a verified model has run once, and the worker is not about to end."""
+        return HOLDER.served is not None and not HOLDER.is_leaving
 
 
 # The decorator makes a Service of the class, which mypy does not see.
 WganService.mount_asgi_app(API, path="/")  # type: ignore[attr-defined]
+WganService.add_asgi_middleware(  # type: ignore[attr-defined]
+    telemetry.RequestMiddleware,
+    paths=telemetry.QUIET | {route.path for route in API.routes if isinstance(route, Route)},
+    is_leaving=lambda: HOLDER.is_leaving,
+)
 WganService.add_asgi_middleware(  # type: ignore[attr-defined]
     Guard, keys=KEYS, answered=lambda status: metrics.rejected(status, HOLDER)
 )

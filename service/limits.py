@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.keys import Keys, Unauthorized
 from service.problems import MEDIA_TYPE, mended, problem, unauthorized
+from service.telemetry import REQUEST_ID
 
 MAX_BODY = 16 * 2**20
 """Bytes of one body."""
@@ -88,7 +89,7 @@ class Guard:
             except Refused as refused:
                 answer = refused.answer
             except Exception:  # nothing may reach the client but an id to find it in the log by
-                request_id = uuid.uuid4().hex
+                request_id = REQUEST_ID.get() or uuid.uuid4().hex
                 log.exception("request %s failed", request_id)
                 if started:
                     raise

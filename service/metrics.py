@@ -26,6 +26,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from service.drift import Windows
 from service.state import ModelHolder, Served
 
 Array = np.ndarray
@@ -114,6 +115,7 @@ REASONS = {
     403: "scope",
     404: "unknown_path",
     405: "method",
+    408: "gone",
     413: "too_large",
     431: "too_large",
     415: "undecodable",
@@ -184,10 +186,10 @@ def scored(role: str, scores: Array, percentiles: Array) -> None:
         percentile.observe(value)
 
 
-def render(holder: ModelHolder) -> bytes:
+def render(holder: ModelHolder, windows: Windows) -> bytes:
     """The metrics of all workers, in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(ModelCollector(holder))
+    registry.register(ModelCollector(holder, windows))
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     if folder:
         _forget_dead_workers(Path(folder))
@@ -199,8 +201,9 @@ def render(holder: ModelHolder) -> bytes:
 class ModelCollector(Collector):
     """What is known of the models being served, read anew at each scrape."""
 
-    def __init__(self, holder: ModelHolder) -> None:
+    def __init__(self, holder: ModelHolder, windows: Windows) -> None:
         self.holder = holder
+        self.windows = windows
 
     def collect(self) -> Iterator[Metric]:
         """Yield the models' figures; of a model that is not there, only that."""
@@ -226,6 +229,8 @@ class ModelCollector(Collector):
         yield refused
         served = [slot.served for slot in holder.slots if slot.served]
         yield from _about(served)
+        if self.windows.size:
+            yield from _drift(served, self.windows)
 
 
 def _about(models: list[Served]) -> Iterator[Metric]:
@@ -288,6 +293,23 @@ def _about(models: list[Served]) -> Iterator[Metric]:
             found = sum(f["severity"] == severity for f in run.findings)
             findings.add_metric([role, severity], found)
     yield from (info, age, values, norms, lipschitz, saturated, quality, floor, findings)
+
+
+def _drift(models: list[Served], windows: Windows) -> Iterator[Metric]:
+    gauges = {
+        name: GaugeMetricFamily(f"wgan_drift_{name}", says, labels=["role"])
+        for name, says in (
+            ("items", "Scores in the window of recent traffic."),
+            ("distance", "W1 between recent scores and those of real held-out items."),
+            ("threshold", "What that distance of real data stays below in 99% of windows."),
+            ("lower_bound", "Lower bound of W1 between the items, from the certified constant."),
+        )
+    }
+    for model in models:
+        for name, value in windows.report(model)._asdict().items():
+            if value is not None:
+                gauges[name].add_metric([model.role], value)
+    yield from gauges.values()
 
 
 def _forget_dead_workers(folder: Path) -> None:

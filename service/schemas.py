@@ -195,6 +195,28 @@ class Models(BaseModel):
     serving: list[Serving]
 
 
+class Drift(BaseModel):
+    """Scores of recent traffic against those of real held-out items."""
+
+    version: str
+    window: int = Field(description="Items that are compared: the last that were scored.")
+    items: int = Field(description="How many of them there are yet.")
+    distance: float | None = Field(
+        description="W1 between the two distributions of scores, in score units; null until the "
+        "window is full, as is what follows from it."
+    )
+    threshold: float = Field(
+        description="What the distance of real data stays below in `level` of windows."
+    )
+    level: float
+    drifted: bool | None
+    lower_bound: float | None = Field(
+        description="The distance divided by the critic's certified Lipschitz constant: W1 between "
+        "the items themselves is at least this, in units of the critic's input. Null without a "
+        "certified constant, or for a class-conditional model."
+    )
+
+
 class Problem(BaseModel):
     """An error (RFC 9457)."""
 
@@ -257,7 +279,7 @@ def openapi(with_keys: bool = False) -> dict[str, Any]:
         with_keys: whether a key is needed.
     """
     reference = "#/components/schemas/{model}"
-    models = (SamplesRequest, ScoresRequest, ScoresForm, Scores, Models, Problem)
+    models = (SamplesRequest, ScoresRequest, ScoresForm, Scores, Models, Drift, Problem)
     _, schemas = models_json_schema(
         [(model, "validation") for model in models], ref_template=reference
     )
@@ -381,6 +403,19 @@ def openapi(with_keys: bool = False) -> dict[str, Any]:
                         },
                         "304": {"description": "As named by If-None-Match: unchanged."},
                         **errors(400, 401, 413, 422, 431, 503, 504),
+                    },
+                }
+            },
+            "/v1/drift": {
+                "get": {
+                    "summary": "Recent traffic's scores against those of real data",
+                    "parameters": [asked_for],
+                    "responses": {
+                        "200": {
+                            "description": "The comparison.",
+                            "content": {"application/json": {"schema": ref(Drift)}},
+                        },
+                        **errors(400, 401, 404, 413, 422, 431, 503, 504),
                     },
                 }
             },

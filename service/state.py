@@ -258,6 +258,10 @@ class ModelHolder:
         self.challenger_share = challenger_share
         """Of the requests that name no model."""
         self.poll_seconds = poll_seconds
+        self.is_leaving = False
+        """Whether the server is about to end."""
+        self.tried = threading.Event()
+        """Set when it is known whether there is a champion to begin with."""
         self._listing = threading.Lock()
         self._listed: list[dict[str, Any]] = []
         self._listed_at: float | None = None
@@ -354,12 +358,14 @@ class ModelHolder:
     def _go_on(self) -> None:
         for slot in self.slots:
             _surely(slot.start)
-            _surely(slot.refresh)
+            if slot.served is None:
+                _surely(slot.refresh)
+            self.tried.set()  # the champion's slot is the first
         while any(slot.is_reference for slot in self.slots):
-            time.sleep(jittered(self.poll_seconds))
             for slot in self.slots:
                 if slot.is_reference:
                     _surely(slot.refresh)
+            time.sleep(jittered(self.poll_seconds))
 
 
 def instant(served: Served) -> str:

@@ -49,8 +49,6 @@ SCATTERED = 2500
 TRACED = 12
 MEASURED = 512
 """Items, at most, at which the critic's gradient is measured."""
-SCORED = 10_000
-"""Held-out items, at most, among whose scores a score's percentile is told."""
 NAMED_AT_MOST = 20
 """Broken files; further ones are only counted."""
 
@@ -222,7 +220,7 @@ def _finish(
         history=history,
     )
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
-    places = data.places(SCORED, heldout=True)
+    places = data.places(artifact.SCORED, heldout=True)
     heldout = data.take(places)
     labels = data.labels[places] if model.classes and data.labels is not None else None
     scores = model.score(heldout, labels)

@@ -1,0 +1,89 @@
+"""Drift of scores: against scipy, on windows that are real and on windows that are not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import wasserstein_distance
+
+from models.artifact import QUANTILE_LEVELS, Model, load_artifact
+from service.drift import LEVEL, Windows, threshold, wasserstein
+from service.drift import _Key as Key
+from service.state import Served
+from tests.artifacts import make_artifact
+
+WINDOW = 200
+
+
+@pytest.mark.parametrize("sizes", [(50, 50), (7, 200), (200, 1001), (1, 1)])
+def test_the_distance_is_scipys(sizes: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=sizes[0]), random.exponential(size=sizes[1]).round(1)
+    assert wasserstein(a, b) == pytest.approx(wasserstein_distance(a, b))
+
+
+@pytest.mark.parametrize("reference", [150, 5000])
+def test_real_windows_seldom_pass_the_threshold(reference: int) -> None:
+    """References and windows are new samples; only quantiles reach the threshold, as in service."""
+    random = np.random.default_rng(1)
+    alarms = []
+    for _ in range(40):  # references; each has its own threshold and noise
+        quantiles = np.quantile(random.gumbel(size=reference), QUANTILE_LEVELS)
+        limit = threshold(Key(quantiles), WINDOW, reference)
+        alarms += [wasserstein(random.gumbel(size=WINDOW), quantiles) > limit for _ in range(10)]
+    # 1% is meant. The windows of one reference share its noise, so the rate itself varies.
+    assert np.mean(alarms) < 0.05
+    assert LEVEL == 0.99
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Served:
+    model: Model = load_artifact(make_artifact(tmp_path / "artifact", "vector"))
+    random = np.random.default_rng(2)
+    model.quantiles = np.quantile(random.normal(size=2000), QUANTILE_LEVELS)
+    data = model.run.data.model_copy(update={"heldout_count": 2000})
+    lipschitz = {"certified": 4.0, "reason": None, "sampled": 1.0}
+    model.run = model.run.model_copy(update={"data": data, "lipschitz": lipschitz})
+    return Served(model, "a@1", "champion", None, 0.0)
+
+
+@pytest.fixture
+def windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Windows:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    return Windows(WINDOW)
+
+
+def test_a_shift_is_seen_and_real_traffic_is_not_one(served: Served, windows: Windows) -> None:
+    random = np.random.default_rng(3)
+    windows.add(served, random.normal(size=WINDOW - 1).astype(np.float32))
+    short = windows.report(served)
+    assert (short.items, short.distance, short.lower_bound) == (WINDOW - 1, None, None)
+    windows.add(served, np.zeros(1, np.float32))
+    real = windows.report(served)
+    assert real.distance is not None
+    assert real.distance < real.threshold
+    windows.add(served, random.normal(0.6, size=WINDOW).astype(np.float32))
+    shifted = windows.report(served)
+    assert shifted.distance is not None
+    assert shifted.distance > shifted.threshold
+    assert shifted.distance == pytest.approx(0.6, abs=0.2)
+    assert shifted.lower_bound == shifted.distance / 4.0
+
+
+def test_a_window_holds_the_last_scores_of_all_workers(served: Served, windows: Windows) -> None:
+    scores = np.random.default_rng(4).normal(size=1000).astype(np.float32)
+    workers = [windows, Windows(WINDOW)]
+    start = 0
+    for i, size in enumerate((3, 150, 90, 1, 500, 256)):
+        workers[i % 2].add(served, scores[start : start + size])
+        start += size
+    found = workers[0].report(served).distance
+    expected = wasserstein(scores[1000 - WINDOW :].astype(float), served.model.quantiles)
+    assert found == pytest.approx(expected)
+
+
+def test_another_version_begins_anew(served: Served, windows: Windows) -> None:
+    windows.add(served, np.ones(WINDOW, np.float32))
+    served.model.digest = "another"
+    assert windows.report(served).items == 0
+    assert len(list(windows.folder.glob("drift-*"))) == 1

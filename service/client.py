@@ -19,6 +19,7 @@ import numpy as np
 
 Array = np.ndarray
 Format = Literal["png", "webp", "zip", "npz", "json", "csv"]
+Role = Literal["champion", "challenger"]
 
 
 class ServiceError(Exception):
@@ -119,6 +120,8 @@ class Wanted(TypedDict, total=False):
     """Standard deviations at which latents are cut off."""
     latents: Array
     """float ``(N, latent_size)``, in place of count, seed and truncation."""
+    model: Role
+    """Which of those that are served; without it, the champion or, by its share, the challenger."""
     walk_to: int
     """A second seed: samples from `seed` to it, evenly on the way, both ends included."""
 
@@ -142,12 +145,16 @@ class File:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores in the order of the items; each is float64 ``(N,)``."""
+    """Scores in the order of the items; each array is ``(N,)``."""
 
     scores: Array
     """Unbounded; higher is more like real data to this critic. No probability."""
     percentiles: Array
     """Where each score stands among those of real held-out items, 0 to 100."""
+    out_of_range: Array
+    """bool: whether a score lies outside all those of real held-out items."""
+    normalized: Array | None
+    """Scores divided by the critic's certified Lipschitz constant; None where it has none."""
     origin: Origin
 
 
@@ -206,30 +213,55 @@ class Client:
         response = self._send("POST", "/v1/samples", json=body)
         return File(response.content, _origin(response))
 
-    def score(self, items: Array, classes: Sequence[str] | None = None) -> Scores:
+    def score(
+        self,
+        items: Array,
+        classes: Sequence[str] | None = None,
+        *,
+        resize: bool = False,
+        model: Role | None = None,
+    ) -> Scores:
         """Score items.
 
         Args:
             items: ``(N, H, W[, C])`` whole numbers from 0 to 255, ``(N, D)`` or ``(N, T, D)``.
             classes: of each item, for a class-conditional model.
+            resize: bring images to the model's size and channels.
+            model: which of those that are served.
         """
-        body: dict[str, Any] = {"samples": np.asarray(items).tolist()}
+        body: dict[str, Any] = {"samples": np.asarray(items).tolist(), "resize": resize}
         if classes is not None:
             body["classes"] = list(classes)
-        return self._scores(self._send("POST", "/v1/scores", json=body))
+        if model is not None:
+            body["model"] = model
+        return _scores(self._send("POST", "/v1/scores", json=body))
 
-    def score_files(self, *files: str | Path) -> Scores:
-        """Score the items in image, .npy and .npz files, in order."""
+    def score_files(
+        self,
+        *files: str | Path,
+        classes: Sequence[str] | None = None,
+        resize: bool = False,
+        model: Role | None = None,
+    ) -> Scores:
+        """Score the items in image, .npy and .npz files, in order; for the rest see `score`."""
         parts = [("files", (Path(file).name, Path(file).read_bytes())) for file in files]
-        return self._scores(self._send("POST", "/v1/scores", files=parts))
+        form: dict[str, Any] = {"resize": str(resize).lower()}
+        if classes is not None:
+            form["classes"] = list(classes)
+        query = _query(model)
+        return _scores(self._send("POST", "/v1/scores", files=parts, data=form, params=query))
 
-    def model(self) -> dict[str, Any]:
-        """All that is known of the model."""
-        return dict(self._send("GET", "/v1/model").json())
+    def model(self, model: Role | None = None) -> dict[str, Any]:
+        """All that is known of a model: the champion, unless another is named."""
+        return dict(self._send("GET", "/v1/model", params=_query(model)).json())
 
-    def picture(self) -> bytes:
+    def models(self) -> dict[str, Any]:
+        """Which versions the registry has, and which are served."""
+        return dict(self._send("GET", "/v1/models").json())
+
+    def picture(self, model: Role | None = None) -> bytes:
         """PNG of samples, drawn when the model was made."""
-        return self._send("GET", "/v1/model/samples.png").content
+        return self._send("GET", "/v1/model/samples.png", params=_query(model)).content
 
     def is_ready(self) -> bool:
         """Whether a model is served."""
@@ -239,14 +271,6 @@ class Client:
             return False
         return True
 
-    def _scores(self, response: httpx.Response) -> Scores:
-        answer = response.json()
-        return Scores(
-            np.array(answer["scores"]),
-            np.array(answer["percentiles"]),
-            _origin(response),
-        )
-
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **content)
@@ -255,6 +279,22 @@ class Client:
         if response.is_success:
             return response
         raise _error(response)
+
+
+def _query(model: Role | None) -> dict[str, str]:
+    return {} if model is None else {"model": model}
+
+
+def _scores(response: httpx.Response) -> Scores:
+    answer = response.json()
+    normalized = answer["normalized_scores"]
+    return Scores(
+        np.array(answer["scores"]),
+        np.array(answer["percentiles"]),
+        np.array(answer["out_of_range"]),
+        None if normalized is None else np.array(normalized),
+        _origin(response),
+    )
 
 
 def _origin(response: httpx.Response) -> Origin:

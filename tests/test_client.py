@@ -25,7 +25,7 @@ from service.client import (
     UnreachableError,
     UnsuitableError,
 )
-from service.problems import MAX_BODY
+from service.limits import MAX_BODY
 from tests.test_service import ROOT, Server, free_port, running
 
 DOCS = (ROOT / "docs/service.md").read_text()
@@ -70,15 +70,24 @@ def test_scores(server: Server, client: Client, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.float32(found.scores), expected)
     np.testing.assert_allclose(found.percentiles, server.model.percentiles(expected))
     assert found.origin.version == server.model.digest[:12]
+    assert np.array_equal(found.out_of_range, server.model.out_of_range(expected))
+    assert found.normalized is None
     np.save(tmp_path / "first.npy", items[:3])
     (tmp_path / "last.png").write_bytes(encode_png(items[3]))
     files = client.score_files(tmp_path / "first.npy", tmp_path / "last.png")
     np.testing.assert_array_equal(files.scores, found.scores)
+    wide = np.repeat(items, 2, axis=2)
+    (tmp_path / "wide.png").write_bytes(encode_png(wide[0]))
+    resized = client.score(wide, resize=True, model="champion").scores
+    assert client.score_files(tmp_path / "wide.png", resize=True).scores[0] == resized[0]
+    with pytest.raises(UnsuitableError, match="class-conditional"):
+        client.score_files(tmp_path / "last.png", classes=["3"])
 
 
 def test_the_model(server: Server, client: Client) -> None:
     assert client.is_ready()
-    assert client.model()["digest"] == server.model.digest
+    assert client.model()["digest"] == client.model("champion")["digest"] == server.model.digest
+    assert [served["role"] for served in client.models()["serving"]] == ["champion"]
     assert client.picture() == (server.artifact / "samples.png").read_bytes()
 
 

@@ -1,6 +1,7 @@
 """The page, in a real Chromium, served by real servers."""
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -67,7 +68,17 @@ def measure(run: dict[str, Any]) -> None:
         "sampled": 2.5,
         "gradient_norm": places,
     }
-    run["findings"] = [{"name": "low_diversity", "severity": "warning", "remedy": "more of it"}]
+    found = {"value": 0.5, "threshold": 0.25, "evidence": "half are lost", "chart": None}
+    run["findings"] = [
+        {
+            "name": "low_diversity",
+            "present": True,
+            "severity": "warning",
+            "remedy": "more",
+            **found,
+        },
+        {"name": "depth", "present": False, "severity": "info", "remedy": "", **found},
+    ]
 
 
 class Site:
@@ -271,10 +282,29 @@ def test_dropped_and_chosen_images_are_scored(sites: Sites, visit: Callable[...,
     np.testing.assert_allclose(shown_scores(page), scores, rtol=1e-3)
     assert histogram.locator("line.mark").count() == 3
     expect(histogram).to_have_attribute("aria-label", re.compile("; marked: "))
+    wide = np.repeat(items[:1], 2, axis=2)[0]
+    drop(page, "wide.png", encode_png(wide))
+    has(page, "#scored", "wide.png")
+    resized = site.model.resized(wide[None])
+    np.testing.assert_allclose(shown_scores(page), site.model.score(resized), rtol=1e-3)
     drop(page, "broken.png", b"no image")
     has(page, "#score-status", "not a PNG, JPEG or WebP image")
     page.get_by_role("button", name="Score the samples").click()
     has(page, "#score-status", "64 items scored")
+
+
+@needs_chromium
+def test_a_conditional_critic_is_given_the_class(sites: Sites, visit: Callable[..., Page]) -> None:
+    site = sites["image"]
+    page = settled(visit(site.url))
+    page.get_by_role("button", name="Score the samples").click()
+    has(page, "#score-status", "choose a class")
+    item = site.model.sample(5, 1, label=1)
+    page.locator("#files-class").select_option("<b>odd</b>")
+    drop(page, "odd.png", encode_png(item[0]))
+    has(page, "#scored", "odd.png")
+    expected = site.model.score(item, np.array([1]))
+    np.testing.assert_allclose(shown_scores(page), expected, rtol=1e-3)
 
 
 @needs_chromium
@@ -348,8 +378,9 @@ def test_what_is_known_of_the_model(sites: Sites, visit: Callable[..., Page]) ->
     assert cells == ["1", "0.5", "0.75", "1", "1.25", "1.5", "2.25"]
     quality = page.locator("#quality tbody tr").first
     expect(quality.locator("td")).to_have_text(["0.5", "0.4 to 0.6", "0.9", "10"])
-    for part in ("low diversity", "warning", "more of it"):
-        has(page, "#findings", part)
+    said = "low diversity (warning): half are lost (0.5; threshold 0.25)more"
+    expect(page.locator("#findings li")).to_have_text(said)
+    expect(page.locator("#findings summary")).to_have_text("1 looked for and not present")
     has(page, "#record", site.model.run.data.sha256)
     page.locator("#quality img").wait_for()
     grid = (site.artifact / "samples.png").read_bytes()
@@ -424,6 +455,28 @@ def test_without_a_model_the_page_says_so_and_tries_again(
         has(page, "#notice", "could not be loaded")
         has(page, "#notice", "trying again every 5 seconds")
         expect(page.locator("#content")).to_be_hidden()
+
+
+@needs_chromium
+def test_a_key_is_asked_for_where_one_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visit: Callable[..., Page]
+) -> None:
+    digest = hashlib.sha256(b"sesame").hexdigest()
+    (tmp_path / "keys").write_text(f"page:{digest}:samples,scores\n")
+    monkeypatch.setenv("WGAN_API_KEYS_FILE", str(tmp_path / "keys"))
+    with Site("vector", tmp_path).running() as site:
+        page = visit(site.url)
+        has(page, "#key-form", "asks for an API key")
+        expect(page.locator("#key")).to_be_focused(timeout=PATIENCE)
+        page.keyboard.type("wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#content")).to_be_hidden()
+        page.locator("#key").fill("sesame")
+        page.keyboard.press("Enter")
+        settled(page)
+        expect(page.locator("#key-form")).to_be_hidden()
+        assert "Bearer KEY" in str(page.locator("#curl").text_content())
+        page.locator("#quality img").wait_for()
 
 
 def test_what_the_client_has_is_not_sent_again(sites: Sites) -> None:

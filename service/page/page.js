@@ -410,7 +410,8 @@ function scoresHistogram(width, scores) {
   const ordered = scores.map((score, i) => [score, i + 1]).sort((a, b) => a[0] - b[0]);
   for (const [score, name] of ordered) {
     const x = chart.x(held(score));
-    chart.root.append(svg("line", { class: "mark", x1: x, x2: x, y1: chart.top + 38, y2: chart.bottom }));
+    const look = scores.length > SHOWN_ROWS ? "mark faint" : "mark";
+    chart.root.append(svg("line", { class: look, x1: x, x2: x, y1: chart.top + 38, y2: chart.bottom }));
     if (x - taken < 22) continue; // its label would lie on the last one; the list has it too
     taken = x;
     const arrow = score < held(score) ? "← " : score > held(score) ? "→ " : "";
@@ -430,8 +431,9 @@ function showScores(answer, pictures, names) {
       make("strong", {}, number(score)),
       make("span", {}, `percentile ${Math.round(answer.percentiles[i])} of real items`),
     );
-    const side = score < real[0] ? "lower" : score > real.at(-1) ? "higher" : "";
-    if (side) row.append(make("span", { class: "flag" }, `${side} than all of them`));
+    if (answer.out_of_range[i]) {
+      row.append(make("span", { class: "flag" }, `${score < real[0] ? "lower" : "higher"} than all of them`));
+    }
     return make("li", {}, row);
   });
   $("scored").replaceChildren(...rows);
@@ -442,7 +444,12 @@ function showScores(answer, pictures, names) {
 
 async function scoreFiles(files, signal) {
   const form = new FormData();
-  for (const file of files) form.append("files", file);
+  for (const file of files) {
+    form.append("files", file);
+    if (isConditional()) form.append("classes", $("files-class").value);
+  }
+  // Whatever is dropped is brought to the model's size, as training does.
+  if (isImage()) form.append("resize", "true");
   const response = await call("v1/scores", { method: "POST", body: form, signal });
   const answer = await response.json();
   if (answer.scores.length !== files.length) return showScores(answer, [], []);
@@ -572,16 +579,35 @@ function showQuality() {
     .catch((error) => box.replaceChildren(note(error.message)));
 }
 
+// Those that are present come first, with what to do; the others are told in one line each.
 function showFindings() {
-  const found = model.findings.map(({ severity, name, finding, title, ...rest }) => {
-    const item = make("li", { class: String(severity ?? "") });
-    item.append(make("strong", {}, words(text(title ?? name ?? finding))), severity ? ` (${severity})` : "");
-    item.append(list(Object.entries(rest).map(([key, value]) => [words(key), value])));
-    return item;
-  });
-  $("findings").replaceChildren(
-    found.length ? make("ul", { class: "findings" }, ...found) : note("None are recorded for this version."),
+  const present = model.findings.filter((finding) => finding.present);
+  const others = model.findings.filter((finding) => !finding.present);
+  const said = ({ value, threshold, evidence }) => `${evidence} (${number(value)}; threshold ${number(threshold)})`;
+  const items = present.map((finding) =>
+    make(
+      "li",
+      { class: finding.severity },
+      make("strong", {}, words(finding.name)),
+      ` (${finding.severity}): ${said(finding)}`,
+      make("p", { class: "note" }, finding.remedy),
+    ),
   );
+  const box = $("findings");
+  box.replaceChildren();
+  if (!model.findings.length) box.append(note("None are recorded for this version."));
+  else if (!present.length) box.append(note("Nothing that was looked for is present."));
+  else box.append(make("ul", { class: "findings" }, ...items));
+  if (others.length) {
+    box.append(
+      make(
+        "details",
+        {},
+        make("summary", {}, `${others.length} looked for and not present`),
+        list(others.map((finding) => [words(finding.name), said(finding)])),
+      ),
+    );
+  }
 }
 
 function showRecord() {
@@ -629,7 +655,7 @@ function prepare() {
   const classes = model.data.classes.map((name) => [name, name]);
   for (const label of document.querySelectorAll(".by-class")) label.hidden = !isConditional();
   options($("class"), [["", "any"], ...classes]);
-  for (const id of ["walk-class", "row-class"]) options($(id), classes);
+  for (const id of ["walk-class", "files-class", "row-class"]) options($(id), classes);
   const counts = isImage() ? [1, 16, 64] : [1, 16, 64, 512];
   options($("count"), counts.map((count) => [count, count]));
   $("count").value = isImage() ? 64 : 512;

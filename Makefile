@@ -3,7 +3,7 @@ PYTHON ?= python3
 DEMO_DIR ?= demo
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow verify-gpu lint format lock clean
+.PHONY: install demo test test-slow verify-gpu bench-step lint format lock clean
 
 install: .venv/.installed
 
@@ -35,6 +35,10 @@ verify-gpu: install
 	else \
 		echo "skipped: torch sees no CUDA device, so nothing was verified on one"; \
 	fi
+
+# The critic's step beside the textbook's, in one process: docs/performance.md.
+bench-step: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step
 
 lint: install
 	$(BIN)/ruff check

@@ -1,0 +1,200 @@
+"""The critic's step beside the textbook's: `make bench-step`, some minutes on one idle core.
+
+Each figure is a ratio of times taken in turn in one process: the median over rounds of textbook
+over ours, so above 1 ours is faster. The textbook has torch's own layers and optimiser, everything
+eager, in fp32. `limit` is the same ratio for the convolutions and matrix products of our step alone:
+no arrangement of the rest can do better with torch's kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models import piecewise
+from models.constraints import GradientPenalty
+from models.networks import CriticConfig, Shape, build_critic
+from training.step import CriticStep
+
+CASES: dict[str, tuple[CriticConfig, Shape, int, int]] = {
+    "mlp": (CriticConfig(architecture="mlp", width=512, activation="relu"), (2,), 256, 60),
+    "dcgan28": (CriticConfig(architecture="dcgan", width=64, depth=2), (1, 28, 28), 64, 30),
+    "resnet32": (
+        CriticConfig(architecture="resnet", width=64, depth=8, activation="relu"),
+        (3, 32, 32),
+        64,
+        8,
+    ),
+}
+"""Network, shape of an item, batch and rounds."""
+STOCK = {
+    piecewise.ReLU: lambda layer: nn.ReLU(),
+    piecewise.LeakyReLU: lambda layer: nn.LeakyReLU(layer.negative_slope),
+    piecewise.AvgPool2d: lambda layer: nn.AvgPool2d(layer.kernel_size),
+}
+KERNELS = {"convolution", "convolution_backward", "mm", "addmm", "bmm"}
+PENALTY = GradientPenalty()
+Step = Callable[[Tensor, Tensor, int], None]
+
+
+def critic(config: CriticConfig, shape: Shape, *, stock: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    network = build_critic(config, shape)
+    for module in list(network.modules()) if stock else []:
+        for name, child in module.named_children():
+            if type(child) in STOCK:
+                setattr(module, name, STOCK[type(child)](child))
+    return network
+
+
+def textbook(network: nn.Module) -> Step:
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, (0.5, 0.9))
+
+    def step(real: Tensor, fake: Tensor, number: int) -> None:
+        weights = torch.rand(len(real), *[1] * (real.dim() - 1))
+        points = (weights * real + (1 - weights) * fake).requires_grad_()
+        (slope,) = torch.autograd.grad(network(points).sum(), points, create_graph=True)
+        penalty = 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        loss = network(fake).mean() - network(real).mean() + penalty
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def autocast(precision: str) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, precision == "bf16")
+
+
+def ours(network: nn.Module, mode: str, precision: str, said: list[str]) -> Step:
+    optimizer = torch.optim.Adam(network.parameters(), 1e-4, (0.5, 0.9), fused=True)
+    find = CriticStep(
+        mode, network, PENALTY, 1, precision, autocast(precision), nullcontext(), said.append
+    )
+
+    def step(real: Tensor, fake: Tensor, number: int) -> None:
+        find(real, fake, [], number)
+        optimizer.step()
+
+    return step
+
+
+class Recorded(TorchDispatchMode):
+    """Keeps the heavy kernels' calls, to be made again alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.__name__.partition(".")[0] in KERNELS:
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def kernels(network: nn.Module, precision: str, real: Tensor, fake: Tensor) -> Step:
+    if real.dim() == 4:
+        network.to(memory_format=torch.channels_last)
+        real, fake = (x.contiguous(memory_format=torch.channels_last) for x in (real, fake))
+    with Recorded() as recorded:
+        with autocast(precision):
+            loss = network(fake).mean() - network(real).mean()
+            penalty = PENALTY.penalty(network, real, fake)
+        assert penalty is not None
+        (loss + penalty).backward()
+
+    def step(real: Tensor, fake: Tensor, number: int) -> None:
+        with torch.no_grad():
+            for func, args, kwargs in recorded.calls:
+                func(*args, **kwargs)
+
+    return step
+
+
+def measure(name: str, precision: str) -> dict[str, Any]:
+    config, shape, batch, rounds = CASES[name]
+    torch.manual_seed(1)
+    real, fake = torch.randn(2, batch, *shape)
+    said: list[str] = []
+    steps = {
+        "textbook": textbook(critic(config, shape, stock=True)),
+        "limit": kernels(critic(config, shape), precision, real, fake),
+        **{
+            mode: ours(critic(config, shape), mode, precision, said)
+            for mode in ("eager", "captured", "compiled")
+        },
+    }
+    for step in steps.values():  # captures, compiles and warms up
+        for number in range(2):
+            step(real, fake, number)
+    times: dict[str, list[float]] = {key: [] for key in steps}
+    order = list(steps)
+    for number in range(rounds):
+        order = order[1:] + order[:1]
+        for key in order:
+            torch.manual_seed(number)
+            begun = time.perf_counter()
+            steps[key](real, fake, number)
+            times[key].append(time.perf_counter() - begun)
+    ratios = {
+        key: [a / b for a, b in zip(times["textbook"], times[key], strict=True)]
+        for key in steps
+        if key != "textbook"
+    }
+    chosen = "captured" if config.architecture == "mlp" else "compiled"
+    quartiles = statistics.quantiles(ratios[chosen], n=4)
+    return {
+        "ratio": statistics.median(ratios[chosen]),
+        "limit": statistics.median(ratios["limit"]),
+        "spread": [quartiles[0], quartiles[2]],
+        "mode": chosen,
+        "modes": {key: statistics.median(ratios[key]) for key in ("eager", "captured", "compiled")},
+        "rounds": rounds,
+        "refused": said,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, Any] = {
+        "command": "make bench-step",
+        "torch": torch.__version__,
+        "processor": platform.processor() or platform.machine(),
+        "threads": 1,
+        "fp32": {},
+        "bf16": {},
+    }
+    for precision in ("fp32", "bf16"):
+        if precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            result[precision]["skipped"] = "this processor has no instructions for bf16"
+            print("bf16: skipped, this processor has no instructions for it")
+            continue
+        for name in CASES:
+            result[precision][name] = found = measure(name, precision)
+            print(
+                f"{precision} {name}: {found['ratio']:.2f} times textbook ({found['mode']}), "
+                f"limit {found['limit']:.2f}",
+                flush=True,
+            )
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

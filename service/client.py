@@ -259,6 +259,14 @@ class Client:
         """Which versions the registry has, and which are served."""
         return dict(self._send("GET", "/v1/models").json())
 
+    def drift(self, model: Role | None = None) -> dict[str, Any]:
+        """How far recently scored items are from real ones.
+
+        Raises:
+            NotFoundError: the service does not measure it.
+        """
+        return dict(self._send("GET", "/v1/drift", params=_query(model)).json())
+
     def picture(self, model: Role | None = None) -> bytes:
         """PNG of samples, drawn when the model was made."""
         return self._send("GET", "/v1/model/samples.png", params=_query(model)).content

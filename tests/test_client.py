@@ -88,6 +88,8 @@ def test_the_model(server: Server, client: Client) -> None:
     assert client.is_ready()
     assert client.model()["digest"] == client.model("champion")["digest"] == server.model.digest
     assert [served["role"] for served in client.models()["serving"]] == ["champion"]
+    with pytest.raises(NotFoundError, match="WGAN_DRIFT_WINDOW"):
+        client.drift()
     assert client.picture() == (server.artifact / "samples.png").read_bytes()
 
 

@@ -36,8 +36,6 @@ LOOKS = 20
 """Times that validation is asked for the best critic so far."""
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
-RANGE = 3**0.5
-"""Of a uniform coordinate of unit variance, to each side."""
 FEWEST = 50
 """Samples a side."""
 SHARES = (0.7, 0.1, 0.2)
@@ -55,8 +53,6 @@ class Recipe(NamedTuple):
     """Decay of the weights' moving average, a step; the average is what is used."""
     cosine: bool = True
     """Whether the learning rate falls to zero along a cosine, or stays."""
-    spread: bool = True
-    """Whether the first layer's units start with their folds spread evenly over the samples."""
 
 
 def default_recipe(shape: Shape, constraint: Constraint | None = None) -> Recipe:
@@ -101,10 +97,7 @@ def fit(
     """
     torch.manual_seed(seed)
     constraint = recipe.constraint
-    critic = build_critic(recipe.critic, shape)
-    if recipe.spread and recipe.critic.architecture == "mlp":
-        _spread(critic)
-    critic = constraint.before_training(critic)
+    critic = constraint.before_training(build_critic(recipe.critic, shape))
     optimizer = torch.optim.Adam(
         critic.parameters(), recipe.learning_rate, recipe.betas, fused=True
     )
@@ -129,17 +122,6 @@ def fit(
                 best, best_state = value, candidate.state_dict()
     average.load_state_dict(best_state)
     return average
-
-
-@torch.no_grad()
-def _spread(critic: nn.Module) -> None:
-    """Turn the first layer's units to all sides, with folds all over the samples' range.
-
-    Torch's own start folds mostly near the middle. The samples have unit variance.
-    """
-    first = next(module for module in critic.modules() if isinstance(module, nn.Linear))
-    first.weight.copy_(nn.functional.normalize(torch.randn_like(first.weight), dim=1))
-    first.bias.uniform_(-RANGE, RANGE)
 
 
 def _rate(recipe: Recipe, step: int, steps: int) -> float:

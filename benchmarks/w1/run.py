@@ -103,7 +103,6 @@ def variants(dimension: int) -> dict[str, Solver]:
     changed = {
         "relu": default._replace(critic=critic.model_copy(update={"activation": "relu"})),
         "groupsort": default._replace(critic=critic.model_copy(update={"activation": "groupsort"})),
-        "no_spread": default._replace(spread=False),
         "no_average": default._replace(average=0.0),
         "constant_rate": default._replace(cosine=False),
         "twice_the_rate": default._replace(learning_rate=2 * default.learning_rate),
@@ -124,7 +123,7 @@ def _published(dimension: int, constraint: Constraint, steps: int) -> Solver:
     They name no betas for Adam: these are the usual ones. The weights are not averaged.
     """
     critic = CriticConfig(width=max(2 * dimension, 128), depth=2, activation="relu")
-    recipe = Recipe(constraint, critic, 2e-4, (0.9, 0.999), average=0.0, cosine=False, spread=False)
+    recipe = Recipe(constraint, critic, 2e-4, (0.9, 0.999), average=0.0, cosine=False)
     written_out = isinstance(constraint, LipschitzPenalty | GradientPenalty)
     return Solver(recipe, steps, scaled=False, written_out=written_out)
 

@@ -82,16 +82,16 @@ class Check(NamedTuple):
 
 
 CHECKS = {
-    "critic_too_simple": Check(0.9, "warning"),
-    "clip_range": Check(0.3, "warning"),
-    "saturated_weights": Check(0.5, "warning"),
+    "critic_too_simple": Check(0.9, "info"),
+    "clip_range": Check(0.3, "info"),
+    "saturated_weights": Check(0.5, "info"),
     "slow_optimisation": Check(0.7, "warning"),
     "depth": Check(2.0, "warning"),
     "low_diversity": Check(0.3, "critical", 0.6),
     "gradient_norm": Check(0.7, "warning"),
-    "critic_overfitting": Check(0.5, "warning"),
+    "critic_overfitting": Check(0.5, "info"),
 }
-"""Thresholds were fixed before `benchmarks/doctor.py` first ran."""
+"""Thresholds were fixed before `benchmarks/doctor.py` first ran; ceilings follow from it."""
 
 
 class Finding(BaseModel):

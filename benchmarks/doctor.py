@@ -153,9 +153,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the answers")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--so-far", action="store_true", help="sum up what is done, run nothing")
     options = parser.parse_args()
-    answers = run_jobs(run, grid(), options.out, options.jobs, lambda line: print(line, flush=True))
+    jobs = grid()
+    if options.so_far:
+        jobs = {name: job for name, job in jobs.items() if (options.out / f"{name}.json").exists()}
+    answers = run_jobs(run, jobs, options.out, options.jobs, lambda line: print(line, flush=True))
     found = summary(answers)
+    found["planned"] = RUNS
     found["answers"] = answers
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(found, indent=1) + "\n")

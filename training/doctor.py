@@ -44,6 +44,9 @@ DIFFERENTIATED = 256
 SCORED_AT_ONCE = 256
 LOOKS = (0.2, 0.6)
 """Shares of the training steps at which `watcher` looks."""
+OF_THE_END = "low_diversity"
+"""Measured on the samples themselves, so it may be critical; but early samples are poor in any run,
+and predict little of the end."""
 TINY = 1e-300
 """Below any gradient that float64 still holds well; keeps logarithms finite."""
 NEAR = 0.25
@@ -291,7 +294,8 @@ def watcher(config: Config, data: Dataset, say: Callable[[str], None]) -> Watch:
         if step not in steps or step == config.training.steps:
             return
         for finding in diagnose(config, data, state.ema, state.critic):
-            if finding.severity != "info" and finding.name not in told:
+            may_warn = finding.severity != "info" and finding.name != OF_THE_END
+            if may_warn and finding.name not in told:
                 told.add(finding.name)
                 say(f"{in_one_line(finding)} (at step {step})")
 

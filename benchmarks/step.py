@@ -2,8 +2,8 @@
 
 Each figure is a ratio of times taken in turn in one process: the median over rounds of textbook
 over ours, so above 1 ours is faster. The textbook has torch's own layers and optimiser, everything
-eager, in fp32. `limit` is the same ratio for the convolutions and matrix products of our step alone:
-no arrangement of the rest can do better with torch's kernels.
+eager, in fp32. `limit` is the same ratio for our convolutions and matrix products alone,
+which no arrangement of the rest can better.
 """
 
 from __future__ import annotations

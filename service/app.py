@@ -193,8 +193,8 @@ async def _turn(pieces: Iterator[bytes], spent: metrics.Spent) -> tuple[bytes, b
 
 async def post_scores(request: Request) -> Response:
     """Score items given as JSON or as files."""
+    role = _asked_for(request)
     if _content_type(request) == "multipart/form-data":
-        role = _asked_for(request)
         uploads, classes, resize = await _form(request)
 
         def read() -> tuple[Served, Array, list[str] | None]:
@@ -205,7 +205,7 @@ async def post_scores(request: Request) -> Response:
 
         def read() -> tuple[Served, Array, list[str] | None]:
             wanted = _parsed(body, ScoresRequest)
-            served = HOLDER.require(wanted.model)
+            served = HOLDER.require(wanted.model or role)
             values = _array(wanted.samples)
             return served, _items(served.model, values, wanted.resize), wanted.classes
 
@@ -313,13 +313,13 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
 def _asked_for(request: Request) -> str | None:
     """The model that a query names."""
-    role = request.query_params.get("model")
-    if role is not None and role not in ROLES:
+    roles = request.query_params.getlist("model")
+    if len(roles) > 1 or set(roles) - set(ROLES):
         raise BadRequest(
             "the query does not follow the schema",
             [{"path": "/model", "message": f"should be one of {', '.join(ROLES)}"}],
         )
-    return role
+    return roles[0] if roles else None
 
 
 def _headers(served: Served) -> dict[str, str]:

@@ -82,8 +82,12 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def scale_down(artifact: Path) -> None:
-    """Give a vector artifact so small a scale that float32 items can overflow in its critic."""
+    """Give a vector artifact so small a scale that float32 items can overflow in its critic.
+
+    And the claim of a certified constant, so that there is something to divide scores by.
+    """
     run = json.loads((artifact / "run.json").read_text())
+    run["lipschitz"] = {"certified": 2.0, "reason": None, "sampled": 1.0}
     run["data"]["scale"] = [1e-3, 1e-3]
     (artifact / "run.json").write_text(json.dumps(run))
     sign(artifact)
@@ -318,6 +322,7 @@ def test_vectors(vector: Server) -> None:
         assert "npz" in str(is_problem(vector.samples(format=format), 422)["detail"])
     scores = vector.client.post("/v1/scores", json={"samples": expected.tolist()}).json()
     np.testing.assert_array_equal(np.float32(scores["scores"]), vector.model.score(expected))
+    np.testing.assert_array_equal(scores["normalized_scores"], np.array(scores["scores"]) / 2)
     answer = vector.samples(count=5, seed=1, format="json").json()
     assert answer["seed"] == 1
     assert np.array_equal(np.float32(answer["samples"]), expected)

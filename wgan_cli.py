@@ -17,9 +17,11 @@ from models.errors import UserError
 
 if TYPE_CHECKING:
     from models.artifact import Model
+    from training.workers import Workers
 
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
+EXIT_REJECTED = 3
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run it again and it goes on
 PROGRESS_SECONDS = 5
 
@@ -164,6 +166,17 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true")
     inspect.set_defaults(command=_inspect)
 
+    retrain = commands.add_parser(
+        "retrain",
+        help="train a challenger and promote it if the evidence allows",
+        formatter_class=raw,
+        epilog="exit codes: 0 promoted or nothing to do, 3 rejected, 75 interrupted: run it again, "
+        "2 a mistake, 1 failed\n\nexample:\n  wgan retrain --config retrain.yaml",
+    )
+    retrain.add_argument("--config", required=True, type=Path, metavar="FILE", help="YAML or JSON")
+    retrain.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
+    retrain.set_defaults(command=_retrain)
+
     models = commands.add_parser("models", help="list the registry's versions")
     models.add_argument("--json", action="store_true")
     models.set_defaults(command=_models)
@@ -218,15 +231,10 @@ def _train(options: argparse.Namespace) -> int:
     # Mistakes in the configuration are told before torch's slower parts are imported.
     config = build_config(options.preset, options.data, options.constraint, overrides)
 
-    import torch
-
     from training.loop import Diverged, Interrupted
     from training.run import run_training
-    from training.workers import join
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is no CUDA device; use --device cpu")
-    workers = join(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    workers = _workers(options.device)
     stop = _StopRequest()
     try:
         registered = run_training(
@@ -252,6 +260,46 @@ def _train(options: argparse.Namespace) -> int:
     if registered:
         _say(f"registered: {registered}")
     return 0
+
+
+def _workers(device: str | None) -> Workers:
+    import torch
+
+    from training.workers import join
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no CUDA device; use --device cpu")
+    return join(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _retrain(options: argparse.Namespace) -> int:
+    from training.retrain import read_config, retrain
+
+    settings = read_config(options.config)
+    steps = settings.build().training.steps
+    from training.loop import Diverged
+
+    workers = _workers(options.device)
+    stop = _StopRequest()
+    try:
+        outcome = retrain(
+            settings,
+            say=_say if workers.is_main else lambda line: None,
+            report=_Progress(steps) if workers.is_main else lambda row: None,
+            stop_requested=lambda: stop.requested,
+            workers=workers,
+        )
+    except Diverged as error:
+        _complain(f"error: {error}")
+        return EXIT_FAILED
+    if workers.is_main:
+        for gate in outcome.decision.gates if outcome.decision else []:
+            _say(f"  {'passed' if gate.passed else 'FAILED'}  {gate.name:14s} {gate.reason}")
+        _say(f"{outcome.kind}: {outcome.reason}")
+        if outcome.folder:
+            _say(f"decision: {outcome.folder / 'decision.json'}")
+    codes = {"rejected": EXIT_REJECTED, "interrupted": EXIT_INTERRUPTED}
+    return codes.get(outcome.kind, 0)
 
 
 class _StopRequest:

@@ -18,7 +18,7 @@ from models.errors import RegistryError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import RegisteredModel
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 CHAMPION = "champion"
 HISTORY = "promotion."
@@ -139,8 +139,30 @@ def find(name: str, tag: str, value: str) -> dict[str, str] | None:
     found = _ask(name, lambda c: c.search_model_versions(query))
     if not found:
         return None
-    newest = max(found, key=lambda v: int(v.version))
-    return {**newest.tags, "version": str(newest.version), "run_id": newest.run_id}
+    return _told(max(found, key=lambda v: int(v.version)))
+
+
+def version(name: str, number: str) -> dict[str, str]:
+    """What the registry has of a version: ``version``, ``run_id`` and its tags.
+
+    Raises:
+        RegistryError: no such version, or the registry does not answer.
+    """
+    return _told(_ask(name, lambda c: c.get_model_version(name, number)))
+
+
+def tag(name: str, number: str, tags: dict[str, str]) -> None:
+    """Set tags of a version.
+
+    Raises:
+        RegistryError: no such version, or the registry does not answer.
+    """
+    for key, value in tags.items():
+        _ask(name, lambda c, k=key, v=value: c.set_model_version_tag(name, number, k, v))
+
+
+def _told(found: ModelVersion) -> dict[str, str]:
+    return {**found.tags, "version": str(found.version), "run_id": str(found.run_id)}
 
 
 def versions() -> list[dict[str, Any]]:

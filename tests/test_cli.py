@@ -64,6 +64,7 @@ MISTAKES = {
     "nothing to promote": (("promote", "digits@1"), "digits"),
     "promote without a version": (("promote", "digits"), "NAME@VERSION"),
     "nothing to roll back": (("rollback", "digits"), "digits"),
+    "nothing to retrain by": (("retrain", "--config", "absent.yaml"), "absent.yaml"),
     "nothing to serve": (("serve", "--port", "1"), "WGAN_MODEL"),
     "serving what is not there": (("serve", "--model", "absent"), "not an artifact"),
 }
@@ -94,6 +95,7 @@ def test_help_comes_fast_and_names_every_command(tmp_path: Path) -> None:
         "score",
         "evaluate",
         "models",
+        "retrain",
         "promote",
         "rollback",
         "serve",

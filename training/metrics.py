@@ -396,6 +396,93 @@ def measure(
     }
 
 
+class Difference(NamedTuple):
+    """One figure of two sets of fake points, against the same real ones."""
+
+    first: float
+    second: float
+    low: float
+    """Of the interval around ``first - second``."""
+    high: float
+    n: int
+    """Points in each of the sets compared."""
+
+
+def compare(
+    metric: Metric,
+    real: Array,
+    first: Array,
+    second: Array,
+    *,
+    level: float = 0.95,
+    repeats: int = 20,
+    seed: int = 0,
+) -> dict[str, Difference]:
+    """A metric of two sets of fake points, and an interval of the difference.
+
+    The halves of `half_sample_interval` are drawn for both at once, the same real points and the
+    same places of the fake ones. What the real points happen to be then moves both figures alike,
+    and falls out of the difference.
+
+    Args:
+        metric: figures by name, of real and fake points.
+        real: ``(N, ...)``.
+        first: ``(N, ...)``; n of the three sets must be the same.
+        second: ``(N, ...)``.
+        level: confidence, between 0 and 1.
+        repeats: see `half_sample_interval`.
+        seed: of the halves.
+
+    Returns:
+        A difference for each of the metric's names.
+
+    Raises:
+        ValueError: the sets differ in size, or what `half_sample_interval` raises.
+    """
+    if not len(real) == len(first) == len(second):
+        raise ValueError(f"sets of {len(real)}, {len(first)} and {len(second)} points; need equal")
+    both = np.stack([first, second], axis=1)
+
+    def difference(real: Array, both: Array) -> dict[str, float]:
+        one, other = metric(real, both[:, 0]), metric(real, both[:, 1])
+        return {name: one[name] - other[name] for name in one}
+
+    margins = _half_sample_margins(difference, real, both, repeats=repeats, seed=seed, level=level)
+    one, other = metric(real, first), metric(real, second)
+    return {
+        name: Difference(
+            one[name],
+            other[name],
+            one[name] - other[name] - margin,
+            one[name] - other[name] + margin,
+            len(real),
+        )
+        for name, margin in margins.items()
+    }
+
+
+def nearest_distances(points: Array, others: Array, chunk: int = 512) -> Array:
+    """Euclidean distance from each point to the nearest of some others.
+
+    Args:
+        points: ``(N, D)``.
+        others: ``(M, D)``.
+        chunk: points at a time; memory grows with ``chunk * M``.
+
+    Returns:
+        float64 ``(N,)``, in the points' units.
+
+    Raises:
+        ValueError: the arrays do not fit each other.
+    """
+    points, others = _checked(points, others, fewest=1)
+    parts = [
+        cdist(points[first : first + chunk], others).min(axis=1)
+        for first in range(0, len(points), chunk)
+    ]
+    return np.concatenate(parts)
+
+
 def _half_sample_margins(
     metric: Metric, real: Array, fake: Array, *, repeats: int, seed: int, level: float
 ) -> dict[str, float]:

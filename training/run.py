@@ -178,7 +178,7 @@ def _extractor(
     try:
         record = registry.frozen_extractor(config.name) if register else None
         if record:
-            frozen = _load_frozen(config, record)
+            frozen = load_frozen(config, record)
     except UserError as error:
         say(f"the frozen extractor of {config.name} cannot be used: {error}")
     chosen = choose_extractor(config.evaluation, data, frozen)
@@ -190,7 +190,12 @@ def _extractor(
     return chosen
 
 
-def _load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:
+def load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:
+    """Load the extractor that the registry has frozen for a name, as `frozen_extractor` told.
+
+    Raises:
+        UserError: its weights are not at hand, or not those.
+    """
     weights: dict[str, torch.Tensor] = {}
     if record["name"] == CLASSIFIER:
         with tempfile.TemporaryDirectory() as folder:

@@ -50,7 +50,7 @@ def track_and_register(model: Model, artifact_folder: Path, comparison: str | No
             return f"{name}@{known['version']}"
         started = api.create_run(_experiment(), run_name=f"{name}-{run.constraint.kind}")
         run_id, now = started.info.run_id, started.info.start_time
-        parameters = _flat(run.config.model_dump(mode="json"))
+        parameters = flatten(run.config.model_dump(mode="json"))
         metrics = [
             Metric(key, value, now, int(row["step"]))
             for row in run.history
@@ -105,6 +105,20 @@ def track_and_register(model: Model, artifact_folder: Path, comparison: str | No
     return f"{name}@{version}"
 
 
+def record(name: str, version: str, file: str, text: str, tags: dict[str, str]) -> None:
+    """Put a text file beside the artifact in a version's run, and tags on the version.
+
+    Raises:
+        RegistryError: MLflow does not answer, or refuses.
+    """
+    run_id = registry.version(name, version)["run_id"]
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / file
+        path.write_text(text)
+        _store(registry.client(), run_id, path)
+    registry.tag(name, version, tags)
+
+
 def _store(api: MlflowClient, run_id: str, what: Path, under: str | None = None) -> None:
     """Copy a file or a folder's files to a run.
 
@@ -140,11 +154,12 @@ def _experiment() -> str:
     return str(api.create_experiment(EXPERIMENT, location))
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

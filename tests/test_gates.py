@@ -1,0 +1,159 @@
+"""The gates of a promotion, each against cases whose answer is known."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.random import default_rng
+
+from models import artifact
+from models.artifact import load_artifact
+from tests.artifacts import make_artifact
+from training import gates
+from training.metrics import Difference, Figure, compare, measure, nearest_distances
+
+
+def means(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+    return {"mean": float(fake.mean() - real.mean())}
+
+
+def test_a_difference_is_of_the_same_items() -> None:
+    rng = default_rng(0)
+    real, first, second = rng.normal(size=(3, 200, 2))
+    found = compare(means, real, first, second)["mean"]
+    assert found.first - found.second == pytest.approx(first.mean() - second.mean())
+    assert found.low < found.first - found.second < found.high
+    same = compare(means, real, first, first)["mean"]
+    assert (same.low, same.high, same.n) == (0, 0, 200)
+    with pytest.raises(ValueError, match="equal"):
+        compare(means, real, first, second[:100])
+
+
+def test_what_moves_both_figures_alike_falls_out() -> None:
+    """Real points that scatter widely blur each figure, and not the difference."""
+    rng = default_rng(1)
+    real, first, second = 100 * rng.normal(size=(400, 1)), *rng.normal(size=(2, 400, 1))
+    alone = measure(means, real, first, real)["mean"]
+    both = compare(means, real, first, second)["mean"]
+    assert both.high - both.low < 0.1 * (alone.high - alone.low)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+    """The ends of the 90% interval are 95% bounds: difference of means of normal data."""
+    rng = default_rng(2)
+    above = 0
+    for seed in range(300):
+        real, first, second = rng.normal(size=(3, 60, 1))
+        found = compare(means, real, first + 0.3, second, level=gates.LEVEL, seed=seed)["mean"]
+        above += found.high >= 0.3
+    assert 0.91 < above / 300 < 0.99  # 95% and about four standard errors
+
+
+def test_nearest_distances_agree_with_all_pairs() -> None:
+    rng = default_rng(0)
+    points, others = rng.normal(size=(50, 3)), rng.normal(size=(70, 3))
+    expected = np.linalg.norm(points[:, None] - others, axis=2).min(axis=1)
+    np.testing.assert_allclose(nearest_distances(points, others, chunk=7), expected)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "passed", "says"),
+    [
+        (-0.5, -0.1, 0.0, True, "at most"),
+        (-0.5, 0.0, 0.0, True, "at most"),
+        (-0.1, 0.3, 0.0, False, "cannot tell"),
+        (-0.1, 0.3, 0.3, True, "at most"),
+        (0.1, 0.3, 0.05, False, "worse"),
+    ],
+)
+def test_no_worse_means_the_upper_bound(
+    low: float, high: float, margin: float, passed: bool, says: str
+) -> None:
+    gate = gates.not_worse("champion", "it", "loss", Difference(1.0, 1.1, low, high, 50), margin)
+    assert gate.passed is passed
+    assert says in gate.reason
+    assert (gate.challenger, gate.reference, gate.interval) == (1.0, 1.1, (low, high))
+
+
+def test_too_little_data_rejects() -> None:
+    """The same better challenger passes with many held-out items and not with few."""
+    rng = default_rng(3)
+
+    def verdict(n: int) -> bool:
+        real, better, worse = rng.normal(size=(3, n, 2))
+        found = compare(lambda r, f: {"loss": abs(means(r, f)["mean"])}, real, better, worse + 0.3)
+        return gates.not_worse("champion", "it", "loss", found["loss"], 0.0).passed
+
+    assert verdict(4000)
+    assert not verdict(20)
+    assert gates.enough_heldout(100, 100).passed
+    assert not gates.enough_heldout(99, 100).passed
+
+
+def test_shares_must_surely_reach_their_least_value() -> None:
+    figure = Figure(value=0.5, floor=0.9, low=0.4, high=0.6, n=100)
+    assert gates.at_least("recall", figure, 0.4).passed
+    gate = gates.at_least("recall", figure, 0.45)
+    assert not gate.passed
+    assert (gate.challenger, gate.reference, gate.interval) == (0.5, 0.45, (0.4, 0.6))
+
+
+def test_only_critical_findings_count() -> None:
+    minor: dict[str, Any] = {
+        "name": "vanishing_gradients",
+        "value": 3.0,
+        "threshold": 1.0,
+        "present": True,
+        "severity": "warning",
+        "evidence": "the gradient falls",
+        "remedy": "constrain less",
+    }
+    assert gates.no_critical_finding([]).passed
+    assert gates.no_critical_finding([minor]).passed
+    gate = gates.no_critical_finding([minor, minor | {"severity": "critical"}])
+    assert not gate.passed
+    assert gate.challenger == 1
+    assert "the gradient falls: constrain less" in gate.reason
+    assert gates.no_critical_finding([minor | {"severity": "critical"}], (minor["name"],)).passed
+
+
+def test_a_copier_is_caught_and_a_perfect_sampler_is_not() -> None:
+    rng = default_rng(4)
+    training, heldout, fresh = rng.normal(size=(3, 1000, 4))
+    perfect = gates.not_copied(fresh, heldout, training, 0.25)
+    assert perfect.passed
+    assert perfect.challenger == pytest.approx(gates.NEAR, abs=0.03)
+    copies = training[rng.permutation(1000)] + 1e-3 * rng.normal(size=(1000, 4))
+    assert gates.not_copied(copies, heldout, training, 0.25).challenger == 1.0
+    mixed = np.concatenate([copies[:400], fresh[:600]])
+    assert not gates.not_copied(mixed, heldout, training, 0.25).passed
+
+
+def test_data_must_look_to_the_champion_as_they_did() -> None:
+    recorded = artifact.Figure(value=1.0, floor=0.0, interval=(0.8, 1.2), n=100, better="lower")
+    now = Figure(value=2.9, floor=0.0, low=2.3, high=3.5, n=100)
+    assert gates.familiar("loss", now, recorded, 2.0).passed
+    assert not gates.familiar("loss", now._replace(low=2.5), recorded, 2.0).passed
+
+
+def test_a_registered_artifact_must_be_the_one_that_was_trained(tmp_path: Path) -> None:
+    folder = make_artifact(tmp_path / "artifact")
+    digest = load_artifact(folder).digest
+    gate, model = gates.sound(folder, digest)
+    assert gate.passed
+    assert model is not None
+    gate, model = gates.sound(folder, "0" * 64)
+    assert (gate.passed, model) == (False, None)
+    (folder / "MODEL_CARD.md").write_text("better\n")
+    gate, model = gates.sound(folder, digest)
+    assert (gate.passed, model) == (False, None)
+    assert "MODEL_CARD.md" in gate.reason
+
+
+def test_latency_is_measured(tmp_path: Path) -> None:
+    model = load_artifact(make_artifact(tmp_path / "artifact"))
+    gate = gates.within_budget(model, 1e9)
+    assert gate.passed
+    assert gate.challenger is not None
+    assert not gates.within_budget(model, gate.challenger / 1000).passed

@@ -1,0 +1,437 @@
+"""Scheduled retraining: real training, a real MLflow database, real processes that are killed."""
+
+import contextlib
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from models import registry
+from models.artifact import load_artifact
+from models.errors import ConfigError
+from training.retrain import Outcome, RetrainConfig, _lease, read_config, retrain
+
+WGAN = Path(sys.executable).with_name("wgan")
+OPEN = {
+    "precision": 0,
+    "recall": 0,
+    "coverage": 0,
+    "max_seconds": 1e6,
+    "tolerated_findings": ["low_diversity"],
+}
+"""Gates that a network of a few steps passes."""
+
+
+def mixture(seed: int, count: int = 900) -> np.ndarray:
+    """Points around the corners of a square."""
+    rng = np.random.default_rng(seed)
+    return rng.choice([-1.0, 1.0], (count, 2)) + 0.1 * rng.normal(size=(count, 2))
+
+
+def values(home: Path, **changes: Any) -> dict[str, Any]:
+    settings = {
+        "name": "corners",
+        "generator": {"width": 32, "depth": 2},
+        "critic": {"width": 32, "depth": 2},
+        "training": {"steps": 2, "batch_size": 32, "checkpoint_every": 50},
+        "evaluation": {"samples": 200},
+    }
+    given = {
+        "preset": "8gaussians",
+        "data": str(home / "data.npy"),
+        "set": settings,
+        "folder": str(home / "runs"),
+        "gates": OPEN,
+    }
+    for key, change in changes.items():
+        given[key] = {**given[key], **change} if isinstance(change, dict) else change
+    return given
+
+
+def run(home: Path, say: Callable[[str], None] = lambda line: None, **changes: Any) -> Outcome:
+    return retrain(
+        RetrainConfig.model_validate(values(home, **changes)),
+        say=say,
+        report=lambda row: None,
+        stop_requested=lambda: False,
+    )
+
+
+def steps(count: int, **more: Any) -> dict[str, Any]:
+    return {"training": {"steps": count, "batch_size": 32, "checkpoint_every": 50, **more}}
+
+
+def passed(outcome: Outcome) -> dict[str, bool]:
+    assert outcome.decision is not None
+    return {gate.name: gate.passed for gate in outcome.decision.gates}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A registry whose model `corners` has a first champion, hardly trained."""
+    home = tmp_path_factory.mktemp("retrain")
+    np.save(home / "data.npy", mixture(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+        outcome = run(home)
+        assert outcome.kind == "promoted"
+        assert registry.champion("corners") == "1"
+        yield home
+
+
+@pytest.fixture(autouse=True)
+def _use_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+
+
+def test_a_first_model_passes_the_absolute_gates_alone(home: Path) -> None:
+    (folder,) = (home / "runs").glob("corners-*/decision.json")
+    decision = json.loads(folder.read_text())
+    assert decision["champion"] is None
+    names = [gate["name"] for gate in decision["gates"]]
+    assert names == [
+        "checksums", "heldout", "precision", "recall", "coverage", "memorisation", "findings",
+        "latency",
+    ]  # fmt: skip
+    assert decision["recorded"]
+    assert not (folder.parent / "checkpoints").exists()
+    version = registry.version("corners", "1")
+    assert version["retrain_outcome"] == "promoted"
+    run = registry.client().get_run(version["run_id"])
+    stored = Path(run.info.artifact_uri.removeprefix("file://")) / "decision.json"
+    assert json.loads(stored.read_text()) == decision
+    (change,) = registry.history("corners")
+    assert (change["from"], change["to"]) == (None, "1")
+    assert "retraining: passed 8 gates" in str(change["why"])
+
+
+def test_nothing_changed_is_no_reason_to_train(home: Path) -> None:
+    before = len(registry.versions())
+    outcome = run(home)
+    assert outcome.kind == "skipped"
+    assert "nothing changed" in outcome.reason
+    shuffled = home / "elsewhere.npy"  # the order of the items and the file's name are no change
+    np.save(shuffled, np.random.default_rng(0).permutation(mixture(0)))
+    assert run(home, data=str(shuffled), folder=str(home / "empty")).kind == "skipped"
+    assert len(registry.versions()) == before
+    assert not list((home / "empty").glob("corners-*"))
+
+
+def test_champions_change_for_the_better_only(home: Path) -> None:
+    outcome = run(home, set=steps(300, learning_rate=2e-3))
+    assert outcome.kind == "promoted", outcome.reason
+    assert registry.champion("corners") == outcome.decision.challenger
+    assert outcome.decision.champion == "1"
+    champion = next(g for g in outcome.decision.gates if g.name == "champion")
+    assert champion.challenger < champion.reference
+    assert champion.interval[0] < champion.challenger - champion.reference < champion.interval[1]
+    assert champion.interval[1] <= 0
+    assert run(home, set=steps(300, learning_rate=2e-3)).kind == "skipped"
+
+    worse = run(home, set=steps(1, seed=5))
+    assert worse.kind == "rejected"
+    assert [name for name, ok in passed(worse).items() if not ok] == ["champion"]
+    assert "worse" in worse.reason
+    assert registry.champion("corners") == outcome.decision.challenger
+    assert registry.version("corners", worse.decision.challenger)["retrain_outcome"] == "rejected"
+    assert run(home, set=steps(1, seed=5)).kind == "skipped", "a rejection is final"
+
+
+def test_a_clipped_critic_is_rejected(home: Path) -> None:
+    outcome = run(home, constraint="weight_clipping", set=steps(50))
+    assert outcome.kind == "rejected"
+    assert not passed(outcome)["champion"]
+
+
+def test_spoiled_data_do_not_judge_in_their_own_favour(home: Path) -> None:
+    """A model of the spoiled data beats the champion on their own held-out items."""
+    spoiled = home / "spoiled.npy"
+    np.save(spoiled, np.random.default_rng(3).normal([5, 5], 0.3, (900, 2)))
+    before = registry.champion("corners")
+    outcome = run(home, data=str(spoiled), set=steps(200, learning_rate=2e-3))
+    assert outcome.kind == "rejected"
+    assert passed(outcome)["champion"]
+    assert not passed(outcome)["data"]
+    # Judged on data that are trusted, it loses for what it is.
+    outcome = run(home, data=str(spoiled), reference=str(home / "data.npy"), set=steps(199))
+    assert outcome.kind == "rejected"
+    assert not passed(outcome)["champion"]
+    assert passed(outcome)["data"]
+    assert registry.champion("corners") == before
+
+
+def test_small_losses_do_not_add_up(home: Path) -> None:
+    """Within a wide margin of a poor champion, but not of the best there was."""
+    best = registry.champion("corners")
+    assert best is not None
+    settings = {"gates": {"margin": 10.0}}
+    poor = run(home, set=steps(2, seed=11), **settings)
+    assert poor.kind == "promoted"
+    assert registry.version("corners", poor.decision.challenger)["best_champion"] == best
+    rows = {g.name: g for g in poor.decision.gates}
+    margin = (rows["champion"].challenger - rows["champion"].reference) / 2
+    poorer = run(home, set=steps(2, seed=12), gates={"margin": margin})
+    assert not passed(poorer)["best_champion"]
+    assert poorer.kind == "rejected"
+    registry.rollback("corners", "after the test")
+    assert registry.champion("corners") == best
+
+
+def test_a_champion_that_changes_meanwhile_is_not_overruled(home: Path) -> None:
+    champion = registry.champion("corners")
+
+    def promote_by_hand(line: str) -> None:
+        if line.startswith("comparing with"):
+            registry.promote("corners", "1", "by hand, meanwhile")
+
+    settings = {"set": steps(3, seed=21), "gates": {"margin": 10.0}}
+    outcome = run(home, say=promote_by_hand, **settings)
+    assert outcome.kind == "interrupted"
+    assert "version 1" in outcome.reason
+    assert registry.champion("corners") == "1"
+    versions = len(registry.versions())
+    outcome = run(home, **settings)
+    assert outcome.kind == "promoted"
+    assert outcome.decision.champion == "1"
+    assert len(registry.versions()) == versions, "the same model is judged again"
+    registry.promote("corners", str(champion), "after the test")
+
+
+def test_a_decision_that_the_registry_does_not_know_is_told_again(home: Path) -> None:
+    """As after a kill between the promotion and the end of its paperwork."""
+    settings = {"set": steps(4, seed=31), "gates": {"margin": 10.0}}
+    champion = registry.champion("corners")
+    outcome = run(home, **settings)
+    path = outcome.folder / "decision.json"
+    unfinished = json.loads(path.read_text()) | {"recorded": False}
+    changes = len(registry.history("corners"))
+
+    path.write_text(json.dumps(unfinished))  # killed after promoting
+    assert run(home, **settings).kind == "promoted"
+    assert len(registry.history("corners")) == changes
+    assert json.loads(path.read_text())["recorded"]
+
+    registry.rollback("corners", "as if it had not been promoted")
+    path.write_text(json.dumps(unfinished))  # killed before promoting
+    assert run(home, **settings).kind == "promoted"
+    assert registry.champion("corners") == outcome.decision.challenger
+    registry.promote("corners", str(champion), "after the test")
+
+
+def test_one_retraining_at_a_time(home: Path) -> None:
+    with _lease(home / "runs" / "corners.lease") as holder:
+        assert holder is None
+        outcome = run(home, set=steps(5, seed=41))
+    assert outcome.kind == "skipped"
+    assert f"process {os.getpid()}" in outcome.reason
+
+
+def test_a_registry_that_is_away_never_spoils_a_training(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"set": steps(6, seed=51), "gates": {"margin": 10.0}}
+    lines: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        outcome = run(home, say=lines.append, **settings)
+    assert outcome.kind == "interrupted"
+    assert "the artifact is safe" in outcome.reason
+    assert any("training goes on" in line for line in lines)
+    (folder,) = [p.parent for p in (home / "runs").glob("corners-*/artifact")
+                 if load_artifact(p).run.config.training.seed == 51]  # fmt: skip
+    digest = load_artifact(folder / "artifact").digest
+    champion = registry.champion("corners")
+    outcome = run(home, **settings)
+    assert outcome.kind == "promoted"
+    version = registry.version("corners", outcome.decision.challenger)
+    assert version[registry.DIGEST_TAG] == digest, "what was trained meanwhile, and nothing else"
+    registry.promote("corners", str(champion), "after the test")
+
+
+class _Gateway(http.server.BaseHTTPRequestHandler):
+    bodies: dict[str, str] = {}  # noqa: RUF012 # of the test
+
+    def do_PUT(self) -> None:
+        length = int(self.headers["Content-Length"])
+        self.bodies[self.path] = self.rfile.read(length).decode()
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def test_outcomes_are_pushed_and_listed(home: Path) -> None:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Gateway)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        outcome = run(home, set=steps(1, seed=61), pushgateway=address)
+        assert outcome.kind == "rejected"
+        with pytest.raises(ConfigError):
+            run(home, gates={"loss": "kernel_distance"}, pushgateway=address)
+        mistaken = _Gateway.bodies["/metrics/job/wgan_retrain/model/corners"]
+        run(home, set=steps(1, seed=61), pushgateway=address)
+    finally:
+        server.shutdown()
+        server.server_close()
+    told = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(
+            _Gateway.bodies["/metrics/job/wgan_retrain/model/corners"]
+        )
+        for sample in family.samples
+    }
+    assert told["wgan_retrain_outcome", "skipped"] == 1
+    assert told["wgan_retrain_outcome", "rejected"] == 0
+    assert told["wgan_retrain_gate_passed", "champion"] == 0
+    assert told["wgan_retrain_gate_passed", "checksums"] == 1
+    assert told["wgan_retrain_rejected_in_a_row",] == 1
+    assert told["wgan_retrain_failed_in_a_row",] == 0
+    assert abs(told["wgan_retrain_finished_timestamp_seconds",] - time.time()) < 600
+    assert 'wgan_retrain_outcome{outcome="mistake"} 1.0' in mistaken
+    assert "wgan_retrain_failed_in_a_row 1.0" in mistaken
+    lines = [json.loads(x) for x in (home / "runs" / "outcomes.jsonl").read_text().splitlines()]
+    assert [line["outcome"] for line in lines[-3:]] == ["rejected", "mistake", "skipped"]
+    # A gateway that has gone changes nothing.
+    said: list[str] = []
+    assert run(home, say=said.append, set=steps(1, seed=61), pushgateway=address).kind == "skipped"
+    assert any("was not told" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("preset: digits", "folder: Field required"),
+        ("preset: digits\nfolder: x\ngates: {margn: 1}", "did you mean 'margin'"),
+        ("preset: digits\nfolder: x\nfolde: y", "did you mean 'folder'"),
+        ("preset: digits\nfolder: x\ngates: {margin: -1}", "gates.margin"),
+        ('{"preset": "digits", "folder": 3}', "folder"),
+        ("- a\n- b", "no settings"),
+        ("a: [", "cannot be read"),
+    ],
+)
+def test_a_mistaken_file_is_said(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "retrain.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"retrain\.yaml") as caught:
+        read_config(tmp_path / "retrain.yaml")
+    assert says in str(caught.value)
+
+
+def test_json_and_dotted_keys_mean_the_same(tmp_path: Path) -> None:
+    given = {"preset": "digits", "folder": "x", "set": {"training.steps": 7, "name": "mine"}}
+    (tmp_path / "a.json").write_text(json.dumps(given))
+    given["set"] = {"training": {"steps": 7}, "name": "mine"}
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(given))
+    one, other = (read_config(tmp_path / name).build() for name in ("a.json", "b.yaml"))
+    assert one == other
+    assert (one.training.steps, one.name, one.training.batch_size) == (7, "mine", 64)
+
+
+def start(home: Path, config: Path) -> "subprocess.Popen[str]":
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
+    }
+    command = [str(WGAN), "retrain", "--config", str(config)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 500
+    while time.monotonic() < deadline and process.poll() is None:
+        found = [int(p.stem.split("-")[1]) for p in folder.glob("*/checkpoints/step-*.safetensors")]
+        if max(found, default=0) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no checkpoint of step {step}; exit code {process.returncode}")
+
+
+@contextlib.contextmanager
+def killed_at_last(*processes: "subprocess.Popen[str]") -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.timeout(1800)  # several processes in turn, on a machine that may be busy
+def test_killed_retrainings_go_on_to_the_same_weights(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM, then SIGKILL, then an end; beside a run that nothing disturbed."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (tmp_path / "mlflow.db").write_bytes((home / "mlflow.db").read_bytes())
+    long = {"set": steps(240, seed=71) | {"name": "killed"}, "folder": str(tmp_path / "runs")}
+    config = tmp_path / "retrain.yaml"
+    config.write_text(yaml.safe_dump(values(home, **long)))
+
+    process = start(tmp_path, config)
+    with killed_at_last(process):
+        wait_for_step(tmp_path / "runs", 50, process)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=500)
+        assert process.returncode == 75
+        assert "interrupted: stopped after" in out
+    process = start(tmp_path, config)
+    with killed_at_last(process):
+        wait_for_step(tmp_path / "runs", 150, process)
+        process.kill()
+    process = start(tmp_path, config)
+    with killed_at_last(process):
+        out, _ = process.communicate(timeout=500)
+        assert process.returncode == 0, out
+    assert registry.champion("killed") == "1"
+
+    undisturbed = run(home, **(long | {"set": steps(240, seed=71) | {"name": "calm"}}))
+    assert undisturbed.kind == "promoted"
+    (killed,) = (tmp_path / "runs").glob("killed-*/artifact")
+    (calm,) = (tmp_path / "runs").glob("calm-*/artifact")
+    for file in ("generator.safetensors", "critic.safetensors", "training_state.safetensors"):
+        assert (killed / file).read_bytes() == (calm / file).read_bytes()
+    lines = (tmp_path / "runs" / "outcomes.jsonl").read_text().splitlines()
+    outcomes = [json.loads(line)["outcome"] for line in lines]
+    assert outcomes == ["interrupted", "promoted", "promoted"], "SIGKILL leaves no line"
+
+
+@pytest.mark.timeout(1800)
+def test_two_started_at_once_leave_one_champion(home: Path, tmp_path: Path) -> None:
+    """In one folder the lease lets one train; in two, as on two machines, the registry holds."""
+    shared, other = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    settings = {"set": steps(60, seed=81) | {"name": "twins"}, "gates": {"margin": 10.0}}
+    shared.write_text(yaml.safe_dump(values(home, folder=str(tmp_path / "a"), **settings)))
+    other.write_text(yaml.safe_dump(values(home, folder=str(tmp_path / "b"), **settings)))
+    processes = [start(home, config) for config in (shared, shared, other)]
+    with killed_at_last(*processes):
+        outs = [process.communicate(timeout=500)[0] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert set(codes) <= {0, 75}, outs
+    assert sum("another retraining is under way" in out for out in outs[:2]) == 1
+    for config, code in ((shared, max(codes[:2])), (other, codes[2])):
+        if code == 75:  # the champion changed while it compared: it goes on when run again
+            process = start(home, config)
+            with killed_at_last(process):
+                out, _ = process.communicate(timeout=500)
+                assert process.returncode in {0, 3}, out
+    champion = registry.champion("twins")
+    changes = registry.history("twins")
+    assert champion == changes[-1]["to"]
+    assert len({str(change["to"]) for change in changes}) == len(changes)
+    found = registry.download("twins@champion", tmp_path / "champion")
+    assert load_artifact(found).run.config.training.seed == 81

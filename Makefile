@@ -3,7 +3,7 @@ PYTHON ?= python3
 DEMO_DIR ?= demo
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow verify-gpu bench-step lint format lock clean
+.PHONY: install tools demo test test-slow verify-gpu verify-deploy bench-step lint format lock clean
 
 install: .venv/.installed
 
@@ -15,6 +15,10 @@ install: .venv/.installed
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock \
 		--editable '.[train,service,dev]'
 	@touch $@
+
+# Helm, Prometheus and the validators, for the tests of deploy/. Without them those are skipped.
+tools:
+	$(PYTHON) deploy/tools.py helm prometheus venv
 
 demo: install
 	$(BIN)/python deploy/demo.py "$(DEMO_DIR)"
@@ -39,6 +43,10 @@ verify-gpu: install
 # The critic's step beside the textbook's, in one process: docs/performance.md.
 bench-step: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step
+
+# Everything that a machine without a cluster can show of deploy/.
+verify-deploy: install
+	$(BIN)/python deploy/verify.py
 
 lint: install
 	$(BIN)/ruff check

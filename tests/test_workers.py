@@ -22,6 +22,8 @@ from tests.test_cli import WGAN
 from training.checkpoint import load_checkpoint, newest_checkpoint
 from training.workers import ALONE, Workers
 
+ROOT = Path(__file__).parent.parent
+
 DRAWS: dict[str, Callable[[int], Tensor]] = {
     "rand": lambda n: torch.rand((n, 1, 1), dtype=torch.float64),
     "rand, by axes": lambda n: torch.rand(n, 3),
@@ -218,3 +220,35 @@ def test_a_stop_of_one_stops_all(tmp_path: Path) -> None:
     finish(start(tmp_path, 1, *more, "--resume"))
     run = load_artifact(tmp_path / "artifact").run
     assert [row["step"] for row in run.history] == list(range(6, 601, 6))
+
+
+WORKER = """
+import os, signal, sys, time
+rank = int(os.environ["RANK"])
+if sys.argv[1] == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    print("ready", flush=True)
+    time.sleep(60)
+if sys.argv[1] == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(sys.argv[1]) if rank == 0 else 0)
+"""
+
+
+@pytest.mark.parametrize(("word", "code"), [("0", 0), ("3", 3), ("75", 75), ("die", 1)])
+def test_torchrun_ends_as_its_workers_do(word: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    environment = {**os.environ, "PET_NPROC_PER_NODE": "2", "PET_NNODES": "1"}
+    command = [sys.executable, "-m", "training.torchrun", tmp_path / "worker.py", word]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == code, done.stderr.decode()
+
+
+def test_torchrun_passes_a_request_to_stop_on(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "training.torchrun", tmp_path / "worker.py", "wait"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        process.terminate()
+        assert process.wait(timeout=60) == 75

@@ -1,0 +1,167 @@
+{{- define "wgan.name" -}}
+{{ default .Release.Name .Values.fullname | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Labels that choose pods: (list . "serve"). */}}
+{{- define "wgan.selector" -}}
+app.kubernetes.io/name: wgan-foundry
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{/* All labels: (list . "serve"). */}}
+{{- define "wgan.labels" -}}
+{{ include "wgan.selector" . }}
+app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
+helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
+{{- end }}
+
+{{- define "wgan.image" -}}
+image: {{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}
+imagePullPolicy: {{ .pullPolicy }}
+{{- end }}
+
+{{/* What every pod has: no token, no right, no user of the node. */}}
+{{- define "wgan.pod" -}}
+serviceAccountName: {{ include "wgan.name" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: {type: RuntimeDefault}
+{{- with .Values.images.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "wgan.container" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "wgan.nodes" -}}
+{{- with .nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "wgan.trackingUri" -}}
+{{- if .Values.mlflow.enabled -}}
+http://{{ include "wgan.name" . }}-mlflow:5000
+{{- else -}}
+{{ .Values.mlflow.externalUri }}
+{{- end }}
+{{- end }}
+
+{{/* The tracking server and its credentials. */}}
+{{- define "wgan.trackingEnv" -}}
+- name: MLFLOW_TRACKING_URI
+  value: {{ include "wgan.trackingUri" . }}
+{{- with .Values.mlflow.secret }}
+- name: MLFLOW_TRACKING_USERNAME
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: MLFLOW_TRACKING_USERNAME}}
+- name: MLFLOW_TRACKING_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ . }}, key: MLFLOW_TRACKING_PASSWORD}}
+{{- end }}
+{{- end }}
+
+{{- define "wgan.s3Env" -}}
+{{- with .Values.s3 }}
+{{- if .secret }}
+- name: AWS_ACCESS_KEY_ID
+  valueFrom: {secretKeyRef: {name: {{ .secret }}, key: AWS_ACCESS_KEY_ID}}
+- name: AWS_SECRET_ACCESS_KEY
+  valueFrom: {secretKeyRef: {name: {{ .secret }}, key: AWS_SECRET_ACCESS_KEY}}
+- name: AWS_DEFAULT_REGION
+  value: {{ .region }}
+# There is no metadata service to wait for: the network policy lets nobody reach it.
+- name: AWS_EC2_METADATA_DISABLED
+  value: "true"
+{{- end }}
+{{- if .endpoint }}
+- name: AWS_ENDPOINT_URL
+  value: {{ .endpoint }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "wgan.extraEnv" -}}
+{{- range $name, $value := . }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end }}
+
+{{- define "wgan.runsClaim" -}}
+{{ default (printf "%s-runs" (include "wgan.name" .)) .Values.runs.existingClaim }}
+{{- end }}
+
+{{/* A container that trains, but for its name and command. */}}
+{{- define "wgan.trainer" -}}
+{{ include "wgan.image" .Values.images.train }}
+{{ include "wgan.container" . }}
+workingDir: /runs
+resources: {{- include "wgan.trainerResources" . | nindent 2 }}
+volumeMounts: {{- include "wgan.trainerMounts" . | nindent 2 }}
+{{- end }}
+
+{{/* Resources of one training pod. */}}
+{{- define "wgan.trainerResources" -}}
+requests:
+  {{- toYaml .Values.retrain.resources.requests | nindent 2 }}
+limits:
+  {{- toYaml .Values.retrain.resources.limits | nindent 2 }}
+  {{- if .Values.retrain.gpu.count }}
+  {{ .Values.retrain.gpu.resource }}: {{ .Values.retrain.gpu.count }}
+  {{- end }}
+{{- end }}
+
+{{- define "wgan.trainerMounts" -}}
+- {name: runs, mountPath: /runs}
+- {name: config, mountPath: /etc/wgan, readOnly: true}
+- {name: tmp, mountPath: /tmp}
+{{- end }}
+
+{{- define "wgan.trainerEnv" -}}
+{{ include "wgan.trackingEnv" . }}
+{{- include "wgan.s3Env" . }}
+{{- include "wgan.extraEnv" .Values.retrain.env }}
+{{- end }}
+
+{{- define "wgan.trainerVolumes" -}}
+- name: runs
+  persistentVolumeClaim: {claimName: {{ include "wgan.runsClaim" . }}}
+- name: config
+  configMap: {name: {{ include "wgan.name" . }}-retrain}
+- name: tmp
+  emptyDir: {sizeLimit: {{ index .Values.retrain.resources.limits "ephemeral-storage" }}}
+{{- end }}
+
+{{/* Names, this release's MLflow, and what the values add: (list . rules). */}}
+{{- define "wgan.egress" -}}
+{{- $root := index . 0 -}}
+- to: {{- toYaml $root.Values.networkPolicy.dns | nindent 4 }}
+  ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+{{- if $root.Values.mlflow.enabled }}
+- to:
+    - podSelector:
+        matchLabels: {{- include "wgan.selector" (list $root "mlflow") | nindent 10 }}
+  ports: [{port: http, protocol: TCP}]
+{{- end }}
+{{- with index . 1 }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}

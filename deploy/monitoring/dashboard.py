@@ -1,0 +1,315 @@
+"""Build the Grafana dashboard: `.tools/venv/bin/python deploy/monitoring/dashboard.py`.
+
+Writes deploy/chart/files/dashboard.json; with `--check` it only says whether that is up to date.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from grafana_foundation_sdk.builders import dashboard, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models.dashboard import DataSourceRef, GridPos
+
+OUT = Path(__file__).parent.parent / "chart/files/dashboard.json"
+SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
+OF = 'job="wgan-foundry", namespace=~"$namespace"'
+RATE = "$__rate_interval"
+
+# Rows of panels: title, what it says, unit, and queries with their legends.
+Queries = list[tuple[str, str]]
+ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
+    "Now": [
+        (
+            "Ready replicas",
+            "Replicas in which a verified model has run.",
+            "stat:short",
+            [(f"sum(wgan_model_ready{{{OF}}})", "")],
+        ),
+        (
+            "Errors",
+            "Share of answers that are 5xx; an alert stands at 1%.",
+            "stat:percentunit",
+            [
+                (
+                    f'(sum(rate(wgan_requests_total{{{OF}, status=~"5.."}}[5m])) or vector(0))'
+                    f" / sum(rate(wgan_requests_total{{{OF}}}[5m]))",
+                    "",
+                )
+            ],
+        ),
+        (
+            "Champion's age",
+            "Since it was trained.",
+            "stat:s",
+            [(f'max(wgan_model_age_seconds{{{OF}, role="champion"}})', "")],
+        ),
+        (
+            "Registry",
+            "1: it answers every replica.",
+            "stat:short",
+            [(f"min(wgan_registry_reachable{{{OF}}})", "")],
+        ),
+    ],
+    "Requests": [
+        (
+            "Requests",
+            "By endpoint and status.",
+            "reqps",
+            [
+                (
+                    f"sum by (endpoint, status) (rate(wgan_requests_total{{{OF}}}[{RATE}]))",
+                    "{{endpoint}} {{status}}",
+                )
+            ],
+        ),
+        (
+            "Duration",
+            "From a request's whole body to its whole answer.",
+            "s",
+            [
+                (
+                    f"histogram_quantile({q}, sum by (endpoint, le) "
+                    f"(rate(wgan_request_duration_seconds_bucket{{{OF}}}[{RATE}])))",
+                    f"{{{{endpoint}}}} {name}",
+                )
+                for q, name in ((0.5, "median"), (0.99, "99th percentile"))
+            ],
+        ),
+        (
+            "Refused",
+            "By reason: busy and no_model are ours, the others the client's.",
+            "reqps",
+            [(f"sum by (reason) (rate(wgan_rejections_total{{{OF}}}[{RATE}]))", "{{reason}}")],
+        ),
+        (
+            "Waiting and under way",
+            "Requests that wait for a processor, and all that are being answered.",
+            "short",
+            [
+                (f"sum(wgan_queue_depth{{{OF}}})", "waiting"),
+                (f"sum(wgan_requests_in_flight{{{OF}}})", "under way"),
+            ],
+        ),
+        (
+            "Samples and scores",
+            "Items a second.",
+            "short",
+            [
+                (f"sum by (role) (rate(wgan_samples_total{{{OF}}}[{RATE}]))", "samples, {{role}}"),
+                (f"sum by (role) (rate(wgan_scores_total{{{OF}}}[{RATE}]))", "scores, {{role}}"),
+            ],
+        ),
+        (
+            "Where the time goes",
+            "Mean seconds of work for one request, without waiting.",
+            "s",
+            [
+                (
+                    f"sum(rate(wgan_{step}_seconds_sum{{{OF}}}[{RATE}]))"
+                    f" / sum(rate(wgan_{step}_seconds_count{{{OF}}}[{RATE}]))",
+                    step,
+                )
+                for step in ("generation", "encoding", "scoring")
+            ],
+        ),
+    ],
+    "The critic's scores": [
+        (
+            "Where scores stand among real items",
+            "Percentile of the scored items among real held-out ones. For items like those it was "
+            "trained on, the three lines lie at 10, 50 and 90; away from them is drift.",
+            "short",
+            [
+                (
+                    f"histogram_quantile({q}, sum by (le) "
+                    f"(rate(wgan_score_percentile_bucket{{{OF}}}[{RATE}])))",
+                    f"{int(100 * q)}%",
+                )
+                for q in (0.1, 0.5, 0.9)
+            ],
+        ),
+        (
+            "Scores",
+            "Quantiles of the scores, in the critic's own unit: no probability.",
+            "short",
+            [
+                (
+                    f"histogram_quantile({q}, sum by (le) "
+                    f"(rate(wgan_score_bucket{{{OF}}}[{RATE}])))",
+                    f"{int(100 * q)}%",
+                )
+                for q in (0.1, 0.5, 0.9)
+            ],
+        ),
+    ],
+    "The model": [
+        (
+            "Versions served",
+            "Replicas by version. Two versions of a role for long: some replica does not follow.",
+            "table",
+            [
+                (
+                    "count by (role, version, constraint, guarantee, data) "
+                    f"(wgan_model_info{{{OF}}})",
+                    "",
+                )
+            ],
+        ),
+        (
+            "Quality",
+            "On held-out data, as judged after training.",
+            "short",
+            [
+                (
+                    f"max by (role, metric) (wgan_quality{{{OF}}})",
+                    "{{metric}}, {{role}}",
+                )
+            ],
+        ),
+        (
+            "Quality over floor",
+            "Each figure over the same of real against real: 1 is as good as data. Distances lie "
+            "above 1, shares below.",
+            "short",
+            [
+                (
+                    f"max by (role, metric) (wgan_quality{{{OF}}}) "
+                    f"/ max by (role, metric) (wgan_quality_floor{{{OF}}} != 0)",
+                    "{{metric}}, {{role}}",
+                )
+            ],
+        ),
+        (
+            "Lipschitz constant of the critic",
+            "Certified from above, sampled from below. Sampled above certified is an error.",
+            "short",
+            [
+                (
+                    f"max by (role, bound) (wgan_critic_lipschitz{{{OF}}})",
+                    "{{bound}}, {{role}}",
+                )
+            ],
+        ),
+        (
+            "Gradient norm of the critic",
+            "Quantiles as measured after training; a penalty aims at 1.",
+            "short",
+            [
+                (
+                    f"max by (role, place, quantile) (wgan_critic_gradient_norm{{{OF}}})",
+                    "{{place}} {{quantile}}, {{role}}",
+                )
+            ],
+        ),
+        (
+            "Findings",
+            "What is wrong with the run, by severity.",
+            "short",
+            [
+                (
+                    f"max by (role, severity) (wgan_findings{{{OF}}})",
+                    "{{severity}}, {{role}}",
+                )
+            ],
+        ),
+    ],
+    "Retraining": [
+        (
+            "How the last one ended",
+            "From the Pushgateway.",
+            "table",
+            [("max by (model, outcome) (wgan_retrain_outcome) == 1", "")],
+        ),
+        (
+            "In a row",
+            "Rejections and failures; alerts stand at 3 and 2.",
+            "short",
+            [
+                ("max by (model) (wgan_retrain_rejected_in_a_row)", "rejected, {{model}}"),
+                ("max by (model) (wgan_retrain_failed_in_a_row)", "failed, {{model}}"),
+            ],
+        ),
+        (
+            "Since the last end",
+            "An alert stands at 4 days.",
+            "s",
+            [("time() - max by (model) (wgan_retrain_finished_timestamp_seconds)", "{{model}}")],
+        ),
+        (
+            "Gates",
+            "1: passed.",
+            "short",
+            [("max by (model, gate) (wgan_retrain_gate_passed)", "{{gate}}, {{model}}")],
+        ),
+    ],
+}
+
+
+def build() -> str:
+    """The dashboard as JSON."""
+    board = (
+        dashboard.Dashboard("wgan-foundry")
+        .uid("wgan-foundry")
+        .tags(["wgan-foundry"])
+        .refresh("30s")
+        .time("now-6h", "now")
+        .timezone("browser")
+        .readonly()
+        .with_variable(
+            dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus")
+        )
+        .with_variable(
+            dashboard.QueryVariable("namespace")
+            .datasource(SOURCE)
+            .query("label_values(wgan_model_ready, namespace)")
+            .include_all(True)
+            .all_value(".*")
+            .multi(True)
+        )
+    )
+    y = 0
+    for row, panels in ROWS.items():
+        board = board.with_row(dashboard.Row(row).grid_pos(GridPos(h=1, w=24, x=0, y=y)))
+        y += 1
+        small = all(kind.startswith("stat:") for _, _, kind, _ in panels)
+        width, height = (6, 4) if small else (12, 8)
+        for i, (title, says, kind, queries) in enumerate(panels):
+            column, line = i % (24 // width), i // (24 // width)
+            place = GridPos(h=height, w=width, x=column * width, y=y + line * height)
+            board = board.with_panel(_panel(title, says, kind, queries).grid_pos(place))
+        y += -(-len(panels) // (24 // width)) * height
+    content = json.loads(JSONEncoder().encode(board.build()))
+    for number, panel in enumerate(content["panels"]):
+        panel["id"] = number + 1  # links to a panel hold it
+        if panel.get("options", ...) is None:  # Grafana wants its defaults, or nothing
+            del panel["options"]
+    return json.dumps(content, sort_keys=True, indent=2) + "\n"
+
+
+def _panel(
+    title: str, says: str, kind: str, queries: Queries
+) -> stat.Panel | table.Panel | timeseries.Panel:
+    panel: stat.Panel | table.Panel | timeseries.Panel
+    if kind == "table":
+        panel = table.Panel()
+    elif kind.startswith("stat:"):
+        panel = stat.Panel().unit(kind.removeprefix("stat:"))
+    else:
+        panel = timeseries.Panel().unit(kind).fill_opacity(0)
+    panel = panel.title(title).description(says).datasource(SOURCE)
+    for ref, (expression, legend) in zip("ABCD", queries, strict=False):
+        query = prometheus.Dataquery().expr(expression).ref_id(ref).datasource(SOURCE)
+        if kind == "table":
+            query = query.instant().format("table")
+        panel = panel.with_target(query.legend_format(legend))
+    return panel
+
+
+if __name__ == "__main__":
+    built = build()
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(0 if OUT.is_file() and OUT.read_text() == built else f"{OUT} is out of date")
+    OUT.write_text(built)

@@ -1,0 +1,539 @@
+"""The Helm chart: every values file rendered, and what schemas let pass checked over the result."""
+
+import copy
+import fnmatch
+import functools
+import json
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+import wgan_cli
+from deploy import tools
+from models.constraints import AnyConstraint
+from tests import manifests
+from tests.manifests import Document, Documents, named, of_kind
+from training.presets import build_config
+
+ROOT = Path(__file__).parent.parent
+CHART = ROOT / "deploy/chart"
+VALUES = ["values", "values-kind", "values-gpu", "values-production"]
+OPERATORS = ["monitoring.coreos.com/v1/ServiceMonitor", "monitoring.coreos.com/v1/PrometheusRule"]
+TRAIN_JOB = ["--set", "trainJob.enabled=true"]
+RENDERINGS = [(values, gates) for values in VALUES for gates in (False, True)]
+HELM = tools.find("helm")
+needs_helm = pytest.mark.skipif(HELM is None, reason="no helm: run `make tools`")
+VALIDATE = tools.find("kubernetes-validate")
+pytestmark = needs_helm
+
+
+def helm(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [str(HELM), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@functools.cache
+def text(values: str, gates: bool, *more: str) -> str:
+    """Render the chart; with gates, the cluster has the operators' kinds."""
+    arguments = ["template", "wgan", CHART, "--namespace", "gan", "--kube-version", "1.37.0"]
+    arguments += ["--values", CHART / f"{values}.yaml", *more]
+    if gates:
+        arguments += [f"--api-versions={kind}" for kind in OPERATORS]
+    done = helm(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr.lower(), done.stderr
+    return done.stdout
+
+
+@functools.cache
+def parsed_once(values: str, gates: bool, *more: str) -> Documents:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [d for d in yaml.load_all(text(values, gates, *more), loader) if d]
+
+
+def render(values: str, gates: bool, *more: str) -> Documents:
+    """The documents of one rendering, the caller's own."""
+    return copy.deepcopy(parsed_once(values, gates, *more))
+
+
+def everything() -> Documents:
+    """One rendering with every template in it."""
+    return render(
+        "values-gpu",
+        True,
+        *TRAIN_JOB,
+        *("--set", "serve.apiKeys.secret=keys,s3.secret=s3,serve.modelClaim=models"),
+    )
+
+
+OUTSIDE_EVERYTHING = {
+    ("Secret", "keys"),
+    ("Secret", "s3/AWS_ACCESS_KEY_ID"),
+    ("Secret", "s3/AWS_SECRET_ACCESS_KEY"),
+    ("PersistentVolumeClaim", "models"),
+}
+
+
+def documented_secrets() -> set[tuple[str, str]]:
+    """The secrets that values-production.yaml says to make, with their keys."""
+    source = (CHART / "values-production.yaml").read_text().replace("\\\n#", "")
+    found = set()
+    for kind, name, rest in re.findall(r"create secret ([\w-]+) (\S+) ?(.*)", source):
+        assert kind in ("generic", "docker-registry")
+        found.add(("Secret", name))
+        found |= {("Secret", f"{name}/{key}") for key in re.findall(r"--from-\w+=(\w+)=", rest)}
+    return found
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_lint(values: str) -> None:
+    done = helm("lint", "--strict", CHART, "--values", CHART / f"{values}.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("serve.replica=2", "replica"),
+        ("serve.autoscaling.cpuPercent=101", "cpuPercent"),
+        ("retrain.schedule=daily", "schedule"),
+        ("mlflow.enabled=false", "externalUri"),
+        ("mlflow.externalUri=http://elsewhere", "externalUri"),
+        ("mlflow.externalUri=https://user:password@elsewhere", "externalUri"),
+        ("runs.size=10", "size"),
+        ("images.service.digest=latest", "digest"),
+        ("images.service.tag=", "tag"),
+        ("fullname=Wgan", "fullname"),
+        ("sweep.constraints[0]=a;b", "constraints"),
+        ("sweep.set[0]=training.steps=1'2", "set"),
+    ],
+)
+def test_a_mistake_in_the_values_is_refused(setting: str, says: str) -> None:
+    done = helm("template", "wgan", CHART, "--set", setting)
+    assert done.returncode != 0
+    assert says in done.stderr
+
+
+def test_every_value_is_described_and_allowed() -> None:
+    """What values.yaml sets, the schema knows, and the other way round."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def walk(values: dict[str, Any], node: dict[str, Any], path: str) -> None:
+        node = schema["definitions"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
+        if "properties" not in node:
+            return
+        assert node["additionalProperties"] is False, path
+        assert set(values) == set(node["properties"]) - {"global"}, path
+        for key, value in values.items():
+            if isinstance(value, dict):
+                walk(value, node["properties"][key], f"{path}.{key}")
+
+    walk(yaml.safe_load((CHART / "values.yaml").read_text()), schema, "")
+
+
+@pytest.mark.parametrize("check", manifests.CHECKS)
+@pytest.mark.parametrize(("values", "gates"), RENDERINGS)
+def test_rendered(values: str, gates: bool, check: Callable[[Documents], None]) -> None:
+    check(render(values, gates))
+
+
+@pytest.mark.parametrize("check", manifests.CHECKS)
+def test_everything_at_once(check: Callable[[Documents], None]) -> None:
+    check(everything())
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_references(values: str) -> None:
+    outside = documented_secrets() if values == "values-production" else set()
+    manifests.check_references(render(values, True), outside)
+
+
+def test_references_of_everything() -> None:
+    manifests.check_references(everything(), OUTSIDE_EVERYTHING)
+
+
+def test_names_stay_short_enough() -> None:
+    for check in (manifests.check_names_are_unique_and_short, manifests.check_jobs):
+        check(render("values-gpu", True, "--set", f"fullname={'a' * 40}"))
+
+
+@pytest.mark.skipif(VALIDATE is None, reason="no kubernetes-validate: run `make tools`")
+@pytest.mark.parametrize(("values", "gates"), RENDERINGS)
+def test_kubernetes_knows_it(values: str, gates: bool, tmp_path: Path) -> None:
+    known = [
+        d
+        for d in render(values, gates)
+        if "." not in d["apiVersion"] or "k8s.io" in d["apiVersion"]
+    ]
+    file = tmp_path / "all.yaml"
+    file.write_text(yaml.safe_dump_all(known))
+    done = subprocess.run(
+        [str(VALIDATE), "--strict", "-k", "1.37.0", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # An unknown kind is a warning to it; to us it is a failure.
+    assert "WARN" not in (done.stdout + done.stderr).upper(), done.stdout + done.stderr
+    assert done.stdout.count("passed") == len(known), done.stdout
+
+
+OPERATOR_KINDS = '''
+import sys, yaml
+from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
+from kubeflow_trainer_api.models.trainer_v1alpha1_train_job import TrainerV1alpha1TrainJob
+
+def lost(given, kept, path=""):
+    """What a typed model dropped, for it takes unknown fields without a word."""
+    if isinstance(given, dict):
+        for key, value in given.items():
+            if not isinstance(kept, dict) or key not in kept:
+                yield f"{path}.{key}"
+            else:
+                yield from lost(value, kept[key], f"{path}.{key}")
+    elif isinstance(given, list):
+        if len(given) != len(kept):
+            yield path
+        for i, (one, other) in enumerate(zip(given, kept)):
+            yield from lost(one, other, f"{path}[{i}]")
+    elif given != kept and str(given) != str(kept):
+        yield f"{path}: {given!r} became {kept!r}"
+
+seen = []
+for document in yaml.safe_load_all(sys.stdin):
+    kind = document["kind"]
+    if kind == "TrainJob":
+        typed = TrainerV1alpha1TrainJob.from_dict(document).to_dict()
+    else:
+        model = {"ServiceMonitor": ServiceMonitor, "PrometheusRule": PrometheusRule}[kind]
+        typed = model.model_validate(document).model_dump(
+            by_alias=True, exclude_none=True, mode="json"
+        )
+    dropped = list(lost(document, typed))
+    assert not dropped, (kind, dropped)
+    seen.append(kind)
+print(*seen)
+'''
+
+
+def typed(documents: Documents) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [str(tools.PYTHON), "-c", OPERATOR_KINDS],
+        input=yaml.safe_dump_all(documents),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(not tools.PYTHON.exists(), reason="no typed models: run `make tools`")
+def test_operators_know_their_kinds() -> None:
+    kinds = {"ServiceMonitor", "PrometheusRule", "TrainJob"}
+    documents = of_kind(everything(), *kinds)
+    done = typed(documents)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == kinds
+    for broken in copy.deepcopy(documents):
+        broken["spec"]["spelt_wrong"] = 1
+        assert "spelt_wrong" in typed([broken]).stderr
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_gates(values: str) -> None:
+    assert not of_kind(render(values, False), "ServiceMonitor", "PrometheusRule")
+    assert len(of_kind(render(values, True), "ServiceMonitor", "PrometheusRule")) == 2
+
+
+def test_parts_can_be_left_out() -> None:
+    documents = render("values-production", False, "--set", "retrain.enabled=false")
+    assert {d["kind"] for d in documents} == {
+        *("Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"),
+        *("NetworkPolicy", "ServiceAccount", "ConfigMap"),  # the dashboard's
+    }
+    assert not of_kind(
+        render("values", True, "--set", "networkPolicy.enabled=false"), "NetworkPolicy"
+    )
+
+
+# ---- what the chart starts, the code understands -------------------------------------------------
+
+
+def container(documents: Documents, kind: str, name: str) -> tuple[Document, Document]:
+    """A workload's pod specification and its one container."""
+    (spec,) = [
+        t["spec"]
+        for w, t in manifests.templates(documents)
+        if (w["kind"], w["metadata"]["name"]) == (kind, name)
+    ]
+    return spec, spec["containers"][0]
+
+
+def parsed(arguments: list[str]) -> Any:
+    return wgan_cli._parser().parse_args(arguments)
+
+
+def test_the_service_is_started_as_it_wants() -> None:
+    spec, service = container(everything(), "Deployment", "wgan")
+    options = parsed(service["args"])
+    assert options.command is wgan_cli._serve
+    assert (options.host, options.port) == ("0.0.0.0", service["ports"][0]["containerPort"])
+    source = (ROOT / "service/server.py").read_text()
+    (drain,) = map(int, re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', source))
+    wait = service["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert spec["terminationGracePeriodSeconds"] > wait + drain
+    probes = {service[kind]["httpGet"]["path"] for kind in manifests.PROBES}
+    assert probes == {"/livez", "/readyz"}  # tests/test_service.py asks the real ones
+    variables = {v["name"] for v in service["env"]}
+    for name in (v for v in variables if v.startswith("WGAN_")):
+        assert known_variable(name), f"the service does not read {name}"
+    mounts = {m["mountPath"] for m in service["volumeMounts"]}
+    keys = next(v["value"] for v in service["env"] if v["name"] == "WGAN_API_KEYS_FILE")
+    assert os.path.dirname(keys) in mounts
+
+
+def known_variable(name: str) -> bool:
+    sources = [*(ROOT / "service").glob("*.py"), *(ROOT / "models").glob("*.py")]
+    return any(name in source.read_text() for source in sources)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_retraining_is_started_as_it_wants(values: str) -> None:
+    documents = render(values, False)
+    cron = named(documents, "CronJob", "wgan-retrain")
+    spec, retrain = container(documents, "CronJob", "wgan-retrain")
+    arguments = retrain["args"]
+    if "command" in retrain:
+        assert retrain["command"] == ["python", "-m", "training.torchrun"]
+        assert arguments[:2] == ["-m", "wgan_cli"]
+        arguments = arguments[2:]
+    options = parsed(arguments)
+    assert options.command is wgan_cli._retrain
+    # The file it reads is mounted, and it is a configuration.
+    mount = next(m for m in retrain["volumeMounts"] if m["mountPath"] == str(options.config.parent))
+    volume = next(v for v in spec["volumes"] if v["name"] == mount["name"])
+    data = named(documents, "ConfigMap", volume["configMap"]["name"])["data"]
+    from training.retrain import RetrainConfig
+
+    settings = RetrainConfig.model_validate_json(data[options.config.name])
+    settings.build()
+    assert settings.folder.is_relative_to("/runs"), "it must outlive the pod"
+    rules = cron["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+    codes = {
+        rule["action"]: rule["onExitCodes"]["values"] for rule in rules if "onExitCodes" in rule
+    }
+    assert codes == {
+        "FailJob": [wgan_cli.EXIT_MISTAKE, wgan_cli.EXIT_REJECTED],
+        "Ignore": [wgan_cli.EXIT_INTERRUPTED],
+    }
+
+
+def test_workers_find_each_other() -> None:
+    documents = render("values-gpu", False)
+    spec, retrain = container(documents, "CronJob", "wgan-retrain")
+    job = named(documents, "CronJob", "wgan-retrain")["spec"]["jobTemplate"]["spec"]
+    variables = {v["name"]: v.get("value") for v in retrain["env"]}
+    assert int(variables["PET_NNODES"]) == job["completions"]
+    host, _, domain = variables["PET_MASTER_ADDR"].partition(".")
+    assert host == "$(JOB)-0"
+    assert domain == spec["subdomain"]
+    assert int(variables["PET_MASTER_PORT"]) == retrain["ports"][0]["containerPort"]
+    assert retrain["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+def test_the_whole_sweep_trains(tmp_path: Path) -> None:
+    """Each index's shell command, run; the command line that it makes, parsed."""
+    documents = render("values-gpu", False)
+    (job,) = of_kind(documents, "Job")
+    _, sweep = container(documents, "Job", job["metadata"]["name"])
+    said = tmp_path / "wgan"
+    said.write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done\n')
+    said.chmod(said.stat().st_mode | stat.S_IXUSR)
+    kinds = [kind.model_fields["kind"].default for kind in get_args(get_args(AnyConstraint)[0])]
+    found = []
+    for index in range(job["spec"]["completions"]):
+        done = subprocess.run(
+            [*sweep["command"], *sweep["args"]],
+            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": str(index)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        options = parsed(done.stdout.splitlines())
+        assert options.constraint in kinds
+        assert options.out == Path("/runs/sweep") / options.constraint
+        assert options.resume
+        overrides = dict(map(wgan_cli._assignment, options.set))
+        build_config(options.preset, None, options.constraint, overrides)
+        found.append(options.constraint)
+    assert len(set(found)) == len(found) == 4
+
+
+def test_mlflow_answers_to_its_service_name() -> None:
+    documents = render("values", False)
+    _, mlflow = container(documents, "Deployment", "wgan-mlflow")
+    _, service = container(documents, "Deployment", "wgan")
+    (uri,) = [v["value"] for v in service["env"] if v["name"] == "MLFLOW_TRACKING_URI"]
+    host, port = re.fullmatch(r"http://([^:/]+):(\d+)", uri).groups()
+    (allowed,) = [a for a in mlflow["args"] if a.startswith("--allowed-hosts=")]
+    patterns = allowed.partition("=")[2].split(",")  # MLflow matches them as fnmatch does
+
+    def answers(header: str) -> bool:
+        return any(fnmatch.fnmatch(header, pattern) for pattern in patterns)
+
+    for header in (f"{host}:{port}", f"{host}.gan:5000", f"{host}.gan.svc.cluster.local", host):
+        assert answers(header), header
+    assert not answers("evil.example.com:5000")
+    assert int(port) == named(documents, "Service", host)["spec"]["ports"][0]["port"]
+
+
+# ---- each check finds what it is for -------------------------------------------------------------
+
+
+def edit(documents: Documents, kind: str, name: str, path: str, value: Any) -> None:
+    """Set a field, or delete it if the value is ...; numbers in the path are indices, ~ is /."""
+    node: Any = named(documents, kind, name)
+    *way, last = [int(p) if p.isdigit() else p.replace("~", "/") for p in path.split("/")]
+    for part in way:
+        node = node[part]
+    if value is ...:
+        del node[last]
+    else:
+        node[last] = value
+
+
+POD = "spec/template/spec"
+CONTAINER = f"{POD}/containers/0"
+JOB = "spec/jobTemplate/spec"
+BROKEN = [
+    ("check_cron", "CronJob", "wgan-retrain", "spec/schedule", "17 25 * * *"),
+    ("check_cron", "CronJob", "wgan-retrain", "spec/schedule", "17 3 0 * *"),
+    ("check_cron", "CronJob", "wgan-retrain", "spec/schedule", "17 3 * * 5-1"),
+    ("check_cron", "CronJob", "wgan-retrain", "spec/timeZone", "Europe/Berln"),
+    (
+        "check_requests_are_within_limits",
+        "Deployment",
+        "wgan",
+        f"{CONTAINER}/resources/requests/memory",
+        "2Gi",
+    ),
+    (
+        "check_requests_are_within_limits",
+        "Deployment",
+        "wgan",
+        f"{CONTAINER}/resources/requests/cpu",
+        "2001m",
+    ),
+    (
+        "check_selectors_choose_their_own_pods",
+        "Deployment",
+        "wgan",
+        "spec/selector/matchLabels/app.kubernetes.io~component",
+        "x",
+    ),
+    ("check_services_lead_to_ports", "Service", "wgan", "spec/ports/0/targetPort", "https"),
+    ("check_ports", "Deployment", "wgan", f"{CONTAINER}/ports/0/name", "a-name-that-is-long"),
+    ("check_probes", "Deployment", "wgan", f"{CONTAINER}/livenessProbe/httpGet/port", "metrics"),
+    ("check_probes", "Deployment", "wgan", f"{CONTAINER}/livenessProbe/successThreshold", 2),
+    ("check_probes", "Deployment", "wgan", f"{CONTAINER}/readinessProbe", ...),
+    ("check_mounts", "Deployment", "wgan", f"{POD}/volumes/0/name", "other"),
+    ("check_mounts", "Deployment", "wgan", f"{CONTAINER}/volumeMounts/0/readOnly", True),
+    (
+        "check_environment",
+        "CronJob",
+        "wgan-retrain",
+        f"{JOB}/template/spec/containers/0/env/0/name",
+        "JOBS",
+    ),
+    ("check_disruption_budgets", "PodDisruptionBudget", "wgan", "spec/minAvailable", 1),
+    ("check_disruption_budgets", "PodDisruptionBudget", "wgan", "spec/maxUnavailable", 0),
+    ("check_autoscalers", "HorizontalPodAutoscaler", "wgan", "spec/maxReplicas", 1),
+    ("check_autoscalers", "HorizontalPodAutoscaler", "wgan", "spec/scaleTargetRef/name", "gan"),
+    ("check_autoscalers", "Deployment", "wgan", "spec/replicas", 2),
+    ("check_pod_security", "Deployment", "wgan", f"{POD}/securityContext/runAsNonRoot", False),
+    (
+        "check_pod_security",
+        "CronJob",
+        "wgan-retrain",
+        f"{JOB}/template/spec/containers/0/securityContext/capabilities",
+        {},
+    ),
+    (
+        "check_pod_security",
+        "Deployment",
+        "wgan-mlflow",
+        f"{POD}/automountServiceAccountToken",
+        True,
+    ),
+    ("check_jobs", "CronJob", "wgan-retrain", f"{JOB}/template/spec/restartPolicy", "OnFailure"),
+    (
+        "check_jobs",
+        "CronJob",
+        "wgan-retrain",
+        f"{JOB}/podFailurePolicy/rules/0/onExitCodes/containerName",
+        "train",
+    ),
+    ("check_jobs", "CronJob", "wgan-retrain", f"{JOB}/template/spec/subdomain", "wgan-mlflow"),
+    (
+        "check_disks_reach_their_pods",
+        "PersistentVolumeClaim",
+        "wgan-runs",
+        "spec/accessModes",
+        ["ReadWriteOnce"],
+    ),
+    (
+        "check_disks_reach_their_pods",
+        "Deployment",
+        "wgan-mlflow",
+        "spec/strategy",
+        {"type": "RollingUpdate"},
+    ),
+    (
+        "check_network_policies",
+        "NetworkPolicy",
+        "wgan-serve",
+        "spec/ingress/0/ports/0/port",
+        "grpc",
+    ),
+    (
+        "check_network_policies",
+        "NetworkPolicy",
+        "wgan-train",
+        "spec/podSelector/matchLabels/app.kubernetes.io~component",
+        "x",
+    ),
+    ("check_network_policies", "NetworkPolicy", "wgan-mlflow", "spec/ingress/0/from", []),
+    ("check_network_policies", "NetworkPolicy", "wgan-mlflow", "spec/ingress/0/from/1", ...),
+    ("check_names_are_unique_and_short", "CronJob", "wgan-retrain", "metadata/name", "x" * 53),
+    ("check_references", "Deployment", "wgan", f"{POD}/serviceAccountName", "default"),
+    (
+        "check_references",
+        "Deployment",
+        "wgan",
+        f"{CONTAINER}/env/4/valueFrom/secretKeyRef/key",
+        "KEY",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", BROKEN, ids=lambda case: f"{case[0]}: {case[3]} {case[4]}")
+def test_a_check_finds_what_is_broken(case: tuple[str, str, str, str, Any]) -> None:
+    check, kind, name, path, value = case
+    documents = everything()
+    edit(documents, kind, name, path, value)
+    arguments = [OUTSIDE_EVERYTHING] if check == "check_references" else []
+    with pytest.raises((AssertionError, KeyError)):
+        getattr(manifests, check)(documents, *arguments)
+
+
+def test_every_check_is_shown_to_find_something() -> None:
+    shown = {case[0] for case in BROKEN}
+    assert {check.__name__ for check in manifests.CHECKS} <= shown

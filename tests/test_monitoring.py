@@ -1,0 +1,307 @@
+"""Alert rules and dashboard: checked, unit tested, and against a real Prometheus and service."""
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from deploy import tools
+from tests.test_service import WGAN, free_port, running, wait_for
+
+ROOT = Path(__file__).parent.parent
+MONITORING = ROOT / "deploy/monitoring"
+OPERATIONS = ROOT / "docs/operations.md"
+RULES = [
+    rule
+    for group in yaml.safe_load((MONITORING / "rules.yaml").read_text())["groups"]
+    for rule in group["rules"]
+]
+UNIT_TESTS = yaml.safe_load((MONITORING / "rules_test.yaml").read_text())["tests"]
+PANELS = [
+    panel
+    for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    if panel["type"] != "row"
+]
+QUERIES = [(panel["title"], t["expr"]) for panel in PANELS for t in panel["targets"]]
+PROMTOOL = tools.find("promtool")
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool: run `make tools`")
+needs_venv = pytest.mark.skipif(not tools.PYTHON.exists(), reason="no SDK: run `make tools`")
+
+
+def run(*command: object) -> str:
+    done = subprocess.run(
+        list(map(str, command)), cwd=MONITORING, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_promtool
+def test_prometheus_and_alertmanager_accept_their_files() -> None:
+    run(PROMTOOL, "check", "config", "prometheus.yaml")
+    found = run(PROMTOOL, "check", "rules", "rules.yaml")
+    assert f"{len(RULES)} rules found" in found
+    amtool = tools.find("amtool")
+    run(amtool, "check-config", "alertmanager.yaml")
+    for severity, receiver in (("critical", "at-once"), ("warning", "by-day")):
+        route = ["config", "routes", "test", "--config.file=alertmanager.yaml"]
+        assert run(amtool, *route, f"severity={severity}").strip() == receiver
+
+
+@needs_promtool
+def test_alerts_fire_when_they_should() -> None:
+    run(PROMTOOL, "test", "rules", "rules_test.yaml")
+
+
+@needs_promtool
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_an_alert_that_never_fires_would_be_noticed(rule: dict[str, Any], tmp_path: Path) -> None:
+    """Each alert has a unit test in which it fires: with the alert gone, the tests fail."""
+    content = yaml.safe_load((MONITORING / "rules.yaml").read_text())
+    for group in content["groups"]:
+        group["rules"] = [r for r in group["rules"] if r["alert"] != rule["alert"]]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "rules_test.yaml").write_text((MONITORING / "rules_test.yaml").read_text())
+    done = subprocess.run(
+        [str(PROMTOOL), "test", "rules", "rules_test.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert rule["alert"] in done.stdout + done.stderr
+
+
+def test_each_alert_is_also_shown_not_to_fire() -> None:
+    """A unit test has more series than fire, or a time before which none does."""
+    for rule in RULES:
+        name = rule["alert"]
+        silent = False
+        for test in UNIT_TESTS:
+            cases = [c for c in test["alert_rule_test"] if c["alertname"] == name]
+            fired = max((len(c["exp_alerts"]) for c in cases), default=0)
+            metric = re.findall(r"\b(?:wgan_\w+|up)\b", rule["expr"])
+            series = [s for s in test["input_series"] if s["series"].split("{")[0] in metric]
+            silent |= bool(cases) and (
+                any(not c["exp_alerts"] for c in cases) or len(series) > fired
+            )
+        assert silent, name
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_each_alert_has_a_runbook(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in ("critical", "warning")
+    file, anchor = rule["annotations"]["runbook_url"].split("#")
+    text = (ROOT / file).read_text()
+    section = re.search(rf"^### {rule['alert']}\n(.*?)(?=^##|\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section, f"{file} has no section on {rule['alert']}"
+    assert anchor == rule["alert"].lower()
+    assert len(section[1].split()) > 20, "says what to do"
+
+
+def test_no_runbook_is_left_over() -> None:
+    sections = re.findall(r"^### (Wgan\w+)$", OPERATIONS.read_text(), re.MULTILINE)
+    assert sorted(sections) == sorted(rule["alert"] for rule in RULES)
+
+
+@needs_venv
+def test_the_dashboard_is_what_its_code_builds() -> None:
+    run(tools.PYTHON, "dashboard.py", "--check")
+
+
+@needs_venv
+def test_every_query_parses() -> None:
+    code = "import json, sys, promql_parser\nfor q in json.load(sys.stdin): promql_parser.parse(q)"
+    expressions = [concrete(query) for _, query in QUERIES] + [rule["expr"] for rule in RULES]
+    subprocess.run(
+        [str(tools.PYTHON), "-c", code], input=json.dumps(expressions), text=True, check=True
+    )
+
+
+def concrete(query: str) -> str:
+    """A dashboard's query as Grafana sends it, with every namespace chosen."""
+    return query.replace("$__rate_interval", "1m").replace("$namespace", ".*")
+
+
+# ---- real Prometheus, Alertmanager, Pushgateway, registry and service ----------------------------
+
+
+@contextlib.contextmanager
+def webhook(port: int) -> Iterator[list[dict[str, Any]]]:
+    """Takes what Alertmanager sends."""
+    received: list[dict[str, Any]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            received.extend(json.loads(body)["alerts"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield received
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def program(command: list[object], address: str, log: Path) -> Iterator[None]:
+    with log.open("wb") as out:
+        process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=out, cwd=log.parent)
+    try:
+        wait_for(address, process, log)
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def eventually(question: Callable[[], Any], what: str, seconds: float = 180) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := question():
+            return answer
+        time.sleep(0.5)
+    raise AssertionError(f"never: {what}")
+
+
+@needs_promtool
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_query_returns_data_and_an_alert_arrives(tmp_path: Path) -> None:
+    """Retrain, serve, scrape; ask what the dashboard asks; end the service, and be told."""
+    names = ("service", "prometheus", "alertmanager", "pushgateway", "webhook")
+    ports = {name: free_port() for name in names}
+    local = {name: f"127.0.0.1:{port}" for name, port in ports.items()}
+    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+    config = {
+        "preset": "8gaussians",
+        "set": {"training.steps": 500, "name": "ring"},  # enough for every gate
+        "folder": str(tmp_path / "runs"),
+        "pushgateway": f"http://{local['pushgateway']}",
+    }
+    (tmp_path / "retrain.json").write_text(json.dumps(config))
+    prometheus = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
+    prometheus["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    served, pushed = prometheus["scrape_configs"]
+    served["static_configs"] = [{"targets": [local["service"]]}]
+    pushed["static_configs"] = [{"targets": [local["pushgateway"]]}]
+    prometheus["alerting"]["alertmanagers"][0]["static_configs"] = [
+        {"targets": [local["alertmanager"]]}
+    ]
+    (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(prometheus))
+    # The same rules, but that nobody waits for them.
+    rules = (MONITORING / "rules.yaml").read_text()
+    (tmp_path / "rules.yaml").write_text(re.sub(r"for: \d+[mh]", "for: 1s", rules))
+    manager = (MONITORING / "alertmanager.yaml").read_text()
+    manager = re.sub(r"group_wait: \d+s", "group_wait: 1s", manager)
+    manager = re.sub(r"http://\w+\.example\.com", f"http://{local['webhook']}", manager)
+    (tmp_path / "alertmanager.yaml").write_text(manager)
+
+    def ask(query: str) -> list[Any]:
+        address = f"http://{local['prometheus']}/api/v1/query"
+        answer = httpx.get(address, params={"query": query}, timeout=30).json()
+        assert answer["status"] == "success", answer
+        return [r for r in answer["data"]["result"] if r["value"][1] != "NaN"]
+
+    with contextlib.ExitStack() as stack:
+        told = stack.enter_context(webhook(ports["webhook"]))
+        flags = [f"--web.listen-address={local['pushgateway']}"]
+        stack.enter_context(
+            program(
+                [tools.find("prometheus-pushgateway") or "", *flags],
+                f"http://{local['pushgateway']}/-/ready",
+                tmp_path / "pushgateway.log",
+            )
+        )
+        subprocess.run(
+            [WGAN, "retrain", "--config", "retrain.json"],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            check=True,
+        )
+        stack.enter_context(
+            program(
+                [
+                    tools.find("prometheus-alertmanager") or "",
+                    "--config.file=alertmanager.yaml",
+                    f"--storage.path={tmp_path / 'alerts'}",
+                    f"--web.listen-address={local['alertmanager']}",
+                    "--cluster.listen-address=",
+                ],
+                f"http://{local['alertmanager']}/-/ready",
+                tmp_path / "alertmanager.log",
+            )
+        )
+        stack.enter_context(
+            program(
+                [
+                    tools.find("prometheus") or "",
+                    "--config.file=prometheus.yaml",
+                    f"--storage.tsdb.path={tmp_path / 'series'}",
+                    f"--web.listen-address={local['prometheus']}",
+                ],
+                f"http://{local['prometheus']}/-/ready",
+                tmp_path / "prometheus.log",
+            )
+        )
+        serve = [WGAN, "serve", "--port", ports["service"], "--model", "ring@champion"]
+        with running(serve, ports["service"], tmp_path / "service.log", **environment) as service:
+            url = f"http://{local['service']}"
+            wait_for(f"{url}/readyz", service, tmp_path / "service.log")
+
+            def requests() -> None:
+                for _ in range(5):
+                    items = httpx.post(f"{url}/v1/samples", json={"count": 8}).json()["samples"]
+                    assert httpx.post(f"{url}/v1/scores", json={"samples": items}).is_success
+                assert httpx.post(f"{url}/v1/samples", json={"count": -1}).status_code == 400
+
+            empty = dict.fromkeys(concrete(query) for _, query in QUERIES)
+
+            def all_answer() -> bool:
+                requests()
+                for query in list(empty):
+                    if ask(query):
+                        del empty[query]
+                return not empty
+
+            try:
+                eventually(all_answer, "every query of the dashboard has data")
+            except AssertionError:
+                raise AssertionError(f"no data: {list(empty)}") from None
+            # Not a rule speaks of a metric that nobody has.
+            known = httpx.get(f"http://{local['prometheus']}/api/v1/label/__name__/values").json()
+            for rule in RULES:
+                named = set(re.findall(r"\bwgan_\w+\b", rule["expr"]))
+                absent = named - set(known["data"]) - {"wgan_model_refused_info"}
+                assert not absent, f"{rule['alert']}: {absent}"
+            firing = ask("ALERTS")
+            assert not firing, "with everything well, no alert"
+        eventually(
+            lambda: {a["labels"]["alertname"] for a in told} >= {"WganDown", "WganNoReadyReplica"},
+            f"an alert reached the webhook; it got {told}",
+        )
+    (down,) = {
+        a["annotations"]["runbook_url"] for a in told if a["labels"]["alertname"] == "WganDown"
+    }
+    assert down == "docs/operations.md#wgandown"

@@ -253,7 +253,7 @@ def test_watching_warns_once_and_changes_nothing(data: Dataset, tmp_path: Path) 
     assert all(torch.equal(first[name], second[name]) for name in first)
     about = [line.split()[1] for line in said]
     assert "gradient_norm" in about
-    assert "clip_range" not in about, "it is present, but predicts too little to warn"
+    assert "saturated_weights" not in about, "it is present, but predicts too little to warn"
     assert len(set(about)) == len(about)
     assert OF_THE_END not in about
     assert all(line.startswith("warning: ") for line in said)

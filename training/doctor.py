@@ -86,7 +86,7 @@ class Check(NamedTuple):
 
 CHECKS = {
     "critic_too_simple": Check(0.9, "info"),
-    "clip_range": Check(0.3, "info"),
+    "clip_range": Check(0.3, "warning"),
     "saturated_weights": Check(0.5, "info"),
     "slow_optimisation": Check(0.7, "warning"),
     "depth": Check(2.0, "warning"),

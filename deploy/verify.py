@@ -118,7 +118,7 @@ def service() -> str:
             started = time.monotonic()
             pod.until("http://127.0.0.1:3000/readyz")
             ready = time.monotonic() - started
-            answer = pod.ask("/v1/samples", {"count": 8})
+            answer = pod.ask("/v1/samples", {"count": 8, "format": "json"})
             assert len(answer["samples"]) == 8
             scores = pod.ask("/v1/scores", {"samples": answer["samples"]})
             assert len(scores["scores"]) == 8

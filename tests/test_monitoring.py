@@ -270,9 +270,11 @@ def test_every_query_returns_data_and_an_alert_arrives(tmp_path: Path) -> None:
             url = f"http://{local['service']}"
             wait_for(f"{url}/readyz", service, tmp_path / "service.log")
 
+            eight = {"count": 8, "format": "json"}
+
             def requests() -> None:
                 for _ in range(5):
-                    items = httpx.post(f"{url}/v1/samples", json={"count": 8}).json()["samples"]
+                    items = httpx.post(f"{url}/v1/samples", json=eight).json()["samples"]
                     assert httpx.post(f"{url}/v1/scores", json={"samples": items}).is_success
                 assert httpx.post(f"{url}/v1/samples", json={"count": -1}).status_code == 400
 

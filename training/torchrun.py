@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         their checkpoint if they could; 1 for a worker that was killed.
     """
     try:
-        run.run(run.parse_args(arguments))
+        run.run(run.parse_args(arguments))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return max(failure.exitcode, 1)  # a signal's is negative

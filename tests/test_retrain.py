@@ -371,6 +371,7 @@ def killed_at_last(*processes: "subprocess.Popen[str]") -> Iterator[None]:
             process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # several processes in turn, on a machine that may be busy
 def test_killed_retrainings_go_on_to_the_same_weights(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -410,6 +411,7 @@ def test_killed_retrainings_go_on_to_the_same_weights(
     assert outcomes == ["interrupted", "promoted", "promoted"], "SIGKILL leaves no line"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_started_at_once_leave_one_champion(home: Path, tmp_path: Path) -> None:
     """In one folder the lease lets one train; in two, as on two machines, the registry holds."""

@@ -341,11 +341,11 @@ def test_json_and_dotted_keys_mean_the_same(tmp_path: Path) -> None:
     assert (one.training.steps, one.name, one.training.batch_size) == (7, "mine", 64)
 
 
-def start(home: Path, config: Path) -> "subprocess.Popen[str]":
+def start(home: Path, config: Path, uri: str | None = None) -> "subprocess.Popen[str]":
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": uri or f"sqlite:///{home / 'mlflow.db'}",
     }
     command = [str(WGAN), "retrain", "--config", str(config)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

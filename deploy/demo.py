@@ -36,7 +36,7 @@ def main() -> int:
     started = time.monotonic()
 
     run = str(folder / "run")
-    wgan("train", "--preset", "digits", "--steps", "2000", "--out", run, "--resume")
+    wgan("train", "--preset", "digits", "--steps", "1500", "--out", run, "--resume")
     registered = json.loads((folder / "run" / "registered.json").read_text())["model"]
     wgan("promote", registered, "--why", "the demo's first model")
 

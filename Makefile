@@ -40,7 +40,7 @@ verify-gpu: install
 		echo "skipped: torch sees no CUDA device, so nothing was verified on one"; \
 	fi
 
-# The critic's step beside the textbook's, in one process: docs/performance.md.
+# The critic's step beside the textbook's, as ratios of times taken in turn in one process.
 bench-step: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step
 

@@ -44,6 +44,9 @@ CHECKOV_SKIPS = {
     "which we read, are a file",
 }
 PACKAGES = ["buildah", "podman", "runc", "debootstrap", "iproute2", "curl"]
+COMPILERS = ["gcc", "cc", "g++", "clang", "make", "ld"]
+TRAINING_ONLY = ["mlflow", "scikit-learn", "scipy", "pandas", "pyarrow", "POT", "s3fs"]
+LABELS = ["title", "description", "licenses", "version", "revision", "created"]
 MAX_SIZE_GB = 1.6
 MEMORY = "1g"
 READY_SECONDS = 15.0
@@ -94,11 +97,23 @@ def monitoring() -> str:
 
 
 def image() -> str:
-    """The Dockerfile's two images, built; the service's size."""
-    containers().build()
-    size = containers().size("service")
+    """The Dockerfile's two images, built; the service's size, and what is in them."""
+    box = containers()
+    box.build()
+    size = box.size("service")
     assert size < MAX_SIZE_GB, f"the service image has {size:.2f} GB"
-    return f"service {size:.2f} GB, train {containers().size('train'):.2f} GB"
+    for target in ("service", "train"):
+        compilers, packages = box.contents(target)
+        assert not compilers, f"{target}: {compilers}"
+        # Of what only training needs, the service has nothing, and the train image all.
+        wanted = TRAINING_ONLY if target == "train" else []
+        assert packages == wanted, f"{target}: {packages}"
+        about = box.inspect(target)
+        user = about["Config"]["User"]
+        assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user), f"{target}: user {user!r}"
+        labels = {f"org.opencontainers.image.{name}" for name in LABELS}
+        assert labels <= set(about["Labels"]), f"{target}: labels {about['Labels']}"
+    return f"service {size:.2f} GB, train {box.size('train'):.2f} GB"
 
 
 def service() -> str:
@@ -117,7 +132,7 @@ def service() -> str:
         with box.running(spec, mounts={artifact: "/model"}, WGAN_MODEL="/model") as pod:
             started = time.monotonic()
             pod.until("http://127.0.0.1:3000/readyz")
-            ready = time.monotonic() - started
+            ready, work = time.monotonic() - started, pod.cpu_seconds()
             answer = pod.ask("/v1/samples", {"count": 8, "format": "json"})
             assert len(answer["samples"]) == 8
             scores = pod.ask("/v1/scores", {"samples": answer["samples"]})
@@ -127,12 +142,14 @@ def service() -> str:
             code, seconds = pod.end()
         assert code == 0, f"SIGTERM ended it with {code}"
     load = os.getloadavg()[0]
-    note = f"ready in {ready:.1f} s within {MEMORY} (peak {peak / 2**20:.0f} MiB, load {load:.1f})"
-    # On a machine that has other work to do the time says little: it is judged on a quiet one.
+    note = (
+        f"ready in {ready:.1f} s, {work:.1f} s of them on a CPU (load {load:.1f}), within {MEMORY} "
+        f"(peak {peak / 2**20:.0f} MiB)"
+    )
+    # On a machine that has other work to do only the time on a CPU says anything.
     quiet = load < (os.cpu_count() or 1)
-    assert ready < READY_SECONDS or not quiet, note
-    judged = "" if quiet else f"; over {READY_SECONDS:.0f} s is no failure under this load"
-    return f"{note}{judged}; SIGTERM: exit 0 after {seconds:.1f} s"
+    assert (ready if quiet else work) < READY_SECONDS, note
+    return f"{note}; SIGTERM: exit 0 after {seconds:.1f} s"
 
 
 def retraining() -> str:
@@ -284,10 +301,10 @@ class Pod:
 
     def status(self, path: str, **headers: str) -> int:
         """The status of a GET."""
-        options = [f"--header={name}: {value}" for name, value in headers.items()]
-        return int(
-            self._curl(path, *options, "--output", "/dev/null", "--write-out", "%{http_code}")
-        )
+        options = ["--output", "/dev/null", "--write-out", "%{http_code}"]
+        for name, value in headers.items():
+            options += ["--header", f"{name}: {value}"]
+        return int(self._curl(path, *options))
 
     def get(self, path: str) -> str:
         """The body of a GET."""
@@ -295,19 +312,26 @@ class Pod:
 
     def ask(self, path: str, body: Any) -> Any:
         """The JSON that a POST of JSON is answered with."""
-        header = "--header=Content-Type: application/json"
-        return json.loads(self._curl(path, "--fail", header, "--data", json.dumps(body)))
+        options = ["--fail", "--header", "Content-Type: application/json", "--data"]
+        return json.loads(self._curl(path, *options, json.dumps(body)))
 
     def peak_memory(self) -> int:
         """Bytes, as the kernel counts them against the limit."""
+        return int(self._accounts("memory/{}/memory.max_usage_in_bytes", "{}/memory.peak"))
+
+    def cpu_seconds(self) -> float:
+        """Time that its processes have had on a CPU so far."""
+        said = self._accounts("cpuacct/{}/cpuacct.usage", "{}/cpu.stat")
+        found = re.match(r"usage_usec (\d+)", said)
+        return int(found[1]) / 1e6 if found else int(said) / 1e9
+
+    def _accounts(self, *files: str) -> str:
+        """What the kernel's control groups say of it, of version 1 or 2."""
         group = self.box.podman("inspect", "--format", "{{.State.CgroupPath}}", self.name).strip()
-        for file in (
-            f"/sys/fs/cgroup/memory{group}/memory.max_usage_in_bytes",
-            f"/sys/fs/cgroup{group}/memory.peak",
-        ):
-            with contextlib.suppress(OSError):
-                return int(Path(file).read_text())
-        raise AssertionError(f"no memory figure for {group}")
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):
+                return Path("/sys/fs/cgroup", file.format(group.strip("/"))).read_text()
+        raise AssertionError(f"no figures for {group}")
 
     def end(self) -> tuple[int, float]:
         """Send SIGTERM; the exit code, and seconds until the end."""
@@ -403,10 +427,27 @@ class Containers:
         archive.unlink()
         shutil.rmtree(root)
 
+    def inspect(self, target: str) -> dict[str, Any]:
+        """What podman knows of an image."""
+        (about,) = json.loads(self.podman("image", "inspect", f"localhost/wgan-foundry:{target}"))
+        return dict(about)
+
     def size(self, target: str) -> float:
         """Gigabytes, as `docker images` counts them."""
-        name = f"localhost/wgan-foundry:{target}"
-        return int(self.podman("image", "inspect", "--format", "{{.Size}}", name)) / 1e9
+        return float(self.inspect(target)["Size"]) / 1e9
+
+    def contents(self, target: str) -> tuple[list[str], list[str]]:
+        """Which compilers and which of training's distributions an image holds."""
+        code = (
+            "import importlib.metadata as m, json, shutil, sys; d = {x.name for x in "
+            "m.distributions()}; programs, names = map(json.loads, sys.argv[1:]); print(json.dumps("
+            "[[p for p in programs if shutil.which(p)], [n for n in names if n in d]]))"
+        )
+        image = f"localhost/wgan-foundry:{target}"
+        options = ["--rm", "--network", "none", "--entrypoint", "python"]
+        names = map(json.dumps, (COMPILERS, TRAINING_ONLY))
+        compilers, packages = json.loads(self.podman("run", *options, image, "-c", code, *names))
+        return compilers, packages
 
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:

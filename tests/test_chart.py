@@ -18,6 +18,7 @@ import yaml
 import wgan_cli
 from deploy import tools
 from models.constraints import AnyConstraint
+from service.drift import SMALLEST
 from tests import manifests
 from tests.manifests import Document, Documents, named, of_kind
 from training.presets import build_config
@@ -104,6 +105,7 @@ def test_lint(values: str) -> None:
     [
         ("serve.replica=2", "replica"),
         ("serve.autoscaling.cpuPercent=101", "cpuPercent"),
+        ("serve.driftWindow=49", "driftWindow"),
         ("retrain.schedule=daily", "schedule"),
         ("mlflow.enabled=false", "externalUri"),
         ("mlflow.externalUri=http://elsewhere", "externalUri"),
@@ -289,7 +291,11 @@ def test_the_service_is_started_as_it_wants() -> None:
     source = (ROOT / "service/server.py").read_text()
     (drain,) = map(int, re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', source))
     wait = service["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert spec["terminationGracePeriodSeconds"] > wait + drain
+    values = {v["name"]: v.get("value") for v in service["env"]}
+    unready = int(values["WGAN_DRAIN_SECONDS"])
+    assert unready, "a request over a kept connection is lost without it"
+    assert spec["terminationGracePeriodSeconds"] > wait + unready + drain
+    assert int(values["WGAN_DRIFT_WINDOW"]) >= SMALLEST
     probes = {service[kind]["httpGet"]["path"] for kind in manifests.PROBES}
     assert probes == {"/livez", "/readyz"}  # tests/test_service.py asks the real ones
     variables = {v["name"] for v in service["env"]}

@@ -118,6 +118,18 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
     ],
     "The critic's scores": [
         (
+            "Drift",
+            "W1 between the scores of recent and of real items, over what it stays below in 99% of "
+            "real windows; an alert stands at 1.5.",
+            "short",
+            [
+                (
+                    f"max by (role) (wgan_drift_distance{{{OF}}} / wgan_drift_threshold{{{OF}}})",
+                    "worst replica, {{role}}",
+                ),
+            ],
+        ),
+        (
             "Where scores stand among real items",
             "Percentile of the scored items among real held-out ones. For items like those it was "
             "trained on, the three lines lie at 10, 50 and 90; away from them is drift.",

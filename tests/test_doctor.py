@@ -254,7 +254,9 @@ def test_watching_warns_once_and_changes_nothing(data: Dataset, tmp_path: Path) 
     about = [line.split()[1] for line in said]
     assert "gradient_norm" in about
     assert "saturated_weights" not in about, "it is present, but predicts too little to warn"
-    assert len(set(about)) == len(about)
+    assert len(set(about)) == len(about) > 1
+    assert "\n".join(said).count("use lipschitz_penalty") == 1, "the same advice is given once"
+    assert "lipschitz_penalty" in said[0]
     assert OF_THE_END not in about
     assert all(line.startswith("warning: ") for line in said)
 

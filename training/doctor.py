@@ -289,6 +289,7 @@ def watcher(config: Config, data: Dataset, say: Callable[[str], None]) -> Watch:
     """Look at a run while it trains, and warn once of each finding that may warn."""
     steps = {math.ceil(share * config.training.steps) for share in LOOKS}
     told = set[str]()
+    advice = _another_constraint(config)
 
     def watch(step: int, state: TrainingState) -> None:
         if step not in steps or step == config.training.steps:
@@ -297,6 +298,9 @@ def watcher(config: Config, data: Dataset, say: Callable[[str], None]) -> Watch:
             may_warn = finding.severity != "info" and finding.name != OF_THE_END
             if may_warn and finding.name not in told:
                 told.add(finding.name)
+                if len(told) > 1:  # most remedies end in the same advice
+                    remedy = finding.remedy.replace(advice, "do as above")
+                    finding = finding.model_copy(update={"remedy": remedy})  # noqa: PLW2901
                 say(f"{in_one_line(finding)} (at step {step})")
 
     return watch
@@ -351,7 +355,9 @@ def _critic_too_simple(patient: _Patient) -> _Measured:
         lines=[histogram("points", cosines, np.linspace(-1, 1, 42))],
         bars=True,
     )
-    remedy = "a nearly linear critic sees little but the mean: " + _another_constraint(patient)
+    remedy = "a nearly linear critic sees little but the mean: " + _another_constraint(
+        patient.config
+    )
     return _Measured(constancy, evidence, remedy, chart)
 
 
@@ -415,17 +421,17 @@ def _clip_range(patient: _Patient) -> _Measured | None:
     change = "grows" if gained > 0 else "shrinks"
     evidence = (
         f"on its way from the score to the input the gradient {change} {factor:.3g}-fold "
-        f" at each of {len(decades)} layers ({gained:+.2f} decades a layer)"
+        f"at each of {len(decades)} layers ({gained:+.2f} decades a layer)"
     )
     if constraint.target_lipschitz is None:
         better = constraint.clip_value * 10**-gained
         remedy = (
             f"clip_value {constraint.clip_value:g} is too {'large' if gained > 0 else 'small'} for "
             f"this network; near {better:.2g} a layer would pass gradients on unchanged, but the "
-            f"range is a knife edge: {_another_constraint(patient)}"
+            f"range is a knife edge: {_another_constraint(patient.config)}"
         )
     else:
-        remedy = _another_constraint(patient)
+        remedy = _another_constraint(patient.config)
     return _Measured(abs(gained), evidence, remedy, _layer_chart(decades))
 
 
@@ -449,7 +455,7 @@ def _saturated_weights(patient: _Patient) -> _Measured | None:
         bars=True,
     )
     remedy = "a critic of two-valued weights uses little of its capacity: " + _another_constraint(
-        patient
+        patient.config
     )
     return _Measured(upper + lower, evidence, remedy, chart)
 
@@ -491,7 +497,7 @@ def _slow_optimisation(patient: _Patient) -> _Measured:
     )
     remedy = (
         "the critic is far from the best of its kind: more training.num_critic_steps or another "
-        f"training.learning_rate; or {_another_constraint(patient)}"
+        f"training.learning_rate; or {_another_constraint(patient.config)}"
     )
     return _Measured(missed, evidence, remedy, chart if history else None)
 
@@ -510,7 +516,7 @@ def _depth(patient: _Patient) -> _Measured | None:
     remedy = (
         f"layers far from the score {'swamp the others' if across > 0 else 'hardly learn'}: a "
         f"shallower critic than critic.depth={patient.config.critic.depth}, or "
-        f"{_another_constraint(patient)}"
+        f"{_another_constraint(patient.config)}"
     )
     chart = Chart(
         title="What passes each layer",
@@ -559,7 +565,9 @@ def _low_diversity(patient: _Patient) -> _Measured:
         x_names=list(lost),
         bars=True,
     )
-    remedy = f"parts of the data are missing from the samples: {_another_constraint(patient)}"
+    remedy = (
+        f"parts of the data are missing from the samples: {_another_constraint(patient.config)}"
+    )
     return _Measured(max(lost[worst], 0.0), evidence, remedy, chart)
 
 
@@ -598,7 +606,7 @@ def _gradient_norm(patient: _Patient) -> _Measured:
         bars=True,
     )
     remedy = f"a slope far from {target:g} starves or overwhelms the generator: " + (
-        _another_constraint(patient)
+        _another_constraint(patient.config)
     )
     return _Measured(away, evidence, remedy, chart)
 
@@ -631,9 +639,9 @@ def _critic_overfitting(patient: _Patient) -> _Measured:
     return _Measured(max(apart, 0.0), evidence, remedy, chart)
 
 
-def _another_constraint(patient: _Patient) -> str:
-    penalised = isinstance(patient.config.constraint, TargetedPenalty)
-    if penalised:
+def _another_constraint(config: Config) -> str:
+    """The advice that most remedies share."""
+    if isinstance(config.constraint, TargetedPenalty):
         return (
             "train longer, or with another constraint.strength or training.learning_rate; "
             "`wgan compare` tries several"

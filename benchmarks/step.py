@@ -4,6 +4,9 @@ Each figure is a ratio of times taken in turn in one process: the median over ro
 over ours, so above 1 ours is faster. The textbook has torch's own layers and optimiser, everything
 eager, in fp32. `limit` is the same ratio for our convolutions and matrix products alone,
 which no arrangement of the rest can better.
+
+`sweep8` is eight critics of one constraint, each with its own weights and batch: the textbook's
+eight in turn over ours at once. `alone` is our own eight in turn over ours at once.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models import piecewise
 from models.constraints import GradientPenalty
 from models.networks import CriticConfig, Shape, build_critic
+from training.stacked import Stack, StackedStep
 from training.step import CriticStep
 
 CASES: dict[str, tuple[CriticConfig, Shape, int, int]] = {
@@ -43,6 +47,9 @@ STOCK = {
     piecewise.LeakyReLU: lambda layer: nn.LeakyReLU(layer.negative_slope),
     piecewise.AvgPool2d: lambda layer: nn.AvgPool2d(layer.kernel_size),
 }
+SWEEP = 8
+SWEPT = {"3x64": (64, 64, 60), "3x128": (128, 64, 40), "3x512": (512, 64, 8)}
+"""Width, batch and rounds of critics of points in the plane, each with three hidden layers."""
 KERNELS = {"convolution", "convolution_backward", "mm", "addmm", "bmm"}
 PENALTY = GradientPenalty()
 Step = Callable[[Tensor, Tensor, int], None]
@@ -125,6 +132,29 @@ def kernels(network: nn.Module, precision: str, real: Tensor, fake: Tensor) -> S
     return step
 
 
+def interleaved(
+    steps: dict[str, Step], real: Tensor, fake: Tensor, rounds: int
+) -> dict[str, list[float]]:
+    """Times of the textbook's step over those of each other one, round by round."""
+    for step in steps.values():  # captures, compiles and warms up
+        for number in range(2):
+            step(real, fake, number)
+    times: dict[str, list[float]] = {key: [] for key in steps}
+    order = list(steps)
+    for number in range(rounds):
+        order = order[1:] + order[:1]
+        for key in order:
+            torch.manual_seed(number)
+            begun = time.perf_counter()
+            steps[key](real, fake, number)
+            times[key].append(time.perf_counter() - begun)
+    return {
+        key: [a / b for a, b in zip(times["textbook"], times[key], strict=True)]
+        for key in steps
+        if key != "textbook"
+    }
+
+
 def measure(name: str, precision: str) -> dict[str, Any]:
     config, shape, batch, rounds = CASES[name]
     torch.manual_seed(1)
@@ -138,23 +168,7 @@ def measure(name: str, precision: str) -> dict[str, Any]:
             for mode in ("eager", "captured", "compiled")
         },
     }
-    for step in steps.values():  # captures, compiles and warms up
-        for number in range(2):
-            step(real, fake, number)
-    times: dict[str, list[float]] = {key: [] for key in steps}
-    order = list(steps)
-    for number in range(rounds):
-        order = order[1:] + order[:1]
-        for key in order:
-            torch.manual_seed(number)
-            begun = time.perf_counter()
-            steps[key](real, fake, number)
-            times[key].append(time.perf_counter() - begun)
-    ratios = {
-        key: [a / b for a, b in zip(times["textbook"], times[key], strict=True)]
-        for key in steps
-        if key != "textbook"
-    }
+    ratios = interleaved(steps, real, fake, rounds)
     chosen = "captured" if config.architecture == "mlp" else "compiled"
     quartiles = statistics.quantiles(ratios[chosen], n=4)
     return {
@@ -163,6 +177,46 @@ def measure(name: str, precision: str) -> dict[str, Any]:
         "spread": [quartiles[0], quartiles[2]],
         "mode": chosen,
         "modes": {key: statistics.median(ratios[key]) for key in ("eager", "captured", "compiled")},
+        "rounds": rounds,
+        "refused": said,
+    }
+
+
+def sweep(width: int, batch: int, rounds: int) -> dict[str, Any]:
+    config, shape = CriticConfig(architecture="mlp", width=width, activation="relu"), (2,)
+    torch.manual_seed(1)
+    real, fake = torch.randn(2, SWEEP, batch, *shape)
+    said: list[str] = []
+    books = [textbook(critic(config, shape, stock=True)) for _ in range(SWEEP)]
+    singles = [ours(critic(config, shape), "captured", "fp32", said) for _ in range(SWEEP)]
+    stack = Stack([critic(config, shape) for _ in range(SWEEP)])
+    find = StackedStep(stack, [PENALTY] * SWEEP)
+    optimizer = torch.optim.Adam(stack.parameters, 1e-4, (0.5, 0.9), fused=True)
+    sources = [torch.Generator().manual_seed(k) for k in range(SWEEP)]
+
+    def in_turn(steps: list[Step]) -> Step:
+        def step(real: Tensor, fake: Tensor, number: int) -> None:
+            for k, one in enumerate(steps):
+                one(real[k], fake[k], number)
+
+        return step
+
+    def at_once(real: Tensor, fake: Tensor, number: int) -> None:
+        find(real, fake, sources, number)
+        optimizer.step()
+
+    ratios = interleaved(
+        {"textbook": in_turn(books), "alone": in_turn(singles), "stacked": at_once},
+        real,
+        fake,
+        rounds,
+    )
+    quartiles = statistics.quantiles(ratios["stacked"], n=4)
+    stacked = statistics.median(ratios["stacked"])
+    return {
+        "ratio": stacked,
+        "spread": [quartiles[0], quartiles[2]],
+        "alone": stacked / statistics.median(ratios["alone"]),
         "rounds": rounds,
         "refused": said,
     }
@@ -193,6 +247,14 @@ def main() -> None:
                 f"limit {found['limit']:.2f}",
                 flush=True,
             )
+    result["sweep8"] = {}
+    for name, (width, batch, rounds) in SWEPT.items():
+        result["sweep8"][name] = found = sweep(width, batch, rounds)
+        print(
+            f"eight {name} at once: {found['ratio']:.2f} times the textbook's in turn, "
+            f"{found['alone']:.2f} times ours",
+            flush=True,
+        )
     options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -89,16 +89,17 @@ def test_a_comparison_is_fair_resumable_and_told_in_one_file(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     out, said = tmp_path / "compared", list[str]()
+    kinds = ["weight_decay", "weight_clipping"]  # the first of which does not train together
 
     def run() -> dict[str, object]:
         return compare(
-            "8gaussians", KINDS, 2, out, steps=20, overrides=TINY, track=True, say=said.append
+            "8gaussians", kinds, 2, out, steps=20, overrides=TINY, track=True, say=said.append
         )
 
     summary = run()
     rows = {(row["constraint"], row["budget"]): row for row in summary["rows"]}  # type: ignore[attr-defined]
     assert len(rows) == 4
-    at_steps = [rows[kind, "steps"]["critic_steps"] for kind in KINDS]
+    at_steps = [rows[kind, "steps"]["critic_steps"] for kind in kinds]
     assert at_steps[0] == at_steps[1]
     for folder in (out / "runs").iterdir():
         model = load_artifact(folder / "artifact")
@@ -108,8 +109,16 @@ def test_a_comparison_is_fair_resumable_and_told_in_one_file(
         steps = [row["step"] for row in answer["curve"]]
         assert len(steps) == min(LOOKS, answer["steps"])
         assert steps[-1] == answer["steps"]
+        kind = model.run.constraint.kind
+        assert model.run.provenance["critic_step"] == (
+            "stacked" if kind == "weight_clipping" else "eager"
+        )
         seconds = [row["seconds"] for row in answer["curve"]]
         assert seconds == sorted(seconds)
+    refused = [line for line in said if "one by one" in line]
+    assert len(refused) == len({row["steps"] for row in rows.values() if "decay" in str(row)})
+    assert all(line.startswith("weight_decay-") for line in refused)
+    assert "changes gradients" in refused[0]
     page = (out / REPORT).read_text()
     assert page.count("<svg") >= 4
     assert page.count("data:image/png;base64,") == 4  # samples and surfaces of two constraints

@@ -25,7 +25,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.data import Dataset, batch_indices, load_data
-from training.loop import Diverged, Interrupted, _step_seed, learning_rate, train
+from training.loop import Diverged, Interrupted, learning_rate, step_seed, train
 
 CPU = torch.device("cpu")
 WGAN = Path(sys.executable).with_name("wgan")
@@ -95,10 +95,10 @@ def test_a_critic_step_is_the_textbook_s(kind: str, digits: Dataset, tmp_path: P
         training={"steps": 1, "num_critic_steps": 1, "optimizer": "adam", "learning_rate": 1e-3},
     )
     found = run(config, digits, tmp_path).critic
-    torch.manual_seed(_step_seed(0, -1))
+    torch.manual_seed(step_seed(0, -1))
     generator, critic = build_networks(config, digits.card.shape)
     optimizer = torch.optim.Adam(critic.parameters(), 1e-3, config.training.betas, fused=True)
-    torch.manual_seed(_step_seed(0, 0))
+    torch.manual_seed(step_seed(0, 0))
     real = torch.from_numpy(digits.training[batch_indices(0, len(digits.training), 0, 8)])
     real = Scaling(digits.card.shape, [], []).to_model(real)
     fake = generator(torch.randn(8, 4)).detach()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,6 +103,21 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in a folder, if there is one."""
     found = _checkpoints(folder)
     return found[-1] if found else None
+
+
+def common_checkpoint(folders: Sequence[Path]) -> list[Path | None]:
+    """The newest checkpoints, a folder each, that are of one step; None each if there are none.
+
+    Raises:
+        LookupError: some have checkpoints, but of no step that all have.
+    """
+    found = [{path.name: path for path in _checkpoints(folder)} for folder in folders]
+    names = set.intersection(*map(set, found))
+    if names:
+        return [own[max(names)] for own in found]
+    if any(found):
+        raise LookupError("no step has a checkpoint in every folder")
+    return [None for _ in folders]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -31,7 +31,8 @@ from training.loop import Row, train
 from training.metrics import kernel_distance, sliced_wasserstein_1, wasserstein_1
 from training.presets import PRESETS, build_config
 from training.report import Chart, Line
-from training.run import ARTIFACT, run_training
+from training.run import ARTIFACT, CHECKPOINTS, run_training
+from training.stacked import NotTogether, train_together
 from training.tracking import track_and_register
 
 Array = np.ndarray
@@ -51,11 +52,14 @@ COMPARED = 1000
 """Samples, at most, of each such measurement."""
 PROBED, WARM_UP = 24, 4
 """Generator steps of a pace measurement, and those that do not count."""
+WIDEST_STACKED = 256
+"""Width of networks whose seeds are trained at once; wider ones win little."""
 ALIKE = 0.02
 """Runs of both budgets whose steps differ by less are one run."""
 DECIDED = 0.95
 """Probability from which a recommendation is called clear."""
 REPORT = "report.html"
+CURVE = "curve.json"
 SURFACE = 240
 """Pixels of a critic surface's side."""
 FLOORS = {"modes_covered", "coverage", "recall", "precision", "high_quality_share"}
@@ -67,6 +71,14 @@ class Job(NamedTuple):
 
     config: dict[str, Any]
     folder: str
+
+
+class Group(NamedTuple):
+    """Training runs that differ in their seed alone."""
+
+    jobs: list[Job]
+    pace: float
+    """Seconds of a critic step of one of them alone."""
 
 
 class Plan(NamedTuple):
@@ -153,7 +165,7 @@ def compare(
         f"{len(kinds)} constraints, {seeds} seeds: {critic_steps} critic steps each, and "
         f"{plan.seconds:.1f} s each"
     )
-    jobs = {}
+    jobs, groups = {}, dict[str, Group]()
     for kind, config in configs.items():
         for budget in BUDGETS:
             for seed in range(seeds):
@@ -162,6 +174,12 @@ def compare(
                 training = config.training.model_copy(update={"steps": count, "seed": seed})
                 run = config.model_copy(update={"training": training})
                 jobs[name] = Job(run.model_dump(mode="json"), str(out / "runs" / name))
+            if seeds > 1 and _small(config):
+                several = [jobs[name] for name in _names(plan, kind, budget, seeds)]
+                groups[f"{kind}-{count}, {seeds} seeds"] = Group(several, paces[kind])
+    for name, reason in run_jobs(train_group, groups, out / "together", processes, say).items():
+        if reason:
+            say(f"{name}: trained one by one, for {reason}")
     answers = run_jobs(run_job, jobs, out / "answers", processes, say)
     if track:
         for name in jobs:
@@ -170,6 +188,11 @@ def compare(
     (out / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")
     (out / REPORT).write_text(_page(plan, answers, seeds, data, out, summary))
     return summary
+
+
+def _small(config: Config) -> bool:
+    networks = (config.generator, config.critic)
+    return all(n.architecture == "mlp" and n.width <= WIDEST_STACKED for n in networks)
 
 
 def _preset(source: str, overrides: dict[str, Any]) -> str:
@@ -213,10 +236,15 @@ def _pace(values: dict[str, Any]) -> float:
 
 
 class _Recorder:
-    """Measures a run's quality on the way, and the seconds that training took without that."""
+    """Measures a run's quality on the way, and the seconds that training took without that.
 
-    def __init__(self, config: Config, data: Dataset, path: Path) -> None:
-        self.config, self.data, self.path = config, data, path
+    With a pace the seconds are those that the run would have taken alone, at so many a critic step.
+    """
+
+    def __init__(
+        self, config: Config, data: Dataset, path: Path, pace: float | None = None
+    ) -> None:
+        self.config, self.data, self.path, self.pace = config, data, path, pace
         total = config.training.steps
         self.looks = {math.ceil(total * (i + 1) / LOOKS) for i in range(LOOKS)}
         image = data.card.kind == "image"
@@ -236,6 +264,8 @@ class _Recorder:
         if step not in self.looks:
             return
         seconds = self.before + time.process_time() - self.started
+        if self.pace is not None:
+            seconds = self.pace * step * self.config.training.num_critic_steps
         value = headline(self.config, self.data, state.ema, self.extractor)
         self.rows.append({"step": step, "seconds": seconds, "value": value})
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,6 +305,26 @@ def headline(
     return metric(points, samples)
 
 
+def train_group(group: Group) -> str | None:
+    """Train several runs at once, and leave the judging to `run_job`.
+
+    Returns:
+        None; or why they cannot be trained together, and are left to `run_job` whole.
+    """
+    configs = [_config(job.config) for job in group.jobs]
+    folders = [Path(job.folder) for job in group.jobs]
+    data = load_data(configs[0].data, configs[0].training.batch_size)
+    watches = [
+        _Recorder(config, data, folder / CURVE, group.pace)
+        for config, folder in zip(configs, folders, strict=True)
+    ]
+    try:
+        train_together(configs, data, [folder / CHECKPOINTS for folder in folders], watches)
+    except NotTogether as error:
+        return str(error)
+    return None
+
+
 def run_job(job: Job) -> dict[str, Any]:
     """Train, judge and diagnose one run; goes on with an interrupted one.
 
@@ -284,7 +334,7 @@ def run_job(job: Job) -> dict[str, Any]:
     """
     config, folder = _config(job.config), Path(job.folder)
     data = load_data(config.data, config.training.batch_size)
-    recorder = _Recorder(config, data, folder / "curve.json")
+    recorder = _Recorder(config, data, folder / CURVE)
     run_training(
         config,
         folder,
@@ -299,7 +349,7 @@ def run_job(job: Job) -> dict[str, Any]:
     )
     run = load_artifact(folder / ARTIFACT).run
     return {
-        "curve": json.loads((folder / "curve.json").read_text()),
+        "curve": json.loads((folder / CURVE).read_text()),
         "figures": {k: f.model_dump(mode="json") for k, f in run.results.figures.items()},
         "findings": run.findings,
         "steps": config.training.steps,

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.data import Dataset, TrainingItems, batch_indices
-from training.step import CriticStep
+from training.step import STACKED, CriticStep
 from training.workers import ALONE, Workers
 
 Row = dict[str, float]
@@ -85,22 +85,8 @@ def train(
     torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
 
-    torch.manual_seed(_step_seed(settings.seed, -1))
-    generator, critic = build_networks(config, data.card.shape, len(data.card.classes))
-    generator.to(device)
-    critic.to(device)
-    generator, critic = workers.prepare(generator), workers.prepare(critic)
-    ema = copy.deepcopy(generator).requires_grad_(False)
-    state = TrainingState(
-        generator, critic, ema, _optimizer(settings, generator), _optimizer(settings, critic)
-    )
-    done, history, mode = 0, list[Row](), str(settings.critic_step)
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint:
-        saved = load_checkpoint(checkpoint)
-        _require_same(config, saved.config, checkpoint)
-        state.restore(saved.tensors)
-        done, history, mode = saved.step, saved.history, saved.critic_step
+    state, done, history, mode = begin(config, data, device, newest_checkpoint(folder), workers)
+    generator, critic, ema = state.generator, state.critic, state.ema
 
     scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
     items = TrainingItems(data, device)
@@ -126,7 +112,7 @@ def train(
     started, samples_seen = time.perf_counter(), 0
 
     for step in range(done, settings.steps):
-        torch.manual_seed(_step_seed(settings.seed, step))
+        torch.manual_seed(step_seed(settings.seed, step))
         rate = learning_rate(settings, step)
         for optimizer in (state.critic_optimizer, state.generator_optimizer):
             optimizer.param_groups[0]["lr"] = rate
@@ -167,7 +153,7 @@ def train(
         saving = is_last or stopping or done % settings.checkpoint_every == 0
         if logging or saving:
             gap = workers.mean(gap)
-            _require_sane(state, gap.item(), settings.divergence_gap, done, history, folder)
+            require_sane(state, gap.item(), settings.divergence_gap, done, history, folder)
         if logging:
             critic.eval()
             with draws:
@@ -193,6 +179,45 @@ def train(
     return state, history
 
 
+def begin(
+    config: Config,
+    data: Dataset,
+    device: torch.device,
+    checkpoint: Path | None,
+    workers: Workers = ALONE,
+) -> tuple[TrainingState, int, list[Row], str]:
+    """What training begins with: new networks and optimisers, or those of a checkpoint.
+
+    Returns:
+        The state, the generator steps done, the history, and how the critic's step is made.
+
+    Raises:
+        CheckpointError: it is broken or belongs to another configuration.
+    """
+    settings = config.training
+    torch.manual_seed(step_seed(settings.seed, -1))
+    generator, critic = build_networks(config, data.card.shape, len(data.card.classes))
+    generator.to(device)
+    critic.to(device)
+    generator, critic = workers.prepare(generator), workers.prepare(critic)
+    ema = copy.deepcopy(generator).requires_grad_(False)
+    state = TrainingState(
+        generator,
+        critic,
+        ema,
+        make_optimizer(settings, generator.parameters()),
+        make_optimizer(settings, critic.parameters()),
+    )
+    if checkpoint is None:
+        return state, 0, [], settings.critic_step
+    saved = load_checkpoint(checkpoint)
+    _require_same(config, saved.config, checkpoint)
+    state.restore(saved.tensors)
+    # What several runs began together, one may end alone.
+    mode = settings.critic_step if saved.critic_step == STACKED else saved.critic_step
+    return state, saved.step, saved.history, mode
+
+
 def learning_rate(settings: TrainingConfig, step: int) -> float:
     """The rate of a step: constant, then falling linearly to zero at the end."""
     start = settings.decay_from * settings.steps
@@ -201,15 +226,18 @@ def learning_rate(settings: TrainingConfig, step: int) -> float:
     return settings.learning_rate * (settings.steps - step) / (settings.steps - start)
 
 
-def _step_seed(seed: int, step: int) -> int:
+def step_seed(seed: int, step: int) -> int:
+    """What a step's random numbers follow from; that of the networks is step -1."""
     # Hashed, since torch's CPU generator makes related streams of neighbouring seeds, and only
     # looks at 32 bits.
     digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
 
 
-def _optimizer(settings: TrainingConfig, network: nn.Module) -> torch.optim.Optimizer:
-    parameters = list(network.parameters())
+def make_optimizer(
+    settings: TrainingConfig, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The optimiser of a network, or of stacked ones."""
     if settings.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, settings.learning_rate)
     return torch.optim.Adam(parameters, settings.learning_rate, settings.betas, fused=True)
@@ -245,7 +273,7 @@ def _at(values: dict[str, object], section: str, key: str) -> object:
     return value.get(key) if isinstance(value, dict) else value
 
 
-def _require_sane(
+def require_sane(
     state: TrainingState,
     gap: float,
     bound: float,
@@ -253,6 +281,7 @@ def _require_sane(
     history: list[Row],
     folder: Path,
 ) -> None:
+    """Raise `Diverged` if the gap or any tensor is beyond bounds; ``folder`` is of checkpoints."""
     broken = [name for name, t in state.tensors().items() if not torch.isfinite(t).all()]
     if math.isfinite(gap) and abs(gap) <= bound and not broken:
         return

@@ -23,6 +23,8 @@ from models.lipschitz import CriticFunction
 Found = tuple[Tensor, Tensor, list[Tensor]]
 """The gap, the loss, and the loss's gradient by each parameter."""
 
+STACKED = "stacked"
+"""What a checkpoint says of the critic step of runs that `training.stacked` trains together."""
 WORTH_COMPILING = 2e12
 """Floating-point operations of the convolutions of one critic forward in each of a run's critic
 steps, a number that does not depend on how busy the machine is. Compiling took 31 s for a critic of
@@ -93,7 +95,7 @@ class CriticStep:
     ) -> tuple[Tensor, Tensor]:
         critic = WithLabels(self._critic, *labels) if labels else self._critic
         with self._autocast, self._draws:
-            gap, loss = _loss(critic, self._constraint, real, fake, step)
+            gap, loss = critic_loss(critic, self._constraint, real, fake, step)
         for parameter in self._parameters.values():
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
@@ -111,13 +113,13 @@ class CriticStep:
         right = [p.grad for p in self._parameters.values()]
         if self.mode != "eager":
             try:
-                reason = self._unfit()
+                reason = unfit(self._critic)
                 if not reason:
                     with torch.random.fork_rng(devices):
                         capture = self._capture(real, fake, labels, step)
                     with torch.random.fork_rng(devices):
                         found = capture(*self._state(), real, fake, list(labels))
-                    reason = _difference(found, loss, right, TOLERANCE[self._precision])
+                    reason = difference(found, loss, right, TOLERANCE[self._precision])
             except Exception as error:  # whatever a tracer or compiler raises: eager still works
                 reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             if reason:
@@ -128,7 +130,7 @@ class CriticStep:
         return self(real, fake, labels, step)
 
     def _choice(self, real: Tensor, labels: Sequence[Tensor]) -> str:
-        if self._unfit():
+        if unfit(self._critic):
             return "eager"
         convolutions = [m for m in self._critic.modules() if isinstance(m, nn.Conv2d)]
         if not convolutions:
@@ -146,14 +148,6 @@ class CriticStep:
         for hook in hooks:
             hook.remove()
         return "compiled" if work * self._steps >= WORTH_COMPILING else "eager"
-
-    def _unfit(self) -> str | None:
-        """Why a capture could not be right, if that is known beforehand."""
-        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self._critic.modules()):
-            return "batch normalisation changes its statistics in each forward"
-        if any(p._post_accumulate_grad_hooks for p in self._parameters.values()):
-            return "the constraint changes gradients on their way to the weights"
-        return None
 
     def _state(self) -> tuple[list[Tensor], list[Tensor]]:
         return list(self._parameters.values()), list(self._critic.buffers())
@@ -187,7 +181,7 @@ class CriticStep:
             real, fake = laid_out(real), laid_out(fake)
             with torch.enable_grad():
                 with self._autocast, self._draws:
-                    gap, loss = _loss(critic, self._constraint, real, fake, step)
+                    gap, loss = critic_loss(critic, self._constraint, real, fake, step)
                 gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
             return (
                 gap.detach(),
@@ -215,15 +209,25 @@ class CriticStep:
         return replay
 
 
-def _loss(
+def unfit(critic: nn.Module) -> str | None:
+    """Why a capture of a critic's step could not be right, if that is known beforehand."""
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules()):
+        return "batch normalisation changes its statistics in each forward"
+    if any(p._post_accumulate_grad_hooks for p in critic.parameters()):
+        return "the constraint changes gradients on their way to the weights"
+    return None
+
+
+def critic_loss(
     critic: CriticFunction, constraint: Constraint, real: Tensor, fake: Tensor, step: int
 ) -> tuple[Tensor, Tensor]:
+    """The gap, mean score of real less that of fake, and the loss; scalars with their graphs."""
     gap = critic(real).float().mean() - critic(fake).float().mean()
     penalty = constraint.penalty(critic, real, fake, step)
     return gap, -gap if penalty is None else penalty - gap
 
 
-def _difference(
+def difference(
     found: Found, loss: Tensor, right: list[Tensor | None], tolerance: float
 ) -> str | None:
     """How a captured step differs from the eager one, if it does by more than rounding."""

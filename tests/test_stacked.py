@@ -1,0 +1,220 @@
+"""Models trained together become what each becomes alone."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.config import Config
+from models.constraints import (
+    Constraint,
+    GradientPenalty,
+    LipschitzPenalty,
+    SpectralNorm,
+    WeightClipping,
+)
+from tests.conformance import FAMILIES, data, make
+from tests.test_conformance import CONSTRAINTS
+from tests.test_step import STAY_EAGER, TOLERANCE
+from training.checkpoint import load_checkpoint, newest_checkpoint
+from training.data import load_data
+from training.loop import train
+from training.presets import build_config
+from training.stacked import NotTogether, Stack, StackedStep, train_together
+from training.step import CriticStep
+
+COUNT = 3
+TINY = {
+    "generator.width": 16,
+    "critic.width": 16,
+    "critic.depth": 2,
+    "training.batch_size": 32,
+    "training.steps": 6,
+    "training.checkpoint_every": 3,
+    "training.log_every": 2,
+    "data.heldout_fraction": 0.01,
+}
+
+
+def alone(critic: nn.Module, constraint: Constraint) -> CriticStep:
+    return CriticStep(
+        "eager", critic, constraint, 100, "fp32", nullcontext(), nullcontext(), lambda line: None
+    )
+
+
+def compare(constraints: list[Constraint]) -> None:
+    """Some steps of several critics, stacked, beside their eager steps; all in float64."""
+    family = FAMILIES["mlp"]
+    critics = [make(c, family, seed=k).train() for k, c in enumerate(constraints)]
+    twins = [copy.deepcopy(critic) for critic in critics]
+    stack = Stack(critics)
+    ours = StackedStep(stack, constraints)
+    optimizer = torch.optim.Adam(stack.parameters, 0.01, fused=True)
+    optimizers = [torch.optim.Adam(twin.parameters(), 0.01, fused=True) for twin in twins]
+    sources = [torch.Generator() for _ in critics]
+    for step in (0, 1, 4):  # with and without a lazy penalty, and with it again
+        batches = [data(family, seed=10 * step + k) for k in range(len(critics))]
+        real, fake = (torch.stack(x) for x in zip(*batches, strict=True))
+        for k, source in enumerate(sources):
+            source.manual_seed(100 + k)
+        gaps, losses = ours(real, fake, sources, step)
+        optimizer.step()
+        for k, (twin, constraint) in enumerate(zip(twins, constraints, strict=True)):
+            torch.manual_seed(100 + k)
+            gap, loss = alone(twin, constraint)(real[k], fake[k], [], step)
+            torch.testing.assert_close(gaps[k], gap, rtol=TOLERANCE, atol=TOLERANCE)
+            torch.testing.assert_close(losses[k], loss, rtol=TOLERANCE, atol=TOLERANCE)
+            optimizers[k].step()
+            constraint.after_critic_step(critics[k])
+            constraint.after_critic_step(twin)
+            for mine, its in zip(critics[k].parameters(), twin.parameters(), strict=True):
+                torch.testing.assert_close(mine, its, rtol=1e-7, atol=1e-7)
+            twin.load_state_dict(critics[k].state_dict())  # so that rounding does not add up
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if "," not in name or "lazy" in name else pytest.param(name, marks=pytest.mark.slow)
+        for name in CONSTRAINTS
+    ],
+)
+def test_stacked_critics_learn_as_each_alone(name: str) -> None:
+    if name in STAY_EAGER:
+        with pytest.raises(NotTogether, match="changes gradients"):
+            compare([CONSTRAINTS[name]] * COUNT)
+    else:
+        compare([CONSTRAINTS[name]] * COUNT)
+
+
+def test_strengths_may_differ_and_nothing_else() -> None:
+    compare([GradientPenalty(strength=s, target=1.5) for s in (0.1, 1.0, 10.0)])
+    compare([WeightClipping(clip_value=c) for c in (0.01, 0.1)])
+    for others in (
+        [GradientPenalty(every=2), GradientPenalty()],
+        [GradientPenalty(where="both"), GradientPenalty()],
+        [LipschitzPenalty(), GradientPenalty()],
+    ):
+        with pytest.raises(NotTogether, match="differ in"):
+            compare(others)
+
+
+def configs(kind: str, **overrides: Any) -> list[Config]:
+    config = build_config("8gaussians", None, kind, {**TINY, **overrides})
+    return [
+        config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
+        for seed in range(COUNT)
+    ]
+
+
+def look(step: int, state: Any) -> None:
+    torch.rand(7)  # a watch may draw
+
+
+def train_alone(config: Config, folder: Path) -> None:
+    train(
+        config,
+        load_data(config.data, config.training.batch_size),
+        folder,
+        torch.device("cpu"),
+        lambda row: None,
+        lambda: False,
+    )
+
+
+@pytest.mark.parametrize("kind", ["lipschitz_penalty", "weight_clipping"])
+def test_runs_together_end_where_each_alone_does(kind: str, tmp_path: Path) -> None:
+    """Networks, averages, optimisers and histories; one is stopped half way, and goes on."""
+    several = configs(kind)
+    dataset = load_data(several[0].data, several[0].training.batch_size)
+    folders = [tmp_path / f"together-{k}" for k in range(COUNT)]
+
+    class Stopped(Exception):
+        pass
+
+    def stop(step: int, state: Any) -> None:
+        if step == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train_together(several, dataset, folders, [look, look, stop])
+    assert {newest_checkpoint(f).name for f in folders} == {"step-00000003.safetensors"}  # type: ignore[union-attr]
+    train_together(several, dataset, folders, [look] * COUNT)
+    for k, config in enumerate(several):
+        train_alone(config, tmp_path / f"alone-{k}")
+        mine, its = (
+            load_checkpoint(newest_checkpoint(tmp_path / f"{how}-{k}"))  # type: ignore[arg-type]
+            for how in ("together", "alone")
+        )
+        assert (mine.critic_step, mine.step, mine.config) == ("stacked", its.step, its.config)
+        assert mine.tensors.keys() == its.tensors.keys()
+        for name, tensor in its.tensors.items():
+            scale = tensor.abs().max().item()
+            torch.testing.assert_close(mine.tensors[name], tensor, rtol=0, atol=1e-3 * scale + 1e-9)
+        for row, other in zip(mine.history, its.history, strict=True):
+            assert row["step"] == other["step"]
+            for key in ("critic_gap", "critic_loss", "gradient_norm"):
+                assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
+        before = (folders[k] / "step-00000006.safetensors").stat().st_mtime_ns
+        train_alone(config, folders[k])  # finds the run complete
+        assert (folders[k] / "step-00000006.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_runs_began_together_one_ends_alone(tmp_path: Path) -> None:
+    several = configs("lipschitz_penalty")
+    dataset = load_data(several[0].data, several[0].training.batch_size)
+    folders = [tmp_path / str(k) for k in range(COUNT)]
+    train_together(several, dataset, folders, [look] * COUNT)
+    (folders[0] / "step-00000006.safetensors").unlink()
+    whole = load_checkpoint(newest_checkpoint(folders[1]))  # type: ignore[arg-type]
+    train_alone(several[0], folders[0])
+    ended = load_checkpoint(newest_checkpoint(folders[0]))  # type: ignore[arg-type]
+    assert (ended.step, ended.critic_step) == (whole.step, "captured")
+    (folders[2] / "step-00000003.safetensors").unlink()
+    (folders[0] / "step-00000006.safetensors").unlink()
+    with pytest.raises(NotTogether, match="different steps"):
+        train_together(several, dataset, folders, [look] * COUNT)
+
+
+def test_runs_that_differ_or_do_not_stack_are_refused(tmp_path: Path) -> None:
+    clipped, pulled = configs("weight_clipping")[0], configs("gradient_penalty")[0]
+    wide = configs("weight_clipping", **{"critic.width": 17})[1]
+    dataset = load_data(clipped.data, clipped.training.batch_size)
+    for several, says in (
+        ([clipped, pulled], "differ in"),
+        ([clipped, wide], "more than"),
+        (configs("weight_decay"), "changes gradients"),
+        (configs("none", **{"training.critic_step": "eager"}), "ask for something else"),
+        (configs("none", **{"critic.normalization": "batch"}), "batch normalisation"),
+        (configs("none", **{"generator.normalization": "batch"}), "batch normalisation"),
+    ):
+        folders = [tmp_path / str(k) for k in range(len(several))]
+        with pytest.raises(NotTogether, match=says):
+            train_together(several, dataset, folders, [look] * len(several))
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_stacked_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import training.stacked
+
+    right = training.stacked._gradients
+    monkeypatch.setattr(training.stacked, "_gradients", lambda *a: [0.9 * g for g in right(*a)])
+    with pytest.raises(NotTogether, match="is not right: its gradient is off by"):
+        compare([SpectralNorm()] * COUNT)
+
+
+def test_batches_are_those_of_a_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import training.stacked
+    from training.data import batch_indices
+
+    monkeypatch.setattr(training.stacked, "AHEAD", 3)
+    order = training.stacked._order(7, 50, 8, 5)
+    for step in range(5, 20):
+        np.testing.assert_array_equal(next(order), batch_indices(7, 50, step * 8, 8))

@@ -186,13 +186,13 @@ def _varied(constraints: Sequence[Constraint]) -> dict[str, list[float]]:
         NotTogether: they differ in more than real numbers.
     """
     first = constraints[0]
-    varied = {}
+    varied = dict[str, list[float]]()
     for name in type(first).model_fields:
         values = [getattr(c, name, None) for c in constraints]
         if any(value != values[0] for value in values):
-            if not all(isinstance(value, float) for value in values):
+            varied[name] = [value for value in values if isinstance(value, float)]
+            if len(varied[name]) < len(values):
                 raise NotTogether(f"their constraints differ in {name}")
-            varied[name] = values
     return varied
 
 
@@ -277,10 +277,13 @@ class _Draws(TorchFunctionMode):
     def _dropout(self, x: Tensor, p: float, training: bool, inplace: bool = False) -> Tensor:
         if not training or not p:
             return x
-        shape, of = x.shape, {"dtype": x.dtype, "device": x.device}
-        return x * self.give(
-            lambda source: torch.empty(shape, **of).bernoulli_(1 - p, generator=source).div_(1 - p)
-        )
+        shape, dtype, device = x.shape, x.dtype, x.device
+
+        def draw(source: torch.Generator) -> Tensor:
+            kept = torch.empty(shape, dtype=dtype, device=device)
+            return kept.bernoulli_(1 - p, generator=source).div_(1 - p)
+
+        return x * self.give(draw)
 
 
 def train_together(
@@ -340,10 +343,10 @@ def train_together(
             step * settings.num_critic_steps, (step + 1) * settings.num_critic_steps
         ):
             indices = np.concatenate([next(order) for order in orders])
-            real = scaling.to_model(items.take(indices)).unflatten(0, (count, batch))
-            arguments = (generators.tensors, draw())
-            made = made or _Captured(generate, arguments)
-            fake = made(arguments, sources)
+            real = scaling.to_model(items.take(indices)).view(count, batch, *data.card.shape)
+            noise = (generators.tensors, draw())
+            made = made or _Captured(generate, noise)
+            fake = made(noise, sources)
             gaps, losses = find_gradients(real, fake, sources, critic_step)
             critic_optimizer.step()
             for own, state in zip(configs, states, strict=True):

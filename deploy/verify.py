@@ -210,7 +210,7 @@ def retraining() -> str:
     assert outcomes == [2, 0, 0], outcomes
     assert told[-2:] == ["promoted", "skipped"], told
     return (
-        "wrong secret: exit 2; then promoted, then skipped; MLflow refuses a foreign Host, and took "
+        "wrong secret: exit 2; then promoted, then skipped; MLflow refuses a foreign Host and took "
         f"{memory / 2**20:.0f} MiB at most"
     )
 

@@ -524,7 +524,7 @@ BROKEN = [
         "check_references",
         "Deployment",
         "wgan",
-        f"{CONTAINER}/env/4/valueFrom/secretKeyRef/key",
+        f"{CONTAINER}/env/6/valueFrom/secretKeyRef/key",
         "KEY",
     ),
 ]

@@ -172,6 +172,16 @@ def test_a_chart_puts_points_where_they_belong() -> None:
     assert middle.y == [0.5, 0.5]
 
 
+def test_a_chart_names_values_on_its_axes() -> None:
+    lines = [Line(name="a", x=[1, 2], y=[1.32, 1.46])]
+    drawing = svg(Chart(title="t", x_label="x", y_label="y", lines=lines, log_y=True))
+    root = ET.fromstring(drawing)
+    texts = {t.text for t in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"1", "2"} <= texts
+    assert "1.5" not in texts, "a layer has a whole number"
+    assert len({t for t in texts if t and t.startswith("1.")}) >= 3, "a short logarithmic axis too"
+
+
 def test_a_surface_has_its_origin_at_the_bottom_left() -> None:
     low, high = np.array([0.0, 0.0]), np.array([1.0, 1.0])
     point = (np.array([[0.1, 0.9]]), (0, 0, 0))

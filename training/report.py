@@ -67,6 +67,8 @@ class _Axis(NamedTuple):
     """Pixels of `low`."""
     stop: float
     log: bool
+    whole: bool = False
+    """Whether only whole numbers are named."""
 
     def place(self, value: float) -> float:
         value = math.log10(value) if self.log else value
@@ -75,24 +77,35 @@ class _Axis(NamedTuple):
     def ticks(self) -> list[tuple[float, str]]:
         """Pixels and text of each."""
         span = self.high - self.low
-        rough = span / 5
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
-        if self.log and span < 2:  # hardly a whole power of ten: its parts are shown too
+        if not self.log:
+            step = _step(span)
+            values = _multiples(self.low, self.high, max(step, 1.0) if self.whole else step)
+        elif span < 0.5:  # no power of ten may be inside: evenly spaced values are
+            ends = 10**self.low, 10**self.high
+            values = [math.log10(v) for v in _multiples(*ends, _step(ends[1] - ends[0])) if v > 0]
+        elif span < 2:  # hardly a whole power of ten: its parts are shown too
             powers = range(math.floor(self.low), math.ceil(self.high) + 1)
             parts = [p + math.log10(m) for p in powers for m in (1, 1.5, 2, 3, 5, 7)]
             values = [v for v in parts if self.low <= v <= self.high]
         else:
-            values = self._multiples(max(1.0, round(step)) if self.log else step)
+            values = _multiples(self.low, self.high, max(1.0, round(_step(span))))
         scale = (self.stop - self.start) / span
         return [
             (self.start + (v - self.low) * scale, f"{10**v if self.log else round(v, 12):.4g}")
             for v in values
         ]
 
-    def _multiples(self, step: float) -> list[float]:
-        first = math.ceil(self.low / step - 1e-9)
-        return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+def _step(span: float) -> float:
+    """Between ticks, 1, 2 or 5 times a power of ten, so that some five fit."""
+    rough = span / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+
+
+def _multiples(low: float, high: float, step: float) -> list[float]:
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _axis(values: Sequence[float], start: float, stop: float, log: bool, margin: float) -> _Axis:
@@ -101,7 +114,8 @@ def _axis(values: Sequence[float], start: float, stop: float, log: bool, margin:
     if low == high:
         low, high = low - 0.5, high + 0.5
     room = margin * (high - low)
-    return _Axis(low - room, high + room, start, stop, log)
+    whole = all(float(v).is_integer() for v in values)
+    return _Axis(low - room, high + room, start, stop, log, whole)
 
 
 def svg(chart: Chart, width: int = 520, height: int = 320) -> str:
@@ -117,7 +131,9 @@ def svg(chart: Chart, width: int = 520, height: int = 320) -> str:
     if chart.x_names:
         xs = [-0.5, len(chart.x_names) - 0.5]
     x_axis = _axis(xs, left, right, chart.log_x, 0.0 if chart.bars else 0.03)
-    y_axis = _axis(ys, bottom, top, chart.log_y, 0.0 if chart.bars and min(ys) >= 0 else 0.06)
+    y_axis = _axis(ys, bottom, top, chart.log_y, 0.06)._replace(whole=False)
+    if chart.bars and min(ys) >= 0:
+        y_axis = y_axis._replace(low=0.0)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="sans-serif" font-size="12" role="img" '

@@ -82,7 +82,11 @@ def answers(clipping_is_bad: bool) -> Found:
     found: Found = {part: {} for part in ("surface", "layers", "grid", "moments", "run")}
     for seed in range(3):
         off = 0.01 * seed
-        for name, value in (("clip 0.01", bad), ("penalty", good), ("lipschitz penalty", good)):
+        for name, value in (
+            ("clip 0.01", bad),
+            ("gradient penalty", good),
+            ("lipschitz penalty", good),
+        ):
             found["surface"][f"surface-swissroll-{name}-{seed}"] = critic(value + off)
         for name in ("clip 0.01", "clip 0.1"):
             share = {"saturated_at_start": 0.0, "saturated": bad - off}
@@ -93,8 +97,8 @@ def answers(clipping_is_bad: bool) -> Found:
         for depth in (12, 20):
             for name, value in (("clip 0.01", bad), ("clip 0.1", bad), ("spectral norm", good)):
                 found["grid"][f"grid-{depth}-none-{name}-{seed}"] = critic(value - off)
-            found["grid"][f"grid-{depth}-none-penalty-{seed}"] = critic(good - off)
-            found["grid"][f"grid-{depth}-batch-penalty-{seed}"] = {"refused": "why"}
+            found["grid"][f"grid-{depth}-none-gradient penalty-{seed}"] = critic(good - off)
+            found["grid"][f"grid-{depth}-batch-gradient penalty-{seed}"] = {"refused": "why"}
         for clip in CLIPS:
             found["run"][f"run-25gaussians-clip {clip:g}-{seed}"] = run(bad + off, 0.5)
         found["run"][f"run-25gaussians-lipschitz penalty-{seed}"] = run(good + off, 0.5)

@@ -14,8 +14,10 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 WGAN = Path(sys.executable).with_name("wgan")
 RESULTS = Path(__file__).with_name("results") / "presets.json"
@@ -26,7 +28,7 @@ FIGURES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--presets", nargs="+", default=list(FIGURES), choices=list(FIGURES))
     parser.add_argument(
@@ -56,24 +58,31 @@ def folder(out: Path, preset: str, constraint: str, seed: int) -> Path:
 
 
 def train(out: Path, steps: int | None, preset: str, constraint: str, seed: int) -> None:
-    where = folder(out, preset, constraint, seed)
-    if (where / "artifact").exists():
-        return
-    command = [WGAN, "train", "--preset", preset, "--constraint", constraint, "--seed", str(seed)]
+    more = [f"training.steps={steps}"] if steps else []
+    settings = [f"constraint.kind={constraint}", *more]
+    finish(folder(out, preset, constraint, seed), preset, seed, settings)
+
+
+def finish(where: Path, preset: str, seed: int, settings: Sequence[str]) -> dict[str, Any]:
+    """Train a preset with settings, or what is left of it, on one thread; its ``run.json``."""
+    command = [WGAN, "train", "--preset", preset, "--seed", str(seed)]
     command += ["--no-register", "--resume", "--out", where]
-    command += ["--steps", str(steps)] if steps else []
-    where.parent.mkdir(parents=True, exist_ok=True)
-    with where.with_suffix(".log").open("w") as log:
-        subprocess.run(
-            list(map(str, command)),
-            check=True,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    command += [f"--set={setting}" for setting in settings]
+    if not (where / "artifact").exists():
+        where.parent.mkdir(parents=True, exist_ok=True)
+        with where.with_suffix(".log").open("w") as log:
+            subprocess.run(
+                list(map(str, command)),
+                check=True,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+    found: dict[str, Any] = json.loads((where / "artifact" / "run.json").read_text())
+    return found
 
 
-def row(out: Path, preset: str, constraint: str, seed: int) -> dict[str, object]:
+def row(out: Path, preset: str, constraint: str, seed: int) -> dict[str, Any]:
     run = json.loads((folder(out, preset, constraint, seed) / "artifact" / "run.json").read_text())
     figures = run["results"]["figures"]
     training = run["config"]["training"]
@@ -93,7 +102,7 @@ def row(out: Path, preset: str, constraint: str, seed: int) -> dict[str, object]
     }
 
 
-def table(rows: list[dict[str, object]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table for each preset: every seed's value, and the floor."""
     lines = []
     for preset, names in FIGURES.items():

@@ -1,6 +1,6 @@
 """Does the critic help to choose or to move samples? Ways of doing it, on trained presets.
 
-    python -m benchmarks.refine --runs runs/presets
+    python -m benchmarks.refine --runs runs/refine
 
 A way takes latents and gives samples, as a generator does, with the critic's help. Each is judged
 as the generator itself is, on held-out data, and its cost is the time that 64 samples take, as a
@@ -30,7 +30,8 @@ from models.artifact import QUANTILE_LEVELS, load_artifact
 from training.data import load_data
 from training.evaluate import judge
 
-PRESETS = ("25gaussians", "swissroll", "digits")
+PRESETS = {"25gaussians": 3000, "swissroll": 2000, "digits": 1000}
+"""And generator steps: fewer than the presets' own, so that something is left to be gained."""
 CONSTRAINT = "lipschitz_penalty"
 SEEDS = 3
 TIMED = 64
@@ -154,7 +155,6 @@ WAYS: dict[str, Way] = {
     "in range, 5%": in_range(0.05),
     "in range, 25%": in_range(0.25),
     "ascend, 1 step of 0.02": ascend(1, 0.02),
-    "ascend, 3 steps of 0.02": ascend(3, 0.02),
     "ascend, 5 steps of 0.1": ascend(5, 0.1),
     "transport, 5 steps of 0.01": transport(5, 0.01),
     "transport, 10 steps of 0.05": transport(10, 0.05),
@@ -262,13 +262,14 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the trained presets")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the training runs")
     parser.add_argument("--results", type=Path, default=RESULTS.with_name("refine.json"))
     options = parser.parse_args()
     rows = []
     for seed, preset in itertools.product(range(SEEDS), PRESETS):
         where = folder(options.runs, preset, CONSTRAINT, seed)
-        finish(where, preset, seed, [f"constraint.kind={CONSTRAINT}"])
+        steps = PRESETS[preset]
+        finish(where, preset, seed, [f"constraint.kind={CONSTRAINT}", f"training.steps={steps}"])
         rows += measure(where, preset, seed)
         print(f"{preset} seed {seed}: done", flush=True)
     options.results.write_text(json.dumps(rows, indent=1) + "\n")

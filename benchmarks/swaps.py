@@ -1,6 +1,6 @@
 """Serve at 70% of saturation while the champion is exchanged again and again.
 
-    python -m benchmarks.swaps --seconds 600 --every 20 --out runs/swaps.json
+    python -m benchmarks.swaps --seconds 600 --every 20 --out benchmarks/results/swaps.json
 
 A request is failed if it is not answered with 200 and a whole body. Memory is the resident size of
 the worker: flat means that its median in the last quarter is at most a tenth above that in the

@@ -3,7 +3,7 @@ PYTHON ?= python3
 DEMO_DIR ?= demo
 BIN := .venv/bin
 
-.PHONY: install tools demo test test-slow verify-gpu verify-deploy bench-step lint format lock clean
+.PHONY: install tools demo test test-slow verify-gpu verify-deploy bench-step bench-serve lint format lock clean
 
 install: .venv/.installed
 
@@ -43,6 +43,10 @@ verify-gpu: install
 # The critic's step beside the textbook's, as ratios of times taken in turn in one process.
 bench-step: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step
+
+# The service beside the bare forward and other servers, each on one core, the load on another.
+bench-serve: install
+	$(BIN)/python -m benchmarks.serve
 
 # Everything that a machine without a cluster can show of deploy/.
 verify-deploy: install

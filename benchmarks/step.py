@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -232,6 +233,7 @@ def main() -> None:
         "torch": torch.__version__,
         "processor": platform.processor() or platform.machine(),
         "threads": 1,
+        "load_average": list(os.getloadavg()),
         "fp32": {},
         "bf16": {},
     }

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from models import sampling
 from models.config import Config
 from models.errors import ArtifactError, ClassError, ConfigError, ShapeError
+from models.folding import fold
 from models.images import MODES, fit
 from models.networks import Shape, build_critic, build_generator
 
@@ -88,7 +89,8 @@ class Engine(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["torch"] = "torch"
+    name: Literal["torch", "torch-folded"] = "torch"
+    """The generator as it was trained, or as `models.folding.fold` makes it."""
     precision: Literal["fp32"] = "fp32"
     chunk: int = sampling.CHUNK
 
@@ -157,6 +159,8 @@ class Model:
     ) -> None:
         self.run = run
         self.generator = generator
+        self.forward = fold(generator) if run.engine.name == "torch-folded" else generator
+        """What samples are made with: the generator as the record's engine has it."""
         self.critic = critic
         self.quantiles = quantiles
         """Scores of real held-out items at `QUANTILE_LEVELS`."""
@@ -264,7 +268,7 @@ class Model:
             if not self.classes:
                 raise ClassError("the model is not class-conditional; leave out the class")
             labels = np.broadcast_to(np.asarray(label, np.int64), (count,))
-        return sampling.generate(self.generator, self.scaling, draw, count, start, labels)
+        return sampling.generate(self.forward, self.scaling, draw, count, start, labels)
 
     def sample(self, seed: int, count: int, label: int | Array | None = None) -> Array:
         """Return samples of a seed: uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``."""

@@ -387,7 +387,7 @@ def run_once(model: Model, version: str) -> None:
     z = torch.from_numpy(sampling.latents(0, 0, rows, model.run.config.generator.latent_size))
     labels = model.labels(seed=0, count=rows)
     with torch.inference_mode():
-        raw = model.generator(z, *([] if labels is None else [torch.from_numpy(labels)]))
+        raw = model.forward(z, *([] if labels is None else [torch.from_numpy(labels)]))
     if not torch.isfinite(raw).all():  # as pixels, NaN would pass for black
         raise ArtifactError(f"{version}: its generator makes values that are not finite")
     score = model.score(model.sample(seed=0, count=rows), labels)

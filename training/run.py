@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from models import artifact, images, registry
-from models.artifact import Model, Results, Run
+from models.artifact import Engine, Model, Results, Run
 from models.conditional import WithLabels
 from models.config import Config
 from models.errors import UserError
+from models.folding import is_foldable
 from models.formats import encode
 from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bracket
 from training.card import marginals, model_card, scatter, traces
@@ -222,6 +223,7 @@ def _finish(
         data=data.card,
         provenance=provenance,
         results=Results(extractor=None, figures={}),
+        engine=Engine(name="torch-folded" if is_foldable(generator) else "torch"),
         history=history,
     )
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")

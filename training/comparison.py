@@ -53,7 +53,7 @@ COMPARED = 1000
 PROBED, WARM_UP = 24, 4
 """Generator steps of a pace measurement, and those that do not count."""
 WIDEST_STACKED = 256
-"""Width of networks whose seeds are trained at once; wider ones win little."""
+"""Width of networks whose seeds train at once; wider ones win little (docs/performance.md)."""
 ALIKE = 0.02
 """Runs of both budgets whose steps differ by less are one run."""
 DECIDED = 0.95

@@ -1,0 +1,242 @@
+"""Write docs/performance.md and its pictures from the results that are checked in.
+
+python -m benchmarks.performance
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+ROOT = Path(__file__).parent.parent
+RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
+PAGE = "performance.md"
+WIDTH, BAR, LABEL = 640, 22, 220
+FILL = {"ours": "#2a6f97", "limit": "#b0b0b0"}
+NETWORKS = {
+    "mlp": "3x512 MLP, batch 256",
+    "dcgan28": "DCGAN 28x28, batch 64",
+    "resnet32": "ResNet 32x32, batch 64",
+}
+
+
+def bars(title: str, rows: list[tuple[str, float, str]]) -> str:
+    """Draw labelled bars from 0, with a line at 1.
+
+    Args:
+        title: above them.
+        rows: label, value, and a key of `FILL`.
+
+    Returns:
+        An SVG.
+    """
+    scale = (WIDTH - LABEL - 60) / max(1.0, *(value for _, value, _ in rows))
+    height = 40 + BAR * len(rows)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'width="{WIDTH}" height="{height}" font-family="sans-serif" font-size="13">',
+        f"<title>{escape(title)}</title>",
+        f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
+        f'<text x="8" y="20" font-weight="bold">{escape(title)}</text>',
+    ]
+    for i, (label, value, kind) in enumerate(rows):
+        y = 32 + BAR * i
+        parts += [
+            f'<text x="{LABEL - 8}" y="{y + 14}" text-anchor="end">{escape(label)}</text>',
+            f'<rect x="{LABEL}" y="{y + 2}" width="{value * scale:.1f}" height="{BAR - 6}" '
+            f'fill="{FILL[kind]}"/>',
+            f'<text x="{LABEL + value * scale + 6:.1f}" y="{y + 14}">{value:.2f}</text>',
+        ]
+    one = LABEL + scale
+    parts.append(f'<path d="M{one:.1f} 30V{height - 6}" stroke="#c1121f" stroke-dasharray="3 3"/>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def span(found: dict[str, Any]) -> str:
+    low, high = found["spread"]
+    return f"{found['ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def loaded(result: dict[str, Any]) -> str:
+    return (
+        f"The load average when it began was {result['load_average'][0]:.0f}: what is above the "
+        "number of cores (two) makes ratios spread, and those of a quiet machine may differ."
+        f"{result.get('note', '')}"
+    )
+
+
+def asked(step: dict[str, Any], serve: dict[str, Any]) -> str:
+    """What the project asks for, beside what was found."""
+    fp32, tail, beyond = step["fp32"], serve["tail"], serve["beyond_saturation"]
+    eager, own = serve["over_eager_forward"], serve["over_own_forward"]
+    rows = [
+        ("DCGAN step over textbook", fp32["dcgan28"]["ratio"], 1.25, True),
+        ("ResNet step over textbook", fp32["resnet32"]["ratio"], 1.25, True),
+        *(
+            (f"{label}, share of the limit", fp32[name]["ratio"] / fp32[name]["limit"], 0.9, True)
+            for name, label in NETWORKS.items()
+        ),
+        ("eight 3x64 critics at once", step["sweep8"]["3x64"]["ratio"], 2.5, True),
+        ("npz over the eager forward", eager["npz"]["ratio"], 1.2, True),
+        ("PNG over the eager forward", eager["png"]["ratio"], 1.1, True),
+        ("npz over the engine's own forward", own["npz"]["ratio"], 0.85, True),
+        (
+            "small sample's processor time over bare Starlette",
+            serve["small_sample_cpu_over_bare_starlette"]["ratio"],
+            1.3,
+            False,
+        ),
+        ("p99 over p50 at 70% of saturation", tail["p99_over_p50"], 3.0, False),
+        ("throughput kept at twice saturation", beyond["throughput_kept"], 0.8, True),
+        ("503 without Retry-After", beyond["without_retry_after"], 0, False),
+    ]
+    cells = [
+        [
+            name,
+            f"{value:.2f}",
+            f"{'at least' if at_least else 'at most'} {bound}",
+            "yes" if (value >= bound if at_least else value <= bound) else "no",
+        ]
+        for name, value, bound, at_least in rows
+    ]
+    return "## Asked and found\n\n" + table(["figure", "found", "asked", "reached"], cells)
+
+
+def step_part(step: dict[str, Any], pictures: dict[str, str]) -> str:
+    rows, drawn = [], []
+    for name, label in NETWORKS.items():
+        found = step["fp32"][name]
+        modes = found["modes"]
+        rows.append(
+            [
+                label,
+                span(found),
+                found["mode"],
+                *(f"{modes[mode]:.2f}" for mode in ("eager", "captured", "compiled")),
+                f"{found['limit']:.2f}",
+                f"{found['ratio'] / found['limit']:.2f}",
+            ]
+        )
+        drawn += [(label, found["ratio"], "ours"), ("limit", found["limit"], "limit")]
+    pictures["performance-step.svg"] = bars("Critic step: times faster than textbook eager", drawn)
+    header = ["network", "ours", "mode", "eager", "captured", "compiled", "limit", "of the limit"]
+    swept = step["sweep8"]
+    pictures["performance-sweep.svg"] = bars(
+        "Eight critics at once: times faster than eight in turn",
+        [(name, found["ratio"], "ours") for name, found in swept.items()],
+    )
+    skipped = step["bf16"].get("skipped")
+    return f"""## The critic's step
+
+`{step["command"]}` trains critics under the two-sided gradient penalty, beside a textbook step with
+torch's own layers and optimiser. Times are taken in turn in one process with one thread. Each
+figure is the median over rounds of textbook over ours, with its quartiles; `limit` is the same
+ratio for our convolutions and matrix products alone. torch {step["torch"]}, {step["processor"]}.
+{loaded(step)}
+
+{table(header, rows)}
+![Bars of the table's ratios and limits](performance-step.svg)
+
+{f"In bf16 nothing was measured: {skipped}." if skipped else ""}
+
+## Eight critics at once
+
+Critics of three hidden layers, batch 64, each with weights, data and random numbers of its own. The
+textbook's eight in turn, and our own eight in turn, over ours over stacked weights:
+
+{
+        table(
+            ["critics", "over the textbook in turn", "over ours in turn"],
+            [[name, span(f), f"{f['alone']:.2f}"] for name, f in swept.items()],
+        )
+    }
+![Bars of the first column](performance-sweep.svg)
+
+What is left at 3x512 is little, for there the matrix products themselves fill the core; so
+[`wgan compare`](compare.md) stacks networks up to a width of 256.
+"""
+
+
+def serve_part(serve: dict[str, Any], pictures: dict[str, str]) -> str:
+    names = {
+        "over_eager_forward": "over the eager forward alone",
+        "over_own_forward": "over the engine's own forward",
+        "over_fastapi": "over plain FastAPI",
+        "over_litserve": "over LitServe",
+    }
+    rows = [
+        [label, span(serve[key]["npz"]), span(serve[key]["png"])]
+        for key, label in names.items()
+        if key in serve
+    ]
+    pictures["performance-serve.svg"] = bars(
+        "Samples over HTTP: npz",
+        [
+            (label, serve[key]["npz"]["ratio"], "ours")
+            for key, label in names.items()
+            if key in serve
+        ],
+    )
+    engine, tail, beyond = serve["engine"], serve["tail"], serve["beyond_saturation"]
+    small = span(serve["small_sample_cpu_over_bare_starlette"])
+    usage = [
+        [name, f"{serve['start_cpu_seconds'][name]:.1f}", f"{serve['resident_mb'][name]:.0f}"]
+        for name in serve["resident_mb"]
+    ]
+    return f"""## Samples over HTTP
+
+`{serve["command"]}` serves a DCGAN generator of 28x28 images, {serve["images_a_request"]} of them a
+request, from one core, with the client on another. Throughput of ours, as a ratio: the median over
+{serve["rounds"]} rounds, with quartiles. The engine is `{engine["name"]}`, in parts of
+{engine["chunk"]}; its own forward is {span(serve["engine_over_eager"])} times the eager one of
+{serve["images_a_request"]} at once. {loaded(serve)}
+
+{table(["ours", "npz", "PNG grid"], rows)}
+![Bars of the npz column](performance-serve.svg)
+
+One small sample of a small model costs {small} times the processor time
+of a bare Starlette application that does the same. At
+{tail["arrivals_of_saturation"]:.0%} of saturation, at a constant arrival rate, p99 is
+{tail["p99_over_p50"]:.2f} times p50 ({tail["answers"]} answers, {tail["refused"]} refused). At
+{beyond["arrivals_of_saturation"]:.1f} times saturation {beyond["throughput_kept"]:.0%} of the
+throughput stays; {beyond["answered_503"]} requests were answered with 503,
+{beyond["without_retry_after"]} of them without Retry-After.
+
+{table(["server", "processor seconds until its first answer", "resident MB"], usage)}
+Resident memory is of all processes of a server; `small` is ours with the small model, `bare` the
+bare Starlette application.
+"""
+
+
+def page() -> dict[str, str]:
+    """The page and its pictures, by file name."""
+    pictures: dict[str, str] = {}
+    parts = [
+        "# Performance",
+        "Made by `python -m benchmarks.performance` from what is checked in under "
+        "`benchmarks/results`. All figures are ratios of two things done in turn on one machine; "
+        "above 1, ours is the faster. Believe them for a machine like that one, and run the "
+        "commands for yours. No GPU was measured.",
+    ]
+    step, serve = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("step", "serve"))
+    parts += [step_part(step, pictures), serve_part(serve, pictures), asked(step, serve)]
+    text = "\n\n".join(part.strip() for part in parts) + "\n"
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    return {PAGE: text, **pictures}
+
+
+def main() -> None:
+    for name, content in page().items():
+        (DOCS / name).write_text(content)
+
+
+if __name__ == "__main__":
+    main()

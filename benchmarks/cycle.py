@@ -97,7 +97,7 @@ def retrain(folder: Path, name: str, expected: int, **changes: object) -> dict[s
     return {
         "step": name,
         "exit_code": done.returncode,
-        "said": done.stdout.strip().splitlines()[-2:],
+        "said": done.stdout.strip().splitlines()[-2],  # the last line names a file
         "champion": registry.champion("digits"),
     }
 
@@ -106,8 +106,8 @@ def main() -> None:
     """Run the cycle and write ``cycle.json``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=100, help="of the first model")
-    parser.add_argument("--better", type=int, default=400, help="steps of the better one")
+    parser.add_argument("--steps", type=int, default=60, help="of the first model")
+    parser.add_argument("--better", type=int, default=250, help="steps of the better one")
     parser.add_argument("--clients", type=int, default=2)
     options = parser.parse_args()
     folder = options.out.absolute()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.conditional import ProjectionCritic, WithLabels
+from models.cones import Cones
 from models.networks import Critic, GroupSort
 from models.piecewise import Abs
 from models.recurrent import GRU, LSTM, PoolSteps, StepsFirst
@@ -239,6 +240,7 @@ _SLOPES: dict[Any, Callable[[Any], float]] = {
     nn.GELU: lambda _: 1.12991,
     (Abs, GroupSort): lambda _: 1.0,
     nn.Identity: lambda _: 1.0,
+    Cones: lambda _: 1 + ROUNDING,
     nn.Dropout: lambda _: 1.0,  # does nothing in eval mode
     nn.Flatten: lambda _: 1.0,
     (StepsFirst, PoolSteps, nn.AdaptiveAvgPool2d): lambda _: 1.0,

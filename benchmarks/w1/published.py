@@ -126,6 +126,7 @@ def fit_published(
         checkpoint: a file, written now and then and removed at the end.
     """
     torch.manual_seed(seed)
+    assert recipe.critic is not None
     critic = build_critic(recipe.critic, (dimension,))
     assert isinstance(recipe.constraint, LipschitzPenalty | GradientPenalty)
     gradients = WrittenOut(critic, recipe.constraint)

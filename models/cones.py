@@ -10,6 +10,8 @@ from torch import Tensor, nn
 REACHES = (0.1, 3.0, 10.0, 30.0)
 """How far from the middle of A the tips lie that lie outside of it, in A's mean radius: one in the
 middle, whose cone is round, and ever farther ones, whose cones are ever closer to planes."""
+MOST = 512
+"""Cones that `Cones.between` places."""
 TEMPERATURE = 0.05
 """At the start, in the critic's units."""
 
@@ -44,10 +46,10 @@ class Cones(nn.Module):
         then none is out of the optimizer's sight.
 
         Args:
-            a: ``(N, *shape)``; there are N cones.
+            a: ``(N, *shape)``; there are N cones, or `MOST`.
             b: ``(N, *shape)``.
         """
-        a, b = a.flatten(1), b.flatten(1)
+        a, b = a.flatten(1)[:MOST], b.flatten(1)[:MOST]
         near = len(a) // 2
         radius = torch.linalg.vector_norm(a - a.mean(dim=0), dim=1).mean()
         away = a[near:] - b[near:]

@@ -80,7 +80,7 @@ class Cones(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Samples ``(M, *shape)`` to scores ``(M,)``."""
         tips = self.tips * self.reach[:, None]
-        scores: Tensor = _Envelope.apply(
+        scores: Tensor = _Envelope.apply(  # type: ignore[no-untyped-call]
             x.flatten(1), tips, self.heights, self.log_temperature.exp()
         )
         return scores
@@ -93,11 +93,13 @@ class _Envelope(Function):
     def forward(ctx: Any, x: Tensor, tips: Tensor, heights: Tensor, temperature: Tensor) -> Tensor:
         ctx.save_for_backward(x, tips, heights, temperature)
         sizes = tips.square().sum(dim=1)
-        parts = [_cones(part, tips, sizes, heights, temperature)[0] for part in x.split(ROWS)]
+        parts = [
+            _cones(part, tips, sizes, heights, temperature)[0] for part in torch.split(x, ROWS)
+        ]
         return temperature * torch.cat([_shares(cones)[1] for cones in parts])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, tips, heights, temperature = ctx.saved_tensors
         sizes = tips.square().sum(dim=1)
@@ -105,7 +107,7 @@ class _Envelope(Function):
         pulls = torch.zeros_like(heights)
         by_temperature = torch.zeros_like(temperature)
         by_x = []
-        for part, factor in zip(x.split(ROWS), gradient.split(ROWS), strict=True):
+        for part, factor in zip(torch.split(x, ROWS), torch.split(gradient, ROWS), strict=True):
             cones, distances = _cones(part, tips, sizes, heights, temperature)
             shares, score = _shares(cones)
             by_temperature += factor @ (score - cones.mul_(shares).sum(dim=1))

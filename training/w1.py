@@ -109,7 +109,7 @@ def fit(
         critic.parameters(), recipe.learning_rate, recipe.betas, fused=True
     )
     # Replayed, a step of dense layers takes two thirds of the time; of others nothing is won.
-    mode = "auto" if recipe.critic.architecture == "mlp" else "eager"
+    mode = "auto" if recipe.critic and recipe.critic.architecture == "mlp" else "eager"
     plain = nullcontext(), nullcontext()
     find_gradients = CriticStep(mode, critic, constraint, steps, "fp32", *plain, warnings.warn)
     average = copy.deepcopy(critic).requires_grad_(False).eval()

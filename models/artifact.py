@@ -6,6 +6,8 @@ Nothing in it is ever unpickled, and nothing is read before its checksum is veri
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -22,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models import sampling
+from models import refinement, sampling
 from models.config import Config
 from models.errors import ArtifactError, ClassError, ConfigError, ShapeError
 from models.folding import fold
@@ -40,6 +42,8 @@ GRID = "samples.png"
 CARD = "MODEL_CARD.md"
 FILES = (RUN, GENERATOR, CRITIC, TRAINING_STATE, QUANTILES, GRID, CARD)
 QUANTILE_LEVELS = np.linspace(0, 1, 1001)
+REFERENCE = 64
+"""Latents that the typical slope of a refined generator is found at."""
 SCORED = 10_000
 """Held-out items whose scores the quantiles are of, at most."""
 
@@ -176,6 +180,19 @@ class Model:
         self.scaling = sampling.Scaling(run.data.shape, run.data.offset, run.data.scale)
         self.classes = run.data.classes if run.config.conditional else []
         """Names, by label, of what a class-conditional model can be asked for; else empty."""
+
+    @functools.cached_property
+    def refined(self) -> Model:
+        """The same, but its generator is guided by the critic: see `refinement.Refined`."""
+        labels = self.labels(0, REFERENCE)
+        given = [] if labels is None else [torch.from_numpy(labels)]
+        z, *given = (
+            x.to(next(self.generator.parameters()).device)
+            for x in (torch.from_numpy(self.latents(0, REFERENCE)), *given)
+        )
+        guided = copy.copy(self)
+        guided.generator = refinement.Refined(self.generator, self.critic, z, *given)
+        return guided
 
     def label(self, name: str) -> int:
         """The label of a class.

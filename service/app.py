@@ -145,6 +145,7 @@ async def post_samples(request: Request) -> Response:
 
 def _samples(model: Model, wanted: SamplesRequest, seed: int | None) -> tuple[Iterator[Array], int]:
     """The samples that are wanted, made as they are taken, and how many they are."""
+    model = model.refined if wanted.refine else model
     label = None if wanted.class_ is None else model.label(wanted.class_)
     if wanted.latents is not None:
         sizes = {len(latent) for latent in wanted.latents}

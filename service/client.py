@@ -120,6 +120,8 @@ class Wanted(TypedDict, total=False):
     """Standard deviations at which latents are cut off."""
     latents: Array
     """float ``(N, latent_size)``, in place of count, seed and truncation."""
+    refine: bool
+    """Whether the critic guides the generator, at some cost."""
     model: Role
     """Which of those that are served; without it, the champion or, by its share, the challenger."""
     walk_to: int

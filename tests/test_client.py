@@ -59,6 +59,8 @@ def test_samples(server: Server, client: Client) -> None:
     assert given.origin.seed is None
     cut = client.samples(3, seed=7, truncation=0.1).items
     assert not np.array_equal(cut, samples.items[:3])
+    refined = client.samples(3, seed=7, refine=True).items
+    assert np.array_equal(refined, server.model.refined.sample(7, 3))
     picture = client.file("webp", 4, seed=7)
     assert Image.open(io.BytesIO(picture.content)).format == "WEBP"
 

@@ -12,6 +12,7 @@ from scipy import stats
 
 from models.artifact import Model, load_artifact
 from models.errors import ShapeError
+from models.refinement import Refined
 from models.sampling import CHUNK, Scaling, latents, slerp, truncate
 from tests.artifacts import ALL_SHAPES, make_artifact
 
@@ -159,3 +160,28 @@ def test_given_latents_make_the_samples_that_a_seed_does(model: Model) -> None:
     assert np.array_equal(np.concatenate(list(model.decode(z))), model.sample(7, 20))
     with pytest.raises(ShapeError, match="latents of shape"):
         model.decode(z[:, 1:])
+
+
+# --- guided by the critic -----------------------------------------------------------------------
+
+
+def test_refined_samples_depend_on_their_own_latent_alone(model: Model) -> None:
+    whole = model.refined.sample(7, 2 * CHUNK + 3)
+    assert np.array_equal(model.refined.sample(7, 5), whole[:5])
+    later = np.concatenate(list(model.refined.samples(7, 4, start=CHUNK + 1)))
+    assert np.array_equal(later, whole[CHUNK + 1 : CHUNK + 5])
+    assert not np.array_equal(model.sample(7, 5), whole[:5])
+
+
+def test_a_refined_latent_goes_up_the_score_and_keeps_its_length(model: Model) -> None:
+    z = torch.from_numpy(model.latents(3, 200)).double()
+    generator, critic = model.generator.double(), model.critic.double()
+    kept: list[torch.Tensor] = []
+    handle = generator.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    Refined(generator, critic, z)(z)
+    handle.remove()
+    moved = kept[-1].detach()
+    torch.testing.assert_close(moved.norm(dim=1), z.norm(dim=1))
+    assert 0 < (moved - z).norm(dim=1).mean() < 0.03 * z.shape[1] ** 0.5
+    with torch.no_grad():
+        assert (critic(generator(moved)) - critic(generator(z))).mean() > 0

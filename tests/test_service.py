@@ -209,13 +209,18 @@ def test_a_csv_holds_vectors_alone(vector: Server, image: Server) -> None:
     is_problem(image.samples(format="csv"), 422)
 
 
-def test_given_latents_and_truncation(image: Server) -> None:
+def test_given_latents_truncation_and_refinement(image: Server) -> None:
     z = image.model.latents(7, 20)
     found = read_npz(image.samples(latents=z.tolist(), format="npz"))
     assert np.array_equal(found, image.model.sample(7, 20))
     found = read_npz(image.samples(count=20, seed=7, truncation=0.5, format="npz"))
     expected = np.concatenate(list(image.model.samples(7, 20, truncation=0.5)))
     assert np.array_equal(found, expected)
+    found = read_npz(image.samples(count=20, seed=7, refine=True, format="npz"))
+    refined = image.model.refined.sample(7, 20)
+    assert np.array_equal(found, refined)
+    found = read_npz(image.samples(latents=z.tolist(), refine=True, format="npz"))
+    assert np.array_equal(found, refined)
     assert "x-seed" not in image.samples(latents=z.tolist()).headers
     for latents in ([[0.0] * 5], [[0.0] * 4, [0.0] * 3], [[]]):
         assert "4 numbers" in str(is_problem(image.samples(latents=latents), 422)["detail"])
@@ -370,6 +375,7 @@ def test_vectors_that_cannot_be_scored_are_422(vector: Server, rows: str, says: 
         {"truncation": 0},
         {"truncation": 6},
         {"truncation": "1"},
+        {"refine": 1},
         {"latents": []},
         {"latents": [1.0]},
         {"latents": [["1"]]},

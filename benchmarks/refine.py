@@ -187,9 +187,7 @@ def measure(where: Path, preset: str, seed: int) -> list[dict[str, Any]]:
     """Each way's figures and cost, on one trained model."""
     model = load_artifact(where / "artifact")
     data = load_data(model.run.config.data)
-    networks = Networks(
-        model.generator, model.critic, model.quantiles, model.refined.generator
-    )
+    networks = Networks(model.generator, model.critic, model.quantiles, model.refined.generator)
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     rows = []
     z = torch.from_numpy(model.latents(0, TIMED))

@@ -349,6 +349,9 @@ def test_the_service(tmp_path: Path) -> None:
         answer = server.samples(count=3, seed=5, format="npz", **{"class": "dog"})
         samples = np.load(io.BytesIO(answer.content))["samples"]
         assert np.array_equal(samples, model.sample(5, 3, label=1))
+        answer = server.samples(count=3, seed=5, refine=True, format="npz", **{"class": "dog"})
+        refined = np.load(io.BytesIO(answer.content))["samples"]
+        assert np.array_equal(refined, model.refined.sample(5, 3, label=1))
         answer = server.samples(count=20, seed=5, format="npz")
         assert np.array_equal(np.load(io.BytesIO(answer.content))["samples"], model.sample(5, 20))
         body: dict[str, object] = {"samples": samples.tolist(), "classes": ["dog", "cat", "dog"]}

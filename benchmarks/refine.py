@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.presets import RESULTS, finish, folder
 from models.artifact import QUANTILE_LEVELS, load_artifact
+from models.refinement import Refined
 from training.data import load_data
 from training.evaluate import judge
 
@@ -53,7 +54,7 @@ class Networks(NamedTuple):
     generator: nn.Module
     critic: nn.Module
     quantiles: Array
-    refined: nn.Module
+    refined: Refined
 
 
 Way = Callable[[Networks, Tensor, torch.Generator], Tensor]
@@ -92,14 +93,6 @@ def in_range(low: float, tries: int = 4) -> Way:
     return way
 
 
-def _slope(model: Networks, z: Tensor) -> Tensor:
-    """Of the score by the latents."""
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        (found,) = torch.autograd.grad(model.critic(model.generator(z)).sum(), z)
-    return found
-
-
 def ascend(steps: int, size: float) -> Way:
     """Steps along the score's gradient by the latents, each latent's length kept.
 
@@ -109,7 +102,7 @@ def ascend(steps: int, size: float) -> Way:
     def way(model: Networks, z: Tensor, source: torch.Generator) -> Tensor:
         length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
         for _ in range(steps):
-            slope = _slope(model, z)
+            slope = model.refined.slopes(z)
             norms = torch.linalg.vector_norm(slope, dim=1)
             z = z + size * z.shape[1] ** 0.5 * slope / norms.mean().clamp_min(1e-12)
             z = z * length / torch.linalg.vector_norm(z, dim=1, keepdim=True).clamp_min(1e-12)
@@ -133,11 +126,11 @@ def transport(steps: int, rate: float) -> Way:
 
     def way(model: Networks, z: Tensor, source: torch.Generator) -> Tensor:
         start = z
-        steepest = torch.linalg.vector_norm(_slope(model, z), dim=1).max().clamp_min(1e-12)
+        steepest = torch.linalg.vector_norm(model.refined.slopes(z), dim=1).max().clamp_min(1e-12)
         for _ in range(steps):
             away = z - start
             away = away / torch.linalg.vector_norm(away, dim=1, keepdim=True).clamp_min(1e-3)
-            z = z + rate * (_slope(model, z) / steepest - away)
+            z = z + rate * (model.refined.slopes(z) / steepest - away)
         return plain(model, z, source)
 
     return way
@@ -149,7 +142,7 @@ def langevin(steps: int, size: float) -> Way:
     def way(model: Networks, z: Tensor, source: torch.Generator) -> Tensor:
         for _ in range(steps):
             noise = torch.randn(z.shape, generator=source)
-            z = z + size / 2 * (_slope(model, z) - z) + size**0.5 * noise
+            z = z + size / 2 * (model.refined.slopes(z) - z) + size**0.5 * noise
         return plain(model, z, source)
 
     return way
@@ -169,7 +162,7 @@ WAYS: dict[str, Way] = {
 }
 
 
-class Refined(nn.Module):
+class ByWay(nn.Module):
     """A generator of a way's samples; its random numbers go on from call to call."""
 
     def __init__(self, networks: Networks, way: Way) -> None:
@@ -187,7 +180,9 @@ def measure(where: Path, preset: str, seed: int) -> list[dict[str, Any]]:
     """Each way's figures and cost, on one trained model."""
     model = load_artifact(where / "artifact")
     data = load_data(model.run.config.data)
-    networks = Networks(model.forward, model.critic, model.quantiles, model.refined.forward)
+    guided = model.refined.forward
+    assert isinstance(guided, Refined)
+    networks = Networks(model.forward, model.critic, model.quantiles, guided)
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     rows = []
     z = torch.from_numpy(model.latents(0, TIMED))
@@ -198,7 +193,7 @@ def measure(where: Path, preset: str, seed: int) -> list[dict[str, Any]]:
             way(networks, z, source)
         times[name].append(time.perf_counter() - begin)
     for name, way in WAYS.items():
-        model.forward = Refined(networks, way)
+        model.forward = ByWay(networks, way)
         figures = judge(model, data, model.run.config.evaluation).figures
         rows.append(
             {

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.load import ask_for
 from benchmarks.swaps import resident
 from models.artifact import load_artifact
 from tests.artifacts import ALL_SHAPES, make_artifact
@@ -62,33 +63,17 @@ class Load:
     def run(self, seconds: float, rate: float | None = None, clients: int = CLIENTS) -> Answers:
         """Ask at a constant rate, or else each client as soon as it has its answer."""
         answers, lock = Answers(), threading.Lock()
-        begin, sent = time.monotonic(), 0
 
-        def keep_asking() -> None:
-            nonlocal sent
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-            while True:
-                with lock:
-                    due = begin + sent / rate if rate else time.monotonic()
-                    sent += 1
-                if due > begin + seconds:
-                    break
-                time.sleep(max(0.0, due - time.monotonic()))
-                connection.request(
-                    "POST", "/v1/samples", self.body, {"content-type": "application/json"}
-                )
-                answer = connection.getresponse()
-                content = answer.read()
-                with lock:
-                    answers.add(answer, content, time.monotonic() - due)
-            connection.close()
+        def ask(connection: http.client.HTTPConnection, due: float) -> None:
+            connection.request(
+                "POST", "/v1/samples", self.body, {"content-type": "application/json"}
+            )
+            answer = connection.getresponse()
+            content = answer.read()
+            with lock:
+                answers.add(answer, content, time.monotonic() - due)
 
-        threads = [threading.Thread(target=keep_asking) for _ in range(clients)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        answers.seconds = time.monotonic() - begin
+        answers.seconds = ask_for(seconds, self.port, clients, rate, ask)
         return answers
 
 

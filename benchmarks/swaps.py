@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.load import ask_for
 from models import registry
 from models.artifact import load_artifact
 from tests.artifacts import make_artifact
@@ -50,27 +51,8 @@ class Load:
     def run(self, seconds: float, rate: float | None = None) -> float:
         """Ask at a rate, or without it as fast as can be; returns the rate that was reached."""
         self.answers.clear()
-        lock, begin, sent = threading.Lock(), time.monotonic(), 0
-
-        def keep_asking() -> None:
-            nonlocal sent
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-            while True:
-                with lock:
-                    due = begin + sent / rate if rate else time.monotonic()
-                    sent += 1
-                if due > begin + seconds:
-                    break
-                time.sleep(max(0.0, due - time.monotonic()))
-                self._ask(connection, due)
-            connection.close()
-
-        clients = [threading.Thread(target=keep_asking) for _ in range(CLIENTS)]
-        for client in clients:
-            client.start()
-        for client in clients:
-            client.join()
-        return len(self.answers) / (time.monotonic() - begin)
+        took = ask_for(seconds, self.port, CLIENTS, rate, self._ask)
+        return len(self.answers) / took
 
     def _ask(self, connection: http.client.HTTPConnection, due: float) -> None:
         try:

@@ -128,7 +128,12 @@ def test_a_request_is_followed_by_its_id_and_its_trace(
         found.address + "/v1/samples", json={"format": "npz", "seed": 1}, headers=headers
     )
     assert answer.headers["x-request-id"] == "mine-1"
-    (entry,) = [e for e in found.entries() if e.get("request_id") == "mine-1"]
+
+    def logged() -> list[dict[str, Any]]:
+        return [e for e in found.entries() if e.get("request_id") == "mine-1"]
+
+    until(logged, found.log)  # the line is written once the answer is sent: it may come after it
+    (entry,) = logged()
     assert (entry["method"], entry["path"], entry["status"]) == ("POST", "/v1/samples", 200)
     assert entry["version"] == answer.headers["x-model-version"]
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 DEMO_DIR ?= demo
 BIN := .venv/bin
 
-.PHONY: install tools demo test test-slow verify-gpu verify-deploy bench-step bench-serve lint format lock clean
+.PHONY: install tools demo test test-slow verify-gpu verify-deploy bench-step bench-serve bench-quality lint format lock clean
 
 install: .venv/.installed
 
@@ -47,6 +47,11 @@ bench-step: install
 # The service beside the bare forward and other servers, each on one core, the load on another.
 bench-serve: install
 	$(BIN)/python -m benchmarks.serve
+
+# Seconds until the samples are good, beside the published recipe and others. It takes hours and goes
+# on where it was stopped: runs in runs/quality are not repeated.
+bench-quality: install
+	$(BIN)/python -m benchmarks.quality
 
 # Everything that a machine without a cluster can show of deploy/.
 verify-deploy: install

@@ -56,24 +56,28 @@ PENALTY = GradientPenalty()
 Step = Callable[[Tensor, Tensor, int], None]
 
 
-def critic(config: CriticConfig, shape: Shape, *, stock: bool = False) -> nn.Module:
+def critic(config: CriticConfig, shape: Shape) -> nn.Module:
     torch.manual_seed(0)
-    network = build_critic(config, shape)
-    for module in list(network.modules()) if stock else []:
+    return build_critic(config, shape)
+
+
+def stock(network: nn.Module) -> nn.Module:
+    """Put torch's own layers in the place of ours."""
+    for module in list(network.modules()):
         for name, child in module.named_children():
             if type(child) in STOCK:
                 setattr(module, name, STOCK[type(child)](child))
     return network
 
 
-def textbook(network: nn.Module) -> Step:
+def textbook(network: nn.Module, strength: float = 10.0) -> Step:
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, (0.5, 0.9))
 
     def step(real: Tensor, fake: Tensor, number: int) -> None:
         weights = torch.rand(len(real), *[1] * (real.dim() - 1))
         points = (weights * real + (1 - weights) * fake).requires_grad_()
         (slope,) = torch.autograd.grad(network(points).sum(), points, create_graph=True)
-        penalty = 10 * (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        penalty = strength * (slope.flatten(1).norm(dim=1) - 1).square().mean()
         loss = network(fake).mean() - network(real).mean() + penalty
         optimizer.zero_grad()
         loss.backward()
@@ -162,7 +166,7 @@ def measure(name: str, precision: str) -> dict[str, Any]:
     real, fake = torch.randn(2, batch, *shape)
     said: list[str] = []
     steps = {
-        "textbook": textbook(critic(config, shape, stock=True)),
+        "textbook": textbook(stock(critic(config, shape))),
         "limit": kernels(critic(config, shape), precision, real, fake),
         **{
             mode: ours(critic(config, shape), mode, precision, said)
@@ -188,7 +192,7 @@ def sweep(width: int, batch: int, rounds: int) -> dict[str, Any]:
     torch.manual_seed(1)
     real, fake = torch.randn(2, SWEEP, batch, *shape)
     said: list[str] = []
-    books = [textbook(critic(config, shape, stock=True)) for _ in range(SWEEP)]
+    books = [textbook(stock(critic(config, shape))) for _ in range(SWEEP)]
     singles = [ours(critic(config, shape), "captured", "fp32", said) for _ in range(SWEEP)]
     stack = Stack([critic(config, shape) for _ in range(SWEEP)])
     find = StackedStep(stack, [PENALTY] * SWEEP)

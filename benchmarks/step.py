@@ -43,7 +43,17 @@ CASES: dict[str, tuple[CriticConfig, Shape, int, int]] = {
     ),
 }
 """Network, shape of an item, batch and rounds."""
+
+
+class Abs(nn.Module):
+    """Torch's function as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
 STOCK = {
+    piecewise.Abs: lambda layer: Abs(),
     piecewise.ReLU: lambda layer: nn.ReLU(),
     piecewise.LeakyReLU: lambda layer: nn.LeakyReLU(layer.negative_slope),
     piecewise.AvgPool2d: lambda layer: nn.AvgPool2d(layer.kernel_size),

@@ -23,6 +23,7 @@ EXIT_FAILED = 1
 EXIT_MISTAKE = 2
 EXIT_REJECTED = 3
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: run it again and it goes on
+EXIT_SIGINT = 130
 PROGRESS_SECONDS = 5
 
 
@@ -37,6 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as with `wgan models | head`
         sys.stderr.close()
         return EXIT_FAILED
+    except KeyboardInterrupt:
+        if options.command in (_compare, _study):
+            _complain("interrupted: the same command goes on from here")
+            return EXIT_INTERRUPTED
+        _complain("interrupted")
+        return EXIT_SIGINT
 
 
 class _Parser(argparse.ArgumentParser):

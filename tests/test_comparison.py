@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import signal
+import subprocess
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from scipy import stats
 
 from models.artifact import load_artifact
 from models.errors import UserError
-from tests.test_cli import wgan
+from tests.test_cli import WGAN, wgan
 from training.comparison import (
     LOOKS,
     REPORT,
@@ -190,3 +193,19 @@ def test_a_surface_has_its_origin_at_the_bottom_left() -> None:
     rows, columns = np.nonzero((picture == 0).all(axis=2))
     assert rows.mean() < 40
     assert columns.mean() < 40
+
+
+def test_an_interruption_is_one_line_and_says_that_the_command_goes_on(tmp_path: Path) -> None:
+    command = [WGAN, "compare", "--data", "8gaussians", "--constraints", ",".join(KINDS)]
+    command += ["--jobs", "2", "--no-track", "--out", str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout
+        first = process.stdout.readline()
+        assert first.startswith("1/"), first
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        rest = process.stdout.read()
+    assert process.returncode == 75, rest
+    assert "Traceback" not in rest
+    assert rest.endswith("interrupted: the same command goes on from here\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -53,9 +54,7 @@ def run_jobs(
             keep(name, function(job))
     elif todo:
         context = multiprocessing.get_context("spawn")  # a fork of torch's threads may hang
-        with ProcessPoolExecutor(
-            min(processes, len(todo)), context, torch.set_num_threads, (1,)
-        ) as pool:
+        with ProcessPoolExecutor(min(processes, len(todo)), context, _begin) as pool:
             running = {pool.submit(function, job): name for name, job in todo.items()}
             try:
                 for future in as_completed(running):
@@ -64,6 +63,11 @@ def run_jobs(
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return {name: json.loads(_path(folder, name).read_text()) for name in jobs}
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # this process ends; the first one tells why
 
 
 def _path(folder: Path, name: str) -> Path:

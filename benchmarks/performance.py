@@ -309,11 +309,13 @@ def times(found: dict[str, Any], unit: str = "cpu_seconds") -> str:
 
 
 def over(found: dict[str, Any], unit: str = "cpu_seconds") -> str:
-    """The ratio of the medians, and seed by seed."""
+    """The ratio of the medians, and seed by seed; a dash where ours did not get there."""
     if f"ratio_{unit}" not in found:
         return "none: ours did not get there"
-    each = zip(found[f"ratios_{unit}"], found["reached"], strict=True)
-    single = ", ".join(f"{ratio:.1f}" if got else f"> {ratio:.1f}" for ratio, got in each)
+    single = ", ".join(
+        "-" if ratio is None else f"{ratio:.1f}" if got else f"> {ratio:.1f}"
+        for ratio, got in zip(found[f"ratios_{unit}"], found["reached"], strict=True)
+    )
     ratio = found[f"ratio_{unit}"]
     return f"{'> ' if found['is_lower_bound'] else ''}{ratio:.1f} ({single})"
 
@@ -375,7 +377,13 @@ Which change brought what: our preset, less one thing each (seeds {", ".join(map
 
 
 def quality_part(quality: dict[str, Any], pictures: dict[str, str]) -> str:
-    budgets = {r["task"]: r["budget"] for r in quality["runs"]}
+    budgets: dict[str, set[float]] = {}
+    for r in quality["runs"]:
+        budgets.setdefault(r["task"], set()).add(r["budget"])
+    spans = ", ".join(
+        f"{task}: {' or '.join(f'{seconds:.0f}' for seconds in sorted(each))} s"
+        for task, each in budgets.items()
+    )
     loads = [r["load_average"] for r in quality["runs"]]
     parts = "\n\n".join(quality_task(quality, task, pictures) for task in quality["tasks"])
     return f"""## Time to quality
@@ -386,15 +394,16 @@ anything was run. All train with one thread; evaluations, the same for all and a
 generator steps, do not count, start-up does. The processor's seconds are what counts, for others
 worked on the machine (load averages of {min(loads):.0f} to {max(loads):.0f} as runs began): that
 stretches the clock, and the processor's seconds less. `>` is what a run had spent when its budget
-({", ".join(f"{task}: {seconds:.0f} s" for task, seconds in budgets.items())}) or its schedule ended
+({spans}) or its schedule ended
 before the target was reached, and a ratio that follows from it. Ratios are of the medians, and in
-brackets seed by seed; times begin with seed 0.
+brackets seed by seed (a dash where ours did not get there); times begin with seed 0.
 
 The published recipe is the two-sided penalty at strength 10, Adam at 1e-4 with betas 0.5 and 0.9,
 five critic steps, no average, no decay; it has the preset's own networks and batch.
 {"" if "mnist5k" in budgets else "`mnist5k` is implemented and was not run. "}torch-mimicry 0.1.16
 could not be run: importing it needs `torch._six`, which torch no longer has, and its penalty takes
-only images of three channels.
+only images of three channels. Solvers and seeds that a table leaves out were not run; which change
+brought what is told in [decisions.md](decisions.md), from the search.
 
 {parts}
 """

@@ -37,12 +37,12 @@ def test_curves_and_their_target_are_on_one_scale() -> None:
 
 def test_what_was_not_reached_is_shown_as_a_bound() -> None:
     found = {
-        "cpu_seconds": [100.0, 90.0],
-        "reached": [False, True],
+        "cpu_seconds": [100.0, 90.0, 80.0],
+        "reached": [False, True, True],
         "ratio_cpu_seconds": 4.0,
-        "ratios_cpu_seconds": [5.0, 3.0],
+        "ratios_cpu_seconds": [5.0, 3.0, None],
         "is_lower_bound": True,
     }
-    assert times(found) == "> 100, 90"
-    assert over(found) == "> 4.0 (> 5.0, 3.0)"
+    assert times(found) == "> 100, 90, 80"
+    assert over(found) == "> 4.0 (> 5.0, 3.0, -)"
     assert over({"cpu_seconds": [1.0], "reached": [True]}).startswith("none")

@@ -97,6 +97,10 @@ def test_ratios_are_of_medians_and_bounds_where_runs_did_not_get_there() -> None
     assert not found["published"]["is_lower_bound"]
     assert found["textbook"]["ratio_cpu_seconds"] == pytest.approx(100 / 20)
     assert found["textbook"]["is_lower_bound"]
+    rows[2]["reached"] = None  # of ours, so that its median is the longer of two
+    found = compared(rows, "digits")["published"]
+    assert found["ratio_cpu_seconds"] == pytest.approx(61 / 20)
+    assert found["ratios_cpu_seconds"] == [pytest.approx(6.0), pytest.approx(61 / 20), None]
     without = [made_up("ours", 0, 10.0, reached=False), made_up("published", 0, 60.0)]
     assert "ratio_cpu_seconds" not in compared(without, "digits")["published"]
 

@@ -44,10 +44,11 @@ RECIPES: dict[str, list[str]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each")
     parser.add_argument("--results", type=Path, default=RESULTS.with_name("constraints.json"))
     options = parser.parse_args()
-    runs = list(itertools.product(range(SEEDS), STEPS, RECIPES))
+    runs = list(itertools.product(range(options.seeds), STEPS, RECIPES))
 
     def run(of: tuple[int, str, str]) -> dict[str, Any]:
         seed, preset, recipe = of

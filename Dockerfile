@@ -40,7 +40,7 @@ RUN /opt/venv/bin/pip install --no-deps . \
     && /opt/venv/bin/pip uninstall --yes pip
 
 FROM torch AS train-dependencies
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print(*p['dependencies'], *e['train'], *e['s3'], sep='\n')" > wanted.txt \
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print(*p['dependencies'], *e['train'], *e['features'], *e['s3'], sep='\n')" > wanted.txt \
     && /opt/venv/bin/pip install --constraint requirements.lock --requirement wanted.txt
 COPY . .
 RUN /opt/venv/bin/pip install --no-deps . \

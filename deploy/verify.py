@@ -485,6 +485,9 @@ class Containers:
         assert own["readOnlyRootFilesystem"]
         assert not own["allowPrivilegeEscalation"]
         variables = {v["name"]: v["value"] for v in container.get("env", []) if "value" in v}
+        arguments = container["args"]
+        if not self.inside:  # on the host's network: not where others could reach it
+            arguments = [word.replace("0.0.0.0", "127.0.0.1") for word in arguments]
         command: list[object] = ["--read-only", "--tmpfs", "/tmp:rw,mode=1777", "--no-healthcheck"]
         command += ["--user", f"{pod['runAsUser']}:{pod['runAsGroup']}"]
         command += [f"--cap-drop={c}" for c in own["capabilities"]["drop"]]
@@ -501,7 +504,7 @@ class Containers:
         words = list(container.get("command", []))
         if words:
             command += ["--entrypoint", json.dumps(words)]
-        return [*command, f"localhost/{container['image']}", *container["args"]]
+        return [*command, f"localhost/{container['image']}", *arguments]
 
     @contextlib.contextmanager
     def running(

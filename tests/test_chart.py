@@ -299,6 +299,7 @@ def test_the_service_is_started_as_it_wants() -> None:
     probes = {service[kind]["httpGet"]["path"] for kind in manifests.PROBES}
     assert probes == {"/livez", "/readyz"}  # tests/test_service.py asks the real ones
     variables = {v["name"] for v in service["env"]}
+    assert not [name for name in variables if name.startswith("AWS_")], "it asks MLflow alone"
     for name in (v for v in variables if v.startswith("WGAN_")):
         assert known_variable(name), f"the service does not read {name}"
     mounts = {m["mountPath"] for m in service["volumeMounts"]}
@@ -522,9 +523,9 @@ BROKEN = [
     ("check_references", "Deployment", "wgan", f"{POD}/serviceAccountName", "default"),
     (
         "check_references",
-        "Deployment",
-        "wgan",
-        f"{CONTAINER}/env/6/valueFrom/secretKeyRef/key",
+        "CronJob",
+        "wgan-retrain",
+        f"{JOB}/template/spec/containers/0/env/7/valueFrom/secretKeyRef/key",
         "KEY",
     ),
 ]

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+import wgan_cli
 from models import registry
 from models.artifact import load_artifact
 from models.errors import ConfigError
@@ -60,12 +61,17 @@ def values(home: Path, **changes: Any) -> dict[str, Any]:
     return given
 
 
-def run(home: Path, say: Callable[[str], None] = lambda line: None, **changes: Any) -> Outcome:
+def run(
+    home: Path,
+    say: Callable[[str], None] = lambda line: None,
+    stopped: bool = False,
+    **changes: Any,
+) -> Outcome:
     return retrain(
         RetrainConfig.model_validate(values(home, **changes)),
         say=say,
         report=lambda row: None,
-        stop_requested=lambda: False,
+        stop_requested=lambda: stopped,
     )
 
 
@@ -274,27 +280,37 @@ class _Gateway(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_outcomes_are_pushed_and_listed(home: Path) -> None:
+@contextlib.contextmanager
+def gateway() -> Iterator[str]:
+    """Takes what is pushed; yields its address."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Gateway)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
     try:
-        outcome = run(home, set=steps(1, seed=61), pushgateway=address)
-        assert outcome.kind == "rejected"
-        with pytest.raises(ConfigError):
-            run(home, gates={"loss": "kernel_distance"}, pushgateway=address)
-        mistaken = _Gateway.bodies["/metrics/job/wgan_retrain/model/corners"]
-        run(home, set=steps(1, seed=61), pushgateway=address)
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
-    told = {
+
+
+def pushed() -> dict[tuple[str, ...], float]:
+    return {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(
             _Gateway.bodies["/metrics/job/wgan_retrain/model/corners"]
         )
         for sample in family.samples
     }
+
+
+def test_outcomes_are_pushed_and_listed(home: Path) -> None:
+    with gateway() as address:
+        outcome = run(home, set=steps(1, seed=61), pushgateway=address)
+        assert outcome.kind == "rejected"
+        with pytest.raises(ConfigError):
+            run(home, gates={"loss": "kernel_distance"}, pushgateway=address)
+        mistaken = _Gateway.bodies["/metrics/job/wgan_retrain/model/corners"]
+        run(home, set=steps(1, seed=61), pushgateway=address)
+    told = pushed()
     assert told["wgan_retrain_outcome", "skipped"] == 1
     assert told["wgan_retrain_outcome", "rejected"] == 0
     assert told["wgan_retrain_gate_passed", "champion"] == 0
@@ -310,6 +326,39 @@ def test_outcomes_are_pushed_and_listed(home: Path) -> None:
     said: list[str] = []
     assert run(home, say=said.append, set=steps(1, seed=61), pushgateway=address).kind == "skipped"
     assert any("was not told" in line for line in said)
+
+
+def test_an_interruption_is_no_end(home: Path, tmp_path: Path) -> None:
+    """One that is interrupted again and again would else never be overdue."""
+    settings = {"set": steps(5, seed=62), "folder": str(tmp_path)}
+    finished = ("wgan_retrain_finished_timestamp_seconds",)
+    with gateway() as address:
+        assert run(home, stopped=True, pushgateway=address, **settings).kind == "interrupted"
+        (line,) = (tmp_path / "outcomes.jsonl").read_text().splitlines()
+        first = json.loads(line) | {"when": "2026-01-01T00:00:00+00:00"}
+        (tmp_path / "outcomes.jsonl").write_text(json.dumps(first) + "\n")
+        assert run(home, stopped=True, pushgateway=address, **settings).kind == "interrupted"
+        told = pushed()
+        assert told["wgan_retrain_outcome", "interrupted"] == 1
+        assert told[finished] == 1767225600
+        assert run(home, pushgateway=address, **settings).kind in ("promoted", "rejected")
+        assert pushed()[finished] > time.time() - 600
+
+
+def test_a_rejection_ends_with_3(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0, 75 and 2 are of other tests here and in test_cli."""
+    changes = {"set": steps(1, seed=63), "gates": {"max_seconds": 1e-9}}
+    config = tmp_path / "retrain.yaml"
+    config.write_text(yaml.safe_dump(values(home, **changes)))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert wgan_cli.main(["retrain", "--config", str(config), "--device", "cpu"]) == 3
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert "rejected: latency: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -614,9 +614,12 @@ def _tell(
     kinds = gauge("outcome", "1 for how the last retraining ended, 0 for the others", ("outcome",))
     for kind in OUTCOME_KINDS:
         kinds.labels(kind).set(kind == outcome.kind)
-    gauge("finished_timestamp_seconds", "When the last retraining ended").set_to_current_time()
+    listed = _listed(path, name)
+    gauge("finished_timestamp_seconds", "When one last ended, but by an interruption").set(
+        _last_end(listed)
+    )
     gauge("duration_seconds", "How long it took").set(time.time() - started)
-    rejected, failed = _in_a_row(path, name)
+    rejected, failed = _in_a_row([line["outcome"] for line in listed])
     gauge("rejected_in_a_row", "Rejections since the last promotion").set(rejected)
     gauge("failed_in_a_row", "Failures and mistakes since the last other end").set(failed)
     if outcome.decision:
@@ -636,12 +639,26 @@ def _tell(
         say(f"the Pushgateway {settings.pushgateway} was not told: {error}")
 
 
-def _in_a_row(path: Path, name: str) -> tuple[int, int]:
-    """Rejections since the last promotion, and failures since the last end that was none."""
+def _listed(path: Path, name: str) -> list[dict[str, Any]]:
+    """The outcomes of a model so far, oldest first."""
     if not path.is_file():
-        return 0, 0
+        return []
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    kinds = [line["outcome"] for line in lines if line["model"] == name]
+    return [line for line in lines if line["model"] == name]
+
+
+def _last_end(listed: list[dict[str, Any]]) -> float:
+    """When a retraining last ended for good, in seconds since 1970.
+
+    One that is interrupted again and again has not. Where none has ended yet, the time counts from
+    the first interruption, so that somebody is told in the end.
+    """
+    ends = [line for line in listed if line["outcome"] != "interrupted"] or listed[:1]
+    return datetime.fromisoformat(ends[-1]["when"]).timestamp() if ends else time.time()
+
+
+def _in_a_row(kinds: list[str]) -> tuple[int, int]:
+    """Rejections since the last promotion, and failures since the last end that was none."""
     decided = [kind for kind in kinds if kind in ("promoted", "rejected")]
     ended = [kind in ("failed", "mistake") for kind in kinds if kind != "interrupted"]
 

@@ -78,26 +78,6 @@ http://{{ include "wgan.name" . }}-mlflow:5000
 {{- end }}
 {{- end }}
 
-{{- define "wgan.s3Env" -}}
-{{- with .Values.s3 }}
-{{- if .secret }}
-- name: AWS_ACCESS_KEY_ID
-  valueFrom: {secretKeyRef: {name: {{ .secret }}, key: AWS_ACCESS_KEY_ID}}
-- name: AWS_SECRET_ACCESS_KEY
-  valueFrom: {secretKeyRef: {name: {{ .secret }}, key: AWS_SECRET_ACCESS_KEY}}
-- name: AWS_DEFAULT_REGION
-  value: {{ .region }}
-# There is no metadata service to wait for: the network policy lets nobody reach it.
-- name: AWS_EC2_METADATA_DISABLED
-  value: "true"
-{{- end }}
-{{- if .endpoint }}
-- name: AWS_ENDPOINT_URL
-  value: {{ .endpoint }}
-{{- end }}
-{{- end }}
-{{- end }}
-
 {{- define "wgan.extraEnv" -}}
 {{- range $name, $value := . }}
 - name: {{ $name }}
@@ -137,7 +117,23 @@ limits:
 
 {{- define "wgan.trainerEnv" -}}
 {{ include "wgan.trackingEnv" . }}
-{{- include "wgan.s3Env" . }}
+{{- with .Values.s3 }}
+{{- if .secret }}
+- name: AWS_ACCESS_KEY_ID
+  valueFrom: {secretKeyRef: {name: {{ .secret }}, key: AWS_ACCESS_KEY_ID}}
+- name: AWS_SECRET_ACCESS_KEY
+  valueFrom: {secretKeyRef: {name: {{ .secret }}, key: AWS_SECRET_ACCESS_KEY}}
+- name: AWS_DEFAULT_REGION
+  value: {{ .region }}
+# There is no metadata service to wait for: the network policy lets nobody reach it.
+- name: AWS_EC2_METADATA_DISABLED
+  value: "true"
+{{- end }}
+{{- if .endpoint }}
+- name: AWS_ENDPOINT_URL
+  value: {{ .endpoint }}
+{{- end }}
+{{- end }}
 {{- include "wgan.extraEnv" .Values.retrain.env }}
 {{- end }}
 

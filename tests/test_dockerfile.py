@@ -1,0 +1,111 @@
+"""The Dockerfile, what is sent to it and its documentation, as far as no image need be built."""
+
+import fnmatch
+import json
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path, PurePath
+
+import pytest
+
+import wgan_cli
+from deploy import tools
+
+ROOT = Path(__file__).parent.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+DEPLOY = (ROOT / "docs/deploy.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+HADOLINT = tools.find("hadolint")
+
+
+def stages() -> dict[str, str]:
+    """The instructions of each stage, by its name."""
+    _, *found = re.split(r"^FROM ", DOCKERFILE.replace("\\\n", " "), flags=re.MULTILINE)
+    return {re.match(r"\S+ AS (\S+)", stage)[1]: stage for stage in found}
+
+
+@pytest.mark.skipif(HADOLINT is None, reason="no hadolint: run `make tools`")
+def test_hadolint_finds_nothing() -> None:
+    done = subprocess.run(
+        [str(HADOLINT), "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def sent(path: str) -> bool:
+    """Whether .dockerignore lets a file through: the last pattern that fits it decides."""
+    patterns = [
+        line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] != "#"
+    ]
+    kept = True
+    for pattern in patterns:
+        glob = pattern.removeprefix("!").removeprefix("**/")
+        anywhere = "**/" in pattern
+        ways = [str(way) for way in (PurePath(path), *PurePath(path).parents)][:-1]
+        if any(fnmatch.fnmatch(PurePath(way).name if anywhere else way, glob) for way in ways):
+            kept = pattern.startswith("!")
+    return kept
+
+
+def test_what_is_packaged_is_sent_and_nothing_else() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    setuptools = PROJECT["tool"]["setuptools"]
+    modules = [f"{name}.py" for name in setuptools["py-modules"]]
+    packages = [name.removesuffix("*") for name in setuptools["packages"]["find"]["include"]]
+    wanted = {"pyproject.toml", "requirements.lock", "README.md", "LICENSE", *modules}
+    found = {path for path in listed if sent(path)}
+    assert wanted <= found
+    assert {path.split("/")[0] for path in found - wanted} == set(packages)
+    assert not sent("models/__pycache__/config.cpython-311.pyc")
+
+
+def test_each_image_installs_extras_that_there_are() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    installed = {
+        name: set(re.findall(r"\['(\w+)'\]", stage)) & extras.keys()
+        for name, stage in stages().items()
+    }
+    assert installed["service-dependencies"] == {"service"}
+    # Inception's weights are the user's own; the tools of development are no part of an image.
+    assert installed["train-dependencies"] == extras.keys() - {"service", "inception", "dev"}
+    for name in ("service-dependencies", "train-dependencies"):
+        assert "--constraint requirements.lock" in stages()[name]
+
+
+@pytest.mark.parametrize("name", ["service", "train"])
+def test_the_last_stages_only_copy(name: str) -> None:
+    """Nothing is built in them, and their user has a number, so that a cluster can tell it."""
+    stage = stages()[name]
+    assert stage.startswith("runtime ")
+    instructions = re.findall(r"^([A-Z]+) ", stage, re.MULTILINE)
+    assert set(instructions) <= {"LABEL", "COPY", "CMD", "EXPOSE", "HEALTHCHECK"}
+    assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", stages()["runtime"], re.MULTILINE)
+    (command,) = re.findall(r"^CMD (\[.*\])$", stage, re.MULTILINE)
+    if name == "service":
+        options = wgan_cli._parser().parse_args(json.loads(command))
+        assert f"EXPOSE {options.port}\n" in stage
+
+
+def test_the_docs_build_and_run_what_there_is() -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", DEPLOY, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    builds = [line for line in lines if line.startswith("docker build")]
+    runs = [line for line in lines if line.startswith("docker run")]
+    tags = set()
+    for line in builds:
+        assert re.search(r"--target (\S+)", line)[1] in stages()
+        tags.add(re.search(r"--tag (\S+)", line)[1])
+        for argument in re.findall(r"--build-arg (\w+)=", line):
+            assert re.search(rf"^ARG {argument}=", DOCKERFILE, re.MULTILINE)
+    assert len(builds) == 3
+    for line in runs:
+        words = shlex.split(line)
+        (place,) = [i for i, word in enumerate(words) if word in tags]
+        if arguments := words[place + 1 :]:
+            wgan_cli._parser().parse_args(arguments)
+    assert len(runs) == 4

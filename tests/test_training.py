@@ -328,8 +328,11 @@ def test_the_run_is_recorded_whole(uninterrupted: Path) -> None:
         assert figure["interval"][0] <= figure["value"] <= figure["interval"][1]
 
 
-def test_divergence_exits_1_and_keeps_the_checkpoint(tmp_path: Path) -> None:
-    process = start(tmp_path / "run", "--set", "training.learning_rate=1e12")
+@pytest.mark.parametrize("every", [1, 1000])  # the loop looks before the doctor does, or after
+def test_divergence_exits_1_and_keeps_the_checkpoint(tmp_path: Path, every: int) -> None:
+    settings = ["training.learning_rate=1e12", f"training.log_every={every}"]
+    settings.append(f"training.checkpoint_every={every}")
+    process = start(tmp_path / "run", *(f"--set={setting}" for setting in settings))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "diverged" in errors

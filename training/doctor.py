@@ -208,7 +208,8 @@ def diagnose(
 
     Returns:
         Every finding that applies to such a critic, present or not, in a fixed order. The same run
-        gives the same findings.
+        gives the same findings. None at all if scores are not finite: such a run has diverged, as
+        the loop is about to say.
     """
     device = next(critic.parameters()).device
     count = min(LOOKED_AT, data.card.heldout_count, data.card.training_count)
@@ -233,6 +234,8 @@ def diagnose(
         history,
         figures or {},
     )
+    if not all(np.isfinite(scores).all() for scores in patient.scores.values()):
+        return []
     findings = []
     for name, check in CHECKS.items():
         measured = _MEASUREMENTS[name](patient)
@@ -282,7 +285,10 @@ def diagnose_run(folder: Path) -> list[Finding]:
     for network, part in ((generator, "ema."), (critic, "critic.")):
         tensors = {k.removeprefix(part): t for k, t in saved.tensors.items() if k.startswith(part)}
         network.load_state_dict(tensors)
-    return diagnose(config, data, generator, critic, saved.history)
+    findings = diagnose(config, data, generator, critic, saved.history)
+    if not findings:
+        raise UserError(f"{path}: the critic's scores are not finite: the run has diverged")
+    return findings
 
 
 def watcher(config: Config, data: Dataset, say: Callable[[str], None]) -> Watch:

@@ -196,8 +196,10 @@ def test_a_surface_has_its_origin_at_the_bottom_left() -> None:
 
 
 def test_an_interruption_is_one_line_and_says_that_the_command_goes_on(tmp_path: Path) -> None:
-    command = [WGAN, "compare", "--data", "8gaussians", "--constraints", ",".join(KINDS)]
-    command += ["--jobs", "2", "--no-track", "--out", str(tmp_path)]
+    # What a shell starts in the background ignores SIGINT, and so does all that comes from it.
+    command = ["env", "--default-signal=INT", WGAN, "compare", "--data", "8gaussians"]
+    command += ["--constraints", ",".join(KINDS), "--jobs", "2"]
+    command += ["--no-track", "--out", str(tmp_path)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:

@@ -257,7 +257,7 @@ class Watch:
                 }
             )
             self.began += self.spent - spent
-            if all(self.good[-SUSTAINED:]) and len(self.good) >= SUSTAINED:
+            if first_sustained(self.good) is not None:
                 self.ended = "reached"
         if not self.ended and spent[0] > self.budget:
             self.ended = "budget"

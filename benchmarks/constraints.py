@@ -23,6 +23,8 @@ from training.presets import TUNED
 
 STEPS = {"25gaussians": 1500, "digits": 400}
 """Of the generator."""
+PRESETS = {"25gaussians": "8gaussians", "digits": "digits"}
+"""Whose networks and optimizer they get: those of `25gaussians` were tuned for one constraint."""
 SEEDS = 3
 NEEDED = {
     "consistency": ["critic.dropout=0.2"],
@@ -52,11 +54,12 @@ def main() -> None:
 
     def run(of: tuple[int, str, str]) -> dict[str, Any]:
         seed, preset, recipe = of
-        tuned = TUNED[preset]["lipschitz_penalty"]["training"]
+        tuned = TUNED[PRESETS[preset]]["lipschitz_penalty"]["training"]
         settings = [f"training.{key}={json.dumps(value)}" for key, value in tuned.items()]
+        settings += [f"name={preset}", f"data.source={preset}"]
         settings += [f"training.steps={STEPS[preset]}", *RECIPES[recipe]]
         name = f"{preset}-{recipe.replace(', ', '-').replace(' ', '-')}-{seed}"
-        found = finish(options.out / name, preset, seed, settings)
+        found = finish(options.out / name, PRESETS[preset], seed, settings)
         print(f"{preset}, {recipe}, seed {seed}: done", flush=True)
         return row(preset, recipe, seed, found)
 

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import piecewise
 from models.constraints import GradientPenalty
+from models.convolution import Conv2d
 from models.networks import CriticConfig, Shape, build_critic
 from training.stacked import Stack, StackedStep
 from training.step import CriticStep
@@ -52,10 +53,21 @@ class Abs(nn.Module):
         return x.abs()
 
 
+def plain_convolution(ours: nn.Module) -> nn.Module:
+    """Torch's own convolution with the same weights."""
+    assert isinstance(ours, Conv2d)
+    layer = nn.Conv2d(
+        ours.in_channels, ours.out_channels, ours.kernel_size, ours.stride, ours.padding
+    )
+    layer.load_state_dict(ours.state_dict())
+    return layer
+
+
 STOCK = {
     piecewise.Abs: lambda layer: Abs(),
     piecewise.ReLU: lambda layer: nn.ReLU(),
     piecewise.LeakyReLU: lambda layer: nn.LeakyReLU(layer.negative_slope),
+    Conv2d: plain_convolution,
     piecewise.AvgPool2d: lambda layer: nn.AvgPool2d(layer.kernel_size),
 }
 SWEEP = 8
@@ -184,7 +196,7 @@ def measure(name: str, precision: str) -> dict[str, Any]:
         },
     }
     ratios = interleaved(steps, real, fake, rounds)
-    chosen = "captured" if config.architecture == "mlp" else "compiled"
+    chosen = "captured"
     quartiles = statistics.quantiles(ratios[chosen], n=4)
     return {
         "ratio": statistics.median(ratios[chosen]),

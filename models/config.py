@@ -52,8 +52,8 @@ class TrainingConfig(BaseModel):
     """bf16: networks under autocast; weights, penalty norms and optimisers stay float32.
     tf32: CUDA's shorter float32 multiplications."""
     critic_step: Literal["auto", "eager", "captured", "compiled"] = "auto"
-    """How the critic's gradients are found; the results differ by rounding. auto: captured for
-    dense and recurrent networks, compiled for long runs of convolutional ones, else eager."""
+    """How the critic's gradients are found; the results differ by rounding. auto: captured, or on
+    a GPU compiled for long runs of convolutional networks; eager where that would not be right."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     log_every: int = Field(default=100, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from models.conditional import ConditionalGenerator, ConditionalNorm, ProjectionCritic
+from models.convolution import Conv2d
 from models.errors import ConfigError
 from models.piecewise import Abs, LeakyReLU, ReLU
 from models.recurrent import GRU, LSTM, PoolSteps, StepsFirst
@@ -302,11 +303,11 @@ def _dcgan(config: CriticConfig, shape: Shape) -> list[nn.Module]:
     convolutions: list[nn.Module] = []
     inputs = shape[0]
     for _ in range(config.depth - stages):
-        convolutions.append(nn.Conv2d(inputs, config.width, 3, padding=1))
+        convolutions.append(Conv2d(inputs, config.width, 3, padding=1))
         inputs = config.width
     for stage in range(1, stages + 1):
         outputs = _channels(config, stage)
-        convolutions.append(nn.Conv2d(inputs, outputs, _kernel(sizes[stage - 1]), 2, 1))
+        convolutions.append(Conv2d(inputs, outputs, _kernel(sizes[stage - 1]), 2, 1))
         inputs = outputs
     layers: list[nn.Module] = []
     for i, convolution in enumerate(convolutions):

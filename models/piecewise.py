@@ -22,6 +22,8 @@ class _Gate(Function):
 
     @staticmethod
     def forward(gradient: Tensor, output: Tensor, slope: float) -> Tensor:
+        if gradient.stride() != output.stride():  # the kernel is many times slower on two layouts
+            gradient = torch.empty_like(output).copy_(gradient)
         if slope:
             return torch.ops.aten.leaky_relu_backward(gradient, output, slope, True)
         return torch.ops.aten.threshold_backward(gradient, output, 0)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from models.convolution import Conv2d
 from models.piecewise import AvgPool2d
 
 Before = Callable[[int], list[nn.Module]]
@@ -75,7 +76,7 @@ def resnet_critic(
         Layers from ``(N, inputs, *sizes[0])`` to ``(N, 1)``; the last is dense.
     """
     now = channels(0)
-    layers: list[nn.Module] = [nn.Conv2d(inputs, now, 3, padding=1)]
+    layers: list[nn.Module] = [Conv2d(inputs, now, 3, padding=1)]
     for block in _blocks(depth, len(sizes) - 1):
         after = channels(block.stage)
         branch = _convolutions(now, after, block.convolutions, before)
@@ -127,19 +128,19 @@ def resnet_generator(
         shortcut = [*grow, *_match(now, after)]
         layers.append(Residual(nn.Sequential(*branch), _shortcut(shortcut)))
         now = after
-    return [*layers, *before(now), nn.Conv2d(now, outputs, 3, padding=1), nn.Tanh()]
+    return [*layers, *before(now), Conv2d(now, outputs, 3, padding=1), nn.Tanh()]
 
 
 def _convolutions(inputs: int, outputs: int, count: int, before: Before) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for _ in range(count):
-        layers += [*before(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)]
+        layers += [*before(inputs), Conv2d(inputs, outputs, 3, padding=1)]
         inputs = outputs
     return layers
 
 
 def _match(inputs: int, outputs: int) -> list[nn.Module]:
-    return [] if inputs == outputs else [nn.Conv2d(inputs, outputs, 1)]
+    return [] if inputs == outputs else [Conv2d(inputs, outputs, 1)]
 
 
 def _shortcut(layers: list[nn.Module]) -> nn.Module:

@@ -144,7 +144,7 @@ def test_a_wrong_capture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ("mlp", GradientPenalty(), 10, "captured"),
         ("gru", GradientPenalty(), 10, "captured"),
         ("mlp", WeightDecay(), 10, "eager"),
-        ("dcgan", GradientPenalty(), 10, "eager"),
+        ("dcgan", GradientPenalty(), 10, "captured"),
     ],
 )
 def test_the_choice_follows_from_the_run(

@@ -27,8 +27,8 @@ STACKED = "stacked"
 """What a checkpoint says of the critic step of runs that `training.stacked` trains together."""
 WORTH_COMPILING = 2e12
 """Floating-point operations of the convolutions of one critic forward in each of a run's critic
-steps, a number that does not depend on how busy the machine is. Compiling took 31 s for a critic of
-0.85e9 (28x28, width 64, batch 64) and then saved 36 ms a step: twice what was lost, at this."""
+steps, a number that does not depend on how busy the machine is. On a processor compiling took 31 s
+for a critic of 0.85e9 (28x28, width 64, batch 64); no GPU was measured."""
 TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 1e-1}
 """How far a captured gradient may be off the eager one, relative to the longest of all
 parameters' gradients, before it is refused. Rounding alone gives 1e-5 in fp32, 2e-2 in bf16."""
@@ -38,8 +38,8 @@ class CriticStep:
     """Finds the critic's loss and leaves its gradients on the parameters.
 
     Args:
-        mode: how; ``auto`` captures dense and recurrent networks, which costs a second, and
-            compiles convolutional ones if the run is long enough to win the time back.
+        mode: how; ``auto`` captures, which costs a second, but on a GPU compiles a convolutional
+            critic if the run is long enough to win the time back.
         critic: as the constraint returned it.
         constraint: whose penalty is added.
         steps: of the critic in the whole run.
@@ -133,7 +133,8 @@ class CriticStep:
         if unfit(self._critic):
             return "eager"
         convolutions = [m for m in self._critic.modules() if isinstance(m, nn.Conv2d)]
-        if not convolutions:
+        # On a processor a compiled step was no faster than a captured one (docs/performance.md).
+        if real.device.type == "cpu" or not convolutions:
             return "captured"
         work = 0
 
@@ -156,12 +157,6 @@ class CriticStep:
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int
     ) -> Callable[..., Found]:
         names = [*self._parameters, *(name for name, _ in self._critic.named_buffers())]
-        # Compiled convolutions are fastest on channels-last maps. The weights outside stay as they
-        # are: an optimiser that is fused takes a weight and its gradient to lie alike in memory.
-        layout = torch.channels_last if self.mode == "compiled" else torch.preserve_format
-
-        def laid_out(x: Tensor) -> Tensor:
-            return x.contiguous(memory_format=layout) if x.dim() == 4 else x
 
         def function(
             weights: list[Tensor],
@@ -170,7 +165,7 @@ class CriticStep:
             fake: Tensor,
             labels: list[Tensor],
         ) -> Found:
-            leaves = [laid_out(w.detach()).requires_grad_() for w in weights]
+            leaves = [w.detach().requires_grad_() for w in weights]
             tensors = dict(zip(names, [*leaves, *buffers], strict=True))
 
             def critic(samples: Tensor) -> Tensor:
@@ -178,7 +173,6 @@ class CriticStep:
                 scores: Tensor = functional_call(self._critic, tensors, (samples, *repeated))
                 return scores
 
-            real, fake = laid_out(real), laid_out(fake)
             with torch.enable_grad():
                 with self._autocast, self._draws:
                     gap, loss = critic_loss(critic, self._constraint, real, fake, step)

@@ -54,7 +54,15 @@ from service.schemas import (
     ScoresRequest,
     openapi,
 )
-from service.state import ROLES, ModelHolder, Served, instant, setting, workers_wanted
+from service.state import (
+    ROLES,
+    ModelHolder,
+    Served,
+    instant,
+    processors,
+    setting,
+    workers_wanted,
+)
 
 if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
     from models.artifact import Model
@@ -68,7 +76,7 @@ bound_protocol()
 KEYS = Keys.configured()
 HOLDER = ModelHolder.configured()
 WINDOWS = Windows.configured()
-WORKING = anyio.CapacityLimiter(max(1, os.cpu_count() or 1))
+WORKING = anyio.CapacityLimiter(processors())
 """Forwards and encodings under way at once; the event loop stays free for probes."""
 FIRST_MODEL_SECONDS = 60.0
 """How long one worker among several may wait for its model before it takes part."""

@@ -428,6 +428,13 @@ def workers_wanted() -> int:
     return int(setting("WGAN_WORKERS", 1, low=1))
 
 
+def processors() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # macOS has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def jittered(seconds: float) -> float:
     """A wait that varies."""
     return seconds * random.uniform(1 - JITTER, 1 + JITTER)

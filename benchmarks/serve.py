@@ -106,13 +106,18 @@ class Server:
     """A server in a process tree of its own, on the servers' core."""
 
     def __init__(
-        self, command: list[str], port: int, log: Path, environment: dict[str, str]
+        self,
+        command: list[str],
+        port: int,
+        log: Path,
+        environment: dict[str, str],
+        pinned: bool = True,
     ) -> None:
         self.port = port
         begun = time.monotonic()
         with log.open("wb") as out:
             self.process = subprocess.Popen(
-                [*PIN, *command],
+                [*(PIN if pinned else []), *command],
                 env={**os.environ, **environment},
                 stdout=out,
                 stderr=out,

@@ -430,7 +430,7 @@ def slope(rows: list[dict[str, Any]], of: str) -> float:
     return math.log(b["cpu_seconds"] / a["cpu_seconds"]) / math.log(b[of] / a[of])
 
 
-def scale_part(scale: dict[str, Any], pictures: dict[str, str]) -> str:
+def scale_part(scale: dict[str, Any], serve: dict[str, Any], pictures: dict[str, str]) -> str:
     """What was measured, and what follows from it on paper."""
 
     def curves(name: str, found: dict[str, list[dict[str, Any]]], of: str, label: str) -> None:
@@ -479,11 +479,12 @@ def scale_part(scale: dict[str, Any], pictures: dict[str, str]) -> str:
         *(r["rows"] for r in (small, large)),
         *(r["cpu_seconds"] for r in (small, large)),
     )
-    million = 1e6 * (long - short) / (rows - few)
+    middle = scale["retraining"][-2]
+    million = 1e6 * (long - middle["cpu_seconds"]) / (rows - middle["rows"])
     operations, weights = OPERATIONS / 1e6, WEIGHTS / 1e6
     faster, kept = alone / paper(best, 64), alone / paper(1000, 64_000, tree=True)
-    http = 1000 * 64 * (1 / one - 1 / rate)
-    cores = [1e6 / rate, 1000 * http / 64, 1000 * first, 1000 * http]
+    own = serve["over_own_forward"]["npz"]["ratio"]
+    cores = [1e6 / rate, 1e6 / rate * (1 / own - 1), 1000 * first]
     return f"""## Scale
 
 `{scale["command"]}`, one thread, in the processor's seconds but for samples over HTTP.
@@ -511,9 +512,10 @@ processes on all {owned} cores, the client among them ({ratio:.2f} times).
 ![Milliseconds against samples a request](performance-scale-samples.svg)
 
 **Retraining** on arrays of 28x28 images, {steps} steps, a small network: {short:.0f} s of the
-processor for {few:,} images and {long:.0f} s for {rows:,}, which is {million:.0f} s for each
-further million: reading, hashing and checking them. Training itself costs by the step, and
-judging takes samples of a bounded size, whatever the data.
+processor for {few:,} images and {long:.0f} s for {rows:,}. The last step of the curve is
+{million:.0f} s for each further million: reading, hashing and checking them. Before it, the
+held-out items that models are judged on grew too, up to their bound. Training itself costs by the
+step.
 
 ![Milliseconds against images of data](performance-scale-retraining.svg)
 
@@ -545,12 +547,12 @@ raise.
 ### To a million samples a second, on paper
 
 With r samples a second of a core's forward ({rate:.0f} here, in requests of {most}; a GPU has its
-own), n samples a request and h core seconds of HTTP a request, R samples a second take R / r + R
-h / n cores. Of our own measurement, h = 64 / {one:.0f} - 64 / {rate:.0f} = {http:.1f} ms, with
-client and encoding. So R = 1,000,000 takes
+own) and a share s of that over HTTP ({own:.2f}, above), R samples a second take R / (r s) cores. So
+R = 1,000,000 takes
 
-- in requests of 64: {cores[0]:.0f} cores for forwards and {cores[1]:.0f} for HTTP;
-- one by one: {cores[2]:.0f} and {cores[3]:.0f}: **asking for one sample at a time ends first**.
+- in requests of 64: {cores[0]:.0f} cores for forwards and {cores[1]:.0f} for HTTP and encoding;
+- one by one: {cores[2]:.0f} for forwards alone, for each is of 16 rows, and HTTP for each besides:
+  **asking for one sample at a time ends first**.
 
 In npz a 28x28 image is 784 bytes, 6.3 Gbit/s in all: one load balancer's link, from 64x64 in
 colour on (12 kB, 98 Gbit/s) ten of them: the network ends second. A thousand replicas poll the
@@ -576,7 +578,7 @@ def page() -> dict[str, str]:
         for name in ("step", "serve", "quality", "scale")
     )
     parts += [step_part(step, pictures), serve_part(serve, pictures)]
-    parts += [quality_part(quality, pictures), scale_part(scale, pictures)]
+    parts += [quality_part(quality, pictures), scale_part(scale, serve, pictures)]
     parts.append(asked(step, serve, quality))
     text = "\n\n".join(part.strip() for part in parts) + "\n"
     while "\n\n\n" in text:

@@ -472,15 +472,11 @@ def scale_part(scale: dict[str, Any], serve: dict[str, Any], pictures: dict[str,
     single, many = scale["samples"][0], scale["samples"][-1]
     rate = many["count"] / many["cpu_seconds"]
     one, two = scale["workers"]["1"], scale["workers"]["2"]
-    small, large = scale["retraining"][0], scale["retraining"][-1]
+    small, *_, middle, large = scale["retraining"]
+    more = large["cpu_seconds"] - middle["cpu_seconds"]
+    million = 1e6 * more / (large["rows"] - middle["rows"])
     first, each = 1000 * single["cpu_seconds"], 1000 / rate
-    most, steps, owned, ratio = many["count"], large["steps"], scale["cores"], two / one
-    few, rows, short, long = (
-        *(r["rows"] for r in (small, large)),
-        *(r["cpu_seconds"] for r in (small, large)),
-    )
-    middle = scale["retraining"][-2]
-    million = 1e6 * (long - middle["cpu_seconds"]) / (rows - middle["rows"])
+    most, owned, ratio = many["count"], scale["cores"], two / one
     operations, weights = OPERATIONS / 1e6, WEIGHTS / 1e6
     faster, kept = alone / paper(best, 64), alone / paper(1000, 64_000, tree=True)
     own = serve["over_own_forward"]["npz"]["ratio"]
@@ -511,8 +507,9 @@ processes on all {owned} cores, the client among them ({ratio:.2f} times).
 
 ![Milliseconds against samples a request](performance-scale-samples.svg)
 
-**Retraining** on arrays of 28x28 images, {steps} steps, a small network: {short:.0f} s of the
-processor for {few:,} images and {long:.0f} s for {rows:,}. The last step of the curve is
+**Retraining** on arrays of 28x28 images, {large["steps"]} steps, a small network:
+{small["cpu_seconds"]:.0f} s of the processor for {small["rows"]:,} images and
+{large["cpu_seconds"]:.0f} s for {large["rows"]:,}. The last step of the curve is
 {million:.0f} s for each further million: reading, hashing and checking them. Before it, the
 held-out items that models are judged on grew too, up to their bound. Training itself costs by the
 step.

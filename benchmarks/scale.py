@@ -20,16 +20,18 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 
+from benchmarks.constraints import KINDS
 from benchmarks.cycle import WGAN
 from benchmarks.serve import COUNT, Load, Server, artifacts, free_port
 from models.artifact import load_artifact
-from models.constraints import AnyConstraint, Constraint, GradientPenalty
+from models.config import constraint_class
+from models.constraints import Constraint, GradientPenalty
 from models.networks import CriticConfig, Shape, build_critic
 from training.step import CriticStep
 
@@ -39,9 +41,6 @@ BATCHES = {"mlp": [16, 64, 256, 1024], "dcgan28": [4, 16, 64, 256]}
 WIDTH, BATCH = {"mlp": 256, "dcgan28": 32}, {"mlp": 256, "dcgan28": 64}
 COUNTS = [1, 4, 16, 64, 256]
 ROWS = [1_000, 10_000, 100_000]
-KINDS: dict[str, type[Constraint]] = {
-    kind.model_fields["kind"].default: kind for kind in get_args(get_args(AnyConstraint)[0])
-}
 
 
 def critic_config(network: str, width: int, **more: Any) -> tuple[CriticConfig, Shape]:
@@ -145,8 +144,8 @@ def measure(seconds: float) -> dict[str, Any]:
             step(network, WIDTH[network], batch, penalty) for batch in BATCHES[network]
         ]
         print(f"{network}: done", flush=True)
-    for kind, constraint in KINDS.items():
-        found["constraints"][kind] = step("dcgan28", 32, 64, constraint())
+    for kind in KINDS:
+        found["constraints"][kind] = step("dcgan28", 32, 64, constraint_class(kind)())
     print("constraints: done", flush=True)
     with tempfile.TemporaryDirectory(prefix="wgan-scale-") as name:
         images, _ = artifacts(Path(name))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from models import refinement, sampling
 from models.config import Config
 from models.errors import ArtifactError, ClassError, ConfigError, ShapeError
-from models.folding import fold
+from models.folding import InHalf, fold
 from models.images import MODES, fit
 from models.networks import Shape, build_critic, build_generator
 
@@ -44,6 +44,8 @@ FILES = (RUN, GENERATOR, CRITIC, TRAINING_STATE, QUANTILES, GRID, CARD)
 QUANTILE_LEVELS = np.linspace(0, 1, 1001)
 REFERENCE = 64
 """Latents that the typical slope of a refined generator is found at."""
+COMPARED = 256
+"""Samples that an engine's error is measured on."""
 SCORED = 10_000
 """Held-out items whose scores the quantiles are of, at most."""
 
@@ -94,9 +96,12 @@ class Engine(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["torch", "torch-folded"] = "torch"
-    """The generator as it was trained, or as `models.folding.fold` makes it."""
-    precision: Literal["fp32"] = "fp32"
+    """The generator as it was trained, as older versions have it, or as `folding.fold` makes it."""
+    precision: Literal["fp32", "bf16"] = "fp32"
     chunk: int = sampling.CHUNK
+    mean_error: float | None = None
+    """How far its samples lie from those of the generator as it was trained: see `Model.error`."""
+    max_error: float | None = None
 
 
 class Figure(BaseModel):
@@ -164,6 +169,8 @@ class Model:
         self.run = run
         self.generator = generator
         self.forward = fold(generator) if run.engine.name == "torch-folded" else generator
+        if run.engine.precision == "bf16":
+            self.forward = InHalf(self.forward)
         """What samples are made with: the generator as the record's engine has it."""
         self.critic = critic
         self.quantiles = quantiles
@@ -276,6 +283,21 @@ class Model:
         if label is None and (labels := self.labels(seed, 1)) is not None:
             label = int(labels[0])
         return self.decode(sampling.slerp(first, last, at), label)
+
+    def error(self, seed: int = 0, count: int = COMPARED) -> tuple[float, float]:
+        """How far the engine's samples lie from those of the generator as it was trained.
+
+        Returns:
+            Mean and largest over all values: in grey levels (0 to 255) of images, else in the
+            standard deviations of each feature.
+        """
+        plain = copy.copy(self)
+        plain.forward = self.generator
+        ours, theirs = (m.sample(seed, count).astype(np.float64) for m in (self, plain))
+        apart = np.abs(ours - theirs)
+        if not self.is_image:
+            apart /= self.run.data.scale
+        return float(apart.mean()), float(apart.max())
 
     def _generate(
         self, draw: Callable[[int, int], Array], count: int, start: int, label: int | Array | None

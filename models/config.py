@@ -80,6 +80,16 @@ class EvaluationConfig(BaseModel):
     """Of that file; another one is not loaded, since loading runs what is in it."""
 
 
+class ServingConfig(BaseModel):
+    """How the finished generator is run; the version's figures are of what is served."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: weights and forward in bfloat16, for processors and GPUs that have it (elsewhere it is
+    slower). What it changes is measured and recorded."""
+
+
 class Config(BaseModel):
     """Everything that decides a run. The saved run holds all of it, defaults included."""
 
@@ -95,6 +105,7 @@ class Config(BaseModel):
     conditional: bool = False
     """Condition generator and critic on the class of each item; the data must have labels."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    serving: ServingConfig = ServingConfig()
 
     @model_validator(mode="after")
     def _inception_is_named(self) -> Self:

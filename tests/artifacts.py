@@ -10,7 +10,6 @@ import torch
 
 from models import artifact
 from models.config import Config, parse_config
-from models.folding import is_foldable
 from models.images import encode_png, grid
 
 SHAPES = {"image": (1, 8, 8), "rgb": (3, 16, 12), "vector": (2,)}
@@ -78,7 +77,7 @@ def make_artifact(
             scale=[1.0] * features,
         ),
         provenance={},
-        engine=artifact.Engine(name="torch-folded" if is_foldable(generator) else "torch"),
+        engine=artifact.Engine(name="torch-folded", precision=config.serving.precision),
         results=artifact.Results(
             extractor=None,
             figures={

@@ -165,6 +165,7 @@ def model_card(run: Run) -> str:
         f"{data.heldout_count} held out",
         "- A critic's score is unbounded and means nothing by itself: it is no probability, and "
         "its gap between real and generated samples is not the Wasserstein distance.",
+        f"- Served {serving_in_words(run)}.",
         "",
         "## Quality on held-out data",
         "",
@@ -194,6 +195,16 @@ def model_card(run: Run) -> str:
             f"- **{f['name']}** ({f['severity']}): {f['evidence']}. {f['remedy']}." for f in present
         ] or ["Nothing was found beyond its threshold."]
     return "\n".join(lines) + "\n"
+
+
+def serving_in_words(run: Run) -> str:
+    """The precision that samples are made in, and what it changes."""
+    engine = run.engine
+    unit = "grey levels" if run.data.kind == "image" else "standard deviations of a feature"
+    return (
+        f"in {engine.precision}: samples differ from those of the generator as it was trained by "
+        f"{engine.mean_error:.2g} {unit} on average, {engine.max_error:.2g} at most"
+    )
 
 
 def _bracket(lipschitz: dict[str, Any]) -> str:

@@ -20,10 +20,9 @@ from models.artifact import Engine, Model, Results, Run
 from models.conditional import WithLabels
 from models.config import Config
 from models.errors import UserError
-from models.folding import is_foldable
 from models.formats import encode
 from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bracket
-from training.card import marginals, model_card, scatter, traces
+from training.card import marginals, model_card, scatter, serving_in_words, traces
 from training.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.data import Dataset, load_data
 from training.doctor import Finding, diagnose, findings_page, in_one_line, watcher
@@ -152,6 +151,8 @@ def _tell(model: Model, folder: Path, say: Callable[[str], None]) -> None:
         floor = "" if figure.floor is None else f"   floor {figure.floor:.4g}"
         low, high = figure.interval
         say(f"  {name:22s} {figure.value:9.4g}   [{low:.4g}, {high:.4g}]{floor}")
+    if model.run.engine.precision == "bf16":
+        say(f"  served {serving_in_words(model.run)}")
     findings = [Finding.model_validate(finding) for finding in model.run.findings]
     for finding in findings:
         if finding.present:
@@ -223,10 +224,12 @@ def _finish(
         data=data.card,
         provenance=provenance,
         results=Results(extractor=None, figures={}),
-        engine=Engine(name="torch-folded" if is_foldable(generator) else "torch"),
+        engine=Engine(name="torch-folded", precision=config.serving.precision),
         history=history,
     )
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
+    mean_error, max_error = model.error(config.training.seed)
+    errors = {"mean_error": mean_error, "max_error": max_error}
     places = data.places(artifact.SCORED, heldout=True)
     heldout = data.take(places)
     labels = data.labels[places] if model.classes and data.labels is not None else None
@@ -251,6 +254,7 @@ def _finish(
     findings = diagnose(config, data, generator, critic, history, results.figures)
     run = run.model_copy(
         update={
+            "engine": run.engine.model_copy(update=errors),
             "results": results,
             "findings": [finding.model_dump(mode="json") for finding in findings],
             "lipschitz": {

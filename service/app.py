@@ -34,6 +34,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.errors import ShapeError
 from models.formats import MAX_BYTES, read_items, stream
@@ -312,7 +313,7 @@ async def _in_thread(work: Callable[[], T]) -> T:
 
     def begin() -> T:
         waiting.close()
-        with telemetry.TRACER.start_as_current_span(work.__qualname__.partition(".")[0]):
+        with telemetry.span(work.__qualname__.partition(".")[0]):
             return work()
 
     with waiting:
@@ -443,8 +444,19 @@ async def _form(request: Request) -> tuple[list[tuple[str, bytes]], list[str] | 
         return uploads, names or None, resize == ["true"]
 
 
+DIRECT: dict[tuple[str, str], ASGIApp] = {}
+"""By method and path: the routes that make all their errors themselves."""
+
+
 def _route(path: str, handle: Endpoint, method: str, scope: str | None = None) -> Route:
-    return Route(path, measured(path, handle, scope), methods=[method])
+    endpoint = measured(path, handle, scope)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    DIRECT[method, path] = answer
+    return Route(path, endpoint, methods=[method])
 
 
 API = Starlette(
@@ -524,5 +536,8 @@ WganService.add_asgi_middleware(  # type: ignore[attr-defined]
     is_leaving=lambda: HOLDER.is_leaving,
 )
 WganService.add_asgi_middleware(  # type: ignore[attr-defined]
-    Guard, keys=KEYS, answered=lambda status: metrics.rejected(status, HOLDER)
+    Guard,
+    keys=KEYS,
+    answered=lambda status: metrics.rejected(status, HOLDER),
+    direct=DIRECT,
 )

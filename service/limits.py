@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import anyio
 import uvicorn.protocols.http.auto
@@ -53,10 +54,16 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, keys: Keys, answered: Callable[[int], None] = lambda status: None
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        answered: Callable[[int], None] = lambda status: None,
+        direct: Mapping[tuple[str, str], ASGIApp] | None = None,
     ) -> None:
         self.app = app
         self.keys = keys
+        self.direct = direct or {}
+        """By method and path: what is answered here; two routers cost as much as a small answer."""
         self.answered = answered
         """Is told the status of each answer."""
         self.in_flight = 0
@@ -77,7 +84,7 @@ class Guard:
                 started = answer is None
                 if started:
                     self.answered(message["status"])
-                    limit.deadline = anyio.current_time() + ANSWER_TIMEOUT
+                    limit.deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT
                     nosniff = (b"x-content-type-options", b"nosniff")
                     message = {**message, "headers": [*message["headers"], nosniff]}
             if started:
@@ -138,7 +145,8 @@ class Guard:
             self._find_place(is_limited)  # a client may take its time to send
             self.in_flight += is_limited
             try:
-                await _attended(self.app, scope, body, receive, send)
+                app = self.direct.get((scope["method"], scope["path"]), self.app)
+                await _attended(app, scope, body, receive, send)
             finally:
                 self.in_flight -= is_limited
         finally:
@@ -179,7 +187,7 @@ async def _attended(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, s
     """Let the application answer for as long as the client is there."""
     whole: bytes | None = body
     answered = False
-    gone = anyio.Event()
+    gone = asyncio.Event()
 
     async def replaying() -> Message:
         nonlocal whole
@@ -200,12 +208,14 @@ async def _attended(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, s
             pass
         gone.set()
         if not answered:
-            tasks.cancel_scope.cancel()
+            work.cancel()
 
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch)
-        await app(scope, replaying, sending)
-        tasks.cancel_scope.cancel()
+    with anyio.CancelScope() as work:  # threads can ask it whether they work for nobody
+        watcher = asyncio.create_task(watch())
+        try:
+            await app(scope, replaying, sending)
+        finally:
+            watcher.cancel()
     if gone.is_set() and not answered:
         raise _gone()
 

@@ -10,6 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +24,8 @@ HEADER = "x-request-id"
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """What a client's own request id may be; another is replaced by ours."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+TRACING = any(map(os.environ.get, ENDPOINTS))
+"""Whether spans are sent anywhere; making them costs a small answer some per cent of its time."""
 QUIET = frozenset(("/livez", "/readyz", "/metrics"))
 """Asked every few seconds: logged only where they fail."""
 LONGEST_PATH = 200
@@ -68,7 +71,7 @@ def trace_if_configured() -> None:
 
     `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER` and the like hold too.
     """
-    if not any(map(os.environ.get, ENDPOINTS)):
+    if not TRACING:
         return
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -79,6 +82,11 @@ def trace_if_configured() -> None:
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+
+
+def span(name: str) -> AbstractContextManager[object]:
+    """A span within the present one, if spans are sent anywhere."""
+    return TRACER.start_as_current_span(name) if TRACING else contextlib.nullcontext()
 
 
 class RequestMiddleware:
@@ -144,6 +152,9 @@ class RequestMiddleware:
 
     @contextlib.contextmanager
     def _span(self, scope: Scope, headers: dict[str, str]) -> Iterator[trace.Span]:
+        if not TRACING and "traceparent" not in headers:  # whose ids are for the log at least
+            yield trace.INVALID_SPAN
+            return
         known = scope["path"] in self.paths
         path = scope["path"] if known else "unknown path"
         with TRACER.start_as_current_span(

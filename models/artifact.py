@@ -365,16 +365,23 @@ class Model:
         """Score what `items` returned; float32 ``(N,)``, unbounded, higher is more like real.
 
         Raises:
-            ClassError: ``labels``, int64 ``(N,)``, are missing or too many; only a
-                class-conditional model takes any.
+            ClassError: see `require_labels`.
+        """
+        self.require_labels(len(items), labels)
+        return sampling.score(self.critic, self.scaling, items, labels)
+
+    def require_labels(self, count: int, labels: Array | None) -> None:
+        """Check that labels, int64 ``(count,)``, are there if the model is class-conditional.
+
+        Raises:
+            ClassError: they are missing, too many, or not wanted.
         """
         if self.classes and labels is None:
             raise ClassError("the model is class-conditional; give the class of each item")
         if labels is not None and not self.classes:
             raise ClassError("the model is not class-conditional; leave out the classes")
-        if labels is not None and len(labels) != len(items):
-            raise ClassError(f"{len(items)} items have {len(labels)} classes; give one of each")
-        return sampling.score(self.critic, self.scaling, items, labels)
+        if labels is not None and len(labels) != count:
+            raise ClassError(f"{count} items have {len(labels)} classes; give one of each")
 
     def out_of_range(self, scores: Array) -> Array:
         """Whether scores ``(N,)`` lie outside all those of real held-out items."""

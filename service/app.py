@@ -55,6 +55,7 @@ from service.schemas import (
     ScoresRequest,
     openapi,
 )
+from service.scoring import Gathered, Given
 from service.state import (
     ROLES,
     ModelHolder,
@@ -79,6 +80,8 @@ HOLDER = ModelHolder.configured()
 WINDOWS = Windows.configured()
 WORKING = anyio.CapacityLimiter(processors())
 """Forwards and encodings under way at once; the event loop stays free for probes."""
+THREADS = anyio.CapacityLimiter(math.inf)
+"""For those who hold a processor already."""
 FIRST_MODEL_SECONDS = 60.0
 """How long one worker among several may wait for its model before it takes part."""
 TURN_SECONDS, TURN_BYTES = 0.1, 2**18
@@ -206,41 +209,49 @@ async def post_scores(request: Request) -> Response:
     role = _asked_for(request)
     if _content_type(request) == "multipart/form-data":
         uploads, classes, resize = await _form(request)
+        alone = sum(len(content) for _, content in uploads) > SMALL_BODY
+        # Who reads for others too does not stop when its own client leaves.
+        going_on = anyio.from_thread.check_cancelled if alone else lambda: None
 
-        def read() -> tuple[Served, Array, list[str] | None]:
+        def read() -> Given:
             served = HOLDER.require(role)
-            return served, _file_items(served.model, uploads, resize), classes
+            items = _file_items(served.model, uploads, resize, going_on)
+            return _given(served, items, classes)
     else:
         body = await _json_content(request)
+        alone = len(body) > SMALL_BODY
 
-        def read() -> tuple[Served, Array, list[str] | None]:
+        def read() -> Given:
             wanted = _parsed(body, ScoresRequest)
             served = HOLDER.require(wanted.model or role)
-            values = _array(wanted.samples)
-            return served, _items(served.model, values, wanted.resize), wanted.classes
+            items = _items(served.model, _array(wanted.samples), wanted.resize)
+            return _given(served, items, wanted.classes)
 
-    def work() -> tuple[Served, Scores]:
-        anyio.from_thread.check_cancelled()
-        started = time.perf_counter()
-        served, items, classes = read()
-        model = served.model
-        labels = None if classes is None else np.array(list(map(model.label, classes)))
-        scores = model.score(items, labels)
-        if not np.isfinite(scores).all():  # finite items can still overflow in the critic
-            raise ShapeError("the items are so large that their scores are not finite")
-        percentiles = model.percentiles(scores)
-        metrics.SCORING.labels(served.role).observe(time.perf_counter() - started)
-        metrics.scored(served.role, scores, percentiles)
-        WINDOWS.add(served, scores)
-        return served, Scores(
-            scores=scores.tolist(),
-            percentiles=percentiles.tolist(),
-            out_of_range=model.out_of_range(scores).tolist(),
-            normalized_scores=(scores / model.certified).tolist() if model.certified else None,
-        )
-
-    served, answer = await _in_thread(work)
+    served, answer = await GATHERED.score(read, alone)
     return JSONResponse(answer.model_dump(), headers=_headers(served))
+
+
+def _given(served: Served, items: Array, classes: list[str] | None) -> Given:
+    labels = None if classes is None else np.array(list(map(served.model.label, classes)))
+    served.model.require_labels(len(items), labels)
+    return Given(served, items, labels)
+
+
+def _scored(served: Served, scores: Array, seconds: float) -> tuple[Served, Scores]:
+    """Count scores and put them beside those of real items."""
+    if not np.isfinite(scores).all():  # finite items can still overflow in the critic
+        raise ShapeError("the items are so large that their scores are not finite")
+    model = served.model
+    percentiles = model.percentiles(scores)
+    metrics.SCORING.labels(served.role).observe(seconds)
+    metrics.scored(served.role, scores, percentiles)
+    WINDOWS.add(served, scores)
+    return served, Scores(
+        scores=scores.tolist(),
+        percentiles=percentiles.tolist(),
+        out_of_range=model.out_of_range(scores).tolist(),
+        normalized_scores=(scores / model.certified).tolist() if model.certified else None,
+    )
 
 
 async def get_model(request: Request) -> Response:
@@ -307,18 +318,36 @@ async def get_api_page(request: Request) -> Response:
     return HTMLResponse(API_PAGE)
 
 
+@contextlib.asynccontextmanager
+async def _processor() -> AsyncIterator[None]:
+    """Wait for a processor, and hold it."""
+    with metrics.QUEUE.track_inprogress():
+        await WORKING.acquire()
+    try:
+        yield
+    finally:
+        WORKING.release()
+
+
 async def _in_thread(work: Callable[[], T]) -> T:
     """Do what takes a processor, when one is free."""
-    waiting = contextlib.ExitStack()
+    async with _processor():
+        return await _worked(work)
 
+
+async def _in_thread_unless(is_done: Callable[[], bool], work: Callable[[], None]) -> None:
+    """The same, if nobody has done it by then."""
+    async with _processor():
+        if not is_done():
+            await _worked(work)
+
+
+async def _worked(work: Callable[[], T]) -> T:
     def begin() -> T:
-        waiting.close()
         with telemetry.span(work.__qualname__.partition(".")[0]):
             return work()
 
-    with waiting:
-        waiting.enter_context(metrics.QUEUE.track_inprogress())
-        return await anyio.to_thread.run_sync(begin, limiter=WORKING)
+    return await anyio.to_thread.run_sync(begin, limiter=THREADS)
 
 
 def _asked_for(request: Request) -> str | None:
@@ -399,7 +428,9 @@ def _items(model: Model, values: Array, resize: bool) -> Array:
         raise
 
 
-def _file_items(model: Model, uploads: list[tuple[str, bytes]], resize: bool) -> Array:
+def _file_items(
+    model: Model, uploads: list[tuple[str, bytes]], resize: bool, going_on: Callable[[], None]
+) -> Array:
     """The items in files, in order; what is past a bound is not unpacked.
 
     The bounds are of all files together: a small file can decode to a thousand times its size.
@@ -407,7 +438,7 @@ def _file_items(model: Model, uploads: list[tuple[str, bytes]], resize: bool) ->
     parts, pixels, items = [], MAX_PIXELS, MAX_ITEMS
     most = 4 * MAX_PIXELS if resize else min(MAX_BYTES, 8 * MAX_ITEMS * math.prod(model.shape))
     for name, content in uploads:
-        anyio.from_thread.check_cancelled()
+        going_on()
         rows = read_items(content, name, items, pixels, most)
         try:
             part = _items(model, rows, resize)
@@ -444,6 +475,7 @@ async def _form(request: Request) -> tuple[list[tuple[str, bytes]], list[str] | 
         return uploads, names or None, resize == ["true"]
 
 
+GATHERED = Gathered(_in_thread_unless, _scored)
 DIRECT: dict[tuple[str, str], ASGIApp] = {}
 """By method and path: the routes that make all their errors themselves."""
 

@@ -1,0 +1,159 @@
+"""Requests for scores that wait together share forwards, and notice nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import numpy as np
+import pytest
+
+from models.artifact import Model, load_artifact
+from models.errors import ShapeError
+from models.sampling import CHUNK
+from service.scoring import Gathered, Given
+from service.state import Served
+from tests.artifacts import make_artifact
+
+Array = np.ndarray
+
+
+class Counting(Model):
+    """A model that remembers how many rows each forward was asked for."""
+
+    rows: list[int]
+
+    def score(self, items: Array, labels: Array | None = None) -> Array:
+        self.rows.append(len(items))
+        return super().score(items, labels)
+
+
+def served(folder: Path, seed: int = 0, classes: dict[str, int] | None = None) -> Served:
+    made = load_artifact(make_artifact(folder, seed=seed, class_counts=classes))
+    model = Counting(made.run, made.generator, made.critic, made.quantiles, made.digest)
+    model.rows = []
+    return Served(model, "1", "champion", None, 0.0)
+
+
+def gathered(processors: int = 1) -> Gathered[Array]:
+    limiter = anyio.CapacityLimiter(processors)
+
+    async def in_thread(is_done: Callable[[], bool], work: Callable[[], None]) -> None:
+        async with limiter:
+            if not is_done():
+                await anyio.to_thread.run_sync(work)
+
+    return Gathered(in_thread, lambda served, scores, seconds: scores)
+
+
+@pytest.mark.parametrize("processors", [1, 3])
+@pytest.mark.parametrize("classes", [None, {"a": 4, "b": 4}])
+def test_scores_are_those_of_each_alone(
+    tmp_path: Path, processors: int, classes: dict[str, int] | None
+) -> None:
+    one, other = (served(tmp_path / str(seed), seed, classes) for seed in (0, 1))
+    items = one.model.sample(seed=0, count=120)
+    labels = np.arange(120) % 2 if classes else None
+    asked = []
+    first = 0
+    for i in range(40):
+        own = slice(first, first + 1 + i % 4)
+        first = own.stop
+        asked.append(
+            Given(other if i % 5 == 0 else one, items[own], None if labels is None else labels[own])
+        )
+    scoring = gathered(processors)
+
+    async def ask() -> list[Array]:
+        return await asyncio.gather(*(scoring.score(lambda g=g: g, alone=False) for g in asked))
+
+    found = asyncio.run(ask())
+    forwards = one.model.rows + other.model.rows  # type: ignore[attr-defined]
+    assert sum(forwards) == first
+    assert max(forwards) < CHUNK + 4
+    assert len(forwards) < len(asked) / 2
+    for given, scores in zip(asked, found, strict=True):
+        assert np.array_equal(scores, given.served.model.score(given.items, given.labels))
+
+
+def test_what_is_wrong_with_one_is_told_to_that_one(tmp_path: Path) -> None:
+    model = served(tmp_path / "model")
+    items = model.model.sample(seed=0, count=8)
+    scoring = gathered()
+
+    def broken() -> Given:
+        raise ShapeError("not that")
+
+    async def ask() -> list[Array | BaseException]:
+        reads = [lambda i=i: Given(model, items[i : i + 1], None) for i in range(8)]
+        reads[3] = broken
+        return await asyncio.gather(
+            *(scoring.score(read, alone=False) for read in reads), return_exceptions=True
+        )
+
+    found = asyncio.run(ask())
+    assert isinstance(found[3], ShapeError)
+    right = model.model.score(items)
+    assert [f for i, f in enumerate(found) if i != 3] == [s for i, s in enumerate(right) if i != 3]
+
+
+def test_a_lone_request_and_a_large_one_wait_for_nobody(tmp_path: Path) -> None:
+    model = served(tmp_path / "model")
+    items = model.model.sample(seed=0, count=3)
+    scoring = gathered(2)
+    reading, may_go_on = threading.Event(), threading.Event()
+
+    def slowly() -> Given:
+        reading.set()
+        assert may_go_on.wait(30)
+        return Given(model, items[:2], None)
+
+    async def ask() -> tuple[Array, Array]:
+        large = asyncio.create_task(scoring.score(slowly, alone=True))
+        await asyncio.to_thread(reading.wait, 30)
+        small = await scoring.score(lambda: Given(model, items[2:], None), alone=False)
+        may_go_on.set()
+        return small, await large
+
+    small, large = asyncio.run(ask())
+    assert np.array_equal(np.concatenate([large, small]), model.model.score(items))
+    assert model.model.rows == [1, 2, 3]  # type: ignore[attr-defined]
+
+
+def test_who_leaves_is_not_scored_and_holds_nobody_up(tmp_path: Path) -> None:
+    model = served(tmp_path / "model")
+    items = model.model.sample(seed=0, count=8)
+    scoring = gathered()
+    asked: list[int] = []
+
+    def read(i: int) -> Given:
+        asked.append(i)
+        time.sleep(0.05)
+        return Given(model, items[i : i + 1], None)
+
+    async def ask() -> list[Array | BaseException]:
+        first = asyncio.create_task(scoring.score(lambda: read(0), alone=True))
+        while not asked:
+            await asyncio.sleep(0.01)
+        tasks = [
+            asyncio.create_task(scoring.score(lambda i=i: read(i), alone=False))
+            for i in range(1, 8)
+        ]
+        await asyncio.sleep(0)
+        for left in (tasks[0], tasks[4]):
+            left.cancel()
+        return await asyncio.gather(first, *tasks, return_exceptions=True)
+
+    found = asyncio.run(ask())
+    right = model.model.score(items)
+    for i, scores in enumerate(found):
+        if i in (1, 5):
+            assert isinstance(scores, asyncio.CancelledError)
+            assert i not in asked
+        else:
+            assert np.array_equal(scores, right[i : i + 1])

@@ -5,6 +5,7 @@ python -m benchmarks.performance
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -81,8 +82,17 @@ def asked(step: dict[str, Any], serve: dict[str, Any], quality: dict[str, Any]) 
     fp32, tail, beyond = step["fp32"], serve["tail"], serve["beyond_saturation"]
     eager, own = serve["over_eager_forward"], serve["over_own_forward"]
     rows = [
-        ("DCGAN step over textbook", fp32["dcgan28"]["ratio"], 1.25, True),
-        ("ResNet step over textbook", fp32["resnet32"]["ratio"], 1.25, True),
+        *(
+            (
+                f"{label} step over textbook, {precision}",
+                step[precision][name]["ratio"],
+                bound,
+                True,
+            )
+            for precision, bound in (("fp32", 1.25), ("bf16", 2.0))
+            if "skipped" not in step[precision]
+            for name, label in list(NETWORKS.items())[1:]
+        ),
         *(
             (f"{label}, share of the limit", fp32[name]["ratio"] / fp32[name]["limit"], 0.9, True)
             for name, label in NETWORKS.items()
@@ -90,7 +100,10 @@ def asked(step: dict[str, Any], serve: dict[str, Any], quality: dict[str, Any]) 
         ("eight 3x64 critics at once", step["sweep8"]["3x64"]["ratio"], 2.5, True),
         ("npz over the eager forward", eager["npz"]["ratio"], 1.2, True),
         ("PNG over the eager forward", eager["png"]["ratio"], 1.1, True),
-        ("npz over the engine's own forward", own["npz"]["ratio"], 0.85, True),
+        *(
+            (f"{format} over the engine's own forward", own[format]["ratio"], 0.85, True)
+            for format in ("npz", "png")
+        ),
         (
             "small sample's processor time over bare Starlette",
             serve["small_sample_cpu_over_bare_starlette"]["ratio"],
@@ -127,22 +140,21 @@ def asked(step: dict[str, Any], serve: dict[str, Any], quality: dict[str, Any]) 
 
 def step_part(step: dict[str, Any], pictures: dict[str, str]) -> str:
     rows, drawn = [], []
-    for name, label in NETWORKS.items():
-        found = step["fp32"][name]
-        modes = found["modes"]
+    measured = [p for p in ("fp32", "bf16") if "skipped" not in step[p]]
+    for precision, name in itertools.product(measured, NETWORKS):
+        found, label = step[precision][name], f"{NETWORKS[name]}, {precision}"
         rows.append(
             [
                 label,
                 span(found),
-                found["mode"],
-                *(f"{modes[mode]:.2f}" for mode in ("eager", "captured", "compiled")),
+                *(f"{found['modes'][mode]:.2f}" for mode in ("eager", "captured", "compiled")),
                 f"{found['limit']:.2f}",
                 f"{found['ratio'] / found['limit']:.2f}",
             ]
         )
         drawn += [(label, found["ratio"], "ours"), ("limit", found["limit"], "limit")]
     pictures["performance-step.svg"] = bars("Critic step: times faster than textbook eager", drawn)
-    header = ["network", "ours", "mode", "eager", "captured", "compiled", "limit", "of the limit"]
+    header = ["network", "ours, captured", "eager", "captured", "compiled", "limit", "of the limit"]
     swept = step["sweep8"]
     pictures["performance-sweep.svg"] = bars(
         "Eight critics at once: times faster than eight in turn",
@@ -152,8 +164,8 @@ def step_part(step: dict[str, Any], pictures: dict[str, str]) -> str:
     return f"""## The critic's step
 
 `{step["command"]}` trains critics under the two-sided gradient penalty, beside a textbook step with
-torch's own layers and optimiser. Times are taken in turn in one process with one thread. Each
-figure is the median over rounds of textbook over ours, with its quartiles; `limit` is the same
+torch's own layers and optimiser, in fp32. Times are taken in turn in one process with one thread.
+Each figure is the median over rounds of textbook over ours, with its quartiles; `limit` is the same
 ratio for our convolutions and matrix products alone. torch {step["torch"]}, {step["processor"]}.
 {loaded(step)}
 
@@ -187,10 +199,13 @@ def serve_part(serve: dict[str, Any], pictures: dict[str, str]) -> str:
         "over_fastapi": "over plain FastAPI",
         "over_litserve": "over LitServe",
     }
+    half = serve["bf16"]
     rows = [
-        [label, span(serve[key]["npz"]), span(serve[key]["png"])]
-        for key, label in names.items()
-        if key in serve
+        [label, span(found["npz"]), span(found["png"])]
+        for found, label in (
+            *((serve[key], label) for key, label in names.items() if key in serve),
+            *((half[key], f"bf16, {label}") for key, label in names.items() if key in half),
+        )
     ]
     pictures["performance-serve.svg"] = bars(
         "Samples over HTTP: npz",
@@ -212,7 +227,8 @@ def serve_part(serve: dict[str, Any], pictures: dict[str, str]) -> str:
 request, from one core, with the client on another. Throughput of ours, as a ratio: the median over
 {serve["rounds"]} rounds, with quartiles. The engine is `{engine["name"]}`, in parts of
 {engine["chunk"]}; its own forward is {span(serve["engine_over_eager"])} times the eager one of
-{serve["images_a_request"]} at once. {loaded(serve)}
+{serve["images_a_request"]} at once, in bf16 {span(half["engine_over_eager"])} times.
+{loaded(serve)}
 
 {table(["ours", "npz", "PNG grid"], rows)}
 ![Bars of the npz column](performance-serve.svg)
@@ -226,8 +242,38 @@ throughput stays; {beyond["answered_503"]} requests were answered with 503,
 {beyond["without_retry_after"]} of them without Retry-After.
 
 {table(["server", "processor seconds until its first answer", "resident MB"], usage)}
-Resident memory is of all processes of a server; `small` is ours with the small model, `bare` the
-bare Starlette application.
+Resident memory is of all processes of a server; `half` is ours in bf16, `small` ours with the small
+model, `bare` the bare Starlette application. Of ours, two processes import BentoML, and one torch.
+"""
+
+
+def batching_part(batching: dict[str, Any]) -> str:
+    labels = {
+        "own": "ours",
+        "single": "BentoML, each by itself",
+        "gathered": "BentoML, adaptive batching",
+    }
+    rows = [
+        [
+            clients,
+            *(
+                f"{found[name]['rate_over_single']:.2f}, "
+                f"{found[name]['median_wait_over_single']:.2f}"
+                for name in labels
+            ),
+        ]
+        for clients, found in batching["clients"].items()
+    ]
+    return f"""## Scores of one image a request
+
+`{batching["command"]}` asks three services of one critic, in turn: ours, and two of BentoML's that
+differ in `batchable` alone. Answers a second, and the median wait, over those of the one that
+scores each request by itself ({batching["rounds"]} rounds):
+
+{table(["clients at once", *labels.values()], rows)}
+BentoML's batches wait for company: that pays where many ask and costs a lone client dearly. Ours
+take along who waits when a turn comes ([`service/scoring.py`](../service/scoring.py)), and nobody
+waits for more.
 """
 
 
@@ -570,11 +616,11 @@ def page() -> dict[str, str]:
         "turn on one machine; above 1, ours is the faster. Believe them for a machine like that "
         "one, and run the commands for yours. No GPU was measured.",
     ]
-    step, serve, quality, scale = (
+    step, serve, batching, quality, scale = (
         json.loads((RESULTS / f"{name}.json").read_text())
-        for name in ("step", "serve", "quality", "scale")
+        for name in ("step", "serve", "batching", "quality", "scale")
     )
-    parts += [step_part(step, pictures), serve_part(serve, pictures)]
+    parts += [step_part(step, pictures), serve_part(serve, pictures), batching_part(batching)]
     parts += [quality_part(quality, pictures), scale_part(scale, serve, pictures)]
     parts.append(asked(step, serve, quality))
     text = "\n\n".join(part.strip() for part in parts) + "\n"

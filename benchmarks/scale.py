@@ -28,7 +28,7 @@ import yaml
 
 from benchmarks.constraints import KINDS
 from benchmarks.cycle import WGAN
-from benchmarks.serve import COUNT, Load, Server, artifacts, free_port
+from benchmarks.serve import COUNT, Load, Server, free_port, make_artifacts
 from models.artifact import load_artifact
 from models.config import constraint_class
 from models.constraints import Constraint, GradientPenalty
@@ -148,7 +148,8 @@ def measure(seconds: float) -> dict[str, Any]:
         found["constraints"][kind] = step("dcgan28", 32, 64, constraint_class(kind)())
     print("constraints: done", flush=True)
     with tempfile.TemporaryDirectory(prefix="wgan-scale-") as name:
-        images, _ = artifacts(Path(name))
+        make_artifacts(Path(name))
+        images = Path(name) / "images"
         model = load_artifact(images)
         found["samples"] = [
             {"count": n, "cpu_seconds": cpu_seconds(lambda n=n: list(model.samples(0, n)))}  # type: ignore[misc]

@@ -24,6 +24,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ import torch
 
 from benchmarks.load import ask_for
 from benchmarks.swaps import resident
-from models.artifact import load_artifact
+from models.artifact import Model, load_artifact
 from tests.artifacts import ALL_SHAPES, make_artifact
 
 COUNT = 64
@@ -44,6 +45,16 @@ NETWORK = {
     "normalization": "batch",
     "latent_size": 64,
 }
+ENGINES = {"ours": "images", "half": "half"}
+"""Generators of images: names of this project's servers, and their artifacts."""
+SERVED = {
+    **ENGINES,
+    "fastapi": "images",
+    "litserve": "images",
+    "small": "vectors",
+    "bare": "vectors",
+}
+OURS = (*ENGINES, "small")
 CLIENTS, MANY_CLIENTS = 4, 96
 """Connections at once; many are more than the service lets in."""
 SHARE, BEYOND = 0.7, 2.0
@@ -52,22 +63,21 @@ SERVER_CORE, CLIENT_CORE = (sorted(os.sched_getaffinity(0)) * 2)[:2]
 PIN = ["taskset", "-c", str(SERVER_CORE)]
 LITSERVE = ["litserve==0.2.19", "pyzmq==27.1.0"]
 START_SECONDS = 180.0
+SAMPLES = "/v1/samples"
 
 
 class Load:
     """Requests of one kind from several clients, each on its own connection."""
 
-    def __init__(self, port: int, body: dict[str, Any]) -> None:
-        self.port, self.body = port, json.dumps(body)
+    def __init__(self, port: int, body: dict[str, Any], path: str = SAMPLES) -> None:
+        self.port, self.body, self.path = port, json.dumps(body), path
 
     def run(self, seconds: float, rate: float | None = None, clients: int = CLIENTS) -> Answers:
         """Ask at a constant rate, or else each client as soon as it has its answer."""
         answers, lock = Answers(), threading.Lock()
 
         def ask(connection: http.client.HTTPConnection, due: float) -> None:
-            connection.request(
-                "POST", "/v1/samples", self.body, {"content-type": "application/json"}
-            )
+            connection.request("POST", self.path, self.body, {"content-type": "application/json"})
             answer = connection.getresponse()
             content = answer.read()
             with lock:
@@ -112,8 +122,9 @@ class Server:
         log: Path,
         environment: dict[str, str],
         pinned: bool = True,
+        asked: tuple[str, dict[str, Any]] = (SAMPLES, {"count": 1, "seed": 0, "format": "json"}),
     ) -> None:
-        self.port = port
+        self.port, self.asked = port, asked
         begun = time.monotonic()
         with log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -132,8 +143,9 @@ class Server:
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         with contextlib.suppress(OSError), contextlib.closing(connection):
-            body = json.dumps({"count": 1, "seed": 0, "format": "json"})
-            connection.request("POST", "/v1/samples", body, {"content-type": "application/json"})
+            path, body = self.asked
+            headers = {"content-type": "application/json"}
+            connection.request("POST", path, json.dumps(body), headers)
             return connection.getresponse().status == 200
         return False
 
@@ -170,23 +182,24 @@ class Server:
 
 
 def forwards(folder: str) -> None:
-    """A process that runs the generator alone: reads a name and seconds, prints forwards/s."""
+    """A process that runs generators alone: reads a name and seconds, prints forwards/s."""
     torch.set_num_threads(1)
-    model = load_artifact(Path(folder))
-    z = torch.from_numpy(model.latents(1, COUNT))
+    models = {name: load_artifact(Path(folder) / artifact) for name, artifact in ENGINES.items()}
+    z = torch.from_numpy(models["ours"].latents(1, COUNT))
 
     def eager() -> None:
         with torch.no_grad():
-            model.generator(z)
+            models["ours"].generator(z)
 
-    def engine() -> None:
+    def engine(model: Model) -> None:
         with torch.inference_mode():
             for part in z.split(model.run.engine.chunk):
                 model.forward(part)
 
+    runs = {"eager": eager, **{f"{k} engine": partial(engine, m) for k, m in models.items()}}
     for line in sys.stdin:
-        name, seconds = line.split()
-        run = {"eager": eager, "engine": engine}[name]
+        name, seconds = line.rsplit(maxsplit=1)
+        run = runs[name]
         run()
         begun, count = time.perf_counter(), 0
         while time.perf_counter() - begun < float(seconds):
@@ -201,18 +214,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def artifacts(folder: Path) -> tuple[Path, Path]:
-    """A generator of images, and a small one of vectors; untrained, which costs as much."""
+def make_artifacts(folder: Path) -> None:
+    """A generator of images, also in bf16, and a small one of vectors: untrained, at equal cost."""
     ALL_SHAPES["28x28"] = (1, 28, 28)
     critic = {"architecture": "dcgan", "width": 16, "depth": 2}
-    images = make_artifact(folder / "images", "28x28", generator=NETWORK, critic=critic)
-    return images, make_artifact(folder / "vectors", "vector")
+    for name, precision in (("images", "fp32"), ("half", "bf16")):
+        make_artifact(
+            folder / name,
+            "28x28",
+            generator=NETWORK,
+            critic=critic,
+            serving={"precision": precision},
+        )
+    make_artifact(folder / "vectors", "vector")
 
 
 @contextlib.contextmanager
 def servers(folder: Path, said: list[str]) -> Iterator[dict[str, Server]]:
     """Ours and the others, by name; `small` and `bare` serve the small model."""
-    images, vectors = artifacts(folder)
+    make_artifacts(folder)
     wgan = [sys.executable, "-m", "wgan_cli", "serve", "--model"]
     peers = [sys.executable, "-m", "benchmarks.peers"]
     found: dict[str, Server] = {}
@@ -223,21 +243,15 @@ def servers(folder: Path, said: list[str]) -> Iterator[dict[str, Server]]:
     )
     path = os.pathsep.join(filter(None, [str(litserve), os.environ.get("PYTHONPATH")]))
     try:
-        for name, artifact in (
-            ("ours", images),
-            ("fastapi", images),
-            ("litserve", images),
-            ("small", vectors),
-            ("bare", vectors),
-        ):
+        for name, artifact in SERVED.items():
             port = free_port()
             if name == "litserve" and got.returncode:
                 said.append(f"LitServe was not installed: {got.stderr.strip()[-300:]}")
                 continue
-            command = [*wgan, str(artifact), "--port", str(port)]
-            if name not in ("ours", "small"):
+            command = [*wgan, str(folder / artifact), "--port", str(port)]
+            if name not in OURS:
                 peer = "starlette" if name == "bare" else name
-                command = [*peers, peer, str(port), str(artifact)]
+                command = [*peers, peer, str(port), str(folder / artifact)]
             environment = {"OMP_NUM_THREADS": "1"}
             if name == "litserve":
                 environment["PYTHONPATH"] = path
@@ -258,9 +272,8 @@ def measure(seconds: float, rounds: int) -> dict[str, Any]:
     os.sched_setaffinity(0, {CLIENT_CORE})
     said: list[str] = []
     with tempfile.TemporaryDirectory(prefix="wgan-serve-") as name, servers(Path(name), said) as up:
-        images = Path(name) / "images"
         alone = subprocess.Popen(
-            [*PIN, sys.executable, "-m", "benchmarks.serve", "--forwards", str(images)],
+            [*PIN, sys.executable, "-m", "benchmarks.serve", "--forwards", name],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -273,10 +286,10 @@ def measure(seconds: float, rounds: int) -> dict[str, Any]:
         rates: dict[str, list[float]] = {}
         cpu: dict[str, list[float]] = {}
         for number in range(rounds):
-            for forward in ("eager", "engine"):
+            for forward in ("eager", *(f"{engine} engine" for engine in ENGINES)):
                 print(forward, seconds, file=alone.stdin, flush=True)
                 rates.setdefault(forward, []).append(float(alone.stdout.readline()))
-            for server in [s for s in ("ours", "fastapi", "litserve") if s in up]:
+            for server in [s for s in (*ENGINES, "fastapi", "litserve") if s in up]:
                 for format in ("npz", "png"):
                     body = {"count": COUNT, "seed": number, "format": format}
                     answers = Load(up[server].port, body).run(seconds)
@@ -300,15 +313,23 @@ def measure(seconds: float, rounds: int) -> dict[str, Any]:
         tail = Load(ours.port, body).run(5 * seconds, SHARE * saturated, 16)
         p50, p99 = np.quantile(tail.waits, [0.5, 0.99])
         beyond = Load(ours.port, body).run(4 * seconds, BEYOND * saturated, MANY_CLIENTS)
+
+        def beside_forwards(server: str) -> dict[str, Any]:
+            own = f"{server} engine"
+            return {
+                "engine": load_artifact(Path(name) / ENGINES[server]).run.engine.model_dump(),
+                "over_eager_forward": {
+                    key: ratios(rates[f"{server} {key}"], rates["eager"]) for key in ("npz", "png")
+                },
+                "over_own_forward": {
+                    key: ratios(rates[f"{server} {key}"], rates[own]) for key in ("npz", "png")
+                },
+                "engine_over_eager": ratios(rates[own], rates["eager"]),
+            }
+
         return {
-            "engine": load_artifact(images).run.engine.model_dump(),
-            "over_eager_forward": {
-                key: ratios(rates[f"ours {key}"], rates["eager"]) for key in ("npz", "png")
-            },
-            "over_own_forward": {
-                key: ratios(rates[f"ours {key}"], rates["engine"]) for key in ("npz", "png")
-            },
-            "engine_over_eager": ratios(rates["engine"], rates["eager"]),
+            **beside_forwards("ours"),
+            "bf16": beside_forwards("half"),
             **{
                 f"over_{peer}": {
                     key: ratios(rates[f"ours {key}"], rates[f"{peer} {key}"])

@@ -27,7 +27,7 @@ demo: install
 # each other longer than they work. A file's tests stay together, for they share servers.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" \
-		--numprocesses logical --maxprocesses 4 --dist loadfile
+		--numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

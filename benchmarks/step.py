@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import piecewise
 from models.constraints import GradientPenalty
-from models.convolution import Conv2d
+from models.convolution import Conv2d, Head
 from models.networks import CriticConfig, Shape, build_critic
 from training.stacked import Stack, StackedStep
 from training.step import CriticStep
@@ -63,11 +63,20 @@ def plain_convolution(ours: nn.Module) -> nn.Module:
     return layer
 
 
+def plain_head(ours: nn.Module) -> nn.Module:
+    """Torch's own layers with the same weights."""
+    assert isinstance(ours, Head)
+    layer = nn.Linear(ours.in_features, ours.out_features)
+    layer.load_state_dict(ours.state_dict())
+    return nn.Sequential(nn.Flatten(), layer)
+
+
 STOCK = {
     piecewise.Abs: lambda layer: Abs(),
     piecewise.ReLU: lambda layer: nn.ReLU(),
     piecewise.LeakyReLU: lambda layer: nn.LeakyReLU(layer.negative_slope),
     Conv2d: plain_convolution,
+    Head: plain_head,
     piecewise.AvgPool2d: lambda layer: nn.AvgPool2d(layer.kernel_size),
 }
 SWEEP = 8

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn import functional as F
 
 Three = tuple[Tensor | None, Tensor | None, Tensor | None]
 """``y``, ``x`` and ``w`` of the form ``<y, x * w>``, which is linear in each; one is missing."""
@@ -126,3 +127,16 @@ class Conv2d(nn.Conv2d):
             self.stride, self.padding, self.dilation, self.groups, input.shape, weight.shape
         )
         return _derivative((None, input, weight), geometry, bias)
+
+
+class Head(nn.Linear):
+    """A dense layer of whole maps, as torch's after `nn.Flatten`, but of maps as they lie.
+
+    Channels-last maps would be copied at each forward and backward; the order of the weight's
+    columns, which is that of flattened maps, is changed instead.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to ``(N, out_features)``."""
+        weight = self.weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+        return F.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, self.bias)

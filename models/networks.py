@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from models.conditional import ConditionalGenerator, ConditionalNorm, ProjectionCritic
-from models.convolution import Conv2d
+from models.convolution import Conv2d, Head
 from models.errors import ConfigError
 from models.piecewise import Abs, LeakyReLU, ReLU
 from models.recurrent import GRU, LSTM, PoolSteps, StepsFirst
@@ -157,7 +157,7 @@ def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Mod
         case "mlp":
             layers = _mlp(config, shape[0], 1)
         case "dcgan":
-            layers = _dcgan(config, shape)
+            layers = _dcgan(config, shape, with_features=bool(classes))
         case "resnet":
             sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
             layers = resnet_critic(shape[0], config.depth, sizes, channels, _before(config))
@@ -296,7 +296,7 @@ def _kernel(size: tuple[int, int]) -> tuple[int, int]:
     return (4 - size[0] % 2, 4 - size[1] % 2)
 
 
-def _dcgan(config: CriticConfig, shape: Shape) -> list[nn.Module]:
+def _dcgan(config: CriticConfig, shape: Shape, with_features: bool) -> list[nn.Module]:
     """Strided convolutions (Radford et al. 2016); depth beyond the halvings is at full size."""
     sizes = image_sizes(shape[1], shape[2], config.depth)
     stages = len(sizes) - 1
@@ -316,7 +316,10 @@ def _dcgan(config: CriticConfig, shape: Shape) -> list[nn.Module]:
             outputs = int(convolution.out_channels)  # type: ignore[arg-type]
             layers += _norm(config.normalization, outputs, image=True)
         layers.append(ACTIVATIONS[config.activation]())
-    return [*layers, nn.Flatten(), nn.Linear(inputs * math.prod(sizes[-1]), 1)]
+    size = inputs * math.prod(sizes[-1])
+    if with_features:  # which a projection takes too
+        return [*layers, nn.Flatten(), nn.Linear(size, 1)]
+    return [*layers, nn.Identity(), Head(size, 1)]  # as many layers, for weights go by their places
 
 
 def _dcgan_generator(

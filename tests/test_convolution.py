@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.convolution import Conv2d
+from models.convolution import Conv2d, Head
 
 SHAPES = {
     "one channel in": (1, 3, 4, 2, 1),
@@ -111,3 +111,34 @@ def test_autocast_computes_in_bf16() -> None:
     for mine, its in zip(*found, strict=True):
         assert mine.dtype == torch.float32
         assert (mine - its).norm() <= 0.02 * its.norm()
+
+
+def test_a_head_reads_maps_in_place_as_torch_reads_them_flattened() -> None:
+    torch.manual_seed(0)
+    ours, theirs = Head(3 * 6 * 5, 4).double(), nn.Linear(3 * 6 * 5, 4).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = maps(3).detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    found = []
+    for network in (ours, nn.Sequential(nn.Flatten(), theirs)):
+        scores = network(x).square().sum()
+        wanted = [x, *network.parameters()]
+        first = torch.autograd.grad(scores, wanted, create_graph=True)
+        found.append([scores, *first, *torch.autograd.grad(first[0].square().sum(), wanted[:2])])
+    torch.testing.assert_close(*found)
+    with torch.no_grad(), CountingCopies() as copies:
+        ours(x)
+    assert copies.of_maps == 0
+
+
+class CountingCopies(TorchDispatchMode):
+    """How often a whole batch of maps is copied."""
+
+    of_maps = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        copies = ("clone", "copy_", "_to_copy", "contiguous", "_reshape_copy")
+        if func.__name__.partition(".")[0] in copies and args[0].shape[0] == 2:
+            self.of_maps += 1
+        return func(*args, **(kwargs or {}))

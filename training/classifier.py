@@ -38,7 +38,7 @@ def fit_classifier(items: Tensor, labels: Tensor, classes: int, steps: int = STE
         assert isinstance(body, Critic)
         *features, head = body.body
         assert isinstance(head, nn.Linear)
-        network = nn.Sequential(*features, nn.Linear(head.in_features, classes))
+        network = nn.Sequential(*features, type(head)(head.in_features, classes))
         optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):

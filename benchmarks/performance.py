@@ -18,7 +18,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS, DOCS = ROOT / "benchmarks/results", ROOT / "docs"
 PAGE = "performance.md"
 WIDTH, BAR, LABEL = 640, 22, 220
-COLOURS = ["#2a6f97", "#e07a1f", "#b5838d", "#6a994e", "#7b5ea7"]
 FILL = {"ours": "#2a6f97", "limit": "#b0b0b0"}
 NETWORKS = {
     "mlp": "3x512 MLP, batch 256",
@@ -292,64 +291,6 @@ TASKS = {
 """The figure that is drawn, and its name."""
 
 
-def lines(
-    title: str, curves: list[tuple[str, list[tuple[float, float]]]], bound: float, *, log: bool
-) -> str:
-    """Draw curves over processor seconds, a colour for each label, and the target dashed.
-
-    Args:
-        title: above them.
-        curves: label and ``(seconds, value)``, in order; labels may repeat.
-        bound: the target.
-        log: draw the values' logarithm; those below a hundredth of the target are drawn there.
-
-    Returns:
-        An SVG.
-    """
-    left, top, height, below = 50, 36, 220, 20
-    labels = list(dict.fromkeys(label for label, _ in curves))
-
-    def level(value: float) -> float:
-        return math.log10(max(value, bound / 100)) if log else value
-
-    levels = [level(value) for _, points in curves for _, value in points] + [level(bound)]
-    low, high = min(0.0, *levels) if not log else min(levels), max(levels)
-    last = max(x for _, points in curves for x, _ in points)
-
-    def place(x: float, value: float) -> str:
-        across = left + (WIDTH - left - 10) * x / last
-        return f"{across:.1f} {top + height * (high - level(value)) / (high - low):.1f}"
-
-    whole = top + height + below + 18 * len(labels) + 14
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {whole}" '
-        f'width="{WIDTH}" height="{whole}" font-family="sans-serif" font-size="13">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{WIDTH}" height="{whole}" fill="#fff"/>',
-        f'<text x="8" y="20" font-weight="bold">{escape(title)}</text>',
-    ]
-    for label, points in curves:
-        path = "L".join(place(*point) for point in points)
-        colour = COLOURS[labels.index(label)]
-        parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-    parts.append(
-        f'<path d="M{place(0, bound)}L{place(last, bound)}" stroke="#c1121f" '
-        'stroke-dasharray="3 3"/>'
-    )
-    y = top + height + 14
-    parts += [
-        f'<text x="{left}" y="{y}">0</text>',
-        f'<text x="{WIDTH - 10}" y="{y}" text-anchor="end">{last:.0f} s of the processor</text>',
-    ]
-    for i, label in enumerate(labels):
-        y = top + height + below + 18 * (i + 1)
-        parts += [
-            f'<rect x="{left}" y="{y - 8}" width="24" height="4" fill="{COLOURS[i]}"/>',
-            f'<text x="{left + 32}" y="{y}">{escape(label)}</text>',
-        ]
-    return "\n".join([*parts, "</svg>"]) + "\n"
-
-
 def times(found: dict[str, Any], unit: str = "cpu_seconds") -> str:
     """Seconds seed by seed; what a run spent that did not get there is a lower bound."""
     pairs = zip(found[unit], found["reached"], strict=True)
@@ -374,20 +315,28 @@ def quality_task(quality: dict[str, Any], task: str, pictures: dict[str, str]) -
     bounds = runs[0]["bounds"]
     names = [solver for solver in SOLVER_LABELS if solver in found]
     picture = f"performance-quality-{task}.svg"
-    pictures[picture] = lines(
-        f"{task}: {figure}",
-        [
-            (
-                SOLVER_LABELS[r["solver"]],
-                [(row["cpu_seconds"], row[shown]) for row in r["trajectory"]],
-            )
-            for solver in names
-            for r in runs
-            if r["solver"] == solver and r["trajectory"]
-        ],
-        bounds[shown][1],
-        log=bounds[shown][0] == "<=",
+    sign, bound = bounds[shown]
+    log = sign == "<="
+    curves = [
+        Line(name="target", x=[0.0, max(r["spent"]["cpu_seconds"] for r in runs)], y=[bound] * 2)
+    ]
+    for solver in names:
+        x, y = list[float](), list[float | None]()
+        for r in runs:
+            if r["solver"] == solver:
+                for row in r["trajectory"]:
+                    x.append(row["cpu_seconds"])
+                    y.append(max(row[shown], bound / 100) if log else row[shown])
+                x, y = [*x, 0.0], [*y, None]  # the next seed's curve begins anew
+        curves.append(Line(name=SOLVER_LABELS[solver], x=x, y=y))
+    chart = Chart(
+        title=f"{task}: {figure}",
+        x_label="processor seconds",
+        y_label=shown.replace("_", " "),
+        lines=curves,
+        log_y=log,
     )
+    pictures[picture] = svg(chart, WIDTH) + "\n"
     target = " and ".join(
         f"{name.replace('_', ' ')} {sign} {bound:.4g}" for name, (sign, bound) in bounds.items()
     )

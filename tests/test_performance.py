@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from benchmarks.performance import DOCS, bars, lines, over, page, times
+from benchmarks.performance import DOCS, bars, over, page, times
 
 
 def test_the_page_is_made_from_the_results() -> None:
@@ -21,18 +21,6 @@ def test_bars_are_as_long_as_their_values() -> None:
     assert line is not None
     end = float(one.attrib["x"]) + float(one.attrib["width"])
     assert line.attrib["d"].startswith(f"M{end:.1f} ")
-
-
-def test_curves_and_their_target_are_on_one_scale() -> None:
-    curves = [("one", [(0.0, 0.0), (10.0, 1.0)]), ("two", [(5.0, 0.5)])]
-    root = ET.fromstring(lines("a < b", curves, 0.5, log=False))
-    space = "{http://www.w3.org/2000/svg}"
-    first, second, target = (path.attrib["d"] for path in root.iter(f"{space}path"))
-    start, end = (tuple(map(float, p.split())) for p in first.removeprefix("M").split("L"))
-    middle = float(second.removeprefix("M").split()[1])
-    assert middle == pytest.approx((start[1] + end[1]) / 2, abs=0.2)
-    assert start[1] > end[1]
-    assert {float(p.split()[1]) for p in target.removeprefix("M").split("L")} == {middle}
 
 
 def test_what_was_not_reached_is_shown_as_a_bound() -> None:

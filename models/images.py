@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import warnings
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -14,6 +16,8 @@ from models.errors import DataError, ShapeError
 Array = np.ndarray
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for each number of channels that an image file can have."""
+PNG_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
+"""PNG's colour type for each number of channels."""
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 2**24
 """Of one image that is decoded."""
@@ -126,14 +130,41 @@ def fit(image: Array, height: int, width: int, channels: int) -> Array:
     return np.asarray(fitted).reshape(height, width, channels)
 
 
-def encode_png(image: Array, level: int = 1) -> bytes:
-    """Encode one uint8 ``(H, W, C)`` image, C of 1 to 4; zlib level 1 is fast and nearly as small.
+def encode_png(image: Array) -> bytes:
+    """Encode one uint8 ``(H, W, C)`` image, C of 1 to 4, as PNG (ISO/IEC 15948), fast.
+
+    Each row is stored as its difference from the one above, and only runs are looked for. Pillow,
+    which tries five filters a row, takes three to five times as long at its level 1, for a file
+    about as large.
 
     Raises:
         ShapeError: an image file cannot have so many channels.
     """
+    height, width, channels = image.shape
+    _require_channels(channels)
+    pixels = image.reshape(height, width * channels)
+    rows = np.empty((height, 1 + width * channels), np.uint8)
+    rows[:, 0] = 2  # the filter "up"
+    rows[:, 1:] = pixels
+    rows[1:, 1:] -= pixels[:-1]
+    deflate = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    data = deflate.compress(rows.data) + deflate.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, PNG_TYPES[channels], 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), (b"IDAT", data), (b"IEND", b"")):
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        file += struct.pack(">I", len(content)) + kind + content + checksum
+    return file
+
+
+def encode_small_png(image: Array) -> bytes:
+    """The same, as small as Pillow makes it.
+
+    Raises:
+        ShapeError: see `encode_png`.
+    """
     out = io.BytesIO()
-    _picture(image).save(out, format="PNG", compress_level=level)
+    _picture(image).save(out, format="PNG", compress_level=9)
     return out.getvalue()
 
 
@@ -152,10 +183,13 @@ def encode_webp(image: Array) -> bytes:
 
 
 def _picture(image: Array) -> Image.Image:
-    channels = image.shape[2]
-    if channels not in MODES:
-        raise ShapeError(f"an image file has 1 to 4 channels, not {channels}; ask for npz")
-    return Image.fromarray(image[:, :, 0] if channels == 1 else image)
+    _require_channels(image.shape[2])
+    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
+def _require_channels(count: int) -> None:
+    if count not in MODES:
+        raise ShapeError(f"an image file has 1 to 4 channels, not {count}; ask for npz")
 
 
 def grid(images: Array, columns: int | None = None) -> Array:

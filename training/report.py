@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from models.images import encode_png
+from models.images import encode_small_png
 
 Array = np.ndarray
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7a7a7a")
@@ -278,7 +278,7 @@ def contours(field: Array, points: Sequence[tuple[Array, tuple[int, int, int]]] 
 
 def image(content: bytes | Array, caption: str, width: int | None = None) -> str:
     """A PNG file's bytes, or pixels uint8 ``(H, W, C)``, with a caption."""
-    png = content if isinstance(content, bytes) else encode_png(content, level=9)
+    png = content if isinstance(content, bytes) else encode_small_png(content)
     size = f' width="{width}"' if width else ""
     data = base64.b64encode(png).decode()
     return (

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.config import Config, parse_config
 from models.constraints import WeightClipping
 from models.errors import ConfigError, UserError
-from models.images import decode_image, encode_png
+from models.images import decode_image, encode_small_png
 from models.lipschitz import gradient_norms, interpolate, layer_signals
 from models.networks import CriticConfig, build_critic
 from models.sampling import Scaling, latents
@@ -287,7 +287,7 @@ def _surface(job: Values) -> Values:
         return scores
 
     picture = surface(score, low - margin, high + margin, [(real, (40, 40, 40))])
-    png = base64.b64encode(encode_png(picture, 9)).decode()
+    png = base64.b64encode(encode_small_png(picture)).decode()
     return {**_measured(fitted), "picture": png}
 
 
@@ -719,7 +719,7 @@ class Part(NamedTuple):
     def _picture(self) -> bytes:
         pictures = [decode_image(base64.b64decode(png), self.file) for png in self.pngs]
         gap = np.full((len(pictures[0]), 6, pictures[0].shape[2]), 255, np.uint8)
-        return encode_png(np.hstack([part for p in pictures for part in (gap, p)][1:]), 9)
+        return encode_small_png(np.hstack([part for p in pictures for part in (gap, p)][1:]))
 
 
 def _report(found: Found, claims: Sequence[Claim], scale: Scale) -> list[Part]:

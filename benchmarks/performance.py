@@ -270,9 +270,8 @@ differ in `batchable` alone. Answers a second, and the median wait, over those o
 scores each request by itself ({batching["rounds"]} rounds):
 
 {table(["clients at once", *labels.values()], rows)}
-BentoML's batches wait for company: that pays where many ask and costs a lone client dearly. Ours
-take along who waits when a turn comes ([`service/scoring.py`](../service/scoring.py)), and nobody
-waits for more.
+BentoML's batches wait for company: that pays where many ask and costs a lone client dearly. A turn
+of ours takes along who waits by then ([`service/scoring.py`](../service/scoring.py)).
 """
 
 

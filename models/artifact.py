@@ -168,9 +168,8 @@ class Model:
     ) -> None:
         self.run = run
         self.generator = generator
-        self.forward = fold(generator) if run.engine.name == "torch-folded" else generator
-        if run.engine.precision == "bf16":
-            self.forward = InHalf(self.forward)
+        forward = fold(generator) if run.engine.name == "torch-folded" else generator
+        self.forward = InHalf(forward) if run.engine.precision == "bf16" else forward
         """What samples are made with: the generator as the record's engine has it."""
         self.critic = critic
         self.quantiles = quantiles

@@ -1,7 +1,7 @@
 """A generator for serving: what batch normalisation does in eval mode, done by the layer before.
 
-Activations write over what the layer before made, and no gradient of theirs is provided for: in a
-DCGAN of 28x28 images that is a sixth of the time.
+Activations write over what the layer before made, and are torch's own, without cheap second
+derivatives: in a DCGAN of 28x28 images that saves a seventh of the time.
 """
 
 from __future__ import annotations

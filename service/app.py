@@ -209,13 +209,11 @@ async def post_scores(request: Request) -> Response:
     role = _asked_for(request)
     if _content_type(request) == "multipart/form-data":
         uploads, classes, resize = await _form(request)
-        alone = sum(len(content) for _, content in uploads) > SMALL_BODY
-        # Who reads for others too does not stop when its own client leaves.
-        going_on = anyio.from_thread.check_cancelled if alone else lambda: None
+        alone = True  # a small file may hold a large image
 
         def read() -> Given:
             served = HOLDER.require(role)
-            items = _file_items(served.model, uploads, resize, going_on)
+            items = _file_items(served.model, uploads, resize)
             return _given(served, items, classes)
     else:
         body = await _json_content(request)
@@ -320,9 +318,12 @@ async def get_api_page(request: Request) -> Response:
 
 @contextlib.asynccontextmanager
 async def _processor() -> AsyncIterator[None]:
-    """Wait for a processor, and hold it."""
-    with metrics.QUEUE.track_inprogress():
-        await WORKING.acquire()
+    """Wait for a processor, if none is free, and hold it."""
+    try:
+        WORKING.acquire_nowait()
+    except anyio.WouldBlock:
+        with metrics.QUEUE.track_inprogress():
+            await WORKING.acquire()
     try:
         yield
     finally:
@@ -332,19 +333,19 @@ async def _processor() -> AsyncIterator[None]:
 async def _in_thread(work: Callable[[], T]) -> T:
     """Do what takes a processor, when one is free."""
     async with _processor():
-        return await _worked(work)
+        return await _traced(work.__qualname__.partition(".")[0], work)
 
 
-async def _in_thread_unless(is_done: Callable[[], bool], work: Callable[[], None]) -> None:
-    """The same, if nobody has done it by then."""
+async def _scored_unless(is_done: Callable[[], bool], work: Callable[[], None]) -> None:
+    """The same for scores, if nobody has done it by then."""
     async with _processor():
         if not is_done():
-            await _worked(work)
+            await _traced("scores", work)
 
 
-async def _worked(work: Callable[[], T]) -> T:
+async def _traced(name: str, work: Callable[[], T]) -> T:
     def begin() -> T:
-        with telemetry.span(work.__qualname__.partition(".")[0]):
+        with telemetry.span(name):
             return work()
 
     return await anyio.to_thread.run_sync(begin, limiter=THREADS)
@@ -428,9 +429,7 @@ def _items(model: Model, values: Array, resize: bool) -> Array:
         raise
 
 
-def _file_items(
-    model: Model, uploads: list[tuple[str, bytes]], resize: bool, going_on: Callable[[], None]
-) -> Array:
+def _file_items(model: Model, uploads: list[tuple[str, bytes]], resize: bool) -> Array:
     """The items in files, in order; what is past a bound is not unpacked.
 
     The bounds are of all files together: a small file can decode to a thousand times its size.
@@ -438,7 +437,7 @@ def _file_items(
     parts, pixels, items = [], MAX_PIXELS, MAX_ITEMS
     most = 4 * MAX_PIXELS if resize else min(MAX_BYTES, 8 * MAX_ITEMS * math.prod(model.shape))
     for name, content in uploads:
-        going_on()
+        anyio.from_thread.check_cancelled()
         rows = read_items(content, name, items, pixels, most)
         try:
             part = _items(model, rows, resize)
@@ -475,7 +474,7 @@ async def _form(request: Request) -> tuple[list[tuple[str, bytes]], list[str] | 
         return uploads, names or None, resize == ["true"]
 
 
-GATHERED = Gathered(_in_thread_unless, _scored)
+GATHERED = Gathered(_scored_unless, _scored)
 DIRECT: dict[tuple[str, str], ASGIApp] = {}
 """By method and path: the routes that make all their errors themselves."""
 

@@ -125,6 +125,22 @@ def test_a_lone_request_and_a_large_one_wait_for_nobody(tmp_path: Path) -> None:
     assert model.model.rows == [1, 2, 3]  # type: ignore[attr-defined]
 
 
+def test_who_fills_a_forward_is_scored_after_the_others(tmp_path: Path) -> None:
+    model = served(tmp_path / "model")
+    items = model.model.sample(seed=0, count=3 * CHUNK)
+    scoring = gathered()
+    asked = [items[:1], items[1:3], items, items[3:4]]
+
+    async def ask() -> list[Array]:
+        reads = [lambda own=own: Given(model, own, None) for own in asked]
+        return await asyncio.gather(*(scoring.score(read, alone=False) for read in reads))
+
+    found = asyncio.run(ask())
+    assert model.model.rows == [3, 3 * CHUNK, 1]  # type: ignore[attr-defined]
+    for own, scores in zip(asked, found, strict=True):
+        assert np.array_equal(scores, model.model.score(own))
+
+
 def test_who_leaves_is_not_scored_and_holds_nobody_up(tmp_path: Path) -> None:
     model = served(tmp_path / "model")
     items = model.model.sample(seed=0, count=8)
@@ -147,6 +163,8 @@ def test_who_leaves_is_not_scored_and_holds_nobody_up(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         for left in (tasks[0], tasks[4]):
             left.cancel()
+        await asyncio.wait([tasks[0], tasks[4]])
+        assert len(scoring._waiting) == 5, "what nobody waits for is kept"
         return await asyncio.gather(first, *tasks, return_exceptions=True)
 
     found = asyncio.run(ask())

@@ -16,6 +16,8 @@ CHUNK = 16
 """Rows of each forward, always. A kernel may round differently for another batch size, so one
 size keeps a sample's bytes independent of how many were asked for. 16 keeps a request for one
 sample cheap, and costs little throughput against 64."""
+BLOCK = 16 * CHUNK
+"""Rows whose latents are drawn at once: a few calls, far from what the forward has in the cache."""
 WORDS_PER_COUNTER = 4
 """64-bit words that Philox 4x64 makes from one counter value."""
 
@@ -162,15 +164,17 @@ def generate(
     device = next(generator.parameters()).device
     stop = start + count
     # Chunks are aligned to the index, so a sample's row in its chunk never changes either.
-    for first in range(start - start % CHUNK, stop, CHUNK):
-        z = torch.from_numpy(draw(first, CHUNK)).to(device)
-        low, high = max(start - first, 0), min(stop - first, CHUNK)
-        given = []
-        if labels is not None:
-            chunk = np.zeros(CHUNK, np.int64)
-            chunk[low:high] = labels[first + low - start : first + high - start]
-            given = [torch.from_numpy(chunk).to(device)]
-        yield scaling.to_data(generator(z, *given)).cpu().numpy()[low:high]
+    for block in range(start - start % CHUNK, stop, BLOCK):
+        rows = min(BLOCK, -(-(stop - block) // CHUNK) * CHUNK)
+        drawn = torch.from_numpy(draw(block, rows)).to(device)
+        for first, z in zip(range(block, block + rows, CHUNK), drawn.split(CHUNK), strict=True):
+            low, high = max(start - first, 0), min(stop - first, CHUNK)
+            given = []
+            if labels is not None:
+                chunk = np.zeros(CHUNK, np.int64)
+                chunk[low:high] = labels[first + low - start : first + high - start]
+                given = [torch.from_numpy(chunk).to(device)]
+            yield scaling.to_data(generator(z, *given)).cpu().numpy()[low:high]
 
 
 @torch.inference_mode()

@@ -167,7 +167,8 @@ def generate(
     for block in range(start - start % CHUNK, stop, BLOCK):
         rows = min(BLOCK, -(-(stop - block) // CHUNK) * CHUNK)
         drawn = torch.from_numpy(draw(block, rows)).to(device)
-        for first, z in zip(range(block, block + rows, CHUNK), drawn.split(CHUNK), strict=True):
+        for first in range(block, block + rows, CHUNK):
+            z = drawn[first - block : first - block + CHUNK]
             low, high = max(start - first, 0), min(stop - first, CHUNK)
             given = []
             if labels is not None:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from models import refinement, sampling
 from models.config import Config
 from models.errors import ArtifactError, ClassError, ConfigError, ShapeError
-from models.folding import InHalf, fold
+from models.folding import InHalf, channels_last, fold
 from models.images import MODES, fit
 from models.networks import Shape, build_critic, build_generator
 
@@ -95,8 +95,9 @@ class Engine(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["torch", "torch-folded"] = "torch"
-    """The generator as it was trained, as older versions have it, or as `folding.fold` makes it."""
+    name: Literal["torch", "torch-folded", "torch-channels-last"] = "torch"
+    """The generator as it was trained; as `folding.fold` makes it; or that on channels-last maps.
+    Each rounds in its own way: a version keeps the one that it was made with."""
     precision: Literal["fp32", "bf16"] = "fp32"
     chunk: int = sampling.CHUNK
     mean_error: float | None = None
@@ -168,7 +169,9 @@ class Model:
     ) -> None:
         self.run = run
         self.generator = generator
-        forward = fold(generator) if run.engine.name == "torch-folded" else generator
+        forward = generator if run.engine.name == "torch" else fold(generator)
+        if run.engine.name == "torch-channels-last":
+            forward = channels_last(forward)
         self.forward = InHalf(forward) if run.engine.precision == "bf16" else forward
         """What samples are made with: the generator as the record's engine has it."""
         self.critic = critic

@@ -77,7 +77,7 @@ def make_artifact(
             scale=[1.0] * features,
         ),
         provenance={},
-        engine=artifact.Engine(name="torch-folded", precision=config.serving.precision),
+        engine=artifact.Engine(name="torch-channels-last", precision=config.serving.precision),
         results=artifact.Results(
             extractor=None,
             figures={

@@ -311,7 +311,7 @@ def test_the_run_is_recorded_whole(uninterrupted: Path) -> None:
     assert run_json["constraint"]["kind"] == "lipschitz_penalty"
     assert run_json["data"]["sha256"]
     assert run_json["provenance"]["torch"] == torch.__version__
-    assert run_json["engine"]["name"] == "torch-folded"
+    assert run_json["engine"]["name"] == "torch-channels-last"
     assert run_json["engine"]["max_error"] < 1e-5
     lipschitz = run_json["lipschitz"]
     assert set(lipschitz["gradient_norm"]) == {"real", "fake", "between"}

@@ -53,6 +53,10 @@ class Scorer:
         torch.set_num_threads(1)
         self.model = load_artifact(Path(os.environ["WGAN_MODEL"]))
 
+    def scores(self, samples: np.ndarray) -> list[float]:
+        found: list[float] = self.model.score(samples).tolist()
+        return found
+
 
 @bentoml.service(**SETTINGS)
 class Single(Scorer):
@@ -60,8 +64,7 @@ class Single(Scorer):
 
     @bentoml.api(route="/v1/scores")
     def score(self, samples: Image) -> list[float]:
-        scores: list[float] = self.model.score(samples).tolist()
-        return scores
+        return self.scores(samples)
 
 
 @bentoml.service(**SETTINGS)
@@ -70,8 +73,7 @@ class Gathered(Scorer):
 
     @bentoml.api(route="/v1/scores", batchable=True, max_batch_size=MAX_BATCH)
     def score(self, samples: Image) -> list[float]:
-        scores: list[float] = self.model.score(samples).tolist()
-        return scores
+        return self.scores(samples)
 
 
 def measure(seconds: float, rounds: int) -> dict[str, Any]:
@@ -109,24 +111,21 @@ def measure(seconds: float, rounds: int) -> dict[str, Any]:
         finally:
             for server in up.values():
                 server.stop()
-    return {
-        str(clients): {
-            service: {
-                "rate_over_single": statistics.median(
-                    a.rate / b.rate
-                    for a, b in zip(
-                        answers[f"{service} {clients}"], answers[f"single {clients}"], strict=True
-                    )
-                ),
-                "median_wait_over_single": statistics.median(
-                    statistics.median(a.waits) / statistics.median(b.waits)
-                    for a, b in zip(
-                        answers[f"{service} {clients}"], answers[f"single {clients}"], strict=True
-                    )
-                ),
-            }
-            for service in COMMANDS
+
+    def over_single(service: str, clients: int) -> dict[str, float]:
+        pairs = zip(answers[f"{service} {clients}"], answers[f"single {clients}"], strict=True)
+        ratios = [
+            (a.rate / b.rate, statistics.median(a.waits) / statistics.median(b.waits))
+            for a, b in pairs
+        ]
+        rates, waits = zip(*ratios, strict=True)
+        return {
+            "rate_over_single": statistics.median(rates),
+            "median_wait_over_single": statistics.median(waits),
         }
+
+    return {
+        str(clients): {service: over_single(service, clients) for service in COMMANDS}
         for clients in CLIENTS
     }
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from models import registry
-from models.artifact import Model, load_artifact
 from models.config import Config, DataConfig, EvaluationConfig, parse_config
 from models.errors import ConfigError
 from models.images import encode_png
 from tests.artifacts import tiny_config
+from tests.runs import trained
 from training import extractor as module
 from training.data import Dataset, load_data
 from training.efficientnet import load_efficientnet, weights_file
@@ -30,7 +30,6 @@ from training.extractor import (
     load_extractor,
     train_classifier,
 )
-from training.run import run_training
 
 RNG = np.random.default_rng(2)
 
@@ -202,27 +201,12 @@ def configured(source: Path, **evaluation: object) -> Config:
     return parse_config(values)
 
 
-def run(config: Config, folder: Path, register: bool = True) -> tuple[Model, str | None, str]:
-    said: list[str] = []
-    reference = run_training(
-        config,
-        folder,
-        torch.device("cpu"),
-        resume=False,
-        register=register,
-        say=said.append,
-        report=lambda row: None,
-        stop_requested=lambda: False,
-    )
-    return load_artifact(folder / "artifact"), reference, "\n".join(said)
-
-
 def test_a_name_keeps_the_extractor_of_its_first_champion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     source = save_images(tmp_path / "set", count=40)
-    first, reference, said = run(configured(source), tmp_path / "1")
+    first, reference, said = trained(configured(source), tmp_path / "1")
     assert first.run.results.extractor is not None
     card = first.run.results.extractor
     assert card.name == "classifier"
@@ -240,9 +224,9 @@ def test_a_name_keeps_the_extractor_of_its_first_champion(
         (source / "more" / kind).rmdir()
     (source / "more").rmdir()
     monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "other"))
-    alone, _, _ = run(configured(source), tmp_path / "2", register=False)
+    alone, _, _ = trained(configured(source), tmp_path / "2", register=False)
     assert alone.run.results.extractor != card
-    second, reference, _ = run(configured(source), tmp_path / "3")
+    second, reference, _ = trained(configured(source), tmp_path / "3")
     assert second.run.results.extractor == card
     assert (
         artifact_weights(tmp_path / "3" / "artifact").keys()
@@ -250,7 +234,7 @@ def test_a_name_keeps_the_extractor_of_its_first_champion(
     )
 
     # Whoever asks for another is told; a later champion changes nothing.
-    third, reference, said = run(configured(source, extractor="pixels"), tmp_path / "4")
+    third, reference, said = trained(configured(source, extractor="pixels"), tmp_path / "4")
     assert third.run.results.extractor is not None
     assert third.run.results.extractor.name == "pixels"
     assert "do not compare" in said
@@ -261,7 +245,7 @@ def test_a_name_keeps_the_extractor_of_its_first_champion(
 def test_evaluate_uses_the_models_own_extractor(tmp_path: Path) -> None:
     """On a machine that has only the artifact and the data, and not the trained classifier."""
     source = save_images(tmp_path / "set", count=40)
-    model, _, _ = run(configured(source), tmp_path / "run", register=False)
+    model, _, _ = trained(configured(source), tmp_path / "run", register=False)
     wgan = Path(sys.executable).with_name("wgan")
     done = subprocess.run(
         [wgan, "evaluate", tmp_path / "run" / "artifact", "--json"],

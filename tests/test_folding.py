@@ -16,7 +16,7 @@ from models.folding import fold
 from models.networks import GeneratorConfig, build_generator
 from models.piecewise import LeakyReLU, ReLU
 from tests.artifacts import make_artifact, tiny_config
-from training.run import run_training
+from tests.runs import trained
 
 BATCH = nn.modules.batchnorm._BatchNorm
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], int, int]] = {
@@ -127,21 +127,11 @@ def test_every_architecture_works_in_bf16(tmp_path: Path, classes: dict[str, int
 
 def test_a_version_in_bf16_says_so_where_people_look(tmp_path: Path) -> None:
     config = tiny_config(serving={"precision": "bf16"}, evaluation={"samples": 50})
-    said: list[str] = []
-    run_training(
-        config,
-        tmp_path / "run",
-        torch.device("cpu"),
-        resume=False,
-        register=False,
-        say=said.append,
-        report=lambda row: None,
-        stop_requested=lambda: False,
-    )
-    run = load_artifact(tmp_path / "run" / "artifact").run
+    model, _, said = trained(config, tmp_path / "run", register=False)
+    run = model.run
     assert run.engine.precision == "bf16"
     assert run.engine.mean_error
     assert run.engine.max_error
     line = f"bf16: samples differ .* by {run.engine.mean_error:.2g} grey levels on average"
-    assert re.search(line, "\n".join(said))
+    assert re.search(line, said)
     assert re.search(line, (tmp_path / "run" / "artifact" / "MODEL_CARD.md").read_text())

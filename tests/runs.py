@@ -1,0 +1,27 @@
+"""Whole runs for tests, by the code that the command runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from models.artifact import Model, load_artifact
+from models.config import Config
+from training.run import run_training
+
+
+def trained(config: Config, folder: Path, register: bool = True) -> tuple[Model, str | None, str]:
+    """Train in ``folder``: the model, its reference if it was registered, and what was said."""
+    said: list[str] = []
+    reference = run_training(
+        config,
+        folder,
+        torch.device("cpu"),
+        resume=False,
+        register=register,
+        say=said.append,
+        report=lambda row: None,
+        stop_requested=lambda: False,
+    )
+    return load_artifact(folder / "artifact"), reference, "\n".join(said)

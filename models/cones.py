@@ -18,6 +18,10 @@ ROWS = 128
 """Samples at a time."""
 TEMPERATURE = 0.05
 """At the start, in the critic's units."""
+IDLE = 0.02
+"""A cone with less than this of an even share of the samples is out of the optimizer's sight."""
+APART = 0.1
+"""How far a copied cone's tip lies from the original's, over the distance of the samples."""
 
 
 class Cones(nn.Module):
@@ -76,6 +80,37 @@ class Cones(nn.Module):
         tip = tip * (size / torch.linalg.vector_norm(tip).clamp_min(1e-6))
         far = torch.full_like(tip[:, 0], 100.0)
         return cls(tip, far, size * far)
+
+    @torch.no_grad()
+    def split(self, x: Tensor) -> None:
+        """Move idle cones to where others have much to do, which then share it.
+
+        As the temperature falls, the optimizer loses sight of cones that are nowhere highest, and a
+        cone may be left with what the optimal critic has several for. A copy starts as high as its
+        original on the original's samples, its tip a little to the side, so the envelope stays
+        nearly as it was. (Wu, Wang, Liu 2019, "Splitting steepest descent", split neurons so.)
+
+        Args:
+            x: ``(M, *shape)``, of A and B.
+        """
+        x = x.flatten(1)
+        tips = self.tips * self.reach[:, None]
+        temperature = self.log_temperature.exp()
+        cones, distances = _cones(x, tips, tips.square().sum(dim=1), self.heights, temperature)
+        shares, _ = _shares(cones)
+        load = shares.sum(dim=0)
+        idle = (load < IDLE * len(x) / len(load)).nonzero()[:, 0]
+        if not len(idle):
+            return
+        originals = torch.multinomial(load, len(idle), replacement=True)
+        weights = shares[:, originals] / load[originals]
+        far = (weights * distances[:, originals]).sum(dim=0)
+        aside = torch.randn_like(tips[idle]) * (APART * far / tips.shape[1] ** 0.5)[:, None]
+        moved = torch.cdist(x, tips[originals] + aside)
+        higher = (weights * (moved - distances[:, originals])).sum(dim=0)
+        self.heights[idle] = self.heights[originals] + higher
+        self.reach[idle] = self.reach[originals]
+        self.tips[idle] = self.tips[originals] + aside / self.reach[originals, None]
 
     def forward(self, x: Tensor) -> Tensor:
         """Samples ``(M, *shape)`` to scores ``(M,)``."""

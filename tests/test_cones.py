@@ -46,6 +46,36 @@ def test_all_cones_have_one_mean_at_the_start() -> None:
     torch.testing.assert_close(means, torch.zeros(64), atol=1e-3, rtol=0)
 
 
+def test_idle_cones_share_the_work_of_others_and_scores_hardly_move() -> None:
+    source = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 256, 20, generator=source)
+    critic, x = Cones.between(a + 1, b), torch.cat([a + 1, b])
+    with torch.no_grad():
+        critic.log_temperature.fill_(-5)
+        critic.heights[2:] -= 100  # these are nowhere highest
+
+    def shares() -> torch.Tensor:
+        heights = critic.heights.detach().clone().requires_grad_()
+        scores = torch.func.functional_call(critic, {"heights": heights}, (x,))
+        return torch.autograd.grad(scores.mean(), heights)[0]
+
+    before = critic(x).detach()
+    assert (shares() > 0.02 / 256).sum() == 2
+    torch.manual_seed(1)
+    critic.split(x)
+    assert (shares() > 0.02 / 256).sum() > 30
+    distance = torch.cdist(x, critic.tips[:2] * critic.reach[:2, None]).mean()
+    assert (critic(x) - before).abs().max() < 0.1 * distance
+    assert gradient_norms(critic, x).max() <= 1 + 1e-5
+    # And where none is idle, nothing is done.
+    with torch.no_grad():
+        critic.log_temperature.fill_(1)
+    kept = {name: value.clone() for name, value in critic.state_dict().items()}
+    critic.split(x)
+    for name, value in critic.state_dict().items():
+        assert torch.equal(value, kept[name])
+
+
 def test_a_plane_scores_along_the_difference_of_the_means() -> None:
     source = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 5000, 4, generator=source)

@@ -38,6 +38,8 @@ MEASURED = 4096
 """Points between A and B, at most, where gradient norms are taken."""
 LOOKS = 20
 """Times that validation is asked for the best critic so far."""
+SPLITS = 10
+"""Times, in the first half of the steps, that idle cones get something to do."""
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
 FEWEST = 50
@@ -114,12 +116,15 @@ def fit(
     find_gradients = CriticStep(mode, critic, constraint, steps, "fp32", *plain, warnings.warn)
     average = copy.deepcopy(critic).requires_grad_(False).eval()
     looks = {round(steps * (i + 1) / LOOKS) for i in range(LOOKS)}
+    splits = {round(steps * (i + 1) / (2 * SPLITS)) for i in range(SPLITS)}
     best, best_state = -math.inf, average.state_dict()
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * _rate(recipe, step, steps)
         find_gradients(*draw(), [], step)
         optimizer.step()
         constraint.after_critic_step(critic)
+        if step + 1 in splits and isinstance(critic, Cones):
+            critic.split(torch.cat(draw()))
         _average(average, critic, min(recipe.average, (1 + step) / (10 + step)))
         if step + 1 == steps or (objective and step + 1 in looks):
             candidate = copy.deepcopy(average)

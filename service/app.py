@@ -42,7 +42,7 @@ from models.images import MAX_PIXELS
 from service import metrics, telemetry
 from service.drift import LEVEL, Windows
 from service.keys import Keys, allow
-from service.limits import SMALL_BODY, TIMEOUT, Guard, bound_protocol
+from service.limits import SMALL_BODY, TIMEOUT, BoundedProtocol, Guard, bound_protocol
 from service.page import FILES, cached, get_page
 from service.problems import HANDLERS, BadRequest, describe
 from service.schemas import (
@@ -137,11 +137,13 @@ async def post_samples(request: Request) -> Response:
 
     # Nothing is made before the first turn, whose errors are still answered with a status.
     spent = metrics.Spent(served.role, wanted.format)
+    at_once = count <= served.at_once and not wanted.refine
+    watched = _watched(parts, spent, at_once)
     pieces = itertools.chain.from_iterable(
-        stream(p, count, wanted.format, columns, facts) for p in [_watched(parts, spent)]
+        stream(p, count, wanted.format, columns, facts) for p in [watched]
     )
     headers = {**_headers(served), **({} if seed is None else {"X-Seed": str(seed)})}
-    first, is_all = await _turn(pieces, spent)
+    first, is_all = await _turn(pieces, spent, at_once)
     if is_all:
         return Response(first, headers=headers, media_type=MEDIA_TYPES[wanted.format])
 
@@ -172,10 +174,11 @@ def _samples(model: Model, wanted: SamplesRequest, seed: int | None) -> tuple[It
     return model.samples(seed, wanted.count, 0, label, wanted.truncation), wanted.count
 
 
-def _watched(parts: Iterator[Array], spent: metrics.Spent) -> Iterator[Array]:
-    """Count samples as they are made, and stop when nobody waits for them any more."""
+def _watched(parts: Iterator[Array], spent: metrics.Spent, at_once: bool) -> Iterator[Array]:
+    """Count samples as they are made, and in a thread stop when nobody waits for them any more."""
     while True:
-        anyio.from_thread.check_cancelled()
+        if not at_once:
+            anyio.from_thread.check_cancelled()
         with spent.generating():
             part = next(parts, None)
         if part is None:
@@ -184,8 +187,10 @@ def _watched(parts: Iterator[Array], spent: metrics.Spent) -> Iterator[Array]:
         yield part
 
 
-async def _turn(pieces: Iterator[bytes], spent: metrics.Spent) -> tuple[bytes, bool]:
-    """Make the next bytes to send, in a thread; True if they are the last.
+async def _turn(
+    pieces: Iterator[bytes], spent: metrics.Spent, at_once: bool = False
+) -> tuple[bytes, bool]:
+    """Make the next bytes to send, in a thread unless ``at_once``; True if they are the last.
 
     A turn is short, so that long requests and short ones share the threads.
     """
@@ -201,7 +206,10 @@ async def _turn(pieces: Iterator[bytes], spent: metrics.Spent) -> tuple[bytes, b
         spent.done()
         return b"".join(found), True
 
-    return await _in_thread(work)
+    if at_once:
+        with telemetry.span("samples"):
+            return work()
+    return await _in_thread("samples", work)
 
 
 async def post_scores(request: Request) -> Response:
@@ -330,10 +338,10 @@ async def _processor() -> AsyncIterator[None]:
         WORKING.release()
 
 
-async def _in_thread(work: Callable[[], T]) -> T:
+async def _in_thread(name: str, work: Callable[[], T]) -> T:
     """Do what takes a processor, when one is free."""
     async with _processor():
-        return await _traced(work.__qualname__.partition(".")[0], work)
+        return await _traced(name, work)
 
 
 async def _scored_unless(is_done: Callable[[], bool], work: Callable[[], None]) -> None:
@@ -381,7 +389,7 @@ async def _json_body(request: Request, schema: type[M]) -> M:
     body = await _json_content(request)
     if len(body) <= SMALL_BODY:
         return _parsed(body, schema)
-    return await _in_thread(lambda: _parsed(body, schema))
+    return await _in_thread("body", lambda: _parsed(body, schema))
 
 
 def _parsed(content: bytes, schema: type[M]) -> M:
@@ -483,6 +491,7 @@ def _route(path: str, handle: Endpoint, method: str, scope: str | None = None) -
     endpoint = measured(path, handle, scope)
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = API  # of Starlette's requests: without it their errors are of other types
         response = await endpoint(Request(scope, receive, send))
         await response(scope, receive, send)
 
@@ -531,6 +540,15 @@ def leave_slowly(holder: ModelHolder) -> None:
     signal.signal(signal.SIGTERM, leave)
 
 
+def surrounded(app: ASGIApp) -> ASGIApp:
+    """Our layers, around what they do not answer themselves."""
+    guard = Guard(app, KEYS, lambda status: metrics.rejected(status, HOLDER), DIRECT)
+    paths = telemetry.QUIET | {route.path for route in API.routes if isinstance(route, Route)}
+    entry = telemetry.RequestMiddleware(guard, paths, lambda: HOLDER.is_leaving)
+    BoundedProtocol.entries = dict.fromkeys(DIRECT, entry)
+    return entry
+
+
 # BentoML's own request metrics label each raw path, so every unknown path would add a series.
 @bentoml.service(
     name="wgan",
@@ -561,14 +579,4 @@ class WganService:
 
 # The decorator makes a Service of the class, which mypy does not see.
 WganService.mount_asgi_app(API, path="/")  # type: ignore[attr-defined]
-WganService.add_asgi_middleware(  # type: ignore[attr-defined]
-    telemetry.RequestMiddleware,
-    paths=telemetry.QUIET | {route.path for route in API.routes if isinstance(route, Route)},
-    is_leaving=lambda: HOLDER.is_leaving,
-)
-WganService.add_asgi_middleware(  # type: ignore[attr-defined]
-    Guard,
-    keys=KEYS,
-    answered=lambda status: metrics.rejected(status, HOLDER),
-    direct=DIRECT,
-)
+WganService.add_asgi_middleware(surrounded)  # type: ignore[attr-defined]

@@ -7,16 +7,20 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import anyio
 import uvicorn.protocols.http.auto
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.keys import Keys, Unauthorized
 from service.problems import MEDIA_TYPE, mended, problem, unauthorized
 from service.telemetry import REQUEST_ID
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 MAX_BODY = 16 * 2**20
 """Bytes of one body."""
@@ -33,6 +37,8 @@ TIMEOUT = 60.0
 """Seconds from a request's first byte to its answer's."""
 ANSWER_TIMEOUT = 600.0
 """Seconds that an answer may take from its first byte on: clients may read slowly, not for ever."""
+UNWATCHED = 0.02
+"""Seconds after which it matters whether the client is still there: to look costs time itself."""
 UNLIMITED = ("/livez", "/readyz", "/healthz", "/metrics")
 """What must answer however busy the service is."""
 log = logging.getLogger("wgan.service")
@@ -90,9 +96,9 @@ class Guard:
             if started:
                 await send(message)
 
-        with anyio.move_on_after(TIMEOUT) as limit:
+        with anyio.move_on_after(TIMEOUT) as limit:  # threads can ask it whether anybody waits
             try:
-                await self._admitted(scope, receive, mending)
+                await self._admitted(scope, receive, mending, limit)
             except Refused as refused:
                 answer = refused.answer
             except Exception:  # nothing may reach the client but an id to find it in the log by
@@ -101,13 +107,18 @@ class Guard:
                 if started:
                     raise
                 answer = problem(500, f"an error of ours; it is logged as {request_id}")
-        if limit.cancelled_caught and not started:
-            answer = problem(504, f"not done within {TIMEOUT:g} seconds")
+        if limit.cancelled_caught:
+            if asyncio.get_running_loop().time() < limit.deadline:
+                answer = _gone().answer
+            elif not started:
+                answer = problem(504, f"not done within {TIMEOUT:g} seconds")
         if answer is not None:
             self.answered(answer.status_code)
             await answer(scope, receive, send)
 
-    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admitted(
+        self, scope: Scope, receive: Receive, send: Send, limit: anyio.CancelScope
+    ) -> None:
         """Serve a request that has a key where it needs one, and a place."""
         headers = dict(scope["headers"])
         size = sum(len(name) + len(value) for name, value in scope["headers"])
@@ -146,7 +157,7 @@ class Guard:
             self.in_flight += is_limited
             try:
                 app = self.direct.get((scope["method"], scope["path"]), self.app)
-                await _attended(app, scope, body, receive, send)
+                await _attended(app, scope, body, receive, send, limit)
             finally:
                 self.in_flight -= is_limited
         finally:
@@ -183,11 +194,19 @@ async def _read(receive: Receive, hold: Callable[[int], None]) -> bytes:
             return b"".join(parts)
 
 
-async def _attended(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-    """Let the application answer for as long as the client is there."""
+async def _attended(
+    app: ASGIApp,
+    scope: Scope,
+    body: bytes,
+    receive: Receive,
+    send: Send,
+    limit: anyio.CancelScope,
+) -> None:
+    """Let the application answer for as long as the client is there, or else cancel it."""
     whole: bytes | None = body
     answered = False
     gone = asyncio.Event()
+    watcher: asyncio.Task[None] | None = None
 
     async def replaying() -> Message:
         nonlocal whole
@@ -208,21 +227,27 @@ async def _attended(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, s
             pass
         gone.set()
         if not answered:
-            work.cancel()
+            limit.cancel()
 
-    with anyio.CancelScope() as work:  # threads can ask it whether they work for nobody
+    def begin() -> None:
+        nonlocal watcher
         watcher = asyncio.create_task(watch())
-        try:
-            await app(scope, replaying, sending)
-        finally:
+
+    beginning = asyncio.get_running_loop().call_later(UNWATCHED, begin)
+    try:
+        await app(scope, replaying, sending)
+    finally:
+        beginning.cancel()
+        if watcher:
             watcher.cancel()
-    if gone.is_set() and not answered:
-        raise _gone()
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """Uvicorn's HTTP/1.1, which has no bound on a head: one connection could fill the memory."""
 
+    entries: ClassVar[Mapping[tuple[str, str], ASGIApp]] = {}
+    """By method and path: what goes by none of BentoML's layers, which would cost as much as a
+    small answer."""
     unread = 0
     """Bytes since a head was whole, or a part of a body came."""
 
@@ -250,6 +275,10 @@ class BoundedProtocol(HttpToolsProtocol):
         length = f"content-length: {len(answer.body)}\r\n\r\n"
         self.transport.write((head + length).encode() + bytes(answer.body))
         self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        entry = self.entries.get((cycle.scope["method"], cycle.scope["path"]))
+        super()._start_asgi_task(cycle, cast("ASGI3Application", entry) if entry else app)
 
     def _should_upgrade_to_ws(self) -> bool:
         return False  # there is no websocket here

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     generate_latest,
+    values,
 )
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -30,6 +32,9 @@ from service.drift import Windows
 from service.state import ModelHolder, Served
 
 Array = np.ndarray
+if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    # A worker does not fork: to ask the system who it is at each of a dozen counts costs as much.
+    values.ValueClass = values.MultiProcessValue(partial(int, os.getpid()))  # type: ignore[no-untyped-call]
 REGISTRY = CollectorRegistry()
 SEVERITIES = ("info", "warning", "critical")
 SHORT = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)

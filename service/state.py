@@ -42,6 +42,8 @@ TRIES = 3
 """Of a download, or a question, that fails; the next poll begins anew."""
 JITTER = 0.2
 """Share of a wait by which it varies, so that replicas do not ask all at once."""
+QUICK = 0.001
+"""Seconds for which the event loop may stand still; to wake a thread takes a tenth of that."""
 KEPT = 3
 """Versions that stay in the cache."""
 CURRENT = "current"
@@ -60,6 +62,8 @@ class Served(NamedTuple):
     """Of the critic's clipped weights, those that lie at their bound; None without clipping."""
     since: float
     """When it began to serve, in seconds since 1970."""
+    at_once: int = 0
+    """Samples, at most, that take so little time that they need no thread of their own."""
 
 
 class Slot:
@@ -182,7 +186,7 @@ class Slot:
         version = version or model.digest[:12]
         run_once(model, version)
         saturated = model.run.config.constraint.saturated_share(model.critic)
-        return Served(model, version, self.role, saturated, time.time())
+        return Served(model, version, self.role, saturated, time.time(), at_once(model))
 
     # The cache: a folder for each version, by number, and the file `CURRENT`. Workers share it.
 
@@ -393,6 +397,18 @@ def run_once(model: Model, version: str) -> None:
     score = model.score(model.sample(seed=0, count=rows), labels)
     if not np.isfinite(score).all():
         raise ArtifactError(f"{version}: its own sample has the score {score[0]}")
+
+
+def at_once(model: Model) -> int:
+    """As many samples as a forward has, if they take less than `QUICK`; or else none."""
+    from models.sampling import CHUNK
+
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        model.sample(seed=0, count=CHUNK)
+        seconds.append(time.perf_counter() - began)
+    return CHUNK if min(seconds) < QUICK else 0
 
 
 def cache_folder() -> Path:

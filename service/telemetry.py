@@ -6,9 +6,9 @@ import contextlib
 import json
 import logging
 import os
+import random
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
@@ -23,6 +23,8 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 HEADER = "x-request-id"
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """What a client's own request id may be; another is replaced by ours."""
+IDS = random.Random()
+"""Ours need be unlike each other, not secret."""
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 TRACING = any(map(os.environ.get, ENDPOINTS))
 """Whether spans are sent anywhere; making them costs a small answer some per cent of its time."""
@@ -58,7 +60,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """Have what BentoML's processes write, ours included, be JSON."""
+    """Have what BentoML's processes write, ours included, be JSON.
+
+    What its lines do not tell need not be found out for each (the logging HOWTO, "Optimization").
+    """
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.logAsyncioTasks = False  # type: ignore[attr-defined] # not in its types
     logging.getLogger("wgan").setLevel(logging.INFO)
     for name in ("", "bentoml", "uvicorn.error", "circus"):
         for handler in logging.getLogger(name).handlers:
@@ -114,7 +122,7 @@ class RequestMiddleware:
             return
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         given = headers.get(HEADER, "")
-        request_id = given if ACCEPTED_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if ACCEPTED_ID.fullmatch(given) else f"{IDS.getrandbits(128):032x}"
         token = REQUEST_ID.set(request_id)
         began = time.perf_counter()
         status: int | None = None

@@ -16,6 +16,7 @@ import pytest
 from models.artifact import Model, load_artifact
 from models.errors import ShapeError
 from models.sampling import CHUNK
+from service import state
 from service.scoring import Gathered, Given
 from service.state import Served
 from tests.artifacts import make_artifact
@@ -175,3 +176,13 @@ def test_who_leaves_is_not_scored_and_holds_nobody_up(tmp_path: Path) -> None:
             assert i not in asked
         else:
             assert np.array_equal(scores, right[i : i + 1])
+
+
+def test_only_what_is_quick_is_made_without_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_artifact(make_artifact(tmp_path / "model", "vector"))
+    monkeypatch.setattr(state, "QUICK", 60.0)
+    assert state.at_once(model) == CHUNK
+    monkeypatch.setattr(state, "QUICK", 1e-9)
+    assert state.at_once(model) == 0

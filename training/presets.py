@@ -104,7 +104,13 @@ PRESETS: dict[str, Values] = {
         "data": {"source": "25gaussians"},
         **_TOY,
         "critic": {**_TOY["critic"], "width": 64, "activation": "abs"},
-        "training": {**_TOY["training"], "steps": 8000, "decay_from": 0.5, "ema_decay": 0.998},
+        "training": {
+            **_TOY["training"],
+            "steps": 6000,
+            "batch_size": 512,
+            "decay_from": 0.5,
+            "ema_decay": 0.998,
+        },
     },
     "swissroll": {"data": {"source": "swissroll"}, **_TOY},
     "ar2": {

@@ -38,8 +38,6 @@ MEASURED = 4096
 """Points between A and B, at most, where gradient norms are taken."""
 LOOKS = 20
 """Times that validation is asked for the best critic so far."""
-SPLITS = 10
-"""Times, in the first half of the steps, that idle cones get something to do."""
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
 FEWEST = 50
@@ -60,6 +58,8 @@ class Recipe(NamedTuple):
     """Decay of the weights' moving average, a step; the average is what is used."""
     cosine: bool = True
     """Whether the learning rate falls to zero along a cosine, or stays."""
+    splits: int = 10
+    """Times, in the first half of the steps, that idle cones get something to do."""
 
 
 def default_recipe(shape: Shape, constraint: Constraint | None = None) -> Recipe:
@@ -116,7 +116,7 @@ def fit(
     find_gradients = CriticStep(mode, critic, constraint, steps, "fp32", *plain, warnings.warn)
     average = copy.deepcopy(critic).requires_grad_(False).eval()
     looks = {round(steps * (i + 1) / LOOKS) for i in range(LOOKS)}
-    splits = {round(steps * (i + 1) / (2 * SPLITS)) for i in range(SPLITS)}
+    splits = {round(steps * (i + 1) / (2 * recipe.splits)) for i in range(recipe.splits)}
     best, best_state = -math.inf, average.state_dict()
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * _rate(recipe, step, steps)

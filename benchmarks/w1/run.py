@@ -109,6 +109,7 @@ def variants(dimension: int) -> dict[str, Solver]:
 
     default = default_recipe((dimension,))
     changed = {
+        "default, cones not split": default._replace(splits=0),
         "default, no average": default._replace(average=0.0),
         "default, constant rate": default._replace(cosine=False),
         "default, twice the rate": default._replace(learning_rate=2 * default.learning_rate),

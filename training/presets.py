@@ -106,7 +106,7 @@ PRESETS: dict[str, Values] = {
         "critic": {**_TOY["critic"], "width": 64, "activation": "abs"},
         "training": {
             **_TOY["training"],
-            "steps": 6000,
+            "steps": 7000,
             "batch_size": 512,
             "decay_from": 0.5,
             "ema_decay": 0.998,

@@ -82,7 +82,7 @@ class Cones(nn.Module):
         return cls(tip, far, size * far)
 
     @torch.no_grad()
-    def split(self, x: Tensor) -> None:
+    def split(self, x: Tensor, average: Cones) -> None:
         """Move idle cones to where others have much to do, which then share it.
 
         As the temperature falls, the optimizer loses sight of cones that are nowhere highest, and a
@@ -92,6 +92,8 @@ class Cones(nn.Module):
 
         Args:
             x: ``(M, *shape)``, of A and B.
+            average: of these cones over the steps before; gets the copies too, for half of a copy
+                and half of what it was may stand above all others.
         """
         x = x.flatten(1)
         tips = self.tips * self.reach[:, None]
@@ -111,6 +113,8 @@ class Cones(nn.Module):
         self.heights[idle] = self.heights[originals] + higher
         self.reach[idle] = self.reach[originals]
         self.tips[idle] = self.tips[originals] + aside / self.reach[originals, None]
+        for name in ("reach", "heights", "tips"):
+            getattr(average, name)[idle] = getattr(self, name)[idle]
 
     def forward(self, x: Tensor) -> Tensor:
         """Samples ``(M, *shape)`` to scores ``(M,)``."""

@@ -81,7 +81,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         answer: Response | None = None
-        started = False
+        started = left = False
 
         async def mending(message: Message) -> None:
             nonlocal answer, started
@@ -90,15 +90,21 @@ class Guard:
                 started = answer is None
                 if started:
                     self.answered(message["status"])
-                    limit.deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT
+                    if not limit.cancel_called:
+                        limit.deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT
                     nosniff = (b"x-content-type-options", b"nosniff")
                     message = {**message, "headers": [*message["headers"], nosniff]}
             if started:
                 await send(message)
 
-        with anyio.move_on_after(TIMEOUT) as limit:  # threads can ask it whether anybody waits
+        def leave() -> None:
+            nonlocal left
+            left = True
+            limit.cancel()  # threads ask it whether they work for nobody
+
+        with anyio.move_on_after(TIMEOUT) as limit:
             try:
-                await self._admitted(scope, receive, mending, limit)
+                await self._admitted(scope, receive, mending, leave)
             except Refused as refused:
                 answer = refused.answer
             except Exception:  # nothing may reach the client but an id to find it in the log by
@@ -107,17 +113,16 @@ class Guard:
                 if started:
                     raise
                 answer = problem(500, f"an error of ours; it is logged as {request_id}")
-        if limit.cancelled_caught:
-            if asyncio.get_running_loop().time() < limit.deadline:
-                answer = _gone().answer
-            elif not started:
-                answer = problem(504, f"not done within {TIMEOUT:g} seconds")
+        if limit.cancelled_caught and left:
+            answer = _gone().answer
+        elif limit.cancelled_caught and not started:
+            answer = problem(504, f"not done within {TIMEOUT:g} seconds")
         if answer is not None:
             self.answered(answer.status_code)
             await answer(scope, receive, send)
 
     async def _admitted(
-        self, scope: Scope, receive: Receive, send: Send, limit: anyio.CancelScope
+        self, scope: Scope, receive: Receive, send: Send, leave: Callable[[], None]
     ) -> None:
         """Serve a request that has a key where it needs one, and a place."""
         headers = dict(scope["headers"])
@@ -157,7 +162,7 @@ class Guard:
             self.in_flight += is_limited
             try:
                 app = self.direct.get((scope["method"], scope["path"]), self.app)
-                await _attended(app, scope, body, receive, send, limit)
+                await _attended(app, scope, body, receive, send, leave)
             finally:
                 self.in_flight -= is_limited
         finally:
@@ -200,9 +205,9 @@ async def _attended(
     body: bytes,
     receive: Receive,
     send: Send,
-    limit: anyio.CancelScope,
+    leave: Callable[[], None],
 ) -> None:
-    """Let the application answer for as long as the client is there, or else cancel it."""
+    """Let the application answer, and tell when the client leaves before it has."""
     whole: bytes | None = body
     answered = False
     gone = asyncio.Event()
@@ -227,7 +232,7 @@ async def _attended(
             pass
         gone.set()
         if not answered:
-            limit.cancel()
+            leave()
 
     def begin() -> None:
         nonlocal watcher
@@ -278,7 +283,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         entry = self.entries.get((cycle.scope["method"], cycle.scope["path"]))
-        super()._start_asgi_task(cycle, cast("ASGI3Application", entry) if entry else app)
+        if entry and app is self.app:  # not uvicorn's own refusal
+            app = cast("ASGI3Application", entry)
+        super()._start_asgi_task(cycle, app)
 
     def _should_upgrade_to_ws(self) -> bool:
         return False  # there is no websocket here

@@ -44,6 +44,8 @@ JITTER = 0.2
 """Share of a wait by which it varies, so that replicas do not ask all at once."""
 QUICK = 0.001
 """Seconds for which the event loop may stand still; to wake a thread takes a tenth of that."""
+QUICK_NUMBERS = 1000
+"""Of samples that are made in it: as JSON or CSV more would take longer than to make them."""
 KEPT = 3
 """Versions that stay in the cache."""
 CURRENT = "current"
@@ -403,6 +405,8 @@ def at_once(model: Model) -> int:
     """As many samples as a forward has, if they take less than `QUICK`; or else none."""
     from models.sampling import CHUNK
 
+    if CHUNK * math.prod(model.shape) > QUICK_NUMBERS:
+        return 0
     seconds = []
     for _ in range(3):
         began = time.perf_counter()

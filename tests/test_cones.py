@@ -1,5 +1,7 @@
 """Envelopes of cones: steep at most 1 everywhere, and as near to any such function as one likes."""
 
+import copy
+
 import pytest
 import torch
 
@@ -62,8 +64,10 @@ def test_idle_cones_share_the_work_of_others_and_scores_hardly_move() -> None:
     before = critic(x).detach()
     assert (shares() > 0.02 / 256).sum() == 2
     torch.manual_seed(1)
-    critic.split(x)
+    average = copy.deepcopy(critic)
+    critic.split(x, average)
     assert (shares() > 0.02 / 256).sum() > 30
+    torch.testing.assert_close(average(x), critic(x))
     distance = torch.cdist(x, critic.tips[:2] * critic.reach[:2, None]).mean()
     assert (critic(x) - before).abs().max() < 0.1 * distance
     assert gradient_norms(critic, x).max() <= 1 + 1e-5
@@ -71,7 +75,7 @@ def test_idle_cones_share_the_work_of_others_and_scores_hardly_move() -> None:
     with torch.no_grad():
         critic.log_temperature.fill_(1)
     kept = {name: value.clone() for name, value in critic.state_dict().items()}
-    critic.split(x)
+    critic.split(x, average)
     for name, value in critic.state_dict().items():
         assert torch.equal(value, kept[name])
 

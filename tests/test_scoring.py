@@ -184,5 +184,8 @@ def test_only_what_is_quick_is_made_without_a_thread(
     model = load_artifact(make_artifact(tmp_path / "model", "vector"))
     monkeypatch.setattr(state, "QUICK", 60.0)
     assert state.at_once(model) == CHUNK
+    monkeypatch.setattr(state, "QUICK_NUMBERS", 1)
+    assert state.at_once(model) == 0
+    monkeypatch.undo()
     monkeypatch.setattr(state, "QUICK", 1e-9)
     assert state.at_once(model) == 0

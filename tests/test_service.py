@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import anyio
 import httpx
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.artifact import Model, load_artifact
 from models.images import encode_png, enlarge, grid
@@ -774,6 +775,36 @@ def test_a_request_that_takes_too_long_is_504(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("service.limits.TIMEOUT", 0.05)
     app = Guard(Starlette(routes=[Route("/", dawdle)]), Keys(None))
     is_problem(asyncio.run(spoken_to(app)), 504)
+
+
+def test_an_answer_that_begins_just_too_late_is_cut_and_begins_only_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[str] = []
+
+    async def late(scope: Scope, receive: Receive, send: Send) -> None:
+        with anyio.CancelScope(shield=True):  # as a thread is
+            await asyncio.sleep(0.2)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(60)
+
+    async def ask() -> None:
+        waiting = [{"type": "http.request", "body": b"", "more_body": False}]
+
+        async def receive() -> Message:
+            return waiting.pop() if waiting else await asyncio.Future()
+
+        async def send(message: Message) -> None:
+            sent.append(message["type"])
+
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+        await Guard(late, Keys(None), statuses.append)(scope, receive, send)
+
+    statuses: list[int] = []
+    monkeypatch.setattr("service.limits.TIMEOUT", 0.05)
+    asyncio.run(ask())
+    assert sent == ["http.response.start"]
+    assert statuses == [200]
 
 
 @pytest.mark.parametrize(

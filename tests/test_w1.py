@@ -73,6 +73,27 @@ def test_the_units_of_the_samples_are_those_of_the_answer() -> None:
     assert large["gradient_norm"]["mean"] == pytest.approx(one["gradient_norm"]["mean"], rel=0.02)
 
 
+def test_validation_never_sees_half_of_a_split() -> None:
+    source = torch.Generator().manual_seed(0)
+    centers = 3 * torch.randn(8, 16, generator=source)
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+        noise = torch.randn(2, 256, 16, generator=source)
+        return centers[torch.arange(256) % 8] + 0.3 * noise[0], noise[1]
+
+    a, b = draw()
+    gaps: list[float] = []
+
+    def look(critic: torch.nn.Module) -> float:
+        with torch.no_grad():
+            gaps.append((critic(a).mean() - critic(b).mean()).item())
+        return gaps[-1]
+
+    fit(draw, (16,), default_recipe((16,)), 200, 0, look)
+    assert len(gaps) == 20
+    assert min(gaps[2:]) > 0.9 * gaps[-1]  # a half-moved cone took up to all of it
+
+
 def test_a_seed_repeats_itself() -> None:
     a, b = shifted(200, 2.0, 0)
     first, again, other = (

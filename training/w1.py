@@ -123,8 +123,8 @@ def fit(
         find_gradients(*draw(), [], step)
         optimizer.step()
         constraint.after_critic_step(critic)
-        if step + 1 in splits and isinstance(critic, Cones):
-            critic.split(torch.cat(draw()))
+        if step + 1 in splits and isinstance(critic, Cones) and isinstance(average, Cones):
+            critic.split(torch.cat(draw()), average)
         _average(average, critic, min(recipe.average, (1 + step) / (10 + step)))
         if step + 1 == steps or (objective and step + 1 in looks):
             candidate = copy.deepcopy(average)
@@ -245,10 +245,11 @@ def estimate(
 
     def objective(recipe: Recipe) -> Callable[[nn.Module], float]:
         def value(critic: nn.Module) -> float:
-            torch.manual_seed(0)
             few = min(map(len, validated))
             one, other = (x[:few] for x in validated)
-            penalty = recipe.constraint.penalty(critic, one, other)
+            with torch.random.fork_rng(devices=[]):  # the fit goes on with its own numbers
+                torch.manual_seed(0)
+                penalty = recipe.constraint.penalty(critic, one, other)
             return _gap(critic, *validated) - (0.0 if penalty is None else penalty.item())
 
         return value

@@ -372,7 +372,7 @@ def ablation_part(quality: dict[str, Any]) -> str:
     return f"""### Which change brought what
 
 `25gaussians`, our preset less one thing each, seed {seeds}. A run ends with its schedule: what did
-not get there has a lower bound. {quality.get("ablation_note", "")}
+not get there has a lower bound.
 
 {table(["solver", "processor seconds", "over ours"], rows)}
 """
@@ -401,11 +401,12 @@ before the target was reached, and a ratio that follows from it. Ratios are of t
 brackets seed by seed (a dash where ours did not get there); times begin with seed 0.
 
 The published recipe is the two-sided penalty at strength 10, Adam at 1e-4 with betas 0.5 and 0.9,
-five critic steps, no average, no decay; it has the preset's own networks and
-their code's batch.
+five critic steps, no average, no decay; it has the preset's own networks
+and the batch of the authors' code.
 {"" if "mnist5k" in budgets else "`mnist5k` is implemented and was not run. "}torch-mimicry 0.1.16
 could not be run: importing it needs `torch._six`, which torch no longer has, and its penalty takes
 only images of three channels. Solvers and seeds that a table leaves out were not run.
+{quality.get("note", "")}
 
 {parts}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import uuid
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -17,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service.keys import Keys, Unauthorized
 from service.problems import MEDIA_TYPE, mended, problem, unauthorized
-from service.telemetry import REQUEST_ID
+from service.telemetry import REQUEST_ID, new_id
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -108,7 +107,7 @@ class Guard:
             except Refused as refused:
                 answer = refused.answer
             except Exception:  # nothing may reach the client but an id to find it in the log by
-                request_id = REQUEST_ID.get() or uuid.uuid4().hex
+                request_id = REQUEST_ID.get() or new_id()
                 log.exception("request %s failed", request_id)
                 if started:
                     raise

@@ -92,6 +92,11 @@ def trace_if_configured() -> None:
     trace.set_tracer_provider(provider)
 
 
+def new_id() -> str:
+    """An id for a request that came without one."""
+    return f"{IDS.getrandbits(128):032x}"
+
+
 def span(name: str) -> AbstractContextManager[object]:
     """A span within the present one, if spans are sent anywhere."""
     return TRACER.start_as_current_span(name) if TRACING else contextlib.nullcontext()
@@ -122,7 +127,7 @@ class RequestMiddleware:
             return
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
         given = headers.get(HEADER, "")
-        request_id = given if ACCEPTED_ID.fullmatch(given) else f"{IDS.getrandbits(128):032x}"
+        request_id = given if ACCEPTED_ID.fullmatch(given) else new_id()
         token = REQUEST_ID.set(request_id)
         began = time.perf_counter()
         status: int | None = None

@@ -1,9 +1,11 @@
 """The critic's step beside the textbook's: `make bench-step`, some minutes on one idle core.
 
-Each figure is a ratio of times taken in turn in one process: the median over rounds of textbook
-over ours, so above 1 ours is faster. The textbook has torch's own layers and optimiser, everything
-eager, in fp32. `limit` is the same ratio for our convolutions and matrix products alone,
-which no arrangement of the rest can better.
+Each figure is a ratio of times taken in turn: the median over rounds of textbook over ours, so
+above 1 ours is faster. The textbook has torch's own layers and optimiser, everything eager, in
+fp32, and a process of its own, whose allocator is as it comes; ours keeps freed memory, as `wgan
+train` does. `same_memory` is the ratio to a textbook whose process does so too. `limit` is the
+textbook's over our convolutions and matrix products alone, which no arrangement of the rest can
+better.
 
 `sweep8` is eight critics of one constraint, each with its own weights and batch: the textbook's
 eight in turn over ours at once. `alone` is our own eight in turn over ours at once.
@@ -13,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from models import piecewise
 from models.constraints import GradientPenalty
 from models.convolution import Conv2d, Head
 from models.networks import CriticConfig, Shape, build_critic
+from training.memory import keep_freed_memory
 from training.stacked import Stack, StackedStep
 from training.step import CriticStep
 
@@ -40,7 +45,7 @@ CASES: dict[str, tuple[CriticConfig, Shape, int, int]] = {
         CriticConfig(architecture="resnet", width=64, depth=8, activation="relu"),
         (3, 32, 32),
         64,
-        8,
+        5,
     ),
 }
 """Network, shape of an item, batch and rounds."""
@@ -85,6 +90,8 @@ SWEPT = {"3x64": (64, 64, 60), "3x128": (128, 64, 40), "3x512": (512, 64, 8)}
 KERNELS = {"convolution", "convolution_backward", "mm", "addmm", "bmm"}
 PENALTY = GradientPenalty()
 Step = Callable[[Tensor, Tensor, int], None]
+Timed = Callable[[int], float]
+"""A step with its data, from its number to the seconds it took."""
 
 
 def critic(config: CriticConfig, shape: Shape) -> nn.Module:
@@ -168,22 +175,89 @@ def kernels(network: nn.Module, precision: str, real: Tensor, fake: Tensor) -> S
     return step
 
 
-def interleaved(
-    steps: dict[str, Step], real: Tensor, fake: Tensor, rounds: int
-) -> dict[str, list[float]]:
+def timed(step: Step, real: Tensor, fake: Tensor) -> Timed:
+    def run(number: int) -> float:
+        torch.manual_seed(number)
+        begun = time.perf_counter()
+        step(real, fake, number)
+        return time.perf_counter() - begun
+
+    return run
+
+
+def in_turn(steps: list[Step]) -> Step:
+    """Each with its own part of the data."""
+
+    def step(real: Tensor, fake: Tensor, number: int) -> None:
+        for k, one in enumerate(steps):
+            one(real[k], fake[k], number)
+
+    return step
+
+
+def data(*shape: int) -> Tensor:
+    """Real and fake items, ``(2, *shape)``."""
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def swept(width: int) -> tuple[CriticConfig, Shape]:
+    return CriticConfig(architecture="mlp", width=width, activation="relu"), (2,)
+
+
+def timed_textbook(name: str) -> Timed:
+    """Of a case, or of a sweep: its critics in turn."""
+    if name in CASES:
+        config, shape, batch, _ = CASES[name]
+        return timed(textbook(stock(critic(config, shape))), *data(batch, *shape))
+    width, batch, _ = SWEPT[name]
+    books = [textbook(stock(critic(*swept(width)))) for _ in range(SWEEP)]
+    return timed(in_turn(books), *data(SWEEP, batch, 2))
+
+
+def serve(requests: Connection) -> None:
+    """Time the textbook's steps, of the case last named."""
+    torch.set_num_threads(1)
+    while True:
+        try:
+            request = requests.recv()
+        except EOFError:  # all is measured
+            return
+        if isinstance(request, str):
+            step = timed_textbook(request)
+        else:
+            requests.send(step(request))
+
+
+class Elsewhere:
+    """The textbook's steps in a process of their own, whose allocator is as it comes."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._requests, theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs,), daemon=True).start()
+
+    def timed_textbook(self, name: str) -> Timed:
+        self._requests.send(name)
+
+        def run(number: int) -> float:
+            self._requests.send(number)
+            seconds: float = self._requests.recv()
+            return seconds
+
+        return run
+
+
+def interleaved(steps: dict[str, Timed], rounds: int) -> dict[str, list[float]]:
     """Times of the textbook's step over those of each other one, round by round."""
     for step in steps.values():  # captures, compiles and warms up
         for number in range(2):
-            step(real, fake, number)
+            step(number)
     times: dict[str, list[float]] = {key: [] for key in steps}
     order = list(steps)
     for number in range(rounds):
         order = order[1:] + order[:1]
         for key in order:
-            torch.manual_seed(number)
-            begun = time.perf_counter()
-            steps[key](real, fake, number)
-            times[key].append(time.perf_counter() - begun)
+            times[key].append(steps[key](number))
     return {
         key: [a / b for a, b in zip(times["textbook"], times[key], strict=True)]
         for key in steps
@@ -191,71 +265,67 @@ def interleaved(
     }
 
 
-def measure(name: str, precision: str) -> dict[str, Any]:
+def figures(ratios: dict[str, list[float]], ours: str, rounds: int) -> dict[str, Any]:
+    quartiles = statistics.quantiles(ratios[ours], n=4)
+    ratio, same = (statistics.median(ratios[key]) for key in (ours, "textbook, same memory"))
+    return {
+        "ratio": ratio,
+        "same_memory": ratio / same,
+        "spread": [quartiles[0], quartiles[2]],
+        "rounds": rounds,
+    }
+
+
+def measure(name: str, precision: str, elsewhere: Elsewhere) -> dict[str, Any]:
     config, shape, batch, rounds = CASES[name]
-    torch.manual_seed(1)
-    real, fake = torch.randn(2, batch, *shape)
+    real, fake = data(batch, *shape)
     said: list[str] = []
+    modes = ("eager", "captured", "compiled")
     steps = {
-        "textbook": textbook(stock(critic(config, shape))),
-        "limit": kernels(critic(config, shape), precision, real, fake),
+        "textbook": elsewhere.timed_textbook(name),
+        "textbook, same memory": timed_textbook(name),
+        "limit": timed(kernels(critic(config, shape), precision, real, fake), real, fake),
         **{
-            mode: ours(critic(config, shape), mode, precision, said)
-            for mode in ("eager", "captured", "compiled")
+            mode: timed(ours(critic(config, shape), mode, precision, said), real, fake)
+            for mode in modes
         },
     }
-    ratios = interleaved(steps, real, fake, rounds)
+    ratios = interleaved(steps, rounds)
     chosen = "captured"
-    quartiles = statistics.quantiles(ratios[chosen], n=4)
     return {
-        "ratio": statistics.median(ratios[chosen]),
+        **figures(ratios, chosen, rounds),
         "limit": statistics.median(ratios["limit"]),
-        "spread": [quartiles[0], quartiles[2]],
         "mode": chosen,
-        "modes": {key: statistics.median(ratios[key]) for key in ("eager", "captured", "compiled")},
-        "rounds": rounds,
+        "modes": {key: statistics.median(ratios[key]) for key in modes},
         "refused": said,
     }
 
 
-def sweep(width: int, batch: int, rounds: int) -> dict[str, Any]:
-    config, shape = CriticConfig(architecture="mlp", width=width, activation="relu"), (2,)
-    torch.manual_seed(1)
-    real, fake = torch.randn(2, SWEEP, batch, *shape)
+def sweep(name: str, elsewhere: Elsewhere) -> dict[str, Any]:
+    width, batch, rounds = SWEPT[name]
+    config, shape = swept(width)
+    real, fake = data(SWEEP, batch, *shape)
     said: list[str] = []
-    books = [textbook(stock(critic(config, shape))) for _ in range(SWEEP)]
     singles = [ours(critic(config, shape), "captured", "fp32", said) for _ in range(SWEEP)]
     stack = Stack([critic(config, shape) for _ in range(SWEEP)])
     find = StackedStep(stack, [PENALTY] * SWEEP)
     optimizer = torch.optim.Adam(stack.parameters, 1e-4, (0.5, 0.9), fused=True)
     sources = [torch.Generator().manual_seed(k) for k in range(SWEEP)]
 
-    def in_turn(steps: list[Step]) -> Step:
-        def step(real: Tensor, fake: Tensor, number: int) -> None:
-            for k, one in enumerate(steps):
-                one(real[k], fake[k], number)
-
-        return step
-
     def at_once(real: Tensor, fake: Tensor, number: int) -> None:
         find(real, fake, sources, number)
         optimizer.step()
 
-    ratios = interleaved(
-        {"textbook": in_turn(books), "alone": in_turn(singles), "stacked": at_once},
-        real,
-        fake,
-        rounds,
-    )
-    quartiles = statistics.quantiles(ratios["stacked"], n=4)
-    stacked = statistics.median(ratios["stacked"])
-    return {
-        "ratio": stacked,
-        "spread": [quartiles[0], quartiles[2]],
-        "alone": stacked / statistics.median(ratios["alone"]),
-        "rounds": rounds,
-        "refused": said,
+    steps = {
+        "textbook": elsewhere.timed_textbook(name),
+        "textbook, same memory": timed_textbook(name),
+        "alone": timed(in_turn(singles), real, fake),
+        "stacked": timed(at_once, real, fake),
     }
+    ratios = interleaved(steps, rounds)
+    found = figures(ratios, "stacked", rounds)
+    alone = found["ratio"] / statistics.median(ratios["alone"])
+    return {**found, "alone": alone, "refused": said}
 
 
 def main() -> None:
@@ -263,6 +333,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/step.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    elsewhere = Elsewhere()
+    keep_freed_memory()
     result: dict[str, Any] = {
         "command": "make bench-step",
         "torch": torch.__version__,
@@ -278,15 +350,15 @@ def main() -> None:
             print("bf16: skipped, this processor has no instructions for it")
             continue
         for name in CASES:
-            result[precision][name] = found = measure(name, precision)
+            result[precision][name] = found = measure(name, precision, elsewhere)
             print(
                 f"{precision} {name}: {found['ratio']:.2f} times textbook ({found['mode']}), "
-                f"limit {found['limit']:.2f}",
+                f"{found['same_memory']:.2f} in the same memory, limit {found['limit']:.2f}",
                 flush=True,
             )
     result["sweep8"] = {}
-    for name, (width, batch, rounds) in SWEPT.items():
-        result["sweep8"][name] = found = sweep(width, batch, rounds)
+    for name in SWEPT:
+        result["sweep8"][name] = found = sweep(name, elsewhere)
         print(
             f"eight {name} at once: {found['ratio']:.2f} times the textbook's in turn, "
             f"{found['alone']:.2f} times ours",

@@ -26,6 +26,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.data import Dataset, TrainingItems, batch_indices
+from training.memory import keep_freed_memory
 from training.step import STACKED, CriticStep
 from training.workers import ALONE, Workers
 
@@ -84,6 +85,7 @@ def train(
         raise ConfigError("training.precision: 'tf32' needs a CUDA device; use fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = settings.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
+    keep_freed_memory()
 
     state, done, history, mode = begin(config, data, device, newest_checkpoint(folder), workers)
     generator, critic, ema = state.generator, state.critic, state.ema

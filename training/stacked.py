@@ -38,6 +38,7 @@ from training.loop import (
     require_sane,
     step_seed,
 )
+from training.memory import keep_freed_memory
 from training.step import STACKED, TOLERANCE, critic_loss, difference, unfit
 
 AHEAD = 256
@@ -304,6 +305,7 @@ def train_together(
         CheckpointError: a checkpoint is broken or belongs to another configuration.
     """
     _require_alike(configs)
+    keep_freed_memory()
     config, settings, count = configs[0], configs[0].training, len(configs)
     device = torch.device("cpu")
     states, histories, done = _begin(configs, data, folders, device)

@@ -22,6 +22,7 @@ from models.constraints import Bjorck, Constraint, GradientPenalty, LipschitzPen
 from models.errors import DataError
 from models.lipschitz import certify, gradient_norms, interpolate, lipschitz_bracket
 from models.networks import CriticConfig, Shape, build_critic
+from training.memory import keep_freed_memory
 from training.metrics import wasserstein_1
 from training.step import CriticStep
 
@@ -103,6 +104,7 @@ def fit(
     Returns:
         The critic, in eval mode.
     """
+    keep_freed_memory()
     torch.manual_seed(seed)
     constraint = recipe.constraint
     network = build_critic(recipe.critic, shape) if recipe.critic else Cones.between(*draw())

@@ -70,10 +70,9 @@ def span(found: dict[str, Any]) -> str:
 
 def loaded(result: dict[str, Any]) -> str:
     return (
-        f"The load average when it began was {result['load_average'][0]:.0f}: what is above the "
-        "number of cores (two) makes ratios spread, and those of a quiet machine may differ."
-        f"{result.get('note', '')}"
-    )
+        f"The load average when it began was {result['load_average'][0]:.1f}; others at work on "
+        f"the two cores make ratios spread. {result.get('note', '').strip()}"
+    ).rstrip()
 
 
 def asked(step: dict[str, Any], serve: dict[str, Any], quality: dict[str, Any]) -> str:

@@ -87,7 +87,7 @@ STOCK = {
 SWEEP = 8
 SWEPT = {"3x64": (64, 64, 60), "3x128": (128, 64, 40), "3x512": (512, 64, 8)}
 """Width, batch and rounds of critics of points in the plane, each with three hidden layers."""
-KERNELS = {"convolution", "convolution_backward", "mm", "addmm", "bmm"}
+KERNELS = {"convolution", "convolution_backward", "col2im", "mm", "addmm", "bmm"}
 PENALTY = GradientPenalty()
 Step = Callable[[Tensor, Tensor, int], None]
 Timed = Callable[[int], float]

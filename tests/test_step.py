@@ -89,6 +89,42 @@ def test_compiled_gradients_are_the_eager_ones(family: str) -> None:
     assert (ours.mode, said) == ("compiled", [])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_real_and_fake_in_one_forward_are_as_in_two(family: str) -> None:
+    critic = make(NoConstraint(), FAMILIES[family])
+    real, fake = data(FAMILIES[family])
+    gap = critic(real).float().mean() - critic(fake).float().mean()
+    expected = torch.autograd.grad(-gap, list(critic.parameters()), allow_unused=True)
+    found = step_of("eager", critic, NoConstraint(), [])(real, fake, [], 0)
+    torch.testing.assert_close(found[0], gap.detach())
+    right = [
+        torch.zeros_like(p) if g is None else g
+        for p, g in zip(critic.parameters(), expected, strict=True)
+    ]
+    assert difference(gradients(critic), right) <= TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["eager", "captured"])
+def test_rounding_does_not_move_what_the_gap_does_not_depend_on(mode: str) -> None:
+    critic = make(NoConstraint(), FAMILIES["mlp"]).float()
+    real, fake = (x.float() for x in data(FAMILIES["mlp"], n=999))
+    step_of(mode, critic, NoConstraint(), [])(real, fake, [], 0)
+    last = [p.grad for name, p in critic.named_parameters() if name.endswith("bias")][-1]
+    assert last is not None
+    assert last.tolist() == [0.0]
+
+
+def test_batches_are_normalised_one_by_one() -> None:
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)).double()
+    critic.append(nn.Flatten(0))
+    real, fake = data(FAMILIES["mlp"])
+    gap = critic(real).float().mean() - critic(fake).float().mean()
+    assert gap != 0
+    found, _ = step_of("eager", critic, NoConstraint(), [])(real, fake, [], 0)
+    torch.testing.assert_close(found, gap.detach())
+
+
 class Stale(NoConstraint):
     """A penalty that a trace cannot follow: it reads a number out of a tensor."""
 

@@ -108,7 +108,9 @@ def test_a_critic_step_is_the_textbook_s(kind: str, digits: Dataset, tmp_path: P
     optimizer.step()
     config.constraint.after_critic_step(critic)
     for name, tensor in critic.state_dict().items():
-        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+        # Its forwards of real and of fake are two, and Adam makes a step of nearly 1e-3 of any
+        # gradient, also of one that is mostly rounding.
+        torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-5, atol=1e-4, msg=name)
 
 
 def test_training_moves_every_weight_and_its_average(digits: Dataset, tmp_path: Path) -> None:

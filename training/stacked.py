@@ -153,7 +153,7 @@ class StackedStep:
                 return scores
 
             with torch.enable_grad():
-                gap, loss = critic_loss(critic, constraint, real, fake, step)
+                gap, loss = critic_loss(critic, constraint, real, fake, step, together=True)
                 gradients = _gradients(loss, leaves)
             return gap.detach(), loss.detach(), gradients
 
@@ -167,7 +167,9 @@ class StackedStep:
             parameters = list(critic.parameters())
             with torch.random.fork_rng([]):
                 torch.set_rng_state(states[k])
-                _, loss = critic_loss(critic, self._constraints[k], real[k], fake[k], step)
+                _, loss = critic_loss(
+                    critic, self._constraints[k], real[k], fake[k], step, together=True
+                )
                 right = torch.autograd.grad(loss, parameters, allow_unused=True)
             mine = tree_map(lambda t, k=k: t[k], found)
             reason = difference(mine, loss.detach(), list(right), TOLERANCE["fp32"])

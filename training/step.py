@@ -65,6 +65,7 @@ class CriticStep:
         self._precision, self._autocast, self._draws, self._say = precision, autocast, draws, say
         self._captured: dict[bool, Callable[..., Found]] = {}
         self._parameters = dict(critic.named_parameters())
+        self._together = not batch_normalised(critic)
 
     def __call__(
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int
@@ -94,8 +95,9 @@ class CriticStep:
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int
     ) -> tuple[Tensor, Tensor]:
         critic = WithLabels(self._critic, *labels) if labels else self._critic
+        together = self._together and not labels
         with self._autocast, self._draws:
-            gap, loss = critic_loss(critic, self._constraint, real, fake, step)
+            gap, loss = critic_loss(critic, self._constraint, real, fake, step, together)
         for parameter in self._parameters.values():
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
@@ -175,7 +177,8 @@ class CriticStep:
 
             with torch.enable_grad():
                 with self._autocast, self._draws:
-                    gap, loss = critic_loss(critic, self._constraint, real, fake, step)
+                    together = self._together and not labels
+                    gap, loss = critic_loss(critic, self._constraint, real, fake, step, together)
                 gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
             return (
                 gap.detach(),
@@ -205,18 +208,38 @@ class CriticStep:
 
 def unfit(critic: nn.Module) -> str | None:
     """Why a capture of a critic's step could not be right, if that is known beforehand."""
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules()):
+    if batch_normalised(critic):
         return "batch normalisation changes its statistics in each forward"
     if any(p._post_accumulate_grad_hooks for p in critic.parameters()):
         return "the constraint changes gradients on their way to the weights"
     return None
 
 
+def batch_normalised(critic: nn.Module) -> bool:
+    """Whether a sample's score depends on the others of its batch."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules())
+
+
 def critic_loss(
-    critic: CriticFunction, constraint: Constraint, real: Tensor, fake: Tensor, step: int
+    critic: CriticFunction,
+    constraint: Constraint,
+    real: Tensor,
+    fake: Tensor,
+    step: int,
+    together: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gap, mean score of real less that of fake, and the loss; scalars with their graphs."""
-    gap = critic(real).float().mean() - critic(fake).float().mean()
+    """The gap, mean score of real less that of fake, and the loss; scalars with their graphs.
+
+    Both are scored in one forward if `together`, in pairs: fewer and larger kernels. A critic whose
+    scores depend on their batch must not. What the gap does not depend on, as the last bias, has a
+    gradient of nought: exactly so in pairs, where the terms of one sum are each other's negatives,
+    whereas Adam would make whole steps of what rounding left of it.
+    """
+    if together:
+        pairs = critic(torch.stack([real, fake], 1).flatten(0, 1)).float().reshape(-1, 2)
+        gap = (pairs[:, 0] - pairs[:, 1]).mean()
+    else:
+        gap = critic(real).float().mean() - critic(fake).float().mean()
     penalty = constraint.penalty(critic, real, fake, step)
     return gap, -gap if penalty is None else penalty - gap
 

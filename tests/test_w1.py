@@ -12,6 +12,7 @@ from benchmarks.w1.anchors import ANCHORS, SAMPLES
 from benchmarks.w1.pairs import FunnelPair
 from benchmarks.w1.published import CHUNK, WrittenOut, fit_published
 from benchmarks.w1.run import solvers
+from benchmarks.w1.table import texts
 from models.constraints import Bjorck, GradientPenalty, LipschitzPenalty
 from models.errors import DataError
 from models.networks import CriticConfig, build_critic
@@ -306,3 +307,8 @@ def test_a_fit_without_judge_returns_the_last_average() -> None:
     critic = fit(lambda: pair.sample(64, source), (2,), recipe, steps=5, seed=0)
     assert Bjorck().broken_claim(critic) is None
     assert not critic.training
+
+
+def test_the_benchmark_s_page_is_made_from_its_results() -> None:
+    for path, text in texts().items():
+        assert path.read_text() == text, "run: python -m benchmarks.w1.table"

@@ -1,24 +1,40 @@
-"""Make Markdown tables of the results.
+"""Make Markdown of the results: all of them, and the part of docs/w1.md that states them.
 
-python -m benchmarks.w1.table [FOLDER] > benchmarks/w1/RESULTS.md
+python -m benchmarks.w1.table
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks.w1.run import DEFAULT_STEPS, RESULTS
 
+PAGE = Path(__file__).parents[2] / "docs" / "w1.md"
+ALL = Path(__file__).with_name("RESULTS.md")
+BEGIN, END = "<!-- by benchmarks.w1.table -->\n", "<!-- until here -->\n"
+DIMENSIONS, FUNNELS = (2, 4, 8, 16, 32, 64), (4, 64)
+DEFAULT = "default", DEFAULT_STEPS
+LP, GP = ("lp_published", 60_000), ("gp_published", 60_000)
+NAMED = {
+    DEFAULT: "default",
+    ("default, cones not split", DEFAULT_STEPS): "the same, cones not split",
+    LP: "WGAN-LP as published",
+    GP: "WGAN-GP as published",
+    ("bjorck", DEFAULT_STEPS): "Björck, GroupSort",
+    ("sn_published", 10_000): "spectral norm as published",
+    ("clip_published", 5_000): "clipping as published",
+}
+"""Solvers that are run in all cells, by name and steps."""
+SHORT = 1_000
+"""Steps in which all constraints are compared, and the cells of that."""
+SHORT_CELLS = [(d, f) for f in FUNNELS for d in (2, 16, 64)]
 PUBLISHED_BEST = {
-    **{
-        (d, 4): c
-        for d, c in zip((2, 4, 8, 16, 32, 64), (0.86, 0.96, 0.97, 0.97, 0.98, 0.96), strict=True)
-    },
+    **{(d, 4): c for d, c in zip(DIMENSIONS, (0.86, 0.96, 0.97, 0.97, 0.98, 0.96), strict=True)},
     (2, 64): 0.68,
     (4, 64): 0.82,
     (8, 64): 0.83,
@@ -32,41 +48,136 @@ FIGURES = {
     "deviation": ("W1 deviation, %", "{:.1f}"),
     "cpu_seconds": ("CPU seconds", "{:.0f}"),
 }
+Row = dict[str, Any]
+Solver = tuple[str, int]
+Cell = tuple[int, int]
 
 
-def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
-    files = sorted(folder.glob("*.jsonl"))
-    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    groups: dict[tuple[str, int, int, int], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        name, dimension, funnels, _, steps = row["key"]
-        groups[name, steps, dimension, funnels].append(row)
-    cells = sorted({(f, d) for _, _, d, f in groups})
-    solvers = sorted({(name, steps) for name, steps, _, _ in groups})
-    hours = sum(row["cpu_seconds"] for row in rows) / 3600
-    print("# The W1 benchmark\n")
-    print("Mean over seeds (lowest to highest, and of how many, in brackets); D x funnels;")
-    print(f"{hours:.2f} CPU hours. Made by `python -m benchmarks.w1.run` and")
-    print("`python -m benchmarks.w1.table`. An empty cell has not been run.")
+class Results:
+    """By solver, with its steps, and cell, dimension and funnels; a seed each."""
+
+    def __init__(self, folder: Path = RESULTS) -> None:
+        self.found: dict[tuple[Solver, Cell], dict[int, Row]] = defaultdict(dict)
+        for file in sorted(folder.glob("*.jsonl")):
+            for line in file.read_text().splitlines():
+                row = json.loads(line)
+                name, dimension, funnels, seed, steps = row["key"]
+                self.found[(name, steps), (dimension, funnels)][seed] = row
+        self.hours = sum(row["cpu_seconds"] for row in self._rows()) / 3600
+        self.solvers = sorted({solver for solver, _ in self.found})
+        self.cells = sorted({cell for _, cell in self.found}, key=lambda cell: cell[::-1])
+
+    def _rows(self) -> Iterable[Row]:
+        return (row for seeds in self.found.values() for row in seeds.values())
+
+    def values(self, solver: Solver, cell: Cell, figure: str = "cosine") -> list[float]:
+        seeds = self.found.get((solver, cell), {})
+        return [seeds[seed][figure] for seed in sorted(seeds)]
+
+    def of(self, solver: Solver, figure: str) -> list[float]:
+        return [v for cell in self.cells for v in self.values(solver, cell, figure)]
+
+    def gains(self, cell: Cell, other: Solver) -> list[float]:
+        """Of the default over another in cosine, on the same pairs."""
+        ours, its = (self.found.get((solver, cell), {}) for solver in (DEFAULT, other))
+        return [ours[seed]["cosine"] - its[seed]["cosine"] for seed in sorted(ours) if seed in its]
+
+
+def table(head: list[str], lines: Iterable[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *lines])
+
+
+def everything(results: Results) -> str:
+    """The text of RESULTS.md."""
+    cells = results.cells
+    parts = [
+        "# The W1 benchmark\n\n"
+        "Mean over seeds (lowest to highest, and of how many, in brackets); D x funnels;\n"
+        f"{results.hours:.2f} CPU hours. Made by `python -m benchmarks.w1.run` and\n"
+        "`python -m benchmarks.w1.table`. An empty cell has not been run.\n"
+    ]
     for figure, (title, form) in FIGURES.items():
-        print(f"\n## {title}\n")
-        print("| solver | steps |", " | ".join(f"{d} x {f}" for f, d in cells), "|")
-        print("|---|---|" + "---|" * len(cells))
-        for name, steps in solvers:
-            entries = []
-            for f, d in cells:
-                values = [row[figure] for row in groups.get((name, steps, d, f), [])]
-                entries.append(_entry(values, form))
-            print(f"| {name} | {steps} |", " | ".join(entries), "|")
+        lines = [
+            [*map(str, solver), *(_entry(results.values(solver, c, figure), form) for c in cells)]
+            for solver in results.solvers
+        ]
         if figure == "cosine":
-            published = [f"{PUBLISHED_BEST.get((d, f), '')}" for f, d in cells]
-            print("| best published, on its own pairs | |", " | ".join(published), "|")
-    full = ("default", DEFAULT_STEPS)
-    default = [row["deviation"] for row in rows if (row["key"][0], row["key"][4]) == full]
-    if default:
-        print(f"\nMedian W1 deviation of the default: {statistics.median(default):.1f}%.")
-    _paired(rows)
+            best = [str(PUBLISHED_BEST.get(cell, "")) for cell in cells]
+            lines.append(["best published, on its own pairs", "", *best])
+        parts.append(f"## {title}\n\n" + table(["solver", "steps", *map(_cell, cells)], lines))
+    for other in (LP, GP):
+        gained = [
+            [_cell(cell), ", ".join(f"{v:+.3f}" for v in results.gains(cell, other))]
+            for cell in cells
+        ]
+        parts.append(
+            f"## The default less {NAMED[other]}, same pairs\n\n"
+            + table(["D x funnels", "cosine gained, each seed"], gained)
+        )
+    return "\n".join(parts)
+
+
+def overview(results: Results) -> str:
+    """The part of docs/w1.md."""
+    parts = [
+        f"Cosine with the optimal gradient, means over three seeds, or as many as the brackets "
+        f"say ({results.hours:.1f} CPU hours in all):\n"
+    ]
+    for f in FUNNELS:
+        lines = [
+            [f"{name}, {solver[1]:,} steps", *(_mean(results, solver, (d, f)) for d in DIMENSIONS)]
+            for solver, name in NAMED.items()
+        ]
+        best = [
+            f"{PUBLISHED_BEST[d, f]:.2f}" if (d, f) in PUBLISHED_BEST else "" for d in DIMENSIONS
+        ]
+        lines.append(["best published solver, on its own pairs", *best])
+        parts.append(table([f"{f} funnels, in dimension", *map(str, DIMENSIONS)], lines))
+    ahead = []
+    for other in (LP, GP):
+        gains = [gain for cell in results.cells for gain in results.gains(cell, other)]
+        ahead.append(
+            [
+                f"{NAMED[other]}, {other[1]:,} steps",
+                f"{sum(gain > 0 for gain in gains)} of {len(gains)}",
+                f"{min(gains):.3f} to {max(gains):.3f}",
+            ]
+        )
+    parts.append(
+        "The default on the same pairs, fit by fit, over the published recipes:\n\n"
+        + table(["", "ahead in cosine", "by"], ahead)
+    )
+    off = []
+    for solver, name in NAMED.items():
+        values = results.of(solver, "deviation")
+        of = statistics.median(values), min(values), max(values)
+        off.append([name, *(f"{value:.1f}" for value in of), str(len(values))])
+    parts.append(
+        "How far their W1 is off, in percent:\n\n"
+        + table(["", "median", "lowest", "highest", "fits"], off)
+    )
+    short = [name for name, steps in results.solvers if steps == SHORT]
+    short.sort(key=lambda name: -statistics.mean(results.of((name, SHORT), "cosine")))
+    lines = [
+        [f"`{name}`", *(_mean(results, (name, SHORT), cell) for cell in SHORT_CELLS)]
+        for name in short
+    ]
+    parts.append(
+        f"Every constraint under our schedule in {SHORT:,} steps, and the default in as many:\n\n"
+        + table(["cosine", *map(_cell, SHORT_CELLS)], lines)
+    )
+    return "\n".join(parts)
+
+
+def _cell(cell: Cell) -> str:
+    return f"{cell[0]} x {cell[1]}"
+
+
+def _mean(results: Results, solver: Solver, cell: Cell) -> str:
+    values = results.values(solver, cell)
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.3f}" + ("" if len(values) == 3 else f" ({len(values)})")
 
 
 def _entry(values: list[float], form: str) -> str:
@@ -78,23 +189,17 @@ def _entry(values: list[float], form: str) -> str:
     return f"{mean} ({form.format(min(values))} to {form.format(max(values))}, {len(values)})"
 
 
-def _paired(rows: list[dict[str, Any]]) -> None:
-    """The default less the published recipe, on the same pairs."""
-    cosines: dict[tuple[int, int, int], dict[str, float]] = defaultdict(dict)
-    for row in rows:
-        name, dimension, funnels, seed, steps = row["key"]
-        if (name, steps) in (("default", DEFAULT_STEPS), ("lp_published", 60_000)):
-            cosines[dimension, funnels, seed][name] = row["cosine"]
-    gains: dict[tuple[int, int], list[float]] = defaultdict(list)
-    for (dimension, funnels, _), found in sorted(cosines.items()):
-        if "default" in found and "lp_published" in found:
-            gains[dimension, funnels].append(found["default"] - found["lp_published"])
-    if gains:
-        print("\n## Default less the published recipe, same pairs\n")
-        print("| D x funnels | cosine gained, each seed |\n|---|---|")
-        for (dimension, funnels), values in gains.items():
-            print(f"| {dimension} x {funnels} |", ", ".join(f"{v:+.3f}" for v in values), "|")
+def texts() -> dict[Path, str]:
+    """What the two files must hold."""
+    results = Results()
+    page = PAGE.read_text()
+    before, after = page.index(BEGIN) + len(BEGIN), page.index(END)
+    return {
+        ALL: everything(results),
+        PAGE: f"{page[:before]}\n{overview(results)}\n{page[after:]}",
+    }
 
 
 if __name__ == "__main__":
-    main()
+    for path, text in texts().items():
+        path.write_text(text)

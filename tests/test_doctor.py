@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.artifact import build_networks
+from models.artifact import QUANTILE_LEVELS, build_networks, load_artifact, save_artifact
 from models.config import Config
+from models.errors import UserError
 from models.lipschitz import layer_signals
 from models.networks import ACTIVATIONS, CriticConfig, build_critic
-from tests.artifacts import tiny_config
+from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import wgan
 from training.data import Dataset, load_data
 from training.doctor import (
@@ -24,6 +25,7 @@ from training.doctor import (
     Check,
     Finding,
     diagnose,
+    diagnose_run,
     findings_page,
     watcher,
 )
@@ -281,6 +283,18 @@ def test_a_conditional_critic_of_images_is_examined_with_its_labels() -> None:
         n for n in CHECKS if n not in ("clip_range", "saturated_weights")
     ]
     assert next(f for f in once if f.name == "low_diversity").present
+
+
+def test_a_critic_without_finite_scores_has_diverged(tmp_path: Path) -> None:
+    folder = make_artifact(tmp_path / "artifact", "vector", critic={"depth": 10})
+    model = load_artifact(folder)
+    with torch.no_grad():
+        for parameter in model.critic.parameters():
+            parameter.mul_(1e37)
+    quantiles = np.zeros(len(QUANTILE_LEVELS))
+    save_artifact(folder, model.run, model.generator, model.critic, {}, quantiles, b"", "")
+    with pytest.raises(UserError, match="the run has diverged"):
+        diagnose_run(tmp_path)
 
 
 @pytest.mark.timeout(900)

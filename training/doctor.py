@@ -265,29 +265,28 @@ def diagnose_run(folder: Path) -> list[Finding]:
         folder: the run's, or an artifact.
 
     Raises:
-        UserError: there is neither an artifact nor a checkpoint, or the data cannot be loaded.
+        UserError: there is neither an artifact nor a checkpoint, the data cannot be loaded, or the
+            critic's scores are not finite.
     """
-    for place in (folder / "artifact", folder):
-        if (place / SUMS).is_file():
-            model = load_artifact(place)
-            run = model.run
-            data = load_data(run.config.data)
-            return diagnose(
-                run.config, data, model.generator, model.critic, run.history, run.results.figures
-            )
-    path = newest_checkpoint(folder / "checkpoints")
-    if path is None:
-        raise UserError(f"{folder}: holds neither an artifact nor a checkpoint; see wgan train")
-    saved = load_checkpoint(path)
-    config = parse_config(saved.config)
-    data = load_data(config.data)
-    generator, critic = build_networks(config, data.card.shape, len(data.card.classes))
-    for network, part in ((generator, "ema."), (critic, "critic.")):
-        tensors = {k.removeprefix(part): t for k, t in saved.tensors.items() if k.startswith(part)}
-        network.load_state_dict(tensors)
-    findings = diagnose(config, data, generator, critic, saved.history)
+    artifact = next((p for p in (folder / "artifact", folder) if (p / SUMS).is_file()), None)
+    if artifact is not None:
+        model = load_artifact(artifact)
+        config, history, figures = model.run.config, model.run.history, model.run.results.figures
+        data, generator, critic = load_data(config.data), model.generator, model.critic
+    else:
+        path = newest_checkpoint(folder / "checkpoints")
+        if path is None:
+            raise UserError(f"{folder}: holds neither an artifact nor a checkpoint; see wgan train")
+        saved = load_checkpoint(path)
+        config, history, figures = parse_config(saved.config), saved.history, None
+        data = load_data(config.data)
+        generator, critic = build_networks(config, data.card.shape, len(data.card.classes))
+        for network, part in ((generator, "ema."), (critic, "critic.")):
+            mine = {k.removeprefix(part): t for k, t in saved.tensors.items() if k.startswith(part)}
+            network.load_state_dict(mine)
+    findings = diagnose(config, data, generator, critic, history, figures)
     if not findings:
-        raise UserError(f"{path}: the critic's scores are not finite: the run has diverged")
+        raise UserError(f"{folder}: the critic's scores are not finite: the run has diverged")
     return findings
 
 

@@ -36,7 +36,7 @@ from models.convolution import Conv2d, Head
 from models.networks import CriticConfig, Shape, build_critic
 from training.memory import keep_freed_memory
 from training.stacked import Stack, StackedStep
-from training.step import CriticStep
+from training.step import CriticStep, critic_loss
 
 CASES: dict[str, tuple[CriticConfig, Shape, int, int]] = {
     "mlp": (CriticConfig(architecture="mlp", width=512, activation="relu"), (2,), 256, 60),
@@ -162,10 +162,8 @@ def kernels(network: nn.Module, precision: str, real: Tensor, fake: Tensor) -> S
         real, fake = (x.contiguous(memory_format=torch.channels_last) for x in (real, fake))
     with Recorded() as recorded:
         with autocast(precision):
-            loss = network(fake).mean() - network(real).mean()
-            penalty = PENALTY.penalty(network, real, fake)
-        assert penalty is not None
-        (loss + penalty).backward()
+            _, loss = critic_loss(network, PENALTY, real, fake, 0, together=True)
+        loss.backward()
 
     def step(real: Tensor, fake: Tensor, number: int) -> None:
         with torch.no_grad():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
@@ -15,11 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from models.artifact import load_artifact
-from models.constraints import AnyConstraint, Constraint, Dragan, MaxGradientPenalty
+from models.constraints import (
+    AnyConstraint,
+    Constraint,
+    Dragan,
+    GradientPenalty,
+    MaxGradientPenalty,
+)
 from models.errors import ConfigError
 from models.networks import CriticConfig, build_critic
 from tests.test_cli import WGAN
 from training.checkpoint import load_checkpoint, newest_checkpoint
+from training.step import CriticStep
 from training.workers import ALONE, Workers
 
 ROOT = Path(__file__).parent.parent
@@ -99,6 +107,26 @@ def test_the_mean_of_the_penalties_is_the_penalty(kind: type[Constraint]) -> Non
             parts.append(value(real[rows], fake[rows]))
     assert sum(parts) / 2 == pytest.approx(value(real, fake), rel=1e-6)
     assert parts[0] != pytest.approx(parts[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["eager", "captured"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_mean_of_the_critic_s_gradients_is_the_gradient(mode: str, dropout: float) -> None:
+    torch.manual_seed(0)
+    critic = build_critic(CriticConfig(width=8, dropout=dropout), (3,)).double()
+    real, fake = torch.randn(2, 8, 3, dtype=torch.float64)
+
+    def gradients(workers: Workers) -> list[Tensor]:
+        how = nullcontext(), workers.draws(8), pytest.fail
+        find = CriticStep(mode, critic, GradientPenalty(), 1, "fp32", *how)
+        rows = workers.rows(8)
+        torch.manual_seed(1)
+        find(real[rows], fake[rows], [], 0)
+        return [p.grad for p in critic.parameters() if p.grad is not None]
+
+    parts = [gradients(Workers(rank, 2)) for rank in range(2)]
+    for whole, *own in zip(gradients(ALONE), *parts, strict=True):
+        torch.testing.assert_close(sum(own) / 2, whole, rtol=1e-6, atol=1e-6)
 
 
 def test_a_batch_must_divide() -> None:

@@ -39,7 +39,7 @@ from training.loop import (
     step_seed,
 )
 from training.memory import keep_freed_memory
-from training.step import STACKED, TOLERANCE, critic_loss, difference, unfit
+from training.step import STACKED, TOLERANCE, critic_loss, difference, in_one_forward, unfit
 
 AHEAD = 256
 """Critic steps whose batches are chosen at once: a permutation of all items is made for each."""
@@ -138,7 +138,7 @@ class StackedStep:
 
     def _function(self, step: int) -> Callable[..., Any]:
         network, names = self._critics.networks[0], self._critics.names
-        count = len(self._critics.parameters)
+        count, together = len(self._critics.parameters), in_one_forward(network)
 
         def function(
             tensors: list[Tensor], numbers: list[Tensor], real: Tensor, fake: Tensor
@@ -153,7 +153,7 @@ class StackedStep:
                 return scores
 
             with torch.enable_grad():
-                gap, loss = critic_loss(critic, constraint, real, fake, step, together=True)
+                gap, loss = critic_loss(critic, constraint, real, fake, step, together)
                 gradients = _gradients(loss, leaves)
             return gap.detach(), loss.detach(), gradients
 
@@ -168,7 +168,7 @@ class StackedStep:
             with torch.random.fork_rng([]):
                 torch.set_rng_state(states[k])
                 _, loss = critic_loss(
-                    critic, self._constraints[k], real[k], fake[k], step, together=True
+                    critic, self._constraints[k], real[k], fake[k], step, in_one_forward(critic)
                 )
                 right = torch.autograd.grad(loss, parameters, allow_unused=True)
             mine = tree_map(lambda t, k=k: t[k], found)

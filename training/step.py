@@ -65,7 +65,7 @@ class CriticStep:
         self._precision, self._autocast, self._draws, self._say = precision, autocast, draws, say
         self._captured: dict[bool, Callable[..., Found]] = {}
         self._parameters = dict(critic.named_parameters())
-        self._together = not batch_normalised(critic)
+        self._together = in_one_forward(critic)
 
     def __call__(
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int
@@ -135,7 +135,7 @@ class CriticStep:
         if unfit(self._critic):
             return "eager"
         convolutions = [m for m in self._critic.modules() if isinstance(m, nn.Conv2d)]
-        # On a processor a compiled step was no faster than a captured one (docs/performance.md).
+        # On a processor a compiled step is little faster than a captured one (docs/performance.md).
         if real.device.type == "cpu" or not convolutions:
             return "captured"
         work = 0
@@ -208,16 +208,23 @@ class CriticStep:
 
 def unfit(critic: nn.Module) -> str | None:
     """Why a capture of a critic's step could not be right, if that is known beforehand."""
-    if batch_normalised(critic):
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules()):
         return "batch normalisation changes its statistics in each forward"
     if any(p._post_accumulate_grad_hooks for p in critic.parameters()):
         return "the constraint changes gradients on their way to the weights"
     return None
 
 
-def batch_normalised(critic: nn.Module) -> bool:
-    """Whether a sample's score depends on the others of its batch."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules())
+def in_one_forward(critic: nn.Module) -> bool:
+    """Whether real and fake samples may go through a critic together, in pairs.
+
+    Not where a score depends on its batch, nor with dropout, which `training.workers` draws for
+    batches one after the other.
+    """
+    return not any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) or (isinstance(m, nn.Dropout) and m.p > 0)
+        for m in critic.modules()
+    )
 
 
 def critic_loss(
@@ -230,10 +237,9 @@ def critic_loss(
 ) -> tuple[Tensor, Tensor]:
     """The gap, mean score of real less that of fake, and the loss; scalars with their graphs.
 
-    Both are scored in one forward if `together`, in pairs: fewer and larger kernels. A critic whose
-    scores depend on their batch must not. What the gap does not depend on, as the last bias, has a
-    gradient of nought: exactly so in pairs, where the terms of one sum are each other's negatives,
-    whereas Adam would make whole steps of what rounding left of it.
+    Both are scored in one forward if `together`, in pairs: fewer and larger kernels. What the gap
+    does not depend on, as the last bias, has a gradient of nought: exactly so in pairs, where the
+    terms of one sum are each other's negatives; Adam would make whole steps of what rounding left.
     """
     if together:
         pairs = critic(torch.stack([real, fake], 1).flatten(0, 1)).float().reshape(-1, 2)

@@ -136,6 +136,8 @@ def overview(results: Results) -> str:
     ahead = []
     for other in (LP, GP):
         gains = [gain for cell in results.cells for gain in results.gains(cell, other)]
+        if not gains:
+            continue
         ahead.append(
             [
                 f"{NAMED[other]}, {other[1]:,} steps",
@@ -150,6 +152,8 @@ def overview(results: Results) -> str:
     off = []
     for solver, name in NAMED.items():
         values = results.of(solver, "deviation")
+        if not values:
+            continue
         of = statistics.median(values), min(values), max(values)
         off.append([name, *(f"{value:.1f}" for value in of), str(len(values))])
     parts.append(

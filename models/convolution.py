@@ -44,7 +44,9 @@ class _Geometry(NamedTuple):
         y = _last(y)
         if x is None and y.device.type == "cpu" and self.x[1] <= _FEW and self.groups == 1:
             assert w is not None
-            columns = w.flatten(1).t() @ y.flatten(2)
+            # Of two dimensions: with three, which product torch takes depends on requires_grad.
+            rows = y.permute(0, 2, 3, 1).flatten(0, 2) @ w.flatten(1)
+            columns = rows.view(len(y), y.shape[2] * y.shape[3], rows.shape[1]).mT
             sizes = self.x[2:], self.w[2:], self.dilation, self.padding, self.stride
             result = torch.ops.aten.col2im(columns, *map(list, sizes))
             return result

@@ -37,10 +37,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, kind: str, constraint: str) -> 
     torch.manual_seed(0)
     _, critic = artifact.build_networks(model.run.config, model.shape)
     x = torch.randn(5, *model.shape)
-    # A matrix product's last bit may depend on where in memory its factors lie.
-    torch.testing.assert_close(model.critic(x), critic.eval()(x), rtol=1e-6, atol=1e-6)
-    for name, tensor in critic.state_dict().items():
-        assert torch.equal(model.critic.state_dict()[name], tensor), name
+    torch.testing.assert_close(model.critic(x), critic.eval()(x), rtol=0, atol=0)
     assert model.run.constraint.kind == constraint
     assert load_artifact(folder).digest == model.digest
 

@@ -95,13 +95,23 @@ class CriticStep:
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int
     ) -> tuple[Tensor, Tensor]:
         critic = WithLabels(self._critic, *labels) if labels else self._critic
-        together = self._together and not labels
-        with self._autocast, self._draws:
-            gap, loss = critic_loss(critic, self._constraint, real, fake, step, together)
+        gap, loss = self._loss(critic, real, fake, labels, step)
         for parameter in self._parameters.values():
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         return gap.detach(), loss.detach()
+
+    def _loss(
+        self,
+        critic: CriticFunction,
+        real: Tensor,
+        fake: Tensor,
+        labels: Sequence[Tensor],
+        step: int,
+    ) -> tuple[Tensor, Tensor]:
+        together = self._together and not labels  # which come batch by batch
+        with self._autocast, self._draws:
+            return critic_loss(critic, self._constraint, real, fake, step, together)
 
     def _first(
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int, penalised: bool
@@ -176,9 +186,7 @@ class CriticStep:
                 return scores
 
             with torch.enable_grad():
-                with self._autocast, self._draws:
-                    together = self._together and not labels
-                    gap, loss = critic_loss(critic, self._constraint, real, fake, step, together)
+                gap, loss = self._loss(critic, real, fake, labels, step)
                 gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
             return (
                 gap.detach(),

@@ -46,8 +46,9 @@ TEST_SAMPLES = 4096
 ESTIMATE_SAMPLES = 2**15
 BATCH = 1024
 DEFAULT_STEPS = 4000
-ALL_CELLS = [(d, f) for f in (4, 64) for d in (2, 4, 8, 16, 32, 64)]
-FEW_CELLS = [(d, f) for f in (4, 64) for d in (2, 16, 64)]
+DIMENSIONS, FUNNELS = (2, 4, 8, 16, 32, 64), (4, 64)
+ALL_CELLS = [(d, f) for f in FUNNELS for d in DIMENSIONS]
+FEW_CELLS = [(d, f) for f in FUNNELS for d in (2, 16, 64)]
 QUICK_CELLS = [(2, 4)]
 QUICK_STEPS = 100
 

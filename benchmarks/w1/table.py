@@ -12,27 +12,27 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.w1.run import DEFAULT_STEPS, RESULTS
+from benchmarks.performance import table
+from benchmarks.w1.run import DIMENSIONS, FEW_CELLS, FUNNELS, RESULTS, solvers, variants
 
 PAGE = Path(__file__).parents[2] / "docs" / "w1.md"
 ALL = Path(__file__).with_name("RESULTS.md")
 BEGIN, END = "<!-- by benchmarks.w1.table -->\n", "<!-- until here -->\n"
-DIMENSIONS, FUNNELS = (2, 4, 8, 16, 32, 64), (4, 64)
-DEFAULT = "default", DEFAULT_STEPS
-LP, GP = ("lp_published", 60_000), ("gp_published", 60_000)
-NAMED = {
-    DEFAULT: "default",
-    ("default, cones not split", DEFAULT_STEPS): "the same, cones not split",
-    LP: "WGAN-LP as published",
-    GP: "WGAN-GP as published",
-    ("bjorck", DEFAULT_STEPS): "Björck, GroupSort",
-    ("sn_published", 10_000): "spectral norm as published",
-    ("clip_published", 5_000): "clipping as published",
+STEPS = {name: solver.steps for name, solver in (solvers(2) | variants(2)).items()}
+LABELS = {
+    "default": "default",
+    "default, cones not split": "the same, cones not split",
+    "lp_published": "WGAN-LP as published",
+    "gp_published": "WGAN-GP as published",
+    "bjorck": "Björck, GroupSort",
+    "sn_published": "spectral norm as published",
+    "clip_published": "clipping as published",
 }
+NAMED = {(name, STEPS[name]): label for name, label in LABELS.items()}
 """Solvers that are run in all cells, by name and steps."""
+DEFAULT, LP, GP = ((name, STEPS[name]) for name in ("default", "lp_published", "gp_published"))
 SHORT = 1_000
-"""Steps in which all constraints are compared, and the cells of that."""
-SHORT_CELLS = [(d, f) for f in FUNNELS for d in (2, 16, 64)]
+"""Steps in which all constraints are compared, in `FEW_CELLS`."""
 PUBLISHED_BEST = {
     **{(d, 4): c for d, c in zip(DIMENSIONS, (0.86, 0.96, 0.97, 0.97, 0.98, 0.96), strict=True)},
     (2, 64): 0.68,
@@ -83,10 +83,6 @@ class Results:
         return [ours[seed]["cosine"] - its[seed]["cosine"] for seed in sorted(ours) if seed in its]
 
 
-def table(head: list[str], lines: Iterable[list[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in [head, ["---"] * len(head), *lines])
-
-
 def everything(results: Results) -> str:
     """The text of RESULTS.md."""
     cells = results.cells
@@ -102,8 +98,7 @@ def everything(results: Results) -> str:
             for solver in results.solvers
         ]
         if figure == "cosine":
-            best = [str(PUBLISHED_BEST.get(cell, "")) for cell in cells]
-            lines.append(["best published, on its own pairs", "", *best])
+            lines.append(["best published, on its own pairs", "", *map(_best, cells)])
         parts.append(f"## {title}\n\n" + table(["solver", "steps", *map(_cell, cells)], lines))
     for other in (LP, GP):
         gained = [
@@ -128,9 +123,7 @@ def overview(results: Results) -> str:
             [f"{name}, {solver[1]:,} steps", *(_mean(results, solver, (d, f)) for d in DIMENSIONS)]
             for solver, name in NAMED.items()
         ]
-        best = [
-            f"{PUBLISHED_BEST[d, f]:.2f}" if (d, f) in PUBLISHED_BEST else "" for d in DIMENSIONS
-        ]
+        best = [_best((d, f)) for d in DIMENSIONS]
         lines.append(["best published solver, on its own pairs", *best])
         parts.append(table([f"{f} funnels, in dimension", *map(str, DIMENSIONS)], lines))
     ahead = []
@@ -163,18 +156,22 @@ def overview(results: Results) -> str:
     short = [name for name, steps in results.solvers if steps == SHORT]
     short.sort(key=lambda name: -statistics.mean(results.of((name, SHORT), "cosine")))
     lines = [
-        [f"`{name}`", *(_mean(results, (name, SHORT), cell) for cell in SHORT_CELLS)]
+        [f"`{name}`", *(_mean(results, (name, SHORT), cell) for cell in FEW_CELLS)]
         for name in short
     ]
     parts.append(
         f"Every constraint under our schedule in {SHORT:,} steps, and the default in as many:\n\n"
-        + table(["cosine", *map(_cell, SHORT_CELLS)], lines)
+        + table(["cosine", *map(_cell, FEW_CELLS)], lines)
     )
     return "\n".join(parts)
 
 
 def _cell(cell: Cell) -> str:
     return f"{cell[0]} x {cell[1]}"
+
+
+def _best(cell: Cell) -> str:
+    return f"{PUBLISHED_BEST[cell]:.2f}" if cell in PUBLISHED_BEST else ""
 
 
 def _mean(results: Results, solver: Solver, cell: Cell) -> str:

@@ -227,6 +227,36 @@ def test_two_processes_equal_one_and_take_over_from_it(preset: str, tmp_path: Pa
     assert_close(final(tmp_path / "3"), final(tmp_path / "1"))
 
 
+ENDED = """
+import sys
+from pathlib import Path
+import torch
+from training.workers import join
+
+workers = join("cpu")
+workers.mean(torch.ones(()))
+import torch.distributed.nn  # as a captured step does
+workers.leave()
+tasks = Path("/proc/self/task").iterdir()
+names = [(task / "comm").read_text().strip() for task in tasks]
+sys.exit(str(names) if any("gloo" in name for name in names) else 0)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists threads as Linux does")
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    (tmp_path / "ended.py").write_text(ENDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    result = subprocess.run(
+        [*command, "2", tmp_path / "ended.py"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.slow
 def test_a_stop_of_one_stops_all(tmp_path: Path) -> None:
     more = [*PRESETS["a penalty"], "--steps", "600"]

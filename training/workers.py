@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before `join`, which says why
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -124,6 +125,9 @@ def join(device_type: str) -> Workers:
     Args:
         device_type: ``cpu`` or ``cuda``; of several CUDA devices, each process takes its own.
     """
+    # By now `torch.distributed.nn` must be imported, as above. Its functions take the group of
+    # that moment for their default; imported by a captured step they would keep this one alive, and
+    # its threads, if they outlive `leave`, may abort the process when the interpreter ends.
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Workers(device=torch.device(device_type))

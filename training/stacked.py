@@ -29,6 +29,7 @@ from models.lipschitz import gradient_norms, interpolate
 from models.sampling import Scaling
 from training.checkpoint import TrainingState, common_checkpoint, save_checkpoint
 from training.data import Dataset, TrainingItems, batch_indices
+from training.graphs import tidied
 from training.loop import (
     Row,
     Watch,
@@ -225,7 +226,7 @@ class _Captured:
                 graph = make_fx(replayed)(single, [draw(first) for draw in self.draws])
                 stacks = tree_map(lambda t: t.detach(), arguments)
                 drawn = self._drawn([first] * len(_leaf(arguments)))
-                self.graph = make_fx(vmap(graph))(stacks, drawn)
+                self.graph = tidied(make_fx(vmap(graph))(stacks, drawn))
         except Exception as error:  # whatever stops a trace
             line = (str(error).splitlines() or [""])[0][:200]
             raise NotTogether(

@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from models.conditional import WithLabels
 from models.constraints import Constraint
 from models.lipschitz import CriticFunction
+from training.graphs import tidied
 
 Found = tuple[Tensor, Tensor, list[Tensor]]
 """The gap, the loss, and the loss's gradient by each parameter."""
@@ -204,7 +205,7 @@ class CriticStep:
             # The random numbers of an eager step, not inductor's own.
             run = torch.compile(graph, dynamic=False, options={"fallback_random": True})
         else:
-            run = graph
+            run = tidied(graph)
 
         def replay(*arguments: Any) -> Found:
             with torch.no_grad():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from models.resnet import Residual
 
@@ -82,7 +81,9 @@ class ProjectionCritic(nn.Module):
     def forward(self, samples: Tensor, labels: Tensor) -> Tensor:
         """Score each sample as one of its label's class."""
         features = self.features(samples)
-        classes = self.projection(one_hot(labels, self.projection.in_features).to(features.dtype))
+        # `one_hot` of torch reads its labels' largest, which no trace of a step can follow.
+        one_hot = torch.eye(self.projection.in_features, dtype=features.dtype, device=labels.device)
+        classes = self.projection(one_hot[labels])
         scores: Tensor = self.head(features).squeeze(1) + (classes * features).sum(dim=1)
         return scores
 

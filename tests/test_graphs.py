@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from models.constraints import Constraint
+from models.networks import CriticConfig, build_critic
 from tests.conformance import FAMILIES, data, make
 from tests.test_conformance import CONSTRAINTS
 from training.graphs import tidied
@@ -40,69 +43,175 @@ def step_of(
     return gradients, [*data(FAMILIES[family]), *(t.detach() for t in tensors)]
 
 
+def ran(change: Callable[[GraphModule], GraphModule], function: Any, *arguments: Tensor) -> Any:
+    """What a traced function gives, after a change, with its arguments, and its graph."""
+    given = [a.clone() for a in arguments]
+    torch.manual_seed(0)
+    graph = change(make_fx(function)(*given))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        return [*graph(*given), *given], graph.graph
+
+
+def same_bits(function: Any, *arguments: Tensor) -> set[object]:
+    """Compare a function before and after; the targets of the latter's graph, which is smaller."""
+    expected, before = ran(lambda graph: graph, function, *arguments)
+    found, after = ran(tidied, function, *arguments)
+    for mine, its in zip(found, expected, strict=True):
+        assert torch.equal(mine, its)
+        assert (mine.dtype, mine.stride()) == (its.dtype, its.stride())
+    assert len(after.nodes) <= len(before.nodes)
+    return {node.target for node in after.nodes}
+
+
 @pytest.mark.parametrize("family", ["mlp", "dcgan", "resnet"])
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_every_step_keeps_its_bits(name: str, family: str) -> None:
     step, arguments = step_of(CONSTRAINTS[name], family)
-    found = []
-    for change in (lambda graph: graph, tidied):
-        given = [a.clone() for a in arguments]
-        torch.manual_seed(0)
-        graph = make_fx(step)(*given)
-        given = [a.clone() for a in arguments]  # the trace ran it, and so moved the buffers
-        kernels = len(graph.graph.nodes)
-        graph = change(graph)
-        torch.manual_seed(1)
-        with torch.no_grad():
-            gradients = graph(*given)
-        found.append((kernels, gradients, given))
-        assert (len(graph.graph.nodes) < kernels) == (change is tidied)
-    (_, expected, before), (_, gradients, after) = found
-    assert len(expected) > 0
-    for mine, its in zip([*gradients, *after], [*expected, *before], strict=True):
-        assert torch.equal(mine, its)
+    same_bits(step, *arguments)
 
 
-def targets(function: Callable[..., Tensor], *arguments: Tensor) -> set[object]:
-    """Of a function's tidied graph, which gives what the function does and keeps its arguments."""
-    given = [a.clone() for a in arguments]
-    graph = tidied(make_fx(function)(*given))
-    with torch.no_grad():
-        assert torch.equal(graph(*given), function(*arguments))
-    assert all(torch.equal(a, b) for a, b in zip(given, arguments, strict=True))
-    return {node.target for node in graph.graph.nodes}
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_steps_overwrite_maps_and_gradients_and_keep_their_bits(
+    activation: str, stacked: bool
+) -> None:
+    architecture, shape = (
+        ("mlp", (3,)) if stacked else ("dcgan", (1, 8, 8))
+    )  # stacks are of vectors
+    critics = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        config = CriticConfig(architecture=architecture, width=8, depth=2, activation=activation)
+        critics.append(build_critic(config, shape))
+    names = [name for name, _ in critics[0].named_parameters()]
+    weights = [list(critic.parameters()) for critic in critics]
+
+    def step(x: Tensor, *tensors: Tensor) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_() for t in tensors]
+
+        def critic(x: Tensor) -> Tensor:
+            values = dict(zip(names, leaves, strict=True))
+            with torch.autocast("cpu", torch.bfloat16, enabled=not stacked):
+                scores: Tensor = functional_call(critics[0], values, (x,))
+            return scores
+
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+        loss = (
+            critic(x.detach()).float().mean() + (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        )
+        return list(torch.autograd.grad(loss, leaves))
+
+    torch.manual_seed(2)
+    x = torch.randn(2, 5, *shape)
+    if stacked:
+        together = [torch.stack(each).detach() for each in zip(*weights, strict=True)]
+        found = same_bits(torch.func.vmap(make_fx(step)(x[0], *weights[0])), x, *together)
+    else:
+        found = same_bits(step, x[0], *(w.detach() for w in weights[0]))
+    gate = aten.threshold_backward if activation == "relu" else aten.leaky_relu_backward
+    assert gate.grad_input in found
+    assert (aten.relu_ if activation == "relu" else aten.leaky_relu_).default in found
 
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 W = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
-
-
-def test_a_map_that_only_the_activation_reads_is_overwritten() -> None:
-    assert aten.relu_.default in targets(lambda x, w: (x @ w).relu(), X, W)
-    assert aten.relu_.default in targets(lambda x, w: (x @ w).view(3, 8).t().relu(), X, W)
+GATE = aten.threshold_backward
 
 
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x, w: (x @ w).relu() + x @ w,
-        lambda x, w: x.relu() @ w,
-        lambda x, w: x.t().relu() @ x,
-        lambda x, w: torch.cat([(h := x @ w).t(), h.t().relu()]),
+        lambda x, w: [(x @ w).relu()],
+        lambda x, w: [(x @ w).view(3, 8).t().relu()],
+        lambda x, w: [GATE(x @ w, x, 0)],
     ],
-    ids=["also read", "an argument", "a view of an argument", "also read through a view"],
+    ids=["activation", "through views", "gradient"],
 )
-def test_a_map_that_something_else_reads_is_kept(function: Callable[..., Tensor]) -> None:
-    assert aten.relu_.default not in targets(function, X, W)
+def test_a_map_that_nothing_else_reads_is_overwritten(function: Any) -> None:
+    assert same_bits(function, X, W) & {aten.relu_.default, GATE.grad_input}
 
 
-def test_what_is_found_twice_is_found_once_but_never_random_numbers() -> None:
-    def function(x: Tensor, w: Tensor) -> Tensor:
-        return x.double().t() @ x.double() + (torch.rand(4, 4) - torch.rand(4, 4)) * 0
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: [(x @ w).relu() + x @ w],
+        lambda x, w: [(h := x @ w), h.relu()],
+        lambda x, w: [(h := x @ w).t().relu() + h.sum()],
+        lambda x, w: [torch.cat([(h := x @ w).view(4, 6), h.t().relu()])],
+        lambda x, w: [x.relu() @ w],
+        lambda x, w: [x.t().relu() @ x],
+        lambda x, w: [a.relu() + b for a, b in [(x @ w).split(3)]],
+        lambda x, w: [GATE((h := x @ w), x, 0) + h],
+        lambda x, w: [GATE(x, x @ w, 0)],
+        lambda x, w: [GATE((x @ w).bfloat16(), x, 0)],
+        lambda x, w: [GATE(w @ x.t(), x.t(), 0)],
+        lambda x, w: [GATE((x @ w)[:1], x, 0)],
+    ],
+    ids=[
+        "found twice",
+        "returned",
+        "read below a view",
+        "read through another view",
+        "an argument",
+        "a view of an argument",
+        "a part",
+        "gradient read twice",
+        "gradient that is an argument",
+        "gradient of other precision",
+        "gradient of other layout",
+        "gradient of another shape",
+    ],
+)
+def test_a_map_that_something_else_reads_or_that_lies_otherwise_is_kept(function: Any) -> None:
+    assert not same_bits(function, X, W) & {aten.relu_.default, GATE.grad_input}
 
-    graph = tidied(make_fx(function)(X, W)).graph
-    counts = [
-        sum(node.target is target for node in graph.nodes)
-        for target in (aten._to_copy.default, aten.rand.default)
-    ]
-    assert counts == [1, 2]
+
+def two_fillings(x: Tensor, w: Tensor) -> list[Tensor]:
+    a, b = torch.empty_like(x), torch.empty_like(x)
+    return [a.uniform_() - b.normal_()]
+
+
+def written_later(x: Tensor, w: Tensor) -> list[Tensor]:
+    a, b = x @ w, x @ w
+    a += 1
+    return [a * b]
+
+
+def written_between(x: Tensor, w: Tensor) -> list[Tensor]:
+    y = x.clone()
+    view = y.t()
+    before = view @ x
+    y += 1
+    return [before - view @ x]
+
+
+def gates_of_one_kernel(x: Tensor, w: Tensor) -> list[Tensor]:
+    one, two = (torch.ops.aten.var_mean(x @ w, [0])[0] for _ in range(2))
+    return [one, two.relu()]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: [torch.randn_like(x) - torch.randn_like(x)],
+        lambda x, w: [torch.rand(3) - torch.rand(3)],
+        two_fillings,
+        written_later,
+        written_between,
+        gates_of_one_kernel,
+    ],
+)
+def test_what_is_not_the_same_is_not_merged(function: Any) -> None:
+    same_bits(function, X, W)
+
+
+def test_what_is_returned_twice_has_memory_of_its_own() -> None:
+    found, _ = ran(tidied, lambda x, w: [(x.t() @ x).t(), (x.t() @ x).t()], X, W)
+    assert found[0].data_ptr() != found[1].data_ptr()
+
+
+def test_what_is_found_twice_is_found_once() -> None:
+    _, graph = ran(tidied, lambda x, w: [x.double().t() @ x.double()], X, W)
+    assert sum(node.target is aten._to_copy.default for node in graph.nodes) == 1

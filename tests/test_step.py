@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.constraints import Constraint, GradientPenalty, NoConstraint, WeightDecay
+from models.networks import CriticConfig, build_critic
 from tests.conformance import FAMILIES, Family, data, make
 from tests.test_conformance import CONSTRAINTS
 from training.step import CriticStep
@@ -79,6 +80,29 @@ def test_captured_gradients_are_the_eager_ones(name: str, family: str) -> None:
         assert "changes gradients" in said[0]
     else:
         assert (ours.mode, said) == ("captured", [])
+
+
+@pytest.mark.parametrize("name", ["gradient_penalty", "spectral_norm", "weight_clipping"])
+@pytest.mark.parametrize("family", ["mlp", "dcgan", "resnet"])
+def test_captured_gradients_of_a_conditional_critic_are_the_eager_ones(
+    family: str, name: str
+) -> None:
+    constraint, found = CONSTRAINTS[name], []
+    for mode in ("captured", "eager"):
+        torch.manual_seed(0)
+        config = CriticConfig(**FAMILIES[family].critic)
+        network = build_critic(config, FAMILIES[family].shape, classes=3).double()
+        critic = constraint.before_training(network).train()
+        said: list[str] = []
+        step = step_of(mode, critic, constraint, said)
+        for number in range(2):  # captures, and replays with other labels
+            torch.manual_seed(number)
+            labels = torch.randint(3, (6,))
+            gap, loss = step(*data(FAMILIES[family], seed=number), [labels], number)
+        assert (step.mode, said) == (mode, [])
+        found.append((gap, loss, gradients(critic)))
+    torch.testing.assert_close(found[0][:2], found[1][:2], rtol=TOLERANCE, atol=TOLERANCE)
+    assert difference(found[0][2], found[1][2]) <= TOLERANCE
 
 
 @pytest.mark.slow

@@ -6,19 +6,10 @@ import operator
 from typing import cast
 
 import torch
-from torch._functorch.compile_utils import fx_graph_cse
-from torch.fx import GraphModule, Node
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
 
 aten = torch.ops.aten
-_FRESH = {
-    aten.addmm.default,
-    aten.bmm.default,
-    aten.convolution.default,
-    aten.convolution_backward.default,
-    aten.mm.default,
-}
-"""Whose results share memory with nothing."""
-_VIEWS = {aten.permute.default, aten.t.default, aten.transpose.int, aten.view.default}
 _IN_PLACE = {
     aten.leaky_relu.default: aten.leaky_relu_.default,
     aten.relu.default: aten.relu_.default,
@@ -30,43 +21,87 @@ _INTO_GRADIENT = {
 
 
 def tidied(graph: GraphModule) -> GraphModule:
-    """The same numbers from fewer kernels; ``graph`` is used up.
+    """Give a graph of `make_fx` fewer kernels; it is changed, and its results are not.
 
     What follows from the same operands is found once: a weight's copies in another layout or
     precision serve every forward and backward. Activations and their gradients overwrite the maps
     that they alone read. What nobody reads is dropped, as are views that change nothing.
     """
-    for node in list(graph.graph.nodes):
+    nodes = graph.graph
+    for node in nodes.nodes:
         if node.target is aten.detach.default or _changes_nothing(node):
-            node.replace_all_uses_with(node.args[0])
-    graph.graph.eliminate_dead_code()
-    found = fx_graph_cse(graph.graph)
-    found.set_codegen(graph.graph._codegen)  # which takes and gives lists
-    graph.graph = found
-    for node in found.nodes:
-        if node.target in _IN_PLACE and _is_sole_reader(node):
+            node.replace_all_uses_with(cast(Node, node.args[0]))
+    nodes.eliminate_dead_code()
+    _merge(nodes)
+    for node in nodes.nodes:
+        if node.target in _IN_PLACE and _can_overwrite(node):
             node.target = _IN_PLACE[node.target]
-        elif node.target in _INTO_GRADIENT and _is_sole_reader(node):
+        elif node.target in _INTO_GRADIENT and _can_overwrite(node):
             node.kwargs = {"grad_input": node.args[0]}
             node.target = _INTO_GRADIENT[node.target]
     graph.recompile()
     return graph
 
 
+def _merge(nodes: Graph) -> None:
+    """Find once what follows from the same operands.
+
+    Not random numbers, nor what is written or returned: equal tensors are then not the same.
+    Torch has such a function too; it loads a compiler, for which these graphs pay too little.
+    """
+    returned = nodes.output_node().all_input_nodes
+    written = [x for node in nodes.nodes if _writes(node) for x in node.all_input_nodes]
+    kept = {_owner(node) for node in (*returned, *written)}
+    first: dict[tuple[object, str, str], Node] = {}
+    for node in list(nodes.nodes):
+        if _writes(node):
+            first.clear()  # operands may have changed
+        elif (
+            node.op == "call_function"
+            and isinstance(node.meta.get("val"), Tensor)
+            and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
+            and node not in kept
+        ):
+            found = first.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+            if found is not node:
+                node.replace_all_uses_with(found)
+                nodes.erase_node(node)
+
+
 def _changes_nothing(node: Node) -> bool:
-    if node.target is not aten.view.default:
-        return False
-    before, after = cast(Node, node.args[0]).meta["val"], node.meta["val"]
-    return bool(before.shape == after.shape and before.stride() == after.stride())
+    return node.target is aten.view.default and _lie_alike(node, cast(Node, node.args[0]))
 
 
-def _is_sole_reader(node: Node) -> bool:
-    """Whether nothing else reads the memory of a node's first argument."""
-    before = cast(Node, node.args[0])
-    while len(before.users) == 1 and before.target in _VIEWS:
-        before = cast(Node, before.args[0])
-    if len(before.users) > 1:
+def _lie_alike(a: Node, b: Node) -> bool:
+    mine, its = ((x.shape, x.stride(), x.dtype) for x in (a.meta["val"], b.meta["val"]))
+    return bool(mine == its)
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _is_view(node: Node) -> bool:
+    """Whether it shares the memory of its first argument. Of several results each has its own."""
+    if node.target is operator.getitem:
+        return _is_view(cast(Node, node.args[0]))
+    return node.target is aten._unsafe_view.default or (
+        isinstance(node.target, torch._ops.OpOverload)
+        and any(result.alias_info is not None for result in node.target._schema.returns)
+    )
+
+
+def _owner(node: Node) -> Node:
+    while _is_view(node):
+        node = cast(Node, node.args[0])
+    return node
+
+
+def _can_overwrite(node: Node) -> bool:
+    """Whether a result would lie as the first argument does, which nothing else reads."""
+    memory = cast(Node, node.args[0])
+    if not _lie_alike(node, memory):
         return False
-    if before.target is operator.getitem:  # each of several results has memory of its own
-        before = cast(Node, before.args[0])
-    return before.target in _FRESH
+    while len(memory.users) == 1 and _is_view(memory):
+        memory = cast(Node, memory.args[0])
+    return len(memory.users) == 1 and memory.op == "call_function"

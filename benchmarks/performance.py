@@ -370,17 +370,21 @@ Target: {target}{f" (real training items have: {floor})" if floor else ""}.
 """
 
 
-def ablation_part(quality: dict[str, Any]) -> str:
-    found = quality["ablation"]
+def ablation_part(quality: dict[str, Any], task: str) -> str:
+    found = quality["ablations"][task]
     seeds = ", ".join(map(str, found["ours"]["seeds"]))
     rows = [
-        [SOLVER_LABELS.get(name, f"ours, but with: {name}"), times(part), over(part)]
+        [
+            "our preset" if name == "ours" else f"ours, but with: {name}",
+            times(part),
+            "" if name == "ours" else over(part),
+        ]
         for name, part in found.items()
     ]
-    return f"""### Which change brought what
+    return f"""### Which change brought what to `{task}`
 
-`25gaussians`, our preset less one thing each, seed {seeds}. A run ends with its schedule: what did
-not get there has a lower bound.
+Our preset less one thing each, seeds {seeds}. A run ends with its schedule or budget: what did not
+get there has a lower bound.
 
 {table(["solver", "processor seconds", "over ours"], rows)}
 """
@@ -395,7 +399,9 @@ def quality_part(quality: dict[str, Any], pictures: dict[str, str]) -> str:
         for task, each in budgets.items()
     )
     loads = [r["load_average"] for r in quality["runs"]]
-    parts = "\n\n".join(quality_task(quality, task, pictures) for task in quality["tasks"])
+    parts = [quality_task(quality, task, pictures) for task in quality["tasks"]]
+    parts += [ablation_part(quality, task) for task in quality["ablations"]]
+    joined = "\n\n".join(parts)
     return f"""## Time to quality
 
 `{quality["command"]}` trains until the samples have met a target in {quality["sustained"]}
@@ -411,14 +417,11 @@ brackets seed by seed (a dash where ours did not get there); times begin with se
 The published recipe is the two-sided penalty at strength 10, Adam at 1e-4 with betas 0.5 and 0.9,
 five critic steps, no average, no decay; it has the preset's own networks
 and the batch of the authors' code.
-{"" if "mnist5k" in budgets else "`mnist5k` is implemented and was not run. "}torch-mimicry 0.1.16
-could not be run: importing it needs `torch._six`, which torch no longer has, and its penalty takes
-only images of three channels. Solvers and seeds that a table leaves out were not run.
+torch-mimicry 0.1.16 could not be run: importing it needs `torch._six`, which torch no longer has,
+and its penalty takes only images of three channels. What a table leaves out was not run.
 {quality.get("note", "")}
 
-{parts}
-
-{ablation_part(quality)}
+{joined}
 """
 
 

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.quality import Judge, Watch, compared, finish, first_sustained, meets, settings
+from benchmarks.quality import (
+    ABLATIONS,
+    Judge,
+    Watch,
+    compared,
+    finish,
+    first_sustained,
+    meets,
+    settings,
+)
 from training.data import load_data
 
 
@@ -103,6 +112,14 @@ def test_ratios_are_of_medians_and_bounds_where_runs_did_not_get_there() -> None
     assert found["ratios_cpu_seconds"] == [pytest.approx(6.0), pytest.approx(61 / 20), None]
     without = [made_up("ours", 0, 10.0, reached=False), made_up("published", 0, 60.0)]
     assert "ratio_cpu_seconds" not in compared(without, "digits")["published"]
+
+
+def test_each_ablation_changes_the_preset() -> None:
+    """One that a new preset has made its own would be a row that says nothing."""
+    for task, changes in ABLATIONS.items():
+        ours = settings(task, "ours", 0)
+        for name in changes:
+            assert settings(task, name, 0) != ours, (task, name)
 
 
 def test_the_target_of_digits_is_between_real_items_and_bad_ones() -> None:

@@ -1,5 +1,6 @@
 """Time to quality: the rule of the sustained target, the ratios, and resuming."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,6 @@ def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
     before = where.stat().st_mtime_ns
     assert finish(tmp_path, "25gaussians", "ours", 3, budget=0.5) == first
     assert where.stat().st_mtime_ns == before
+    where.write_text(json.dumps({**first, "config": {**first["config"], "name": "another"}}))
+    with pytest.raises(SystemExit, match=f"{where} is a run with other settings: delete it"):
+        finish(tmp_path, "25gaussians", "ours", 3, budget=0.5)

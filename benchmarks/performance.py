@@ -167,8 +167,9 @@ def step_part(step: dict[str, Any], pictures: dict[str, str]) -> str:
 `{step["command"]}` trains critics under the two-sided gradient penalty, beside a textbook step with
 torch's own layers and optimiser, in fp32. Times are taken in turn, with one thread. Each figure is
 the median over rounds of textbook over ours, with its quartiles; `limit` is the textbook over our
-convolutions and matrix products alone. The textbook has a process of its own, with the allocator as
-it comes; ours keeps freed memory, as `wgan train` does: else pages are mapped anew at each step.
+convolutions and matrix products alone, each with memory of its own: a step that overwrites what it
+has read can be a little faster. The textbook has a process of its own, with the allocator as it
+comes; ours keeps freed memory, as `wgan train` does: else pages are mapped anew at each step.
 `same memory` is the ratio to a textbook whose process does so too. torch {step["torch"]},
 {step["processor"]}.
 {loaded(step)}

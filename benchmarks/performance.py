@@ -77,7 +77,7 @@ def loaded(result: dict[str, Any]) -> str:
 
 def asked(step: dict[str, Any], serve: dict[str, Any], quality: dict[str, Any]) -> str:
     """What the project asks for, beside what was found."""
-    fp32, tail, beyond = step["fp32"], serve["tail"], serve["beyond_saturation"]
+    tail, beyond = serve["tail"], serve["beyond_saturation"]
     eager, own = serve["over_eager_forward"], serve["over_own_forward"]
     rows = [
         *(
@@ -92,7 +92,14 @@ def asked(step: dict[str, Any], serve: dict[str, Any], quality: dict[str, Any]) 
             for name, label in list(NETWORKS.items())[1:]
         ),
         *(
-            (f"{label}, share of the limit", fp32[name]["ratio"] / fp32[name]["limit"], 0.9, True)
+            (
+                f"{label}, share of the limit, {precision}",
+                step[precision][name]["ratio"] / step[precision][name]["limit"],
+                0.9,
+                True,
+            )
+            for precision in ("fp32", "bf16")
+            if "skipped" not in step[precision]
             for name, label in NETWORKS.items()
         ),
         ("eight 3x64 critics at once", step["sweep8"]["3x64"]["ratio"], 2.5, True),

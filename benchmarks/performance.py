@@ -75,6 +75,11 @@ def loaded(result: dict[str, Any]) -> str:
     ).rstrip()
 
 
+def measured(step: dict[str, Any]) -> list[str]:
+    """Precisions that the processor had."""
+    return [p for p in ("fp32", "bf16") if "skipped" not in step[p]]
+
+
 def asked(step: dict[str, Any], serve: dict[str, Any], quality: dict[str, Any]) -> str:
     """What the project asks for, beside what was found."""
     tail, beyond = serve["tail"], serve["beyond_saturation"]
@@ -84,11 +89,10 @@ def asked(step: dict[str, Any], serve: dict[str, Any], quality: dict[str, Any]) 
             (
                 f"{label} step over textbook, {precision}",
                 step[precision][name]["ratio"],
-                bound,
+                {"fp32": 1.25, "bf16": 2.0}[precision],
                 True,
             )
-            for precision, bound in (("fp32", 1.25), ("bf16", 2.0))
-            if "skipped" not in step[precision]
+            for precision in measured(step)
             for name, label in list(NETWORKS.items())[1:]
         ),
         *(
@@ -98,8 +102,7 @@ def asked(step: dict[str, Any], serve: dict[str, Any], quality: dict[str, Any]) 
                 0.9,
                 True,
             )
-            for precision in ("fp32", "bf16")
-            if "skipped" not in step[precision]
+            for precision in measured(step)
             for name, label in NETWORKS.items()
         ),
         ("eight 3x64 critics at once", step["sweep8"]["3x64"]["ratio"], 2.5, True),
@@ -146,8 +149,7 @@ def asked(step: dict[str, Any], serve: dict[str, Any], quality: dict[str, Any]) 
 
 def step_part(step: dict[str, Any], pictures: dict[str, str]) -> str:
     rows, drawn = [], []
-    measured = [p for p in ("fp32", "bf16") if "skipped" not in step[p]]
-    for precision, name in itertools.product(measured, NETWORKS):
+    for precision, name in itertools.product(measured(step), NETWORKS):
         found, label = step[precision][name], f"{NETWORKS[name]}, {precision}"
         rows.append(
             [
@@ -383,7 +385,7 @@ def ablation_part(quality: dict[str, Any], task: str) -> str:
     seeds = ", ".join(map(str, found["ours"]["seeds"]))
     rows = [
         [
-            "our preset" if name == "ours" else f"ours, but with: {name}",
+            SOLVER_LABELS.get(name, f"ours, but with: {name}"),
             times(part),
             "" if name == "ours" else over(part),
         ]

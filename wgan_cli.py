@@ -17,7 +17,7 @@ from models.errors import UserError
 
 if TYPE_CHECKING:
     from models.artifact import Model
-    from training.workers import Workers
+    from training.engine.workers import Workers
 
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
@@ -238,7 +238,7 @@ def _train(options: argparse.Namespace) -> int:
     # Mistakes in the configuration are told before torch's slower parts are imported.
     config = build_config(options.preset, options.data, options.constraint, overrides)
 
-    from training.loop import Diverged, Interrupted
+    from training.engine.loop import Diverged, Interrupted
     from training.run import run_training
 
     workers = _workers(options.device)
@@ -272,7 +272,7 @@ def _train(options: argparse.Namespace) -> int:
 def _workers(device: str | None) -> Workers:
     import torch
 
-    from training.workers import join
+    from training.engine.workers import join
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no CUDA device; use --device cpu")
@@ -280,11 +280,11 @@ def _workers(device: str | None) -> Workers:
 
 
 def _retrain(options: argparse.Namespace) -> int:
-    from training.retrain import read_config, retrain
+    from training.retraining.cycle import read_config, retrain
 
     settings = read_config(options.config)
     steps = settings.build().training.steps
-    from training.loop import Diverged
+    from training.engine.loop import Diverged
 
     workers = _workers(options.device)
     stop = _StopRequest()
@@ -394,9 +394,9 @@ def _score(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from models.artifact import load_artifact
-    from training.data import load_data
-    from training.evaluate import judge
-    from training.extractor import artifact_weights, load_extractor
+    from training.data.dataset import load_data
+    from training.judging.evaluate import judge
+    from training.judging.extractors import artifact_weights, load_extractor
 
     with _artifact(options.model) as folder:
         model, weights = load_artifact(folder), artifact_weights(folder)
@@ -421,7 +421,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _diagnose(options: argparse.Namespace) -> None:
     if options.out and options.out.suffix != ".html":
         raise UserError(f"--out {options.out}: the page is an .html file")
-    from training.doctor import diagnose_run, findings_page, in_one_line
+    from training.judging.doctor import diagnose_run, findings_page, in_one_line
 
     with _artifact(options.run) as folder:
         findings = diagnose_run(folder)
@@ -446,7 +446,7 @@ def _compare(options: argparse.Namespace) -> None:
     for name, value in (("--steps", options.steps), ("--budget-seconds", options.budget_seconds)):
         if value is not None and not value > 0:
             raise UserError(f"{name} {value}: must be above 0")
-    from training.comparison import REPORT, compare, table_rows
+    from training.lab.comparison import REPORT, compare, table_rows
 
     summary = compare(
         options.data,
@@ -472,7 +472,7 @@ def _compare(options: argparse.Namespace) -> None:
 def _study(options: argparse.Namespace) -> None:
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: must be at least 1")
-    from training.study import FULL, QUICK, study
+    from training.lab.study import FULL, QUICK, study
 
     scale = FULL if options.full else QUICK
     for claim in study(options.out, scale, processes=options.jobs, say=_say):
@@ -482,8 +482,8 @@ def _study(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     from models.config import parse_data
-    from training import inspection
-    from training.data import load_data
+    from training.data import inspection
+    from training.data.dataset import load_data
 
     # Whatever is broken is told of: here it is no reason to stop.
     settings = {"source": options.data, "size": options.size, "max_broken_fraction": 0.999}
@@ -516,7 +516,7 @@ def _w1(options: argparse.Namespace) -> None:
         raise UserError(f"--seed {options.seed}: must be from 0 to 2**31 - 1")
     import numpy as np
 
-    from training.w1 import estimate, load_samples
+    from training.lab.w1 import estimate, load_samples
 
     a, b = load_samples(options.a), load_samples(options.b)
     points = load_samples(options.gradients_at) if options.gradients_at else None

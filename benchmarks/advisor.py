@@ -22,10 +22,10 @@ import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, make_circles
 
 from models.config import Config
-from training.comparison import compare, headline, mean_over_seeds, recommend
-from training.data import load_data
-from training.jobs import run_jobs
-from training.loop import Diverged, train
+from training.data.dataset import load_data
+from training.engine.loop import Diverged, train
+from training.lab.comparison import compare, headline, mean_over_seeds, recommend
+from training.lab.jobs import run_jobs
 from training.presets import build_config
 
 RESULTS = Path(__file__).with_name("results") / "advisor.json"

@@ -26,7 +26,7 @@ import yaml
 
 from models import registry
 from models.config import DataConfig
-from training.data import load_data
+from training.data.dataset import load_data
 
 WGAN = Path(sys.executable).with_name("wgan")
 POLL_SECONDS = "2"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from training.data import Dataset
+    from training.data.dataset import Dataset
 
 SIDE = 32
 STEPS = 25
@@ -51,7 +51,7 @@ def batch_milliseconds(data: "Dataset") -> float:
     """Median time to fetch a random batch, of processor time: the machine may be busy."""
     import torch
 
-    from training.data import TrainingItems, batch_indices
+    from training.data.dataset import TrainingItems, batch_indices
 
     items, times = TrainingItems(data, torch.device("cpu")), []
     for i in range(BATCHES):
@@ -66,8 +66,8 @@ def train_once(folder: Path, in_memory: bool) -> dict[str, object]:
     import torch
 
     from models.config import parse_config
-    from training.data import load_data
-    from training.loop import train
+    from training.data.dataset import load_data
+    from training.engine.loop import train
 
     config = parse_config(
         {

@@ -23,11 +23,11 @@ import torch
 from models.config import Config, parse_config
 from models.errors import ConfigError
 from models.sampling import latents
-from training.data import Dataset, load_data
-from training.doctor import CHECKS, diagnose
-from training.jobs import run_jobs
-from training.loop import Diverged, train
-from training.metrics import wasserstein_1
+from training.data.dataset import Dataset, load_data
+from training.engine.loop import Diverged, train
+from training.judging.doctor import CHECKS, diagnose
+from training.judging.metrics import wasserstein_1
+from training.lab.jobs import run_jobs
 
 RESULTS = Path(__file__).with_name("results") / "doctor.json"
 RUNS = 60

@@ -36,10 +36,14 @@ from benchmarks.step import stock, textbook
 from models.artifact import build_networks
 from models.config import Config, parse_config
 from models.sampling import Scaling, latents
-from training.data import Dataset, load_data
-from training.extractor import choose_extractor
-from training.loop import Diverged, Interrupted, train
-from training.metrics import kernel_distance, mode_coverage, precision_recall_density_coverage
+from training.data.dataset import Dataset, load_data
+from training.engine.loop import Diverged, Interrupted, train
+from training.judging.extractors import choose_extractor
+from training.judging.metrics import (
+    kernel_distance,
+    mode_coverage,
+    precision_recall_density_coverage,
+)
 from training.presets import build_config
 
 Array = np.ndarray

@@ -25,7 +25,7 @@ from benchmarks.step import stock
 from models.artifact import build_networks
 from models.config import Config
 from models.sampling import Scaling
-from training.data import Dataset
+from training.data.dataset import Dataset
 
 PACKAGE = "torchgan==0.1.0"
 """Installed without what it depends on."""

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from benchmarks.presets import RESULTS, finish, folder
 from models.artifact import QUANTILE_LEVELS, load_artifact
 from models.refinement import Refined
-from training.data import load_data
-from training.evaluate import judge
+from training.data.dataset import load_data
+from training.judging.evaluate import judge
 
 PRESETS = {"25gaussians": 3000, "swissroll": 2000, "digits": 1000}
 """And generator steps: fewer than the presets' own, so that something is left to be gained."""

@@ -33,7 +33,7 @@ from models.artifact import load_artifact
 from models.config import constraint_class
 from models.constraints import Constraint, GradientPenalty
 from models.networks import CriticConfig, Shape, build_critic
-from training.step import CriticStep
+from training.engine.step import CriticStep
 
 ROUNDS = 7
 WIDTHS = {"mlp": [64, 128, 256, 512, 1024], "dcgan28": [8, 16, 32, 64, 128]}

@@ -34,9 +34,9 @@ from models import piecewise
 from models.constraints import GradientPenalty
 from models.convolution import Conv2d, Head
 from models.networks import CriticConfig, Shape, build_critic
-from training.memory import keep_freed_memory
-from training.stacked import Stack, StackedStep
-from training.step import CriticStep, critic_loss
+from training.engine.memory import keep_freed_memory
+from training.engine.stacked import Stack, StackedStep
+from training.engine.step import CriticStep, critic_loss
 
 CASES: dict[str, tuple[CriticConfig, Shape, int, int]] = {
     "mlp": (CriticConfig(architecture="mlp", width=512, activation="relu"), (2,), 256, 60),

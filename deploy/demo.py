@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from models.config import DataConfig
-from training.data import load_data
+from training.data.dataset import load_data
 
 WGAN = Path(sys.executable).with_name("wgan")
 PREFERRED_PORT = 3000

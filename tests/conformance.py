@@ -66,7 +66,7 @@ def critic_step(
     fake: Tensor,
     step: int,
 ) -> None:
-    """A critic step as the textbook has it; `training.loop` is compared with this one."""
+    """A critic step as the textbook has it; `training.engine.loop` is compared with this one."""
     torch.manual_seed(step)
     gap = critic(real).mean() - critic(fake).mean()
     penalty = constraint.penalty(critic, real, fake, step)

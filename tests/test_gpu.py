@@ -16,9 +16,9 @@ from models.constraints import GradientPenalty
 from models.networks import CriticConfig, build_critic
 from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import WGAN
-from training.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
-from training.data import Dataset, load_data
-from training.loop import Interrupted, train
+from training.data.dataset import Dataset, load_data
+from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
+from training.engine.loop import Interrupted, train
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,8 +16,8 @@ from models.constraints import Constraint, ZeroCenteredPenalty
 from models.networks import CriticConfig, build_critic
 from tests.conformance import FAMILIES, data, make
 from tests.test_conformance import CONSTRAINTS
-from training.graphs import tidied
-from training.step import critic_loss
+from training.engine.graphs import tidied
+from training.engine.step import critic_loss
 
 aten = torch.ops.aten
 

@@ -37,7 +37,7 @@ def test_import_directions(package: str) -> None:
 
 
 def test_the_check_sees_an_import_inside_a_function() -> None:
-    assert imported("def f():\n    from training.loop import train\n") == {"training"}
+    assert imported("def f():\n    from training.engine.loop import train\n") == {"training"}
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from models.config import DataConfig
 from models.images import MARGIN
 from tests.test_cli import wgan
 from tests.test_sources import encoded, photos, to_folder
-from training import card
-from training.data import Dataset, load_data
-from training.inspection import picture, problems
+from training.data.dataset import Dataset, load_data
+from training.data.inspection import picture, problems
+from training.reporting import card
 
 RNG = np.random.default_rng(3)
 

@@ -10,7 +10,7 @@ import pytest
 COUNTED = """
 import resource
 import torch
-from training.memory import keep_freed_memory
+from training.engine.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -9,8 +9,8 @@ import ot
 import pytest
 from scipy import linalg, optimize, stats
 
-from training import metrics
-from training.metrics import (
+from training.judging import metrics
+from training.judging.metrics import (
     Array,
     Figure,
     correlation_difference,

@@ -19,7 +19,7 @@ from benchmarks.quality import (
     meets,
     settings,
 )
-from training.data import load_data
+from training.data.dataset import load_data
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import wgan_cli
 from models import registry
 from models.artifact import load_artifact
 from models.errors import ConfigError
-from training.retrain import Outcome, RetrainConfig, _lease, read_config, retrain
+from training.retraining.cycle import Outcome, RetrainConfig, _lease, read_config, retrain
 
 WGAN = Path(sys.executable).with_name("wgan")
 OPEN = {

@@ -18,10 +18,10 @@ from models.recurrent import GRU, LSTM, PoolSteps
 from models.sampling import Scaling
 from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import wgan
-from training.checkpoint import TrainingState
-from training.data import AR2, Dataset, load_data
-from training.loop import Interrupted, train
-from training.metrics import autocovariance
+from training.data.dataset import AR2, Dataset, load_data
+from training.engine.checkpoint import TrainingState
+from training.engine.loop import Interrupted, train
+from training.judging.metrics import autocovariance
 
 CELLS = ["gru", "lstm"]
 

@@ -16,8 +16,8 @@ from PIL import Image
 from models.config import DataConfig
 from models.errors import DataError, ShapeError
 from models.formats import encode
-from training.data import Dataset, load_data
-from training.sources import cache
+from training.data.dataset import Dataset, load_data
+from training.data.sources import cache
 
 RNG = np.random.default_rng(5)
 Files = dict[str, bytes]

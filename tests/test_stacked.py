@@ -23,12 +23,12 @@ from models.constraints import (
 from tests.conformance import FAMILIES, data, make
 from tests.test_conformance import CONSTRAINTS
 from tests.test_step import STAY_EAGER, TOLERANCE
-from training.checkpoint import load_checkpoint, newest_checkpoint
-from training.data import load_data
-from training.loop import train
+from training.data.dataset import load_data
+from training.engine.checkpoint import load_checkpoint, newest_checkpoint
+from training.engine.loop import train
+from training.engine.stacked import NotTogether, Stack, StackedStep, train_together
+from training.engine.step import CriticStep
 from training.presets import build_config
-from training.stacked import NotTogether, Stack, StackedStep, train_together
-from training.step import CriticStep
 
 COUNT = 3
 TINY = {
@@ -202,19 +202,21 @@ def test_runs_that_differ_or_do_not_stack_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_wrong_stacked_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import training.stacked
+    import training.engine.stacked
 
-    right = training.stacked._gradients
-    monkeypatch.setattr(training.stacked, "_gradients", lambda *a: [0.9 * g for g in right(*a)])
+    right = training.engine.stacked._gradients
+    monkeypatch.setattr(
+        training.engine.stacked, "_gradients", lambda *a: [0.9 * g for g in right(*a)]
+    )
     with pytest.raises(NotTogether, match="is not right: its gradient is off by"):
         compare([SpectralNorm()] * COUNT)
 
 
 def test_batches_are_those_of_a_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    import training.stacked
-    from training.data import batch_indices
+    import training.engine.stacked
+    from training.data.dataset import batch_indices
 
-    monkeypatch.setattr(training.stacked, "AHEAD", 3)
-    order = training.stacked._order(7, 50, 8, 5)
+    monkeypatch.setattr(training.engine.stacked, "AHEAD", 3)
+    order = training.engine.stacked._order(7, 50, 8, 5)
     for step in range(5, 20):
         np.testing.assert_array_equal(next(order), batch_indices(7, 50, step * 8, 8))

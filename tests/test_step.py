@@ -14,7 +14,7 @@ from models.constraints import Constraint, GradientPenalty, NoConstraint, Weight
 from models.networks import CriticConfig, build_critic
 from tests.conformance import FAMILIES, Family, data, make
 from tests.test_conformance import CONSTRAINTS
-from training.step import CriticStep
+from training.engine.step import CriticStep
 
 TOLERANCE = 1e-9
 """Of a gradient in float64, relative to the longest one."""

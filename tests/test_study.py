@@ -10,8 +10,7 @@ import torch
 from scipy import integrate, stats
 
 from models.errors import UserError
-from training.report import Chart, Line
-from training.study import (
+from training.lab.study import (
     CLIPS,
     Found,
     Part,
@@ -25,6 +24,7 @@ from training.study import (
     trains_not,
     with_noise,
 )
+from training.reporting.charts import Chart, Line
 
 
 @pytest.mark.parametrize("nodes", range(1, 6))

@@ -17,15 +17,15 @@ from models.artifact import build_networks, load_artifact
 from models.config import Config, parse_config
 from models.sampling import Scaling
 from tests.artifacts import tiny_config
-from training.checkpoint import (
+from training.data.dataset import Dataset, batch_indices, load_data
+from training.engine.checkpoint import (
     CheckpointError,
     TrainingState,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
 )
-from training.data import Dataset, batch_indices, load_data
-from training.loop import Diverged, Interrupted, learning_rate, step_seed, train
+from training.engine.loop import Diverged, Interrupted, learning_rate, step_seed, train
 
 CPU = torch.device("cpu")
 WGAN = Path(sys.executable).with_name("wgan")

@@ -12,7 +12,7 @@ from models.config import DataConfig
 from models.errors import DataError
 from tests.s3 import KEY, SECRET, s3_server
 from tests.test_sources import encoded, photos, to_folder, to_tar_gz, to_zip
-from training.data import Dataset, load_data
+from training.data.dataset import Dataset, load_data
 
 PIXELS = photos(150)
 FILES = {f"{'ab'[i % 2]}/{i:03d}.png": encoded(p) for i, p in enumerate(PIXELS)}

@@ -16,8 +16,8 @@ from benchmarks.w1.table import texts
 from models.constraints import Bjorck, GradientPenalty, LipschitzPenalty
 from models.errors import DataError
 from models.networks import CriticConfig, build_critic
-from training.metrics import wasserstein_1
-from training.w1 import critic_estimate, default_recipe, estimate, fit, load_samples
+from training.judging.metrics import wasserstein_1
+from training.lab.w1 import critic_estimate, default_recipe, estimate, fit, load_samples
 
 Array = np.ndarray
 

@@ -26,9 +26,9 @@ from models.constraints import (
 from models.errors import ConfigError
 from models.networks import CriticConfig, build_critic
 from tests.test_cli import WGAN
-from training.checkpoint import load_checkpoint, newest_checkpoint
-from training.step import CriticStep
-from training.workers import ALONE, Workers
+from training.engine.checkpoint import load_checkpoint, newest_checkpoint
+from training.engine.step import CriticStep
+from training.engine.workers import ALONE, Workers
 
 ROOT = Path(__file__).parent.parent
 
@@ -231,7 +231,7 @@ ENDED = """
 import sys
 from pathlib import Path
 import torch
-from training.workers import join
+from training.engine.workers import join
 
 workers = join("cpu")
 workers.mean(torch.ones(()))

@@ -22,12 +22,13 @@ from models.config import Config
 from models.errors import UserError
 from models.formats import encode
 from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bracket
-from training.card import marginals, model_card, scatter, serving_in_words, traces
-from training.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
-from training.data import Dataset, load_data
-from training.doctor import Finding, diagnose, findings_page, in_one_line, watcher
-from training.evaluate import judge
-from training.extractor import (
+from training.data.dataset import Dataset, load_data
+from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
+from training.engine.loop import Interrupted, Row, Watch, train
+from training.engine.workers import ALONE, Workers
+from training.judging.doctor import Finding, diagnose, findings_page, in_one_line, watcher
+from training.judging.evaluate import judge
+from training.judging.extractors import (
     CLASSIFIER,
     PREFIX,
     FeatureExtractor,
@@ -35,9 +36,8 @@ from training.extractor import (
     choose_extractor,
     load_extractor,
 )
-from training.loop import Interrupted, Row, Watch, train
+from training.reporting.card import marginals, model_card, scatter, serving_in_words, traces
 from training.tracking import track_and_register
-from training.workers import ALONE, Workers
 
 Array = np.ndarray
 ARTIFACT = "artifact"
@@ -76,12 +76,12 @@ def run_training(
         resume: continue what is in ``folder``; without it, ``folder`` must hold no run.
         register: write the run to MLflow and register the artifact as a new version.
         say: takes a line for people.
-        report: see `training.loop.train`.
-        stop_requested: see `training.loop.train`.
+        report: see `training.engine.loop.train`.
+        stop_requested: see `training.engine.loop.train`.
         workers: that train together; ``folder`` must be the same for all. One of them goes on
             after training.
         data: what ``config.data`` loads, if it is loaded already.
-        watch: see `training.loop.train`; by default the doctor's, which warns with ``say``.
+        watch: see `training.engine.loop.train`; by default the doctor's, which warns with ``say``.
 
     Returns:
         ``name@version`` if it was registered.

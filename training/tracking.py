@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from models import registry
 from models.artifact import CARD, GRID, Model
 from models.errors import RegistryError
-from training.doctor import Finding, findings_page
+from training.judging.doctor import Finding, findings_page
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

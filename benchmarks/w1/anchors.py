@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from training.w1 import STEPS, estimate
+from training.lab.w1 import STEPS, estimate
 
 Array = np.ndarray
 RESULTS = Path(__file__).parents[1] / "results" / "w1_anchors.jsonl"

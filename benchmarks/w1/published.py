@@ -1,4 +1,4 @@
-"""The published recipe's fit: that of `training.w1.fit`, faster, and resumable.
+"""The published recipe's fit: that of `training.lab.w1.fit`, faster, and resumable.
 
 Sixty thousand steps a run make the peer most of the benchmark's hours. So the gradients are written
 out, some hundred samples at a time, which stay in a core's cache: 0.7 times autograd's cost.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.constraints import GradientPenalty, LipschitzPenalty
 from models.networks import build_critic
-from training.w1 import Draw, Recipe
+from training.lab.w1 import Draw, Recipe
 
 CHUNK = 512
 """Samples."""
@@ -114,14 +114,14 @@ def fit_published(
     source: torch.Generator,
     checkpoint: Path,
 ) -> nn.Module:
-    """Fit as `training.w1.fit` does with such a recipe: a constant rate, no average.
+    """Fit as `training.lab.w1.fit` does with such a recipe: a constant rate, no average.
 
     Args:
         draw: see `Draw`; random by ``source`` alone.
         dimension: of the points.
         recipe: of a critic and a penalty as `WrittenOut` takes them.
         steps: of the critic.
-        seed: as `training.w1.fit` takes it.
+        seed: as `training.lab.w1.fit` takes it.
         source: its state is kept in the checkpoint.
         checkpoint: a file, written now and then and removed at the end.
     """

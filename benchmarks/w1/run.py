@@ -39,7 +39,7 @@ from models.constraints import (
     ZeroCenteredPenalty,
 )
 from models.networks import CriticConfig
-from training.w1 import Recipe, critic_estimate, default_recipe, fit
+from training.lab.w1 import Recipe, critic_estimate, default_recipe, fit
 
 RESULTS = Path(__file__).parents[1] / "results" / "w1"
 TEST_SAMPLES = 4096

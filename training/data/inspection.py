@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from models.images import MODES, encode_png, enlarge, grid
-from training.card import marginals
-from training.data import Dataset
-from training.sources.cache import AT_ONCE, item_digests, release
+from training.data.dataset import Dataset
+from training.data.sources.cache import AT_ONCE, item_digests, release
+from training.reporting.card import marginals
 
 Array = np.ndarray
 SHOWN = 64

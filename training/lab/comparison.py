@@ -21,18 +21,18 @@ from models.config import Config
 from models.constraints.layers import layers
 from models.errors import UserError
 from models.sampling import Scaling, latents
-from training import report
-from training.checkpoint import TrainingState
-from training.data import Dataset, load_data
-from training.doctor import Finding
-from training.extractor import FeatureExtractor, choose_extractor
-from training.jobs import run_jobs
-from training.loop import Row, train
-from training.metrics import kernel_distance, sliced_wasserstein_1, wasserstein_1
+from training.data.dataset import Dataset, load_data
+from training.engine.checkpoint import TrainingState
+from training.engine.loop import Row, train
+from training.engine.stacked import NotTogether, train_together
+from training.judging.doctor import Finding
+from training.judging.extractors import FeatureExtractor, choose_extractor
+from training.judging.metrics import kernel_distance, sliced_wasserstein_1, wasserstein_1
+from training.lab.jobs import run_jobs
 from training.presets import PRESETS, build_config
-from training.report import Chart, Line
+from training.reporting import charts as report
+from training.reporting.charts import Chart, Line
 from training.run import ARTIFACT, CHECKPOINTS, run_training
-from training.stacked import NotTogether, train_together
 from training.tracking import track_and_register
 
 Array = np.ndarray

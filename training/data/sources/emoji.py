@@ -20,7 +20,7 @@ import PIL
 
 from models.errors import DataError
 from models.images import decode_image, fit_square, on_white
-from training.sources.cache import cache_folder
+from training.data.sources.cache import cache_folder
 
 Array = np.ndarray
 PACKAGE = "fonts-noto-color-emoji"

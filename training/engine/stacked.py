@@ -3,7 +3,7 @@
 Their weights are slices of stacked tensors, so one kernel serves all of them. A step of one model
 is traced to a list of kernels, that list is mapped over the stack, and random numbers are drawn
 for each model from its own source, in the order of a run alone: each model becomes, up to
-rounding, what `training.loop.train` makes of it.
+rounding, what `training.engine.loop.train` makes of it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from models.config import Config
 from models.constraints import Constraint
 from models.lipschitz import gradient_norms, interpolate
 from models.sampling import Scaling
-from training.checkpoint import TrainingState, common_checkpoint, save_checkpoint
-from training.data import Dataset, TrainingItems, batch_indices
-from training.graphs import tidied
-from training.loop import (
+from training.data.dataset import Dataset, TrainingItems, batch_indices
+from training.engine.checkpoint import TrainingState, common_checkpoint, save_checkpoint
+from training.engine.graphs import tidied
+from training.engine.loop import (
     Row,
     Watch,
     begin,
@@ -39,8 +39,8 @@ from training.loop import (
     require_sane,
     step_seed,
 )
-from training.memory import keep_freed_memory
-from training.step import STACKED, TOLERANCE, critic_loss, difference, in_one_forward, unfit
+from training.engine.memory import keep_freed_memory
+from training.engine.step import STACKED, TOLERANCE, critic_loss, difference, in_one_forward, unfit
 
 AHEAD = 256
 """Critic steps whose batches are chosen at once: a permutation of all items is made for each."""
@@ -85,7 +85,7 @@ def _stacked(tensors: Sequence[Tensor]) -> Tensor:
 
 
 class StackedStep:
-    """`training.step.CriticStep` for K critics: leaves the gradients on the stack.
+    """`training.engine.step.CriticStep` for K critics: leaves the gradients on the stack.
 
     Args:
         critics: as their constraints returned them.
@@ -298,9 +298,9 @@ def train_together(
     Args:
         configs: alike but for their seeds and for real numbers of their constraints.
         data: what to train on.
-        folders: for each one's checkpoints. Afterwards `training.loop.train` finds there a run
-            that is complete.
-        watches: of each; see `training.loop.train`.
+        folders: for each one's checkpoints. Afterwards `training.engine.loop.train` finds there a
+            run that is complete.
+        watches: of each; see `training.engine.loop.train`.
 
     Raises:
         NotTogether: they cannot; whatever is in the folders is good for a run of one.

@@ -18,17 +18,17 @@ from models.config import Config, TrainingConfig
 from models.errors import ConfigError
 from models.lipschitz import gradient_norms, interpolate
 from models.sampling import Scaling
-from training.checkpoint import (
+from training.data.dataset import Dataset, TrainingItems, batch_indices
+from training.engine.checkpoint import (
     CheckpointError,
     TrainingState,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
 )
-from training.data import Dataset, TrainingItems, batch_indices
-from training.memory import keep_freed_memory
-from training.step import STACKED, CriticStep
-from training.workers import ALONE, Workers
+from training.engine.memory import keep_freed_memory
+from training.engine.step import STACKED, CriticStep
+from training.engine.workers import ALONE, Workers
 
 Row = dict[str, float]
 """One line of the history: step, critic_gap, critic_loss, gradient_norm, samples_per_second."""

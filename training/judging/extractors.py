@@ -28,9 +28,9 @@ from torch.nn import functional as F
 from models.artifact import TRAINING_STATE, Extractor
 from models.config import EvaluationConfig
 from models.errors import ConfigError
-from training.data import Dataset
-from training.efficientnet import load_efficientnet, weights_file
-from training.sources.cache import cache_folder
+from training.data.dataset import Dataset
+from training.data.sources.cache import cache_folder
+from training.judging.efficientnet import load_efficientnet, weights_file
 
 Array = np.ndarray
 DIGITS = "digits-cnn-v1"
@@ -364,7 +364,7 @@ def train_digit_classifier(steps: int = 2000, batch_size: int = 128) -> tuple[nn
     from sklearn.datasets import load_digits
 
     from models.config import DataConfig
-    from training.data import load_data
+    from training.data.dataset import load_data
 
     data = load_data(DataConfig(source="digits"))
     labels = torch.from_numpy(load_digits().target)

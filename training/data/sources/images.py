@@ -15,8 +15,8 @@ import PIL
 
 from models.errors import DataError
 from models.images import decode_image, fit_square, on_white
-from training.sources.cache import AT_ONCE, DIGEST_BYTES, cache_folder, item_digests, release
-from training.sources.files import Location, content_key, read_images
+from training.data.sources.cache import AT_ONCE, DIGEST_BYTES, cache_folder, item_digests, release
+from training.data.sources.files import Location, content_key, read_images
 
 Array = np.ndarray
 LAYOUT = 1

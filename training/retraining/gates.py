@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from models import artifact
 from models.artifact import Model, load_artifact
 from models.errors import ArtifactError
-from training.doctor import Finding, in_one_line
-from training.metrics import Difference, Figure, nearest_distances
+from training.judging.doctor import Finding, in_one_line
+from training.judging.metrics import Difference, Figure, nearest_distances
 
 Array = np.ndarray
 Loss = Literal["kernel_distance", "frechet_distance", "wasserstein_1", "sliced_wasserstein_1"]

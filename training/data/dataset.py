@@ -17,12 +17,12 @@ from models.artifact import DataCard
 from models.config import DataConfig
 from models.errors import DataError
 from models.images import MODES, fit_square
-from training.sources.cache import item_digests, take
-from training.sources.emoji import load_emoji32
-from training.sources.files import ARCHIVES, Location, locate
-from training.sources.images import load_images
-from training.sources.mnist5k import load_mnist5k
-from training.sources.tables import TABLES, load_table
+from training.data.sources.cache import item_digests, take
+from training.data.sources.emoji import load_emoji32
+from training.data.sources.files import ARCHIVES, Location, locate
+from training.data.sources.images import load_images
+from training.data.sources.mnist5k import load_mnist5k
+from training.data.sources.tables import TABLES, load_table
 
 Array = np.ndarray
 TOY_COUNT = 50_000

@@ -7,11 +7,12 @@ import torch
 
 from models.artifact import Figure, Model, Results
 from models.config import EvaluationConfig
-from training import metrics
-from training.classifier import classify, fit_classifier
-from training.data import Dataset, Mixture
-from training.extractor import FeatureExtractor, choose_extractor
-from training.metrics import (
+from training.data.dataset import Dataset, Mixture
+from training.data.sources.cache import take
+from training.judging import metrics
+from training.judging.classifier import classify, fit_classifier
+from training.judging.extractors import FeatureExtractor, choose_extractor
+from training.judging.metrics import (
     Metric,
     autocovariance,
     correlation_difference,
@@ -24,7 +25,6 @@ from training.metrics import (
     sliced_wasserstein_1,
     wasserstein_1,
 )
-from training.sources.cache import take
 
 Array = np.ndarray
 SEED = 0

@@ -26,16 +26,16 @@ from models.images import decode_image, encode_small_png
 from models.lipschitz import gradient_norms, interpolate, layer_signals
 from models.networks import CriticConfig, build_critic
 from models.sampling import Scaling, latents
-from training import report
-from training.comparison import Job, mean_over_seeds, probability_lower, run_job, surface
-from training.data import Dataset, load_data
-from training.doctor import CHECKS, TINY, slope
-from training.jobs import run_jobs
-from training.loop import train
-from training.metrics import wasserstein_1
+from training.data.dataset import Dataset, load_data
+from training.engine.loop import train
+from training.judging.doctor import CHECKS, TINY, slope
+from training.judging.metrics import wasserstein_1
+from training.lab.comparison import Job, mean_over_seeds, probability_lower, run_job, surface
+from training.lab.jobs import run_jobs
+from training.lab.w1 import Draw, Recipe, fit
 from training.presets import build_config
-from training.report import Chart, Line
-from training.w1 import Draw, Recipe, fit
+from training.reporting import charts as report
+from training.reporting.charts import Chart, Line
 
 Array = np.ndarray
 Values = dict[str, Any]

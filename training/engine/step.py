@@ -19,13 +19,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from models.conditional import WithLabels
 from models.constraints import Constraint
 from models.lipschitz import CriticFunction
-from training.graphs import tidied
+from training.engine.graphs import tidied
 
 Found = tuple[Tensor, Tensor, list[Tensor]]
 """The gap, the loss, and the loss's gradient by each parameter."""
 
 STACKED = "stacked"
-"""What a checkpoint says of the critic step of runs that `training.stacked` trains together."""
+"""A checkpoint's name for the critic step of runs that `engine.stacked` trains together."""
 WORTH_COMPILING = 2e12
 """Floating-point operations of the convolutions of one critic forward in each of a run's critic
 steps, a number that does not depend on how busy the machine is. On a processor compiling took 31 s
@@ -227,8 +227,8 @@ def unfit(critic: nn.Module) -> str | None:
 def in_one_forward(critic: nn.Module) -> bool:
     """Whether real and fake samples may go through a critic together, in pairs.
 
-    Not where a score depends on its batch, nor with dropout, which `training.workers` draws for
-    batches one after the other.
+    Not where a score depends on its batch, nor with dropout, which `training.engine.workers`
+    draws for batches one after the other.
     """
     return not any(
         isinstance(m, nn.modules.batchnorm._BatchNorm) or (isinstance(m, nn.Dropout) and m.p > 0)

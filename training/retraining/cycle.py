@@ -32,16 +32,17 @@ from models import artifact, registry
 from models.artifact import DataCard, Extractor, Model
 from models.config import Config
 from models.errors import ConfigError, RegistryError, UserError
-from training import gates, metrics
-from training.data import Dataset, load_data
-from training.evaluate import SEED
-from training.extractor import FeatureExtractor, artifact_weights, load_extractor
-from training.gates import Gate, GatesConfig
-from training.loop import Interrupted, Row
+from training.data.dataset import Dataset, load_data
+from training.engine.loop import Interrupted, Row
+from training.engine.workers import ALONE, Workers
+from training.judging import metrics
+from training.judging.evaluate import SEED
+from training.judging.extractors import FeatureExtractor, artifact_weights, load_extractor
 from training.presets import build_config
+from training.retraining import gates
+from training.retraining.gates import Gate, GatesConfig
 from training.run import ARTIFACT, CHECKPOINTS, load_frozen, run_training
 from training.tracking import flatten, record
-from training.workers import ALONE, Workers
 
 Array = np.ndarray
 DECISION = "decision.json"
@@ -209,8 +210,8 @@ def retrain(
     Args:
         settings: of the retraining.
         say: takes a line for people.
-        report: see `training.loop.train`.
-        stop_requested: see `training.loop.train`.
+        report: see `training.engine.loop.train`.
+        stop_requested: see `training.engine.loop.train`.
         workers: that train together; one of them decides. The folder must be the same for all.
 
     Returns:

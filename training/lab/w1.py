@@ -22,9 +22,9 @@ from models.constraints import Bjorck, Constraint, GradientPenalty, LipschitzPen
 from models.errors import DataError
 from models.lipschitz import certify, gradient_norms, interpolate, lipschitz_bracket
 from models.networks import CriticConfig, Shape, build_critic
-from training.memory import keep_freed_memory
-from training.metrics import wasserstein_1
-from training.step import CriticStep
+from training.engine.memory import keep_freed_memory
+from training.engine.step import CriticStep
+from training.judging.metrics import wasserstein_1
 
 Array = np.ndarray
 Draw = Callable[[], tuple[Tensor, Tensor]]

@@ -28,12 +28,12 @@ from models.constraints.penalty import TargetedPenalty
 from models.errors import UserError
 from models.lipschitz import LayerSignal, interpolate, layer_signals
 from models.sampling import Scaling, latents
-from training import report
-from training.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
-from training.data import Dataset, load_data
-from training.loop import Row, Watch
-from training.metrics import mode_coverage, precision_recall_density_coverage, wasserstein_1
-from training.report import Chart, Line, histogram
+from training.data.dataset import Dataset, load_data
+from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
+from training.engine.loop import Row, Watch
+from training.judging.metrics import mode_coverage, precision_recall_density_coverage, wasserstein_1
+from training.reporting import charts as report
+from training.reporting.charts import Chart, Line, histogram
 
 Array = np.ndarray
 Severity = Literal["info", "warning", "critical"]
@@ -203,8 +203,8 @@ def diagnose(
         generator: as it is served, the moving average; not changed.
         critic: with whatever its constraint wrapped around it; not changed.
         history: of the run so far, drawn beside `slow_optimisation`.
-        figures: of `training.evaluate.judge`, if the run has been judged: diversity is then theirs,
-            over the extractor's features. Without them images are compared by their pixels.
+        figures: of `training.judging.evaluate.judge`, if the run has been judged: diversity is
+            then theirs, over the extractor's features. Without them images are compared by pixels.
 
     Returns:
         Every finding that applies to such a critic, present or not, in a fixed order. The same run

@@ -7,7 +7,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from models.errors import DataError
-from training.sources.files import Location, reading
+from training.data.sources.files import Location, reading
 
 Array = np.ndarray
 TABLES = (".csv", ".tsv", ".parquet")

@@ -1,0 +1,1 @@
+"""The training engine: the loop, the critic's step, checkpoints, several processes."""

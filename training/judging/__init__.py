@@ -1,0 +1,1 @@
+"""Judging a model on held-out data, and diagnosing its critic."""

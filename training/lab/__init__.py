@@ -1,0 +1,1 @@
+"""The laboratory: comparing constraints, the clipping study, the Wasserstein distance."""

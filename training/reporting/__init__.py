@@ -1,0 +1,1 @@
+"""Reports for people: charts, pages and the model card."""

@@ -1,0 +1,1 @@
+"""Retraining on a schedule: a challenger, the gates, the decision."""

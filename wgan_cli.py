@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from models.errors import UserError
 
 if TYPE_CHECKING:
-    from models.artifact import Model
+    from models.model import Model
     from training.engine.workers import Workers
 
 EXIT_FAILED = 1

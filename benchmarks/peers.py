@@ -22,8 +22,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from models.artifact import Model, load_artifact
+from models.artifact import load_artifact
 from models.formats import encode
+from models.model import Model
 from models.sampling import latents
 
 try:

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 
 from benchmarks import quality_torchgan
 from benchmarks.step import stock, textbook
-from models.artifact import build_networks
 from models.config import Config, parse_config
+from models.networks import build_networks
 from models.sampling import Scaling, latents
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import Diverged, Interrupted, train

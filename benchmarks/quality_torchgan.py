@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.step import stock
-from models.artifact import build_networks
 from models.config import Config
+from models.networks import build_networks
 from models.sampling import Scaling
 from training.data.dataset import Dataset
 

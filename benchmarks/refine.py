@@ -26,7 +26,8 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 
 from benchmarks.presets import RESULTS, finish, folder
-from models.artifact import QUANTILE_LEVELS, load_artifact
+from models.artifact import load_artifact
+from models.model import QUANTILE_LEVELS
 from models.refinement import Refined
 from training.data.dataset import load_data
 from training.judging.evaluate import judge

@@ -33,7 +33,8 @@ import torch
 
 from benchmarks.load import ask_for
 from benchmarks.swaps import resident
-from models.artifact import Model, load_artifact
+from models.artifact import load_artifact
+from models.model import Model
 from tests.artifacts import ALL_SHAPES, make_artifact
 
 COUNT = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +17,9 @@ from models.errors import ConfigError
 from models.piecewise import Abs, LeakyReLU, ReLU
 from models.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 from models.resnet import Before, num_blocks, resnet_critic, resnet_generator
+
+if TYPE_CHECKING:
+    from models.config import Config
 
 Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu", "abs", "groupsort"]
 Normalization = Literal["none", "batch", "layer", "instance"]
@@ -350,3 +353,24 @@ def _dcgan_generator(
 
 def _activation(config: NetworkConfig) -> nn.Module:
     return ACTIVATIONS[config.activation]()
+
+
+def build_networks(
+    config: Config, shape: Shape, num_classes: int = 0
+) -> tuple[nn.Module, nn.Module]:
+    """Build a new generator, and a critic as its constraint prepares it.
+
+    Args:
+        config: of the run.
+        shape: of one item.
+        num_classes: of the data; 0 if it has no labels.
+
+    Raises:
+        ConfigError: a network does not fit the data.
+    """
+    if config.conditional and not num_classes:
+        raise ConfigError("conditional: the data has no labels; leave it out")
+    classes = num_classes if config.conditional else 0
+    generator = build_generator(config.generator, shape, classes)
+    critic = build_critic(config.critic, shape, classes)
+    return generator, config.constraint.before_training(critic)

@@ -67,7 +67,7 @@ from service.state import (
 )
 
 if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
-    from models.artifact import Model
+    from models.model import Model
 
 Array = np.ndarray
 M = TypeVar("M", bound=BaseModel)

@@ -30,7 +30,7 @@ from models.errors import ArtifactError, ConfigError, RegistryError, ShapeError,
 from service.problems import NoModel
 
 if TYPE_CHECKING:
-    from models.artifact import Model
+    from models.model import Model
 
 T = TypeVar("T")
 log = logging.getLogger("wgan.service")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from models import artifact
+from models import artifact, networks, record
 from models.config import Config, parse_config
 from models.images import encode_png, grid
+from models.model import QUANTILE_LEVELS
 
 SHAPES = {"image": (1, 8, 8), "rgb": (3, 16, 12), "vector": (2,)}
 ALL_SHAPES: dict[str, tuple[int, ...]] = {**SHAPES, "sequence": (4, 2), "table": (3,)}
@@ -52,14 +53,14 @@ def make_artifact(
     config = tiny_config(kind, conditional=bool(counts), **changes)
     shape = ALL_SHAPES[kind]
     features = 0 if len(shape) == 3 else shape[-1]
-    generator, critic = artifact.build_networks(config, shape, len(counts))
+    generator, critic = networks.build_networks(config, shape, len(counts))
     generator.eval()
     critic.eval()
-    run = artifact.Run(
+    run = record.Run(
         created="2026-01-01T00:00:00+00:00",
         config=config,
-        constraint=artifact.constraint_card(config),
-        data=artifact.DataCard(
+        constraint=record.constraint_card(config),
+        data=record.DataCard(
             name=config.data.source,
             source="test",
             licence=None,
@@ -77,11 +78,11 @@ def make_artifact(
             scale=[1.0] * features,
         ),
         provenance={},
-        engine=artifact.Engine(name="torch-channels-last", precision=config.serving.precision),
-        results=artifact.Results(
+        engine=record.Engine(name="torch-channels-last", precision=config.serving.precision),
+        results=record.Results(
             extractor=None,
             figures={
-                "precision": artifact.Figure(
+                "precision": record.Figure(
                     value=0.5, floor=0.9, interval=(0.4, 0.6), n=10, better="higher"
                 )
             },
@@ -105,7 +106,7 @@ def make_artifact(
         generator,
         critic,
         training_state={f"generator.{k}": v for k, v in generator.state_dict().items()},
-        quantiles=np.linspace(-1, 1, len(artifact.QUANTILE_LEVELS)),
+        quantiles=np.linspace(-1, 1, len(QUANTILE_LEVELS)),
         grid_png=encode_png(grid(picture)),
         card="# tiny\n",
     )

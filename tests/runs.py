@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from models.artifact import Model, load_artifact
+from models.artifact import load_artifact
 from models.config import Config
+from models.model import Model
 from training.run import run_training
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import artifact
+from models import artifact, networks
 from models.artifact import FILES, SUMS, load_artifact
 from models.errors import ArtifactError
 from tests.artifacts import SHAPES, make_artifact
@@ -35,7 +35,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, kind: str, constraint: str) -> 
     )
     model = load_artifact(folder)
     torch.manual_seed(0)
-    _, critic = artifact.build_networks(model.run.config, model.shape)
+    _, critic = networks.build_networks(model.run.config, model.shape)
     x = torch.randn(5, *model.shape)
     torch.testing.assert_close(model.critic(x), critic.eval()(x), rtol=0, atol=0)
     assert model.run.constraint.kind == constraint

@@ -15,6 +15,7 @@ from scipy import stats
 
 from models.artifact import load_artifact
 from models.errors import UserError
+from models.record import Chart, Line
 from tests.test_cli import WGAN, wgan
 from training.lab.comparison import (
     LOOKS,
@@ -28,7 +29,7 @@ from training.lab.comparison import (
 )
 from training.lab.jobs import run_jobs
 from training.presets import build_config
-from training.reporting.charts import Chart, Line, histogram, svg
+from training.reporting.charts import histogram, svg
 
 TINY = {
     "generator.width": 16,

@@ -12,10 +12,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from models.artifact import Model, load_artifact
+from models.artifact import load_artifact
 from models.conditional import ConditionalNorm, ProjectionCritic, WithLabels
 from models.constraints import GradientPenalty, SpectralNorm, WeightClipping
 from models.errors import ClassError, ConfigError
+from models.model import Model
 from models.networks import CriticConfig, GeneratorConfig, build_critic, build_generator
 from models.sampling import CHUNK, draw_labels
 from tests.artifacts import make_artifact, tiny_config

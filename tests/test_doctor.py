@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.artifact import QUANTILE_LEVELS, build_networks, load_artifact, save_artifact
+from models.artifact import load_artifact, save_artifact
 from models.config import Config
 from models.errors import UserError
 from models.lipschitz import layer_signals
-from models.networks import ACTIVATIONS, CriticConfig, build_critic
+from models.model import QUANTILE_LEVELS
+from models.networks import ACTIVATIONS, CriticConfig, build_critic, build_networks
+from models.record import Finding
 from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import wgan
 from training.data.dataset import Dataset, load_data
@@ -24,7 +26,6 @@ from training.judging.doctor import (
     MEANINGS,
     OF_THE_END,
     Check,
-    Finding,
     diagnose,
     diagnose_run,
     findings_page,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import wasserstein_distance
 
-from models.artifact import QUANTILE_LEVELS, Model, load_artifact
+from models.artifact import load_artifact
+from models.model import QUANTILE_LEVELS, Model
 from service.drift import LEVEL, Windows, threshold, wasserstein
 from service.drift import _Key as Key
 from service.state import Served

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from models.artifact import Engine, Model, load_artifact
+from models.artifact import load_artifact
 from models.folding import fold
+from models.model import Model
 from models.networks import GeneratorConfig, build_generator
 from models.piecewise import LeakyReLU, ReLU
+from models.record import Engine
 from tests.artifacts import make_artifact, tiny_config
 from tests.runs import trained
 

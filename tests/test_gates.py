@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 
-from models import artifact
+from models import record
 from models.artifact import load_artifact
 from tests.artifacts import make_artifact
 from training.judging.metrics import Difference, Figure, compare, measure, nearest_distances
@@ -131,7 +131,7 @@ def test_a_copier_is_caught_and_a_perfect_sampler_is_not() -> None:
 
 
 def test_data_must_look_to_the_champion_as_they_did() -> None:
-    recorded = artifact.Figure(value=1.0, floor=0.0, interval=(0.8, 1.2), n=100, better="lower")
+    recorded = record.Figure(value=1.0, floor=0.0, interval=(0.8, 1.2), n=100, better="lower")
     now = Figure(value=2.9, floor=0.0, low=2.3, high=3.5, n=100)
     assert gates.familiar("loss", now, recorded, 2.0).passed
     assert not gates.familiar("loss", now._replace(low=2.5), recorded, 2.0).passed

@@ -19,8 +19,9 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from models.artifact import Model, load_artifact
+from models.artifact import load_artifact
 from models.images import encode_png, enlarge
+from models.model import Model
 from tests.artifacts import make_artifact
 from tests.test_service import ROOT, WGAN, free_port, running, sign, wait_for
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from models.artifact import Model, load_artifact
+from models.artifact import load_artifact
 from models.errors import ShapeError
+from models.model import Model
 from models.refinement import Refined
 from models.sampling import CHUNK, Scaling, latents, slerp, truncate
 from tests.artifacts import ALL_SHAPES, make_artifact

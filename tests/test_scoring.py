@@ -13,8 +13,9 @@ import anyio.to_thread
 import numpy as np
 import pytest
 
-from models.artifact import Model, load_artifact
+from models.artifact import load_artifact
 from models.errors import ShapeError
+from models.model import Model
 from models.sampling import CHUNK
 from service import state
 from service.scoring import Gathered, Given

@@ -32,8 +32,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.artifact import Model, load_artifact
+from models.artifact import load_artifact
 from models.images import encode_png, enlarge, grid
+from models.model import Model
 from service.keys import Keys
 from service.limits import MAX_BODY, Guard
 from service.schemas import MAX_COUNT, MAX_ITEMS, MAX_PICTURES

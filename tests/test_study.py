@@ -10,6 +10,7 @@ import torch
 from scipy import integrate, stats
 
 from models.errors import UserError
+from models.record import Chart, Line
 from training.lab.study import (
     CLIPS,
     Found,
@@ -24,7 +25,6 @@ from training.lab.study import (
     trains_not,
     with_noise,
 )
-from training.reporting.charts import Chart, Line
 
 
 @pytest.mark.parametrize("nodes", range(1, 6))

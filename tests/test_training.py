@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.artifact import build_networks, load_artifact
+from models.artifact import load_artifact
 from models.config import Config, parse_config
+from models.networks import build_networks
 from models.sampling import Scaling
 from tests.artifacts import tiny_config
 from training.data.dataset import Dataset, batch_indices, load_data

@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import artifact, images, registry
-from models.artifact import Engine, Model, Results, Run
+from models import artifact, images, record, registry
 from models.conditional import WithLabels
 from models.config import Config
 from models.errors import UserError
 from models.formats import encode
 from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bracket
+from models.model import QUANTILE_LEVELS, Model
+from models.record import Engine, Finding, Results, Run
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import Interrupted, Row, Watch, train
 from training.engine.workers import ALONE, Workers
-from training.judging.doctor import Finding, diagnose, findings_page, in_one_line, watcher
+from training.judging.doctor import diagnose, findings_page, in_one_line, watcher
 from training.judging.evaluate import judge
 from training.judging.extractors import (
     CLASSIFIER,
@@ -220,7 +221,7 @@ def _finish(
     run = Run(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config,
-        constraint=artifact.constraint_card(config),
+        constraint=record.constraint_card(config),
         data=data.card,
         provenance=provenance,
         results=Results(extractor=None, figures={}),
@@ -234,7 +235,7 @@ def _finish(
     heldout = data.take(places)
     labels = data.labels[places] if model.classes and data.labels is not None else None
     scores = model.score(heldout, labels)
-    quantiles = np.quantile(scores.astype(np.float64), artifact.QUANTILE_LEVELS)
+    quantiles = np.quantile(scores.astype(np.float64), QUANTILE_LEVELS)
     few = min(MEASURED, len(heldout))
     real, fake = (
         model.scaling.to_model(torch.from_numpy(x))

@@ -7,9 +7,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from models import registry
-from models.artifact import CARD, GRID, Model
+from models.artifact import CARD, GRID
 from models.errors import RegistryError
-from training.judging.doctor import Finding, findings_page
+from models.model import Model
+from models.record import Finding
+from training.judging.doctor import findings_page
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

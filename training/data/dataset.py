@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.artifact import DataCard
 from models.config import DataConfig
 from models.errors import DataError
 from models.images import MODES, fit_square
+from models.record import DataCard
 from training.data.sources.cache import item_digests, take
 from training.data.sources.emoji import load_emoji32
 from training.data.sources.files import ARCHIVES, Location, locate

@@ -13,30 +13,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from models.artifact import SUMS, Figure, build_networks, load_artifact
+from models.artifact import SUMS, load_artifact
 from models.conditional import WithLabels
 from models.config import Config, parse_config
 from models.constraints import WeightClipping
 from models.constraints.penalty import TargetedPenalty
 from models.errors import UserError
 from models.lipschitz import LayerSignal, interpolate, layer_signals
+from models.networks import build_networks
+from models.record import Chart, Figure, Finding, Line, Severity
 from models.sampling import Scaling, latents
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import Row, Watch
 from training.judging.metrics import mode_coverage, precision_recall_density_coverage, wasserstein_1
 from training.reporting import charts as report
-from training.reporting.charts import Chart, Line, histogram
+from training.reporting.charts import histogram
 
 Array = np.ndarray
-Severity = Literal["info", "warning", "critical"]
 LOOKED_AT = 1000
 """Held-out, training and generated items, at most, that are scored and compared."""
 DIFFERENTIATED = 256
@@ -95,24 +95,6 @@ CHECKS = {
     "critic_overfitting": Check(0.5, "info"),
 }
 """Thresholds were fixed before `benchmarks/doctor.py` first ran; ceilings follow from it."""
-
-
-class Finding(BaseModel):
-    """One measurement, what it means and what to do about it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    value: float
-    """As `MEANINGS` says; larger is worse."""
-    threshold: float
-    present: bool
-    """Whether the value is beyond the threshold."""
-    severity: Severity
-    evidence: str
-    remedy: str
-    """What to do; empty if the finding is not present."""
-    chart: Chart | None = None
 
 
 class _Measured(NamedTuple):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.artifact import Figure, Model, Results
 from models.config import EvaluationConfig
+from models.model import Model
+from models.record import Figure, Results
 from training.data.dataset import Dataset, Mixture
 from training.data.sources.cache import take
 from training.judging import metrics

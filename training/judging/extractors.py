@@ -25,9 +25,10 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.artifact import TRAINING_STATE, Extractor
+from models.artifact import TRAINING_STATE
 from models.config import EvaluationConfig
 from models.errors import ConfigError
+from models.record import Extractor
 from training.data.dataset import Dataset
 from training.data.sources.cache import cache_folder
 from training.judging.efficientnet import load_efficientnet, weights_file

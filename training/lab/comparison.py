@@ -16,22 +16,22 @@ import torch
 from scipy.special import stdtr, stdtrit
 from torch import nn
 
-from models.artifact import GRID, Model, load_artifact
+from models.artifact import GRID, load_artifact
 from models.config import Config
 from models.constraints.layers import layers
 from models.errors import UserError
+from models.model import Model
+from models.record import Chart, Finding, Line
 from models.sampling import Scaling, latents
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import Row, train
 from training.engine.stacked import NotTogether, train_together
-from training.judging.doctor import Finding
 from training.judging.extractors import FeatureExtractor, choose_extractor
 from training.judging.metrics import kernel_distance, sliced_wasserstein_1, wasserstein_1
 from training.lab.jobs import run_jobs
 from training.presets import PRESETS, build_config
 from training.reporting import charts as report
-from training.reporting.charts import Chart, Line
 from training.run import ARTIFACT, CHECKPOINTS, run_training
 from training.tracking import track_and_register
 

@@ -25,6 +25,7 @@ from models.errors import ConfigError, UserError
 from models.images import decode_image, encode_small_png
 from models.lipschitz import gradient_norms, interpolate, layer_signals
 from models.networks import CriticConfig, build_critic
+from models.record import Chart, Line
 from models.sampling import Scaling, latents
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import train
@@ -35,7 +36,6 @@ from training.lab.jobs import run_jobs
 from training.lab.w1 import Draw, Recipe, fit
 from training.presets import build_config
 from training.reporting import charts as report
-from training.reporting.charts import Chart, Line
 
 Array = np.ndarray
 Values = dict[str, Any]

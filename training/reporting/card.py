@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from models.artifact import Run
+from models.record import Run
 
 Array = np.ndarray
 SIDE = 480

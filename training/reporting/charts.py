@@ -10,9 +10,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from models.images import encode_small_png
+from models.record import Chart, Line
 
 Array = np.ndarray
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7a7a7a")
@@ -28,36 +28,6 @@ figcaption { font-size: 14px; max-width: 520px }
 .critical { color: #b00020; font-weight: bold }
 .warning { color: #a04a00; font-weight: bold }
 """
-
-
-class Line(BaseModel):
-    """One series of a chart."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    x: list[float]
-    y: list[float | None]
-    """None where there is no value: the line is broken there."""
-    low: list[float] = []
-    """Of a band around the line, at each x; empty without a band."""
-    high: list[float] = []
-
-
-class Chart(BaseModel):
-    """Data and labels of a chart, drawn by `svg`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    title: str
-    x_label: str
-    y_label: str
-    lines: list[Line]
-    bars: bool = False
-    x_names: list[str] = []
-    """In place of numbers, under x = 0, 1, 2 and so on."""
-    log_x: bool = False
-    log_y: bool = False
 
 
 class _Axis(NamedTuple):

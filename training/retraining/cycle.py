@@ -29,9 +29,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models import artifact, registry
-from models.artifact import DataCard, Extractor, Model
 from models.config import Config
 from models.errors import ConfigError, RegistryError, UserError
+from models.model import Model
+from models.record import DataCard, Extractor
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import Interrupted, Row
 from training.engine.workers import ALONE, Workers

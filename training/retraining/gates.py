@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from models import artifact
-from models.artifact import Model, load_artifact
+from models import record
+from models.artifact import load_artifact
 from models.errors import ArtifactError
-from training.judging.doctor import Finding, in_one_line
+from models.model import Model
+from models.record import Finding
+from training.judging.doctor import in_one_line
 from training.judging.metrics import Difference, Figure, nearest_distances
 
 Array = np.ndarray
@@ -183,7 +185,7 @@ def not_copied(fake: Array, heldout: Array, training: Array, most: float) -> Gat
     )
 
 
-def familiar(loss: str, now: Figure, recorded: artifact.Figure, ratio: float) -> Gate:
+def familiar(loss: str, now: Figure, recorded: record.Figure, ratio: float) -> Gate:
     """Whether the new held-out items still look like what the champion was trained on.
 
     Spoiled data are spoiled in their held-out part too, where a model trained on them wins. The

@@ -1,0 +1,279 @@
+"""A loaded model: generator, critic and their record, ready to sample and score."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from models import refinement, sampling
+from models.errors import ClassError, ShapeError
+from models.folding import InHalf, channels_last, fold
+from models.images import MODES, fit
+from models.networks import Shape
+from models.record import Run
+
+Array = np.ndarray
+QUANTILE_LEVELS = np.linspace(0, 1, 1001)
+REFERENCE = 64
+"""Latents that the typical slope of a refined generator is found at."""
+COMPARED = 256
+"""Samples that an engine's error is measured on."""
+
+
+class Model:
+    """A loaded artifact: generator, critic and their record, ready to sample and score."""
+
+    def __init__(
+        self,
+        run: Run,
+        generator: nn.Module,
+        critic: nn.Module,
+        quantiles: Array,
+        digest: str,
+        picture: bytes = b"",
+    ) -> None:
+        self.run = run
+        self.generator = generator
+        forward = generator if run.engine.name == "torch" else fold(generator)
+        if run.engine.name == "torch-channels-last":
+            forward = channels_last(forward)
+        self.forward = InHalf(forward) if run.engine.precision == "bf16" else forward
+        """What samples are made with: the generator as the record's engine has it."""
+        self.critic = critic
+        self.quantiles = quantiles
+        """Scores of real held-out items at `QUANTILE_LEVELS`."""
+        self.digest = digest
+        """SHA-256 of the checksum file, so of everything."""
+        self.picture = picture
+        """PNG of samples, drawn when the artifact was made."""
+        self.shape: Shape = run.data.shape
+        self.latent_size = run.config.generator.latent_size
+        self.certified: float | None = run.lipschitz.get("certified")
+        """An upper bound on the critic's Lipschitz constant, where an honest one exists."""
+        self.is_image = run.data.kind == "image"
+        self.scaling = sampling.Scaling(run.data.shape, run.data.offset, run.data.scale)
+        self.classes = run.data.classes if run.config.conditional else []
+        """Names, by label, of what a class-conditional model can be asked for; else empty."""
+
+    @functools.cached_property
+    def refined(self) -> Model:
+        """The same, but its generator is guided by the critic: see `refinement.Refined`."""
+        labels = self.labels(0, REFERENCE)
+        given = [] if labels is None else [torch.from_numpy(labels)]
+        z, *given = (
+            x.to(next(self.forward.parameters()).device)
+            for x in (torch.from_numpy(self.latents(0, REFERENCE)), *given)
+        )
+        guided = copy.copy(self)
+        guided.forward = refinement.Refined(self.forward, self.critic, z, *given)
+        return guided
+
+    def label(self, name: str) -> int:
+        """The label of a class.
+
+        Raises:
+            ClassError: the model has no such class, or none at all.
+        """
+        if not self.classes:
+            raise ClassError("the model is not class-conditional; leave out the class")
+        if name not in self.classes:
+            raise ClassError(f"no class '{name[:100]}'; there are: {', '.join(self.classes)}")
+        return self.classes.index(name)
+
+    def labels(self, seed: int, count: int, start: int = 0) -> Array | None:
+        """Labels of a seed's samples, distributed as in training; None without classes."""
+        if not self.classes:
+            return None
+        frequencies = np.array(self.run.data.class_counts)
+        return sampling.draw_labels(seed, start, count, frequencies)
+
+    def latents(
+        self, seed: int, count: int, start: int = 0, truncation: float | None = None
+    ) -> Array:
+        """Latents of a seed, float32 ``(count, latent_size)``; see `sampling.truncate`."""
+        z = sampling.latents(seed, start, count, self.latent_size)
+        return z if truncation is None else sampling.truncate(z, truncation)
+
+    def samples(
+        self,
+        seed: int,
+        count: int,
+        start: int = 0,
+        label: int | Array | None = None,
+        truncation: float | None = None,
+    ) -> Iterator[Array]:
+        """Yield samples of a seed in parts; see `sampling.generate`.
+
+        ``label`` is of all of them, or of each, ``(count,)``; without it, see `labels`.
+        """
+        if label is None:
+            label = self.labels(seed, count, start)
+
+        def draw(first: int, rows: int) -> Array:
+            return self.latents(seed, rows, first, truncation)
+
+        return self._generate(draw, count, start, label)
+
+    def decode(self, latents: Array, label: int | Array | None = None) -> Iterator[Array]:
+        """Yield the samples of given latents, float32 ``(N, latent_size)``, in parts.
+
+        Raises:
+            ShapeError: latents of another size.
+            ClassError: a class-conditional model needs the label, of all or ``(N,)`` of each.
+        """
+        count, size = len(latents), self.latent_size
+        if latents.shape != (count, size):
+            raise ShapeError(f"the model takes latents of shape (N, {size}), not {latents.shape}")
+        if self.classes and label is None:
+            raise ClassError("the model is class-conditional; give the class of the latents")
+
+        def draw(first: int, rows: int) -> Array:
+            part = latents[first : first + rows]
+            return np.pad(part, ((0, rows - len(part)), (0, 0)))
+
+        return self._generate(draw, count, 0, label)
+
+    def walk(
+        self,
+        seed: int,
+        to: int,
+        at: Array,
+        label: int | None = None,
+        truncation: float | None = None,
+    ) -> Iterator[Array]:
+        """Yield samples between the first of one seed and the first of another, in parts.
+
+        ``at``, ``(N,)`` from 0 to 1, says where; see `sampling.slerp`. One walk is of one class:
+        without ``label``, of that of its first seed's sample.
+        """
+        first, last = (self.latents(s, 1, truncation=truncation)[0] for s in (seed, to))
+        if label is None and (labels := self.labels(seed, 1)) is not None:
+            label = int(labels[0])
+        return self.decode(sampling.slerp(first, last, at), label)
+
+    def error(self, seed: int = 0, count: int = COMPARED) -> tuple[float, float]:
+        """How far the engine's samples lie from those of the generator as it was trained.
+
+        Returns:
+            Mean and largest over all values: in grey levels (0 to 255) of images, else in the
+            standard deviations of each feature.
+        """
+        plain = copy.copy(self)
+        plain.forward = self.generator
+        ours, theirs = (m.sample(seed, count).astype(np.float64) for m in (self, plain))
+        apart = np.abs(ours - theirs)
+        if not self.is_image:
+            apart /= self.run.data.scale
+        return float(apart.mean()), float(apart.max())
+
+    def _generate(
+        self, draw: Callable[[int, int], Array], count: int, start: int, label: int | Array | None
+    ) -> Iterator[Array]:
+        labels = None
+        if label is not None:
+            if not self.classes:
+                raise ClassError("the model is not class-conditional; leave out the class")
+            labels = np.broadcast_to(np.asarray(label, np.int64), (count,))
+        return sampling.generate(self.forward, self.scaling, draw, count, start, labels)
+
+    def sample(self, seed: int, count: int, label: int | Array | None = None) -> Array:
+        """Return samples of a seed: uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``."""
+        return np.concatenate(list(self.samples(seed, count, label=label)))
+
+    def items(self, values: Array) -> Array:
+        """Check values against the model's shape and bring them to its data units.
+
+        Args:
+            values: ``(N, H, W, C)``, or ``(N, H, W)`` where C is 1, of whole numbers 0 to 255;
+                or ``(N, D)`` or ``(N, T, D)`` of finite numbers.
+
+        Returns:
+            uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``.
+
+        Raises:
+            ShapeError: they are not that; says what is expected.
+        """
+        expected = (*self.shape[1:], self.shape[0]) if self.is_image else self.shape
+        if self.is_image and expected[-1] == 1 and values.ndim == 3:
+            values = values[..., None]
+        if values.ndim != len(expected) + 1 or values.shape[1:] != expected or not len(values):
+            wanted = ", ".join(map(str, ("N", *expected)))
+            raise ShapeError(f"the model takes items of shape ({wanted}), not {values.shape}")
+        if self.is_image:
+            return _pixels(values)
+        with np.errstate(over="ignore"):
+            vectors = _numbers(values).astype(np.float32)
+        if not np.isfinite(vectors).all():
+            raise ShapeError("the items hold values too large for float32")
+        return vectors
+
+    def resized(self, values: Array) -> Array:
+        """Bring images of any size to the model's size and channels; see `images.fit`.
+
+        Args:
+            values: ``(N, H, W)`` or ``(N, H, W, C)``, C of 1 to 4, whole numbers 0 to 255.
+
+        Returns:
+            uint8 ``(N, H, W, C)``, as `items` does.
+
+        Raises:
+            ShapeError: they are not that, or the model does not take images.
+        """
+        if not self.is_image:
+            raise ShapeError("the model does not take images, which alone can be resized")
+        if values.ndim == 3:
+            values = values[..., None]
+        if values.ndim != 4 or not values.size or values.shape[3] not in MODES:
+            raise ShapeError(f"images have the shape (N, H, W, 1 to 4), not {values.shape}")
+        channels, height, width = self.shape
+        return np.stack([fit(image, height, width, channels) for image in _pixels(values)])
+
+    def score(self, items: Array, labels: Array | None = None) -> Array:
+        """Score what `items` returned; float32 ``(N,)``, unbounded, higher is more like real.
+
+        Raises:
+            ClassError: see `require_labels`.
+        """
+        self.require_labels(len(items), labels)
+        return sampling.score(self.critic, self.scaling, items, labels)
+
+    def require_labels(self, count: int, labels: Array | None) -> None:
+        """Check that labels, int64 ``(count,)``, are there if the model is class-conditional.
+
+        Raises:
+            ClassError: they are missing, too many, or not wanted.
+        """
+        if self.classes and labels is None:
+            raise ClassError("the model is class-conditional; give the class of each item")
+        if labels is not None and not self.classes:
+            raise ClassError("the model is not class-conditional; leave out the classes")
+        if labels is not None and len(labels) != count:
+            raise ClassError(f"{count} items have {len(labels)} classes; give one of each")
+
+    def out_of_range(self, scores: Array) -> Array:
+        """Whether scores ``(N,)`` lie outside all those of real held-out items."""
+        return (scores < self.quantiles[0]) | (scores > self.quantiles[-1])
+
+    def percentiles(self, scores: Array) -> Array:
+        """Where scores ``(N,)`` stand among those of real held-out items, 0 to 100."""
+        return np.interp(scores, self.quantiles, 100 * QUANTILE_LEVELS)
+
+
+def _numbers(values: Array) -> Array:
+    if values.dtype.kind not in "uif":
+        raise ShapeError(f"the model takes numbers, not {values.dtype}")
+    if not np.isfinite(values).all():
+        raise ShapeError("the items hold NaN or infinite values")
+    return values
+
+
+def _pixels(values: Array) -> Array:
+    values = _numbers(values)
+    if values.min() < 0 or values.max() > 255 or (values % 1).any():
+        raise ShapeError("pixels are whole numbers from 0 to 255")
+    return values.astype(np.uint8)

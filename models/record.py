@@ -1,0 +1,175 @@
+"""The record of a run, `run.json`: its configuration, data, constraint, results and findings."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models import sampling
+from models.config import Config
+
+Severity = Literal["info", "warning", "critical"]
+
+
+class DataCard(BaseModel):
+    """What the model was trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    source: str
+    licence: str | None
+    kind: Literal["image", "vector", "sequence"]
+    shape: tuple[int, ...]
+    """Of one item as the critic takes it: (C, H, W), (D,) or (T, D)."""
+    classes: list[str] = []
+    """Names of the classes, by label; empty without labels."""
+    class_counts: list[int] = []
+    """Training items of each class, by label."""
+    columns: list[str] = []
+    """Names of a table's columns; empty for other data."""
+    count: int
+    skipped: int = 0
+    """Image files that could not be decoded; `count` is without them."""
+    training_count: int
+    heldout_count: int
+    heldout_fraction: float
+    sha256: str
+    """Over the sorted hashes of the items: the order of the items does not matter."""
+    offset: list[float]
+    """Subtracted from each feature, which is then divided by `scale`. Images: empty."""
+    scale: list[float]
+
+
+class ConstraintCard(BaseModel):
+    """The constraint as served metadata."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    hyperparameters: dict[str, Any]
+    guarantee: str
+
+
+class Engine(BaseModel):
+    """What runs the generator's forward; chosen once, when the version is made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["torch", "torch-folded", "torch-channels-last"] = "torch"
+    """The generator as it was trained; as `folding.fold` makes it; or that on channels-last maps.
+    Each rounds in its own way: a version keeps the one that it was made with."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    chunk: int = sampling.CHUNK
+    mean_error: float | None = None
+    """How far its samples lie from those of the generator as it was trained: see `Model.error`."""
+    max_error: float | None = None
+
+
+class Figure(BaseModel):
+    """One measured quality beside its floor."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: float
+    floor: float | None
+    """The same figure for real training data in place of generated samples, at the same n."""
+    interval: tuple[float, float]
+    """95%, by half samples drawn without replacement."""
+    n: int
+    better: Literal["lower", "higher"]
+
+
+class Extractor(BaseModel):
+    """The features that image figures were computed over; other features, other figures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    sha256: str
+
+
+class Results(BaseModel):
+    """What judging on held-out data gave."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    extractor: Extractor | None
+    figures: dict[str, Figure]
+
+
+class Line(BaseModel):
+    """One series of a chart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    x: list[float]
+    y: list[float | None]
+    """None where there is no value: the line is broken there."""
+    low: list[float] = []
+    """Of a band around the line, at each x; empty without a band."""
+    high: list[float] = []
+
+
+class Chart(BaseModel):
+    """Data and labels of a chart, drawn by `svg`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: list[Line]
+    bars: bool = False
+    x_names: list[str] = []
+    """In place of numbers, under x = 0, 1, 2 and so on."""
+    log_x: bool = False
+    log_y: bool = False
+
+
+class Finding(BaseModel):
+    """One measurement, what it means and what to do about it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    value: float
+    """Larger is worse; `training.judging.doctor.MEANINGS` says what it is of."""
+    threshold: float
+    present: bool
+    """Whether the value is beyond the threshold."""
+    severity: Severity
+    evidence: str
+    remedy: str
+    """What to do; empty if the finding is not present."""
+    chart: Chart | None = None
+
+
+class Run(BaseModel):
+    """`run.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    created: str
+    config: Config
+    constraint: ConstraintCard
+    data: DataCard
+    provenance: dict[str, Any]
+    results: Results
+    engine: Engine = Engine()
+    lipschitz: dict[str, Any] = Field(default_factory=dict)
+    findings: list[dict[str, Any]] = Field(default_factory=list)
+    history: list[dict[str, float]] = Field(default_factory=list)
+
+
+def constraint_card(config: Config) -> ConstraintCard:
+    """Describe the configured constraint."""
+    constraint = config.constraint
+    return ConstraintCard(
+        kind=constraint.kind,
+        hyperparameters=constraint.model_dump(mode="json", exclude={"kind"}),
+        guarantee=constraint.guarantee,
+    )

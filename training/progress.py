@@ -1,0 +1,36 @@
+"""Progress of long work, with one look: bars on a terminal, elsewhere nothing or plain lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield items and show on a terminal how many have been taken.
+
+    Args:
+        items: to work on.
+        what: the work in a word or two, such as ``judging``.
+        total: how many there are, if ``items`` has no length.
+    """
+    yield from tqdm(items, what, total, leave=False, disable=not sys.stderr.isatty())
+
+
+@contextmanager
+def phase(what: str) -> Iterator[None]:
+    """Show on a terminal, for as long as the block runs, what is being done and for how long."""
+    with tqdm(
+        desc=what, bar_format="{desc} ... {elapsed}", leave=False, disable=not sys.stderr.isatty()
+    ):
+        yield
+
+
+def silent(line: str) -> None:
+    """Say nothing: the default of every ``say``."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from models.conditional import ProjectionCritic, WithLabels
@@ -25,6 +26,34 @@ GRID = 32
 """Frequencies for each degree of a kernel: its norm is then bounded within 0.12% an axis."""
 ASCENT_STARTS = 96
 ASCENT_STEPS = 60
+
+Place = Literal["real", "fake", "between"]
+"""Held-out real samples, generated ones, or points on the segments between them."""
+
+
+class NormSummary(BaseModel):
+    """Distribution of the critic's gradient norm, in score units per unit of its input."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float
+    max: float
+    quantiles: dict[str, float]
+    """By level: "0.05", "0.25", "0.5", "0.75" and "0.95"."""
+
+
+class LipschitzBounds(BaseModel):
+    """What was measured of a critic's steepness, in score units per unit of its input."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    certified: float | None = None
+    """An upper bound of the Lipschitz constant; None where no honest one exists."""
+    reason: str | None = None
+    """Why there is no certified bound; None if there is one."""
+    sampled: float | None = None
+    """A lower bound: the steepest slope that was found. None if nothing was measured."""
+    gradient_norm: dict[Place, NormSummary] = {}
 
 
 def gradient_norms(critic: CriticFunction, points: Tensor, *, create_graph: bool = False) -> Tensor:
@@ -68,7 +97,9 @@ def interpolate(real: Tensor, fake: Tensor) -> Tensor:
     return torch.lerp(fake.detach(), real.detach(), coefficient)
 
 
-def gradient_norm_summary(critic: CriticFunction, real: Tensor, fake: Tensor) -> dict[str, object]:
+def gradient_norm_summary(
+    critic: CriticFunction, real: Tensor, fake: Tensor
+) -> dict[Place, NormSummary]:
     """Distribution of the gradient norm on real, on fake and between them.
 
     Args:
@@ -77,20 +108,19 @@ def gradient_norm_summary(critic: CriticFunction, real: Tensor, fake: Tensor) ->
         fake: ``(N, *shape)``, generated samples in the critic's units.
 
     Returns:
-        For each of ``real``, ``fake`` and ``between``: ``mean``, ``max`` and ``quantiles`` (at
-        5, 25, 50, 75 and 95 per cent), in score units per unit of the critic's input.
+        The summary for each of ``real``, ``fake`` and ``between``.
     """
     levels = [0.05, 0.25, 0.5, 0.75, 0.95]
-    summary: dict[str, object] = {}
-    places = {"real": real, "fake": fake, "between": interpolate(real, fake)}
+    summary: dict[Place, NormSummary] = {}
+    places: dict[Place, Tensor] = {"real": real, "fake": fake, "between": interpolate(real, fake)}
     for place, points in places.items():
         norms = gradient_norms(critic, points).double()
         quantiles = torch.quantile(norms, torch.tensor(levels, dtype=torch.float64).to(norms))
-        summary[place] = {
-            "mean": norms.mean().item(),
-            "max": norms.max().item(),
-            "quantiles": dict(zip(map(str, levels), quantiles.tolist(), strict=True)),
-        }
+        summary[place] = NormSummary(
+            mean=norms.mean().item(),
+            max=norms.max().item(),
+            quantiles=dict(zip(map(str, levels), quantiles.tolist(), strict=True)),
+        )
     return summary
 
 
@@ -394,7 +424,7 @@ def steepest_slope(critic: CriticFunction, starts: Tensor, steps: int = ASCENT_S
     return best
 
 
-def lipschitz_bracket(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str, object]:
+def lipschitz_bracket(critic: nn.Module, real: Tensor, fake: Tensor) -> LipschitzBounds:
     """Bound a critic's Lipschitz constant from both sides, in float64 and eval mode.
 
     Args:
@@ -403,8 +433,7 @@ def lipschitz_bracket(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str
         fake: ``(N, *shape)``.
 
     Returns:
-        ``certified``: the upper bound or None; ``reason``: why it is None; ``sampled``: the
-        lower bound.
+        The bounds, without a summary of gradient norms.
 
     Raises:
         RuntimeError: a slope was found that is above the certificate, so one of them is wrong.
@@ -421,4 +450,4 @@ def lipschitz_bracket(critic: nn.Module, real: Tensor, fake: Tensor) -> dict[str
             f"a slope of {sampled:.8g} was found, above the certified {certified:.8g}: the "
             "certificate is wrong; please report this with the run's configuration"
         )
-    return {"certified": certified, "reason": reason, "sampled": sampled}
+    return LipschitzBounds(certified=certified, reason=reason, sampled=sampled)

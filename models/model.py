@@ -53,7 +53,7 @@ class Model:
         """PNG of samples, drawn when the artifact was made."""
         self.shape: Shape = run.data.shape
         self.latent_size = run.config.generator.latent_size
-        self.certified: float | None = run.lipschitz.get("certified")
+        self.certified: float | None = run.lipschitz.certified
         """An upper bound on the critic's Lipschitz constant, where an honest one exists."""
         self.is_image = run.data.kind == "image"
         self.scaling = sampling.Scaling(run.data.shape, run.data.offset, run.data.scale)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from models import sampling
 from models.config import Config
+from models.lipschitz import LipschitzBounds
 
 Severity = Literal["info", "warning", "critical"]
 
@@ -160,9 +161,9 @@ class Run(BaseModel):
     provenance: dict[str, Any]
     results: Results
     engine: Engine = Engine()
-    lipschitz: dict[str, Any] = Field(default_factory=dict)
-    findings: list[dict[str, Any]] = Field(default_factory=list)
-    history: list[dict[str, float]] = Field(default_factory=list)
+    lipschitz: LipschitzBounds = LipschitzBounds()
+    findings: list[Finding] = []
+    history: list[dict[str, float]] = []
 
 
 def constraint_card(config: Config) -> ConstraintCard:

@@ -95,7 +95,7 @@ class Windows:
             return Report(count, None, limit, None)
         window = np.frombuffer(content, np.float32, offset=COUNT).astype(np.float64)
         distance = wasserstein(window, model.quantiles)
-        certified = None if model.classes else model.run.lipschitz.get("certified")
+        certified = None if model.classes else model.run.lipschitz.certified
         return Report(count, distance, limit, distance / certified if certified else None)
 
     def _file(self, served: Served) -> Path:

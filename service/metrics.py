@@ -281,12 +281,13 @@ def _about(models: list[Served]) -> Iterator[Metric]:
         for name, value in run.constraint.hyperparameters.items():
             if isinstance(value, int | float):
                 values.add_metric([role, name], value)
-        for place, summary in run.lipschitz.get("gradient_norm", {}).items():
-            for quantile, value in summary["quantiles"].items():
+        for place, summary in run.lipschitz.gradient_norm.items():
+            for quantile, value in summary.quantiles.items():
                 norms.add_metric([role, place, quantile], value)
-        for bound in ("certified", "sampled"):
-            if run.lipschitz.get(bound) is not None:
-                lipschitz.add_metric([role, bound], run.lipschitz[bound])
+        bounds = {"certified": run.lipschitz.certified, "sampled": run.lipschitz.sampled}
+        for bound, value in bounds.items():
+            if value is not None:
+                lipschitz.add_metric([role, bound], value)
         if model.saturated_share is not None:
             saturated.add_metric([role], model.saturated_share)
         extractor = run.results.extractor.name if run.results.extractor else ""
@@ -295,7 +296,7 @@ def _about(models: list[Served]) -> Iterator[Metric]:
             if figure.floor is not None:
                 floor.add_metric([role, name, extractor], figure.floor)
         for severity in SEVERITIES:
-            found = sum(f["severity"] == severity for f in run.findings)
+            found = sum(f.severity == severity for f in run.findings)
             findings.add_metric([role, severity], found)
     yield from (info, age, values, norms, lipschitz, saturated, quality, floor, findings)
 

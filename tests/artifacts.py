@@ -88,15 +88,15 @@ def make_artifact(
             },
         ),
         findings=[
-            {
-                "name": "low_diversity",
-                "value": 0.44,
-                "threshold": 0.3,
-                "present": True,
-                "severity": "warning",
-                "evidence": "coverage is 0.5",
-                "remedy": "train longer",
-            }
+            record.Finding(
+                name="low_diversity",
+                value=0.44,
+                threshold=0.3,
+                present=True,
+                severity="warning",
+                evidence="coverage is 0.5",
+                remedy="train longer",
+            )
         ],
     )
     picture = np.zeros((4, 8, 8, 1), np.uint8)

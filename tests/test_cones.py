@@ -36,7 +36,7 @@ def test_no_slope_is_above_one_however_the_parameters_lie(dimension: int) -> Non
     assert torch.isfinite(norms).all()
     assert norms.max() <= 1 + 1e-9
     bracket = lipschitz_bracket(critic.float(), points[:200], points[200:400])
-    assert 0.5 < float(str(bracket["sampled"])) <= float(str(bracket["certified"])) < 1 + 1e-5
+    assert 0.5 < float(str(bracket.sampled)) <= float(str(bracket.certified)) < 1 + 1e-5
 
 
 def test_all_cones_have_one_mean_at_the_start() -> None:

@@ -352,9 +352,9 @@ def test_the_summary_of_a_linear_critic() -> None:
     summary = gradient_norm_summary(Linear(3, 4).float(), real, fake)
     assert set(summary) == {"real", "fake", "between"}
     for place in summary.values():
-        assert place["mean"] == pytest.approx(5)  # type: ignore[index]
-        assert place["max"] == pytest.approx(5)  # type: ignore[index]
-        assert all(q == pytest.approx(5) for q in place["quantiles"].values())  # type: ignore[index]
+        assert place.mean == pytest.approx(5)
+        assert place.max == pytest.approx(5)
+        assert all(q == pytest.approx(5) for q in place.quantiles.values())
 
 
 # --- what each of the other constraints says of a critic that can be worked out by hand ----------

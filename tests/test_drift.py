@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from models.artifact import load_artifact
+from models.lipschitz import LipschitzBounds
 from models.model import QUANTILE_LEVELS, Model
 from service.drift import LEVEL, Windows, threshold, wasserstein
 from service.drift import _Key as Key
@@ -43,7 +44,7 @@ def served(tmp_path: Path) -> Served:
     random = np.random.default_rng(2)
     model.quantiles = np.quantile(random.normal(size=2000), QUANTILE_LEVELS)
     data = model.run.data.model_copy(update={"heldout_count": 2000})
-    lipschitz = {"certified": 4.0, "reason": None, "sampled": 1.0}
+    lipschitz = LipschitzBounds(certified=4.0, sampled=1.0)
     model.run = model.run.model_copy(update={"data": data, "lipschitz": lipschitz})
     return Served(model, "a@1", "champion", None, 0.0)
 

@@ -1,7 +1,6 @@
 """The gates of a promotion, each against cases whose answer is known."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from numpy.random import default_rng
 
 from models import record
 from models.artifact import load_artifact
+from models.record import Finding
 from tests.artifacts import make_artifact
 from training.judging.metrics import Difference, Figure, compare, measure, nearest_distances
 from training.retraining import gates
@@ -100,22 +100,23 @@ def test_shares_must_surely_reach_their_least_value() -> None:
 
 
 def test_only_critical_findings_count() -> None:
-    minor: dict[str, Any] = {
-        "name": "vanishing_gradients",
-        "value": 3.0,
-        "threshold": 1.0,
-        "present": True,
-        "severity": "warning",
-        "evidence": "the gradient falls",
-        "remedy": "constrain less",
-    }
+    minor = Finding(
+        name="vanishing_gradients",
+        value=3.0,
+        threshold=1.0,
+        present=True,
+        severity="warning",
+        evidence="the gradient falls",
+        remedy="constrain less",
+    )
+    critical = minor.model_copy(update={"severity": "critical"})
     assert gates.no_critical_finding([]).passed
     assert gates.no_critical_finding([minor]).passed
-    gate = gates.no_critical_finding([minor, minor | {"severity": "critical"}])
+    gate = gates.no_critical_finding([minor, critical])
     assert not gate.passed
     assert gate.challenger == 1
     assert "the gradient falls: constrain less" in gate.reason
-    assert gates.no_critical_finding([minor | {"severity": "critical"}], (minor["name"],)).passed
+    assert gates.no_critical_finding([critical], (minor.name,)).passed
 
 
 def test_a_copier_is_caught_and_a_perfect_sampler_is_not() -> None:

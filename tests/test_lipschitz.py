@@ -182,7 +182,7 @@ def test_the_bracket_of_a_network(kind: str, activation: str) -> None:
     before = {name: t.clone() for name, t in critic.state_dict().items()}
     real, fake = torch.randn(40, *SHAPES[kind]), torch.randn(40, *SHAPES[kind]) + 1
     bracket = lipschitz_bracket(critic, real, fake)
-    certified, sampled = bracket["certified"], bracket["sampled"]
+    certified, sampled = bracket.certified, bracket.sampled
     assert isinstance(certified, float)
     assert isinstance(sampled, float)
     assert 0.1 * certified < sampled <= certified
@@ -207,8 +207,8 @@ def test_a_linear_critic_has_no_room_between_the_bounds() -> None:
     critic = Critic(nn.Sequential(nn.Linear(5, 1)))
     true = critic.body[0].weight.norm().item()
     bracket = lipschitz_bracket(critic, torch.randn(32, 5), torch.randn(32, 5))
-    assert bracket["certified"] == pytest.approx(true, rel=1e-5)
-    assert bracket["sampled"] == pytest.approx(true, rel=1e-5)
+    assert bracket.certified == pytest.approx(true, rel=1e-5)
+    assert bracket.sampled == pytest.approx(true, rel=1e-5)
 
 
 class Understated(nn.Sigmoid):

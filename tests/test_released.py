@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models.artifact import load_artifact
+from models.record import Run
 
 RELEASED = Path(__file__).parent / "released"
 PROCESSOR = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
@@ -35,3 +36,12 @@ def test_an_artifact_of_an_earlier_commit_gives_the_same_bytes(name: str) -> Non
             np.testing.assert_allclose(
                 values.astype(np.float64), expected[key].astype(np.float64), atol=tolerance
             )
+
+
+@pytest.mark.parametrize("name", ["images", "vectors"])
+def test_the_record_of_an_earlier_commit_is_written_again_byte_for_byte(name: str) -> None:
+    text = (RELEASED / name / "run.json").read_text()
+    run = Run.model_validate_json(text)
+    assert run.model_dump_json(indent=2) + "\n" == text
+    assert run.findings[0].name == "critic_too_simple"
+    assert run.lipschitz.gradient_norm["between"].mean > 0

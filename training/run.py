@@ -22,7 +22,7 @@ from models.errors import UserError
 from models.formats import encode
 from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bracket
 from models.model import QUANTILE_LEVELS, Model
-from models.record import Engine, Finding, Results, Run
+from models.record import Engine, Results, Run
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import Interrupted, Row, Watch, train
@@ -154,12 +154,11 @@ def _tell(model: Model, folder: Path, say: Callable[[str], None]) -> None:
         say(f"  {name:22s} {figure.value:9.4g}   [{low:.4g}, {high:.4g}]{floor}")
     if model.run.engine.precision == "bf16":
         say(f"  served {serving_in_words(model.run)}")
-    findings = [Finding.model_validate(finding) for finding in model.run.findings]
-    for finding in findings:
+    for finding in model.run.findings:
         if finding.present:
             say(f"  {in_one_line(finding)}")
     (folder / DIAGNOSIS).write_text(
-        findings_page(f"Diagnosis of {model.run.config.name}", findings)
+        findings_page(f"Diagnosis of {model.run.config.name}", model.run.findings)
     )
 
 
@@ -253,15 +252,15 @@ def _finish(
     torch.manual_seed(config.training.seed)  # of the points between real and fake
     results = judge(model, data, config.evaluation, extractor)
     findings = diagnose(config, data, generator, critic, history, results.figures)
+    bounds = lipschitz_bracket(bind(starts), real[:starts], fake[:starts])
     run = run.model_copy(
         update={
             "engine": run.engine.model_copy(update=errors),
             "results": results,
-            "findings": [finding.model_dump(mode="json") for finding in findings],
-            "lipschitz": {
-                **lipschitz_bracket(bind(starts), real[:starts], fake[:starts]),
-                "gradient_norm": gradient_norm_summary(bind(few), real, fake),
-            },
+            "findings": findings,
+            "lipschitz": bounds.model_copy(
+                update={"gradient_norm": gradient_norm_summary(bind(few), real, fake)}
+            ),
         }
     )
     samples = _shown(model, config.training.seed)

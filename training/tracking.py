@@ -10,7 +10,6 @@ from models import registry
 from models.artifact import CARD, GRID
 from models.errors import RegistryError
 from models.model import Model
-from models.record import Finding
 from training.judging.doctor import findings_page
 
 if TYPE_CHECKING:
@@ -71,14 +70,14 @@ def track_and_register(model: Model, artifact_folder: Path, comparison: str | No
         }
         if comparison:
             tags["comparison"] = comparison
-        findings = [Finding.model_validate(finding) for finding in run.findings]
         tags |= {
             f"finding.{finding.name}": f"{finding.severity}: {finding.evidence}"
-            for finding in findings
+            for finding in run.findings
             if finding.present
         }
         metrics += [
-            Metric(f"finding.{f.name}", f.value, now, run.config.training.steps) for f in findings
+            Metric(f"finding.{f.name}", f.value, now, run.config.training.steps)
+            for f in run.findings
         ]
         if run.results.extractor:
             tags[registry.EXTRACTOR_TAG] = run.results.extractor.model_dump_json()
@@ -92,7 +91,7 @@ def track_and_register(model: Model, artifact_folder: Path, comparison: str | No
         _store(api, run_id, artifact_folder, "artifact")
         with TemporaryDirectory() as temporary:
             page = Path(temporary) / "diagnosis.html"
-            page.write_text(findings_page(f"Diagnosis of {name}", findings))
+            page.write_text(findings_page(f"Diagnosis of {name}", run.findings))
             _store(api, run_id, page)
         for file in (GRID, CARD):  # where MLflow's pages show them at once
             _store(api, run_id, artifact_folder / file)

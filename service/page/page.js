@@ -500,13 +500,13 @@ function showConstraint() {
   );
   const { certified, reason, sampled, gradient_norm: norms } = model.lipschitz;
   box.append(make("h3", {}, "Lipschitz constant of the critic"));
-  if (sampled === undefined) box.append(note("Not measured in this run."));
+  if (sampled === null) box.append(note("Not measured in this run."));
   else {
     const above = certified === null ? `no certified bound: ${reason}` : `${number(certified)} (certified)`;
     box.append(list([["at least", `${number(sampled)} (found by ascent)`], ["at most", above]]));
   }
   box.append(make("h3", {}, "Gradient norm of the critic"));
-  if (!norms) {
+  if (!Object.keys(norms).length) {
     box.append(note("Not measured in this run."));
     return;
   }

@@ -351,7 +351,7 @@ def run_job(job: Job) -> dict[str, Any]:
     return {
         "curve": json.loads((folder / CURVE).read_text()),
         "figures": {k: f.model_dump(mode="json") for k, f in run.results.figures.items()},
-        "findings": run.findings,
+        "findings": [finding.model_dump(mode="json") for finding in run.findings],
         "steps": config.training.steps,
         "critic_steps": config.training.steps * config.training.num_critic_steps,
     }

@@ -173,7 +173,7 @@ def critic_estimate(critic: nn.Module, constraint: Constraint, a: Tensor, b: Ten
         return (gap - 2 * penalty) / constraint.target
     if isinstance(critic, Cones):
         return gap
-    sampled = lipschitz_bracket(critic, a, b)["sampled"]
+    sampled = lipschitz_bracket(critic, a, b).sampled
     return gap / float(sampled)  # type: ignore[arg-type]
 
 
@@ -265,8 +265,8 @@ def estimate(
         return max(both, key=lambda critic: _gap(critic, *validated))
 
     critic = fitted_under(recipe, steps) if kind else best_cones(steps)
-    bracket = lipschitz_bracket(critic, *heldout)
-    candidates = [(critic, bracket["certified"])]
+    bounds = lipschitz_bracket(critic, *heldout)
+    candidates = [(critic, bounds.certified)]
     if kind:
         cones = best_cones(max(steps // 2, 1))
         candidates.append((cones, certify(cones)[0]))
@@ -285,8 +285,8 @@ def estimate(
         "plug_in": plug_in,
         "plug_in_bias": bias,
         "plug_in_samples": count,
-        "lipschitz_certified": bracket["certified"],
-        "lipschitz_sampled": bracket["sampled"],
+        "lipschitz_certified": bounds.certified,
+        "lipschitz_sampled": bounds.sampled,
         "gradient_norm": {
             "mean": norms.mean().item(),
             "quantiles": {

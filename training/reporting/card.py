@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from models.lipschitz import LipschitzBounds
 from models.record import Run
 
 Array = np.ndarray
@@ -183,17 +183,17 @@ def model_card(run: Run) -> str:
         lines += ["", f"Image features: `{extractor.name}`, SHA-256 `{extractor.sha256}`."]
     lines += ["", "## The critic's gradient norm", "", "| where | mean | median | max |"]
     lines.append("|---|---|---|---|")
-    for place, norms in run.lipschitz.get("gradient_norm", {}).items():
-        median = norms["quantiles"]["0.5"]
-        lines.append(f"| {place} | {norms['mean']:.3f} | {median:.3f} | {norms['max']:.3f} |")
-    if "sampled" in run.lipschitz:
+    for place, norms in run.lipschitz.gradient_norm.items():
+        median = norms.quantiles["0.5"]
+        lines.append(f"| {place} | {norms.mean:.3f} | {median:.3f} | {norms.max:.3f} |")
+    if run.lipschitz.sampled is not None:
         lines += ["", f"Its Lipschitz constant {_bracket(run.lipschitz)}."]
-    present = [finding for finding in run.findings if finding["present"]]
+    present = [finding for finding in run.findings if finding.present]
     if run.findings:
         lines += ["", "## Findings", ""]
-        lines += [
-            f"- **{f['name']}** ({f['severity']}): {f['evidence']}. {f['remedy']}." for f in present
-        ] or ["Nothing was found beyond its threshold."]
+        lines += [f"- **{f.name}** ({f.severity}): {f.evidence}. {f.remedy}." for f in present] or [
+            "Nothing was found beyond its threshold."
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -207,8 +207,8 @@ def serving_in_words(run: Run) -> str:
     )
 
 
-def _bracket(lipschitz: dict[str, Any]) -> str:
-    least = f"is at least {lipschitz['sampled']:.4g} (found by ascent)"
-    if lipschitz["certified"] is None:
-        return f"{least}; no upper bound is certified: {lipschitz['reason']}"
-    return f"{least} and at most {lipschitz['certified']:.4g} (certified)"
+def _bracket(lipschitz: LipschitzBounds) -> str:
+    least = f"is at least {lipschitz.sampled:.4g} (found by ascent)"
+    if lipschitz.certified is None:
+        return f"{least}; no upper bound is certified: {lipschitz.reason}"
+    return f"{least} and at most {lipschitz.certified:.4g} (certified)"

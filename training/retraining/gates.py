@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -143,10 +143,9 @@ def at_least(name: str, figure: Figure, least: float) -> Gate:
     )
 
 
-def no_critical_finding(findings: list[dict[str, Any]], tolerated: tuple[str, ...] = ()) -> Gate:
+def no_critical_finding(findings: list[Finding], tolerated: tuple[str, ...] = ()) -> Gate:
     """Whether the run's diagnosis found nothing critical but what is tolerated, by name."""
-    all_found = [Finding.model_validate(f) for f in findings]
-    critical = [f for f in all_found if f.severity == "critical" and f.name not in tolerated]
+    critical = [f for f in findings if f.severity == "critical" and f.name not in tolerated]
     said = "; ".join(map(in_one_line, critical))
     return Gate(
         name="findings",

@@ -74,44 +74,25 @@ def on_white(image: Array) -> Array:
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
-def fit_square(image: Array, size: int) -> Array:
-    """Cut the middle square out of uint8 ``(H, W, C)`` and resize it (Lanczos).
+def fit(image: Array, height: int, width: int, channels: int | None = None) -> Array:
+    """Bring an image to a size and a number of channels, for training and for scoring alike.
+
+    The middle is cut out in the proportions wanted and resized (Lanczos). Transparency is laid on
+    white, colour becomes grey by its luma, and grey becomes colour.
 
     Args:
-        image: C of 1 to 4.
-        size: pixels of each side; an image that has them already stays as it is.
-
-    Returns:
-        uint8 ``(size, size, C)``.
-    """
-    if image.shape[:2] == (size, size):
-        return image
-    side = min(image.shape[:2])
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    square = image[top : top + side, left : left + side]
-    picture = Image.fromarray(square[:, :, 0] if image.shape[2] == 1 else square)
-    fitted = picture.resize((size, size), Image.Resampling.LANCZOS)
-    return np.asarray(fitted).reshape(size, size, -1)
-
-
-def fit(image: Array, height: int, width: int, channels: int) -> Array:
-    """Bring an image to a model's size and channels.
-
-    The middle is cut out in the model's proportions and resized (Lanczos), as training does;
-    transparency is laid on white, and colour becomes grey by its luma, or grey colour.
-
-    Args:
-        image: uint8 ``(H, W, C)``, C of 1 to 4.
-        height: wanted.
-        width: wanted.
-        channels: wanted: 1, 3, or as many as the image has.
+        image: uint8 ``(H, W, C)``, C of 1 to 4. An image of the size wanted is not resampled.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+        channels: 1, 3, or as many as the image has; None keeps the image's.
 
     Returns:
         uint8 ``(height, width, channels)``.
 
     Raises:
-        ShapeError: there is no way to these channels.
+        ShapeError: these channels cannot be made from the image's.
     """
+    channels = channels or image.shape[2]
     if image.shape[2] != channels:
         image = on_white(image)
     if image.shape[2] != channels:

@@ -868,10 +868,10 @@ def test_a_mistake_in_a_file_of_keys_is_told_without_its_content(
 
 def test_images_are_fitted_as_training_does() -> None:
     rng = np.random.default_rng(0)
-    from models.images import fit_square
-
     image = rng.integers(0, 256, (20, 31, 3), np.uint8)
-    assert np.array_equal(fit(image, 8, 8, 3), fit_square(image, 8))
+    middle = Image.fromarray(image[:, 5:25]).resize((8, 8), Image.Resampling.LANCZOS)
+    assert np.array_equal(fit(image, 8, 8, 3), middle)
+    assert np.array_equal(fit(image, 8, 8), middle)
     assert fit(image, 16, 12, 1).shape == (16, 12, 1)
     grey = np.full((5, 5, 1), 90, np.uint8)
     assert (fit(grey, 8, 8, 3) == 90).all()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.config import DataConfig
 from models.errors import DataError
-from models.images import MODES, fit_square
+from models.images import MODES, fit
 from models.record import DataCard
 from training.data.sources.cache import item_digests, take
 from training.data.sources.emoji import load_emoji32
@@ -279,7 +279,7 @@ def _resized(items: Array, config: DataConfig) -> Array:
             f"{config.source}: images of {items.shape[3]} channels cannot be resized; leave "
             "data.size out (null)"
         )
-    return np.stack([fit_square(image, size) for image in items])
+    return np.stack([fit(image, size, size) for image in items])
 
 
 def _content_hash(items: Array, digests: Array) -> str:

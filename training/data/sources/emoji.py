@@ -19,7 +19,7 @@ import numpy as np
 import PIL
 
 from models.errors import DataError
-from models.images import decode_image, fit_square, on_white
+from models.images import decode_image, fit, on_white
 from training.data.sources.cache import cache_folder
 
 Array = np.ndarray
@@ -107,7 +107,7 @@ def _draw(png: bytes) -> Array:
     top, left = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2
     square = np.full((side, side, 3), 255, np.uint8)
     square[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return fit_square(square, SIDE)
+    return fit(square, SIDE, SIDE)
 
 
 def _groups(sequences: Sequence[tuple[int, ...]], items: Array) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import PIL
 
 from models.errors import DataError
-from models.images import decode_image, fit_square, on_white
+from models.images import decode_image, fit, on_white
 from training.data.sources.cache import AT_ONCE, DIGEST_BYTES, cache_folder, item_digests, release
 from training.data.sources.files import Location, content_key, read_images
 
@@ -108,7 +108,7 @@ def _build(folder: Path, location: Location, size: int | None) -> None:
             shape = (0, 0, 0)
             grey = True
             for name, pixels in _decoded(read_images(location), skipped):
-                image = pixels if size is None else fit_square(pixels, size)
+                image = pixels if size is None else fit(pixels, size, size)
                 grey = grey and image.shape[2] == 1
                 rgb = np.broadcast_to(image, (*image.shape[:2], 3))
                 if names and rgb.shape != shape:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.constraints import AnyConstraint, Constraint
-from models.errors import ConfigError
+from models.errors import ConfigError, suggestion
 from models.networks import CriticConfig, GeneratorConfig
 
 
@@ -143,7 +142,7 @@ def constraint_class(kind: str) -> type[Constraint]:
     (union, _) = typing.get_args(AnyConstraint)
     classes = {c.model_fields["kind"].default: c for c in typing.get_args(union)}
     if kind not in classes:
-        raise ConfigError(f"constraint.kind: no constraint '{kind}'{nearest(kind, classes)}")
+        raise ConfigError(f"constraint.kind: no constraint '{kind}'{suggestion(kind, classes)}")
     return typing.cast(type[Constraint], classes[kind])
 
 
@@ -188,15 +187,8 @@ def _describe(error: Any) -> str:
         fields = Config.model_fields
     path = ".".join(location)
     if error["type"] == "extra_forbidden":
-        return f"{path}: no such key{nearest(location[-1], fields)}"
+        return f"{path}: no such key{suggestion(location[-1], fields)}"
     message = error["msg"].removeprefix("Value error, ")
     if not path or error["type"] == "missing":
         return f"{path}: {message}" if path else message
     return f"{path}: {message}, got {error['input']!r}"
-
-
-def nearest(key: str, known: typing.Iterable[str]) -> str:
-    """The end of a complaint about an unknown key: the nearest known one, or all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"

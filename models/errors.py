@@ -1,5 +1,8 @@
 """The errors that reach a user. Each message is one line that says what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake in a configuration, in data or in a file: command-line exit code 2."""
@@ -27,3 +30,16 @@ class ClassError(UserError):
 
 class ShapeError(UserError):
     """Samples do not have the shape that the model was made for."""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """End a message about an unknown word: with the known word nearest to it, or with all of them.
+
+    >>> suggestion("digts", ["digits", "mnist5k"])
+    "; did you mean 'digits'?"
+    >>> suggestion("x", ["digits", "mnist5k"])
+    '; there are: digits, mnist5k'
+    """
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"

@@ -7,7 +7,6 @@ next attempt finds the last one's checkpoint, artifact and decision.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fcntl
 import getpass
 import hashlib
@@ -30,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models import artifact, registry
 from models.config import Config
-from models.errors import ConfigError, RegistryError, UserError
+from models.errors import ConfigError, RegistryError, UserError, suggestion
 from models.model import Model
 from models.record import DataCard, Extractor
 from training.data.dataset import Dataset, load_data
@@ -189,11 +188,7 @@ def _describe(error: Any) -> str:
     path = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         model = GatesConfig if error["loc"][0] == "gates" else RetrainConfig
-        known = list(model.model_fields)
-        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        return f"{path}: no such key; " + (
-            f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(known)}"
-        )
+        return f"{path}: no such key{suggestion(str(error['loc'][-1]), model.model_fields)}"
     given = "" if error["type"] == "missing" else f", got {error['input']!r}"
     return f"{path}: {error['msg']}{given}"
 

@@ -39,9 +39,7 @@ class Model:
     ) -> None:
         self.run = run
         self.generator = generator
-        forward = generator if run.engine.name == "torch" else fold(generator)
-        if run.engine.name == "torch-channels-last":
-            forward = channels_last(forward)
+        forward = channels_last(fold(generator))
         self.forward = InHalf(forward) if run.engine.precision == "bf16" else forward
         """What samples are made with: the generator as the record's engine has it."""
         self.critic = critic
@@ -179,7 +177,8 @@ class Model:
             if not self.classes:
                 raise ClassError("the model is not class-conditional; leave out the class")
             labels = np.broadcast_to(np.asarray(label, np.int64), (count,))
-        return sampling.generate(self.forward, self.scaling, draw, count, start, labels)
+        chunk = self.run.engine.chunk
+        return sampling.generate(self.forward, self.scaling, draw, count, start, labels, chunk)
 
     def sample(self, seed: int, count: int, label: int | Array | None = None) -> Array:
         """Return samples of a seed: uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``."""
@@ -240,7 +239,7 @@ class Model:
             ClassError: see `require_labels`.
         """
         self.require_labels(len(items), labels)
-        return sampling.score(self.critic, self.scaling, items, labels)
+        return sampling.score(self.critic, self.scaling, items, labels, self.run.engine.chunk)
 
     def require_labels(self, count: int, labels: Array | None) -> None:
         """Check that labels, int64 ``(count,)``, are there if the model is class-conditional.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from models import sampling
 from models.config import Config
@@ -54,15 +54,15 @@ class ConstraintCard(BaseModel):
 
 
 class Engine(BaseModel):
-    """What runs the generator's forward; chosen once, when the version is made."""
+    """How the generator's forward is run; fixed when the version is made, so its bytes stay."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["torch", "torch-folded", "torch-channels-last"] = "torch"
-    """The generator as it was trained; as `folding.fold` makes it; or that on channels-last maps.
-    Each rounds in its own way: a version keeps the one that it was made with."""
+    name: Literal["torch-channels-last"] = "torch-channels-last"
+    """The generator as `folding.fold` makes it, on channels-last maps."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    chunk: int = sampling.CHUNK
+    chunk: int = Field(default=sampling.CHUNK, ge=1)
+    """Rows of each forward: a kernel may round differently for another number."""
     mean_error: float | None = None
     """How far its samples lie from those of the generator as it was trained: see `Model.error`."""
     max_error: float | None = None

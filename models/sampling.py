@@ -13,11 +13,11 @@ from models.networks import Shape
 
 Array = np.ndarray
 CHUNK = 16
-"""Rows of each forward, always. A kernel may round differently for another batch size, so one
-size keeps a sample's bytes independent of how many were asked for. 16 keeps a request for one
-sample cheap, and costs little throughput against 64."""
-BLOCK = 16 * CHUNK
-"""Rows whose latents are drawn at once: a few calls, far from what the forward has in the cache."""
+"""Rows of each forward of a new version, always. A kernel may round differently for another batch
+size, so one size keeps a sample's bytes independent of how many were asked for. 16 keeps a request
+for one sample cheap, and costs little throughput against 64."""
+BLOCK = 16
+"""Chunks whose latents are drawn at once: few calls, and no more numbers than the cache holds."""
 WORDS_PER_COUNTER = 4
 """64-bit words that Philox 4x64 makes from one counter value."""
 
@@ -147,6 +147,7 @@ def generate(
     count: int,
     start: int = 0,
     labels: Array | None = None,
+    chunk: int = CHUNK,
 ) -> Iterator[Array]:
     """Yield the samples of latents ``start`` to ``start + count``, in order, a few at a time.
 
@@ -157,29 +158,36 @@ def generate(
         count: how many.
         start: index of the first.
         labels: int64 ``(count,)``, for a class-conditional generator.
+        chunk: rows of each forward.
 
     Yields:
-        Parts of at most `CHUNK` items: uint8 ``(n, H, W, C)`` or float32 ``(n, D)``.
+        Parts of at most ``chunk`` items: uint8 ``(n, H, W, C)`` or float32 ``(n, D)``.
     """
     device = next(generator.parameters()).device
     stop = start + count
     # Chunks are aligned to the index, so a sample's row in its chunk never changes either.
-    for block in range(start - start % CHUNK, stop, BLOCK):
-        rows = min(BLOCK, -(-(stop - block) // CHUNK) * CHUNK)
+    for block in range(start - start % chunk, stop, BLOCK * chunk):
+        rows = min(BLOCK * chunk, -(-(stop - block) // chunk) * chunk)
         drawn = torch.from_numpy(draw(block, rows)).to(device)
-        for first in range(block, block + rows, CHUNK):
-            z = drawn[first - block : first - block + CHUNK]
-            low, high = max(start - first, 0), min(stop - first, CHUNK)
-            given = []
+        for first in range(block, block + rows, chunk):
+            z = drawn[first - block : first - block + chunk]
+            low, high = max(start - first, 0), min(stop - first, chunk)
+            classes = []
             if labels is not None:
-                chunk = np.zeros(CHUNK, np.int64)
-                chunk[low:high] = labels[first + low - start : first + high - start]
-                given = [torch.from_numpy(chunk).to(device)]
-            yield scaling.to_data(generator(z, *given)).cpu().numpy()[low:high]
+                padded = np.zeros(chunk, np.int64)
+                padded[low:high] = labels[first + low - start : first + high - start]
+                classes = [torch.from_numpy(padded).to(device)]
+            yield scaling.to_data(generator(z, *classes)).cpu().numpy()[low:high]
 
 
 @torch.inference_mode()
-def score(critic: nn.Module, scaling: Scaling, items: Array, labels: Array | None = None) -> Array:
+def score(
+    critic: nn.Module,
+    scaling: Scaling,
+    items: Array,
+    labels: Array | None = None,
+    chunk: int = CHUNK,
+) -> Array:
     """Score items in data units.
 
     Args:
@@ -187,21 +195,23 @@ def score(critic: nn.Module, scaling: Scaling, items: Array, labels: Array | Non
         scaling: of the model.
         items: uint8 ``(N, H, W, C)`` or float ``(N, D)``, checked already.
         labels: int64 ``(N,)``, for a class-conditional critic.
+        chunk: rows of each forward.
 
     Returns:
         float32 ``(N,)``: unbounded; only differences between scores of one critic mean anything.
     """
     device = next(critic.parameters()).device
     scores = np.empty(len(items), np.float32)
-    for first in range(0, len(items), CHUNK):
-        rows = scaling.to_model(torch.from_numpy(_padded(items, first)).to(device))
-        given = [] if labels is None else [torch.from_numpy(_padded(labels, first)).to(device)]
-        result = critic(rows, *given).float().cpu().numpy()
-        scores[first : first + CHUNK] = result[: len(items) - first]
+    for first in range(0, len(items), chunk):
+        inputs = [scaling.to_model(torch.from_numpy(_padded(items, first, chunk)).to(device))]
+        if labels is not None:
+            inputs.append(torch.from_numpy(_padded(labels, first, chunk)).to(device))
+        result = critic(*inputs).float().cpu().numpy()
+        scores[first : first + chunk] = result[: len(items) - first]
     return scores
 
 
-def _padded(values: Array, first: int) -> Array:
-    """A full chunk, always, so that an item's score does not depend on its company."""
-    part = values[first : first + CHUNK]
-    return np.concatenate([part, np.repeat(part[-1:], CHUNK - len(part), axis=0)])
+def _padded(values: Array, first: int, chunk: int) -> Array:
+    """Take a full chunk, always, so that an item's score does not depend on its company."""
+    part = values[first : first + chunk]
+    return np.concatenate([part, np.repeat(part[-1:], chunk - len(part), axis=0)])

@@ -78,7 +78,7 @@ def make_artifact(
             scale=[1.0] * features,
         ),
         provenance={},
-        engine=record.Engine(name="torch-channels-last", precision=config.serving.precision),
+        engine=record.Engine(precision=config.serving.precision),
         results=record.Results(
             extractor=None,
             figures={

@@ -13,10 +13,8 @@ from torch import nn
 
 from models.artifact import load_artifact
 from models.folding import fold
-from models.model import Model
 from models.networks import GeneratorConfig, build_generator
 from models.piecewise import LeakyReLU, ReLU
-from models.record import Engine
 from tests.artifacts import make_artifact, tiny_config
 from tests.runs import trained
 
@@ -83,12 +81,6 @@ def test_the_record_says_which_forward_is_used(tmp_path: Path) -> None:
     assert folded.error()[1] <= 1  # a value may round to the other side
     whole = folded.sample(seed=3, count=40)
     assert np.array_equal(whole[:5], folded.sample(seed=3, count=5))
-    for name in ("torch", "torch-folded"):  # versions made before
-        old = folded.run.model_copy(update={"engine": Engine(name=name)})
-        again = Model(old, folded.generator, folded.critic, folded.quantiles, folded.digest)
-        assert (again.forward is again.generator) == (name == "torch")
-        assert all(p.is_contiguous() for p in again.forward.parameters())
-        assert np.abs(again.sample(3, 40).astype(int) - whole).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["image", "vector", "sequence"])

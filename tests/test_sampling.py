@@ -13,6 +13,7 @@ from scipy import stats
 from models.artifact import load_artifact
 from models.errors import ShapeError
 from models.model import Model
+from models.record import Engine
 from models.refinement import Refined
 from models.sampling import CHUNK, Scaling, latents, slerp, truncate
 from tests.artifacts import ALL_SHAPES, make_artifact
@@ -54,6 +55,19 @@ def test_a_longer_request_begins_with_the_shorter_one(model: Model, count: int) 
 def test_a_part_is_that_part_of_the_whole(model: Model, start: int) -> None:
     whole = model.sample(seed=7, count=start + 20)
     assert np.array_equal(np.concatenate(list(model.samples(7, 20, start))), whole[start:])
+
+
+def test_forwards_have_as_many_rows_as_the_version_was_made_with(tmp_path: Path) -> None:
+    made = load_artifact(make_artifact(tmp_path / "artifact", "vector"))
+    run = made.run.model_copy(update={"engine": Engine(chunk=6)})
+    model = Model(run, made.generator, made.critic, made.quantiles, made.digest)
+    rows: list[int] = []
+    for network in (model.forward, model.critic):
+        network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    samples = model.sample(seed=7, count=40)
+    assert np.array_equal(np.concatenate(list(model.samples(7, 20, 15))), samples[15:35])
+    assert len(model.score(samples)) == 40
+    assert set(rows) == {6}
 
 
 def test_threads_do_not_change_samples(model: Model) -> None:

@@ -224,7 +224,7 @@ def _finish(
         data=data.card,
         provenance=provenance,
         results=Results(extractor=None, figures={}),
-        engine=Engine(name="torch-channels-last", precision=config.serving.precision),
+        engine=Engine(precision=config.serving.precision),
         history=history,
     )
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")

@@ -30,10 +30,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import piecewise
 from models.constraints import GradientPenalty
-from models.convolution import Conv2d, Head
-from models.networks import CriticConfig, Shape, build_critic
+from models.networks import CriticConfig, Shape, build_critic, piecewise
+from models.networks.convolution import Conv2d, Head
 from training.engine.memory import keep_freed_memory
 from training.engine.stacked import Stack, StackedStep
 from training.engine.step import CriticStep, critic_loss

@@ -12,7 +12,7 @@ import typing
 import torch
 from torch import Tensor, nn
 
-from models.piecewise import LeakyReLU, ReLU
+from models.networks.piecewise import LeakyReLU, ReLU
 
 Foldable = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
 

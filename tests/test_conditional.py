@@ -13,11 +13,11 @@ from scipy import stats
 from torch import nn
 
 from models.artifact import load_artifact
-from models.conditional import ConditionalNorm, ProjectionCritic, WithLabels
 from models.constraints import GradientPenalty, SpectralNorm, WeightClipping
 from models.errors import ClassError, ConfigError
 from models.model import Model
 from models.networks import CriticConfig, GeneratorConfig, build_critic, build_generator
+from models.networks.conditional import ConditionalNorm, ProjectionCritic, WithLabels
 from models.sampling import CHUNK, draw_labels
 from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import wgan

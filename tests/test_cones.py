@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from models.cones import Cones
 from models.lipschitz import gradient_norms, lipschitz_bracket
+from models.networks.cones import Cones
 
 
 def cones(dimension: int, seed: int = 0) -> Cones:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.convolution import Conv2d, Head
+from models.networks.convolution import Conv2d, Head
 
 SHAPES = {
     "one channel in": (1, 3, 4, 2, 1),

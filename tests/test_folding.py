@@ -14,7 +14,7 @@ from torch import nn
 from models.artifact import load_artifact
 from models.folding import fold
 from models.networks import GeneratorConfig, build_generator
-from models.piecewise import LeakyReLU, ReLU
+from models.networks.piecewise import LeakyReLU, ReLU
 from tests.artifacts import make_artifact, tiny_config
 from tests.runs import trained
 

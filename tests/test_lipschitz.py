@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from models.lipschitz import (
-    GRID,
-    _largest_singular_value,
     certify,
     from_phases,
     gradient_norms,
@@ -20,6 +18,7 @@ from models.lipschitz import (
     steepest_slope,
     to_phases,
 )
+from models.lipschitz.operators import GRID, _largest_singular_value
 from models.networks import ACTIVATIONS, Critic, CriticConfig, GroupSort, build_critic
 from tests.artifacts import SHAPES
 

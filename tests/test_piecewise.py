@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.constraints import GradientPenalty
 from models.networks import CriticConfig, build_critic
-from models.piecewise import Abs, AvgPool2d, LeakyReLU, ReLU
+from models.networks.piecewise import Abs, AvgPool2d, LeakyReLU, ReLU
 
 
 class TorchAbs(nn.Module):

@@ -14,7 +14,7 @@ from models.config import DataConfig
 from models.constraints import GradientPenalty, LipschitzPenalty, SpectralNorm
 from models.errors import ConfigError, DataError
 from models.networks import CriticConfig, GeneratorConfig, build_critic, build_generator
-from models.recurrent import GRU, LSTM, PoolSteps
+from models.networks.recurrent import GRU, LSTM, PoolSteps
 from models.sampling import Scaling
 from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import wgan

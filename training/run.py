@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from models import artifact, images, record, registry
-from models.conditional import WithLabels
 from models.config import Config
 from models.errors import UserError
 from models.formats import encode
 from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bracket
 from models.model import QUANTILE_LEVELS, Model
+from models.networks.conditional import WithLabels
 from models.record import Engine, Results, Run
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint

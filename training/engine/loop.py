@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.conditional import WithLabels
 from models.config import Config, TrainingConfig
 from models.errors import ConfigError
 from models.lipschitz import gradient_norms, interpolate
 from models.networks import build_networks
+from models.networks.conditional import WithLabels
 from models.sampling import Scaling
 from training.data.dataset import Dataset, TrainingItems, batch_indices
 from training.engine.checkpoint import (

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from models.conditional import WithLabels
 from models.constraints import Constraint
 from models.lipschitz import CriticFunction
+from models.networks.conditional import WithLabels
 from training.engine.graphs import tidied
 
 Found = tuple[Tensor, Tensor, list[Tensor]]

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from models.artifact import SUMS, load_artifact
-from models.conditional import WithLabels
 from models.config import Config, parse_config
 from models.constraints import WeightClipping
 from models.constraints.penalty import TargetedPenalty
 from models.errors import UserError
 from models.lipschitz import LayerSignal, interpolate, layer_signals
 from models.networks import build_networks
+from models.networks.conditional import WithLabels
 from models.record import Chart, Figure, Finding, Line, Severity
 from models.sampling import Scaling, latents
 from training.data.dataset import Dataset, load_data

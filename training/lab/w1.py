@@ -16,12 +16,12 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from models.cones import Cones
 from models.config import constraint_class
 from models.constraints import Bjorck, Constraint, GradientPenalty, LipschitzPenalty, NoConstraint
 from models.errors import DataError
 from models.lipschitz import certify, gradient_norms, interpolate, lipschitz_bracket
 from models.networks import CriticConfig, Shape, build_critic
+from models.networks.cones import Cones
 from training.engine.memory import keep_freed_memory
 from training.engine.step import CriticStep
 from training.judging.metrics import wasserstein_1

@@ -126,6 +126,21 @@ class Abs(nn.Module):
         return input * input.detach().sign()
 
 
+class GroupSort(nn.Module):
+    """Sort each pair of channels (Anil et al. 2019, section 4.1, with groups of 2: MaxMin).
+
+    It keeps every gradient's norm, where ReLU loses what it cuts off. Takes and returns
+    ``(N, C, ...)``; if C is odd, the last channel passes unchanged.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sort the pairs, larger first."""
+        pairs = x.shape[1] // 2
+        first, second = x[:, : 2 * pairs : 2], x[:, 1 : 2 * pairs : 2]
+        largest, smallest = torch.maximum(first, second), torch.minimum(first, second)
+        return torch.cat([largest, smallest, x[:, 2 * pairs :]], dim=1)
+
+
 class AvgPool2d(nn.AvgPool2d):
     """As torch's, but for the cost of a second derivative, of windows that fill the map."""
 

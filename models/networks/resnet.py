@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from models.convolution import Conv2d
-from models.piecewise import AvgPool2d
+from models.networks.convolution import Conv2d
+from models.networks.piecewise import AvgPool2d
 
 Before = Callable[[int], list[nn.Module]]
 """Channels to what stands before a convolution: the normalisation, if any, and the activation."""

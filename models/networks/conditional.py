@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.resnet import Residual
+from models.networks.resnet import Residual
 
 
 class ConditionalNorm(nn.Module):

@@ -1,0 +1,99 @@
+"""A critic's Lipschitz constant from both sides: certified above, found by ascent below."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from models.lipschitz.certificate import certify
+from models.lipschitz.gradients import CriticFunction, NormSummary, Place, interpolate
+from models.lipschitz.operators import ROUNDING
+
+ASCENT_STARTS = 96
+ASCENT_STEPS = 60
+
+
+class LipschitzBounds(BaseModel):
+    """What was measured of a critic's steepness, in score units per unit of its input."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    certified: float | None = None
+    """An upper bound of the Lipschitz constant; None where no honest one exists."""
+    reason: str | None = None
+    """Why there is no certified bound; None if there is one."""
+    sampled: float | None = None
+    """A lower bound: the steepest slope that was found. None if nothing was measured."""
+    gradient_norm: dict[Place, NormSummary] = {}
+
+
+def steepest_slope(critic: CriticFunction, starts: Tensor, steps: int = ASCENT_STEPS) -> float:
+    """Look for the steepest slope of a critic: a lower bound of its Lipschitz constant.
+
+    From each start, a pair of points climbs the logarithm of ``|f(x) - f(y)| / |x - y|``, which
+    rises also where the gradient is constant, as in a piecewise linear critic. Gradient norms on
+    the way count too.
+
+    Args:
+        critic: see `gradient_norms`; best in float64.
+        starts: ``(N, *shape)``.
+        steps: of the ascent.
+
+    Returns:
+        The steepest slope seen, in score units per input unit.
+    """
+    first = starts.flatten(1)
+    radii = first.std() * torch.logspace(-2, 1, len(first), dtype=first.dtype)[:, None]
+    second = first + radii * nn.functional.normalize(torch.randn_like(first), dim=1)
+    shortest = 1e-5 * first.std()
+    best = 0.0
+    for step in range(steps):
+        points = torch.cat([first, second]).view(-1, *starts.shape[1:]).requires_grad_()
+        with torch.enable_grad():
+            scores = critic(points)
+            (gradients,) = torch.autograd.grad(scores.sum(), points)
+        gradients = gradients.flatten(1)
+        difference = (scores[: len(first)] - scores[len(first) :]).detach()[:, None]
+        apart = first - second
+        distance = torch.linalg.vector_norm(apart, dim=1, keepdim=True).clamp_min(shortest)
+        slopes = (difference.abs() / distance)[distance > shortest]
+        norms = torch.linalg.vector_norm(gradients, dim=1)
+        best = max(best, norms.max().item(), slopes.max().item() if len(slopes) else 0.0)
+        rise = gradients / torch.where(difference == 0, 1, difference).repeat(2, 1)
+        closer = apart / distance.square()
+        stride = 0.5 * (1 - step / steps) * distance
+        first = first + stride * nn.functional.normalize(rise[: len(first)] - closer, dim=1)
+        second = second + stride * nn.functional.normalize(closer - rise[len(first) :], dim=1)
+    return best
+
+
+def lipschitz_bracket(critic: nn.Module, real: Tensor, fake: Tensor) -> LipschitzBounds:
+    """Bound a critic's Lipschitz constant from both sides, in float64 and eval mode.
+
+    Args:
+        critic: scores ``(N,)`` from ``(N, *shape)``; not changed.
+        real: ``(N, *shape)``; the ascent starts from these, the fake ones and points between.
+        fake: ``(N, *shape)``.
+
+    Returns:
+        The bounds, without a summary of gradient norms.
+
+    Raises:
+        RuntimeError: a slope was found that is above the certificate, so one of them is wrong.
+    """
+    exact = copy.deepcopy(critic).double().eval().requires_grad_(False)
+    certified, reason = certify(exact)
+    few = ASCENT_STARTS // 3
+    real, fake = real[:few].double(), fake[:few].double()
+    count = min(len(real), len(fake))
+    starts = torch.cat([real, fake, interpolate(real[:count], fake[:count])])
+    sampled = steepest_slope(exact, starts)
+    if certified is not None and sampled > certified * (1 + ROUNDING):
+        raise RuntimeError(
+            f"a slope of {sampled:.8g} was found, above the certified {certified:.8g}: the "
+            "certificate is wrong; please report this with the run's configuration"
+        )
+    return LipschitzBounds(certified=certified, reason=reason, sampled=sampled)

@@ -1,0 +1,116 @@
+"""An upper bound of a critic's Lipschitz constant, from its modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.lipschitz.operators import ROUNDING, Layer, NoBoundError, kernel_norm, operator_norm
+from models.networks import Critic
+from models.networks.conditional import ProjectionCritic, WithLabels
+from models.networks.cones import Cones
+from models.networks.piecewise import Abs, GroupSort
+from models.networks.recurrent import GRU, LSTM, PoolSteps, StepsFirst
+
+
+def certify(
+    critic: nn.Module, layer_norm: Callable[[Layer], float] | None = None
+) -> tuple[float | None, str | None]:
+    """Bound a critic's Lipschitz constant from above, from its modules, in eval mode.
+
+    Slopes multiply along a sequence and add over the branches of a residual block. Layers count
+    with their operator norm, activations with their steepest slope, batch normalisation with its
+    running scale.
+
+    Args:
+        critic: in eval mode; its weights' type is that of the arithmetic.
+        layer_norm: the norm of a dense or convolutional layer; default: `operator_norm`.
+
+    Returns:
+        The bound in score units per input unit, and None; or None, and the reason why not.
+    """
+    try:
+        return _slope(critic, layer_norm or operator_norm), None
+    except NoBoundError as error:
+        return None, str(error)
+
+
+def _slope(module: nn.Module, norm: Callable[[Layer], float]) -> float:
+    if isinstance(module, Critic | WithLabels):
+        return _slope(module.body if isinstance(module, Critic) else module.critic, norm)
+    if isinstance(module, ProjectionCritic):
+        # Of the class with the steepest head: its own vector is added to the head's.
+        heads = (module.head.weight + module.projection.weight.T).detach().double()
+        steepest = torch.linalg.vector_norm(heads, dim=1).max().item() * (1 + ROUNDING)
+        return _slope(module.features, norm) * steepest
+    if isinstance(module, nn.Sequential):
+        return math.prod(_slope(part, norm) for part in module)
+    if isinstance(module, Layer):
+        return norm(module)
+    branches = [getattr(module, name, None) for name in ("branch", "shortcut")]
+    if all(isinstance(branch, nn.Module) for branch in branches):  # a residual block: their sum
+        return sum(_slope(branch, norm) for branch in branches if branch is not None)
+    for kind, slope in _SLOPES.items():
+        if isinstance(module, kind):
+            return slope(module)
+    reason = getattr(module, "no_lipschitz_bound", None)
+    raise NoBoundError(reason or f"no bound is known for {type(module).__name__}")
+
+
+def _batch_norm_slope(module: nn.modules.batchnorm._BatchNorm) -> float:
+    if module.running_var is None:
+        raise NoBoundError("batch normalisation without running statistics has no fixed slope")
+    scale = (module.running_var + module.eps).rsqrt()
+    return (scale if module.weight is None else scale * module.weight).abs().max().item()
+
+
+def _average_pool_slope(module: nn.AvgPool2d) -> float:
+    sizes = [
+        (value, value) if isinstance(value, int) else value
+        for value in (module.kernel_size, module.stride)
+    ]
+    apart = sizes[0] == sizes[1] and not module.divisor_override
+    if module.ceil_mode and apart and module.padding in (0, (0, 0)):
+        return 1.0  # windows that share no pixel, the smallest of a single one
+    if module.ceil_mode or module.divisor_override or module.padding not in (0, (0, 0)):
+        raise NoBoundError("no bound is known for an AvgPool2d with unequal windows")
+    kernel = torch.full((1, 1, *sizes[0]), 1 / math.prod(sizes[0]), dtype=torch.float64)
+    return kernel_norm(kernel, sizes[1])
+
+
+def _no_norm_slope(module: nn.Module) -> float:
+    raise NoBoundError(
+        f"{type(module).__name__} divides by each sample's own deviation, so its slope grows "
+        "without a useful bound as that falls"
+    )
+
+
+def _no_recurrent_slope(module: nn.Module) -> float:
+    raise NoBoundError(f"no bound is known for the recurrent {type(module).__name__}")
+
+
+_SLOPES: dict[Any, Callable[[Any], float]] = {
+    nn.ReLU: lambda _: 1.0,
+    nn.LeakyReLU: lambda module: max(1.0, abs(module.negative_slope)),
+    nn.Tanh: lambda _: 1.0,
+    nn.Sigmoid: lambda _: 0.25,
+    nn.Softplus: lambda _: 1.0,  # whatever its beta
+    nn.SiLU: lambda _: 1.09984,  # its maximum, found numerically, rounded up; likewise GELU's
+    nn.GELU: lambda _: 1.12991,
+    (Abs, GroupSort): lambda _: 1.0,
+    nn.Identity: lambda _: 1.0,
+    Cones: lambda _: 1 + ROUNDING,
+    nn.Dropout: lambda _: 1.0,  # does nothing in eval mode
+    nn.Flatten: lambda _: 1.0,
+    (StepsFirst, PoolSteps, nn.AdaptiveAvgPool2d): lambda _: 1.0,
+    nn.Unflatten: lambda _: 1.0,
+    nn.AvgPool2d: _average_pool_slope,
+    nn.modules.batchnorm._BatchNorm: _batch_norm_slope,
+    (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm): _no_norm_slope,
+    (nn.RNNBase, GRU, LSTM): _no_recurrent_slope,
+}
+"""Steepest slopes of modules, the true constants of activations."""

@@ -1,0 +1,70 @@
+"""What passes each layer of a critic, forwards and backwards."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.lipschitz.operators import Layer
+from models.networks.conditional import ProjectionCritic
+from models.networks.recurrent import GRU, LSTM
+
+
+class LayerSignal(NamedTuple):
+    """What passes one layer, forwards and backwards."""
+
+    gradient: float
+    """Mean over samples of the norm of the score's gradient with respect to the layer's output."""
+    variation: float
+    """Root mean square over units of the output's deviation between samples, over its own size."""
+
+
+def layer_signals(critic: nn.Module, points: Tensor) -> list[LayerSignal]:
+    """How strongly each layer is felt in the score, from input to score (Gulrajani et al. 2017).
+
+    Their figure 1b plots the norms. Layers are the dense, convolutional and recurrent ones; a
+    recurrent layer counts once, with all its steps. The last dense layer is left out: its output
+    is the score.
+
+    Args:
+        critic: scores ``(N,)`` from ``(N, *shape)``; not changed. It is looked at in eval mode and
+            float64, where a gradient may fall for a hundred decades before it is lost.
+        points: ``(N, *shape)``.
+
+    Returns:
+        Of each layer, in the order of the forward pass.
+    """
+    exact = copy.deepcopy(critic).double().eval().requires_grad_(False)
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+        if output[0].numel() > 1:
+            outputs.append(output)
+
+    hooks = [module.register_forward_hook(keep) for module in _trunk_layers(exact)]
+    with torch.enable_grad():
+        total = exact(points.detach().double().requires_grad_()).sum()
+        gradients = torch.autograd.grad(total, outputs) if outputs else ()
+    for hook in hooks:
+        hook.remove()
+    signals = []
+    for output, gradient in zip(outputs, gradients, strict=True):
+        norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+        values = output.detach().flatten(1)
+        size = values.square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+        deviation = (values - values.mean(dim=0)).square().mean().sqrt()
+        signals.append(LayerSignal(norms.mean().item(), (deviation / size).item()))
+    return signals
+
+
+def _trunk_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers that samples pass through; a class's vector is no such layer."""
+    if isinstance(module, Layer | GRU | LSTM):
+        yield module
+        return
+    for child in [module.features] if isinstance(module, ProjectionCritic) else module.children():
+        yield from _trunk_layers(child)

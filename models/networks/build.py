@@ -1,0 +1,187 @@
+"""Generators and critics: MLP for vectors, DCGAN and ResNet for images, GRU, LSTM for sequences."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from models.errors import ConfigError
+from models.networks.conditional import ConditionalGenerator, ProjectionCritic
+from models.networks.dcgan import dcgan_critic, dcgan_generator
+from models.networks.parts import (
+    activation,
+    before_convolution,
+    channels_after,
+    image_sizes,
+    normalization,
+)
+from models.networks.recurrent import GRU, LSTM, PoolSteps, StepsFirst
+from models.networks.resnet import num_blocks, resnet_critic, resnet_generator
+from models.networks.settings import (
+    CriticConfig,
+    GeneratorConfig,
+    NetworkConfig,
+    Shape,
+    require_fit,
+)
+
+if TYPE_CHECKING:
+    from models.config import Config
+
+EMBEDDING = 16
+"""Size of a class's embedding, where a generator has no normalisation to make conditional."""
+STEP_EMBEDDING = 4
+"""The same, for each step of a sequence."""
+
+
+class Critic(nn.Module):
+    """Maps samples ``(N, *shape)`` to scores ``(N,)``."""
+
+    def __init__(self, body: nn.Sequential) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Score ``samples`` of shape ``(N, *shape)``; returns ``(N,)``."""
+        scores: Tensor = self.body(samples)
+        return scores.squeeze(1)
+
+
+def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> nn.Module:
+    """Build a generator of items of ``shape``; image pixels lie in [-1, 1].
+
+    Args:
+        config: of the generator.
+        shape: of one item.
+        classes: how many, for a class-conditional generator, whose forward takes labels too. An
+            image generator's normalisations become conditional; without any, and for other data,
+            an embedding of the class is concatenated to the latents.
+
+    Raises:
+        ConfigError: the architecture or normalisation does not fit the shape.
+    """
+    require_fit(config, shape, "generator")
+    norms = classes if len(shape) == 3 and config.normalization != "none" else 0
+    embedded = 0 if norms or not classes else EMBEDDING
+    if embedded and len(shape) == 2:
+        embedded = STEP_EMBEDDING * shape[0]
+    inputs = config.latent_size + embedded
+    channels = functools.partial(channels_after, config)
+    match config.architecture:
+        case "mlp":
+            layers = _mlp(config, inputs, shape[0])
+        case "dcgan":
+            layers = dcgan_generator(config, inputs, shape, norms)
+        case "resnet":
+            sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
+            layers = resnet_generator(
+                inputs, shape[0], config.depth, sizes, channels, before_convolution(config, norms)
+            )
+        case "gru" | "lstm":
+            layers = _recurrent_generator(config, inputs, shape)
+    body = nn.Sequential(*layers)
+    if not classes:
+        return body
+    return ConditionalGenerator(body, nn.Embedding(classes, embedded) if embedded else None)
+
+
+def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Module:
+    """Build a critic of items of ``shape``; with ``classes``, one whose forward takes labels too.
+
+    Raises:
+        ConfigError: the architecture or normalisation does not fit the shape.
+    """
+    require_fit(config, shape, "critic")
+    channels = functools.partial(channels_after, config)
+    match config.architecture:
+        case "mlp":
+            layers = _mlp(config, shape[0], 1)
+        case "dcgan":
+            layers = dcgan_critic(config, shape, with_features=bool(classes))
+        case "resnet":
+            sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
+            layers = resnet_critic(
+                shape[0], config.depth, sizes, channels, before_convolution(config)
+            )
+        case "gru" | "lstm":
+            dense = [nn.Linear(config.width, config.width), activation(config)]
+            layers = [*_recurrent(config, shape[1]), PoolSteps(), *dense]
+            layers.append(nn.Linear(config.width, 1))
+    layers = _with_dropout(layers, config)
+    if not classes:
+        return Critic(nn.Sequential(*layers))
+    *features, head = layers
+    assert isinstance(head, nn.Linear)
+    return ProjectionCritic(nn.Sequential(*features), head, classes)
+
+
+def _with_dropout(layers: list[nn.Module], config: CriticConfig) -> list[nn.Module]:
+    """Dropout after each activation that is not inside a residual block."""
+    if not config.dropout:
+        return layers
+    kind = type(activation(config))
+    return [
+        part
+        for layer in layers
+        for part in ([layer, nn.Dropout(config.dropout)] if type(layer) is kind else [layer])
+    ]
+
+
+def _mlp(config: NetworkConfig, inputs: int, outputs: int) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for _ in range(config.depth):
+        layers += [
+            nn.Linear(inputs, config.width),
+            *normalization(config.normalization, config.width, image=False),
+            activation(config),
+        ]
+        inputs = config.width
+    return [*layers, nn.Linear(inputs, outputs)]
+
+
+def _recurrent(config: NetworkConfig, inputs: int) -> list[nn.Module]:
+    """Recurrent layers, ``(N, T, inputs)`` to ``(N, T, width)``."""
+    layers: list[nn.Module] = []
+    for _ in range(config.depth):
+        layers.append((GRU if config.architecture == "gru" else LSTM)(inputs, config.width))
+        layers += normalization(config.normalization, config.width, image=False)
+        inputs = config.width
+    return layers
+
+
+def _recurrent_generator(config: GeneratorConfig, inputs: int, shape: Shape) -> list[nn.Module]:
+    """Noise of its own for each step, recurrent layers, and two dense ones at each step."""
+    steps, outputs = shape
+    return [
+        nn.Unflatten(1, (inputs // steps, steps)),
+        StepsFirst(),
+        *_recurrent(config, inputs // steps),
+        nn.Flatten(0, 1),
+        nn.Linear(config.width, config.width),
+        activation(config),
+        nn.Linear(config.width, outputs),
+        nn.Unflatten(0, (-1, steps)),
+    ]
+
+
+def build_networks(
+    config: Config, shape: Shape, num_classes: int = 0
+) -> tuple[nn.Module, nn.Module]:
+    """Build a new generator, and a critic as its constraint prepares it.
+
+    Args:
+        config: of the run.
+        shape: of one item.
+        num_classes: of the data; 0 if it has no labels.
+
+    Raises:
+        ConfigError: a network does not fit the data.
+    """
+    if config.conditional and not num_classes:
+        raise ConfigError("conditional: the data has no labels; leave it out")
+    classes = num_classes if config.conditional else 0
+    generator = build_generator(config.generator, shape, classes)
+    critic = build_critic(config.critic, shape, classes)
+    return generator, config.constraint.before_training(critic)

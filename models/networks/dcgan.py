@@ -1,0 +1,74 @@
+"""Convolutional networks for images (Radford et al. 2016, "DCGAN")."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from models.networks.convolution import Conv2d, Head
+from models.networks.parts import (
+    activation,
+    before_convolution,
+    channels_after,
+    image_sizes,
+    normalization,
+)
+from models.networks.settings import CriticConfig, GeneratorConfig, Shape
+
+
+def _kernel(size: tuple[int, int]) -> tuple[int, int]:
+    """Kernel that halves ``size`` exactly (rounding up), or doubles back to it, at stride 2."""
+    return (4 - size[0] % 2, 4 - size[1] % 2)
+
+
+def dcgan_critic(config: CriticConfig, shape: Shape, with_features: bool) -> list[nn.Module]:
+    """Strided convolutions (Radford et al. 2016); depth beyond the halvings is at full size."""
+    sizes = image_sizes(shape[1], shape[2], config.depth)
+    stages = len(sizes) - 1
+    convolutions: list[nn.Module] = []
+    inputs = shape[0]
+    for _ in range(config.depth - stages):
+        convolutions.append(Conv2d(inputs, config.width, 3, padding=1))
+        inputs = config.width
+    for stage in range(1, stages + 1):
+        outputs = channels_after(config, stage)
+        convolutions.append(Conv2d(inputs, outputs, _kernel(sizes[stage - 1]), 2, 1))
+        inputs = outputs
+    layers: list[nn.Module] = []
+    for i, convolution in enumerate(convolutions):
+        layers.append(convolution)
+        if i > 0:  # no normalisation on the image itself
+            outputs = int(convolution.out_channels)  # type: ignore[arg-type]
+            layers += normalization(config.normalization, outputs, image=True)
+        layers.append(activation(config))
+    size = inputs * math.prod(sizes[-1])
+    if with_features:  # which a projection takes too
+        return [*layers, nn.Flatten(), nn.Linear(size, 1)]
+    return [*layers, nn.Identity(), Head(size, 1)]  # as many layers, for weights go by their places
+
+
+def dcgan_generator(
+    config: GeneratorConfig, inputs: int, shape: Shape, classes: int
+) -> list[nn.Module]:
+    """The critic's mirror image: a dense layer, then convolutions back to the image and tanh."""
+    sizes = image_sizes(shape[1], shape[2], config.depth)
+    stages = len(sizes) - 1
+    channels = channels_after(config, stages)
+    layers: list[nn.Module] = [
+        nn.Linear(inputs, channels * math.prod(sizes[-1])),
+        nn.Unflatten(1, (channels, *sizes[-1])),
+    ]
+    before = before_convolution(config, classes)
+    extra = config.depth - stages
+    for stage in range(stages, 0, -1):
+        layers += before(channels)
+        outputs = channels_after(config, stage - 1) if stage > 1 or extra else shape[0]
+        layers.append(nn.ConvTranspose2d(channels, outputs, _kernel(sizes[stage - 1]), 2, 1))
+        channels = outputs
+    for i in range(extra):
+        layers += before(channels)
+        outputs = config.width if i < extra - 1 else shape[0]
+        layers.append(nn.Conv2d(channels, outputs, 3, padding=1))
+        channels = outputs
+    return [*layers, nn.Tanh()]

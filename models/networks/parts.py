@@ -1,0 +1,83 @@
+"""What networks are put together from: activations, normalisations, sizes of maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from models.networks.conditional import ConditionalNorm
+from models.networks.piecewise import Abs, GroupSort, LeakyReLU, ReLU
+from models.networks.resnet import Before
+from models.networks.settings import Activation, NetworkConfig, Normalization
+
+ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "relu": ReLU,
+    "leaky_relu": lambda: LeakyReLU(0.2),
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "silu": nn.SiLU,
+    "abs": Abs,
+    "groupsort": GroupSort,
+}
+SMALLEST_MAP = 4
+"""Pixels: no network halves an image below this height or width."""
+
+
+def normalization(
+    kind: Normalization, channels: int, *, image: bool, classes: int = 0
+) -> list[nn.Module]:
+    """Build a normalisation of ``channels``: one layer, or none.
+
+    Args:
+        kind: of the normalisation.
+        channels: of a map, or units of a vector.
+        image: whether it takes maps ``(N, C, H, W)``.
+        classes: how many, for one with a gain and offset for each class; images only.
+    """
+    if classes and kind != "none":
+        plain: dict[str, nn.Module] = {
+            "batch": nn.BatchNorm2d(channels, affine=False),
+            "layer": nn.GroupNorm(1, channels, affine=False),
+            "instance": nn.InstanceNorm2d(channels),
+        }
+        return [ConditionalNorm(plain[kind], channels, classes)]
+    if kind == "batch":
+        return [nn.BatchNorm2d(channels) if image else nn.BatchNorm1d(channels)]
+    if kind == "layer":  # over all channels and positions of one sample, as in WGAN-GP's critic
+        return [nn.GroupNorm(1, channels) if image else nn.LayerNorm(channels)]
+    if kind == "instance":
+        return [nn.InstanceNorm2d(channels, affine=True)]
+    return []
+
+
+def image_sizes(height: int, width: int, depth: int) -> list[tuple[int, int]]:
+    """Map sizes from the image inwards: at most ``depth`` halvings, rounded up, none below 4."""
+    sizes = [(height, width)]
+    while len(sizes) <= depth:
+        height, width = math.ceil(height / 2), math.ceil(width / 2)
+        if min(height, width) < SMALLEST_MAP:
+            break
+        sizes.append((height, width))
+    return sizes
+
+
+def channels_after(config: NetworkConfig, stage: int) -> int:
+    """Channels after ``stage`` halvings (1, 2, ...): doubling, up to eight times the width."""
+    return config.width * min(2 ** max(stage - 1, 0), 8)
+
+
+def before_convolution(config: NetworkConfig, classes: int = 0) -> Before:
+    """What stands before a convolution: normalisation and activation, by the map's channels."""
+
+    def before(channels: int) -> list[nn.Module]:
+        norm = normalization(config.normalization, channels, image=True, classes=classes)
+        return [*norm, activation(config)]
+
+    return before
+
+
+def activation(config: NetworkConfig) -> nn.Module:
+    """Build the configured activation."""
+    return ACTIVATIONS[config.activation]()

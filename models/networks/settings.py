@@ -1,0 +1,89 @@
+"""Settings of a generator and of a critic, and which of them fit which data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.errors import ConfigError
+
+Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu", "abs", "groupsort"]
+Normalization = Literal["none", "batch", "layer", "instance"]
+Architecture = Literal["mlp", "dcgan", "resnet", "gru", "lstm"]
+Shape = tuple[int, ...]
+"""Of one item: ``(D,)`` for a vector, ``(C, H, W)`` for an image, ``(T, D)`` for a sequence."""
+
+ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
+    "vectors": ("mlp",),
+    "images": ("dcgan", "resnet"),
+    "sequences": ("gru", "lstm"),
+}
+"""What takes what; the first is what we advise."""
+KINDS = {1: "vectors", 2: "sequences", 3: "images"}
+"""Of items, by their number of axes."""
+
+
+class NetworkConfig(BaseModel):
+    """One network. ``depth`` counts hidden layers; ``width`` their units or base channels.
+
+    A shortcut of a ResNet is no layer: the longest path counts. For ``gru`` and ``lstm`` it is the
+    number of recurrent layers; a dense hidden layer, with the activation, follows them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: Architecture = "mlp"
+    width: int = Field(default=128, ge=1, le=8192)
+    depth: int = Field(default=3, ge=1, le=100)
+    activation: Activation = "leaky_relu"
+    normalization: Normalization = "none"
+
+
+class GeneratorConfig(NetworkConfig):
+    """A generator: latents ``(N, latent_size)`` to samples ``(N, *shape)``."""
+
+    latent_size: int = Field(default=64, ge=1, le=65536)
+
+
+class CriticConfig(NetworkConfig):
+    """A critic: samples ``(N, *shape)`` to scores ``(N,)``, real numbers without a bound."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the units that each activation's output loses while training."""
+
+
+def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
+    """Check that a network takes items of ``shape``.
+
+    Args:
+        config: of the network.
+        shape: of one item.
+        role: "generator" or "critic", for the message.
+
+    Raises:
+        ConfigError: it does not; says what to set.
+    """
+    kind = KINDS[len(shape)]
+    if config.architecture not in ARCHITECTURES[kind]:
+        raise ConfigError(
+            f"{role}.architecture: '{config.architecture}' does not take {kind}; "
+            f"set {' or '.join(f'{role}.architecture={a}' for a in ARCHITECTURES[kind])}"
+        )
+    if kind == "images" and not all(8 <= side <= 128 for side in shape[1:]):
+        raise ConfigError(
+            f"images are {shape[1]}x{shape[2]}; networks take sides of 8 to 128 pixels: resize them"
+        )
+    if kind == "vectors" and config.normalization == "instance":
+        raise ConfigError(f"{role}.normalization: 'instance' needs images; use 'layer' for vectors")
+    if kind == "sequences" and config.normalization in ("batch", "instance"):
+        raise ConfigError(
+            f"{role}.normalization: '{config.normalization}' does not take sequences; use 'layer'"
+        )
+    if isinstance(config, GeneratorConfig) and kind == "sequences":
+        steps, size = shape[0], config.latent_size
+        if size % steps:
+            raise ConfigError(
+                f"generator.latent_size: each of the {steps} steps gets its share of the latent, "
+                f"which {size} does not divide into; set a multiple, such as {2 * steps}"
+            )

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from models.constraints.penalty import TargetedPenalty, Where
-from models.lipschitz import CriticFunction
+from models.lipschitz import CriticFunction, score_points
 
 
 class AdversarialLipschitz(TargetedPenalty):
@@ -52,7 +52,7 @@ class AdversarialLipschitz(TargetedPenalty):
         length = torch.empty(len(points), dtype=points.dtype, device=points.device)
         length = _per_sample(length.uniform_(self.shortest, self.longest), points)
         step = length * self._direction(critic, points)
-        change = (critic(points).float() - critic(points + step).float()).abs()
+        change = (score_points(critic, points) - score_points(critic, points + step)).abs()
         slopes = change / torch.linalg.vector_norm(step.flatten(1), dim=1)
         return self.strength * (slopes - self.target).clamp_min(0).square().mean()
 
@@ -60,8 +60,8 @@ class AdversarialLipschitz(TargetedPenalty):
         direction = _unit(torch.randn_like(points))
         for _ in range(self.iterations):
             step = (self.probe * direction).requires_grad_()
-            change = (critic(points).float() - critic(points + step).float()).abs().sum()
-            (steepest,) = torch.autograd.grad(change, step)
+            change = (score_points(critic, points) - score_points(critic, points + step)).abs()
+            (steepest,) = torch.autograd.grad(change.sum(), step)
             flat = steepest.flatten(1).abs().amax(dim=1) == 0  # no slope seen: keep the direction
             direction = torch.where(_per_sample(flat, points), direction, _unit(steepest))
         return direction

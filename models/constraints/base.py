@@ -1,4 +1,4 @@
-"""What every critic constraint is: frozen hyperparameters and three hooks."""
+"""The base class of critic constraints: frozen hyperparameters and three hooks."""
 
 from __future__ import annotations
 
@@ -15,66 +15,99 @@ WGAN_GP_SETTINGS: dict[str, Any] = {
     "betas": (0.5, 0.9),
     "num_critic_steps": 5,
 }
-"""Of Gulrajani et al. 2017; taken where a constraint's own paper trains no WGAN."""
+"""Settings of Gulrajani et al. 2017, for constraints whose own paper trains no WGAN."""
 
 
 class Constraint(BaseModel):
-    """A way to keep a critic Lipschitz.
+    """A way to keep a critic Lipschitz, in our training loop or in any other.
 
-    A subclass adds ``kind`` and its hyperparameters as fields (they are validated, recorded with
-    the run and served as metadata) and overrides the hooks that it needs.
+    A critic is any `torch.nn.Module` from samples ``(N, *shape)`` to scores ``(N,)`` or ``(N, 1)``.
+    A loop calls three hooks: `before_training` once, before the optimiser is made; `penalty` in
+    each critic step; `after_critic_step` after each step of the critic's optimiser. Constraints on
+    weights act on dense layers and convolutions (`nn.Linear`, `nn.Conv1d`, `nn.Conv2d`).
+
+    A subclass adds ``kind`` and its hyperparameters as fields, which are validated, recorded with
+    the run and served as metadata, and overrides the hooks that it needs.
+
+    >>> import torch
+    >>> from models.constraints import GradientPenalty
+    >>> _ = torch.manual_seed(0)
+    >>> critic = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 1))
+    >>> constraint = GradientPenalty(strength=10)
+    >>> critic = constraint.before_training(critic)
+    >>> optimizer = torch.optim.Adam(critic.parameters(), lr=1e-2, betas=(0.0, 0.9))
+    >>> for step in range(100):
+    ...     real, fake = torch.randn(64, 2) + 3, torch.randn(64, 2)
+    ...     loss = critic(fake).mean() - critic(real).mean()
+    ...     penalty = constraint.penalty(critic, real, fake, step)
+    ...     if penalty is not None:
+    ...         loss = loss + penalty
+    ...     optimizer.zero_grad()
+    ...     _ = loss.backward()
+    ...     optimizer.step()
+    ...     constraint.after_critic_step(critic)
+    >>> gap = (critic(real).mean() - critic(fake).mean()).item()
+    >>> 3 < gap < 6  # the two sets lie sqrt(18), about 4.2, apart
+    True
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     per_sample: ClassVar[bool] = False
-    """Whether it limits each sample's own gradient, which batch normalisation would mix up."""
+    """True if it limits each sample's own gradient: batch normalisation would mix them up."""
     needs_dropout: ClassVar[bool] = False
-    """Whether it compares two forwards that must differ by dropout."""
+    """True if it compares two forwards that must differ by dropout."""
     guarantee: ClassVar[str]
-    """What holds of a critic trained under it, in one sentence, for people."""
+    """One sentence for people: what holds for a critic that was trained under it."""
     published: ClassVar[dict[str, Any]] = WGAN_GP_SETTINGS
     """Training settings of the paper that proposed it, used where the user sets none."""
 
     def before_training(self, critic: nn.Module) -> nn.Module:
-        """Prepare a new critic; may change it in place or return a wrapped one.
+        """Prepare a new critic: change it in place, or wrap it.
 
-        Called on every freshly built critic, also before saved weights are loaded into it, so
-        whatever it attaches (parametrisations, buffers, gradient hooks) is there after a load.
+        Call it before the optimiser is made, for it may replace parameters, and before saved
+        weights are loaded, so that parametrisations, buffers and gradient hooks are in place.
+
+        Returns:
+            The critic to train and to save.
         """
         return critic
 
     def penalty(
         self, critic: CriticFunction, real: Tensor, fake: Tensor, step: int = 0
     ) -> Tensor | None:
-        """Return the term to add to the critic's loss, a scalar, or None.
+        """Compute the term to add to the critic's loss ``mean(fake) - mean(real)``.
 
         Args:
-            critic: scores ``(N,)`` from samples ``(N, *shape)``.
+            critic: samples ``(N, *shape)`` to scores ``(N,)`` or ``(N, 1)``.
             real: ``(N, *shape)``, a batch of real samples in the critic's units.
-            fake: ``(N, *shape)``, as many generated ones.
-            step: critic steps done before, since the start of training.
+            fake: ``(N, *shape)``, as many generated samples; no gradient flows into them.
+            step: number of critic steps already taken.
+
+        Returns:
+            A scalar with a gradient for the critic's parameters; None if there is no term.
         """
         return None
 
     def penalised(self, step: int) -> bool:
-        """Whether this step's loss has the penalty: steps alike in it have one loss function."""
+        """Return True if the loss of this step includes the penalty."""
         return True
 
     def after_critic_step(self, critic: nn.Module) -> None:
-        """Restore what an optimiser step may have broken, in place."""
+        """Restore, in place, what the optimiser's step may have broken."""
 
     def broken_claim(self, critic: nn.Module) -> str | None:
-        """Say how the critic's weights contradict what the constraint claims of them.
+        """Check what the constraint claims of the critic's weights.
 
         Args:
             critic: as `before_training` returned it, with weights loaded.
 
         Returns:
-            One phrase with the measured figure; None if the claim holds, or there is none.
+            One phrase with the measured figure if the weights contradict the claim; None if they
+            do not, or if nothing is claimed.
         """
         return None
 
     def saturated_share(self, critic: nn.Module) -> float | None:
-        """Share of the critic's limited weights that lie at their limit; None without such."""
+        """Share of the limited weights that lie at their limit; None if none is limited."""
         return None

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.constraints.penalty import TargetedPenalty
-from models.lipschitz import CriticFunction
+from models.lipschitz import CriticFunction, score_points
 
 
 class Consistency(TargetedPenalty):
@@ -38,5 +38,5 @@ class Consistency(TargetedPenalty):
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
         """See the class."""
         slopes = self.strength * (self.norms(critic, real, fake) - self.target).square().mean()
-        difference = critic(real).float() - critic(real).float()
+        difference = score_points(critic, real) - score_points(critic, real)
         return slopes + self.consistency * (difference.square() - self.margin).clamp_min(0).mean()

@@ -35,7 +35,7 @@ class GradientNormalization(Constraint):
 
 
 class GradientNormalized(nn.Module):
-    """A critic's scores ``(N,)``, each over its gradient norm plus its size."""
+    """A critic with each score divided by its gradient norm plus its own size."""
 
     no_lipschitz_bound = "gradient normalisation bounds no slope where linear pieces meet"
 
@@ -51,6 +51,6 @@ class GradientNormalized(nn.Module):
                 samples = samples.clone().requires_grad_()  # a plain tensor, in inference too
             scores = self.critic(samples, *labels)
             (gradient,) = torch.autograd.grad(scores.sum(), samples, create_graph=keep)
-        norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-        found: Tensor = scores / (norms + scores.abs())
-        return found if keep else found.detach()
+        norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1).view_as(scores)
+        normalized: Tensor = scores / (norms + scores.abs())
+        return normalized if keep else normalized.detach()

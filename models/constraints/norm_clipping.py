@@ -38,16 +38,17 @@ class NormClipping(Constraint):
     def after_critic_step(self, critic: nn.Module) -> None:
         """Shorten in place."""
         for layer in layers(critic):
-            rows = as_matrix(layer.weight)
-            norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-            rows.mul_((self.max_norm / norms).clamp_max(1))
+            norms = torch.linalg.vector_norm(as_matrix(layer.weight), dim=1)
+            factors = (self.max_norm / norms).clamp_max(1)
+            layer.weight.mul_(factors.view(-1, *[1] * (layer.weight.dim() - 1)))
 
     def broken_claim(self, critic: nn.Module) -> str | None:
         """See the base class."""
-        longest = max(
+        lengths = [
             torch.linalg.vector_norm(as_matrix(layer.weight.detach()).double(), dim=1).max().item()
             for layer in layers(critic)
-        )
+        ]
+        longest = max(lengths, default=0.0)
         if longest <= self.max_norm * (1 + ROUNDING):
             return None
         return f"a neuron's weights are {longest:.6g} long, above max_norm {self.max_norm:g}"

@@ -61,10 +61,11 @@ class SpectralNorm(Constraint):
             for layer in layers(critic)
             if self.method == "reshaped" or isinstance(layer, nn.Linear)
         ]
-        largest = max(
+        norms = [
             torch.linalg.matrix_norm(as_matrix(layer.weight.detach()).double(), 2).item()
             for layer in checked
-        )
+        ]
+        largest = max(norms, default=0.0)
         if largest <= 1 + TOLERANCE:
             return None
         return f"a weight's largest singular value is {largest:.4g}, which is not near 1"

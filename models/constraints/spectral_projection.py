@@ -56,6 +56,7 @@ class SpectralProjection(Constraint):
             for layer in layers(critic)
             if isinstance(layer, nn.Linear)
         ]
-        if max(norms) <= self.max_norm * (1 + TOLERANCE):
+        largest = max(norms, default=0.0)
+        if largest <= self.max_norm * (1 + TOLERANCE):
             return None
-        return f"a layer's norm is {max(norms):.4g}, above max_norm {self.max_norm:g}"
+        return f"a layer's norm is {largest:.4g}, above max_norm {self.max_norm:g}"

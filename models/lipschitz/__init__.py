@@ -15,6 +15,7 @@ from models.lipschitz.gradients import (
     gradient_norm_summary,
     gradient_norms,
     interpolate,
+    score_points,
 )
 from models.lipschitz.operators import (
     Layer,
@@ -45,6 +46,7 @@ __all__ = [
     "layer_signals",
     "lipschitz_bracket",
     "operator_norm",
+    "score_points",
     "steepest_slope",
     "to_phases",
 ]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 CriticFunction = Callable[[Tensor], Tensor]
-"""Samples ``(N, *shape)`` to scores ``(N,)``."""
+"""Samples ``(N, *shape)`` to scores, ``(N,)`` or ``(N, 1)``."""
 Place = Literal["real", "fake", "between"]
 """Held-out real samples, generated ones, or points on the segments between them."""
 
@@ -26,6 +26,12 @@ class NormSummary(BaseModel):
     """By level: "0.05", "0.25", "0.5", "0.75" and "0.95"."""
 
 
+def score_points(critic: CriticFunction, points: Tensor) -> Tensor:
+    """Scores of ``points``, ``(N,)``, also of a critic that gives ``(N, 1)``; float32 or better."""
+    scores = critic(points).flatten()
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
 def gradient_norms(critic: CriticFunction, points: Tensor, *, create_graph: bool = False) -> Tensor:
     """Euclidean norm of the critic's gradient at each of ``points``.
 
@@ -34,8 +40,8 @@ def gradient_norms(critic: CriticFunction, points: Tensor, *, create_graph: bool
     so is the derivative of that norm (a subgradient), never NaN.
 
     Args:
-        critic: scores of shape ``(N,)`` from samples of shape ``(N, *shape)``; each score may
-            depend on its own sample only, so no batch normalisation.
+        critic: samples ``(N, *shape)`` to scores ``(N,)`` or ``(N, 1)``; each score may depend on
+            its own sample only, so no batch normalisation.
         points: ``(N, *shape)``, in the units that the critic takes.
         create_graph: keep the graph, so that a penalty on the norms can be back-propagated.
 

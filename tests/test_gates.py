@@ -10,7 +10,8 @@ from models import record
 from models.artifact import load_artifact
 from models.record import Finding
 from tests.artifacts import make_artifact
-from training.judging.metrics import Difference, Figure, compare, measure, nearest_distances
+from training.judging.intervals import Difference, Estimate, compare, measure
+from training.judging.metrics import nearest_distances
 from training.retraining import gates
 
 
@@ -92,7 +93,7 @@ def test_too_little_data_rejects() -> None:
 
 
 def test_shares_must_surely_reach_their_least_value() -> None:
-    figure = Figure(value=0.5, floor=0.9, low=0.4, high=0.6, n=100)
+    figure = Estimate(value=0.5, floor=0.9, low=0.4, high=0.6, n=100)
     assert gates.at_least("recall", figure, 0.4).passed
     gate = gates.at_least("recall", figure, 0.45)
     assert not gate.passed
@@ -133,7 +134,7 @@ def test_a_copier_is_caught_and_a_perfect_sampler_is_not() -> None:
 
 def test_data_must_look_to_the_champion_as_they_did() -> None:
     recorded = record.Figure(value=1.0, floor=0.0, interval=(0.8, 1.2), n=100, better="lower")
-    now = Figure(value=2.9, floor=0.0, low=2.3, high=3.5, n=100)
+    now = Estimate(value=2.9, floor=0.0, low=2.3, high=3.5, n=100)
     assert gates.familiar("loss", now, recorded, 2.0).passed
     assert not gates.familiar("loss", now._replace(low=2.5), recorded, 2.0).passed
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import doctest
 import functools
 import itertools
 import math
@@ -9,16 +10,14 @@ import ot
 import pytest
 from scipy import linalg, optimize, stats
 
-from training.judging import metrics
+from training.judging import figures, intervals, metrics
+from training.judging.intervals import Estimate, half_sample_margins, measure
 from training.judging.metrics import (
     Array,
-    Figure,
     correlation_difference,
     frechet_distance,
-    half_sample_interval,
     kernel_distance,
     marginal_wasserstein_1,
-    measure,
     mode_coverage,
     precision_recall_density_coverage,
     sliced_wasserstein_1,
@@ -298,6 +297,15 @@ def difference(real: Array, fake: Array) -> dict[str, float]:
     return {"difference": float(real.mean() - fake.mean())}
 
 
+def half_sample_interval(metric, real, fake, **options):
+    """Both ends of each interval, as `measure` and `compare` make them."""
+    margins = half_sample_margins(metric, real, fake, **options)
+    return {
+        name: (value - margins[name], value + margins[name])
+        for name, value in metric(real, fake).items()
+    }
+
+
 @pytest.mark.parametrize("repeats", [3, 20])
 def test_half_sample_intervals_hold_the_truth_and_are_as_wide_as_theory_says(repeats):
     rng = np.random.default_rng(32)
@@ -370,7 +378,7 @@ def test_all_sets_are_cut_to_the_smallest():
 
     for lengths in itertools.permutations([20, 30, 40]):
         got = measure(sizes, *(normal(i, length, 2) for i, length in enumerate(lengths)))
-        assert got == dict.fromkeys(["real", "fake"], Figure(20, 20, 20, 20, 20))
+        assert got == dict.fromkeys(["real", "fake"], Estimate(20, 20, 20, 20, 20))
 
 
 def test_real_sets_are_shuffled_before_they_are_cut():
@@ -444,7 +452,7 @@ def test_counts_below_1_are_refused():
 
 def test_a_half_too_small_for_the_metric_is_refused():
     with pytest.raises(ValueError, match="at least 6 points"):
-        metrics.measure(precision_recall_density_coverage, *[normal(46, 10, 2)] * 3)
+        measure(precision_recall_density_coverage, *[normal(46, 10, 2)] * 3)
 
 
 # Tables
@@ -467,3 +475,37 @@ def test_correlation_difference_is_the_largest():
     assert correlation_difference(twice, mirrored) == pytest.approx(2)
     assert correlation_difference(twice, np.hstack([x, 0 * x])) == pytest.approx(1)
     assert correlation_difference(x, x) == 0
+
+
+# Kinds of figures, and examples
+
+
+def test_every_metric_has_a_kind_and_shares_stay_in_their_range():
+    names = {
+        *precision_recall_density_coverage(*[normal(0, 9, 2)] * 2),
+        *itertools.chain(*figures.HEADLINES.values()),
+    }
+    assert names <= set(figures.FIGURES)
+    wide = Estimate(value=0.9, floor=1.0, low=-0.2, high=1.3, n=50)
+    assert figures.figure("recall", wide).interval == (0, 1)
+    assert figures.figure("density", wide).interval == (-0.2, 1.3)
+    assert figures.figure("wasserstein_1", wide).better == "lower"
+    assert figures.figure("recall", wide).better == "higher"
+
+
+def test_distances_are_found_by_name():
+    real, fake = normal(1, 30, 2), normal(2, 30, 2)
+    found = figures.distances("wasserstein_1", "kernel_distance")(real, fake)
+    assert found == {
+        "wasserstein_1": wasserstein_1(real, fake),
+        "kernel_distance": kernel_distance(real, fake),
+    }
+    with pytest.raises(ValueError, match="recall is no distance"):
+        figures.distance("recall", real, fake)
+
+
+@pytest.mark.parametrize("module", [metrics, intervals])
+def test_examples_in_docstrings_hold(module):
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0

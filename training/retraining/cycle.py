@@ -35,9 +35,11 @@ from models.record import DataCard, Extractor
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import Interrupted, Row
 from training.engine.workers import ALONE, Workers
-from training.judging import metrics
-from training.judging.evaluate import SEED
+from training.judging.evaluate import SAMPLE_SEED
 from training.judging.extractors import FeatureExtractor, artifact_weights, load_extractor
+from training.judging.figures import HEADLINES, distances
+from training.judging.intervals import compare, measure
+from training.judging.metrics import precision_recall_density_coverage
 from training.presets import build_config
 from training.retraining import gates
 from training.retraining.gates import Gate, GatesConfig
@@ -56,13 +58,6 @@ TRAINING_ITEMS = 20_000
 """Training items, at most, among which a sample's nearest is looked for."""
 PUSH_SECONDS = 5.0
 JOB = "wgan_retrain"
-
-LOSSES: dict[str, Callable[[Array, Array], float]] = {
-    "kernel_distance": metrics.kernel_distance,
-    "frechet_distance": metrics.frechet_distance,
-    "wasserstein_1": metrics.wasserstein_1,
-    "sliced_wasserstein_1": metrics.sliced_wasserstein_1,
-}
 
 OutcomeKind = Literal["promoted", "skipped", "rejected", "interrupted", "mistake", "failed"]
 OUTCOME_KINDS: tuple[OutcomeKind, ...] = (
@@ -126,7 +121,7 @@ class Decision(BaseModel):
     data: dict[str, Any]
     extractor: Extractor | None
     loss: str
-    sample_seed: int = SEED
+    sample_seed: int = SAMPLE_SEED
     gates: list[Gate]
     recorded: bool = False
     """Whether registry and tracking server know of it."""
@@ -441,11 +436,7 @@ def _judged_data(settings: RetrainConfig, config: Config, data: Dataset) -> Data
 
 def _loss(settings: RetrainConfig, data: Dataset) -> str:
     kind, chosen = data.card.kind, settings.gates.loss
-    fitting = {
-        "image": ("kernel_distance", "frechet_distance"),
-        "vector": ("wasserstein_1", "sliced_wasserstein_1"),
-        "sequence": ("sliced_wasserstein_1",),
-    }[kind]
+    fitting = HEADLINES[kind]
     if chosen is not None and chosen not in fitting:
         raise ConfigError(f"gates.loss: {chosen} is not for {kind}s; use {' or '.join(fitting)}")
     return chosen or fitting[0]
@@ -475,7 +466,7 @@ class _Evidence:
         self.cycle, self.challenger, self.extractor = cycle, challenger, extractor
         alike = champion is not None and champion.shape == challenger.shape
         self.scaling = champion.scaling if champion and alike else challenger.scaling
-        self.n, self.loss = n, cycle.loss
+        self.n, self.loss, self._figure = n, cycle.loss, distances(cycle.loss)
         self.real = self._points(cycle.judged.some(n, heldout=True))
         self.training = self._points(cycle.data.some(TRAINING_ITEMS, heldout=False))
         self.fake = self._samples(challenger)
@@ -483,9 +474,7 @@ class _Evidence:
     def floors(self) -> list[Gate]:
         """The gates that need no champion."""
         limits = self.cycle.settings.gates
-        shares = metrics.measure(
-            metrics.precision_recall_density_coverage, self.real, self.fake, self.training
-        )
+        shares = measure(precision_recall_density_coverage, self.real, self.fake, self.training)
         return [
             gates.at_least("precision", shares["precision"], limits.precision),
             gates.at_least("recall", shares["recall"], limits.recall),
@@ -505,7 +494,7 @@ class _Evidence:
                     f"{self.challenger.shape}: no figure compares them; promote by hand",
                 )
             ]
-        now = metrics.measure(self._figure, self.real, self._samples(champion), self.training)
+        now = measure(self._figure, self.real, self._samples(champion), self.training)
         results = champion.run.results
         if (results.extractor and results.extractor.sha256) == (
             self.extractor and self.extractor.card.sha256
@@ -520,17 +509,14 @@ class _Evidence:
     def no_worse_than(self, version: str, name: str, called: str) -> Gate:
         """The gate of the loss, against a version."""
         other = self._samples(_fetched(self.cycle, version))
-        found = metrics.compare(self._figure, self.real, self.fake, other, level=gates.LEVEL)
+        found = compare(self._figure, self.real, self.fake, other, level=gates.LEVEL)
         margin = self.cycle.settings.gates.margin
         return gates.not_worse(
             name, f"{called} (version {version})", self.loss, found[self.loss], margin
         )
 
-    def _figure(self, real: Array, fake: Array) -> dict[str, float]:
-        return {self.loss: LOSSES[self.loss](real, fake)}
-
     def _samples(self, model: Model) -> Array:
-        return self._points(model.sample(SEED, self.n))
+        return self._points(model.sample(SAMPLE_SEED, self.n))
 
     def _points(self, items: Array) -> Array:
         """Items as points: an extractor's features, or else in the champion critic's units.

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from models import record
 from models.artifact import load_artifact
 from models.errors import ArtifactError
 from models.model import Model
-from models.record import Finding
+from models.record import Figure, Finding
 from training.judging.doctor import in_one_line
-from training.judging.metrics import Difference, Figure, nearest_distances
+from training.judging.intervals import Difference, Estimate
+from training.judging.metrics import nearest_distances
 
 Array = np.ndarray
 Loss = Literal["kernel_distance", "frechet_distance", "wasserstein_1", "sliced_wasserstein_1"]
@@ -128,7 +128,7 @@ def not_worse(name: str, other: str, loss: str, found: Difference, margin: float
     )
 
 
-def at_least(name: str, figure: Figure, least: float) -> Gate:
+def at_least(name: str, figure: Estimate, least: float) -> Gate:
     """Whether a share reaches its least value, even at the lower end of its interval."""
     passed = figure.low >= least
     return Gate(
@@ -184,7 +184,7 @@ def not_copied(fake: Array, heldout: Array, training: Array, most: float) -> Gat
     )
 
 
-def familiar(loss: str, now: Figure, recorded: record.Figure, ratio: float) -> Gate:
+def familiar(loss: str, now: Estimate, recorded: Figure, ratio: float) -> Gate:
     """Whether the new held-out items still look like what the champion was trained on.
 
     Spoiled data are spoiled in their held-out part too, where a model trained on them wins. The

@@ -1,0 +1,92 @@
+"""The figures that models are judged by: which way is better, and which are shares.
+
+A new figure is one line in `FIGURES`, and its value in what `training.judging.evaluate` measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from models.record import Figure
+from training.judging import metrics
+from training.judging.intervals import Estimate
+
+Array = np.ndarray
+
+
+class FigureKind(NamedTuple):
+    """One kind of figure."""
+
+    better: Literal["lower", "higher"]
+    is_share: bool = False
+    """The figure lies in [0, 1], and its interval is cut there."""
+    distance: Callable[[Array, Array], float] | None = None
+    """The distance of fake points ``(M, D)`` from real ones ``(N, D)``, if the figure is one."""
+
+
+FIGURES = {
+    "wasserstein_1": FigureKind("lower", distance=metrics.wasserstein_1),
+    "sliced_wasserstein_1": FigureKind("lower", distance=metrics.sliced_wasserstein_1),
+    "kernel_distance": FigureKind("lower", distance=metrics.kernel_distance),
+    "frechet_distance": FigureKind("lower", distance=metrics.frechet_distance),
+    "marginal_wasserstein_1": FigureKind("lower", distance=metrics.marginal_wasserstein_1),
+    "correlation_difference": FigureKind("lower", distance=metrics.correlation_difference),
+    "autocovariance_error": FigureKind("lower"),
+    "precision": FigureKind("higher", is_share=True),
+    "recall": FigureKind("higher", is_share=True),
+    "density": FigureKind("higher"),
+    "coverage": FigureKind("higher", is_share=True),
+    "modes_covered": FigureKind("higher"),
+    "high_quality_share": FigureKind("higher", is_share=True),
+    "class_accuracy": FigureKind("higher", is_share=True),
+    "lowest_class_accuracy": FigureKind("higher", is_share=True),
+}
+HEADLINES: dict[str, tuple[str, ...]] = {
+    "image": ("kernel_distance", "frechet_distance"),
+    "vector": ("wasserstein_1", "sliced_wasserstein_1"),
+    "sequence": ("sliced_wasserstein_1",),
+}
+"""Distances between whole distributions, by kind of data; the first decides unless told otherwise.
+Images are compared over an extractor's features."""
+
+
+def distance(name: str, real: Array, fake: Array) -> float:
+    """Compute a figure that is a distance.
+
+    Args:
+        name: of a figure that has a distance in `FIGURES`.
+        real: ``(N, D)``.
+        fake: ``(M, D)``.
+
+    Raises:
+        KeyError: there is no such figure.
+        ValueError: the figure is no distance, or the arrays do not fit each other.
+    """
+    compute = FIGURES[name].distance
+    if compute is None:
+        raise ValueError(f"{name} is no distance between two sets of points")
+    return compute(real, fake)
+
+
+def distances(*names: str) -> metrics.Metric:
+    """Make a metric of several distances, for `training.judging.intervals`."""
+
+    def compute(real: Array, fake: Array) -> dict[str, float]:
+        return {name: distance(name, real, fake) for name in names}
+
+    return compute
+
+
+def figure(name: str, estimate: Estimate) -> Figure:
+    """Turn an estimate into the figure that ``run.json`` holds."""
+    kind, (low, high) = FIGURES[name], (estimate.low, estimate.high)
+    return Figure(
+        value=estimate.value,
+        floor=estimate.floor,
+        interval=(max(low, 0), min(high, 1)) if kind.is_share else (low, high),
+        n=estimate.n,
+        better=kind.better,
+    )

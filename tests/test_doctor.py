@@ -1,8 +1,10 @@
 """The doctor: each finding on critics whose illness is known, and how people are told."""
 
+import doctest
 import json
 import math
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,21 +18,13 @@ from models.errors import UserError
 from models.lipschitz import layer_signals
 from models.model import QUANTILE_LEVELS
 from models.networks import ACTIVATIONS, CriticConfig, build_critic, build_networks
-from models.record import Finding
+from models.record import Finding, Severity
 from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import wgan
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import train
-from training.judging.doctor import (
-    CHECKS,
-    MEANINGS,
-    OF_THE_END,
-    Check,
-    diagnose,
-    diagnose_run,
-    findings_page,
-    watcher,
-)
+from training.judging.doctor import CHECKS, Check, base, diagnose, diagnose_run, subject, watcher
+from training.reporting.diagnosis import findings_page
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -220,12 +214,23 @@ def test_a_critic_that_knows_its_data_by_heart_is_seen(data: Dataset) -> None:
 
 
 def test_severity_never_exceeds_the_ceiling() -> None:
-    assert Check(1, "info", 2).severity(9) == "info"
-    assert Check(1, "warning", 2).severity(9) == "warning"
-    assert Check(1, "critical", 2).severity(9) == "critical"
-    assert Check(1, "critical", 2).severity(1.5) == "warning"
-    assert Check(1, "critical", 2).severity(1) == "info"
-    assert set(MEANINGS) == set(CHECKS)
+    def severity(ceiling: Severity, value: float) -> str:
+        check = Check("any", lambda subject: None, "a value", 1, ceiling, critical=2)
+        return check.severity(value)
+
+    assert severity("info", 9) == "info"
+    assert severity("warning", 9) == "warning"
+    assert severity("critical", 9) == "critical"
+    assert severity("critical", 1.5) == "warning"
+    assert severity("critical", 1) == "info"
+    assert all(name == check.name and check.meaning for name, check in CHECKS.items())
+
+
+@pytest.mark.parametrize("module", [base, subject])
+def test_examples_in_docstrings_hold(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 def test_what_predicts_nothing_does_not_alarm() -> None:
@@ -234,7 +239,7 @@ def test_what_predicts_nothing_does_not_alarm() -> None:
     assert results["runs"] == len(results["answers"]) == results["failed"] + results["trained"]
     for name, check in CHECKS.items():
         area = results["findings"][name]["area"]
-        assert (check.ceiling == "info") == (area < 0.7) or name == OF_THE_END, f"{name}: {area}"
+        assert (check.ceiling == "info") == (area < 0.7) or not check.warns_early, f"{name}: {area}"
     # Lost diversity is measured on the samples themselves; during training it does not warn.
     assert [name for name, c in CHECKS.items() if c.ceiling == "critical"] == ["low_diversity"]
 
@@ -260,7 +265,7 @@ def test_watching_warns_once_and_changes_nothing(data: Dataset, tmp_path: Path) 
     assert len(set(about)) == len(about) > 1
     assert "\n".join(said).count("use lipschitz_penalty") == 1, "the same advice is given once"
     assert "lipschitz_penalty" in said[0]
-    assert OF_THE_END not in about
+    assert "low_diversity" not in about
     assert all(line.startswith("warning: ") for line in said)
 
 

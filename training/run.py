@@ -27,7 +27,7 @@ from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import Interrupted, Row, Watch, train
 from training.engine.workers import ALONE, Workers
-from training.judging.doctor import diagnose, findings_page, in_one_line, watcher
+from training.judging.doctor import diagnose, in_one_line, watcher
 from training.judging.evaluate import judge
 from training.judging.extractors import (
     CLASSIFIER,
@@ -38,6 +38,7 @@ from training.judging.extractors import (
     load_extractor,
 )
 from training.reporting.card import marginals, model_card, scatter, serving_in_words, traces
+from training.reporting.diagnosis import findings_page
 from training.tracking import track_and_register
 
 Array = np.ndarray

@@ -10,7 +10,7 @@ from models import registry
 from models.artifact import CARD, GRID
 from models.errors import RegistryError
 from models.model import Model
-from training.judging.doctor import findings_page
+from training.reporting.diagnosis import findings_page
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -28,6 +28,7 @@ from training.engine.checkpoint import TrainingState
 from training.engine.loop import Row, train
 from training.engine.stacked import NotTogether, train_together
 from training.judging.extractors import FeatureExtractor, choose_extractor
+from training.judging.histogram import histogram
 from training.judging.metrics import kernel_distance, sliced_wasserstein_1, wasserstein_1
 from training.lab.jobs import run_jobs
 from training.presets import PRESETS, build_config
@@ -589,7 +590,7 @@ def _weights(models: dict[str, Model]) -> Chart:
     for kind, model in models.items():
         parts = [layer.weight.detach().flatten() for layer in layers(model.critic)]
         shares = torch.cat([w / w.abs().max().clamp_min(1e-12) for w in parts]).numpy()
-        lines.append(report.histogram(kind, shares, edges))
+        lines.append(histogram(kind, shares, edges))
     return Chart(
         title="Weights of the critic",
         x_label="weight, of its layer's largest",

@@ -30,6 +30,7 @@ from models.sampling import Scaling, latents
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import train
 from training.judging.doctor import CHECKS, TINY, slope
+from training.judging.histogram import histogram
 from training.judging.metrics import wasserstein_1
 from training.lab.comparison import Job, mean_over_seeds, probability_lower, run_job, surface
 from training.lab.jobs import run_jobs
@@ -342,12 +343,12 @@ def _layer(job: Values) -> Values:
     c = job["constraint"].get("clip_value")
     weights = [p.detach().flatten() for p in state.critic.parameters()]
     relative = torch.cat([w / (c or w.abs().max().clamp_min(1e-12)) for w in weights]).numpy()
-    histogram = report.histogram("weights", relative, np.linspace(-1, 1, 42))
+    shares = histogram("weights", relative, np.linspace(-1, 1, 42))
     return {
         "decades": decades.tolist(),
         "slope": slope(decades),
         "saturated": float((np.abs(relative) >= 0.99).mean()),
-        "histogram": histogram.model_dump(),
+        "histogram": shares.model_dump(),
     }
 
 

@@ -200,18 +200,6 @@ def _curve(chart: Chart, i: int, line: Line, x_axis: _Axis, y_axis: _Axis) -> li
     return [*parts, *(dots if len(dots) <= 40 else [])]
 
 
-def histogram(name: str, values: Array, edges: Array) -> Line:
-    """Shares of values ``(N,)`` between ``edges``; what lies outside is counted at the ends."""
-    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-    middles = (edges[:-1] + edges[1:]) / 2
-    shares = counts / max(len(values), 1)
-    return Line(
-        name=name,
-        x=[float(f"{x:.5g}") for x in middles],
-        y=[float(f"{y:.5g}") for y in shares],
-    )
-
-
 def contours(field: Array, points: Sequence[tuple[Array, tuple[int, int, int]]] = ()) -> Array:
     """Draw a function on a square by lines of equal height, blue where low and red where high.
 

@@ -1,0 +1,28 @@
+"""The doctor: what goes wrong with a critic, each finding a value beside its threshold.
+
+Seven findings are the problems that weight clipping is known for (Arjovsky et al. 2017; Gulrajani
+et al. 2017), and the eighth is memory; they are measured of any critic that they apply to.
+docs/doctor.md says how, and how well each predicts bad samples.
+
+- `checks`: each finding in one function, with its threshold and how bad it may be called
+- `subject`: what the checks measure a critic by: scores, gradients, layers, diversity
+- `diagnosis`: all checks on a run, during training or after it
+"""
+
+from training.judging.doctor.base import Check, Measurement
+from training.judging.doctor.checks import CHECKS
+from training.judging.doctor.diagnosis import diagnose, diagnose_run, in_one_line, watcher
+from training.judging.doctor.subject import TINY, Subject, slope
+
+__all__ = [
+    "CHECKS",
+    "TINY",
+    "Check",
+    "Measurement",
+    "Subject",
+    "diagnose",
+    "diagnose_run",
+    "in_one_line",
+    "slope",
+    "watcher",
+]

@@ -1,0 +1,137 @@
+"""All checks on a run: during its training, after it, or from what it left in its folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.artifact import SUMS, load_artifact
+from models.config import Config, parse_config
+from models.errors import UserError
+from models.networks import build_networks
+from models.record import Figure, Finding
+from training.data.dataset import Dataset, load_data
+from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
+from training.engine.loop import Row, Watch
+from training.judging.doctor.checks import CHECKS, shared_advice
+from training.judging.doctor.subject import Subject
+from training.progress import track
+
+WATCHED_SHARES = (0.2, 0.6)
+"""Shares of the training steps at which `watcher` examines the run."""
+
+
+@torch.no_grad()
+def diagnose(
+    config: Config,
+    data: Dataset,
+    generator: nn.Module,
+    critic: nn.Module,
+    history: Sequence[Row] = (),
+    figures: Mapping[str, Figure] | None = None,
+) -> list[Finding]:
+    """Examine a critic and its generator, during training or after it.
+
+    Args:
+        config: the run's configuration.
+        data: what the run trains on; its held-out items are examined too.
+        generator: as it is served, the moving average; not changed.
+        critic: with whatever its constraint wrapped around it; not changed.
+        history: the run so far, drawn beside `slow_optimisation`.
+        figures: from `training.judging.evaluate.judge`, if the run has been judged: diversity is
+            then theirs, over the extractor's features. Without them images are compared by pixels.
+
+    Returns:
+        Every finding that applies to such a critic, present or not, in the order of `CHECKS`. The
+        same run gives the same findings. Empty if scores are not finite: such a run has diverged,
+        as the loop is about to say.
+    """
+    subject = Subject.prepare(config, data, generator, critic, history, figures or {})
+    if not all(np.isfinite(scores).all() for scores in subject.scores.values()):
+        return []
+    findings = (check.examine(subject) for check in track(CHECKS.values(), "diagnosing"))
+    return [finding for finding in findings if finding is not None]
+
+
+def diagnose_run(folder: Path) -> list[Finding]:
+    """Examine a finished or an interrupted run, from its weights and its data.
+
+    Args:
+        folder: the run's, or an artifact.
+
+    Returns:
+        See `diagnose`.
+
+    Raises:
+        UserError: there is neither an artifact nor a checkpoint, the data cannot be loaded, or the
+            critic's scores are not finite.
+    """
+    artifact = next((p for p in (folder / "artifact", folder) if (p / SUMS).is_file()), None)
+    if artifact is not None:
+        model = load_artifact(artifact)
+        config, history, figures = model.run.config, model.run.history, model.run.results.figures
+        data, generator, critic = load_data(config.data), model.generator, model.critic
+    else:
+        path = newest_checkpoint(folder / "checkpoints")
+        if path is None:
+            raise UserError(f"{folder}: holds neither an artifact nor a checkpoint; see wgan train")
+        saved = load_checkpoint(path)
+        config, history, figures = parse_config(saved.config), saved.history, None
+        data = load_data(config.data)
+        generator, critic = build_networks(config, data.card.shape, len(data.card.classes))
+        for network, prefix in ((generator, "ema."), (critic, "critic.")):
+            weights = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in saved.tensors.items()
+                if name.startswith(prefix)
+            }
+            network.load_state_dict(weights)
+    findings = diagnose(config, data, generator, critic, history, figures)
+    if not findings:
+        raise UserError(f"{folder}: the critic's scores are not finite: the run has diverged")
+    return findings
+
+
+def watcher(config: Config, data: Dataset, say: Callable[[str], None]) -> Watch:
+    """Make a watch that examines a run while it trains, and warns once of each finding.
+
+    Args:
+        config: the run's configuration.
+        data: what the run trains on.
+        say: takes a line for people.
+
+    Returns:
+        A function for `training.engine.loop.train`; it changes nothing of the run.
+    """
+    steps = {math.ceil(share * config.training.steps) for share in WATCHED_SHARES}
+    told = set[str]()
+    advice = shared_advice(config)
+
+    def watch(step: int, state: TrainingState) -> None:
+        if step not in steps or step == config.training.steps:
+            return
+        for finding in diagnose(config, data, state.ema, state.critic):
+            may_warn = finding.severity != "info" and CHECKS[finding.name].warns_early
+            if may_warn and finding.name not in told:
+                told.add(finding.name)
+                if len(told) > 1:  # most remedies end in the same advice
+                    remedy = finding.remedy.replace(advice, "do as above")
+                    finding = finding.model_copy(update={"remedy": remedy})  # noqa: PLW2901
+                say(f"{in_one_line(finding)} (at step {step})")
+
+    return watch
+
+
+def in_one_line(finding: Finding) -> str:
+    """Put a finding in one line, for people."""
+    mark = finding.severity if finding.severity != "info" else "note" if finding.present else "fine"
+    remedy = f": {finding.remedy}" if finding.remedy else ""
+    return (
+        f"{mark}: {finding.name} {finding.value:.3g} (threshold {finding.threshold:g}), "
+        f"{finding.evidence}{remedy}"
+    )

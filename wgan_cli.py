@@ -280,7 +280,8 @@ def _workers(device: str | None) -> Workers:
 
 
 def _retrain(options: argparse.Namespace) -> int:
-    from training.retraining.cycle import read_config, retrain
+    from training.retraining.config import read_config
+    from training.retraining.cycle import retrain
 
     settings = read_config(options.config)
     steps = settings.build().training.steps

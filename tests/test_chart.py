@@ -328,7 +328,7 @@ def test_retraining_is_started_as_it_wants(values: str) -> None:
     mount = next(m for m in retrain["volumeMounts"] if m["mountPath"] == str(options.config.parent))
     volume = next(v for v in spec["volumes"] if v["name"] == mount["name"])
     data = named(documents, "ConfigMap", volume["configMap"]["name"])["data"]
-    from training.retraining.cycle import RetrainConfig
+    from training.retraining.config import RetrainConfig
 
     settings = RetrainConfig.model_validate_json(data[options.config.name])
     settings.build()

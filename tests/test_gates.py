@@ -13,6 +13,7 @@ from tests.artifacts import make_artifact
 from training.judging.intervals import Difference, Estimate, compare, measure
 from training.judging.metrics import nearest_distances
 from training.retraining import gates
+from training.retraining.evidence import DIFFERENCE_LEVEL
 
 
 def means(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
@@ -46,7 +47,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     above = 0
     for seed in range(300):
         real, first, second = rng.normal(size=(3, 60, 1))
-        found = compare(means, real, first + 0.3, second, level=gates.LEVEL, seed=seed)["mean"]
+        found = compare(means, real, first + 0.3, second, level=DIFFERENCE_LEVEL, seed=seed)["mean"]
         above += found.high >= 0.3
     assert 0.91 < above / 300 < 0.99  # 95% and about four standard errors
 
@@ -125,7 +126,7 @@ def test_a_copier_is_caught_and_a_perfect_sampler_is_not() -> None:
     training, heldout, fresh = rng.normal(size=(3, 1000, 4))
     perfect = gates.not_copied(fresh, heldout, training, 0.25)
     assert perfect.passed
-    assert perfect.challenger == pytest.approx(gates.NEAR, abs=0.03)
+    assert perfect.challenger == pytest.approx(gates.NEAR_SHARE, abs=0.03)
     copies = training[rng.permutation(1000)] + 1e-3 * rng.normal(size=(1000, 4))
     assert gates.not_copied(copies, heldout, training, 0.25).challenger == 1.0
     mixed = np.concatenate([copies[:400], fresh[:600]])

@@ -10,8 +10,9 @@ import yaml
 
 import wgan_cli
 from deploy import tools, verify
-from training.retraining.cycle import OUTCOME_KINDS, RetrainConfig, read_config
+from training.retraining.config import RetrainConfig, read_config
 from training.retraining.gates import GatesConfig
+from training.retraining.outcomes import OUTCOME_KINDS
 
 ROOT = Path(__file__).parent.parent
 CHART = ROOT / "deploy/chart"
@@ -55,7 +56,7 @@ def test_every_gate_is_told_with_its_default() -> None:
 
 def test_outcomes_and_what_is_pushed_are_told() -> None:
     told = DOCS[DOCS.index("### What is pushed") : DOCS.index("## Monitoring")]
-    source = (ROOT / "training/retraining/cycle.py").read_text()
+    source = (ROOT / "training/retraining/outcomes.py").read_text()
     pushed = {f"wgan_retrain_{key}" for key in re.findall(r'gauge\("(\w+)"', source)}
     assert set(re.findall(r"wgan_retrain_\w+", told)) == pushed
     for kind in OUTCOME_KINDS:

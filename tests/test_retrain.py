@@ -22,7 +22,9 @@ import wgan_cli
 from models import registry
 from models.artifact import load_artifact
 from models.errors import ConfigError
-from training.retraining.cycle import Outcome, RetrainConfig, _lease, read_config, retrain
+from training.retraining.config import RetrainConfig, read_config
+from training.retraining.cycle import _lease, retrain
+from training.retraining.outcomes import Outcome
 
 WGAN = Path(sys.executable).with_name("wgan")
 OPEN = {

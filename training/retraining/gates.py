@@ -1,13 +1,15 @@
-"""What a challenger must show before it is promoted. Each gate is one small function.
+"""The gates that a challenger must pass before it is promoted.
 
-A gate says whether it is passed, the two figures that it compared, an interval where chance has a
-say, and a reason that a person can act on.
+A gate is a small function and one line in `challenger_gates` or `champion_gates`; if it has a
+limit, the limit is a field of `GatesConfig`. It says whether it is passed, the two figures that it
+compared, an interval where chance matters, and a reason that a person can act on.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -22,27 +24,27 @@ from models.record import Figure, Finding
 from training.judging.doctor import in_one_line
 from training.judging.intervals import Difference, Estimate
 from training.judging.metrics import nearest_distances
+from training.retraining.evidence import Evidence, RegisteredModel
 
 Array = np.ndarray
 Loss = Literal["kernel_distance", "frechet_distance", "wasserstein_1", "sliced_wasserstein_1"]
-LEVEL = 0.9
-"""Of the interval of a difference, so that its upper end is a 95% bound."""
 LATENCY_COUNT = 64
 LATENCY_REPEATS = 5
-NEAR = 0.05
+NEAR_SHARE = 0.05
 """Share of held-out items that count as near a training item: they set the distance."""
 
 
 class GatesConfig(BaseModel):
-    """How much evidence a promotion takes."""
+    """The limits of the gates: how much evidence a promotion takes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     loss: Loss | None = None
-    """What challenger and champion are compared by. None: kernel_distance for images,
+    """Distance that challenger and champion are compared by. None: kernel_distance for images,
     wasserstein_1 for vectors, sliced_wasserstein_1 for sequences."""
     margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """How much greater the challenger's loss may be, in the loss's own unit; 0: it must be less."""
+    """Most by which the challenger's loss may be greater, in the loss's own unit; 0: it must be
+    less."""
     min_heldout: int = Field(default=100, ge=20)
     """Held-out items without which nothing is promoted."""
     precision: float = Field(default=0.4, ge=0, le=1)
@@ -50,7 +52,7 @@ class GatesConfig(BaseModel):
     coverage: float = Field(default=0.4, ge=0, le=1)
     """Least values; the lower end of the figure's 95% interval must reach them."""
     max_drift: float = Field(default=2.0, ge=1, allow_inf_nan=False)
-    """How many times greater the champion's own loss may be on the new held-out items than it was
+    """Factor by which the champion's own loss may be greater on the new held-out items than it was
     when the champion was judged."""
     max_near_training: float = Field(default=0.25, ge=0, le=1)
     """Share of samples that may be as near to a training item as the nearest 5% of held-out items
@@ -62,7 +64,7 @@ class GatesConfig(BaseModel):
 
 
 class Gate(BaseModel):
-    """What one gate found."""
+    """Result of one gate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -70,17 +72,44 @@ class Gate(BaseModel):
     passed: bool
     challenger: float | None = None
     reference: float | None = None
-    """What the challenger's figure was compared with: a champion's, a least or a greatest value."""
+    """Compared with the challenger's figure: a champion's, a least or a greatest value."""
     interval: tuple[float, float] | None = None
     reason: str
 
 
+def challenger_gates(evidence: Evidence, limits: GatesConfig) -> Iterator[Gate]:
+    """Apply the gates that need no champion, in the order of ``decision.json``."""
+    shares, challenger = evidence.shares, evidence.challenger
+    yield enough_heldout(evidence.n, limits.min_heldout)
+    yield at_least("precision", shares["precision"], limits.precision)
+    yield at_least("recall", shares["recall"], limits.recall)
+    yield at_least("coverage", shares["coverage"], limits.coverage)
+    yield not_copied(evidence.fake, evidence.real, evidence.training, limits.max_near_training)
+    yield no_critical_finding(challenger.run.findings, limits.tolerated_findings)
+    yield within_budget(challenger, limits.max_seconds)
+
+
+def champion_gates(evidence: Evidence, limits: GatesConfig) -> Iterator[Gate]:
+    """Apply the gates against the champion and the best champion so far; without one, none."""
+    champion, best = evidence.champion, evidence.best
+    if champion is None or best is None:
+        return
+    if champion.model.shape == evidence.challenger.shape:
+        yield known_data(evidence, champion.model, limits.max_drift)
+    yield no_worse_than(evidence, "champion", "the champion", champion, limits.margin)
+    if best.version != champion.version:
+        yield no_worse_than(evidence, "best_champion", "the best champion", best, limits.margin)
+
+
 def sound(folder: Path, digest: str) -> tuple[Gate, Model | None]:
-    """Whether the registered artifact is the one that was trained: checksums hold, and it loads.
+    """Check that the registered artifact is the trained one: checksums hold, and it loads.
 
     Args:
         folder: the artifact as the registry gives it.
         digest: of the artifact that was registered.
+
+    Returns:
+        The gate, and the model if it is passed.
     """
     try:
         model = load_artifact(folder)
@@ -92,44 +121,68 @@ def sound(folder: Path, digest: str) -> tuple[Gate, Model | None]:
 
 
 def enough_heldout(n: int, least: int) -> Gate:
-    """Whether there are held-out items enough to tell anything."""
+    """Check that there are enough held-out items to judge by."""
     reason = f"{n} held-out items" + (
         "" if n >= least else "; bring more data: too few to judge by"
     )
     return Gate(name="heldout", passed=n >= least, challenger=n, reference=least, reason=reason)
 
 
-def not_worse(name: str, other: str, loss: str, found: Difference, margin: float) -> Gate:
-    """Whether the challenger's loss is, with 95% confidence, at most ``margin`` above another's.
+def not_worse(name: str, other: str, loss: str, difference: Difference, margin: float) -> Gate:
+    """Check that, with 95% confidence, a loss is at most ``margin`` above another model's.
 
     Args:
         name: of the gate.
-        other: what the other model is called.
-        loss: its name.
-        found: the challenger's figure first.
+        other: the other model, in words.
+        loss: name of the loss.
+        difference: the challenger's figure first; its upper end is the 95% bound.
         margin: in the loss's unit.
     """
-    if found.high <= margin:
-        reason = f"{loss} is at most {found.high:.4g} above that of {other}"
-    elif found.low > margin:
-        reason = f"{loss} is at least {found.low:.4g} above that of {other}: worse"
+    if difference.high <= margin:
+        reason = f"{loss} is at most {difference.high:.4g} above that of {other}"
+    elif difference.low > margin:
+        reason = f"{loss} is at least {difference.low:.4g} above that of {other}: worse"
     else:
         reason = (
             f"cannot tell whether {loss} is within {margin:.4g} of that of {other}: the difference "
-            f"is {found.low:.4g} to {found.high:.4g} on {found.n} held-out items"
+            f"is {difference.low:.4g} to {difference.high:.4g} on {difference.n} held-out items"
         )
     return Gate(
         name=name,
-        passed=found.high <= margin,
-        challenger=found.first,
-        reference=found.second,
-        interval=(found.low, found.high),
+        passed=difference.high <= margin,
+        challenger=difference.first,
+        reference=difference.second,
+        interval=(difference.low, difference.high),
         reason=reason,
     )
 
 
+def no_worse_than(
+    evidence: Evidence, name: str, other: str, rival: RegisteredModel, margin: float
+) -> Gate:
+    """Apply `not_worse` to the challenger and a registered model, if their items compare.
+
+    Args:
+        evidence: with the challenger.
+        name: of the gate.
+        other: the other model, in words.
+        rival: the other model.
+        margin: in the loss's unit.
+    """
+    shape = evidence.challenger.shape
+    if rival.model.shape != shape:
+        reason = (
+            f"{other} makes items of shape {rival.model.shape}, the challenger of {shape}: "
+            "no figure compares them; promote by hand"
+        )
+        return Gate(name=name, passed=False, reason=reason)
+    called = f"{other} (version {rival.version})"
+    difference = evidence.loss_difference(rival.model)
+    return not_worse(name, called, evidence.loss, difference, margin)
+
+
 def at_least(name: str, figure: Estimate, least: float) -> Gate:
-    """Whether a share reaches its least value, even at the lower end of its interval."""
+    """Check that a share reaches its least value even at the lower end of its interval."""
     passed = figure.low >= least
     return Gate(
         name=name,
@@ -144,23 +197,23 @@ def at_least(name: str, figure: Estimate, least: float) -> Gate:
 
 
 def no_critical_finding(findings: list[Finding], tolerated: tuple[str, ...] = ()) -> Gate:
-    """Whether the run's diagnosis found nothing critical but what is tolerated, by name."""
+    """Check that the run's diagnosis found nothing critical, apart from tolerated names."""
     critical = [f for f in findings if f.severity == "critical" and f.name not in tolerated]
-    said = "; ".join(map(in_one_line, critical))
+    reason = "; ".join(map(in_one_line, critical))
     return Gate(
         name="findings",
         passed=not critical,
         challenger=len(critical),
         reference=0,
-        reason=said or f"none of {len(findings)} findings is critical",
+        reason=reason or f"none of {len(findings)} findings is critical",
     )
 
 
 def not_copied(fake: Array, heldout: Array, training: Array, most: float) -> Gate:
-    """Whether samples keep such a distance from training items as held-out real items do.
+    """Check that samples keep as far from training items as held-out real items do.
 
-    A sample is near if it is nearer to a training item than all but the nearest `NEAR` of the
-    held-out items are. Of a perfect sampler `NEAR` of the samples are, of a copier all.
+    A sample is near if it is nearer to a training item than all but the nearest `NEAR_SHARE` of the
+    held-out items are. A perfect sampler has `NEAR_SHARE` such samples, a copier nothing else.
 
     Args:
         fake: ``(N, D)``.
@@ -168,7 +221,7 @@ def not_copied(fake: Array, heldout: Array, training: Array, most: float) -> Gat
         training: ``(L, D)``.
         most: share of samples that may be near.
     """
-    limit = float(np.quantile(nearest_distances(heldout, training), NEAR))
+    limit = float(np.quantile(nearest_distances(heldout, training), NEAR_SHARE))
     near = float((nearest_distances(fake, training) <= limit).mean())
     margin = float(1.96 * np.sqrt(near * (1 - near) / len(fake)))
     passed = near - margin <= most
@@ -179,22 +232,31 @@ def not_copied(fake: Array, heldout: Array, training: Array, most: float) -> Gat
         reference=most,
         interval=(near - margin, near + margin),
         reason=f"{near:.1%} of the samples are within {limit:.4g} of one of {len(training)} "
-        f"training items, as {NEAR:.0%} of the held-out items are"
+        f"training items, as {NEAR_SHARE:.0%} of the held-out items are"
         + ("" if passed else f"; at most {most:.0%} may be: it repeats training items"),
     )
 
 
+def known_data(evidence: Evidence, champion: Model, ratio: float) -> Gate:
+    """Apply `familiar` to the champion, if its record is over the same features."""
+    if not evidence.judged_alike(champion):
+        reason = "not asked: the champion was judged over other features"
+        return Gate(name="data", passed=True, reason=reason)
+    recorded = champion.run.results.figures[evidence.loss]
+    return familiar(evidence.loss, evidence.loss_of(champion), recorded, ratio)
+
+
 def familiar(loss: str, now: Estimate, recorded: Figure, ratio: float) -> Gate:
-    """Whether the new held-out items still look like what the champion was trained on.
+    """Check that the new held-out items still look like what the champion was trained on.
 
     Spoiled data are spoiled in their held-out part too, where a model trained on them wins. The
     champion knows what the data were like, and looks worse on spoiled ones than it did on its own.
 
     Args:
-        loss: its name.
-        now: the champion's, on the new held-out items.
-        recorded: the champion's when it was judged.
-        ratio: how many times greater it may have become, beyond both intervals.
+        loss: name of the loss.
+        now: the champion's loss on the new held-out items.
+        recorded: the champion's loss when it was judged.
+        ratio: factor by which it may have grown, beyond both intervals.
     """
     most = ratio * recorded.interval[1]
     passed = now.low <= most
@@ -213,7 +275,7 @@ def familiar(loss: str, now: Estimate, recorded: Figure, ratio: float) -> Gate:
 
 
 def within_budget(model: Model, most: float) -> Gate:
-    """Whether samples come fast enough: the median time of `LATENCY_COUNT`, in one thread."""
+    """Check that samples come fast enough: the median time of `LATENCY_COUNT`, in one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the service runs
     try:

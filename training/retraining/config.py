@@ -1,0 +1,73 @@
+"""The configuration file of a retraining."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.config import Config
+from models.errors import ConfigError, suggestion
+from training.presets import build_config
+from training.retraining.gates import GatesConfig
+from training.tracking import flatten
+
+
+class RetrainConfig(BaseModel):
+    """The file that `wgan retrain --config` reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: str
+    """Settings to start from, as `wgan train --preset`."""
+    data: str | None = None
+    """Fetched anew each time, as `wgan train --data`; None: the preset's."""
+    constraint: str | None = None
+    """Name, as in `wgan train --constraint`; None: the preset's."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Any other settings, such as ``training.steps: 5000``, or nested; ``name`` is the model's."""
+    folder: Path
+    """For the runs. It must outlive the process, or there is nothing to resume."""
+    reference: str | None = None
+    """Data whose held-out items judge, in place of the new data's own: a set that is trusted."""
+    gates: GatesConfig = GatesConfig()
+    pushgateway: str | None = None
+    """Address of a Prometheus Pushgateway that is told of each outcome."""
+
+    def build(self) -> Config:
+        """Build the configuration of the run.
+
+        Raises:
+            ConfigError: no such preset, key or value.
+        """
+        return build_config(self.preset, self.data, self.constraint, flatten(self.set))
+
+
+def read_config(path: Path) -> RetrainConfig:
+    """Read a configuration in YAML or JSON.
+
+    Raises:
+        ConfigError: one line that names each fault and, for an unknown key, the nearest known one.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds no settings; write at least preset and folder")
+    try:
+        return RetrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {'; '.join(map(_describe, error.errors()))}") from None
+
+
+def _describe(error: Any) -> str:
+    """Put one of pydantic's errors in words."""
+    path = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        model = GatesConfig if error["loc"][0] == "gates" else RetrainConfig
+        return f"{path}: no such key{suggestion(str(error['loc'][-1]), model.model_fields)}"
+    value = "" if error["type"] == "missing" else f", got {error['input']!r}"
+    return f"{path}: {error['msg']}{value}"

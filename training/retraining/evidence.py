@@ -1,0 +1,183 @@
+"""The figures that gates decide by: several models, on the same held-out items and seed."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from models import registry
+from models.config import Config
+from models.errors import ConfigError
+from models.model import Model
+from training.data.dataset import Dataset, load_data
+from training.judging.evaluate import SAMPLE_SEED
+from training.judging.extractors import FeatureExtractor, artifact_weights, load_extractor
+from training.judging.figures import HEADLINES, distances
+from training.judging.intervals import Difference, Estimate, compare, measure
+from training.judging.metrics import precision_recall_density_coverage
+from training.run import load_frozen
+
+Array = np.ndarray
+MAX_TRAINING_ITEMS = 20_000
+"""Training items, at most, among which a sample's nearest is looked for."""
+DIFFERENCE_LEVEL = 0.9
+"""Confidence of the interval of a difference: its upper end is a 95% bound."""
+
+
+class RegisteredModel(NamedTuple):
+    """A version that the challenger is compared with."""
+
+    version: str
+    model: Model
+
+
+class Evidence:
+    """A challenger and the champions before it, on the same held-out items.
+
+    Args:
+        challenger: the model that may be promoted.
+        champion: serves now; None: there is none.
+        best: the best champion so far, by the loss; None: there is no champion.
+        judged: its held-out items judge.
+        data: what the challenger was trained on.
+        extractor: makes the features of images; None for other data.
+        loss: name of the distance that challenger and champion are compared by.
+        n: held-out items and samples.
+    """
+
+    def __init__(
+        self,
+        challenger: Model,
+        champion: RegisteredModel | None,
+        best: RegisteredModel | None,
+        *,
+        judged: Dataset,
+        data: Dataset,
+        extractor: FeatureExtractor | None,
+        loss: str,
+        n: int,
+    ) -> None:
+        self.challenger, self.champion, self.best = challenger, champion, best
+        self.judged, self.data, self.extractor, self.n = judged, data, extractor, n
+        self.loss, self._metric = loss, distances(loss)
+
+    @cached_property
+    def real(self) -> Array:
+        """Held-out items as points ``(n, D)``."""
+        return self._points(self.judged.some(self.n, heldout=True))
+
+    @cached_property
+    def training(self) -> Array:
+        """Training items as points ``(N, D)``."""
+        return self._points(self.data.some(MAX_TRAINING_ITEMS, heldout=False))
+
+    @cached_property
+    def fake(self) -> Array:
+        """The challenger's samples as points ``(n, D)``."""
+        return self._samples(self.challenger)
+
+    @cached_property
+    def shares(self) -> dict[str, Estimate]:
+        """The challenger's precision, recall, density and coverage."""
+        return measure(precision_recall_density_coverage, self.real, self.fake, self.training)
+
+    def loss_of(self, model: Model) -> Estimate:
+        """Measure a model's loss on the held-out items."""
+        return measure(self._metric, self.real, self._samples(model), self.training)[self.loss]
+
+    def loss_difference(self, model: Model) -> Difference:
+        """Compare the challenger's loss, which comes first, with a model's."""
+        samples = self._samples(model)
+        return compare(self._metric, self.real, self.fake, samples, level=DIFFERENCE_LEVEL)[
+            self.loss
+        ]
+
+    def judged_alike(self, model: Model) -> bool:
+        """Whether a model's recorded figures are over the features that are used here."""
+        recorded = model.run.results.extractor
+        return (recorded and recorded.sha256) == (self.extractor and self.extractor.card.sha256)
+
+    def _samples(self, model: Model) -> Array:
+        return self._points(model.sample(SAMPLE_SEED, self.n))
+
+    def _points(self, items: Array) -> Array:
+        """Turn items into points: an extractor's features, or else the champion critic's units.
+
+        The challenger's own units follow from the new data, and one outlier there can make every
+        distance small.
+        """
+        if self.extractor:
+            return self.extractor(items)
+        champion = self.champion.model if self.champion else self.challenger
+        alike = champion.shape == self.challenger.shape
+        scaling = champion.scaling if alike else self.challenger.scaling
+        return scaling.to_model(torch.from_numpy(items)).double().flatten(1).numpy()
+
+
+def judged_data(reference: str | None, config: Config, data: Dataset) -> Dataset:
+    """Load the data that judge, if they are not the new data themselves.
+
+    An item is held out by its own hash: the held-out items of one set are trained on in no other
+    that holds out as large a share.
+
+    Args:
+        reference: as ``reference`` in the configuration file.
+        config: of the run.
+        data: what the challenger is trained on.
+
+    Raises:
+        ConfigError: the items of the two have different shapes.
+        UserError: the data cannot be loaded.
+    """
+    if reference is None:
+        return data
+    trusted = load_data(config.data.model_copy(update={"source": reference}))
+    if trusted.card.shape != data.card.shape:
+        raise ConfigError(
+            f"reference: {reference} holds items of shape {trusted.card.shape}, the data "
+            f"of {data.card.shape}; set data.size, or bring another"
+        )
+    return trusted
+
+
+def choose_loss(asked: str | None, kind: str) -> str:
+    """Choose what challenger and champion are compared by.
+
+    Args:
+        asked: ``gates.loss``; None: the first of `HEADLINES` for the kind of data.
+        kind: of the data: image, vector or sequence.
+
+    Raises:
+        ConfigError: the loss does not suit such data.
+    """
+    suitable = HEADLINES[kind]
+    if asked is not None and asked not in suitable:
+        raise ConfigError(f"gates.loss: {asked} is not for {kind}s; use {' or '.join(suitable)}")
+    return asked or suitable[0]
+
+
+def choose_features(config: Config, challenger: Model, folder: Path) -> FeatureExtractor | None:
+    """Load the features that images are compared over; None for other data.
+
+    They are those of the name's first champion or, before there is one, the challenger's.
+
+    Args:
+        config: of the run.
+        challenger: loaded from ``folder``.
+        folder: the challenger's artifact.
+
+    Raises:
+        UserError: the weights are not at hand, or are others.
+    """
+    if not challenger.is_image:
+        return None
+    frozen = registry.frozen_extractor(config.name)
+    if frozen:
+        return load_frozen(config, frozen)
+    judged = challenger.run.results.extractor
+    assert judged is not None, "images are judged over features"
+    return load_extractor(judged.name, config.evaluation, judged.sha256, artifact_weights(folder))

@@ -1,0 +1,180 @@
+"""How retrainings end: the decision, the list of outcomes, and what a Pushgateway is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+from models.record import Extractor
+from training.judging.evaluate import SAMPLE_SEED
+from training.retraining.config import RetrainConfig
+from training.retraining.gates import Gate
+
+DECISION = "decision.json"
+OUTCOMES = "outcomes.jsonl"
+PUSH_SECONDS = 5.0
+JOB = "wgan_retrain"
+
+OutcomeKind = Literal["promoted", "skipped", "rejected", "interrupted", "mistake", "failed"]
+OUTCOME_KINDS: tuple[OutcomeKind, ...] = get_args(OutcomeKind)
+
+
+class Decision(BaseModel):
+    """`decision.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    schema_version: Literal[1] = 1
+    model: str
+    outcome: Literal["promoted", "rejected", "interrupted"]
+    reason: str
+    who: str
+    when: str
+    key: str
+    challenger: str
+    """Version number, as are the next two."""
+    champion: str | None
+    """The version that the challenger was compared with."""
+    best: str
+    """The best champion from here on, if the challenger is promoted."""
+    data: dict[str, Any]
+    extractor: Extractor | None
+    loss: str
+    sample_seed: int = SAMPLE_SEED
+    gates: list[Gate]
+    recorded: bool = False
+    """Registry and tracking server know of the decision."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Decision | None:
+        """Read the decision of a run; None if there is none yet."""
+        path = folder / DECISION
+        return cls.model_validate_json(path.read_bytes()) if path.is_file() else None
+
+    def write(self, folder: Path) -> None:
+        """Write the decision into the run's folder, whole or not at all."""
+        new = folder / f".{DECISION}"
+        new.write_text(self.text())
+        os.replace(new, folder / DECISION)
+
+    def text(self) -> str:
+        """Write the decision as JSON."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+class Outcome(NamedTuple):
+    """The end of a retraining."""
+
+    kind: OutcomeKind
+    reason: str
+    decision: Decision | None = None
+    folder: Path | None = None
+    """The run's."""
+
+
+def now() -> str:
+    """The time, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def tell(
+    settings: RetrainConfig,
+    name: str,
+    outcome: Outcome,
+    started: float,
+    say: Callable[[str], None],
+) -> None:
+    """Write an outcome into the list of outcomes, and push it to the Pushgateway.
+
+    Args:
+        settings: of the retraining.
+        name: the model's.
+        outcome: the end of the retraining.
+        started: when it started, in seconds since 1970.
+        say: takes a line for people; a gateway that does not answer is no error.
+    """
+    path = settings.folder / OUTCOMES
+    if settings.folder.is_dir():  # a mistake makes no folder
+        line = {
+            "model": name,
+            "when": now(),
+            "outcome": outcome.kind,
+            "reason": outcome.reason,
+            "folder": str(outcome.folder) if outcome.folder else None,
+        }
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    if settings.pushgateway is not None:
+        outcomes = _outcomes(path, name)
+        try:
+            _push(settings.pushgateway, name, outcome, outcomes, started)
+        except OSError as error:
+            say(f"the Pushgateway {settings.pushgateway} was not told: {error}")
+
+
+def _push(
+    address: str, name: str, outcome: Outcome, outcomes: list[dict[str, Any]], started: float
+) -> None:
+    from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
+
+    batch = CollectorRegistry()
+
+    def gauge(key: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(f"wgan_retrain_{key}", text, labels, registry=batch)
+
+    kinds = gauge("outcome", "1 for how the last retraining ended, 0 for the others", ("outcome",))
+    for kind in OUTCOME_KINDS:
+        kinds.labels(kind).set(kind == outcome.kind)
+    gauge("finished_timestamp_seconds", "When one last ended, but by an interruption").set(
+        _last_end(outcomes)
+    )
+    gauge("duration_seconds", "How long it took").set(time.time() - started)
+    rejected, failed = _in_a_row([line["outcome"] for line in outcomes])
+    gauge("rejected_in_a_row", "Rejections since the last promotion").set(rejected)
+    gauge("failed_in_a_row", "Failures and mistakes since the last other end").set(failed)
+    if outcome.decision:
+        passed = gauge("gate_passed", "1 if the gate was passed", ("gate",))
+        figures = gauge("gate_challenger", "The challenger's figure at a gate", ("gate",))
+        references = gauge("gate_reference", "What it was compared with", ("gate",))
+        for gate in outcome.decision.gates:
+            passed.labels(gate.name).set(gate.passed)
+            if gate.challenger is not None and gate.reference is not None:
+                figures.labels(gate.name).set(gate.challenger)
+                references.labels(gate.name).set(gate.reference)
+    push_to_gateway(address, JOB, batch, grouping_key={"model": name}, timeout=PUSH_SECONDS)
+
+
+def _outcomes(path: Path, name: str) -> list[dict[str, Any]]:
+    """Read the outcomes of a model so far, oldest first."""
+    if not path.is_file():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if line["model"] == name]
+
+
+def _last_end(outcomes: list[dict[str, Any]]) -> float:
+    """Find when a retraining last ended for good, in seconds since 1970.
+
+    An interrupted one has not ended. Where none has ended yet, the time counts from the first
+    interruption, or nobody would ever be told.
+    """
+    ends = [line for line in outcomes if line["outcome"] != "interrupted"] or outcomes[:1]
+    return datetime.fromisoformat(ends[-1]["when"]).timestamp() if ends else time.time()
+
+
+def _in_a_row(kinds: list[str]) -> tuple[int, int]:
+    """Count the rejections since the last promotion, and the failures since the last other end."""
+    decided = [kind for kind in kinds if kind in ("promoted", "rejected")]
+    ended = [kind in ("failed", "mistake") for kind in kinds if kind != "interrupted"]
+
+    def last(values: list[bool]) -> int:
+        return len(values) if all(values) else values[::-1].index(False)
+
+    return last([kind == "rejected" for kind in decided]), last(ended)

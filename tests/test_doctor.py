@@ -226,6 +226,15 @@ def test_severity_never_exceeds_the_ceiling() -> None:
     assert all(name == check.name and check.meaning for name, check in CHECKS.items())
 
 
+def test_every_finding_is_in_the_docs_with_its_threshold() -> None:
+    docs = (ROOT / "docs/doctor.md").read_text()
+    rows = {cells[1].strip("` "): cells[3] for line in docs.splitlines()
+            if len(cells := line.split("|")) == 6}  # fmt: skip
+    for name, check in CHECKS.items():
+        assert f"{check.threshold:g}" in rows[name], name
+        assert math.isinf(check.critical) or f"critical: {check.critical:g}" in rows[name], name
+
+
 @pytest.mark.parametrize("module", [base, subject])
 def test_examples_in_docstrings_hold(module: ModuleType) -> None:
     found = doctest.testmod(module)

@@ -1,6 +1,8 @@
 """The gates of a promotion, each against cases whose answer is known."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +140,30 @@ def test_data_must_look_to_the_champion_as_they_did() -> None:
     now = Estimate(value=2.9, floor=0.0, low=2.3, high=3.5, n=100)
     assert gates.familiar("loss", now, recorded, 2.0).passed
     assert not gates.familiar("loss", now._replace(low=2.5), recorded, 2.0).passed
+
+
+def test_items_of_another_shape_are_compared_with_no_champion() -> None:
+    def version(number: str, shape: tuple[int, ...]) -> Any:
+        return SimpleNamespace(version=number, model=SimpleNamespace(shape=shape))
+
+    def names(champion: Any, best: Any) -> list[str]:
+        evidence: Any = SimpleNamespace(
+            champion=champion,
+            best=best,
+            challenger=SimpleNamespace(shape=(2,)),
+            loss="wasserstein_1",
+            judged_alike=lambda model: False,
+            loss_difference=lambda model: Difference(1.0, 1.1, -0.5, -0.1, 50),
+        )
+        found = list(gates.champion_gates(evidence, gates.GatesConfig()))
+        return [gate.name if gate.passed else f"{gate.name}: {gate.reason}" for gate in found]
+
+    assert names(None, None) == []
+    assert names(version("1", (2,)), version("1", (2,))) == ["data", "champion"]
+    assert names(version("2", (2,)), version("1", (2,))) == ["data", "champion", "best_champion"]
+    (champion, best) = names(version("2", (3,)), version("1", (4,)))
+    assert champion.startswith("champion: the champion makes items of shape (3,)")
+    assert best.startswith("best_champion: the best champion makes items of shape (4,)")
 
 
 def test_a_registered_artifact_must_be_the_one_that_was_trained(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import doctest
 import functools
+import io
 import itertools
 import math
+import multiprocessing
+import sys
 
 import numpy as np
 import ot
@@ -404,6 +407,24 @@ def test_a_figure_has_its_interval_and_the_floor_tells_good_from_bad():
     for figure in measure(distances, heldout, good, train).values():
         assert figure.low < figure.floor < figure.high
     assert measure(distances, heldout, bad, train) == measure(distances, heldout, bad, train)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "parent", "shown"),
+    [(Terminal, None, True), (Terminal, "the main process", False), (io.StringIO, None, False)],
+)
+def test_judging_shows_its_progress_on_the_terminal_of_the_main_process(
+    monkeypatch, stream, parent, shown
+):
+    monkeypatch.setattr(sys, "stderr", stream())
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    measure(difference, normal(47, 20), normal(48, 20), normal(49, 20))
+    assert ("judging" in sys.stderr.getvalue()) is shown
 
 
 # Inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,16 +21,19 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
         what: the work in a word or two, such as ``judging``.
         total: how many there are, if ``items`` has no length.
     """
-    yield from tqdm(items, what, total, leave=False, disable=not sys.stderr.isatty())
+    yield from tqdm(items, what, total, leave=False, disable=not _is_shown())
 
 
 @contextmanager
 def phase(what: str) -> Iterator[None]:
     """Show on a terminal, for as long as the block runs, what is being done and for how long."""
-    with tqdm(
-        desc=what, bar_format="{desc} ... {elapsed}", leave=False, disable=not sys.stderr.isatty()
-    ):
+    with tqdm(desc=what, bar_format="{desc} ... {elapsed}", leave=False, disable=not _is_shown()):
         yield
+
+
+def _is_shown() -> bool:
+    # Several processes of a pool would draw over each other.
+    return sys.stderr.isatty() and multiprocessing.parent_process() is None
 
 
 def silent(line: str) -> None:

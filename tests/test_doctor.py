@@ -243,7 +243,7 @@ def test_examples_in_docstrings_hold(module: ModuleType) -> None:
 
 
 def test_what_predicts_nothing_does_not_alarm() -> None:
-    """As `benchmarks/doctor.py` found, over runs that no threshold was chosen on."""
+    """`benchmarks/doctor.py` measured it, over runs that no threshold was chosen on."""
     results = json.loads((ROOT / "benchmarks/results/doctor.json").read_text())
     assert results["runs"] == len(results["answers"]) == results["failed"] + results["trained"]
     for name, check in CHECKS.items():

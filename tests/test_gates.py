@@ -1,8 +1,9 @@
 """The gates of a promotion, each against cases whose answer is known."""
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from models import record
 from models.artifact import load_artifact
 from models.record import Finding
 from tests.artifacts import make_artifact
+from training.judging.figures import HEADLINES
 from training.judging.intervals import Difference, Estimate, compare, measure
 from training.judging.metrics import nearest_distances
 from training.retraining import gates
@@ -140,6 +142,10 @@ def test_data_must_look_to_the_champion_as_they_did() -> None:
     now = Estimate(value=2.9, floor=0.0, low=2.3, high=3.5, n=100)
     assert gates.familiar("loss", now, recorded, 2.0).passed
     assert not gates.familiar("loss", now._replace(low=2.5), recorded, 2.0).passed
+
+
+def test_every_headline_may_be_the_loss() -> None:
+    assert set(get_args(gates.Loss)) == set(itertools.chain(*HEADLINES.values()))
 
 
 def test_items_of_another_shape_are_compared_with_no_champion() -> None:

@@ -218,7 +218,7 @@ def test_a_champion_that_changes_meanwhile_is_not_overruled(home: Path) -> None:
 
 
 def test_a_decision_that_the_registry_does_not_know_is_told_again(home: Path) -> None:
-    """As after a kill between the promotion and the end of its paperwork."""
+    """The run was killed between the promotion and the end of its paperwork."""
     settings = {"set": steps(4, seed=31), "gates": {"margin": 10.0}}
     champion = registry.champion("corners")
     outcome = run(home, **settings)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.config import EvaluationConfig
 from models.model import Model
 from models.record import Results
 from training.data.dataset import Dataset, Mixture
-from training.data.sources.cache import take
 from training.judging.classifier import classify, fit_classifier
 from training.judging.extractors import FeatureExtractor, choose_extractor
 from training.judging.figures import HEADLINES, distances, figure
@@ -37,13 +37,13 @@ def judge(
     """Judge the generator, as it is served, against held-out real data.
 
     Vectors and sequences are compared in the critic's units, images over an extractor's features. A
-    class-conditional one is judged by `class_accuracy` too, if the data has the same classes.
+    class-conditional generator is judged by `class_accuracy` too, if the data have its classes.
 
     Args:
         model: the generator and its scaling.
-        data: held-out items are compared with; training items give the floor.
-        config: how many samples, and which features.
-        extractor: of images; None: the one that ``config`` means for the data.
+        data: its held-out items are compared with; its training items give the floor.
+        config: number of samples, and the extractor's name.
+        extractor: makes the features of images; None: the one that ``config`` means for the data.
 
     Returns:
         Every figure with its floor and interval, and the extractor.
@@ -73,36 +73,40 @@ def judge(
 
 
 def class_accuracy(model: Model, data: Dataset) -> dict[str, Estimate]:
-    """How often an independent classifier finds the class that a sample was asked for.
+    """Measure how often an independent classifier finds the class that a sample was asked for.
 
     The classifier has seen real training items only. The floor is its accuracy on held-out real
     items; labels are distributed as in training.
 
     Args:
-        model: any; one without classes has no such figure.
-        data: with the model's classes, or else there is no such figure.
+        model: the generator and its scaling.
+        data: with labels.
 
     Returns:
-        ``class_accuracy``, and ``lowest_class_accuracy`` of any one class; or nothing.
+        ``class_accuracy``, and the ``lowest_class_accuracy`` among the classes; empty if model and
+        data do not have the same classes.
     """
     if data.labels is None or not model.classes or model.classes != data.card.classes:
         return {}
-    places = data.places(MAX_CLASSIFIED, heldout=False)
+
+    def inputs(items: Array) -> Tensor:
+        return model.scaling.to_model(torch.from_numpy(items))
+
+    training = data.places(MAX_CLASSIFIED, heldout=False)
     classifier = fit_classifier(
-        model.scaling.to_model(torch.from_numpy(take(data.items, places))),
-        torch.from_numpy(data.labels[places]),
-        len(model.classes),
+        inputs(data.take(training)), torch.from_numpy(data.labels[training]), len(model.classes)
     )
-    places = data.places(MAX_CLASSIFIED, heldout=True)
-    rows = []
-    for items, found in (
-        (take(data.items, places), data.labels[places]),
-        (model.sample(SAMPLE_SEED, len(places)), model.labels(SAMPLE_SEED, len(places))),
-    ):
-        labels = torch.from_numpy(found)
-        answers = classify(classifier, model.scaling.to_model(torch.from_numpy(items)))
-        rows.append(torch.stack([labels, (answers == labels).long()], dim=1).numpy())
-    real, fake = rows
+
+    def answers(items: Array, labels: Array) -> Array:
+        correct = classify(classifier, inputs(items)).numpy() == labels
+        return np.stack([labels, correct], axis=1)
+
+    heldout = data.places(MAX_CLASSIFIED, heldout=True)
+    n = len(heldout)
+    real = answers(data.take(heldout), data.labels[heldout])
+    asked = model.labels(SAMPLE_SEED, n)
+    assert asked is not None, "a model with classes has labels"
+    fake = answers(model.sample(SAMPLE_SEED, n), asked)
     return measure(_accuracies, real, fake, real)
 
 
@@ -124,12 +128,12 @@ def _metrics(data: Dataset) -> list[Metric]:
     """The metrics that suit a data set, in the order of the figures."""
     kind = data.card.kind
     general = _distances_and_shares(kind)
-    found = [_sequence_metric(general, data.autocovariance) if kind == "sequence" else general]
+    metrics = [_sequence_metric(general, data.autocovariance) if kind == "sequence" else general]
     if data.card.columns:
-        found.append(distances("marginal_wasserstein_1", "correlation_difference"))
+        metrics.append(distances("marginal_wasserstein_1", "correlation_difference"))
     if data.mixture:
-        found.append(_mixture_metric(data.mixture))
-    return found
+        metrics.append(_mixture_metric(data.mixture))
+    return metrics
 
 
 def _distances_and_shares(kind: str) -> Metric:

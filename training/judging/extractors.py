@@ -283,17 +283,17 @@ def train_classifier(data: Dataset, steps: int = CLASSIFIER_STEPS) -> FeatureCla
         steps: see `training.judging.classifier.train_network`.
     """
     assert data.labels is not None
-    places = data.places(CLASSIFIER_ITEMS, heldout=False)
-    images = data.take(places)
+    indices = data.places(CLASSIFIER_ITEMS, heldout=False)
+    images = data.take(indices)
 
     def build() -> FeatureClassifier:
         return image_classifier(images.shape[3], len(data.card.classes))
 
-    def batch(indices: Tensor) -> Tensor:
-        pixels = torch.from_numpy(images[indices.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    def batch(chosen: Tensor) -> Tensor:
+        pixels = torch.from_numpy(images[chosen.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
         return shift(pixels, 2, "replicate")
 
-    labels = torch.from_numpy(data.labels[places])
+    labels = torch.from_numpy(data.labels[indices])
     return train_network(build, batch, labels, steps).requires_grad_(False)
 
 

@@ -157,7 +157,7 @@ def correlation_difference(real: Array, fake: Array) -> float:
 
 
 def mode_coverage(samples: Array, centers: Array, sd: float) -> tuple[int, float]:
-    """Modes found, and share of good samples, for a mixture of round Gaussians.
+    """Count the modes found and the share of good samples, for a mixture of round Gaussians.
 
     The protocol of Lin et al. 2018 ("PacGAN", synthetic data): a mode is covered when at least one
     sample is within 3 `sd` of its center (Euclidean, 3 `sd` included), and a sample is good when
@@ -247,8 +247,8 @@ def frechet_distance(real: Array, fake: Array) -> float:
         r: Array = np.linalg.qr((x - x.mean(axis=0)) / np.sqrt(len(x) - 1)).R
         return r
 
-    # C1 C2 has the eigenvalues of (R1 R2')(R1 R2')', so that the trace of its root is the sum
-    # of the singular values of R1 R2': real and positive also for fewer points than features,
+    # C1 C2 has the eigenvalues of (R1 R2')(R1 R2')', so the trace of its root is the sum of the
+    # singular values of R1 R2'. They are real and positive even for fewer points than features,
     # where the root of the product itself comes out complex or wrong.
     r1, r2 = root(real), root(fake)
     overlap = np.linalg.svd(r1 @ r2.T, compute_uv=False).sum()
@@ -310,7 +310,7 @@ def precision_recall_density_coverage(real: Array, fake: Array, k: int = 5) -> d
 
 
 def autocovariance(sequences: Array, lags: int) -> Array:
-    """Covariance of a sequence with itself some steps on, feature by feature.
+    """Covariance of a sequence with itself a number of steps later, feature by feature.
 
     The mean of each step is subtracted first; each lag is averaged over the sequences and over the
     steps that have a partner.
@@ -330,7 +330,7 @@ def autocovariance(sequences: Array, lags: int) -> Array:
 
 
 def nearest_distances(points: Array, others: Array, chunk: int = 512) -> Array:
-    """Euclidean distance from each point to the nearest of some others.
+    """Euclidean distance from each point to the nearest point of another set.
 
     Args:
         points: ``(N, D)``.
@@ -342,6 +342,10 @@ def nearest_distances(points: Array, others: Array, chunk: int = 512) -> Array:
 
     Raises:
         ValueError: the arrays do not fit each other.
+
+    Example:
+        >>> nearest_distances(np.array([[0.0], [9.0]]), np.array([[1.0], [5.0]])).tolist()
+        [1.0, 4.0]
     """
     points, others = _checked(points, others, fewest=1)
     parts = [

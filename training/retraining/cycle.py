@@ -1,7 +1,7 @@
 """Scheduled retraining: train a challenger, judge it beside the champion, promote it or not.
 
-Every part can be killed and repeated: the run's folder is named by what is trained, so that the
-next attempt finds the last one's checkpoint, artifact and decision.
+Every part can be killed and repeated: the run's folder is named by what is trained, and the next
+attempt finds the last one's checkpoint, artifact and decision there.
 """
 
 from __future__ import annotations
@@ -211,9 +211,9 @@ def _done_before(cycle: Cycle) -> Outcome | None:
         return _unchanged(cycle, f"{decision.outcome} on {decision.when}", decision)
     name = cycle.config.name
     try:
-        found = registry.find(name, KEY_TAG, cycle.key)
-        if found and OUTCOME_TAG in found:
-            return _unchanged(cycle, f"{found[OUTCOME_TAG]}, version {found['version']}")
+        known = registry.find(name, KEY_TAG, cycle.key)
+        if known and OUTCOME_TAG in known:
+            return _unchanged(cycle, f"{known[OUTCOME_TAG]}, version {known['version']}")
         champion = registry.champion(name)
         tags = registry.version(name, champion) if champion else {}
         if champion and tags.get("data_sha256") == cycle.data.card.sha256:

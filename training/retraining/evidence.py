@@ -97,7 +97,7 @@ class Evidence:
         ]
 
     def judged_alike(self, model: Model) -> bool:
-        """Whether a model's recorded figures are over the features that are used here."""
+        """Tell whether a model's recorded figures are over the features that are used here."""
         recorded = model.run.results.extractor
         return (recorded and recorded.sha256) == (self.extractor and self.extractor.card.sha256)
 

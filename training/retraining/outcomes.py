@@ -1,4 +1,4 @@
-"""How retrainings end: the decision, the list of outcomes, and what a Pushgateway is told."""
+"""The end of a retraining: the decision, the list of outcomes, and what a Pushgateway is told."""
 
 from __future__ import annotations
 

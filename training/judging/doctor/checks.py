@@ -22,11 +22,11 @@ from training.judging.metrics import wasserstein_1
 
 Array = np.ndarray
 UNIT_EDGES = np.linspace(-1, 1, 42)
-FOUND_ALREADY = 0.25
-"""Generated samples whose distance from held-out ones exceeds that of training samples by less than
-this share leave a critic nothing to find."""
+MIN_EXCESS = 0.25
+"""Distance of generated samples beyond that of training samples, as a share of the latter: less
+leaves a critic nothing to find."""
 MAX_QUADRATIC_FEATURES = 8
-"""Up to so many features, a quadratic function of the input is fitted to the scores."""
+"""For inputs of up to this many features a quadratic function is fitted to the scores."""
 
 CHECKS: dict[str, Check] = {}
 """All checks by name, in the order of the findings in ``run.json``."""
@@ -171,7 +171,7 @@ def slow_optimisation(subject: Subject) -> Measurement:
     excess = wasserstein_1(heldout, fake) - floor
     gap = float(subject.scores["heldout"].mean() - subject.scores["fake"].mean())
     steepest = float(np.quantile(subject.gradient_norms, 0.95))
-    if excess < FOUND_ALREADY * floor:
+    if excess < MIN_EXCESS * floor:
         missed = 0.0
         evidence = (
             "generated samples are about as near to held-out ones as training samples are, so "

@@ -27,7 +27,7 @@ MAX_GRADIENTS = 256
 """Points, at most, at which gradients are taken, and samples between which transport is solved."""
 SCORED_AT_ONCE = 256
 TINY = 1e-300
-"""Below any gradient that float64 still holds well; keeps logarithms finite."""
+"""Smallest gradient that counts, far below any that matters: it keeps logarithms finite."""
 DIVERSITY = ("recall", "coverage", "modes_covered")
 """Figures that fall when parts of the data are missing from the samples."""
 

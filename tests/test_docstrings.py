@@ -1,4 +1,4 @@
-"""The examples in docstrings of `models` run and give what they say."""
+"""The examples in docstrings of `models` and `training` run and give what they say."""
 
 import doctest
 import importlib
@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MODULES = [
     ".".join(file.relative_to(ROOT).with_suffix("").parts)
-    for file in sorted((ROOT / "models").rglob("*.py"))
+    for package in ("models", "training")
+    for file in sorted((ROOT / package).rglob("*.py"))
     if ">>> " in file.read_text()
 ]
 

@@ -1,8 +1,8 @@
 # Two images from one file: `--target service` answers requests, `--target train` trains and judges.
 #
 #   docker build --target service --tag wgan-foundry:service .
-#   docker build --target train --tag wgan-foundry:train \
-#       --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .
+#   docker build --target train --tag wgan-foundry:train .
+#   docker build --target train --tag wgan-foundry:train-cuda --build-arg COMPUTE=cuda .
 #
 # docs/deploy.md says how to run them, on a CPU and on a GPU.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
@@ -15,35 +15,41 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # ---- torch, and then one environment for each image ---------------------------------------------
+# pip installs nothing without a hash in requirements/, not even what builds our own package.
 FROM base AS torch
-# PyTorch's own wheel index: .../whl/cpu, or .../whl/cu130 and the like for CUDA.
+# cpu or cuda.
+ARG COMPUTE=cpu
+# PyTorch's own index has the builds for CPUs. The CUDA builds are in the ordinary index.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /build
-COPY pyproject.toml requirements.lock ./
-# torch comes from its index alone, what it depends on from the ordinary one. Headers, static
-# libraries and torch's own tests serve compilers, and there is none in the images.
+COPY requirements/torch.txt requirements/cuda.txt requirements/
+# The images have no compiler, so they need no headers and static libraries of torch, nor its tests.
 RUN python -m venv /opt/venv \
-    && /opt/venv/bin/pip install --no-deps --index-url "${TORCH_INDEX}" \
-        "$(grep '^torch==' requirements.lock)" \
+    && case "${COMPUTE}" in \
+        cpu) set -- --index-url "${TORCH_INDEX}" ;; \
+        cuda) set -- --requirement requirements/cuda.txt ;; \
+        *) echo "COMPUTE is cpu or cuda, not ${COMPUTE}" >&2; exit 2 ;; \
+    esac \
+    && /opt/venv/bin/pip install --require-hashes --no-deps --requirement requirements/torch.txt "$@" \
     && rm -rf /opt/venv/lib/python3*/site-packages/torch/include \
         /opt/venv/lib/python3*/site-packages/torch/share \
         /opt/venv/lib/python3*/site-packages/torch/test \
     && find /opt/venv -name '*.a' -delete
 
-# The dependencies of an extra, without our code: a change of code does not install them again.
+# The dependencies come before our code: a change of code does not install them again.
 FROM torch AS service-dependencies
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['service'], sep='\n')" > wanted.txt \
-    && /opt/venv/bin/pip install --constraint requirements.lock --requirement wanted.txt
+COPY requirements/service.txt requirements/
+RUN /opt/venv/bin/pip install --require-hashes --no-deps --requirement requirements/service.txt
 COPY . .
-RUN /opt/venv/bin/pip install --no-deps . \
+RUN /opt/venv/bin/pip install --no-deps --no-build-isolation . \
     && /opt/venv/bin/pip check \
     && /opt/venv/bin/pip uninstall --yes pip
 
 FROM torch AS train-dependencies
-RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; e = p['optional-dependencies']; print(*p['dependencies'], *e['train'], *e['features'], *e['s3'], sep='\n')" > wanted.txt \
-    && /opt/venv/bin/pip install --constraint requirements.lock --requirement wanted.txt
+COPY requirements/train.txt requirements/
+RUN /opt/venv/bin/pip install --require-hashes --no-deps --requirement requirements/train.txt
 COPY . .
-RUN /opt/venv/bin/pip install --no-deps . \
+RUN /opt/venv/bin/pip install --no-deps --no-build-isolation . \
     && /opt/venv/bin/pip check \
     && /opt/venv/bin/pip uninstall --yes pip
 

@@ -1,38 +1,53 @@
-# Every verb sets up what it needs. CI calls the same ones: see .ci/run.
+# Every verb installs what it needs. Continuous integration calls the same verbs: see .ci/run and
+# .github/workflows/ci.yaml.
 PYTHON ?= python3
 DEMO_DIR ?= demo
 BIN := .venv/bin
 
-.PHONY: install tools demo test test-slow verify-gpu verify-deploy bench-step bench-serve bench-quality lint format lock clean
+.PHONY: install tools demo test test-slow verify-gpu verify-deploy bench-step bench-serve bench-quality lint format docs lock clean
 
 install: .venv/.installed
 
-# The lock keeps every installation the same; torch's CPU and CUDA builds both satisfy its pin.
-.venv/.installed: pyproject.toml requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "error: Python 3.11 or newer is needed; set PYTHON=python3.11" >&2; exit 2; }
+# pip installs only files that have a hash in requirements/. torch is fetched before it is checked, so
+# that a local CPU build is preferred, as without hashes; the CUDA builds need cuda.txt too.
+PIP_LOCKED = $(BIN)/python -m pip install --quiet --require-hashes --no-deps
+TORCH = $(shell grep -o "^torch==[0-9.]*" requirements/torch.txt)
+WANTS_CUDA = import importlib.metadata as m; print(*(r for r in m.requires("torch") if "nvidia-" in r))
+.venv/.installed: pyproject.toml requirements/torch.txt requirements/cuda.txt requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+		|| { echo "error: Python 3.11 to 3.14 is needed; set PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock \
-		--editable '.[train,service,dev]'
+	$(BIN)/python -m pip download --quiet --no-deps --dest .venv/torch "$(TORCH)"
+	$(PIP_LOCKED) --no-index --find-links .venv/torch --requirement requirements/torch.txt
+	rm -r .venv/torch
+	if [ -n "$$($(BIN)/python -c '$(WANTS_CUDA)')" ]; then \
+		$(PIP_LOCKED) --requirement requirements/cuda.txt; \
+	fi
+	$(PIP_LOCKED) --requirement requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	@touch $@
 
-# Helm, Prometheus and the validators, for the tests of deploy/. Without them those are skipped.
+# Helm, Prometheus and the validators, which the tests of deploy/ and .github/ need.
+FETCH_TOOLS = $(PYTHON) deploy/tools.py helm prometheus venv
 tools:
-	$(PYTHON) deploy/tools.py helm prometheus venv
+	$(FETCH_TOOLS)
 
 demo: install
 	$(BIN)/python deploy/demo.py "$(DEMO_DIR)"
 
-# A process a core and one thread each: the tests' networks are so small that two threads wait for
-# each other longer than they work. A file's tests stay together, for they share servers.
+# One process per core with one thread each: the tests' networks are so small that two threads would
+# mostly wait for each other. The tests of a file stay together, because they share servers.
+# Where a tool cannot be had (Prometheus comes from Debian's packages alone), its tests are skipped.
 test: install
+	@$(FETCH_TOOLS) || echo "the tests that need these tools are skipped" >&2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" \
 		--numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# Without a GPU nothing fails and nothing is verified: it says so.
+# Without a GPU this passes, says so and verifies nothing.
 verify-gpu: install
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 		$(BIN)/python -m pytest -m gpu; \
@@ -40,20 +55,21 @@ verify-gpu: install
 		echo "skipped: torch sees no CUDA device, so nothing was verified on one"; \
 	fi
 
-# The critic's step beside the textbook's, as ratios of times taken in turn in one process.
+# Times of our critic step over times of a textbook's, measured in turn in one process.
 bench-step: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step
 
-# The service beside the bare forward and other servers, each on one core, the load on another.
+# The service compared with the bare forward pass and with other servers; each runs on one core and
+# the load on another.
 bench-serve: install
 	$(BIN)/python -m benchmarks.serve
 
-# Seconds until the samples are good, beside the published recipe and others. It takes hours and goes
-# on where it was stopped: runs in runs/quality are not repeated.
+# Seconds until the samples are good, compared with the published recipe and others. This takes hours.
+# If it is stopped, the next call continues: runs that are in runs/quality are not repeated.
 bench-quality: install
 	$(BIN)/python -m benchmarks.quality
 
-# Everything that a machine without a cluster can show of deploy/.
+# Checks all of deploy/ that can be checked without a cluster.
 verify-deploy: install
 	$(BIN)/python deploy/verify.py
 
@@ -62,18 +78,22 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The documentation as a site, in site/. A broken link is an error.
+docs: install
+	$(BIN)/mkdocs build --strict
+
 format: install
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# Brings the lock up to date with what pyproject.toml allows now.
+# Adds to the locks what pyproject.toml asks for now. `make lock UPGRADE=--upgrade` takes the newest
+# versions that it allows.
+UPGRADE ?=
 lock:
-	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet '.[train,service,dev]'
-	.venv-lock/bin/python -m pip freeze --exclude wgan-foundry \
-		| sed 's/+cpu$$//' | grep -v ' @ ' > requirements.lock
+	.venv-lock/bin/python -m pip install --quiet '$(shell grep -o "^uv==[0-9.]*" requirements/dev.txt)'
+	.venv-lock/bin/python deploy/lock.py $(UPGRADE)
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache demo
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache demo site

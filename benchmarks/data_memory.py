@@ -51,7 +51,7 @@ def batch_milliseconds(data: "Dataset") -> float:
     """Median time to fetch a random batch, of processor time: the machine may be busy."""
     import torch
 
-    from training.data.dataset import TrainingItems, batch_indices
+    from training.data.batches import TrainingItems, batch_indices
 
     items, times = TrainingItems(data, torch.device("cpu")), []
     for i in range(BATCHES):

@@ -108,7 +108,7 @@ def run(values: dict[str, object]) -> dict[str, object]:
 
 
 def held_out(data: Dataset) -> np.ndarray:
-    return data.some(JUDGED, heldout=True).astype(np.float64)
+    return data.sample(JUDGED, heldout=True).astype(np.float64)
 
 
 def gaussian_distance(data: Dataset) -> float:

@@ -193,7 +193,7 @@ class Judge:
         else:
             self.extractor = choose_extractor(config.evaluation, data)
             count = min(count, data.card.heldout_count, data.card.training_count)
-            self.real = self.extractor(data.some(count, heldout=True))
+            self.real = self.extractor(data.sample(count, heldout=True))
             self.bounds = self._of_images(data, count)
         self.z = torch.from_numpy(latents(SAMPLE_SEED, 0, count, size))
 
@@ -206,8 +206,8 @@ class Judge:
         is of as many training items as are judged, in the mean over some draws.
         """
         assert data.labels is not None
-        places = np.flatnonzero(~data.is_heldout)
-        features, labels = self.extractor(data.take(places)), data.labels[places]
+        indices = np.flatnonzero(~data.is_heldout)
+        features, labels = self.extractor(data.items_at(indices)), data.labels[indices]
         rng = np.random.default_rng(SAMPLE_SEED)
         lacking = statistics.mean(
             kernel_distance(self.real, features[labels != label])

@@ -8,7 +8,10 @@ import pytest
 
 from models.config import DataConfig
 from models.errors import DataError
-from training.data.dataset import BUILT_IN, FEWEST_HELDOUT, batch_indices, load_data
+from training.data import batches
+from training.data.batches import batch_indices
+from training.data.builtin import BUILT_IN
+from training.data.dataset import FEWEST_HELDOUT, load_data
 
 RNG = np.random.default_rng(0)
 
@@ -230,3 +233,10 @@ def test_the_order_is_one_permutation_after_another() -> None:
     assert not np.array_equal(whole, batch_indices(4, 10, 0, 30))
     for first, size in ((0, 7), (7, 7), (14, 16), (9, 2), (3, 25)):
         assert np.array_equal(batch_indices(3, 10, first, size), whole[first : first + size])
+
+
+def test_a_run_s_batches_go_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "BATCHES_AT_ONCE", 3)
+    drawn = batches.batches(seed=7, count=50, size=8, first=5)
+    for number in range(5, 20):
+        np.testing.assert_array_equal(next(drawn), batch_indices(7, 50, number * 8, 8))

@@ -67,7 +67,7 @@ class Memory(nn.Module):
 
 
 def real(data: Dataset, *, heldout: bool = False) -> Tensor:
-    return torch.from_numpy(data.some(1000, heldout=heldout))
+    return torch.from_numpy(data.sample(1000, heldout=heldout))
 
 
 def found(
@@ -190,7 +190,7 @@ def test_the_share_of_the_distance_that_is_found(data: Dataset) -> None:
 
 def test_lost_modes_are_lost_diversity_and_the_only_critical_finding(data: Dataset) -> None:
     assert data.mixture is not None
-    items = torch.from_numpy(data.some(8000, heldout=False))
+    items = torch.from_numpy(data.sample(8000, heldout=False))
     centers = torch.from_numpy(data.mixture.centers).float()
     mode = torch.cdist(items, centers).argmin(dim=1)
     kept = items[mode < 2][:1000]

@@ -13,8 +13,9 @@ from models.images import MARGIN
 from tests.test_cli import wgan
 from tests.test_sources import encoded, photos, to_folder
 from training.data.dataset import Dataset, load_data
-from training.data.inspection import picture, problems
+from training.data.inspection import problems
 from training.reporting import card
+from training.reporting.preview import picture
 
 RNG = np.random.default_rng(3)
 

@@ -18,7 +18,8 @@ from models.networks.recurrent import GRU, LSTM, PoolSteps
 from models.sampling import Scaling
 from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import wgan
-from training.data.dataset import AR2, Dataset, load_data
+from training.data.builtin import AR2
+from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import Interrupted, train
 from training.judging.metrics import autocovariance

@@ -333,7 +333,7 @@ def test_reading_a_map_leaves_nothing_resident(tmp_path: Path) -> None:
         pytest.skip("needs Linux's /proc")
     assert items.sum() == 0
     assert resident() >= 2**16  # kB: without a release, all of it
-    rows = cache.take(items, np.arange(0, 2**14, 64))
+    rows = cache.items_at(items, np.arange(0, 2**14, 64))
     assert rows.shape == (256, 64, 64, 1)
     assert resident() == 0
     cache.item_digests(items)
@@ -353,10 +353,10 @@ def test_some_items_are_drawn_from_the_right_side(tmp_path: Path) -> None:
     data = load(tmp_path / "a.npy")
     for heldout, whole in ((True, data.heldout), (False, data.training)):
         known = {item.tobytes() for item in whole}
-        some = data.some(50, heldout=heldout)
-        assert len({item.tobytes() for item in some} & known) == 50
-        assert np.array_equal(some, data.some(50, heldout=heldout))
-        assert np.array_equal(data.some(1000, heldout=heldout), whole)
+        drawn = data.sample(50, heldout=heldout)
+        assert len({item.tobytes() for item in drawn} & known) == 50
+        assert np.array_equal(drawn, data.sample(50, heldout=heldout))
+        assert np.array_equal(data.sample(1000, heldout=heldout), whole)
     assert dataclasses.replace(data).problems == ()
 
 

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -210,13 +209,3 @@ def test_a_wrong_stacked_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     )
     with pytest.raises(NotTogether, match="is not right: its gradient is off by"):
         compare([SpectralNorm()] * COUNT)
-
-
-def test_batches_are_those_of_a_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    import training.engine.stacked
-    from training.data.dataset import batch_indices
-
-    monkeypatch.setattr(training.engine.stacked, "AHEAD", 3)
-    order = training.engine.stacked._order(7, 50, 8, 5)
-    for step in range(5, 20):
-        np.testing.assert_array_equal(next(order), batch_indices(7, 50, step * 8, 8))

@@ -18,7 +18,8 @@ from models.config import Config, parse_config
 from models.networks import build_networks
 from models.sampling import Scaling
 from tests.artifacts import tiny_config
-from training.data.dataset import Dataset, batch_indices, load_data
+from training.data.batches import batch_indices
+from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import (
     CheckpointError,
     TrainingState,

@@ -231,9 +231,9 @@ def _finish(
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
     mean_error, max_error = model.error(config.training.seed)
     errors = {"mean_error": mean_error, "max_error": max_error}
-    places = data.places(artifact.SCORED, heldout=True)
-    heldout = data.take(places)
-    labels = data.labels[places] if model.classes and data.labels is not None else None
+    indices = data.sample_indices(artifact.SCORED, heldout=True)
+    heldout = data.items_at(indices)
+    labels = data.labels[indices] if model.classes and data.labels is not None else None
     scores = model.score(heldout, labels)
     quantiles = np.quantile(scores.astype(np.float64), QUANTILE_LEVELS)
     few = min(MEASURED, len(heldout))

@@ -18,7 +18,8 @@ from models.lipschitz import gradient_norms, interpolate
 from models.networks import build_networks
 from models.networks.conditional import WithLabels
 from models.sampling import Scaling
-from training.data.dataset import Dataset, TrainingItems, batch_indices
+from training.data.batches import TrainingItems, batch_indices
+from training.data.dataset import Dataset
 from training.engine.checkpoint import (
     CheckpointError,
     TrainingState,
@@ -92,9 +93,6 @@ def train(
 
     scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
     items = TrainingItems(data, device)
-    all_labels = None
-    if config.conditional and data.labels is not None:
-        all_labels = torch.from_numpy(data.labels[items.places]).to(device)
     scored: nn.Module = critic
     labels: list[Tensor] = []  # none, or those of the batch
     batch, latent_size = settings.batch_size, config.generator.latent_size
@@ -126,8 +124,8 @@ def train(
             order = batch_indices(settings.seed, len(items), critic_step * batch, batch)
             indices = order[rows]
             real = scaling.to_model(items.take(indices))
-            if all_labels is not None:
-                labels = [all_labels[torch.from_numpy(indices).to(device)]]
+            if config.conditional:
+                labels = [items.labels(indices)]
                 scored = WithLabels(critic, *labels)
             with autocast, draws, torch.no_grad():
                 z = torch.randn(share, latent_size, device=device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from models.config import Config
 from models.constraints import Constraint
 from models.lipschitz import gradient_norms, interpolate
 from models.sampling import Scaling
-from training.data.dataset import Dataset, TrainingItems, batch_indices
+from training.data.batches import TrainingItems, batches
+from training.data.dataset import Dataset
 from training.engine.checkpoint import TrainingState, common_checkpoint, save_checkpoint
 from training.engine.graphs import tidied
 from training.engine.loop import (
@@ -42,8 +43,6 @@ from training.engine.loop import (
 from training.engine.memory import keep_freed_memory
 from training.engine.step import STACKED, TOLERANCE, critic_loss, difference, in_one_forward, unfit
 
-AHEAD = 256
-"""Critic steps whose batches are chosen at once: a permutation of all items is made for each."""
 Draw = Callable[[torch.Generator], Tensor]
 
 
@@ -324,7 +323,7 @@ def train_together(
     items = TrainingItems(data, device)
     batch, latent_size = settings.batch_size, config.generator.latent_size
     first = done * settings.num_critic_steps
-    orders = [_order(own.training.seed, len(items), batch, first) for own in configs]
+    orders = [batches(own.training.seed, len(items), batch, first) for own in configs]
     sources = [torch.Generator() for _ in configs]
     find_gradients = StackedStep(critics, [own.constraint for own in configs])
     generate = _generation(generators)
@@ -427,13 +426,6 @@ def _require_alike(configs: Sequence[Config]) -> None:
         raise NotTogether("training.precision or training.critic_step ask for something else")
     if first.generator.normalization == "batch":
         raise NotTogether("batch normalisation changes its statistics in each forward")
-
-
-def _order(seed: int, count: int, batch: int, step: int) -> Iterator[np.ndarray]:
-    """The batches of one run, from a critic step on."""
-    while True:
-        yield from batch_indices(seed, count, step * batch, AHEAD * batch).reshape(AHEAD, batch)
-        step += AHEAD
 
 
 def _generation(generators: Stack) -> Callable[..., Tensor]:

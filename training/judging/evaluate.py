@@ -9,7 +9,8 @@ from torch import Tensor
 from models.config import EvaluationConfig
 from models.model import Model
 from models.record import Results
-from training.data.dataset import Dataset, Mixture
+from training.data.dataset import Dataset
+from training.data.raw import Mixture
 from training.judging.classifier import classify, fit_classifier
 from training.judging.extractors import FeatureExtractor, choose_extractor
 from training.judging.figures import HEADLINES, distances, figure
@@ -59,8 +60,8 @@ def judge(
             return extractor(items)
         return model.scaling.to_model(torch.from_numpy(items)).double().numpy()
 
-    heldout = points(data.some(n, heldout=True))
-    training = points(data.some(n, heldout=False))
+    heldout = points(data.sample(n, heldout=True))
+    training = points(data.sample(n, heldout=False))
     fake = points(model.sample(SAMPLE_SEED, n))
     estimates = dict[str, Estimate]()
     for metric in _metrics(data):
@@ -92,18 +93,18 @@ def class_accuracy(model: Model, data: Dataset) -> dict[str, Estimate]:
     def inputs(items: Array) -> Tensor:
         return model.scaling.to_model(torch.from_numpy(items))
 
-    training = data.places(MAX_CLASSIFIED, heldout=False)
+    training = data.sample_indices(MAX_CLASSIFIED, heldout=False)
     classifier = fit_classifier(
-        inputs(data.take(training)), torch.from_numpy(data.labels[training]), len(model.classes)
+        inputs(data.items_at(training)), torch.from_numpy(data.labels[training]), len(model.classes)
     )
 
     def answers(items: Array, labels: Array) -> Array:
         correct = classify(classifier, inputs(items)).numpy() == labels
         return np.stack([labels, correct], axis=1)
 
-    heldout = data.places(MAX_CLASSIFIED, heldout=True)
+    heldout = data.sample_indices(MAX_CLASSIFIED, heldout=True)
     n = len(heldout)
-    real = answers(data.take(heldout), data.labels[heldout])
+    real = answers(data.items_at(heldout), data.labels[heldout])
     asked = model.labels(SAMPLE_SEED, n)
     assert asked is not None, "a model with classes has labels"
     fake = answers(model.sample(SAMPLE_SEED, n), asked)

@@ -283,8 +283,8 @@ def train_classifier(data: Dataset, steps: int = CLASSIFIER_STEPS) -> FeatureCla
         steps: see `training.judging.classifier.train_network`.
     """
     assert data.labels is not None
-    indices = data.places(CLASSIFIER_ITEMS, heldout=False)
-    images = data.take(indices)
+    indices = data.sample_indices(CLASSIFIER_ITEMS, heldout=False)
+    images = data.items_at(indices)
 
     def build() -> FeatureClassifier:
         return image_classifier(images.shape[3], len(data.card.classes))

@@ -291,12 +291,12 @@ def headline(
     """
     card = data.card
     scaling = Scaling(card.shape, card.offset, card.scale)
-    places = data.places(COMPARED, heldout=True)
-    real = data.take(places)
+    indices = data.sample_indices(COMPARED, heldout=True)
+    real = data.items_at(indices)
     z = torch.from_numpy(latents(0, 0, len(real), config.generator.latent_size))
     labels = []
     if config.conditional and data.labels is not None:
-        labels = [torch.from_numpy(data.labels[places])]
+        labels = [torch.from_numpy(data.labels[indices])]
     fake = copy.deepcopy(generator).eval()(z, *labels)
     if extractor is not None:
         return kernel_distance(extractor(real), extractor(scaling.to_data(fake).numpy()))
@@ -600,7 +600,7 @@ def _weights(models: dict[str, Model]) -> Chart:
 
 
 def _surface(model: Model, data: Dataset) -> Array:
-    real = data.some(COMPARED, heldout=True)
+    real = data.sample(COMPARED, heldout=True)
     fake = model.sample(0, COMPARED)
     low, high = real.min(axis=0), real.max(axis=0)
     margin = 0.25 * (high - low)

@@ -278,7 +278,7 @@ def _surfaces(scale: Scale) -> dict[str, Values]:
 def _surface(job: Values) -> Values:
     fitted = _fitted(job)
     critic = fitted.critic
-    real = fitted.data.some(400, heldout=True)
+    real = fitted.data.sample(400, heldout=True)
     low, high = real.min(axis=0), real.max(axis=0)
     margin = 0.3 * (high - low)
 
@@ -333,7 +333,7 @@ def _layer(job: Values) -> Values:
     )
     data = load_data(config.data)
     state = _trained(config, data)
-    real = torch.from_numpy(data.some(256, heldout=True))
+    real = torch.from_numpy(data.sample(256, heldout=True))
     z = torch.from_numpy(latents(0, 0, len(real), config.generator.latent_size))
     with torch.no_grad():
         fake = state.ema.eval()(z)

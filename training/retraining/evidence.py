@@ -68,12 +68,12 @@ class Evidence:
     @cached_property
     def real(self) -> Array:
         """Held-out items as points ``(n, D)``."""
-        return self._points(self.judged.some(self.n, heldout=True))
+        return self._points(self.judged.sample(self.n, heldout=True))
 
     @cached_property
     def training(self) -> Array:
         """Training items as points ``(N, D)``."""
-        return self._points(self.data.some(MAX_TRAINING_ITEMS, heldout=False))
+        return self._points(self.data.sample(MAX_TRAINING_ITEMS, heldout=False))
 
     @cached_property
     def fake(self) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 Array = np.ndarray
 DIGEST_BYTES = 16
 AT_ONCE = 1024
-"""Items hashed between two releases of memory."""
+"""Items read between two releases of memory."""
 
 
 def cache_folder() -> Path:
@@ -26,11 +26,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wgan-foundry"
 
 
-def take(items: Array, places: Array) -> Array:
-    """Copy some items, and give back the memory that reading them from a map has taken."""
-    rows = items[places]
+def items_at(items: Array, indices: Array) -> Array:
+    """Copy the items at ``indices``, and free the memory that reading them from a map has taken."""
+    copies = items[indices]
     release(items)
-    return rows
+    return copies
 
 
 def release(items: Array) -> None:

@@ -13,19 +13,22 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 
+from models.config import DataConfig
 from models.errors import DataError
 from models.images import decode_image, fit, on_white
+from training.data.raw import RawData
 from training.data.sources.cache import AT_ONCE, DIGEST_BYTES, cache_folder, item_digests, release
 from training.data.sources.files import Location, content_key, read_images
 
 Array = np.ndarray
 LAYOUT = 1
-"""Of the cached files and of how images are decoded: a new number leaves older ones unused."""
-NAMED_AT_MOST = 3
+"""Version of the cached files and of the decoding: a new number leaves older files unused."""
+MAX_EXAMPLES = 3
+"""Broken images named in an error message."""
 
 
-class ImageSet(NamedTuple):
-    """Decoded images."""
+class DecodedImages(NamedTuple):
+    """The content of one folder of the cache."""
 
     items: Array
     """uint8 ``(N, H, W, C)``, a memory map; C is 1 if every image is grey, else 3"""
@@ -39,40 +42,44 @@ class ImageSet(NamedTuple):
     """what is wrong with each image that could not be decoded, its name first"""
 
 
-def load_images(location: Location, size: int | None, max_broken_fraction: float) -> ImageSet:
+def load_images(location: Location, config: DataConfig) -> RawData:
     """Read the images of a folder or archive, from the cache if they were decoded before.
 
-    The cache is keyed by the content of the files, so a changed file is never missed.
-
-    Args:
-        location: of the folder or archive.
-        size: side of the square that images are resized and cropped to; None: as they are.
-        max_broken_fraction: fail if a larger share cannot be decoded.
+    The cache is keyed by the content of the files, so a changed file is never missed. With
+    ``config.size`` each image is resized and cropped to a square of that many pixels a side.
 
     Raises:
-        DataError: no images, images of mixed shapes without a size, too many broken ones, or
-            the place cannot be read.
+        DataError: no images, images of mixed shapes without a size, a larger share of broken ones
+            than ``config.max_broken_fraction``, or the location cannot be read.
     """
-    key = f"{content_key(location)}-{size or 'asis'}-{LAYOUT}-pillow{PIL.__version__}"
+    key = f"{content_key(location)}-{config.size or 'asis'}-{LAYOUT}-pillow{PIL.__version__}"
     folder = cache_folder() / "images" / key
-    found = _open(folder)
-    if found is None:
-        _build(folder, location, size)
-        found = _open(folder)
-    if found is None:
+    decoded = _open(folder)
+    if decoded is None:
+        _build(folder, location, config.size)
+        decoded = _open(folder)
+    if decoded is None:
         raise DataError(f"{folder}: cannot be used as a cache; set WGAN_CACHE to another folder")
-    total = len(found.items) + len(found.skipped)
-    if len(found.skipped) > max_broken_fraction * total:
-        some = "; ".join(found.skipped[:NAMED_AT_MOST])
+    total = len(decoded.items) + len(decoded.skipped)
+    if len(decoded.skipped) > config.max_broken_fraction * total:
+        examples = "; ".join(decoded.skipped[:MAX_EXAMPLES])
         raise DataError(
-            f"{location.source}: {len(found.skipped)} of {total} images are broken, a larger share "
-            f"than data.max_broken_fraction = {max_broken_fraction:g} (such as {some}); repair or "
-            "remove them, or set a larger share"
+            f"{location.source}: {len(decoded.skipped)} of {total} images are broken, a larger "
+            f"share than data.max_broken_fraction = {config.max_broken_fraction:g} (such as "
+            f"{examples}); repair or remove them, or set a larger share"
         )
-    return found
+    return RawData(
+        decoded.items,
+        location.name,
+        location.source,
+        labels=decoded.labels,
+        classes=tuple(decoded.classes),
+        digests=decoded.digests,
+        problems=tuple(decoded.skipped),
+    )
 
 
-def _open(folder: Path) -> ImageSet | None:
+def _open(folder: Path) -> DecodedImages | None:
     """The cached set, or None if there is none or it is not whole."""
     try:
         index = json.loads((folder / "index.json").read_text())
@@ -87,7 +94,7 @@ def _open(folder: Path) -> ImageSet | None:
     except (OSError, ValueError, KeyError):
         return None
     labelled = len(index["classes"]) > 0
-    return ImageSet(
+    return DecodedImages(
         items, digests, labels if labelled else None, index["classes"], index["skipped"]
     )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
+from models.config import DataConfig
 from models.errors import DataError
+from training.data.raw import RawData
 from training.data.sources.files import Location, reading
 
 Array = np.ndarray
@@ -14,28 +16,22 @@ TABLES = (".csv", ".tsv", ".parquet")
 SEPARATORS = ",;\t|"
 
 
-class Table(NamedTuple):
-    """The rows of a table."""
-
-    values: Array
-    """float64 ``(N, D)``"""
-    columns: list[str]
-
-
-def load_table(location: Location) -> Table:
+def load_table(location: Location, config: DataConfig) -> RawData:
     """Read a CSV (with a header row; separated by comma, semicolon, tab or bar) or Parquet file.
+
+    Returns:
+        The rows as float64 ``(N, D)``, with the names of the columns.
 
     Raises:
         DataError: it cannot be read, or is not a table of finite numbers; names column and row.
     """
     with reading(location.source), location.open() as file:
         frame = _read_parquet(file) if location.suffix == ".parquet" else _read_csv(file, location)
-    columns = [str(name) for name in frame.columns]
+    columns = tuple(str(name) for name in frame.columns)
     if not columns or not len(frame):
         raise DataError(f"{location.source}: has {len(frame)} rows and {len(columns)} columns")
-    return Table(
-        np.stack([_numbers(frame[c], c, location) for c in frame.columns], axis=1), columns
-    )
+    values = np.stack([_numbers(frame[c], c, location) for c in frame.columns], axis=1)
+    return RawData(values, location.name, location.source, columns=columns)
 
 
 def _read_parquet(file: IO[bytes]) -> Any:

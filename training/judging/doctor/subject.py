@@ -66,8 +66,8 @@ class Subject:
         scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
         sets, labels = {}, {}
         for name in ("heldout", "training"):
-            indices = data.places(count, heldout=name == "heldout")[:count]
-            sets[name] = scaling.to_model(torch.from_numpy(data.take(indices)))
+            indices = data.sample_indices(count, heldout=name == "heldout")[:count]
+            sets[name] = scaling.to_model(torch.from_numpy(data.items_at(indices)))
             if config.conditional and data.labels is not None:
                 labels[name] = torch.from_numpy(data.labels[indices]).to(device)
         if labels:

@@ -1,0 +1,92 @@
+"""Batches of training items, in an order that a resumed run continues."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.data.dataset import Dataset
+from training.data.sources.cache import items_at
+
+Array = np.ndarray
+MAX_BYTES_ON_DEVICE = 2**30
+"""Data sets up to this size are kept whole in a GPU's memory."""
+BATCHES_AT_ONCE = 256
+"""Batches chosen at once: choosing builds permutations of all training items."""
+
+
+class TrainingItems:
+    """The training items by number: in a GPU's memory if they fit, else read batch by batch."""
+
+    def __init__(self, data: Dataset, device: torch.device) -> None:
+        self._items, self._device = data.items, device
+        self._indices = np.flatnonzero(~data.is_heldout)
+        fits = data.items.nbytes <= MAX_BYTES_ON_DEVICE
+        self._on_device = (
+            torch.from_numpy(data.training).to(device) if device.type == "cuda" and fits else None
+        )
+        self._labels = (
+            None if data.labels is None else torch.from_numpy(data.labels[self._indices]).to(device)
+        )
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def take(self, numbers: Array) -> Tensor:
+        """Items number ``numbers``, int64 ``(B,)``, in data units and on the device."""
+        if self._on_device is not None:
+            return self._on_device[torch.from_numpy(numbers).to(self._device)]
+        return torch.from_numpy(items_at(self._items, self._indices[numbers])).to(self._device)
+
+    def labels(self, numbers: Array) -> Tensor:
+        """Labels int64 ``(B,)`` of items number ``numbers``, on the device."""
+        assert self._labels is not None, "these items have no labels"
+        return self._labels[torch.from_numpy(numbers).to(self._device)]
+
+
+def batches(seed: int, count: int, size: int, first: int) -> Iterator[Array]:
+    """Yield, without end, the numbers of the items in each batch of a run.
+
+    Args:
+        seed: the run's.
+        count: training items.
+        size: items in a batch.
+        first: batches to skip, so that a resumed run goes on where it was.
+
+    Yields:
+        int64 ``(size,)``, each below ``count``; see `batch_indices`.
+    """
+    while True:
+        numbers = batch_indices(seed, count, first * size, BATCHES_AT_ONCE * size)
+        yield from numbers.reshape(BATCHES_AT_ONCE, size)
+        first += BATCHES_AT_ONCE
+
+
+def batch_indices(seed: int, count: int, first: int, size: int) -> Array:
+    """Items number ``first`` to ``first + size`` of the endless training order.
+
+    The order is one random permutation after another, each a function of (seed, its number), so
+    a resumed run needs to remember nothing but its position.
+
+    Args:
+        seed: the run's.
+        count: training items.
+        first: position in the order.
+        size: how many items.
+
+    Returns:
+        int64 ``(size,)``, each below ``count``.
+    """
+    epochs = range(first // count, (first + size - 1) // count + 1)
+    order = np.concatenate([_permutation(seed, count, epoch) for epoch in epochs])
+    start = first - epochs[0] * count
+    return order[start : start + size]
+
+
+@functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
+def _permutation(seed: int, count: int, epoch: int) -> Array:
+    return np.random.default_rng([seed, epoch]).permutation(count)

@@ -1,0 +1,46 @@
+"""Reading a data set by its name, path or URL.
+
+To add a kind of file, write a reader (`load_table` is an example) and give it a line in `READERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from models.config import DataConfig
+from models.errors import DataError
+from training.data.builtin import BUILT_IN
+from training.data.raw import RawData
+from training.data.sources.arrays import ARRAYS, load_array
+from training.data.sources.files import ARCHIVES, Location, locate
+from training.data.sources.images import load_images
+from training.data.sources.tables import TABLES, load_table
+
+Reader = Callable[[Location, DataConfig], RawData]
+READERS: dict[str, Reader] = {
+    **dict.fromkeys(ARRAYS, load_array),
+    **dict.fromkeys(TABLES, load_table),
+    **dict.fromkeys(ARCHIVES, load_images),
+}
+"""The reader of each kind of file, by the suffix of its name. A folder is read for its images."""
+
+
+def read_source(config: DataConfig) -> RawData:
+    """Read a built-in set, or a user's own file or folder, here or behind a URL.
+
+    Raises:
+        DataError: nothing is there, or it cannot be read; one line says why.
+    """
+    source = config.source
+    if source in BUILT_IN:
+        return BUILT_IN[source]()
+    location = locate(source)
+    kind = location.kind()
+    if kind is None:
+        raise DataError(
+            f"{source}: no such file or folder, nor a built-in data set ({', '.join(BUILT_IN)})"
+        )
+    reader = load_images if kind == "folder" else READERS.get(location.suffix)
+    if reader is None:
+        raise DataError(f"{source}: not a kind of file that is read: {', '.join(READERS)}")
+    return reader(location, config)

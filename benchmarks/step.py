@@ -34,7 +34,7 @@ from models.constraints import GradientPenalty
 from models.networks import CriticConfig, Shape, build_critic, piecewise
 from models.networks.convolution import Conv2d, Head
 from training.engine.memory import keep_freed_memory
-from training.engine.stacked import Stack, StackedStep
+from training.engine.stack import Stack, StackedStep
 from training.engine.step import CriticStep, critic_loss
 
 CASES: dict[str, tuple[CriticConfig, Shape, int, int]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,11 @@ from tests.conformance import FAMILIES, data, make
 from tests.test_conformance import CONSTRAINTS
 from tests.test_step import STAY_EAGER, TOLERANCE
 from training.data.dataset import load_data
+from training.engine import stack
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.loop import train
-from training.engine.stacked import NotTogether, Stack, StackedStep, train_together
+from training.engine.stack import NotStackable, Stack, StackedStep
+from training.engine.stacked import train_together
 from training.engine.step import CriticStep
 from training.presets import build_config
 
@@ -43,9 +44,7 @@ TINY = {
 
 
 def alone(critic: nn.Module, constraint: Constraint) -> CriticStep:
-    return CriticStep(
-        "eager", critic, constraint, 100, "fp32", nullcontext(), nullcontext(), lambda line: None
-    )
+    return CriticStep("eager", critic, constraint, 100)
 
 
 def compare(constraints: list[Constraint]) -> None:
@@ -53,9 +52,9 @@ def compare(constraints: list[Constraint]) -> None:
     family = FAMILIES["mlp"]
     critics = [make(c, family, seed=k).train() for k, c in enumerate(constraints)]
     twins = [copy.deepcopy(critic) for critic in critics]
-    stack = Stack(critics)
-    ours = StackedStep(stack, constraints)
-    optimizer = torch.optim.Adam(stack.parameters, 0.01, fused=True)
+    stacked = Stack(critics)
+    ours = StackedStep(stacked, constraints)
+    optimizer = torch.optim.Adam(stacked.parameters, 0.01, fused=True)
     optimizers = [torch.optim.Adam(twin.parameters(), 0.01, fused=True) for twin in twins]
     sources = [torch.Generator() for _ in critics]
     for step in (0, 1, 4):  # with and without a lazy penalty, and with it again
@@ -87,7 +86,7 @@ def compare(constraints: list[Constraint]) -> None:
 )
 def test_stacked_critics_learn_as_each_alone(name: str) -> None:
     if name in STAY_EAGER:
-        with pytest.raises(NotTogether, match="changes gradients"):
+        with pytest.raises(NotStackable, match="changes gradients"):
             compare([CONSTRAINTS[name]] * COUNT)
     else:
         compare([CONSTRAINTS[name]] * COUNT)
@@ -101,7 +100,7 @@ def test_strengths_may_differ_and_nothing_else() -> None:
         [GradientPenalty(where="both"), GradientPenalty()],
         [LipschitzPenalty(), GradientPenalty()],
     ):
-        with pytest.raises(NotTogether, match="differ in"):
+        with pytest.raises(NotStackable, match="differ in"):
             compare(others)
 
 
@@ -123,8 +122,6 @@ def train_alone(config: Config, folder: Path) -> None:
         load_data(config.data, config.training.batch_size),
         folder,
         torch.device("cpu"),
-        lambda row: None,
-        lambda: False,
     )
 
 
@@ -178,7 +175,7 @@ def test_what_runs_began_together_one_ends_alone(tmp_path: Path) -> None:
     assert (ended.step, ended.critic_step) == (whole.step, "captured")
     (folders[2] / "step-00000003.safetensors").unlink()
     (folders[0] / "step-00000006.safetensors").unlink()
-    with pytest.raises(NotTogether, match="different steps"):
+    with pytest.raises(NotStackable, match="different steps"):
         train_together(several, dataset, folders, [look] * COUNT)
 
 
@@ -195,17 +192,13 @@ def test_runs_that_differ_or_do_not_stack_are_refused(tmp_path: Path) -> None:
         (configs("none", **{"generator.normalization": "batch"}), "batch normalisation"),
     ):
         folders = [tmp_path / str(k) for k in range(len(several))]
-        with pytest.raises(NotTogether, match=says):
+        with pytest.raises(NotStackable, match=says):
             train_together(several, dataset, folders, [look] * len(several))
         assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_stacked_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import training.engine.stacked
-
-    right = training.engine.stacked._gradients
-    monkeypatch.setattr(
-        training.engine.stacked, "_gradients", lambda *a: [0.9 * g for g in right(*a)]
-    )
-    with pytest.raises(NotTogether, match="is not right: its gradient is off by"):
+    correct = stack.gradients
+    monkeypatch.setattr(stack, "gradients", lambda *a: [0.9 * g for g in correct(*a)])
+    with pytest.raises(NotStackable, match="is not right: its gradient is off by"):
         compare([SpectralNorm()] * COUNT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -25,9 +24,7 @@ STAY_EAGER = {"weight_decay", "bjorck"}
 def step_of(
     mode: str, critic: nn.Module, constraint: Constraint, said: list[str], steps: int = 100
 ) -> CriticStep:
-    return CriticStep(
-        mode, critic, constraint, steps, "fp32", nullcontext(), nullcontext(), said.append
-    )
+    return CriticStep(mode, critic, constraint, steps, say=said.append)
 
 
 def gradients(critic: nn.Module) -> list[Tensor]:
@@ -118,14 +115,14 @@ def test_real_and_fake_in_one_forward_are_as_in_two(family: str) -> None:
     critic = make(NoConstraint(), FAMILIES[family])
     real, fake = data(FAMILIES[family])
     gap = critic(real).float().mean() - critic(fake).float().mean()
-    expected = torch.autograd.grad(-gap, list(critic.parameters()), allow_unused=True)
+    textbook = torch.autograd.grad(-gap, list(critic.parameters()), allow_unused=True)
     found = step_of("eager", critic, NoConstraint(), [])(real, fake, [], 0)
     torch.testing.assert_close(found[0], gap.detach())
-    right = [
+    expected = [
         torch.zeros_like(p) if g is None else g
-        for p, g in zip(critic.parameters(), expected, strict=True)
+        for p, g in zip(critic.parameters(), textbook, strict=True)
     ]
-    assert difference(gradients(critic), right) <= TOLERANCE
+    assert difference(gradients(critic), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("mode", ["eager", "captured"])
@@ -177,10 +174,10 @@ def test_a_wrong_capture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     capture = ours._capture
 
     def wrong(*arguments: Any) -> Any:
-        right = capture(*arguments)
+        replay_correctly = capture(*arguments)
 
         def replay(*inputs: Any) -> Any:
-            gap, loss, found = right(*inputs)
+            gap, loss, found = replay_correctly(*inputs)
             return gap, loss, [0.9 * g for g in found]
 
         return replay

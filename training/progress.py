@@ -36,5 +36,10 @@ def _is_shown() -> bool:
     return sys.stderr.isatty() and multiprocessing.parent_process() is None
 
 
-def silent(line: str) -> None:
-    """Say nothing: the default of every ``say``."""
+def silent(line: object) -> None:
+    """Say nothing: the default of every ``say``, and of every ``report``."""
+
+
+def never() -> bool:
+    """Do not stop: the default of every ``stop_requested``."""
+    return False

@@ -29,9 +29,8 @@ def problems(data: Dataset) -> list[str]:
     if twins:
         found.append(f"{twins} items are exact duplicates of others")
     if data.labels is not None:
-        found += _class_problems(
-            np.bincount(data.labels, minlength=len(card.classes)), card.classes
-        )
+        counts = np.bincount(data.labels, minlength=len(card.classes))
+        found += _class_problems(counts, card.classes)
     return found + (_image_problems(data) if card.kind == "image" else _column_problems(data))
 
 
@@ -54,10 +53,8 @@ def _image_problems(data: Dataset) -> list[str]:
         found.append(f"images are {width}x{height}: networks take sides of 8 to 128; set data.size")
     blank = 0
     for first in range(0, len(data.items), AT_ONCE):
-        images = data.items[first : first + AT_ONCE].reshape(
-            -1, height * width, data.items.shape[3]
-        )
-        blank += int((images == images[:, :1]).all(axis=(1, 2)).sum())
+        images = data.items[first : first + AT_ONCE]
+        blank += int((images == images[:, :1, :1]).all(axis=(1, 2, 3)).sum())
         release(data.items)
     if blank:
         found.append(f"{blank} images are of one colour all over")
@@ -83,12 +80,12 @@ def _column_problems(data: Dataset) -> list[str]:
                 "digits; subtract a constant"
             )
         first, median, third = np.quantile(values, [0.25, 0.5, 0.75])
-        away = np.abs(values - median)
-        far = away > FAR_RANGES * (third - first)
+        distances = np.abs(values - median)
+        far = distances > FAR_RANGES * (third - first)
         if third > first and far.any():
             found.append(
-                f"column {name!r} has {far.sum()} values over {FAR_RANGES} interquartile ranges from its "
-                f"median, such as {values[away.argmax()]:g}"
+                f"column {name!r} has {far.sum()} values over {FAR_RANGES} interquartile ranges "
+                f"from its median, such as {values[distances.argmax()]:g}"
             )
         if distinct <= FEW_VALUES:
             found.append(

@@ -1,14 +1,14 @@
 """The critic's step: its loss and gradients, eager, or captured once and then replayed.
 
-A gradient penalty's double backward is made anew in each eager step. Captured, it is one list of
-kernels; compiled, these are fused too. Both are checked against the eager step when they are made,
-for a compiler that drops a second derivative says nothing.
+An eager step builds the graph of a gradient penalty's double backward anew each time. A captured
+step is a list of kernels; a compiled one fuses them too. Both are checked against the eager step
+when they are made: a compiler that drops a second derivative gives no error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -20,34 +20,38 @@ from models.constraints import Constraint
 from models.lipschitz import CriticFunction
 from models.networks.conditional import WithLabels
 from training.engine.graphs import tidied
+from training.progress import silent
 
-Found = tuple[Tensor, Tensor, list[Tensor]]
+StepResult = tuple[Tensor, Tensor, list[Tensor]]
 """The gap, the loss, and the loss's gradient by each parameter."""
 
 STACKED = "stacked"
-"""A checkpoint's name for the critic step of runs that `engine.stacked` trains together."""
+"""The name in checkpoints of the critic step of `training.engine.stacked`."""
 WORTH_COMPILING = 2e12
-"""Floating-point operations of the convolutions of one critic forward in each of a run's critic
-steps, a number that does not depend on how busy the machine is. On a processor compiling took 31 s
-for a critic of 0.85e9 (28x28, width 64, batch 64); no GPU was measured."""
+"""On a GPU, a critic whose convolutions do more floating-point operations than this, in one forward
+for each critic step of the run, is compiled. Operations are counted, since time depends on how busy
+the machine is. On a processor compiling took 31 s for a critic of 0.85e9 operations (28x28, width
+64, batch 64); no GPU was measured."""
 TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 1e-1}
-"""How far a captured gradient may be off the eager one, relative to the longest of all
-parameters' gradients, before it is refused. Rounding alone gives 1e-5 in fp32, 2e-2 in bf16."""
+"""Largest accepted error of a captured gradient, by precision, relative to the longest of all
+parameters' gradients. Rounding alone gives 1e-5 in fp32, 2e-2 in bf16."""
+NO_CONTEXT = nullcontext()
 
 
 class CriticStep:
     """Finds the critic's loss and leaves its gradients on the parameters.
 
     Args:
-        mode: how; ``auto`` captures, which costs a second, but on a GPU compiles a convolutional
-            critic if the run is long enough to win the time back.
+        mode: ``eager``, ``captured``, ``compiled``, or ``auto``: captured, which costs a second,
+            but on a GPU compiled for a convolutional critic if the run is long enough to win the
+            time back.
         critic: as the constraint returned it.
-        constraint: whose penalty is added.
-        steps: of the critic in the whole run.
-        precision: of `training.precision`.
+        constraint: its penalty is added to the loss.
+        steps: critic steps in the whole run.
+        precision: ``training.precision``.
         autocast: entered around each forward.
         draws: entered around whatever draws random numbers.
-        say: is told, once, if a step cannot be captured.
+        say: takes one line, once, if a step cannot be captured.
     """
 
     def __init__(
@@ -56,17 +60,17 @@ class CriticStep:
         critic: nn.Module,
         constraint: Constraint,
         steps: int,
-        precision: str,
-        autocast: AbstractContextManager[Any],
-        draws: AbstractContextManager[Any],
-        say: Callable[[str], None],
+        precision: str = "fp32",
+        autocast: AbstractContextManager[Any] = NO_CONTEXT,
+        draws: AbstractContextManager[Any] = NO_CONTEXT,
+        say: Callable[[str], None] = silent,
     ) -> None:
-        self.mode = mode  # of a choice that `training.critic_step` or a checkpoint holds
+        self.mode = mode  # changed when a choice is made, and written to checkpoints
         self._critic, self._constraint, self._steps = critic, constraint, steps
         self._precision, self._autocast, self._draws, self._say = precision, autocast, draws, say
-        self._captured: dict[bool, Callable[..., Found]] = {}
+        self._captured: dict[bool, Callable[..., StepResult]] = {}
         self._parameters = dict(critic.named_parameters())
-        self._together = in_one_forward(critic)
+        self._paired = can_pair(critic)
 
     def __call__(
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int
@@ -76,7 +80,7 @@ class CriticStep:
         Args:
             real: ``(N, *shape)``, in the critic's units.
             fake: likewise, detached from the generator.
-            labels: of a conditional critic: ``(N,)`` of both, and nothing else.
+            labels: of a conditional critic, one tensor ``(N,)`` for both; else empty.
             step: critic steps done before.
 
         Returns:
@@ -87,8 +91,8 @@ class CriticStep:
         penalised = self._constraint.penalised(step)
         if penalised not in self._captured:
             return self._first(real, fake, labels, step, penalised)
-        gap, loss, gradients = self._captured[penalised](*self._state(), real, fake, list(labels))
-        for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
+        gap, loss, found = self._captured[penalised](*self._state(), real, fake, list(labels))
+        for parameter, gradient in zip(self._parameters.values(), found, strict=True):
             parameter.grad = gradient
         return gap, loss
 
@@ -110,9 +114,9 @@ class CriticStep:
         labels: Sequence[Tensor],
         step: int,
     ) -> tuple[Tensor, Tensor]:
-        together = self._together and not labels  # which come batch by batch
+        paired = self._paired and not labels  # labels repeat batch by batch, not in pairs
         with self._autocast, self._draws:
-            return critic_loss(critic, self._constraint, real, fake, step, together)
+            return critic_loss(critic, self._constraint, real, fake, step, paired)
 
     def _first(
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int, penalised: bool
@@ -123,17 +127,17 @@ class CriticStep:
             self.mode = self._choice(real, labels)
         with torch.random.fork_rng(devices):
             _, loss = self._eager(real, fake, labels, step)
-        right = [p.grad for p in self._parameters.values()]
+        expected = [p.grad for p in self._parameters.values()]
         if self.mode != "eager":
             try:
-                reason = unfit(self._critic)
+                reason = capture_obstacle(self._critic)
                 if not reason:
                     with torch.random.fork_rng(devices):
                         capture = self._capture(real, fake, labels, step)
                     with torch.random.fork_rng(devices):
-                        found = capture(*self._state(), real, fake, list(labels))
-                    reason = difference(found, loss, right, TOLERANCE[self._precision])
-            except Exception as error:  # whatever a tracer or compiler raises: eager still works
+                        result = capture(*self._state(), real, fake, list(labels))
+                    reason = mismatch(result, loss, expected, TOLERANCE[self._precision])
+            except Exception as error:  # tracers and compilers raise many kinds; eager still works
                 reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             if reason:
                 self._say(f"the critic's step stays eager, not {self.mode}: {reason}")
@@ -143,7 +147,7 @@ class CriticStep:
         return self(real, fake, labels, step)
 
     def _choice(self, real: Tensor, labels: Sequence[Tensor]) -> str:
-        if unfit(self._critic):
+        if capture_obstacle(self._critic):
             return "eager"
         convolutions = [m for m in self._critic.modules() if isinstance(m, nn.Conv2d)]
         # On a processor a compiled step is little faster than a captured one (docs/performance.md).
@@ -168,7 +172,7 @@ class CriticStep:
 
     def _capture(
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int
-    ) -> Callable[..., Found]:
+    ) -> Callable[..., StepResult]:
         names = [*self._parameters, *(name for name, _ in self._critic.named_buffers())]
 
         def function(
@@ -177,7 +181,7 @@ class CriticStep:
             real: Tensor,
             fake: Tensor,
             labels: list[Tensor],
-        ) -> Found:
+        ) -> StepResult:
             leaves = [w.detach().requires_grad_() for w in weights]
             tensors = dict(zip(names, [*leaves, *buffers], strict=True))
 
@@ -188,15 +192,8 @@ class CriticStep:
 
             with torch.enable_grad():
                 gap, loss = self._loss(critic, real, fake, labels, step)
-                gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-            return (
-                gap.detach(),
-                loss.detach(),
-                [
-                    torch.zeros_like(w) if g is None else g.contiguous()
-                    for w, g in zip(weights, gradients, strict=True)
-                ],
-            )
+                found = [g.contiguous() for g in gradients(loss, leaves)]
+            return gap.detach(), loss.detach(), found
 
         weights, buffers = self._state()
         weights = [w.detach() for w in weights]
@@ -207,16 +204,20 @@ class CriticStep:
         else:
             run = tidied(graph)
 
-        def replay(*arguments: Any) -> Found:
+        def replay(*arguments: Any) -> StepResult:
             with torch.no_grad():
-                found: Found = run(*arguments)
-                return found
+                result: StepResult = run(*arguments)
+                return result
 
         return replay
 
 
-def unfit(critic: nn.Module) -> str | None:
-    """Why a capture of a critic's step could not be right, if that is known beforehand."""
+def capture_obstacle(critic: nn.Module) -> str | None:
+    """Say why a captured step of this critic would be wrong, as far as that is known beforehand.
+
+    Returns:
+        The reason, or None.
+    """
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules()):
         return "batch normalisation changes its statistics in each forward"
     if any(p._post_accumulate_grad_hooks for p in critic.parameters()):
@@ -224,11 +225,11 @@ def unfit(critic: nn.Module) -> str | None:
     return None
 
 
-def in_one_forward(critic: nn.Module) -> bool:
-    """Whether real and fake samples may go through a critic together, in pairs.
+def can_pair(critic: nn.Module) -> bool:
+    """True if real and fake samples may go through a critic together, in pairs.
 
-    Not where a score depends on its batch, nor with dropout, which `training.engine.workers`
-    draws for batches one after the other.
+    They may not if a score depends on the rest of its batch, nor with dropout: the masks of the
+    two batches are drawn one after the other, so that `training.engine.workers` can divide them.
     """
     return not any(
         isinstance(m, nn.modules.batchnorm._BatchNorm) or (isinstance(m, nn.Dropout) and m.p > 0)
@@ -242,16 +243,25 @@ def critic_loss(
     real: Tensor,
     fake: Tensor,
     step: int,
-    together: bool,
+    paired: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The gap, mean score of real less that of fake, and the loss; scalars with their graphs.
+    """Compute what a critic step minimises: the constraint's penalty less the gap.
 
-    Both are scored in one forward if `together`, in pairs: fewer and larger kernels. What the gap
-    does not depend on, as the last bias, has a gradient of nought: exactly so in pairs, where the
-    terms of one sum are each other's negatives; Adam would make whole steps of what rounding left.
+    Args:
+        critic: samples ``(N, *shape)`` to scores ``(N,)``.
+        constraint: its penalty is added, if it has one at this step.
+        real: ``(N, *shape)``.
+        fake: ``(N, *shape)``, detached from the generator.
+        step: critic steps done before.
+        paired: score real and fake samples in one forward, with fewer and larger kernels.
+
+    Returns:
+        The gap, the mean score of real less that of fake, and the loss; scalars with their graphs.
     """
-    if together:
+    if paired:
         pairs = critic(torch.stack([real, fake], 1).flatten(0, 1)).float().reshape(-1, 2)
+        # Parameters the gap ignores (e.g. the last bias) must get exactly zero gradient, or Adam
+        # amplifies rounding noise; pairing ensures it: the terms of the gradient's sum cancel.
         gap = (pairs[:, 0] - pairs[:, 1]).mean()
     else:
         gap = critic(real).float().mean() - critic(fake).float().mean()
@@ -259,17 +269,32 @@ def critic_loss(
     return gap, -gap if penalty is None else penalty - gap
 
 
-def difference(
-    found: Found, loss: Tensor, right: list[Tensor | None], tolerance: float
+def gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """The loss's gradient by each leaf; zeros for a leaf that it does not depend on."""
+    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [torch.zeros_like(w) if g is None else g for w, g in zip(leaves, found, strict=True)]
+
+
+def mismatch(
+    result: StepResult, loss: Tensor, expected: list[Tensor | None], tolerance: float
 ) -> str | None:
-    """How a captured step differs from the eager one, if it does by more than rounding."""
-    scale = max([g.norm().item() for g in right if g is not None], default=0.0)
-    off = max(
-        (mine if its is None else mine - its).norm().item()
-        for mine, its in zip(found[2], right, strict=True)
+    """Compare a captured step with the eager one.
+
+    Args:
+        result: of the captured step.
+        loss: of the eager one.
+        expected: the eager one's gradients, None where there is none.
+        tolerance: relative error that rounding may have made.
+
+    Returns:
+        How they differ, or None.
+    """
+    _, found_loss, found = result
+    longest = max([g.norm().item() for g in expected if g is not None], default=0.0)
+    error = max(
+        (g if e is None else g - e).norm().item() for g, e in zip(found, expected, strict=True)
     )
-    if off <= tolerance * scale and abs((found[1] - loss).item()) <= tolerance * max(
-        1.0, abs(loss.item())
-    ):
+    loss_error = abs((found_loss - loss).item())
+    if error <= tolerance * longest and loss_error <= tolerance * max(1.0, abs(loss.item())):
         return None
-    return f"its gradient is off by {off:.2g}, where the longest is {scale:.2g} long"
+    return f"its gradient is off by {error:.2g}, where the longest is {longest:.2g} long"

@@ -7,7 +7,6 @@ for the whole batch and divided with it, and gradients are averaged, whatever ma
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +15,16 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn  # before `join`, which says why
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from models.errors import ConfigError
+from training.engine.draws import Draw, RandomCalls, Shape
 
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Workers:
-    """One process's view of all; the default is a process alone."""
+    """One of the processes that train a model together; by default the only one."""
 
     rank: int = 0
     count: int = 1
@@ -34,7 +32,7 @@ class Workers:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes, judges and registers."""
+        """True in the one process that writes, judges and registers."""
         return self.rank == 0
 
     def rows(self, batch_size: int) -> slice:
@@ -52,7 +50,7 @@ class Workers:
         return slice(self.rank * share, (self.rank + 1) * share)
 
     def draws(self, batch_size: int) -> AbstractContextManager[Any]:
-        """Within it, random numbers for this process's rows are its part of the whole batch's."""
+        """Make a context in which random numbers are this process's part of the whole batch's."""
         if self.count == 1:
             return nullcontext()
         return _DividedDraws(self.rows(batch_size), batch_size)
@@ -76,8 +74,8 @@ class Workers:
     def average_gradients(self, network: nn.Module) -> None:
         """Replace each gradient by its mean over processes: one exchange, of one flat buffer.
 
-        After the backward and not during it, as hooks on parameters would be: it does not matter
-        then how often a penalty's graph visits a parameter.
+        It comes after the backward, not in hooks on parameters during it: then it does not matter
+        how often a penalty's graph visits a parameter.
         """
         if self.count == 1:
             return
@@ -90,7 +88,7 @@ class Workers:
             gradient.copy_(part.view_as(gradient))
 
     def mean(self, value: Tensor) -> Tensor:
-        """Mean of a scalar over processes."""
+        """Average a scalar over processes."""
         if self.count == 1:
             return value
         total = value.detach().clone()
@@ -98,7 +96,7 @@ class Workers:
         return total / self.count
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Ask if the flag is true in any process."""
         if self.count == 1:
             return flag
         flags = torch.tensor([flag], dtype=torch.int32, device=self.device)
@@ -106,12 +104,12 @@ class Workers:
         return bool(flags.item())
 
     def wait(self) -> None:
-        """Until every process is here: none may leave while the main one still writes."""
+        """Wait for every process: none may leave while the main one still writes."""
         if self.count > 1:
             dist.barrier()
 
     def leave(self) -> None:
-        """No more is to be exchanged."""
+        """End the exchange with the other processes."""
         if self.count > 1:
             dist.destroy_process_group()
 
@@ -120,14 +118,14 @@ ALONE = Workers()
 
 
 def join(device_type: str) -> Workers:
-    """Meet the other processes that torchrun started, if it started this one.
+    """Connect to the other processes that torchrun started, if it started this one.
 
     Args:
         device_type: ``cpu`` or ``cuda``; of several CUDA devices, each process takes its own.
     """
-    # By now `torch.distributed.nn` must be imported, as above. Its functions take the group of
-    # that moment for their default; imported by a captured step they would keep this one alive, and
-    # its threads, if they outlive `leave`, may abort the process when the interpreter ends.
+    # `torch.distributed.nn` must be imported before, as above: the default group of its functions
+    # is that of the moment of import. Imported later, by a captured step, they would keep this
+    # group alive after `leave`, and its threads may abort the process when the interpreter ends.
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Workers(device=torch.device(device_type))
@@ -139,64 +137,24 @@ def join(device_type: str) -> Workers:
     return Workers(dist.get_rank(), count, device)
 
 
-class _DividedDraws(TorchFunctionMode):
+class _DividedDraws(RandomCalls):
     """Draws for every process's rows, in one process's order, and keeps its own.
 
     The first axis may be several batches long, as for real and fake samples together.
     """
+
+    over = "processes"
 
     def __init__(self, rows: slice, batch_size: int) -> None:
         super().__init__()
         self.rows = rows
         self.batch_size = batch_size
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (torch.rand, torch.randn):
-            shape = kwargs.pop("size", None) or args
-            shape = shape[0] if isinstance(shape[0], tuple | list | torch.Size) else shape
-            return self._own(lambda size: func(size, **kwargs), tuple(shape))
-        if func in (torch.rand_like, torch.randn_like):
-            like = args[0]
-            plain = torch.rand if func is torch.rand_like else torch.randn
-            of = {"dtype": like.dtype, "device": like.device, **kwargs}
-            return self._own(lambda size: plain(size, **of), like.shape)
-        if func in (torch.Tensor.uniform_, torch.Tensor.normal_):
-            x, *rest = args
-            drawn = self._own(lambda size: func(x.new_empty(size), *rest, **kwargs), x.shape)
-            return x.copy_(drawn)
-        if func is F.dropout:
-            x, *rest = args
-            mask = self._own(lambda size: func(x.new_ones(size), *rest, **kwargs), x.shape)
-            return x * mask
-        if func in _INDIVISIBLE:
-            raise RuntimeError(f"{func.__name__} cannot be divided over processes; draw otherwise")
-        return func(*args, **kwargs)
-
-    def _own(self, draw: Callable[[tuple[int, ...]], Tensor], shape: tuple[int, ...]) -> Tensor:
+    def drawn(self, shape: Shape, draw: Draw) -> Tensor:
+        """Draw for all processes, and keep this one's rows."""
         share = self.rows.stop - self.rows.start
         batches, rest = divmod(shape[0], share)
         if rest:
             raise RuntimeError(f"a draw of {shape[0]} rows is no multiple of the batch's {share}")
-        whole = draw((batches * self.batch_size, *shape[1:]))
+        whole = draw((batches * self.batch_size, *shape[1:]), None)
         return torch.unflatten(whole, 0, (batches, self.batch_size))[:, self.rows].flatten(0, 1)
-
-
-_INDIVISIBLE = {
-    torch.normal,
-    torch.bernoulli,
-    torch.multinomial,
-    torch.randint,
-    torch.randint_like,
-    torch.randperm,
-    torch.Tensor.bernoulli_,
-    torch.Tensor.exponential_,
-    torch.Tensor.random_,
-    F.alpha_dropout,
-    F.dropout1d,
-    F.dropout2d,
-    F.dropout3d,
-    F.feature_alpha_dropout,
-}

@@ -26,7 +26,8 @@ from models.sampling import Scaling, latents
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import Row, train
-from training.engine.stacked import NotTogether, train_together
+from training.engine.stack import NotStackable
+from training.engine.stacked import train_together
 from training.judging.extractors import FeatureExtractor, choose_extractor
 from training.judging.histogram import histogram
 from training.judging.metrics import kernel_distance, sliced_wasserstein_1, wasserstein_1
@@ -321,7 +322,7 @@ def train_group(group: Group) -> str | None:
     ]
     try:
         train_together(configs, data, [folder / CHECKPOINTS for folder in folders], watches)
-    except NotTogether as error:
+    except NotStackable as error:
         return str(error)
     return None
 

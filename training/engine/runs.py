@@ -1,0 +1,176 @@
+"""A run while it trains: its networks and optimisers, its history, its checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.config import Config
+from models.networks import build_networks
+from training.data.dataset import Dataset
+from training.engine.checkpoint import (
+    CheckpointError,
+    TrainingState,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from training.engine.optimisers import make_optimizer
+from training.engine.step import STACKED
+from training.engine.workers import ALONE, Workers
+
+Row = dict[str, float]
+"""One line of the history: step, critic_gap, critic_loss, gradient_norm, samples_per_second."""
+Watch = Callable[[int, TrainingState], None]
+"""Called with the generator steps done and the networks, which it must not change."""
+
+
+class Diverged(Exception):
+    """Training went to NaN, infinity or beyond all bounds; the last good checkpoint is kept."""
+
+
+@dataclass
+class TrainingRun:
+    """What one run has, alone or in a stack of runs."""
+
+    config: Config
+    folder: Path
+    """Holds the checkpoints."""
+    state: TrainingState
+    history: list[Row]
+    step: int
+    """Generator steps done."""
+    critic_step: str
+    """How the critic's step is made; a value of ``training.critic_step``."""
+
+    def start_clock(self) -> None:
+        """Measure ``samples_per_second`` from now on."""
+        self._started, self._first_step = time.perf_counter(), self.step
+
+    @property
+    def is_finished(self) -> bool:
+        """True when all steps are done."""
+        return self.step == self.config.training.steps
+
+    def is_due(self, every: int) -> bool:
+        """True at each ``every``-th step, and at the last."""
+        return self.is_finished or self.step % every == 0
+
+    def require_sane(self, gap: float) -> None:
+        """Check that training goes on well.
+
+        Raises:
+            Diverged: the gap is beyond ``training.divergence_gap``, or a tensor is not finite.
+        """
+        broken = [name for name, t in self.state.tensors().items() if not torch.isfinite(t).all()]
+        bound = self.config.training.divergence_gap
+        if math.isfinite(gap) and abs(gap) <= bound and not broken:
+            return
+        message = f"diverged by step {self.step}: the critic gap is {gap:.4g}"
+        if self.history:
+            last = self.history[-1]
+            message += f"; it was {last['critic_gap']:.4g} at step {int(last['step'])}"
+        if broken:
+            message += f"; not finite: {', '.join(broken[:3])}{', ...' if broken[3:] else ''}"
+        raise Diverged(
+            f"{message}. Lower training.learning_rate, or constrain the critic more "
+            f"(constraint.*). Last good checkpoint: {newest_checkpoint(self.folder) or 'none yet'}"
+        )
+
+    def log(self, gap: float, loss: float, gradient_norm: float) -> Row:
+        """Add a row to the history, and return it."""
+        settings = self.config.training
+        critic_steps = (self.step - self._first_step) * settings.num_critic_steps
+        seconds = time.perf_counter() - self._started
+        row = {
+            "step": self.step,
+            "critic_gap": gap,
+            "critic_loss": loss,
+            "gradient_norm": gradient_norm,
+            "samples_per_second": critic_steps * settings.batch_size / seconds,
+        }
+        self.history.append(row)
+        return row
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(
+            self.folder, self.step, self.config, self.history, self.state, self.critic_step
+        )
+
+
+def begin(
+    config: Config,
+    data: Dataset,
+    folder: Path,
+    device: torch.device,
+    checkpoint: Path | None,
+    workers: Workers = ALONE,
+) -> TrainingRun:
+    """Make new networks and optimisers, or restore those of a checkpoint.
+
+    Args:
+        config: the run's.
+        data: what to train on.
+        folder: for checkpoints.
+        device: where to train.
+        checkpoint: the file to go on from; None for a new run.
+        workers: the processes that train together.
+
+    Raises:
+        CheckpointError: it is broken or belongs to another configuration.
+    """
+    settings = config.training
+    torch.manual_seed(step_seed(settings.seed, -1))
+    generator, critic = build_networks(config, data.card.shape, len(data.card.classes))
+    generator, critic = (workers.prepare(network.to(device)) for network in (generator, critic))
+    state = TrainingState(
+        generator,
+        critic,
+        copy.deepcopy(generator).requires_grad_(False),
+        make_optimizer(settings, generator.parameters()),
+        make_optimizer(settings, critic.parameters()),
+    )
+    if checkpoint is None:
+        return TrainingRun(config, folder, state, [], 0, settings.critic_step)
+    saved = load_checkpoint(checkpoint)
+    _require_same(config, saved.config, checkpoint)
+    state.restore(saved.tensors)
+    # A run that began in a stack may be finished alone.
+    mode = settings.critic_step if saved.critic_step == STACKED else saved.critic_step
+    return TrainingRun(config, folder, state, saved.history, saved.step, mode)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of a step's random numbers; that of the networks' initial weights is step -1."""
+    # Hashed, since torch's CPU generator makes related streams of neighbouring seeds, and only
+    # looks at 32 bits.
+    digest = hashlib.blake2b(f"{seed} {step}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _require_same(config: Config, saved: dict[str, object], checkpoint: Path) -> None:
+    now = config.model_dump(mode="json")
+    differing = [
+        f"{section}.{key}" if isinstance(now[section], dict) else section
+        for section in now
+        for key in (now[section] if isinstance(now[section], dict) else [""])
+        if _setting(now, section, key) != _setting(saved, section, key)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{checkpoint}: was made with another {', '.join(differing)}; resume with the same "
+            "configuration, or start anew with another --out"
+        )
+
+
+def _setting(values: dict[str, object], section: str, key: str) -> object:
+    value = values.get(section)
+    return value.get(key) if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""`training` and `service` meet only at the artifact: each may import `models`, never the other."""
+"""Directions of imports: between the packages, and between the rooms of `training`."""
 
 import ast
 import subprocess
@@ -13,18 +13,54 @@ ALLOWED = {
     "training": {"models", "training"},
     "service": {"models", "service"},
 }
+ROOMS = [
+    {"progress"},
+    {"data"},
+    {"engine"},
+    {"judging"},
+    {"reporting"},
+    {"run", "presets", "tracking"},
+    {"retraining", "lab"},
+]
+"""The rooms of `training`, lowest first. A room imports lower ones, and `run`, `presets` and
+`tracking` each other; `retraining` and `lab` know nothing of each other."""
+PEERS = {"run", "presets", "tracking"}
+OUTSIDE = {"torchrun"}
+"""Modules of `training` that import nothing of it, and that nothing imports."""
+TO_MEND = {("judging", "reporting")}
+"""Imports of a higher room that are still there."""
 TRAINING_ONLY = {"ot", "sklearn", "scipy", "training"}
 
 
-def imported(source: str) -> set[str]:
+def imported_modules(source: str) -> set[str]:
+    """Every module that a file's text imports, inside functions too."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports would hide a direction"
-            found.add(str(node.module).split(".")[0])
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
+
+
+def imported(source: str) -> set[str]:
+    return {module.split(".")[0] for module in imported_modules(source)}
+
+
+def imported_rooms(source: str) -> set[str]:
+    """The rooms of `training` that a file's text imports."""
+    parts = [module.split(".") for module in imported_modules(source)]
+    return {names[1] for names in parts if names[0] == "training" and len(names) > 1}
+
+
+def may_import(room: str) -> set[str]:
+    lower, own = set[str](), {room}
+    for level in ROOMS:
+        if room in level:
+            return lower | (PEERS if room in PEERS else own)
+        lower |= level
+    raise AssertionError(f"training/{room} has no place in ROOMS")
 
 
 @pytest.mark.parametrize("package", ALLOWED)
@@ -34,6 +70,35 @@ def test_import_directions(package: str) -> None:
     for file in files:
         ours = imported(file.read_text()) & {"models", "training", "service", "wgan_cli", "tests"}
         assert ours <= ALLOWED[package], f"{file} imports {ours - ALLOWED[package]}"
+
+
+def test_rooms_of_training_import_only_lower_ones() -> None:
+    seen = set()
+    for file in (ROOT / "training").rglob("*.py"):
+        room = file.relative_to(ROOT / "training").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        allowed = set() if room in OUTSIDE else may_import(room)
+        allowed |= {higher for lower, higher in TO_MEND if lower == room}
+        wrong = imported_rooms(file.read_text()) - allowed
+        assert not wrong, f"{file} imports training.{', training.'.join(sorted(wrong))}"
+        seen.add(room)
+    assert seen == set.union(*ROOMS, OUTSIDE)
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "wrong"),
+    [
+        ("data", "from training.reporting.card import marginals", {"reporting"}),
+        ("engine", "def f():\n    import training.judging.evaluate", {"judging"}),
+        ("retraining", "from training import lab", {"lab"}),
+        ("lab", "from training.data import dataset", set()),
+        ("run", "from training.tracking import record", set()),
+        ("progress", "from training.data.dataset import Dataset", {"data"}),
+    ],
+)
+def test_the_check_sees_a_higher_room(room: str, source: str, wrong: set[str]) -> None:
+    assert imported_rooms(source) - may_import(room) == wrong
 
 
 def test_the_check_sees_an_import_inside_a_function() -> None:

@@ -209,8 +209,7 @@ def train_here(
         data,
         folder,
         CPU,
-        lambda row: None,
-        lambda: next(asked) == stop_after,
+        stop_requested=lambda: next(asked) == stop_after,
     )
     return state
 

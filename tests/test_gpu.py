@@ -53,8 +53,7 @@ def run(
         data,
         folder,
         GPU,
-        lambda row: None,
-        lambda: next(asked) == stop_after,
+        stop_requested=lambda: next(asked) == stop_after,
     )
     return state
 
@@ -117,7 +116,7 @@ def test_memory_does_not_grow(kind: str, tmp_path: Path) -> None:
         allocated.append(torch.cuda.memory_allocated())
         return False
 
-    train(config, data, tmp_path, GPU, lambda row: None, look)
+    train(config, data, tmp_path, GPU, stop_requested=look)
     assert allocated[-1] <= 1.01 * allocated[9]
 
 

@@ -241,7 +241,7 @@ def test_arrays_of_floats_with_three_axes_are_sequences(tmp_path: Path) -> None:
 
 def run(data: Dataset, folder: Path, stop_after: int | None = None) -> TrainingState:
     asked = iter(range(1, 10**6))
-    # Eager, for to capture 64 steps of time takes half a minute: test_training.py resumes captures.
+    # Eager: capturing 64 time steps takes half a minute, and test_training.py resumes captures.
     training = {"steps": 5, "critic_step": "eager"}
     config = tiny_config("sequence", generator={"latent_size": 32}, training=training)
     state, _ = train(
@@ -249,8 +249,7 @@ def run(data: Dataset, folder: Path, stop_after: int | None = None) -> TrainingS
         data,
         folder,
         torch.device("cpu"),
-        lambda row: None,
-        lambda: next(asked) == stop_after,
+        stop_requested=lambda: next(asked) == stop_after,
     )
     return state
 

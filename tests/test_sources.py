@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -434,6 +435,25 @@ def test_bad_parquet_is_refused(tmp_path: Path) -> None:
     gap.to_parquet(tmp_path / "gap.parquet")
     with pytest.raises(DataError, match="'children' is empty in row 4"):
         load(tmp_path / "gap.parquet")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_shown_on_a_terminal_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = to_folder({f"{i}.png": encoded(p) for i, p in enumerate(photos(200))}, tmp_path / "s")
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    load(folder)
+    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "another"))
+    monkeypatch.setattr("sys.stderr", Terminal())
+    load(folder)
+    for what in ("reading images", "decoding images", "hashing items"):
+        assert what in sys.stderr.getvalue()  # type: ignore[attr-defined]
 
 
 def test_unknown_kinds_are_refused(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def run(
     config: Config, data: Dataset, folder: Path, stop_after: int | None = None
 ) -> TrainingState:
     asked = iter(range(1, 10**6))
-    state, _ = train(config, data, folder, CPU, lambda row: None, lambda: next(asked) == stop_after)
+    state, _ = train(config, data, folder, CPU, stop_requested=lambda: next(asked) == stop_after)
     return state
 
 

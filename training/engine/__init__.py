@@ -1,1 +1,1 @@
-"""The training engine: the loop, the critic's step, checkpoints, several processes."""
+"""The training engine. Read `loop` first, then `step` and `runs`; `stacked` repeats `loop`."""

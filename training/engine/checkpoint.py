@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, which is there whole or not at all."""
+"""Checkpoints: one safetensors file each, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from models.config import Config
 from models.errors import UserError
 
-KEPT = 2
-"""Checkpoints kept: the newest and the one before it."""
+CHECKPOINTS_KEPT = 2
+"""The newest and the one before it."""
 
 
 class CheckpointError(UserError):
@@ -25,7 +25,7 @@ class CheckpointError(UserError):
 
 
 class TrainingState(NamedTuple):
-    """All that changes while training, apart from the step and the history."""
+    """Everything that training changes, apart from the step and the history."""
 
     generator: nn.Module
     critic: nn.Module
@@ -45,7 +45,7 @@ class TrainingState(NamedTuple):
         return {name: t.detach().cpu().contiguous() for name, t in found.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over tensors that `tensors` gave."""
+        """Load tensors that `tensors` returned."""
         for part, value in self._asdict().items():
             prefix = f"{part}."
             own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
@@ -69,7 +69,7 @@ class Checkpoint(NamedTuple):
     history: list[dict[str, float]]
     tensors: dict[str, Tensor]
     critic_step: str
-    """How the critic's step was made; a resumed run goes on with it."""
+    """The mode of the critic's step; a resumed run keeps it."""
 
 
 def save_checkpoint(
@@ -94,7 +94,7 @@ def save_checkpoint(
     with new.open("rb") as file:
         os.fsync(file.fileno())  # or a crash of the machine could leave the name without content
     os.replace(new, path)
-    for old in _checkpoints(folder)[:-KEPT]:
+    for old in _checkpoints(folder)[:-CHECKPOINTS_KEPT]:
         old.unlink()
     return path
 
@@ -106,7 +106,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def common_checkpoint(folders: Sequence[Path]) -> list[Path | None]:
-    """The newest checkpoints, a folder each, that are of one step; None each if there are none.
+    """Find the newest step that has a checkpoint in every folder.
+
+    Returns:
+        That step's checkpoint in each folder; None for each if no folder has any.
 
     Raises:
         LookupError: some have checkpoints, but of no step that all have.

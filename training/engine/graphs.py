@@ -1,4 +1,4 @@
-"""What a traced step does without: copies that it has, and memory for what could be overwritten."""
+"""Simpler graphs of traced steps: no repeated kernels, and results written over dead inputs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _INTO_GRADIENT = {
 
 
 def tidied(graph: GraphModule) -> GraphModule:
-    """Give a graph of `make_fx` fewer kernels; it is changed, and its results are not.
+    """Give a graph of `make_fx` fewer kernels, in place; its results keep every bit.
 
-    What follows from the same operands is found once: a weight's copies in another layout or
-    precision serve every forward and backward. Activations and their gradients overwrite the maps
-    that they alone read. What nobody reads is dropped, as are views that change nothing.
+    A kernel with the same operands runs once: a weight's copy in another layout or precision
+    serves every forward and backward. Activations and their gradients overwrite the maps that they
+    alone read. Results that nobody reads are dropped, as are views that change nothing.
     """
     nodes = graph.graph
     for node in nodes.nodes:
@@ -44,10 +44,11 @@ def tidied(graph: GraphModule) -> GraphModule:
 
 
 def _merge(nodes: Graph) -> None:
-    """Find once what follows from the same operands.
+    """Run a kernel once for all nodes that apply it to the same operands.
 
-    Not random numbers, nor what is written or returned: equal tensors are then not the same.
-    Torch has such a function too; it loads a compiler, for which these graphs pay too little.
+    Random numbers are left alone, as is what is written to or returned: there, equal tensors must
+    not share memory. Torch has such a function too, but it loads a compiler, which costs more than
+    these graphs gain.
     """
     returned = nodes.output_node().all_input_nodes
     written = [x for node in nodes.nodes if _writes(node) for x in node.all_input_nodes]
@@ -62,19 +63,19 @@ def _merge(nodes: Graph) -> None:
             and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
             and node not in kept
         ):
-            found = first.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
-            if found is not node:
-                node.replace_all_uses_with(found)
+            earlier = first.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)
+            if earlier is not node:
+                node.replace_all_uses_with(earlier)
                 nodes.erase_node(node)
 
 
 def _changes_nothing(node: Node) -> bool:
-    return node.target is aten.view.default and _lie_alike(node, cast(Node, node.args[0]))
+    return node.target is aten.view.default and _same_layout(node, cast(Node, node.args[0]))
 
 
-def _lie_alike(a: Node, b: Node) -> bool:
-    mine, its = ((x.shape, x.stride(), x.dtype) for x in (a.meta["val"], b.meta["val"]))
-    return bool(mine == its)
+def _same_layout(a: Node, b: Node) -> bool:
+    one, other = ((x.shape, x.stride(), x.dtype) for x in (a.meta["val"], b.meta["val"]))
+    return bool(one == other)
 
 
 def _writes(node: Node) -> bool:
@@ -82,7 +83,7 @@ def _writes(node: Node) -> bool:
 
 
 def _is_view(node: Node) -> bool:
-    """Whether it shares the memory of its first argument. Of several results each has its own."""
+    """True if a node shares its first argument's memory; several results have memory each."""
     if node.target is operator.getitem:
         return _is_view(cast(Node, node.args[0]))
     return node.target is aten._unsafe_view.default or (
@@ -98,9 +99,9 @@ def _owner(node: Node) -> Node:
 
 
 def _can_overwrite(node: Node) -> bool:
-    """Whether a result would lie as the first argument does, which nothing else reads."""
+    """True if nothing else reads the first argument, and the result has the same layout."""
     memory = cast(Node, node.args[0])
-    if not _lie_alike(node, memory):
+    if not _same_layout(node, memory):
         return False
     while len(memory.users) == 1 and _is_view(memory):
         memory = cast(Node, memory.args[0])

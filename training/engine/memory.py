@@ -1,4 +1,4 @@
-"""Freed memory that stays with the process: each step asks for the same again."""
+"""Keeping freed memory in the process, since each step asks for the same again."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 _LARGE = 2**30
-"""Bytes: what is larger, such as a data set, goes back to the system when it is freed."""
+"""Bytes: larger blocks, such as a data set, go back to the system when they are freed."""
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's allocator keep what is freed, for as long as the process lives.
+    """Make glibc's allocator keep what is freed, for as long as the process lives.
 
-    By default it gives large blocks back, and the system clears and maps their pages again at the
-    next step, one page fault for each 4 KiB: a tenth of a convolutional critic's step, and more
-    where neighbours are busy. Elsewhere nothing is done.
+    By default it returns large blocks to the system, which clears and maps their pages again at
+    the next step, one page fault for each 4 KiB: a tenth of the time of a convolutional critic's
+    step, and more on a busy machine. With other allocators nothing changes.
     """
     if sys.platform != "linux":
         return

@@ -42,9 +42,9 @@ class CriticStep:
     """Finds the critic's loss and leaves its gradients on the parameters.
 
     Args:
-        mode: ``eager``, ``captured``, ``compiled``, or ``auto``: captured, which costs a second,
-            but on a GPU compiled for a convolutional critic if the run is long enough to win the
-            time back.
+        mode: ``eager``, ``captured``, ``compiled`` or ``auto``. The last is captured, which costs a
+            second; but a convolutional critic on a GPU is compiled if the run is long enough to
+            win that time back, and else eager.
         critic: as the constraint returned it.
         constraint: its penalty is added to the loss.
         steps: critic steps in the whole run.

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from training.progress import track
+
 Array = np.ndarray
 DIGEST_BYTES = 16
 AT_ONCE = 1024
@@ -46,7 +48,7 @@ def release(items: Array) -> None:
 def item_digests(items: Array) -> Array:
     """Hash each item's bytes (BLAKE2b): uint8 ``(N, 16)``."""
     digests = np.empty((len(items), DIGEST_BYTES), np.uint8)
-    for i, item in enumerate(items.view(np.ndarray)):
+    for i, item in enumerate(track(items.view(np.ndarray), "hashing items")):
         digest = hashlib.blake2b(item.tobytes(), digest_size=DIGEST_BYTES).digest()
         digests[i] = np.frombuffer(digest, np.uint8)
         if i % AT_ONCE == 0:

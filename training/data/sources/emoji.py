@@ -21,14 +21,15 @@ import PIL
 from models.errors import DataError
 from models.images import decode_image, fit, on_white
 from training.data.sources.cache import cache_folder
+from training.progress import phase
 
 Array = np.ndarray
 PACKAGE = "fonts-noto-color-emoji"
 FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 SIDE = 32
 LAYOUT = 1
-"""Of the cached file: a new number leaves older ones unused."""
-CLOSE = 0.06
+"""Version of the cached file: a new number leaves older ones unused."""
+MAX_VARIANT_DISTANCE = 0.06
 """Root mean square difference of pixels, as a fraction of 255, below which two are variants."""
 
 # Code points by which variants of one emoji differ (Unicode Technical Standard 51).
@@ -119,7 +120,7 @@ def _groups(sequences: Sequence[tuple[int, ...]], items: Array) -> list[str]:
     pixels = items.reshape(len(items), -1).astype(np.float32) / 255
     squares = (pixels**2).sum(axis=1)
     mean_square = (squares[:, None] + squares - 2 * pixels @ pixels.T) / pixels.shape[1]
-    rows, columns = np.nonzero(mean_square < CLOSE**2)
+    rows, columns = np.nonzero(mean_square < MAX_VARIANT_DISTANCE**2)
     rows = np.concatenate([rows, np.arange(len(items))])
     columns = np.concatenate([columns, same])
     links = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(items), len(items)))
@@ -129,7 +130,7 @@ def _groups(sequences: Sequence[tuple[int, ...]], items: Array) -> list[str]:
 
 
 def _common(codes: tuple[int, ...]) -> tuple[int, ...]:
-    """What the variants of one emoji have in common."""
+    """Keep the code points that the variants of one emoji have in common."""
     return tuple(PERSON if code in PEOPLE else code for code in codes if code not in DROPPED)
 
 
@@ -172,7 +173,8 @@ def _fetch(font: Path) -> None:
     """Download the package as a user may, without installing it, and keep its font."""
     font.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=font.parent) as folder:
-        _call("apt-get", "--quiet", "download", PACKAGE, cwd=folder)
+        with phase(f"downloading {PACKAGE}"):
+            _call("apt-get", "--quiet", "download", PACKAGE, cwd=folder)
         (package,) = Path(folder).glob("*.deb")
         _call("dpkg-deb", "-x", str(package), folder, cwd=folder)
         os.replace(Path(folder) / FONT, font)

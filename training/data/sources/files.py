@@ -14,11 +14,12 @@ from typing import IO, Any, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
 from models.errors import DataError
+from training.progress import track
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 2**26
-"""Of one image file: a small archive may unpack to far more."""
+"""Limit for one image file: a small archive may unpack to far more."""
 FETCHED_AT_ONCE = 64
 """Objects of a remote folder that are fetched together, since each alone waits for the network."""
 
@@ -27,13 +28,13 @@ class Location(NamedTuple):
     """A file or folder; `fs` is fsspec's file system, or None for this machine's."""
 
     source: str
-    """As the user wrote it."""
+    """The path or URL as the user wrote it."""
     path: str
     fs: Any
 
     @property
     def suffix(self) -> str:
-        """What the name says of the format, in lower case, such as ``.tar.gz``."""
+        """The end of the name that tells the format, in lower case, such as ``.tar.gz``."""
         path = PurePosixPath(self.path.lower())
         return next((s for s in ARCHIVES if path.name.endswith(s)), path.suffix)
 
@@ -44,7 +45,7 @@ class Location(NamedTuple):
         return name[: len(name) - len(self.suffix)] or name
 
     def kind(self) -> Literal["file", "folder"] | None:
-        """What is there; None for nothing.
+        """Find out what is there; None for nothing.
 
         Raises:
             DataError: access is denied, or the server does not answer.
@@ -112,7 +113,7 @@ def _reason(error: Exception) -> str:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file is taken for an image: by its suffix, unless it is hidden."""
+    """True for a file that is taken for an image: by its suffix, unless it is hidden."""
     return name.lower().endswith(IMAGES) and not any(
         part.startswith((".", "__MACOSX")) for part in name.split("/")
     )
@@ -132,7 +133,7 @@ def content_key(location: Location) -> str:
                 return hashlib.sha256(etag.encode()).hexdigest()
             with location.open() as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        for name, content in _etags(location) or read_images(location):
+        for name, content in _etags(location) or track(read_images(location), "reading images"):
             key.update(f"{len(name.encode())} {name} {len(content)} ".encode())
             key.update(content)
     return key.hexdigest()
@@ -176,9 +177,9 @@ def read_images(location: Location) -> Iterator[tuple[str, bytes]]:
             found = _remote_images(location)
             names = list(found)
             for first in range(0, len(names), FETCHED_AT_ONCE):
-                some = names[first : first + FETCHED_AT_ONCE]
-                contents = location.fs.cat([found[name]["name"] for name in some])
-                for name in some:
+                fetched = names[first : first + FETCHED_AT_ONCE]
+                contents = location.fs.cat([found[name]["name"] for name in fetched])
+                for name in fetched:
                     yield name, contents[found[name]["name"]][:MAX_FILE_BYTES]
 
 

@@ -19,6 +19,7 @@ from models.images import decode_image, fit, on_white
 from training.data.raw import RawData
 from training.data.sources.cache import AT_ONCE, DIGEST_BYTES, cache_folder, item_digests, release
 from training.data.sources.files import Location, content_key, read_images
+from training.progress import track
 
 Array = np.ndarray
 LAYOUT = 1
@@ -114,7 +115,8 @@ def _build(folder: Path, location: Location, size: int | None) -> None:
         with (new / "items").open("wb") as out:
             shape = (0, 0, 0)
             grey = True
-            for name, pixels in _decoded(read_images(location), skipped):
+            files = track(read_images(location), "decoding images")
+            for name, pixels in _decoded(files, skipped):
                 image = pixels if size is None else fit(pixels, size, size)
                 grey = grey and image.shape[2] == 1
                 rgb = np.broadcast_to(image, (*image.shape[:2], 3))

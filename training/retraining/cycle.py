@@ -28,7 +28,7 @@ from models.record import DataCard
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import Interrupted, Row
 from training.engine.workers import ALONE, Workers
-from training.progress import phase
+from training.progress import phase, silent
 from training.retraining.config import RetrainConfig
 from training.retraining.evidence import (
     Evidence,
@@ -85,9 +85,9 @@ class Cycle:
 def retrain(
     settings: RetrainConfig,
     *,
-    say: Callable[[str], None],
-    report: Callable[[Row], None],
-    stop_requested: Callable[[], bool],
+    say: Callable[[str], None] = silent,
+    report: Callable[[Row], None] = lambda row: None,
+    stop_requested: Callable[[], bool] = lambda: False,
     workers: Workers = ALONE,
 ) -> Outcome:
     """Run one retraining from data to decision.
@@ -253,11 +253,11 @@ def _decide(cycle: Cycle, version: str) -> Decision:
             challenger,
             RegisteredModel(champion, cycle.model(champion)) if champion else None,
             RegisteredModel(best, cycle.model(best)) if best else None,
-            judged=cycle.judged,
-            data=cycle.data,
-            extractor=extractor,
-            loss=cycle.loss,
-            n=n,
+            cycle.judged,
+            cycle.data,
+            extractor,
+            cycle.loss,
+            n,
         )
         with phase("judging the challenger"):
             gates += challenger_gates(evidence, limits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -35,35 +36,26 @@ class RegisteredModel(NamedTuple):
     model: Model
 
 
+@dataclass
 class Evidence:
-    """A challenger and the champions before it, on the same held-out items.
+    """A challenger and the champions before it, on the same held-out items."""
 
-    Args:
-        challenger: the model that may be promoted.
-        champion: serves now; None: there is none.
-        best: the best champion so far, by the loss; None: there is no champion.
-        judged: its held-out items judge.
-        data: what the challenger was trained on.
-        extractor: makes the features of images; None for other data.
-        loss: name of the distance that challenger and champion are compared by.
-        n: held-out items and samples.
-    """
-
-    def __init__(
-        self,
-        challenger: Model,
-        champion: RegisteredModel | None,
-        best: RegisteredModel | None,
-        *,
-        judged: Dataset,
-        data: Dataset,
-        extractor: FeatureExtractor | None,
-        loss: str,
-        n: int,
-    ) -> None:
-        self.challenger, self.champion, self.best = challenger, champion, best
-        self.judged, self.data, self.extractor, self.n = judged, data, extractor, n
-        self.loss, self._metric = loss, distances(loss)
+    challenger: Model
+    """May be promoted."""
+    champion: RegisteredModel | None
+    """Serves now; None: there is none."""
+    best: RegisteredModel | None
+    """The best champion so far, by the loss; None: there is no champion."""
+    judged: Dataset
+    """Its held-out items judge."""
+    data: Dataset
+    """The challenger was trained on it."""
+    extractor: FeatureExtractor | None
+    """Makes the features of images; None for other data."""
+    loss: str
+    """Name of the distance that challenger and champion are compared by."""
+    n: int
+    """Held-out items and samples."""
 
     @cached_property
     def real(self) -> Array:
@@ -87,14 +79,14 @@ class Evidence:
 
     def loss_of(self, model: Model) -> Estimate:
         """Measure a model's loss on the held-out items."""
-        return measure(self._metric, self.real, self._samples(model), self.training)[self.loss]
+        samples = self._samples(model)
+        return measure(distances(self.loss), self.real, samples, self.training)[self.loss]
 
     def loss_difference(self, model: Model) -> Difference:
         """Compare the challenger's loss, which comes first, with a model's."""
-        samples = self._samples(model)
-        return compare(self._metric, self.real, self.fake, samples, level=DIFFERENCE_LEVEL)[
-            self.loss
-        ]
+        metric, samples = distances(self.loss), self._samples(model)
+        differences = compare(metric, self.real, self.fake, samples, level=DIFFERENCE_LEVEL)
+        return differences[self.loss]
 
     def judged_alike(self, model: Model) -> bool:
         """Tell whether a model's recorded figures are over the features that are used here."""

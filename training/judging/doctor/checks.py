@@ -68,35 +68,18 @@ def critic_too_simple(subject: Subject) -> Measurement:
     if x.shape[1] <= MAX_QUADRATIC_FEATURES:
         scores = np.concatenate([subject.scores["heldout"], subject.scores["fake"]])
         pairs = [x[:, i] * x[:, j] for i in range(x.shape[1]) for j in range(i + 1)]
-        linear, quadratic = (
-            explained_variance(x, scores),
-            explained_variance(np.column_stack([x, *pairs]), scores),
-        )
+        linear = explained_variance(x, scores)
+        quadratic = explained_variance(np.column_stack([x, *pairs]), scores)
         evidence += (
             f"; a linear function of the input explains {linear:.0%} of its scores, a quadratic "
             f"one {quadratic:.0%}"
         )
     norms = subject.gradient_norms * np.linalg.norm(mean)
     cosines = gradients @ mean / np.where(norms > 0, norms, 1)
-    chart = Chart(
-        title="Does the gradient turn?",
-        x_label="cosine between the gradient at a point and the mean gradient",
-        y_label="share of the points",
-        lines=[histogram("points", cosines, UNIT_EDGES)],
-        bars=True,
-    )
+    label = "cosine between the gradient at a point and the mean gradient"
+    chart = _bars("Does the gradient turn?", label, "points", cosines, UNIT_EDGES)
     remedy = "a nearly linear critic sees little but the mean: " + shared_advice(subject.config)
     return Measurement(constancy, evidence, remedy, chart)
-
-
-def _layer_chart(decades: Array) -> Chart:
-    layers = [float(i + 1) for i in range(len(decades))]
-    return Chart(
-        title="Gradient of the score by layer",
-        x_label="layer, from the input on",
-        y_label="log10 of the mean gradient norm",
-        lines=[Line(name="gradient norm", x=layers, y=[round(float(d), 4) for d in decades])],
-    )
 
 
 @check("decades that the gradient gains or loses at each layer", threshold=0.3, ceiling="warning")
@@ -125,7 +108,14 @@ def clip_range(subject: Subject) -> Measurement | None:
         )
     else:
         remedy = shared_advice(subject.config)
-    return Measurement(abs(gained), evidence, remedy, _layer_chart(decades))
+    norms = [round(float(d), 4) for d in decades]
+    chart = Chart(
+        title="Gradient of the score by layer",
+        x_label="layer, from the input on",
+        y_label="log10 of the mean gradient norm",
+        lines=[Line(name="gradient norm", x=_layer_numbers(decades), y=norms)],
+    )
+    return Measurement(abs(gained), evidence, remedy, chart)
 
 
 @check("share of the clipped weights within 1% of a bound", threshold=0.5, ceiling="info")
@@ -145,13 +135,7 @@ def saturated_weights(subject: Subject) -> Measurement | None:
         f"{upper + lower:.0%} of {len(weights)} clipped weights are within 1% of a bound: "
         f"{lower:.0%} at -c and {upper:.0%} at +c, so the rest holds {1 - upper - lower:.0%}"
     )
-    chart = Chart(
-        title="Clipped weights",
-        x_label="weight / c",
-        y_label="share of the weights",
-        lines=[histogram("weights", weights, UNIT_EDGES)],
-        bars=True,
-    )
+    chart = _bars("Clipped weights", "weight / c", "weights", weights, UNIT_EDGES)
     remedy = "a critic of two-valued weights uses little of its capacity: " + shared_advice(
         subject.config
     )
@@ -230,12 +214,12 @@ def depth(subject: Subject) -> Measurement | None:
         lines=[
             Line(
                 name="gradient norm, of the largest",
-                x=[float(i + 1) for i in range(len(decades))],
+                x=_layer_numbers(decades),
                 y=[float(10**d) for d in (decades - decades.max()).round(4)],
             ),
             Line(
                 name="output's difference between samples",
-                x=[float(i + 1) for i in range(len(decades))],
+                x=_layer_numbers(decades),
                 y=[float(f"{v:.4g}") for v in variations],
             ),
         ],
@@ -300,13 +284,8 @@ def gradient_norm(subject: Subject) -> Measurement:
     decades = np.log10(np.maximum(norms / target, TINY))
     centre = float(np.median(decades))
     edges = np.linspace(min(centre, 0) - 1, max(centre, 0) + 1, 42)
-    chart = Chart(
-        title="Gradient norm between real and generated",
-        x_label=f"log10 of the norm over {target:g}",
-        y_label="share of the points",
-        lines=[histogram("points", decades, edges)],
-        bars=True,
-    )
+    title, label = "Gradient norm between real and generated", f"log10 of the norm over {target:g}"
+    chart = _bars(title, label, "points", decades, edges)
     remedy = f"a slope far from {target:g} starves or overwhelms the generator: " + (
         shared_advice(subject.config)
     )
@@ -345,6 +324,17 @@ def critic_overfitting(subject: Subject) -> Measurement:
         f"(critic.width={subject.config.critic.width}), critic.dropout, or fewer steps"
     )
     return Measurement(max(apart, 0.0), evidence, remedy, chart)
+
+
+def _layer_numbers(decades: Array) -> list[float]:
+    return [float(i + 1) for i in range(len(decades))]
+
+
+def _bars(title: str, x_label: str, items: str, values: Array, edges: Array) -> Chart:
+    line = histogram(items, values, edges)
+    return Chart(
+        title=title, x_label=x_label, y_label=f"share of the {items}", lines=[line], bars=True
+    )
 
 
 def shared_advice(config: Config) -> str:

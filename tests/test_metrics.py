@@ -423,7 +423,7 @@ def test_judging_shows_its_progress_on_the_terminal_of_the_main_process(
     monkeypatch.setattr(sys, "stderr", stream())
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
     measure(difference, normal(47, 20), normal(48, 20), normal(49, 20))
-    assert ("judging" in sys.stderr.getvalue()) is shown
+    assert ("measuring intervals" in sys.stderr.getvalue()) is shown
 
 
 # Inputs

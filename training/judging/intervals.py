@@ -94,7 +94,7 @@ def half_sample_margins(
     def half(x: Array) -> Array:
         return rng.choice(x, len(x) // 2, replace=False)
 
-    halves = [metric(half(real), half(fake)) for _ in track(range(repeats), "judging")]
+    halves = [metric(half(real), half(fake)) for _ in track(range(repeats), "measuring intervals")]
     t = stdtrit(repeats - 1, (1 + level) / 2)
     return {
         name: float(t * np.std([figures[name] for figures in halves], ddof=1)) for name in halves[0]

@@ -53,3 +53,13 @@ def test_slow_tests_and_the_deployment_are_checked_at_night() -> None:
     assert {"test-slow", "verify-deploy"} <= set(verbs("nightly"))
     # YAML 1.1 reads the key `on` as true.
     assert yaml.safe_load(WORKFLOW.read_text())[True]["schedule"]
+
+
+def test_make_test_fetches_the_tools_that_it_needs() -> None:
+    """On a new machine the tests of deploy/ run, and are not skipped."""
+    done = subprocess.run(
+        ["make", "--dry-run", "test"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    fetch, _, tests = done.stdout.partition(" -m pytest ")
+    assert "deploy/tools.py helm prometheus venv" in fetch
+    assert tests

@@ -1,0 +1,68 @@
+"""Render the Helm chart for tests, each rendering once."""
+
+import copy
+import functools
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy import tools
+from tests.manifests import Documents
+
+ROOT = Path(__file__).parent.parent
+CHART = ROOT / "deploy/chart"
+VALUES = ["values", "values-kind", "values-gpu", "values-production"]
+OPERATORS = ["monitoring.coreos.com/v1/ServiceMonitor", "monitoring.coreos.com/v1/PrometheusRule"]
+TRAIN_JOB = ["--set", "trainJob.enabled=true"]
+HELM = tools.find("helm")
+needs_helm = pytest.mark.skipif(HELM is None, reason="no helm: run `make tools`")
+
+
+def helm(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [str(HELM), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@functools.cache
+def text(values: str, gates: bool, *more: str) -> str:
+    """Render the chart; with gates, the cluster has the operators' kinds."""
+    arguments = ["template", "wgan", CHART, "--namespace", "gan", "--kube-version", "1.37.0"]
+    arguments += ["--values", CHART / f"{values}.yaml", *more]
+    if gates:
+        arguments += [f"--api-versions={kind}" for kind in OPERATORS]
+    done = helm(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr.lower(), done.stderr
+    return done.stdout
+
+
+@functools.cache
+def parsed_once(values: str, gates: bool, *more: str) -> Documents:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [d for d in yaml.load_all(text(values, gates, *more), loader) if d]
+
+
+def render(values: str, gates: bool, *more: str) -> Documents:
+    """The documents of one rendering, the caller's own."""
+    return copy.deepcopy(parsed_once(values, gates, *more))
+
+
+def everything() -> Documents:
+    """One rendering with every template in it."""
+    return render(
+        "values-gpu",
+        True,
+        *TRAIN_JOB,
+        *("--set", "serve.apiKeys.secret=keys,s3.secret=s3,serve.modelClaim=models"),
+    )
+
+
+OUTSIDE_EVERYTHING = {
+    ("Secret", "keys"),
+    ("Secret", "s3/AWS_ACCESS_KEY_ID"),
+    ("Secret", "s3/AWS_SECRET_ACCESS_KEY"),
+    ("PersistentVolumeClaim", "models"),
+}

@@ -96,4 +96,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache demo site
+	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache demo site

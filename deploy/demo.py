@@ -1,6 +1,6 @@
-"""The main job, start to end: train, promote, serve, then sample and score over HTTP.
+"""Show the main use from start to end: train, promote, serve, then sample and score over HTTP.
 
-Run by `make demo`. Everything is written below one folder; running it again serves what is there.
+`make demo` runs this. It writes everything into one folder; a second run serves the model in there.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from training.data.dataset import load_data
 
 WGAN = Path(sys.executable).with_name("wgan")
 PREFERRED_PORT = 3000
-SHOWN = 8
+SHOWN_ITEMS = 8
 
 
 def main() -> int:
     """Run the demo and return the exit code."""
     folder = Path(sys.argv[1]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    # Networks this small are no faster on two threads, and far slower on a machine that is busy.
+    # Two threads do not speed up networks this small, and on a busy machine they are far slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
     started = time.monotonic()
@@ -52,7 +52,7 @@ def main() -> int:
     try:
         wait_until_ready(service, address, folder / "service.log")
         show(address, folder)
-        print(f"\nall of it took {time.monotonic() - started:.0f} s")
+        print(f"\nthe whole demo took {time.monotonic() - started:.0f} s")
         print_addresses(address, folder)
         if os.environ.get("DEMO_EXIT") == "1":
             return 0
@@ -75,7 +75,7 @@ def wgan(*arguments: str) -> None:
 
 
 def free_port() -> int:
-    """The preferred port, or any free one."""
+    """Return the preferred port if it is free, or else any free one."""
     for port in (PREFERRED_PORT, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -88,7 +88,7 @@ def free_port() -> int:
 
 
 def wait_until_ready(service: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    """Wait for the model to be served, or show why it is not."""
+    """Wait until the service is ready; end with its log if it does not get ready."""
     for _ in range(120):
         try:
             with urllib.request.urlopen(f"{address}/readyz", timeout=5):
@@ -114,7 +114,7 @@ def show(address: str, folder: Path) -> None:
     picture = folder / "digits.png"
     picture.write_bytes(post(f"{address}/v1/samples", {"count": 64, "seed": 7, "format": "png"}))
     print(f"\n64 generated digits: {picture}")
-    real = load_data(DataConfig(source="digits")).heldout[:SHOWN]
+    real = load_data(DataConfig(source="digits")).heldout[:SHOWN_ITEMS]
     noise = np.random.default_rng(0).integers(0, 256, real.shape)
     print("the critic's scores (percentile among real held-out digits):")
     for name, items in (("real held-out digits", real), ("noise", noise)):
@@ -127,7 +127,7 @@ def show(address: str, folder: Path) -> None:
 
 
 def print_addresses(address: str, folder: Path) -> None:
-    """Say where to look."""
+    """Print the addresses of the service's pages, of MLflow and of the artifact."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
     print(f"\n  the page          {address}/")
     print(f"  page of the API   {address}/docs")

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.test_service import free_port
 
@@ -18,6 +20,8 @@ README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
 NOT_RUN = "<!-- not run by the tests: "
 """Stands before a block of commands that takes too long, and says why."""
+PUBLISHED = ("our engine", "textbook loop", "torchgan")
+"""What ran the published recipe, in the README's table of times."""
 
 
 def blocks() -> list[str]:
@@ -72,7 +76,21 @@ def test_make_demo(tmp_path: Path) -> None:
         assert address in out
 
 
+def own_data(folder: Path) -> None:
+    """What the README's reader has: a folder of images, and a table with a header."""
+    rng = np.random.default_rng(0)
+    (folder / "photos").mkdir()
+    for i in range(130):
+        pixels = np.full((40, 48, 3), rng.integers(0, 256, 3), np.uint8)
+        top, left = rng.integers(0, 20, 2)
+        pixels[top : top + 20, left : left + 20] = rng.integers(0, 256, 3)
+        Image.fromarray(pixels).save(folder / f"photos/{i}.png")
+    table = rng.normal((170, 65), (8, 10), (300, 2))
+    np.savetxt(folder / "table.csv", table, "%.6g", ",", header="height,weight", comments="")
+
+
 def test_the_other_commands(tmp_path: Path) -> None:
+    own_data(tmp_path)
     port = free_port()
     servers = []
     try:
@@ -90,6 +108,49 @@ def test_the_other_commands(tmp_path: Path) -> None:
             server.terminate()
             server.wait(timeout=60)
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "new.csv").read_text().startswith("height,weight\n")
+
+
+def test_the_lines_of_python(tmp_path: Path) -> None:
+    own_data(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(code.splitlines()) <= 10
+    (tmp_path / "example.py").write_text(code)
+    assert "(64, 32, 32, 3)" in shell("python example.py", tmp_path)
+
+
+def test_it_fits_on_three_screens() -> None:
+    assert len(README.splitlines()) <= 125
+
+
+def row(text: str, name: str) -> list[str]:
+    """The cells after the first of the first row that begins with ``name``."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_the_w1_figures_are_copied() -> None:
+    page = (ROOT / "docs/w1.md").read_text()
+    cells = row(README, "cosine")
+    assert len(cells) == 6
+    for ours, theirs in (
+        ("`wgan w1`", "default, 4,000 steps"),
+        ("best published", "best published solver, on its own pairs"),
+    ):
+        for cell, figure in zip(cells, row(README, ours), strict=True):
+            dimension, funnels = cell.split(" x ")
+            table = page[page.index(f"| {funnels} funnels, in dimension |") :]
+            column = row(table, f"{funnels} funnels, in dimension").index(dimension)
+            assert row(table, theirs)[column] == figure, (ours, cell)
+
+
+def test_the_times_to_quality_are_copied() -> None:
+    page = (ROOT / "docs/performance.md").read_text()
+    tasks = row(README, "solver")
+    assert len(tasks) == 3
+    for solver in ("our preset", *(f"published recipe, {x}" for x in PUBLISHED)):
+        for task, cell in zip(tasks, row(README, solver), strict=True):
+            assert row(page[page.index(f"### {task}") :], solver)[0] == cell, (solver, task)
 
 
 def wait_until_ready(address: str, server: subprocess.Popen[bytes]) -> None:

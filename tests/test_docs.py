@@ -117,3 +117,12 @@ def test_the_modules_that_the_pages_name_exist() -> None:
             r"\b((?:models|training|service|benchmarks)/[\w/]+\.py)\b", page.read_text()
         ):
             assert (ROOT / name).is_file(), f"{page.name}: {name}"
+
+
+def test_the_names_that_how_it_works_gives_exist() -> None:
+    page = (DOCS / "how-it-works.md").read_text()
+    named = re.findall(r"`([\w/]+\.py)`\s+\(`(\w+)`\)", page)
+    assert len(named) > 10
+    for path, name in named:
+        defined = re.search(rf"^(?:async )?(?:def|class) {name}\b", (ROOT / path).read_text(), re.M)
+        assert defined, f"{path} has no {name}"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from models.constraints import AnyConstraint
+from tests.test_readme import lines, shell
 from training.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -126,3 +127,20 @@ def test_the_names_that_how_it_works_gives_exist() -> None:
     for path, name in named:
         defined = re.search(rf"^(?:async )?(?:def|class) {name}\b", (ROOT / path).read_text(), re.M)
         assert defined, f"{path} has no {name}"
+
+
+@pytest.mark.timeout(900)
+def test_the_session_of_the_command_line_page(tmp_path: Path) -> None:
+    session = (DOCS / "commands.md").read_text().split("## A session")[1]
+    (block,) = re.findall(r"```sh\n(.*?)```", session, re.DOTALL)
+    for line in lines(block):
+        shell(line, tmp_path)
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_examples_of_the_python_page(tmp_path: Path) -> None:
+    examples = re.findall(r"```python\n(.*?)```", (DOCS / "api.md").read_text(), re.DOTALL)
+    assert examples
+    for code in examples:
+        (tmp_path / "example.py").write_text(code)
+        shell("python example.py", tmp_path)

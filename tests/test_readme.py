@@ -89,6 +89,7 @@ def own_data(folder: Path) -> None:
     np.savetxt(folder / "table.csv", table, "%.6g", ",", header="height,weight", comments="")
 
 
+@pytest.mark.timeout(900)
 def test_the_other_commands(tmp_path: Path) -> None:
     own_data(tmp_path)
     port = free_port()

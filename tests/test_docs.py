@@ -47,7 +47,7 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
         assert not [tag for tag in loaded if re.search(r"=[\"']?(?:https?:)?//", tag)], page.name
     assert "GradientPenalty" in (tmp_path / "api.html").read_text()
     assert "--constraint" in (tmp_path / "commands.html").read_text()
-    assert (tmp_path / "source/models/cones.py.txt").is_file(), "linked code comes along"
+    assert (tmp_path / "source/benchmarks/results/advisor.json").is_file(), "linked files come along"
 
 
 @needs_mkdocs

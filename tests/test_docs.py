@@ -14,6 +14,7 @@ import pytest
 from models.constraints import AnyConstraint
 from tests.test_readme import lines, shell
 from training.presets import PRESETS
+from wgan_cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -109,6 +110,7 @@ def test_the_commands_of_the_table_are_those_of_the_help() -> None:
     page = (DOCS / "commands.md").read_text()
     listed = {row[0].strip("`") for row in table("commands.md", "command")}
     assert listed | {"wgan"} == set(re.findall(r"<!-- help: (.*) -->", page))
+    assert {name.split()[1] for name in listed} == set(COMMANDS)
 
 
 def test_the_modules_that_the_pages_name_exist() -> None:

@@ -19,10 +19,7 @@ def trained(config: Config, folder: Path, register: bool = True) -> tuple[Model,
         config,
         folder,
         torch.device("cpu"),
-        resume=False,
         register=register,
         say=said.append,
-        report=lambda row: None,
-        stop_requested=lambda: False,
     )
     return load_artifact(folder / "artifact"), reference, "\n".join(said)

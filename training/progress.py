@@ -1,45 +1,53 @@
-"""Progress of long work, with one look: bars on a terminal, elsewhere nothing or plain lines."""
+"""Progress of training, with the look of `models.progress`; imports nothing else of ours."""
 
 from __future__ import annotations
 
-import multiprocessing
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TypeVar
+import time
 
 from tqdm import tqdm
 
-T = TypeVar("T")
+from models.progress import phase, say, silent, track
 
+__all__ = ["TrainingBar", "never", "phase", "say", "silent", "track"]
 
-def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield items and show on a terminal how many have been taken.
-
-    Args:
-        items: to work on.
-        what: the work in a word or two, such as ``judging``.
-        total: how many there are, if ``items`` has no length.
-    """
-    yield from tqdm(items, what, total, leave=False, disable=not _is_shown())
-
-
-@contextmanager
-def phase(what: str) -> Iterator[None]:
-    """Show on a terminal, for as long as the block runs, what is being done and for how long."""
-    with tqdm(desc=what, bar_format="{desc} ... {elapsed}", leave=False, disable=not _is_shown()):
-        yield
-
-
-def _is_shown() -> bool:
-    # Several processes of a pool would draw over each other.
-    return sys.stderr.isatty() and multiprocessing.parent_process() is None
-
-
-def silent(line: object) -> None:
-    """Say nothing: the default of every ``say``, and of every ``report``."""
+SECONDS_BETWEEN_LINES = 5
 
 
 def never() -> bool:
     """Do not stop: the default of every ``stop_requested``."""
     return False
+
+
+class TrainingBar:
+    """Shows each new row of a run's history: a bar on a terminal, elsewhere a line now and then.
+
+    Pass it as ``report`` to `training.run.run_training`.
+    """
+
+    def __init__(self, steps: int) -> None:
+        """Begin.
+
+        Args:
+            steps: generator steps of the whole run.
+        """
+        self.steps = steps
+        self.bar = tqdm(total=steps, unit="step") if sys.stderr.isatty() else None
+        self.last_line = 0.0
+
+    def __call__(self, row: dict[str, float]) -> None:
+        """Show a row, as `training.engine.loop.Row`."""
+        step = int(row["step"])
+        figures = (
+            f"critic gap {row['critic_gap']:.4g}, gradient norm {row['gradient_norm']:.3f}, "
+            f"{row['samples_per_second']:.0f} samples/s"
+        )
+        is_last = step == self.steps
+        if self.bar is not None:
+            self.bar.set_postfix_str(figures)
+            self.bar.update(step - self.bar.n)
+            if is_last:
+                self.bar.close()
+        elif is_last or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            self.last_line = time.monotonic()
+            say(f"step {step}/{self.steps}: {figures}")

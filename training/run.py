@@ -1,4 +1,4 @@
-"""One run from data to artifact: check, train, judge, save, register."""
+"""One run from data to artifact: load the data, train, judge, diagnose, save, register."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,14 +20,19 @@ from models import artifact, images, record, registry
 from models.config import Config
 from models.errors import UserError
 from models.formats import encode
-from models.lipschitz import ASCENT_STARTS, gradient_norm_summary, lipschitz_bracket
+from models.lipschitz import (
+    ASCENT_STARTS,
+    LipschitzBounds,
+    gradient_norm_summary,
+    lipschitz_bracket,
+)
 from models.model import QUANTILE_LEVELS, Model
 from models.networks.conditional import WithLabels
 from models.record import Engine, Results, Run
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import Interrupted, Row, Watch, train
-from training.engine.workers import ALONE, Workers
+from training.engine.workers import ALONE, Workers, join
 from training.judging.doctor import diagnose, in_one_line, watcher
 from training.judging.evaluate import judge
 from training.judging.extractors import (
@@ -37,6 +43,7 @@ from training.judging.extractors import (
     choose_extractor,
     load_extractor,
 )
+from training.progress import never, phase, silent
 from training.reporting.card import marginals, model_card, scatter, serving_in_words, traces
 from training.reporting.diagnosis import findings_page
 from training.tracking import track_and_register
@@ -46,13 +53,14 @@ ARTIFACT = "artifact"
 CHECKPOINTS = "checkpoints"
 REGISTERED = "registered.json"
 DIAGNOSIS = "diagnosis.html"
-GRID_COUNT = 64
-SCATTERED = 2500
-TRACED = 12
-MEASURED = 512
+GRID_IMAGES = 64
+"""Samples in the artifact's picture of images without classes."""
+MAX_PLOTTED_POINTS = 2500
+PLOTTED_SEQUENCES = 12
+MAX_GRADIENT_POINTS = 512
 """Items, at most, at which the critic's gradient is measured."""
-NAMED_AT_MOST = 20
-"""Broken files; further ones are only counted."""
+MAX_NAMED_PROBLEMS = 20
+"""Broken files named one by one; further ones are only counted."""
 
 
 def run_training(
@@ -60,11 +68,11 @@ def run_training(
     folder: Path,
     device: torch.device,
     *,
-    resume: bool,
-    register: bool,
-    say: Callable[[str], None],
-    report: Callable[[Row], None],
-    stop_requested: Callable[[], bool],
+    resume: bool = False,
+    register: bool = True,
+    say: Callable[[str], None] = silent,
+    report: Callable[[Row], None] = silent,
+    stop_requested: Callable[[], bool] = never,
     workers: Workers = ALONE,
     data: Dataset | None = None,
     watch: Watch | None = None,
@@ -72,16 +80,16 @@ def run_training(
     """Train, judge, diagnose and save a model; the artifact is ``folder/artifact``.
 
     Args:
-        config: of the run.
+        config: the run's configuration.
         folder: where everything of the run goes.
-        device: to train on.
+        device: where to train.
         resume: continue what is in ``folder``; without it, ``folder`` must hold no run.
         register: write the run to MLflow and register the artifact as a new version.
         say: takes a line for people.
-        report: see `training.engine.loop.train`.
+        report: see `training.engine.loop.train`; `training.progress.TrainingBar` is one.
         stop_requested: see `training.engine.loop.train`.
-        workers: that train together; ``folder`` must be the same for all. One of them goes on
-            after training.
+        workers: processes that train together; ``folder`` must be the same for all. Only the main
+            one goes on after training.
         data: what ``config.data`` loads, if it is loaded already.
         watch: see `training.engine.loop.train`; by default the doctor's, which warns with ``say``.
 
@@ -100,16 +108,12 @@ def run_training(
         )
     started = time.perf_counter()
     if data is None:
-        data = load_data(config.data, config.training.batch_size)
-    card = data.card
-    say(
-        f"data: {card.name}, {card.training_count} items {card.shape} to train on, "
-        f"{card.heldout_count} held out"
-    )
-    for line in _named(data.problems):
-        say(f"  skipped {line}")
+        with phase("loading the data"):
+            data = load_data(config.data, config.training.batch_size)
+    _say_data(data, say)
+
     if watch is None:
-        watch = watcher(config, data, say) if workers.is_main else _look_away
+        watch = watcher(config, data, say) if workers.is_main else _no_watch
     try:
         state, history = train(
             config, data, checkpoints, device, report, stop_requested, workers, watch, say
@@ -118,65 +122,108 @@ def run_training(
         workers.leave()
     if not workers.is_main:
         return None
+
     if finished.exists():
         say(f"{finished} is already complete")
     else:
         if stop_requested():
             raise Interrupted("stopped before judging")
         seconds = time.perf_counter() - started
-        extractor = _extractor(config, data, register, say) if card.kind == "image" else None
+        extractor = _choose_features(config, data, register, say)
         say("judging on held-out data" + (f" over {extractor.card.name}" if extractor else ""))
-        last = newest_checkpoint(checkpoints)
-        assert last is not None, "training ends with a checkpoint"
-        provenance = {
-            **_provenance(device, seconds),
-            "critic_step": load_checkpoint(last).critic_step,
-        }
-        _finish(config, data, state, history, finished, provenance, extractor)
+        provenance = _provenance(device, seconds, checkpoints)
+        run = _new_record(config, data, provenance, history)
+        _judge_and_save(run, data, state, finished, extractor)
         if stop_requested() and register:
             raise Interrupted("stopped before registering")
+
     model = artifact.load_artifact(finished)
-    _tell(model, folder, say)
-    if not register:
-        return None
-    note = folder / REGISTERED
-    if note.exists():
-        return str(json.loads(note.read_text())["model"])
-    reference = track_and_register(model, finished)
-    note.write_text(json.dumps({"model": reference}) + "\n")
-    return reference
+    _say_results(model.run, say)
+    _write_diagnosis(model.run, folder)
+    return _register_once(model, folder) if register else None
 
 
-def _tell(model: Model, folder: Path, say: Callable[[str], None]) -> None:
-    """Say what was judged and found, and leave the doctor's page beside the artifact."""
-    for name, figure in model.run.results.figures.items():
+def join_workers(device: str | None = None) -> Workers:
+    """Choose the device, and join the other processes that train with this one, if there are any.
+
+    Args:
+        device: ``cpu`` or ``cuda``; by default CUDA if there is one.
+
+    Raises:
+        UserError: there is no CUDA device.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no CUDA device; use --device cpu")
+    return join(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:
+    """Load the extractor that the registry has frozen for a name.
+
+    Args:
+        config: of a run of that name.
+        record: what `models.registry.frozen_extractor` returned.
+
+    Raises:
+        UserError: its weights are not at hand, or not those.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    if record["name"] == CLASSIFIER:
+        with tempfile.TemporaryDirectory() as folder:
+            reference = f"{config.name}@{record['version']}"
+            with phase(f"downloading {reference}"):
+                champion = registry.download(reference, Path(folder))
+            weights = artifact_weights(champion)
+    return load_extractor(record["name"], config.evaluation, record["sha256"], weights)
+
+
+# ---- what is said on the way --------------------------------------------------------------------
+
+
+def _say_data(data: Dataset, say: Callable[[str], None]) -> None:
+    card = data.card
+    say(
+        f"data: {card.name}, {card.training_count} items {card.shape} to train on, "
+        f"{card.heldout_count} held out"
+    )
+    for problem in data.problems[:MAX_NAMED_PROBLEMS]:
+        say(f"  skipped {problem}")
+    more = len(data.problems) - MAX_NAMED_PROBLEMS
+    if more > 0:
+        say(f"  skipped {more} more: see `wgan data inspect`")
+
+
+def _say_results(run: Run, say: Callable[[str], None]) -> None:
+    for name, figure in run.results.figures.items():
         floor = "" if figure.floor is None else f"   floor {figure.floor:.4g}"
         low, high = figure.interval
         say(f"  {name:22s} {figure.value:9.4g}   [{low:.4g}, {high:.4g}]{floor}")
-    if model.run.engine.precision == "bf16":
-        say(f"  served {serving_in_words(model.run)}")
-    for finding in model.run.findings:
+    if run.engine.precision == "bf16":
+        say(f"  served {serving_in_words(run)}")
+    for finding in run.findings:
         if finding.present:
             say(f"  {in_one_line(finding)}")
-    (folder / DIAGNOSIS).write_text(
-        findings_page(f"Diagnosis of {model.run.config.name}", model.run.findings)
-    )
 
 
-def _look_away(step: int, state: TrainingState) -> None:
-    """What a process that is not the main one watches with."""
+def _write_diagnosis(run: Run, folder: Path) -> None:
+    """Write the doctor's page beside the artifact."""
+    page = findings_page(f"Diagnosis of {run.config.name}", run.findings)
+    (folder / DIAGNOSIS).write_text(page)
 
 
-def _named(problems: tuple[str, ...]) -> list[str]:
-    more = len(problems) - NAMED_AT_MOST
-    rest = [f"{more} more: see `wgan data inspect`"] if more > 0 else []
-    return [*problems[:NAMED_AT_MOST], *rest]
+def _no_watch(step: int, state: TrainingState) -> None:
+    """Watch nothing: only the main process warns."""
 
 
-def _extractor(
+# ---- judging ------------------------------------------------------------------------------------
+
+
+def _choose_features(
     config: Config, data: Dataset, register: bool, say: Callable[[str], None]
-) -> FeatureExtractor:
-    """The features to judge over: those of the name's first champion, as far as can be."""
+) -> FeatureExtractor | None:
+    """The features to judge images over: those of the name's first champion, where possible."""
+    if data.card.kind != "image":
+        return None
     frozen = record = None
     try:
         record = registry.frozen_extractor(config.name) if register else None
@@ -193,32 +240,11 @@ def _extractor(
     return chosen
 
 
-def load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:
-    """Load the extractor that the registry has frozen for a name, as `frozen_extractor` told.
-
-    Raises:
-        UserError: its weights are not at hand, or not those.
-    """
-    weights: dict[str, torch.Tensor] = {}
-    if record["name"] == CLASSIFIER:
-        with tempfile.TemporaryDirectory() as folder:
-            champion = registry.download(f"{config.name}@{record['version']}", Path(folder))
-            weights = artifact_weights(champion)
-    return load_extractor(record["name"], config.evaluation, record["sha256"], weights)
-
-
-def _finish(
-    config: Config,
-    data: Dataset,
-    state: TrainingState,
-    history: list[Row],
-    folder: Path,
-    provenance: dict[str, object],
-    extractor: FeatureExtractor | None,
-) -> None:
-    """Judge the trained networks and write the artifact."""
-    generator, critic = state.ema.eval(), state.critic.eval().requires_grad_(False)
-    run = Run(
+def _new_record(
+    config: Config, data: Dataset, provenance: dict[str, Any], history: list[Row]
+) -> Run:
+    """The record of a run that has been trained, and not yet judged."""
+    return Run(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config,
         constraint=record.constraint_card(config),
@@ -228,75 +254,87 @@ def _finish(
         engine=Engine(precision=config.serving.precision),
         history=history,
     )
+
+
+def _judge_and_save(
+    run: Run,
+    data: Dataset,
+    state: TrainingState,
+    folder: Path,
+    extractor: FeatureExtractor | None,
+) -> None:
+    """Judge and diagnose the trained networks, and write the artifact."""
+    config, seed = run.config, run.config.training.seed
+    generator, critic = state.ema.eval(), state.critic.eval().requires_grad_(False)
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
-    mean_error, max_error = model.error(config.training.seed)
-    errors = {"mean_error": mean_error, "max_error": max_error}
     indices = data.sample_indices(artifact.SCORED, heldout=True)
     heldout = data.items_at(indices)
     labels = data.labels[indices] if model.classes and data.labels is not None else None
+
+    mean_error, max_error = model.error(seed)
     scores = model.score(heldout, labels)
-    quantiles = np.quantile(scores.astype(np.float64), QUANTILE_LEVELS)
-    few = min(MEASURED, len(heldout))
-    real, fake = (
-        model.scaling.to_model(torch.from_numpy(x))
-        for x in (
-            heldout[:few],
-            model.sample(config.training.seed, few, label=None if labels is None else labels[:few]),
-        )
-    )
-    starts = min(few, ASCENT_STARTS // 3)
+    # The random numbers of judging, of the doctor and of the Lipschitz bracket follow from here.
+    torch.manual_seed(seed)
+    with phase("judging"):
+        results = judge(model, data, config.evaluation, extractor)
+    with phase("diagnosing"):
+        findings = diagnose(config, data, generator, critic, run.history, results.figures)
+        lipschitz = _measure_lipschitz(model, heldout, labels)
 
-    def bind(count: int) -> nn.Module:
-        """The critic, with the labels of the first items bound if it takes any."""
-        return critic if labels is None else WithLabels(critic, torch.from_numpy(labels[:count]))
-
-    torch.manual_seed(config.training.seed)  # of the points between real and fake
-    results = judge(model, data, config.evaluation, extractor)
-    findings = diagnose(config, data, generator, critic, history, results.figures)
-    bounds = lipschitz_bracket(bind(starts), real[:starts], fake[:starts])
     run = run.model_copy(
         update={
-            "engine": run.engine.model_copy(update=errors),
+            "engine": run.engine.model_copy(
+                update={"mean_error": mean_error, "max_error": max_error}
+            ),
             "results": results,
             "findings": findings,
-            "lipschitz": bounds.model_copy(
-                update={"gradient_norm": gradient_norm_summary(bind(few), real, fake)}
-            ),
+            "lipschitz": lipschitz,
         }
     )
-    samples = _shown(model, config.training.seed)
-    if model.is_image and model.shape[0] in images.MODES:
-        picture = encode(samples, "png")
-    elif model.is_image:  # more channels than a picture has: show the first
-        picture = encode(samples[..., :1], "png")
-    elif run.data.kind == "sequence":
-        picture = images.encode_png(traces(data.heldout[:TRACED], samples[:TRACED]))
-    elif run.data.columns:
-        picture = images.encode_png(marginals(run.data.columns, heldout[:SCATTERED], samples))
-    else:
-        picture = images.encode_png(scatter(heldout[:SCATTERED], samples))
-    kept = {PREFIX + name: t for name, t in extractor.weights.items()} if extractor else {}
+    extracting = {PREFIX + name: t for name, t in extractor.weights.items()} if extractor else {}
     artifact.save_artifact(
         folder,
         run,
         generator,
         critic,
-        {**state.tensors(), **kept},
-        quantiles,
-        picture,
+        {**state.tensors(), **extracting},
+        np.quantile(scores.astype(np.float64), QUANTILE_LEVELS),
+        _picture(model, data, heldout),
         model_card(run),
     )
 
 
-def _shown(model: Model, seed: int) -> Array:
-    """Samples for the artifact's picture; with classes, a row of each, the first ten at most."""
-    rows = min(len(model.classes), 10)
-    if model.is_image and rows:
-        return np.concatenate([model.sample(seed, rows, label) for label in range(rows)])
-    return model.sample(seed, GRID_COUNT if model.is_image else SCATTERED)
+def _measure_lipschitz(model: Model, heldout: Array, labels: Array | None) -> LipschitzBounds:
+    """The bracket of the critic's Lipschitz constant, and its gradient norms.
+
+    Args:
+        model: with the critic in eval mode.
+        heldout: real items in data units, ``(N, ...)``.
+        labels: int64 ``(N,)`` of a class-conditional critic, else None.
+    """
+    count = min(MAX_GRADIENT_POINTS, len(heldout))
+    seed = model.run.config.training.seed
+    generated = model.sample(seed, count, label=None if labels is None else labels[:count])
+    real, fake = (
+        model.scaling.to_model(torch.from_numpy(items)) for items in (heldout[:count], generated)
+    )
+
+    def critic_of_first(items: int) -> nn.Module:
+        """The critic with the labels of the first items fixed, if it takes any."""
+        if labels is None:
+            return model.critic
+        return WithLabels(model.critic, torch.from_numpy(labels[:items]))
+
+    starts = min(count, ASCENT_STARTS // 3)
+    bounds = lipschitz_bracket(critic_of_first(starts), real[:starts], fake[:starts])
+    norms = gradient_norm_summary(critic_of_first(count), real, fake)
+    return bounds.model_copy(update={"gradient_norm": norms})
 
 
-def _provenance(device: torch.device, seconds: float) -> dict[str, object]:
+def _provenance(device: torch.device, seconds: float, checkpoints: Path) -> dict[str, Any]:
+    """Where and with what a run was made."""
+    last = newest_checkpoint(checkpoints)
+    assert last is not None, "training ends with a checkpoint"
     return {
         "wgan_foundry": importlib.metadata.version("wgan-foundry"),
         "python": platform.python_version(),
@@ -306,4 +344,46 @@ def _provenance(device: torch.device, seconds: float) -> dict[str, object]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 1),
+        "critic_step": load_checkpoint(last).critic_step,
     }
+
+
+# ---- the artifact's picture ---------------------------------------------------------------------
+
+
+def _picture(model: Model, data: Dataset, heldout: Array) -> bytes:
+    """PNG of samples: images in a grid; of other data beside held-out items."""
+    samples = _samples_to_show(model)
+    if model.is_image:
+        if model.shape[0] not in images.MODES:  # more channels than a picture has: show the first
+            samples = samples[..., :1]
+        return encode(samples, "png")
+    if data.card.kind == "sequence":
+        drawn = traces(data.heldout[:PLOTTED_SEQUENCES], samples[:PLOTTED_SEQUENCES])
+    elif data.card.columns:
+        drawn = marginals(data.card.columns, heldout[:MAX_PLOTTED_POINTS], samples)
+    else:
+        drawn = scatter(heldout[:MAX_PLOTTED_POINTS], samples)
+    return images.encode_png(drawn)
+
+
+def _samples_to_show(model: Model) -> Array:
+    """Samples for the picture; of images with classes a row each, ten classes at most."""
+    seed = model.run.config.training.seed
+    rows = min(len(model.classes), 10)
+    if model.is_image and rows:
+        return np.concatenate([model.sample(seed, rows, label) for label in range(rows)])
+    return model.sample(seed, GRID_IMAGES if model.is_image else MAX_PLOTTED_POINTS)
+
+
+# ---- registering --------------------------------------------------------------------------------
+
+
+def _register_once(model: Model, folder: Path) -> str:
+    """Register the artifact, unless a note in the run's folder says that it is registered."""
+    note = folder / REGISTERED
+    if note.exists():
+        return str(json.loads(note.read_text())["model"])
+    reference = track_and_register(model, folder / ARTIFACT)
+    note.write_text(json.dumps({"model": reference}) + "\n")
+    return reference

@@ -1,4 +1,4 @@
-"""What MLflow is told of a run."""
+"""Writing a run to MLflow: settings, metrics, tags and files, and a registered version."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from models import registry
 from models.artifact import CARD, GRID
 from models.errors import RegistryError
 from models.model import Model
+from models.record import Run
+from training.progress import phase
 from training.reporting.diagnosis import findings_page
 
 if TYPE_CHECKING:
@@ -23,13 +25,14 @@ NOTE = "mlflow.note.content"
 def track_and_register(model: Model, artifact_folder: Path, comparison: str | None = None) -> str:
     """Write a finished run and its artifact to MLflow, and register it as a new version.
 
-    Repeating it is safe: a version that has the same artifact is not made again. That is all the
-    spool there is: what MLflow did not take stays in the run's folder until it is asked again.
+    Repeating it is safe: a version that has the same artifact is not made again. Nothing else is
+    queued: what MLflow did not take stays in the run's folder until this is called again.
 
     Args:
         model: the loaded artifact.
         artifact_folder: where it lies.
-        comparison: that the run is part of; it is then tracked, and no version is registered.
+        comparison: name of the comparison that the run is part of; the run is then tracked, and no
+            version is registered.
 
     Returns:
         ``name@version``; of a comparison, MLflow's run id.
@@ -37,73 +40,94 @@ def track_and_register(model: Model, artifact_folder: Path, comparison: str | No
     Raises:
         RegistryError: MLflow does not answer; the artifact is unharmed.
     """
-    from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
 
     run, name = model.run, model.run.config.name
-    # As much as every database behind MLflow takes; the whole card is an artifact.
-    card = (artifact_folder / CARD).read_text()[:5000]
     try:
-        api = registry.client()
-        known = None if comparison else registry.find(name, registry.DIGEST_TAG, model.digest)
-        if known:  # its registration was killed just before its end
-            api.set_terminated(known["run_id"])
-            return f"{name}@{known['version']}"
-        started = api.create_run(_experiment(), run_name=f"{name}-{run.constraint.kind}")
-        run_id, now = started.info.run_id, started.info.start_time
-        parameters = flatten(run.config.model_dump(mode="json"))
-        metrics = [
-            Metric(key, value, now, int(row["step"]))
-            for row in run.history
-            for key, value in row.items()
-            if key != "step"
-        ]
-        for key, figure in run.results.figures.items():
-            metrics.append(Metric(key, figure.value, now, run.config.training.steps))
-            if figure.floor is not None:
-                metrics.append(Metric(f"{key}.floor", figure.floor, now, run.config.training.steps))
-        tags = {
-            "constraint": run.constraint.kind,
-            "data": run.data.name,
-            "data_sha256": run.data.sha256,
-            registry.DIGEST_TAG: model.digest,
-        }
-        if comparison:
-            tags["comparison"] = comparison
-        tags |= {
-            f"finding.{finding.name}": f"{finding.severity}: {finding.evidence}"
-            for finding in run.findings
-            if finding.present
-        }
-        metrics += [
-            Metric(f"finding.{f.name}", f.value, now, run.config.training.steps)
-            for f in run.findings
-        ]
-        if run.results.extractor:
-            tags[registry.EXTRACTOR_TAG] = run.results.extractor.model_dump_json()
-        for first in range(0, len(metrics), 1000):  # as many as MLflow takes at once
-            api.log_batch(run_id, metrics[first : first + 1000])
-        api.log_batch(
-            run_id,
-            params=[Param(key, str(value)) for key, value in parameters.items()],
-            tags=[RunTag(key, value) for key, value in {**tags, NOTE: card}.items()],
-        )
-        _store(api, run_id, artifact_folder, "artifact")
-        with TemporaryDirectory() as temporary:
-            page = Path(temporary) / "diagnosis.html"
-            page.write_text(findings_page(f"Diagnosis of {name}", run.findings))
-            _store(api, run_id, page)
-        for file in (GRID, CARD):  # where MLflow's pages show them at once
-            _store(api, run_id, artifact_folder / file)
-        if comparison:
+        with phase("registering"):
+            api = registry.client()
+            known = None if comparison else registry.find(name, registry.DIGEST_TAG, model.digest)
+            if known:  # an earlier call was killed just before its end
+                api.set_terminated(known["run_id"])
+                return f"{name}@{known['version']}"
+            started = api.create_run(_experiment(), run_name=f"{name}-{run.constraint.kind}")
+            run_id = started.info.run_id
+            tags = _tags(model, comparison)
+            # As much as every database behind MLflow takes; the whole card is an artifact.
+            card = (artifact_folder / CARD).read_text()[:5000]
+            _log_record(api, run_id, run, started.info.start_time, {**tags, NOTE: card})
+            _log_files(api, run_id, run, artifact_folder)
+            reference = str(run_id)
+            if not comparison:
+                uri = f"{started.info.artifact_uri}/artifact"
+                version = registry.register(name, run_id, uri, tags)
+                api.update_model_version(name, version, card)
+                reference = f"{name}@{version}"
             api.set_terminated(run_id)
-            return str(run_id)
-        version = registry.register(name, run_id, f"{started.info.artifact_uri}/artifact", tags)
-        api.update_model_version(name, version, card)
-        api.set_terminated(run_id)
+            return reference
     except (MlflowException, RegistryError, OSError) as error:
         raise RegistryError(_unharmed(error, artifact_folder)) from error
-    return f"{name}@{version}"
+
+
+def _tags(model: Model, comparison: str | None) -> dict[str, str]:
+    """Tags of the run and of the version."""
+    run = model.run
+    tags = {
+        "constraint": run.constraint.kind,
+        "data": run.data.name,
+        "data_sha256": run.data.sha256,
+        registry.DIGEST_TAG: model.digest,
+    }
+    if comparison:
+        tags["comparison"] = comparison
+    tags |= {
+        f"finding.{finding.name}": f"{finding.severity}: {finding.evidence}"
+        for finding in run.findings
+        if finding.present
+    }
+    if run.results.extractor:
+        tags[registry.EXTRACTOR_TAG] = run.results.extractor.model_dump_json()
+    return tags
+
+
+def _log_record(api: MlflowClient, run_id: str, run: Run, now: int, tags: dict[str, str]) -> None:
+    """Write history, figures and findings as metrics, and the settings as parameters.
+
+    ``now`` is the time of all metrics, in milliseconds since 1970.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+
+    last_step = run.config.training.steps
+    metrics = [
+        Metric(key, value, now, int(row["step"]))
+        for row in run.history
+        for key, value in row.items()
+        if key != "step"
+    ]
+    for key, figure in run.results.figures.items():
+        metrics.append(Metric(key, figure.value, now, last_step))
+        if figure.floor is not None:
+            metrics.append(Metric(f"{key}.floor", figure.floor, now, last_step))
+    metrics += [Metric(f"finding.{f.name}", f.value, now, last_step) for f in run.findings]
+    for first in range(0, len(metrics), 1000):  # as many as MLflow takes at once
+        api.log_batch(run_id, metrics[first : first + 1000])
+    parameters = flatten(run.config.model_dump(mode="json"))
+    api.log_batch(
+        run_id,
+        params=[Param(key, str(value)) for key, value in parameters.items()],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+
+
+def _log_files(api: MlflowClient, run_id: str, run: Run, artifact_folder: Path) -> None:
+    """Copy the artifact and the doctor's page; picture and card again, where MLflow shows them."""
+    _store(api, run_id, artifact_folder, "artifact")
+    with TemporaryDirectory() as temporary:
+        page = Path(temporary) / "diagnosis.html"
+        page.write_text(findings_page(f"Diagnosis of {run.config.name}", run.findings))
+        _store(api, run_id, page)
+    for file in (GRID, CARD):
+        _store(api, run_id, artifact_folder / file)
 
 
 def record(name: str, version: str, file: str, text: str, tags: dict[str, str]) -> None:
@@ -156,7 +180,7 @@ def _experiment() -> str:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted keys."""
+    """Turn nested settings into one level of dotted keys: ``{"a": {"b": 1}}`` to ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

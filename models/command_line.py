@@ -1,0 +1,120 @@
+"""What the commands share: exit codes, options, requests to stop.
+
+A module of commands imports this and Typer, and nothing heavy: what a command needs is imported
+when it runs, so that `wgan --help` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from models.errors import UserError
+
+EXIT_FAILED = 1
+EXIT_MISTAKE = 2
+EXIT_REJECTED = 3
+EXIT_INTERRUPTED = 75
+"""EX_TEMPFAIL: run the command again and it goes on."""
+EXIT_SIGINT = 130
+
+DATA_HELP = (
+    "a built-in data set; a .npy, .npz, .csv or .parquet file; a folder, .zip or .tar of images; "
+    "or a URL of one of these"
+)
+MODEL_HELP = "an artifact folder, or a registry name such as digits@champion"
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
+ClassOption = Annotated[
+    str | None, typer.Option("--class", metavar="NAME", help="class, of a conditional model")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="k=v", help="such as training.batch_size=32; may be repeated"),
+]
+
+
+def new_app(help: str | None = None) -> typer.Typer:
+    """Create an empty group of commands, with help in plain text that reads well in a pipe."""
+    return typer.Typer(help=help, rich_markup_mode=None, add_completion=False)
+
+
+def example(command: str) -> str:
+    """The end of a command's help: an example that is not wrapped."""
+    return f"\b\nexample:\n  {command}"
+
+
+def complain(line: str) -> None:
+    """Print a line to stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def assignments(texts: list[str] | None) -> dict[str, Any]:
+    """Read the values of ``--set``: dotted keys and values, which are JSON or plain text.
+
+    Raises:
+        UserError: one has no ``=``.
+    """
+    overrides = {}
+    for text in texts or []:
+        key, equals, setting = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: write key=value, such as training.batch_size=32")
+        overrides[key] = value(setting)
+    return overrides
+
+
+def value(text: str) -> Any:
+    """Read a setting: JSON, or else plain text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Turn a missing package into one line that says how to install it.
+
+    Works as a decorator too.
+
+    Args:
+        extra: of our package, which has what the block needs, such as ``train``.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if importlib.util.find_spec(package):  # it is there, so the import itself is a mistake
+            raise
+        raise UserError(
+            f"{package} is not installed, and is needed here: pip install 'wgan-foundry[{extra}]'"
+        ) from error
+
+
+class StopRequest:
+    """Turns the first SIGTERM or SIGINT into a request; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._request)
+
+    def __call__(self) -> bool:
+        """Whether to stop; pass the object as ``stop_requested``."""
+        return self.requested
+
+    def _request(self, number: int, frame: object) -> None:
+        self.requested = True
+        signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,51 @@
+"""Progress of long work, with one look: bars on a terminal, elsewhere nothing or plain lines.
+
+Bars go to stderr, so a pipe from stdout holds results only.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def _is_shown() -> bool:
+    # Several processes of a pool would draw over each other.
+    return sys.stderr.isatty() and multiprocessing.parent_process() is None
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield items and show on a terminal how many have been taken.
+
+    Args:
+        items: to work on.
+        what: the work in a word or two, such as ``judging``.
+        total: how many there are, if ``items`` has no length.
+    """
+    yield from tqdm(items, what, total, leave=False, disable=not _is_shown())
+
+
+@contextmanager
+def phase(what: str) -> Iterator[None]:
+    """Show on a terminal, for as long as the block runs, what is being done and for how long."""
+    with tqdm(
+        desc=what, bar_format="{desc} ... {elapsed}", leave=False, disable=not sys.stderr.isatty()
+    ):
+        yield
+
+
+def say(line: str) -> None:
+    """Print a line for people at once; bars on the terminal step aside for it."""
+    with tqdm.external_write_mode():
+        print(line, flush=True)
+
+
+def silent(line: object) -> None:
+    """Say nothing: the default of every ``say``, and of every ``report``."""

@@ -1,0 +1,74 @@
+"""Progress: bars on a terminal, lines elsewhere, and nothing at all unless it is asked for."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.presets import build_config
+from training.progress import TrainingBar, phase, say, track
+from training.run import run_training
+
+ROW = {"step": 3, "critic_gap": 1.5, "gradient_norm": 0.9, "samples_per_second": 1000.0}
+
+
+def on_a_terminal(code: str) -> tuple[str, str]:
+    """What a program writes to stdout, a pipe, and to stderr, a terminal."""
+    here, there = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=there, check=True
+    )
+    shown = os.read(here, 1 << 16).decode()
+    os.close(there)
+    os.close(here)
+    return done.stdout.decode(), shown
+
+
+def test_a_phase_and_a_count_show_on_a_terminal_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    code = """
+from training.progress import phase, say, track
+with phase("judging"):
+    say("figures")
+for item in track([1, 2], "downloading"):
+    say(f"item {item}")
+"""
+    out, shown = on_a_terminal(code)
+    assert out == "figures\nitem 1\nitem 2\n", "results are not mixed with progress"
+    assert "judging ... 00:00" in shown
+    assert "downloading" in shown
+    assert "1/2" in shown
+    with phase("judging"):
+        say("figures")
+    assert list(track([1, 2], "downloading")) == [1, 2]
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("figures\n", "")
+
+
+def test_training_shows_a_bar_on_a_terminal() -> None:
+    code = f"from training.progress import TrainingBar; TrainingBar(3)({ROW})"
+    out, shown = on_a_terminal(code)
+    assert out == ""
+    assert "100%" in shown
+    assert "critic gap 1.5, gradient norm 0.900, 1000 samples/s" in shown
+
+
+def test_training_says_a_line_now_and_then_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = TrainingBar(3)
+    for step in (1, 2, 3):
+        bar({**ROW, "step": step})
+    figures = "critic gap 1.5, gradient norm 0.900, 1000 samples/s"
+    # The first row and the last one; the second came too soon.
+    assert capsys.readouterr().out == f"step 1/3: {figures}\nstep 3/3: {figures}\n"
+
+
+def test_a_run_is_silent_by_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = {"training.steps": 2, "evaluation.samples": 50}
+    config = build_config("8gaussians", overrides=overrides)
+    assert run_training(config, tmp_path, torch.device("cpu"), register=False) is None
+    assert (tmp_path / "artifact" / "run.json").is_file()
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")

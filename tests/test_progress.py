@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ ROW = {"step": 3, "critic_gap": 1.5, "gradient_norm": 0.9, "samples_per_second":
 def on_a_terminal(code: str) -> tuple[str, str]:
     """What a program writes to stdout, a pipe, and to stderr, a terminal."""
     here, there = pty.openpty()
+    termios.tcsetwinsize(there, (24, 80))
     done = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=there, check=True
     )
+    os.set_blocking(here, False)  # nothing shown is a failure, not a wait
     shown = os.read(here, 1 << 16).decode()
     os.close(there)
     os.close(here)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -35,10 +36,23 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 @contextmanager
 def phase(what: str) -> Iterator[None]:
     """Show on a terminal, for as long as the block runs, what is being done and for how long."""
-    with tqdm(
-        desc=what, bar_format="{desc} ... {elapsed}", leave=False, disable=not sys.stderr.isatty()
-    ):
+    if not sys.stderr.isatty():
         yield
+        return
+    done = threading.Event()
+    with tqdm(desc=what, bar_format="{desc} ... {elapsed}", leave=False) as bar:
+
+        def count_seconds() -> None:
+            while not done.wait(1):
+                bar.refresh()
+
+        thread = threading.Thread(target=count_seconds, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
 
 def say(line: str) -> None:

@@ -34,8 +34,10 @@ def on_a_terminal(code: str) -> tuple[str, str]:
 def test_a_phase_and_a_count_show_on_a_terminal_alone(capsys: pytest.CaptureFixture[str]) -> None:
     code = """
 from training.progress import phase, say, track
+import time
 with phase("judging"):
     say("figures")
+    time.sleep(1.6)
 for item in track([1, 2], "downloading"):
     say(f"item {item}")
 """
@@ -43,7 +45,8 @@ for item in track([1, 2], "downloading"):
     assert out == "figures\nitem 1\nitem 2\n", "results are not mixed with progress"
     assert "judging ... 00:00" in shown
     assert "downloading" in shown
-    assert "1/2" in shown
+    assert "0/2" in shown
+    assert "judging ... 00:01" in shown, "the seconds of a long phase go on"
     with phase("judging"):
         say("figures")
     assert list(track([1, 2], "downloading")) == [1, 2]

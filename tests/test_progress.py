@@ -20,7 +20,7 @@ ROW = {"step": 3, "critic_gap": 1.5, "gradient_norm": 0.9, "samples_per_second":
 def on_a_terminal(code: str) -> tuple[str, str]:
     """What a program writes to stdout, a pipe, and to stderr, a terminal."""
     here, there = pty.openpty()
-    termios.tcsetwinsize(there, (24, 80))
+    termios.tcsetwinsize(there, (24, 160))
     done = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=there, check=True
     )

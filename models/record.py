@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from models import sampling
 from models.config import Config
+from models.constraints import AnyConstraint
 from models.lipschitz import LipschitzBounds
 
 Severity = Literal["info", "warning", "critical"]
@@ -168,7 +170,16 @@ class Run(BaseModel):
 
 def constraint_card(config: Config) -> ConstraintCard:
     """Describe the configured constraint."""
-    constraint = config.constraint
+    return _card(config.constraint)
+
+
+def constraint_cards() -> list[ConstraintCard]:
+    """Describe every constraint there is, with its default hyperparameters."""
+    (union, _) = typing.get_args(AnyConstraint)
+    return [_card(constraint()) for constraint in typing.get_args(union)]
+
+
+def _card(constraint: AnyConstraint) -> ConstraintCard:
     return ConstraintCard(
         kind=constraint.kind,
         hyperparameters=constraint.model_dump(mode="json", exclude={"kind"}),

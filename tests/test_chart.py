@@ -14,8 +14,9 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-import wgan_cli
 from deploy import tools
+from models import command_line
+from models.command_line import assignments
 from models.constraints import AnyConstraint
 from service.drift import SMALLEST
 from tests import manifests
@@ -29,6 +30,7 @@ from tests.chart import (
     needs_helm,
     render,
 )
+from tests.command_line import parsed
 from tests.manifests import Document, Documents, named, of_kind
 from training.presets import build_config
 
@@ -233,14 +235,10 @@ def container(documents: Documents, kind: str, name: str) -> tuple[Document, Doc
     return spec, spec["containers"][0]
 
 
-def parsed(arguments: list[str]) -> Any:
-    return wgan_cli._parser().parse_args(arguments)
-
-
 def test_the_service_is_started_as_it_wants() -> None:
     spec, service = container(everything(), "Deployment", "wgan")
     options = parsed(service["args"])
-    assert options.command is wgan_cli._serve
+    assert options.command == "serve"
     assert (options.host, options.port) == ("0.0.0.0", service["ports"][0]["containerPort"])
     source = (ROOT / "service/server.py").read_text()
     (drain,) = map(int, re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', source))
@@ -277,7 +275,7 @@ def test_retraining_is_started_as_it_wants(values: str) -> None:
         assert arguments[:2] == ["-m", "wgan_cli"]
         arguments = arguments[2:]
     options = parsed(arguments)
-    assert options.command is wgan_cli._retrain
+    assert options.command == "retrain"
     # The file it reads is mounted, and it is a configuration.
     mount = next(m for m in retrain["volumeMounts"] if m["mountPath"] == str(options.config.parent))
     volume = next(v for v in spec["volumes"] if v["name"] == mount["name"])
@@ -292,8 +290,8 @@ def test_retraining_is_started_as_it_wants(values: str) -> None:
         rule["action"]: rule["onExitCodes"]["values"] for rule in rules if "onExitCodes" in rule
     }
     assert codes == {
-        "FailJob": [wgan_cli.EXIT_MISTAKE, wgan_cli.EXIT_REJECTED],
-        "Ignore": [wgan_cli.EXIT_INTERRUPTED],
+        "FailJob": [command_line.EXIT_MISTAKE, command_line.EXIT_REJECTED],
+        "Ignore": [command_line.EXIT_INTERRUPTED],
     }
 
 
@@ -332,7 +330,7 @@ def test_the_whole_sweep_trains(tmp_path: Path) -> None:
         assert options.constraint in kinds
         assert options.out == Path("/runs/sweep") / options.constraint
         assert options.resume
-        overrides = dict(map(wgan_cli._assignment, options.set))
+        overrides = assignments(options.settings)
         build_config(options.preset, None, options.constraint, overrides)
         found.append(options.constraint)
     assert len(set(found)) == len(found) == 4

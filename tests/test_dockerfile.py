@@ -10,8 +10,8 @@ from pathlib import Path, PurePath
 
 import pytest
 
-import wgan_cli
 from deploy import lock, tools
+from tests.command_line import parsed
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -89,7 +89,7 @@ def test_the_last_stages_only_copy(name: str) -> None:
     assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", stages()["runtime"], re.MULTILINE)
     (command,) = re.findall(r"^CMD (\[.*\])$", stage, re.MULTILINE)
     if name == "service":
-        options = wgan_cli._parser().parse_args(json.loads(command))
+        options = parsed(json.loads(command))
         assert f"EXPOSE {options.port}\n" in stage
 
 
@@ -109,5 +109,5 @@ def test_the_docs_build_and_run_what_there_is() -> None:
         words = shlex.split(line)
         (place,) = [i for i, word in enumerate(words) if word in tags]
         if arguments := words[place + 1 :]:
-            wgan_cli._parser().parse_args(arguments)
+            parsed(arguments)
     assert len(runs) == 4

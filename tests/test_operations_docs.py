@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-import wgan_cli
 from deploy import tools, verify
+from tests.command_line import parsed
 from training.retraining.config import RetrainConfig, read_config
 from training.retraining.gates import GatesConfig
 from training.retraining.outcomes import OUTCOME_KINDS
@@ -115,7 +115,7 @@ def test_commands_that_run_here_are_there() -> None:
         elif program == "python" and words[0] == "-m":
             assert (ROOT / (words[1].replace(".", "/") + ".py")).exists(), line
         elif program == "wgan" and words[1:]:  # without, it is the command's name
-            wgan_cli._parser().parse_args(words)
+            parsed(words)
         elif program == "python":
             assert words[0] == "deploy/verify.py", line
             assert set(words[1:]) <= sections, line

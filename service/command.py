@@ -1,0 +1,54 @@
+"""The command `wgan serve`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from models.command_line import MODEL_HELP, complain, new_app
+from models.errors import RegistryError, UserError
+
+app = new_app()
+
+
+@app.command()
+def serve(
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="P")] = 3000,
+    host: Annotated[str, typer.Option(help="IP address to bind")] = "127.0.0.1",
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help=f"{MODEL_HELP}; default: the environment's WGAN_MODEL"),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="processes; default: WGAN_WORKERS, or 1"),
+    ] = None,
+) -> None:
+    """Serve a model over HTTP."""
+    import os
+
+    model = model or os.environ.get("WGAN_MODEL")
+    if not model:
+        raise UserError("name a model: wgan serve --model MODEL, or set WGAN_MODEL")
+    _check(model)
+    from service.server import serve as start_server
+
+    start_server(model, host, port, workers)
+
+
+def _check(model: str) -> None:
+    """Tell a mistake here, in one line, instead of starting a server that is never ready."""
+    from models import registry
+    from models.access import load_model
+
+    if not registry.is_reference(model):
+        load_model(model)
+        return
+    try:
+        registry.resolve(model)
+    except RegistryError as error:
+        if registry.is_absent(error) or error.__cause__ is None:  # or MODEL is misspelt
+            raise
+        # What the service served last may be in its cache, and the registry may come back.
+        complain(f"the registry does not answer: {error}")

@@ -1,0 +1,227 @@
+"""The command line's parts: nothing that was there has gone, and what is not installed is told."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.core import TyperOption
+
+import wgan_cli
+from models.config import constraint_class
+from tests.command_line import command, parsed
+from tests.command_table import COMMANDS, Parameter
+from training.presets import PRESETS
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "bentoml", "mlflow", "numpy", "pandas", "rich"}
+
+
+def as_in_the_table(parameter: object) -> Parameter:
+    is_option = isinstance(parameter, TyperOption)
+    how = "one"
+    if is_option and parameter.is_flag:
+        how = "flag"
+    elif is_option and parameter.multiple:
+        how = "append"
+    elif parameter.nargs == -1:
+        how = "many"
+    return Parameter(
+        "", parameter.opts[0] if is_option else None, how, parameter.required, parameter.default
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_of_before_is_there(name: str) -> None:
+    now = [as_in_the_table(p) for p in command(name).params if p.name != "help"]
+    before = [parameter._replace(name="") for parameter in COMMANDS[name]]
+    assert [p for p in now if p.option is None] == [p for p in before if p.option is None]
+    assert {p for p in before if p.option} <= {p for p in now if p.option}
+
+
+def test_every_command_of_before_is_there() -> None:
+    assert {name.split()[0] for name in COMMANDS} <= set(wgan_cli.COMMANDS)
+
+
+def test_option_values_reach_the_command() -> None:
+    found = parsed(
+        [
+            "train",
+            "--preset",
+            "digits",
+            "--set",
+            "a.b=1",
+            "--set",
+            "c=2",
+            "--out",
+            "run",
+            "--resume",
+        ]
+    )
+    assert found.command == "train"
+    assert found.settings == ["a.b=1", "c=2"]
+    assert (found.preset, found.out, found.resume) == ("digits", Path("run"), True)
+    assert parsed(["data", "inspect", "photos", "--size", "8"]).command == "data inspect"
+
+
+def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=200,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["score", "--help"], ["serve"]])
+def test_help_and_mistakes_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys, wgan_cli; wgan_cli.main(sys.argv[1:]); "
+        "print(*{m.split('.')[0] for m in sys.modules}, file=sys.stderr)"
+    )
+    done = run_python(code, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert not HEAVY & set(done.stderr.split())
+
+
+WITHOUT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import importlib.util
+there = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name in {absent} else there(name, *more)
+import wgan_cli
+sys.exit(wgan_cli.main(sys.argv[1:]))
+"""
+
+
+def test_an_installation_without_training_serves() -> None:
+    code = WITHOUT.format(absent={"training"})
+    helped = run_python(code, "--help")
+    assert helped.returncode == 0, helped.stderr
+    assert "Serve a model over HTTP" in helped.stdout
+    assert "(not installed)" in helped.stdout
+    served = run_python(code, "serve", "--model", "absent")
+    assert served.returncode == 2
+    assert "not an artifact" in served.stderr
+    done = run_python(code, "train", "--preset", "digits", "--out", "run")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: training is not installed")
+    assert "pip install 'wgan-foundry[train]'" in line
+
+
+def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
+    code = WITHOUT.format(absent={"scipy"})
+    out = str(tmp_path / "run")
+    done = run_python(code, "train", "--preset", "8gaussians", "--out", out)
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'wgan-foundry[train]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_mistake_of_ours_is_no_missing_package() -> None:
+    from models.command_line import needs
+
+    with pytest.raises(ModuleNotFoundError), needs("train"):
+        import models.no_such_module  # noqa: F401
+
+
+def wgan(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [Path(sys.executable).with_name("wgan"), *arguments],
+        capture_output=True, text=True, check=False, timeout=200,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_version() -> None:
+    from importlib.metadata import version
+
+    done = wgan("--version")
+    assert (done.returncode, done.stdout) == (0, f"wgan-foundry {version('wgan-foundry')}\n")
+
+
+def test_train_help_lists_presets_and_constraints() -> None:
+    words = wgan("train", "--help").stdout.replace(",", " ").split()
+    assert set(PRESETS) <= set(words)
+    assert {"gradient_penalty", "weight_clipping", "bjorck"} <= set(words)
+
+
+def test_presets() -> None:
+    lines = wgan("presets").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(PRESETS)
+    shown = json.loads(wgan("presets", "--json").stdout)
+    assert shown["digits"]["data"] == {"source": "digits"}
+    assert list(shown) == list(PRESETS)
+
+
+def test_constraints() -> None:
+    shown = {row["kind"]: row for row in json.loads(wgan("constraints", "--json").stdout)}
+    assert len(shown) == 17
+    for kind, row in shown.items():
+        constraint = constraint_class(kind)()
+        assert row["guarantee"] == constraint.guarantee
+        assert {**row["hyperparameters"], "kind": kind} == constraint.model_dump(mode="json")
+    text = wgan("constraints").stdout
+    assert "gradient_penalty\n" in text
+    assert "constraint.clip_value=0.01\n" in text
+    assert shown["bjorck"]["guarantee"] in text
+
+
+MISTAKES = {
+    ("sample", "m", "--out", "a.png", "--seed", "9223372036854775808"): "--seed",
+    ("compare", "--data", "d", "--constraints", "a,b", "--out", "o", "--seeds", "0"): "--seeds",
+    ("compare", "--data", "d", "--constraints", "a,b", "--out", "o", "--jobs", "0"): "--jobs",
+    ("study", "clipping", "--out", "o", "--jobs", "0"): "--jobs",
+    ("w1", "a", "b", "--json", "o", "--steps", "0"): "--steps",
+    ("w1", "a", "b", "--json", "o", "--seed", "-1"): "--seed",
+    ("w1", "a", "b", "--json", "o", "--batch-size", "0"): "--batch-size",
+    ("serve", "--model", "m", "--port", "65536"): "--port",
+    ("serve", "--model", "m", "--port", "0"): "--port",
+    ("serve", "--model", "m", "--workers", "0"): "--workers",
+    ("train", "--preset", "digits", "--out", "o", "--device", "gpu"): "'cpu', 'cuda'",
+    ("trian",): "did you mean 'train'",
+    ("train", "--preset", "digits", "--out", "o", "--sed", "1"): "--seed",
+    ("study",): "missing command",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES, ids=" ".join)
+def test_a_mistake_is_told_before_anything_runs(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wgan_cli.main(list(arguments)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert MISTAKES[arguments] in line
+
+
+def completions(words: str) -> list[str]:
+    done = wgan(_WGAN_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_the_shell_completes() -> None:
+    assert completions("wgan tr") == ["train"]
+    assert "--constraint" in completions("wgan train --co")
+    assert completions("wgan train --preset 8") == ["8gaussians"]
+    assert completions("wgan w1 --constraint bj") == ["bjorck"]
+
+
+def test_a_reader_that_goes_ends_quietly() -> None:
+    shown = wgan("constraints").stdout
+    assert len(shown) > 1000
+    wgan_path = Path(sys.executable).with_name("wgan")
+    done = subprocess.run(
+        ["bash", "-c", f"{wgan_path} constraints | head -1"],
+        capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("none\n", "")

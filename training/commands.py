@@ -1,0 +1,238 @@
+"""Commands that train and judge: train, evaluate, diagnose, data inspect, presets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+from models.command_line import (
+    DATA_HELP,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    MODEL_HELP,
+    JsonOption,
+    ModelArgument,
+    SetOption,
+    StopRequest,
+    assignments,
+    complain,
+    example,
+    new_app,
+    value,
+)
+from models.errors import UserError
+
+app = new_app()
+data_app = new_app("Look at a data set.")
+app.add_typer(data_app, name="data")
+
+DeviceOption = Annotated[
+    Literal["cpu", "cuda"] | None, typer.Option(help="default: cuda if there is one")
+]
+
+
+def preset_names() -> list[str]:
+    """Names of the presets; completes ``--preset`` in a shell."""
+    from training.presets import PRESETS
+
+    return list(PRESETS)
+
+
+def constraint_kinds() -> list[str]:
+    """Kinds of constraints; completes ``--constraint`` in a shell."""
+    from models.record import constraint_cards
+
+    return [card.kind for card in constraint_cards()]
+
+
+class _ListsItsNames(TyperCommand):
+    """A command whose help ends with the presets and constraints there are."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the epilog; the names are looked up only now, since that imports torch."""
+        for title, names in (("Presets", preset_names()), ("Constraints", constraint_kinds())):
+            with formatter.section(title):
+                formatter.write_text(", ".join(names))
+        super().format_epilog(ctx, formatter)
+
+
+@app.command(
+    cls=_ListsItsNames,
+    epilog=example(
+        "wgan train --preset 8gaussians --constraint gradient_penalty --steps 200 --out runs/first"
+    ),
+)
+def train(
+    preset: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="settings to start from", autocompletion=preset_names),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR")],
+    data: Annotated[str | None, typer.Option(metavar="D", help=DATA_HELP)] = None,
+    constraint: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="the critic constraint", autocompletion=constraint_kinds),
+    ] = None,
+    # The configuration checks these two, with a message that names training.steps or .seed.
+    steps: Annotated[str | None, typer.Option(metavar="N", help="generator steps")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="S", help="seed of everything random")] = None,
+    device: DeviceOption = None,
+    settings: SetOption = None,
+    no_register: Annotated[bool, typer.Option("--no-register", help="leave MLflow alone")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
+) -> int:
+    """Train, judge, save and register a model."""
+    overrides = assignments(settings)
+    for key, text in (("training.steps", steps), ("training.seed", seed)):
+        if text is not None:
+            overrides[key] = value(text)
+    from training.presets import build_config
+
+    # Mistakes in the configuration are told before torch's slower parts are imported.
+    config = build_config(preset, data, constraint, overrides)
+
+    from training.engine.loop import Diverged, Interrupted
+    from training.progress import TrainingBar, say, silent
+    from training.run import join_workers, run_training
+
+    workers = join_workers(device)
+    say = say if workers.is_main else silent
+    try:
+        registered = run_training(
+            config,
+            out,
+            workers.device,
+            resume=resume,
+            register=not no_register,
+            say=say,
+            report=TrainingBar(config.training.steps) if workers.is_main else silent,
+            stop_requested=StopRequest(),
+            workers=workers,
+        )
+    except Interrupted as error:
+        complain(f"{error}; go on with --resume")
+        return EXIT_INTERRUPTED
+    except Diverged as error:
+        complain(f"error: {error}")
+        return EXIT_FAILED
+    say(f"artifact: {out / 'artifact'}")
+    if registered:
+        say(f"registered: {registered}")
+    return 0
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    data: Annotated[
+        str | None, typer.Option(metavar="D", help="default: the data it was trained on")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge a model on held-out data again."""
+    from models.access import artifact_folder
+    from training.evaluation import evaluate_artifact
+
+    with artifact_folder(model) as folder:
+        results = evaluate_artifact(folder, data)
+    if as_json:
+        print(results.model_dump_json(indent=2))
+        return
+    for name, f in results.figures.items():
+        floor = "" if f.floor is None else f"   floor {f.floor:.4g}"
+        print(f"{name:24s} {f.value:9.4g}   [{f.interval[0]:.4g}, {f.interval[1]:.4g}]{floor}")
+
+
+@app.command(epilog=example("wgan diagnose runs/first --out diagnosis.html"))
+def diagnose(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help=f"the --out of wgan train, finished or not; {MODEL_HELP}"
+        ),
+    ],
+    as_json: JsonOption = False,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="with a plot each")] = None,
+) -> None:
+    """Measure what goes wrong with a run's critic, and say what to do."""
+    if out and out.suffix != ".html":
+        raise UserError(f"--out {out}: the page is an .html file")
+    from models.access import artifact_folder
+    from training.judging.doctor import diagnose_run, in_one_line
+    from training.progress import phase, say
+    from training.reporting.diagnosis import findings_page
+
+    with artifact_folder(run) as folder, phase("diagnosing"):
+        findings = diagnose_run(folder)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(findings_page(f"Diagnosis of {run}", findings))
+    if as_json:
+        print(json.dumps([finding.model_dump(mode="json") for finding in findings], indent=2))
+        return
+    for finding in findings:
+        print(in_one_line(finding))
+    if out:
+        say(f"page: {out}")
+
+
+@data_app.command(epilog=example("wgan data inspect photos.zip --size 32 --out photos.png"))
+def inspect(
+    data: Annotated[str, typer.Argument(metavar="D", help=DATA_HELP)],
+    size: Annotated[int | None, typer.Option(metavar="N", help="pixels: as data.size")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="default: named after D")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a data set becomes and what is wrong with it, and draw it."""
+    from models.config import parse_data
+    from training.data import inspection
+    from training.data.dataset import load_data
+    from training.progress import phase, say
+    from training.reporting.preview import picture
+
+    # Broken files are reported, however many there are: here they are no reason to stop.
+    config = parse_data({"source": data, "size": size, "max_broken_fraction": 0.999})
+    with phase("loading the data"):
+        dataset = load_data(config)
+        problems = inspection.problems(dataset)
+    card = dataset.card
+    out = out or Path(f"{card.name}.png")
+    if out.suffix != ".png":
+        raise UserError(f"--out {out}: the picture is a .png")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(picture(dataset))
+    if as_json:
+        answer = {"card": card.model_dump(mode="json"), "problems": problems, "picture": str(out)}
+        print(json.dumps(answer, indent=2))
+        return
+    for key, field in card.model_dump(mode="json").items():
+        if field not in ([], None):
+            print(f"{key:18s} {field}")
+    for problem in problems:
+        print(f"problem: {problem}")
+    say(f"picture: {out}")
+
+
+@app.command()
+def presets(as_json: JsonOption = False) -> None:
+    """List the presets: settings that are known to work, by name."""
+    from training.presets import PRESETS
+
+    if as_json:
+        print(json.dumps(PRESETS, indent=2))
+        return
+    for name, preset in PRESETS.items():
+        source = preset["data"].get("source", "your own: --data")
+        networks = " and ".join(
+            f"{preset[part]['architecture']} {part}" for part in ("generator", "critic")
+        )
+        print(
+            f"{name:12s} data {source}; {networks}; {preset['constraint']['kind']}; "
+            f"{preset['training']['steps']} steps"
+        )

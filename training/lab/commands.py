@@ -1,0 +1,165 @@
+"""Commands of the lab: compare constraints, study clipping, measure W1."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.command_line import (
+    DATA_HELP,
+    EXIT_INTERRUPTED,
+    SetOption,
+    assignments,
+    complain,
+    example,
+    new_app,
+)
+from models.errors import UserError
+from training.commands import constraint_kinds, preset_names
+
+app = new_app()
+study_app = new_app("Measure from scratch what a constraint does.")
+app.add_typer(study_app, name="study")
+
+LabFolder = Annotated[Path, typer.Option(metavar="DIR", help="with the report; goes on in it")]
+
+
+@app.command(
+    epilog=example(
+        "wgan compare --data 8gaussians --constraints gradient_penalty,weight_clipping "
+        "--seeds 3 --budget-seconds 20 --out runs/compared"
+    )
+)
+def compare(
+    data: Annotated[str, typer.Option(metavar="D", help=DATA_HELP)],
+    constraints: Annotated[str, typer.Option(metavar="a,b,c", help="two kinds or more")],
+    out: LabFolder,
+    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="how many")] = 3,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="default: what suits the data", autocompletion=preset_names
+        ),
+    ] = None,
+    budget_seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="of training, for each run")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="generator steps, instead of time")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="runs at once")] = 1,
+    settings: SetOption = None,
+    no_track: Annotated[bool, typer.Option("--no-track", help="leave MLflow alone")] = False,
+) -> int:
+    """Train several constraints alike and say which suits the data."""
+    if steps is not None and budget_seconds is not None:
+        raise UserError("--steps and --budget-seconds exclude each other: give one")
+    if budget_seconds is not None and not budget_seconds > 0:
+        raise UserError(f"--budget-seconds {budget_seconds}: must be above 0")
+    overrides = assignments(settings)
+    from training.lab.comparison import REPORT, table_rows
+    from training.lab.comparison import compare as run_comparison
+    from training.progress import say
+
+    try:
+        summary = run_comparison(
+            data,
+            constraints.split(","),
+            seeds,
+            out,
+            preset=preset,
+            budget_seconds=budget_seconds,
+            steps=steps,
+            overrides=overrides,
+            processes=jobs,
+            track=not no_track,
+            say=say,
+        )
+    except KeyboardInterrupt:
+        return _goes_on()
+    header, rows = table_rows(summary)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+    say(f"recommended: {summary['recommendation']['reason']}")
+    say(f"report: {out / REPORT}")
+    return 0
+
+
+@study_app.callback()
+def study() -> None:
+    """Keep `clipping` a command of its own: a group of one command would become it."""
+
+
+@study_app.command(epilog=example("wgan study clipping --jobs 2 --out runs/study"))
+def clipping(
+    out: LabFolder,
+    full: Annotated[bool, typer.Option("--full", help="overnight, not in minutes")] = False,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="at once")] = 2,
+) -> int:
+    """Judge the seven claims against weight clipping: each borne out or not."""
+    from training.lab.study import FULL, QUICK
+    from training.lab.study import study as run_study
+    from training.progress import say
+
+    try:
+        for claim in run_study(out, FULL if full else QUICK, processes=jobs, say=say):
+            say(f"{claim.verdict}: {claim.claim} ({claim.found})")
+    except KeyboardInterrupt:
+        return _goes_on()
+    say(f"report: {out / 'report.html'}")
+    return 0
+
+
+@app.command(epilog=example("wgan w1 a.npy b.npy --json w1.json"))
+def w1(
+    a: Annotated[Path, typer.Argument(metavar="A", help=".npy: N x D, or images")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="likewise; the critic is larger on A")],
+    report: Annotated[Path, typer.Option("--json", metavar="OUT", help="the report's file")],
+    constraint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND", help="default: the best found", autocompletion=constraint_kinds
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, metavar="S")] = 0,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="critic steps")] = 4000,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="B")] = 512,
+    gradients_at: Annotated[
+        Path | None, typer.Option(metavar="P.npy", help="points like A's items")
+    ] = None,
+    gradients_out: Annotated[
+        Path | None, typer.Option(metavar="G.npy", help="the gradients there")
+    ] = None,
+) -> None:
+    """Measure the Wasserstein-1 distance between two sets of samples with a critic."""
+    if (gradients_at is None) != (gradients_out is None):
+        raise UserError("--gradients-at and --gradients-out go together: give both or neither")
+    import numpy as np
+
+    from training.lab.w1 import estimate, load_samples
+    from training.progress import phase, say
+
+    samples = load_samples(a), load_samples(b)
+    points = load_samples(gradients_at) if gradients_at else None
+    with phase("fitting critics"):
+        found, gradient = estimate(
+            *samples, constraint, seed=seed, steps=steps, batch_size=batch_size
+        )
+    report.write_text(json.dumps(found, indent=2) + "\n")
+    if points is not None and gradients_out is not None:
+        with gradients_out.open("wb") as file:
+            np.save(file, gradient(points))
+    say(f"W1 {found['w1']:.5g}, at least {found['lower']:.5g} (95% confidence)")
+    say(
+        f"discrete estimate {found['plug_in']:.5g}, of which {found['plug_in_bias']:.5g} or so "
+        f"is bias at {found['plug_in_samples']} samples"
+    )
+
+
+def _goes_on() -> int:
+    complain("interrupted: the same command goes on from here")
+    return EXIT_INTERRUPTED

@@ -1,0 +1,60 @@
+"""The command `wgan retrain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.command_line import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_REJECTED,
+    StopRequest,
+    complain,
+    example,
+    new_app,
+)
+from training.commands import DeviceOption
+
+app = new_app()
+
+
+@app.command(
+    epilog="exit codes: 0 promoted or nothing to do, 3 rejected, 75 interrupted: run it again, "
+    "2 a mistake, 1 failed\n\n" + example("wgan retrain --config retrain.yaml"),
+)
+def retrain(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="YAML or JSON")],
+    device: DeviceOption = None,
+) -> int:
+    """Train a challenger and promote it if the evidence allows."""
+    from training.retraining.config import read_config
+    from training.retraining.cycle import retrain as run_cycle
+
+    settings = read_config(config)
+    steps = settings.build().training.steps
+    from training.engine.loop import Diverged
+    from training.progress import TrainingBar, say, silent
+    from training.run import join_workers
+
+    workers = join_workers(device)
+    say = say if workers.is_main else silent
+    try:
+        outcome = run_cycle(
+            settings,
+            say=say,
+            report=TrainingBar(steps) if workers.is_main else silent,
+            stop_requested=StopRequest(),
+            workers=workers,
+        )
+    except Diverged as error:
+        complain(f"error: {error}")
+        return EXIT_FAILED
+    for gate in outcome.decision.gates if outcome.decision else []:
+        say(f"  {'passed' if gate.passed else 'FAILED'}  {gate.name:14s} {gate.reason}")
+    say(f"{outcome.kind}: {outcome.reason}")
+    if outcome.folder:
+        say(f"decision: {outcome.folder / 'decision.json'}")
+    return {"rejected": EXIT_REJECTED, "interrupted": EXIT_INTERRUPTED}.get(outcome.kind, 0)

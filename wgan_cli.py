@@ -16,8 +16,8 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 from typer.main import get_command, get_group
 
-from models.command_line import EXIT_MISTAKE, EXIT_SIGINT, complain, needs, new_app
-from models.errors import UserError, suggestion
+from models.command_line import EXIT_MISTAKE, EXIT_SIGINT, complain, new_app
+from models.errors import UserError, needs, suggestion
 
 COMMANDS = {
     "train": "training.commands",

@@ -6,12 +6,9 @@ when it runs, so that `wgan --help` is quick.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -78,29 +75,6 @@ def value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-@contextlib.contextmanager
-def needs(extra: str) -> Iterator[None]:
-    """Turn a missing package into one line that says how to install it.
-
-    Works as a decorator too.
-
-    Args:
-        extra: of our package, which has what the block needs, such as ``train``.
-
-    Raises:
-        UserError: a package is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        if importlib.util.find_spec(package):  # it is there, so the import itself is a mistake
-            raise
-        raise UserError(
-            f"{package} is not installed, and is needed here: pip install 'wgan-foundry[{extra}]'"
-        ) from error
 
 
 class StopRequest:

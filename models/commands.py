@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from models.command_line import ClassOption, JsonOption, ModelArgument, new_app
-from models.errors import UserError
+from models.errors import DataError, ShapeError, UserError
 
 app = new_app()
 
@@ -38,14 +38,13 @@ def sample(
     suffix = out.suffix.removeprefix(".")
     if suffix not in SAMPLE_FORMATS:
         raise UserError(f"--out {out}: ends in none of {', '.join(SAMPLE_FORMATS)}")
-    from models.access import load_model
     from models.progress import say
+    from models.trained import load
 
-    loaded = load_model(model)
-    label = None if class_name is None else loaded.label(class_name)
+    trained = load(model)
+    samples = trained.sample(seed, n, class_name)
     out.parent.mkdir(parents=True, exist_ok=True)
-    samples = loaded.sample(seed, n, label)
-    out.write_bytes(encode(samples, suffix, loaded.run.data.columns))
+    out.write_bytes(encode(samples, suffix, trained.columns))
     say(f"wrote {n} samples to {out}")
 
 
@@ -57,24 +56,21 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score image or array files with the critic."""
-    import numpy as np
-
-    from models.access import load_model
     from models.formats import read_items
+    from models.trained import load
 
-    loaded = load_model(model)
-    label = None if class_name is None else loaded.label(class_name)
+    trained = load(model)
     names, scores, percentiles = [], [], []
     for path in files:
         if not path.is_file():
             raise UserError(f"{path}: no such file")
         try:
-            items = loaded.items(read_items(path.read_bytes(), path.name))
-        except UserError as error:
+            items = read_items(path.read_bytes(), path.name)
+            of_file = trained.score(items, class_name)
+        except (DataError, ShapeError) as error:
             raise UserError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from None
-        of_file = loaded.score(items, None if label is None else np.full(len(items), label))
         scores += of_file.tolist()
-        percentiles += loaded.percentiles(of_file).tolist()
+        percentiles += trained.percentiles(of_file).tolist()
         names += [f"{path}[{i}]" if len(items) > 1 else str(path) for i in range(len(items))]
     if as_json:
         print(json.dumps({"items": names, "scores": scores, "percentiles": percentiles}))
@@ -107,8 +103,8 @@ def promote(
 ) -> None:
     """Make a version the champion."""
     from models import artifact, registry
-    from models.access import artifact_folder
     from models.progress import say
+    from models.trained import artifact_folder
 
     name, version = registry.resolve(model)
     with artifact_folder(f"{name}@{version}") as folder:

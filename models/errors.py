@@ -1,7 +1,11 @@
 """The errors that reach a user. Each message is one line that says what to do."""
 
+from __future__ import annotations
+
+import contextlib
 import difflib
-from collections.abc import Iterable
+import importlib.util
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -43,3 +47,26 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"
+
+
+@contextlib.contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Turn a missing package into one line that says how to install it.
+
+    Works as a decorator too.
+
+    Args:
+        extra: of our package, which has what the block needs, such as ``train``.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if importlib.util.find_spec(package):  # it is there, so the import itself is a mistake
+            raise
+        raise UserError(
+            f"{package} is not installed, and is needed here: pip install 'wgan-foundry[{extra}]'"
+        ) from error

@@ -40,10 +40,10 @@ def serve(
 def _check(model: str) -> None:
     """Tell a mistake here, in one line, instead of starting a server that is never ready."""
     from models import registry
-    from models.access import load_model
+    from models.trained import load
 
     if not registry.is_reference(model):
-        load_model(model)
+        load(model)
         return
     try:
         registry.resolve(model)

@@ -127,7 +127,7 @@ def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_mistake_of_ours_is_no_missing_package() -> None:
-    from models.command_line import needs
+    from models.errors import needs
 
     with pytest.raises(ModuleNotFoundError), needs("train"):
         import models.no_such_module  # noqa: F401

@@ -134,7 +134,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Judge a model on held-out data again."""
-    from models.access import artifact_folder
+    from models.trained import artifact_folder
     from training.evaluation import evaluate_artifact
 
     with artifact_folder(model) as folder:
@@ -161,7 +161,7 @@ def diagnose(
     """Measure what goes wrong with a run's critic, and say what to do."""
     if out and out.suffix != ".html":
         raise UserError(f"--out {out}: the page is an .html file")
-    from models.access import artifact_folder
+    from models.trained import artifact_folder
     from training.judging.doctor import diagnose_run, in_one_line
     from training.progress import phase, say
     from training.reporting.diagnosis import findings_page

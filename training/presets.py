@@ -158,6 +158,29 @@ TUNED: dict[str, dict[str, Values]] = {
 """For a preset and a constraint: settings found better than the published ones."""
 
 
+SUITABLE = {"vector": "table", "image": "images", "sequence": "ar2"}
+"""The preset for data of a kind that have no preset of their own."""
+
+
+def suitable_preset(source: str, overrides: dict[str, Any] | None = None) -> str:
+    """Choose the preset for data: their own, or the one for their kind; this loads the data.
+
+    Args:
+        source: of the data, as ``data.source``.
+        overrides: dotted keys and values, as of `build_config`; those of the data section count.
+
+    Raises:
+        UserError: the data cannot be used.
+    """
+    if source in PRESETS:
+        return source
+    from training.data.dataset import load_data
+
+    of_data = {key: value for key, value in (overrides or {}).items() if key.startswith("data")}
+    config = build_config("table", source, None, of_data)
+    return SUITABLE[load_data(config.data).card.kind]
+
+
 def build_config(
     preset: str,
     data: str | None = None,

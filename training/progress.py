@@ -25,13 +25,15 @@ class TrainingBar:
     Pass it as ``report`` to `training.run.run_training`.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, lines: bool = True) -> None:
         """Begin.
 
         Args:
             steps: generator steps of the whole run.
+            lines: whether to print lines where there is no terminal.
         """
         self.steps = steps
+        self.lines = lines
         self.bar = tqdm(total=steps, unit="step") if sys.stderr.isatty() else None
         self.last_line = 0.0
 
@@ -48,6 +50,6 @@ class TrainingBar:
             self.bar.update(step - self.bar.n)
             if is_last:
                 self.bar.close()
-        elif is_last or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+        elif self.lines and (is_last or time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES):
             self.last_line = time.monotonic()
             say(f"step {step}/{self.steps}: {figures}")

@@ -1,0 +1,225 @@
+"""The Python API: its examples run, it takes what users have, and the commands agree with it."""
+
+import doctest
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import wgan
+import wgan_cli
+from models.errors import UserError
+from models.trained import TrainedModel
+from tests.artifacts import make_artifact
+
+ROOT = Path(__file__).parent.parent
+FEW = {"evaluation": {"samples": 100}}
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal([170, 70], [10, 15], (400, 2)), columns=["height", "weight"])
+    path = tmp_path_factory.mktemp("api") / "people.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(people: Path) -> TrainedModel:
+    return wgan.train(people, steps=3, out=people.parent / "run", **FEW)
+
+
+def test_the_examples_of_the_docstrings() -> None:
+    result = doctest.testmod(wgan)
+    assert result.attempted > 8
+    assert not result.failed
+
+
+def test_the_ten_lines(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example that the module begins with, as it stands but for the number of steps."""
+    _, _, text = str(wgan.__doc__).partition("::\n\n")
+    lines = [line for line in text.split("\n\nA constraint")[0].splitlines() if line.strip()]
+    assert len(lines) == 9
+    code = "\n".join(line.removeprefix("    ") for line in lines).replace("3000", "3")
+    monkeypatch.chdir(people.parent)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert np.shape(names["rows"]) == (1000, 2)
+    assert np.shape(names["scores"]) == (1000,)
+
+
+def test_import_is_light_and_names_are_there() -> None:
+    code = (
+        "import sys, wgan; heavy = {'torch', 'numpy', 'mlflow', 'pandas', 'typer', 'tqdm'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
+        "from wgan import *; from wgan import GradientPenalty"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        wgan.nonsense  # noqa: B018
+
+
+def test_training_without_the_extra_says_what_to_install(tmp_path: Path) -> None:
+    """As in the image that serves: loading, sampling and scoring work there."""
+    artifact = make_artifact(tmp_path / "artifact")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(["training", "bentoml", "sklearn", "scipy", "pandas"]))
+import importlib.util
+there = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "training" else there(name, *more)
+import wgan
+model = wgan.load({str(artifact)!r})
+print(model.score(model.sample(1, 4)).shape, len(wgan.constraints()))
+for call in (lambda: wgan.train("digits"), lambda: wgan.evaluate(model), wgan.presets):
+    try:
+        call()
+    except wgan.UserError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    first, *others = done.stdout.splitlines()
+    assert first == "(4,) 17"
+    assert len(others) == 3
+    for line in others:
+        assert "pip install 'wgan-foundry[train]'" in line
+
+
+def test_a_table_comes_back_in_its_own_units(people: Path, trained: TrainedModel) -> None:
+    assert trained.record.config.name == "table"
+    assert trained.columns == ["height", "weight"]
+    rows = trained.sample(seed=7, count=5)
+    assert rows.shape == (5, 2)
+    np.testing.assert_array_equal(trained.sample(seed=7, count=9)[:5], rows)
+    frame = pd.read_csv(people)
+    scores = trained.score(frame)
+    np.testing.assert_array_equal(scores, trained.score(frame.to_numpy()))
+    assert np.percentile(trained.percentiles(scores), 50) == pytest.approx(50, abs=15)
+    assert repr(trained) == "<TrainedModel table, lipschitz_penalty, items (2,)>"
+
+
+def test_the_command_line_gives_the_same(
+    people: Path, trained: TrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "rows.npy"
+    train = ["train", "--preset", "table", "--data", str(people), "--steps", "3", "--no-register"]
+    assert wgan_cli.main([*train, "--set", "evaluation.samples=100", "--out", str(run)]) == 0
+    by_command = wgan.load(run / "artifact")
+    assert by_command.figures == trained.figures
+    assert wgan_cli.main(["sample", str(run / "artifact"), "-n", "5", "--out", str(out)]) == 0
+    np.testing.assert_array_equal(np.load(out), trained.sample(seed=0, count=5))
+    capsys.readouterr()
+    assert wgan_cli.main(["evaluate", str(run / "artifact"), "--json"]) == 0
+    evaluated = wgan.evaluate(trained)
+    assert json.loads(capsys.readouterr().out) == json.loads(evaluated.model_dump_json())
+    assert evaluated.figures == trained.figures
+    assert wgan_cli.main(["diagnose", str(run), "--json"]) == 0
+    findings = [finding.model_dump(mode="json") for finding in wgan.diagnose(trained)]
+    assert json.loads(capsys.readouterr().out) == findings
+    assert wgan.diagnose(people.parent / "run") == wgan.diagnose(trained)
+
+
+def test_arrays_and_frames(people: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(people)
+    of_frame = wgan.train(frame, steps=2, out=tmp_path / "frame", **FEW)
+    of_array = wgan.train(frame.to_numpy(), steps=2, out=tmp_path / "array", **FEW)
+    assert (of_frame.columns, of_array.columns) == (["height", "weight"], [])
+    np.testing.assert_array_equal(of_frame.sample(0, 4), of_array.sample(0, 4))
+    # The same data go on with the same run.
+    again = wgan.train(frame, steps=2, out=tmp_path / "frame", resume=True, **FEW)
+    assert again.record == of_frame.record
+    assert wgan.evaluate(of_frame, frame).figures == of_frame.figures
+    with pytest.raises(UserError, match="already holds a run"):
+        wgan.train(frame, steps=2, out=tmp_path / "frame", **FEW)
+    images = np.random.default_rng(0).integers(0, 256, (200, 8, 8), np.uint8)
+    settings = {"evaluation": {"samples": 20, "extractor": "pixels"}, "data.size": None}
+    of_images = wgan.train(images, preset="digits", steps=1, **settings)
+    assert of_images.sample(0, 2).shape == (2, 8, 8, 1)
+    assert of_images.score(images[:3]).shape == (3,)
+
+
+def test_a_temporary_run_goes_with_its_model(people: Path, tmp_path: Path) -> None:
+    model = wgan.train(people, constraint=wgan.GradientPenalty(strength=3), steps=1, seed=5, **FEW)
+    folder = model.artifact
+    assert folder.is_dir()
+    assert model.record.constraint.hyperparameters["strength"] == 3
+    assert model.record.config.training.seed == 5
+    model.save(tmp_path / "kept")
+    samples = model.sample(1, 3)
+    del model
+    gc.collect()
+    assert not folder.exists()
+    np.testing.assert_array_equal(wgan.load(tmp_path / "kept").sample(1, 3), samples)
+
+
+def test_mistakes(trained: TrainedModel, tmp_path: Path) -> None:
+    for mistake, says in (
+        (wgan.train, "data or a preset"),
+        (lambda: wgan.train("digits", constraint="weight_cliping"), "weight_clipping"),
+        (lambda: wgan.train("digits", trainin={"steps": 3}), "training"),
+        (lambda: wgan.load(tmp_path), "not an artifact"),
+        (lambda: trained.sample(count=0), "at least one"),
+        (lambda: trained.sample(seed=-1), "seed -1"),
+        (lambda: trained.sample(class_name="7"), "not class-conditional"),
+        (lambda: trained.score(np.zeros((3, 5))), r"\(N, 2\)"),
+        (lambda: wgan.evaluate(trained, "digits"), "items of shape"),
+    ):
+        with pytest.raises(UserError, match=says):
+            mistake()
+
+
+def test_classes() -> None:
+    model = wgan.train("digits", steps=1, conditional=True, **FEW)
+    assert model.classes[7] == "7"
+    sevens = model.sample(0, 2, class_name="7")
+    assert sevens.shape == (2, 8, 8, 1)
+    assert not np.array_equal(model.score(sevens, class_name="7"), model.score(sevens, "1"))
+    with pytest.raises(UserError, match="class"):
+        model.score(sevens)
+
+
+def test_compare(tmp_path: Path) -> None:
+    said: list[str] = []
+    summary = wgan.compare(
+        "8gaussians", ["gradient_penalty", "none"], seeds=1, steps=2, out=tmp_path,
+        say=said.append, critic={"width": 8}, generator={"width": 8}, **FEW,
+    )  # fmt: skip
+    assert summary["recommendation"]["constraint"] in ("gradient_penalty", "none")
+    assert (tmp_path / "report.html").is_file()
+    assert said
+
+
+def test_wasserstein_1() -> None:
+    a = np.random.default_rng(0).normal(size=(400, 2))
+    distance = wgan.wasserstein_1(a + np.array([3, 0]), a, steps=50)
+    assert distance.value == pytest.approx(3, abs=0.3)
+    assert 0 < distance.lower <= 3
+    assert distance.gradient(a[:4]).shape == (4, 2)
+
+
+@pytest.mark.parametrize("name", ["GradientPenalty", "WeightClipping", "Bjorck"])
+def test_a_constraint_in_somebody_elses_loop(name: str) -> None:
+    constraint = getattr(wgan, name)()
+    torch.manual_seed(0)
+    critic = constraint.before_training(torch.nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(critic.parameters(), 0.02)
+    real, fake = torch.randn(64, 2), torch.randn(64, 2) + 2
+    for step in range(30):
+        loss = critic(fake).mean() - critic(real).mean()
+        penalty = constraint.penalty(critic, real, fake, step)
+        loss = loss if penalty is None else loss + penalty
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        constraint.after_critic_step(critic)
+    assert critic(real).mean() > critic(fake).mean()
+    assert constraint.broken_claim(critic) is None

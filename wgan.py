@@ -1,0 +1,380 @@
+"""Train, judge and use Wasserstein GANs from Python.
+
+From a table to new rows, in ten lines::
+
+    import wgan
+
+    model = wgan.train("people.csv", constraint="gradient_penalty", steps=3000, out="runs/people")
+    rows = model.sample(seed=7, count=1000)         # float32 (1000, columns)
+    scores = model.score(rows)                      # higher is more like real rows
+    print(model.columns, model.figures["wasserstein_1"].value)
+
+    same = wgan.load("runs/people/artifact")        # or a registry name: "people@champion"
+    print(wgan.evaluate(same).figures)              # judged on held-out rows again
+    for finding in wgan.diagnose("runs/people"):    # what goes wrong with the critic
+        print(finding.name, finding.severity, finding.evidence, finding.remedy)
+
+A constraint also works alone, in somebody else's training loop:
+
+>>> import torch, wgan
+>>> critic = torch.nn.Linear(2, 1)
+>>> real, fake = torch.zeros(8, 2), torch.ones(8, 2)
+>>> loss = wgan.GradientPenalty(strength=10).penalty(critic, real, fake)
+>>> loss.backward()
+
+Importing this module is quick: each function imports what it needs when it is called. Loading,
+sampling and scoring work in every installation; what trains or judges needs
+``pip install 'wgan-foundry[train]'``, and says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from models.errors import UserError, needs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from models.constraints import *  # noqa: F403 # re-exported, at run time by __getattr__
+    from models.constraints import AnyConstraint
+    from models.record import ConstraintCard, Finding, Results
+    from models.trained import TrainedModel
+
+    Array: TypeAlias = np.ndarray
+    Data: TypeAlias = str | Path | np.ndarray | pd.DataFrame
+
+__all__ = [
+    "Distance",
+    "UserError",
+    "compare",
+    "constraints",
+    "diagnose",
+    "evaluate",
+    "load",
+    "presets",
+    "train",
+    "wasserstein_1",
+]
+
+
+def _say_nothing(line: str) -> None:
+    """Say nothing: the default of every ``say``."""
+
+
+def load(model: str | Path) -> TrainedModel:
+    """Load a model, with ``sample``, ``score``, ``figures`` and more.
+
+    Args:
+        model: an artifact folder, or a registry name such as ``digits@champion``.
+
+    Raises:
+        UserError: there is no such model, or its artifact is broken.
+    """
+    from models.trained import load
+
+    return load(str(model))
+
+
+@needs("train")
+def train(
+    data: Data | None = None,
+    *,
+    preset: str | None = None,
+    constraint: str | AnyConstraint | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    device: str | None = None,
+    register: bool = False,
+    resume: bool = False,
+    say: Callable[[str], None] = _say_nothing,
+    **settings: Any,
+) -> TrainedModel:
+    """Train, judge and save a model, as ``wgan train`` does.
+
+    Args:
+        data: a built-in name, file, folder or URL (docs/data.md); an array of images, uint8
+            ``(N, H, W)`` or ``(N, H, W, C)``, vectors ``(N, D)`` or sequences ``(N, T, D)``; or a
+            DataFrame of numbers. By default the preset's own.
+        preset: settings to start from, see `presets`; by default those that suit the data.
+        constraint: kind of the critic constraint, see `constraints`, or one with other
+            hyperparameters, such as ``wgan.GradientPenalty(strength=1)``.
+        steps: generator steps.
+        seed: of everything random.
+        out: folder of the run; by default a temporary one that goes with the model.
+        device: ``cpu`` or ``cuda``; by default CUDA if there is one.
+        register: write the run to MLflow and register a version.
+        resume: continue the run in ``out``.
+        say: takes a line for people, such as ``print``.
+        **settings: any others, a section each or dotted: ``training={"batch_size": 32}``,
+            ``conditional=True``, ``**{"data.size": 32}``.
+
+    Raises:
+        UserError: the data or the settings cannot be used.
+        training.engine.loop.Diverged: training failed; the last good checkpoint is kept.
+    """
+    from models.trained import TrainedModel
+    from training.presets import build_config, suitable_preset
+    from training.progress import TrainingBar
+    from training.run import ARTIFACT, join_workers, run_training
+    from training.tracking import flatten
+
+    overrides = flatten(settings)
+    for key, value in (("training.steps", steps), ("training.seed", seed)):
+        if value is not None:
+            overrides[key] = value
+    kind = constraint if isinstance(constraint, str) or constraint is None else constraint.kind
+    if constraint is not None and not isinstance(constraint, str):
+        for name, value in constraint.model_dump(exclude={"kind"}).items():
+            overrides[f"constraint.{name}"] = value
+    with contextlib.ExitStack() as stack:
+        folder = _folder(out, stack)
+        source = None if data is None else _source(data, folder)
+        if preset is None:
+            if source is None:
+                raise UserError("name data or a preset")
+            preset = suitable_preset(source, overrides)
+        config = build_config(preset, source, kind, overrides)
+        workers = join_workers(device)
+        run_training(
+            config,
+            folder,
+            workers.device,
+            resume=resume,
+            register=register,
+            say=say,
+            report=TrainingBar(config.training.steps, lines=False),
+            workers=workers,
+        )
+        trained = TrainedModel(folder / ARTIFACT)
+        weakref.finalize(trained, stack.pop_all().close)
+    return trained
+
+
+@needs("train")
+def evaluate(model: TrainedModel | str | Path, data: Data | None = None) -> Results:
+    """Judge a model on held-out data again, as ``wgan evaluate`` does.
+
+    Args:
+        model: a model, an artifact folder or a registry name.
+        data: as of `train`; by default those that it was trained on.
+
+    Returns:
+        ``figures``, by name, and the ``extractor`` that images were judged over.
+
+    Raises:
+        UserError: the data cannot be used, or do not fit the model.
+    """
+    from models.trained import TrainedModel
+    from training.evaluation import evaluate_artifact
+
+    artifact = model.artifact if isinstance(model, TrainedModel) else load(model).artifact
+    with tempfile.TemporaryDirectory() as folder:
+        source = None if data is None else _source(data, Path(folder))
+        return evaluate_artifact(artifact, source)
+
+
+@needs("train")
+def diagnose(run: TrainedModel | str | Path) -> list[Finding]:
+    """Measure what goes wrong with a critic, and say what to do, as ``wgan diagnose`` does.
+
+    Args:
+        run: the folder of a run, finished or not, an artifact folder, a registry name or a model.
+
+    Returns:
+        Every finding that applies, present or not: docs/doctor.md describes them.
+
+    Raises:
+        UserError: there is no such run, or its data cannot be loaded.
+    """
+    from models.trained import TrainedModel, artifact_folder
+    from training.judging.doctor import diagnose_run
+
+    if isinstance(run, TrainedModel):
+        return diagnose_run(run.artifact)
+    with artifact_folder(str(run)) as folder:
+        return diagnose_run(folder)
+
+
+@needs("train")
+def compare(
+    data: Data,
+    constraints: Sequence[str],
+    *,
+    seeds: int = 3,
+    out: str | Path | None = None,
+    preset: str | None = None,
+    steps: int | None = None,
+    budget_seconds: float | None = None,
+    jobs: int = 1,
+    track: bool = False,
+    say: Callable[[str], None] = _say_nothing,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train several constraints alike and say which suits the data, as ``wgan compare`` does.
+
+    Args:
+        data: as of `train`.
+        constraints: two kinds or more.
+        seeds: how many runs of each constraint and budget.
+        out: folder of the runs and of ``report.html``; what is done in it already is not done
+            again. By default a temporary one, and only the summary is kept.
+        preset: settings to start from; by default what suits the data.
+        steps: generator steps.
+        budget_seconds: seconds of training for each run, instead of ``steps``.
+        jobs: runs at once.
+        track: write each run to MLflow.
+        say: takes a line for people.
+        **settings: as of `train`.
+
+    Returns:
+        The summary (docs/compare.md): ``recommendation``, a dict with ``constraint``, ``reason``
+        and ``probability``, and ``rows``, one for each constraint and budget.
+
+    Raises:
+        UserError: the data or the settings cannot be used.
+    """
+    from training.lab.comparison import compare as run_comparison
+    from training.tracking import flatten
+
+    with contextlib.ExitStack() as stack:
+        folder = _folder(out, stack)
+        return run_comparison(
+            _source(data, folder),
+            constraints,
+            seeds,
+            folder,
+            preset=preset,
+            budget_seconds=budget_seconds,
+            steps=steps,
+            overrides=flatten(settings),
+            processes=jobs,
+            track=track,
+            say=say,
+        )
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A Wasserstein-1 distance, measured with a critic; in the samples' own units."""
+
+    value: float
+    """The estimate."""
+    lower: float
+    """The distance is at least this, at 95% confidence."""
+    report: dict[str, Any]
+    """Everything measured, as docs/w1.md describes it."""
+    gradient: Callable[[Array], Array]
+    """The critic's gradient at points like the samples: the direction towards ``a``."""
+
+
+@needs("train")
+def wasserstein_1(
+    a: Array,
+    b: Array,
+    constraint: str | None = None,
+    *,
+    seed: int = 0,
+    steps: int = 4000,
+    batch_size: int = 512,
+) -> Distance:
+    """Measure the Wasserstein-1 distance between two sets of samples, as ``wgan w1`` does.
+
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(0)
+    >>> a, b = rng.normal(size=(2, 500, 2))
+    >>> distance = wasserstein_1(a + [3, 0], b, steps=100)
+    >>> abs(distance.value - 3) < 0.3
+    True
+
+    Args:
+        a: ``(N, D)``, or images ``(N, H, W)`` or ``(N, H, W, C)``.
+        b: likewise, with as many features.
+        constraint: kind of the critic's constraint; by default what was found best.
+        seed: of everything random.
+        steps: of the critic.
+        batch_size: of each step, from each set.
+
+    Raises:
+        UserError: the samples do not fit each other, or are too few.
+    """
+    from training.lab.w1 import estimate
+
+    report, gradient = estimate(a, b, constraint, seed=seed, steps=steps, batch_size=batch_size)
+    return Distance(report["w1"], report["lower"], report, gradient)
+
+
+@needs("train")
+def presets() -> dict[str, dict[str, Any]]:
+    """Name the presets, each with its settings.
+
+    >>> presets()["digits"]["data"]
+    {'source': 'digits'}
+    """
+    import copy
+
+    from training.presets import PRESETS
+
+    return copy.deepcopy(PRESETS)
+
+
+def constraints() -> list[ConstraintCard]:
+    """Describe the constraints: ``kind``, ``guarantee``, and ``hyperparameters`` with defaults.
+
+    >>> [card.hyperparameters for card in constraints() if card.kind == "norm_clipping"]
+    [{'max_norm': 1.0}]
+    """
+    from models.record import constraint_cards
+
+    return constraint_cards()
+
+
+def __getattr__(name: str) -> Any:
+    """Import a constraint's class when it is first asked for."""
+    import models.constraints
+
+    if name in models.constraints.__all__:
+        return getattr(models.constraints, name)
+    raise AttributeError(f"module 'wgan' has no attribute {name!r}")
+
+
+def _folder(out: str | Path | None, stack: contextlib.ExitStack) -> Path:
+    """The folder of a run, made if need be; without one, a temporary one of ``stack``."""
+    if out is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wgan-")))
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _source(data: Data, folder: Path) -> str:
+    """What ``data.source`` is to be; arrays and tables are written to ``folder``.
+
+    Their file is named by their content, so that the same data continue the same run.
+    """
+    if isinstance(data, str | Path):
+        return str(data)
+    import io
+
+    import numpy as np
+
+    file = io.BytesIO()
+    if hasattr(data, "to_parquet"):
+        data.to_parquet(file, index=False)
+        suffix = "parquet"
+    else:
+        np.save(file, np.asarray(data), allow_pickle=False)
+        suffix = "npy"
+    content = file.getvalue()
+    path = folder / f"data-{hashlib.sha256(content).hexdigest()[:12]}.{suffix}"
+    path.write_bytes(content)
+    return str(path)

@@ -17,7 +17,8 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def _is_shown() -> bool:
+def is_shown() -> bool:
+    """Whether progress is drawn: on a terminal, by the main process."""
     # Several processes of a pool would draw over each other.
     return sys.stderr.isatty() and multiprocessing.parent_process() is None
 
@@ -30,7 +31,7 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
         what: the work in a word or two, such as ``judging``.
         total: how many there are, if ``items`` has no length.
     """
-    yield from tqdm(items, what, total, leave=False, disable=not _is_shown())
+    yield from tqdm(items, what, total, leave=False, disable=not is_shown())
 
 
 @contextmanager

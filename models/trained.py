@@ -8,18 +8,15 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from models import registry
 from models.artifact import load_artifact
 from models.errors import UserError
 from models.progress import phase
 from models.record import Figure, Finding, Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Array = np.ndarray
 
@@ -96,7 +93,7 @@ class TrainedModel:
             raise UserError(f"seed {seed}: must be from 0 to 2**63 - 1")
         return self._model.sample(seed, count, self._label(class_name))
 
-    def score(self, items: Array | pd.DataFrame, class_name: str | None = None) -> Array:
+    def score(self, items: ArrayLike, class_name: str | None = None) -> Array:
         """Score items with the critic.
 
         Args:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from tqdm import tqdm
 
-from models.progress import phase, say, silent, track
+from models.progress import is_shown, phase, say, silent, track
 
 __all__ = ["TrainingBar", "never", "phase", "say", "silent", "track"]
 
@@ -34,7 +33,7 @@ class TrainingBar:
         """
         self.steps = steps
         self.lines = lines
-        self.bar = tqdm(total=steps, unit="step") if sys.stderr.isatty() else None
+        self.bar = tqdm(total=steps, unit="step") if is_shown() else None
         self.last_line = 0.0
 
     def __call__(self, row: dict[str, float]) -> None:

@@ -7,7 +7,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from models.lipschitz import certify, gradient_norms, interpolate, lipschitz_bra
 from models.networks import CriticConfig, Shape, build_critic
 from models.networks.cones import Cones
 from training.engine.memory import keep_freed_memory
+from training.engine.optimisers import update_average
 from training.engine.step import CriticStep
 from training.judging.metrics import wasserstein_1
 
@@ -114,8 +114,7 @@ def fit(
     )
     # Replayed, a step of dense layers takes two thirds of the time; of others nothing is won.
     mode = "auto" if recipe.critic and recipe.critic.architecture == "mlp" else "eager"
-    plain = nullcontext(), nullcontext()
-    find_gradients = CriticStep(mode, critic, constraint, steps, "fp32", *plain, warnings.warn)
+    find_gradients = CriticStep(mode, critic, constraint, steps, say=warnings.warn)
     average = copy.deepcopy(critic).requires_grad_(False).eval()
     looks = {round(steps * (i + 1) / LOOKS) for i in range(LOOKS)}
     splits = {round(steps * (i + 1) / (2 * recipe.splits)) for i in range(recipe.splits)}
@@ -127,7 +126,9 @@ def fit(
         constraint.after_critic_step(critic)
         if step + 1 in splits and isinstance(critic, Cones) and isinstance(average, Cones):
             critic.split(torch.cat(draw()), average)
-        _average(average, critic, min(recipe.average, (1 + step) / (10 + step)))
+        update_average(average.parameters(), critic.parameters(), recipe.average, step)
+        for buffer, now in zip(average.buffers(), critic.buffers(), strict=True):
+            buffer.copy_(now)
         if step + 1 == steps or (objective and step + 1 in looks):
             candidate = copy.deepcopy(average)
             constraint.after_critic_step(candidate)
@@ -142,13 +143,6 @@ def _rate(recipe: Recipe, step: int, steps: int) -> float:
     if not recipe.cosine:
         return 1.0
     return min(1, (step + 1) / (WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-@torch.no_grad()
-def _average(average: nn.Module, critic: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(average.parameters()), list(critic.parameters()), 1 - decay)
-    for buffer, new in zip(average.buffers(), critic.buffers(), strict=True):
-        buffer.copy_(new)
 
 
 def critic_estimate(critic: nn.Module, constraint: Constraint, a: Tensor, b: Tensor) -> float:

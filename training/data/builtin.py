@@ -26,13 +26,11 @@ AR2_COUNT = 20_000
 def _digits() -> RawData:
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    images = np.round(found.images * (255 / 16)).astype(np.uint8)
+    data = load_digits()
+    images = np.round(data.images * (255 / 16)).astype(np.uint8)
+    labels, classes = data.target.astype(np.int64), tuple(map(str, data.target_names))
     source = "scikit-learn load_digits (UCI, Alpaydin 1998)"
-    classes = tuple(map(str, found.target_names))
-    return RawData(
-        images, "digits", source, "CC-BY-4.0", labels=found.target.astype(np.int64), classes=classes
-    )
+    return RawData(images, "digits", source, "CC-BY-4.0", labels=labels, classes=classes)
 
 
 def _mnist5k() -> RawData:

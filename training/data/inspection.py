@@ -21,61 +21,61 @@ FEW_VALUES = 10
 def problems(data: Dataset) -> list[str]:
     """Find what a user should know about a data set before training on it; one line each."""
     card = data.card
-    found = [f"skipped {line}" for line in data.problems]
+    lines = [f"skipped {line}" for line in data.problems]
     if card.count < FEW_ITEMS:
-        found.append(f"only {card.count} items: a critic soon knows them by heart")
+        lines.append(f"only {card.count} items: a critic soon knows them by heart")
     digests = item_digests(data.items) if data.digests is None else data.digests
     twins = card.count - len(np.unique(digests, axis=0))
     if twins:
-        found.append(f"{twins} items are exact duplicates of others")
+        lines.append(f"{twins} items are exact duplicates of others")
     if data.labels is not None:
         counts = np.bincount(data.labels, minlength=len(card.classes))
-        found += _class_problems(counts, card.classes)
-    return found + (_image_problems(data) if card.kind == "image" else _column_problems(data))
+        lines += _class_problems(counts, card.classes)
+    return lines + (_image_problems(data) if card.kind == "image" else _column_problems(data))
 
 
 def _class_problems(counts: Array, classes: list[str]) -> list[str]:
-    found = [
+    lines = [
         f"class {name!r} has {count} items" if count else f"class {name!r} is empty"
         for name, count in zip(classes, counts.tolist(), strict=True)
         if count < FEW_ITEMS_IN_CLASS
     ]
     if counts.max() > UNBALANCED_RATIO * max(counts.min(), 1):
         most, least = classes[counts.argmax()], classes[counts.argmin()]
-        found.append(f"class {most!r} is over {UNBALANCED_RATIO} times as frequent as {least!r}")
-    return found
+        lines.append(f"class {most!r} is over {UNBALANCED_RATIO} times as frequent as {least!r}")
+    return lines
 
 
 def _image_problems(data: Dataset) -> list[str]:
-    found = []
+    lines = []
     height, width = data.card.shape[1:]
     if not 8 <= min(height, width) <= max(height, width) <= 128:
-        found.append(f"images are {width}x{height}: networks take sides of 8 to 128; set data.size")
+        lines.append(f"images are {width}x{height}: networks take sides of 8 to 128; set data.size")
     blank = 0
     for first in range(0, len(data.items), AT_ONCE):
         images = data.items[first : first + AT_ONCE]
         blank += int((images == images[:, :1, :1]).all(axis=(1, 2, 3)).sum())
         release(data.items)
     if blank:
-        found.append(f"{blank} images are of one colour all over")
-    return found
+        lines.append(f"{blank} images are of one colour all over")
+    return lines
 
 
 def _column_problems(data: Dataset) -> list[str]:
-    found = []
+    lines = []
     rows = data.items.reshape(-1, data.items.shape[-1]).astype(np.float64)
     names = data.card.columns or [f"x{i + 1}" for i in range(rows.shape[1])]
     for name, values in zip(names, rows.T, strict=True):
         mean, sd = values.mean(), values.std()
         distinct = len(np.unique(values))
         if distinct == 1:
-            found.append(
+            lines.append(
                 f"column {name!r} is always {values[0]:g} in float32: leave it out, or subtract a "
                 "constant if it does vary"
             )
             continue
         if abs(mean) > MAX_MEAN_OVER_SD * sd:
-            found.append(
+            lines.append(
                 f"column {name!r} varies by {sd:.3g} about {mean:.6g}: float32 keeps few of its "
                 "digits; subtract a constant"
             )
@@ -83,13 +83,13 @@ def _column_problems(data: Dataset) -> list[str]:
         distances = np.abs(values - median)
         far = distances > FAR_RANGES * (third - first)
         if third > first and far.any():
-            found.append(
+            lines.append(
                 f"column {name!r} has {far.sum()} values over {FAR_RANGES} interquartile ranges "
                 f"from its median, such as {values[distances.argmax()]:g}"
             )
         if distinct <= FEW_VALUES:
-            found.append(
+            lines.append(
                 f"column {name!r} has only {distinct} different values: a generator also makes "
                 "values between them"
             )
-    return found
+    return lines

@@ -18,13 +18,13 @@ class Mixture(NamedTuple):
 
 
 class RawData(NamedTuple):
-    """What a built-in set or a reader of files returns."""
+    """The result of a built-in set, or of a reader of files."""
 
     items: Array
     """``(N, D)``, ``(N, T, D)``, ``(N, H, W)`` or ``(N, H, W, C)``, of any type; not yet checked"""
     name: str
     source: str
-    """Where the items come from, for people."""
+    """A path, URL or description of where the items come from."""
     licence: str | None = None
     mixture: Mixture | None = None
     """The distribution that the items were drawn from, if it is known."""
@@ -38,6 +38,6 @@ class RawData(NamedTuple):
     groups: tuple[str, ...] = ()
     """Name of each item's group of near-duplicates: a group is held out as a whole."""
     problems: tuple[str, ...] = ()
-    """What was skipped, and why; one line each."""
+    """One line for each item that was skipped, with the reason."""
     autocovariance: Array | None = None
     """``(T, D)``, by lag, of sequences from a known stationary process."""

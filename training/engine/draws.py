@@ -34,14 +34,14 @@ UNSUPPORTED = {
 
 
 class RandomCalls(TorchFunctionMode, ABC):
-    """Within it, `drawn` supplies the numbers of every call of a random function.
+    """A context in which `drawn` supplies the numbers of every call of a random function.
 
     It knows ``rand``, ``randn``, ``rand_like``, ``randn_like``, ``uniform_``, ``normal_`` and
     dropout. Other random functions raise RuntimeError.
     """
 
     over: str
-    """What the numbers are divided over, for an error's text."""
+    """Named in errors: the things that the numbers are divided over."""
 
     @abstractmethod
     def drawn(self, shape: Shape, draw: Draw) -> Tensor:

@@ -38,7 +38,7 @@ class Diverged(Exception):
 
 @dataclass
 class TrainingRun:
-    """What one run has, alone or in a stack of runs."""
+    """The state and record of one run, alone or in a stack of runs."""
 
     config: Config
     folder: Path
@@ -48,7 +48,7 @@ class TrainingRun:
     step: int
     """Generator steps done."""
     critic_step: str
-    """How the critic's step is made; a value of ``training.critic_step``."""
+    """Mode of the critic's step: one of ``training.critic_step``, or `STACKED`."""
 
     def start_clock(self) -> None:
         """Measure ``samples_per_second`` from now on."""

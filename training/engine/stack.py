@@ -161,7 +161,7 @@ _ModelDraw = Callable[[torch.Generator], Tensor]
 
 
 class _SuppliedNumbers(RandomCalls):
-    """Within it, ``supply`` gives the random numbers, and is told how to draw them."""
+    """A context in which ``supply`` gives the random numbers, told how to draw them."""
 
     over = "models"
 

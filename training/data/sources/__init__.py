@@ -1,1 +1,1 @@
-"""Where data comes from: files and folders here or behind a URL, and sets fetched on demand."""
+"""Sources of data: files and folders here or behind a URL, and sets fetched on demand."""

@@ -68,8 +68,8 @@ def load_emoji32() -> tuple[Array, tuple[str, ...]]:
         with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
             np.savez(Path(folder) / "new.npz", items=items, groups=groups)
             os.replace(Path(folder) / "new.npz", cached)
-    with np.load(cached, allow_pickle=False) as found:
-        return found["items"], tuple(found["groups"].tolist())
+    with np.load(cached, allow_pickle=False) as saved:
+        return saved["items"], tuple(saved["groups"].tolist())
 
 
 def make_emoji32(font: bytes) -> tuple[Array, list[str]]:
@@ -153,10 +153,10 @@ def _sequences(font: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _font() -> bytes:
-    own = os.environ.get("WGAN_EMOJI_FONT")
+    given = os.environ.get("WGAN_EMOJI_FONT")
     cached = cache_folder() / "fonts" / Path(FONT).name
     installed = Path("/") / FONT
-    path = Path(own) if own else installed if installed.exists() else cached
+    path = Path(given) if given else installed if installed.exists() else cached
     try:
         if path == cached and not cached.exists():
             _fetch(cached)

@@ -56,10 +56,10 @@ class Location(NamedTuple):
         with reading(self.source):
             try:
                 # Not `isfile` and `isdir`, which answer no where access is denied.
-                found = self.fs.info(self.path)["type"]
+                kind = self.fs.info(self.path)["type"]
             except FileNotFoundError:
                 return None
-        return "folder" if found == "directory" else "file"
+        return "folder" if kind == "directory" else "file"
 
     def open(self) -> IO[bytes]:
         """Open the file to read its bytes."""
@@ -142,9 +142,9 @@ def content_key(location: Location) -> str:
 def _etags(location: Location) -> list[tuple[str, bytes]] | None:
     if location.fs is None:
         return None
-    found = [(name, _etag(info)) for name, info in _remote_images(location).items()]
-    known = [(name, etag.encode()) for name, etag in found if etag]
-    return known if len(known) == len(found) else None
+    etags = [(name, _etag(info)) for name, info in _remote_images(location).items()]
+    known = [(name, etag.encode()) for name, etag in etags if etag]
+    return known if len(known) == len(etags) else None
 
 
 def _etag(info: dict[str, Any]) -> str | None:
@@ -174,27 +174,27 @@ def read_images(location: Location) -> Iterator[tuple[str, bytes]]:
                 with (root / name).open("rb") as file:
                     yield name, file.read(MAX_FILE_BYTES)
         else:
-            found = _remote_images(location)
-            names = list(found)
+            objects = _remote_images(location)
+            names = list(objects)
             for first in range(0, len(names), FETCHED_AT_ONCE):
                 fetched = names[first : first + FETCHED_AT_ONCE]
-                contents = location.fs.cat([found[name]["name"] for name in fetched])
+                contents = location.fs.cat([objects[name]["name"] for name in fetched])
                 for name in fetched:
-                    yield name, contents[found[name]["name"]][:MAX_FILE_BYTES]
+                    yield name, contents[objects[name]["name"]][:MAX_FILE_BYTES]
 
 
 def _local_images(root: Path) -> list[str]:
-    found = []
+    images = []
     for folder, _, files in os.walk(root):
         below = Path(folder).relative_to(root).as_posix()
-        found += [name if below == "." else f"{below}/{name}" for name in files]
-    return sorted(filter(is_image_name, found))
+        images += [name if below == "." else f"{below}/{name}" for name in files]
+    return sorted(filter(is_image_name, images))
 
 
 def _remote_images(location: Location) -> dict[str, dict[str, Any]]:
     root = location.path.rstrip("/")
-    found = location.fs.find(root, detail=True)
-    names = {path.removeprefix(root).lstrip("/"): info for path, info in found.items()}
+    objects = location.fs.find(root, detail=True)
+    names = {path.removeprefix(root).lstrip("/"): info for path, info in objects.items()}
     return {name: info for name, info in sorted(names.items()) if is_image_name(name)}
 
 

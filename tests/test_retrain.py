@@ -22,6 +22,7 @@ import wgan_cli
 from models import registry
 from models.artifact import load_artifact
 from models.errors import ConfigError
+from training.progress import silent
 from training.retraining.config import RetrainConfig, read_config
 from training.retraining.cycle import _lease, retrain
 from training.retraining.outcomes import Outcome
@@ -65,14 +66,13 @@ def values(home: Path, **changes: Any) -> dict[str, Any]:
 
 def run(
     home: Path,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = silent,
     stopped: bool = False,
     **changes: Any,
 ) -> Outcome:
     return retrain(
         RetrainConfig.model_validate(values(home, **changes)),
         say=say,
-        report=lambda row: None,
         stop_requested=lambda: stopped,
     )
 

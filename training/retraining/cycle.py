@@ -28,7 +28,7 @@ from models.record import DataCard
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import Interrupted, Row
 from training.engine.workers import ALONE, Workers
-from training.progress import phase, silent
+from training.progress import never, phase, silent
 from training.retraining.config import RetrainConfig
 from training.retraining.evidence import (
     Evidence,
@@ -86,8 +86,8 @@ def retrain(
     settings: RetrainConfig,
     *,
     say: Callable[[str], None] = silent,
-    report: Callable[[Row], None] = lambda row: None,
-    stop_requested: Callable[[], bool] = lambda: False,
+    report: Callable[[Row], None] = silent,
+    stop_requested: Callable[[], bool] = never,
     workers: Workers = ALONE,
 ) -> Outcome:
     """Run one retraining from data to decision.

@@ -24,7 +24,9 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, make_circles
 from models.config import Config
 from training.data.dataset import load_data
 from training.engine.loop import Diverged, train
-from training.lab.comparison import compare, headline, mean_over_seeds, recommend
+from training.lab.comparison import compare
+from training.lab.comparison.runs import headline
+from training.lab.comparison.statistics import mean_over_seeds, recommend
 from training.lab.jobs import run_jobs
 from training.presets import build_config
 
@@ -62,7 +64,7 @@ def data_sets(folder: Path) -> dict[str, Path]:
 
 
 def run(values: dict[str, Any]) -> float | None:
-    """Train; the distance that decides, or None for a run that diverged."""
+    """Train a run; return the distance that decides, or None if it diverged."""
     torch.set_num_threads(1)
     config = Config.model_validate(values)
     data = load_data(config.data, config.training.batch_size)
@@ -170,7 +172,7 @@ def main() -> None:
             for row in compared["rows"]
             if row["budget"] == "seconds"
         }
-        # Each seed left out once: what the advisor would have said of two.
+        # Leave each seed out once: would two seeds have given the same advice?
         others = [
             recommend({k: [x for i, x in enumerate(v) if i != left] for k, v in short.items()}, "")
             for left in range(SEEDS)

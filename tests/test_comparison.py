@@ -15,21 +15,13 @@ from scipy import stats
 
 from models.artifact import load_artifact
 from models.errors import UserError
-from models.record import Chart, Line
 from tests.test_cli import WGAN, wgan
-from training.lab.comparison import (
-    LOOKS,
-    REPORT,
-    Plan,
-    compare,
-    mean_over_seeds,
-    probability_lower,
-    recommend,
-    surface,
-)
+from training.lab.comparison import REPORT, compare
+from training.lab.comparison.runs import MEASUREMENTS, Plan
+from training.lab.comparison.statistics import mean_over_seeds, probability_lower, recommend
 from training.lab.jobs import run_jobs
 from training.presets import build_config
-from training.reporting.charts import histogram, svg
+from training.reporting.pictures import surface
 
 TINY = {
     "generator.width": 16,
@@ -111,7 +103,7 @@ def test_a_comparison_is_fair_resumable_and_told_in_one_file(
         value = model.run.results.figures["wasserstein_1"].value
         assert answer["figures"]["wasserstein_1"]["value"] == value
         steps = [row["step"] for row in answer["curve"]]
-        assert len(steps) == min(LOOKS, answer["steps"])
+        assert len(steps) == min(MEASUREMENTS, answer["steps"])
         assert steps[-1] == answer["steps"]
         kind = model.run.constraint.kind
         assert model.run.provenance["critic_step"] == (
@@ -160,30 +152,6 @@ def test_mistakes_of_the_command(tmp_path: Path) -> None:
         assert result.returncode == 2
         assert says in result.stderr
     assert not list(tmp_path.iterdir())
-
-
-def test_a_chart_puts_points_where_they_belong() -> None:
-    lines = [Line(name="a < b", x=[0, 1, 2], y=[1, None, 100])]
-    drawing = svg(Chart(title="t", x_label="x", y_label="y", lines=lines, log_y=True))
-    root = ET.fromstring(drawing)
-    space = "{http://www.w3.org/2000/svg}"
-    circles = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in root.iter(f"{space}circle")]
-    assert len(circles) == 2, "there is no point where there is no value"
-    texts = {t.text: float(t.attrib["y"]) - 4 for t in root.iter(f"{space}text") if t.text}
-    assert circles[0][1] == pytest.approx(texts["1"], abs=0.2)  # on the level of its tick
-    assert circles[1][1] == pytest.approx(texts["100"], abs=0.2)
-    middle = histogram("h", np.array([0.1, 0.1, 0.9, 7.0]), np.linspace(0, 1, 3))
-    assert middle.y == [0.5, 0.5]
-
-
-def test_a_chart_names_values_on_its_axes() -> None:
-    lines = [Line(name="a", x=[1, 2], y=[1.32, 1.46])]
-    drawing = svg(Chart(title="t", x_label="x", y_label="y", lines=lines, log_y=True))
-    root = ET.fromstring(drawing)
-    texts = {t.text for t in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"1", "2"} <= texts
-    assert "1.5" not in texts, "a layer has a whole number"
-    assert len({t for t in texts if t and t.startswith("1.")}) >= 3, "a short logarithmic axis too"
 
 
 def test_a_surface_has_its_origin_at_the_bottom_left() -> None:

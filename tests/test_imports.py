@@ -115,7 +115,8 @@ def test_the_check_sees_an_import_inside_a_function() -> None:
         ("wgan_cli", {"torch", "bentoml", "mlflow", "numpy", "rich"}),
         ("wgan", {"torch", "bentoml", "mlflow", "numpy", "typer", "tqdm"}),
         ("models.artifact", TRAINING_ONLY | {"bentoml", "mlflow"}),
-        ("service.app", TRAINING_ONLY),
+        ("service.app", TRAINING_ONLY | {"matplotlib"}),
+        ("training.run", {"matplotlib"}),
     ],
 )
 def test_what_an_import_brings_in(module: str, absent: set[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from models.config import DataConfig
 from models.images import MARGIN
@@ -14,7 +14,7 @@ from tests.test_cli import wgan
 from tests.test_sources import encoded, photos, to_folder
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import problems
-from training.reporting import card
+from training.reporting import pictures
 from training.reporting.preview import picture
 
 RNG = np.random.default_rng(3)
@@ -107,10 +107,10 @@ def test_the_picture_of_a_labelled_set_has_a_row_for_each_class(tmp_path: Path) 
 def test_a_histogram_is_as_high_as_its_bins() -> None:
     """A column of two values, one three times as frequent: two bars, one a third as high."""
     column = np.repeat([0.0, 1.0], [300, 100])[:, None]
-    sheet = card.marginals(["a"], column)
-    width, height = card.PANEL
+    sheet = pictures.marginals(["a"], column)
+    width, height = pictures.PANEL
     assert sheet.shape == (height, width, 3)
-    bars = (sheet == card.REAL_COLOUR).all(axis=2).sum(axis=0)
+    bars = (sheet == ImageColor.getrgb(pictures.REAL_COLOUR)).all(axis=2).sum(axis=0)
     heights = bars[bars > 0]
     assert heights.max() / heights.min() == pytest.approx(3, rel=0.1)
     first, last = np.flatnonzero(bars)[[0, -1]]
@@ -120,10 +120,11 @@ def test_a_histogram_is_as_high_as_its_bins() -> None:
 
 def test_correlations_are_drawn_in_their_colours() -> None:
     x = RNG.standard_normal((500, 1))
-    sheet = card.marginals(["a", "b"], np.hstack([x, x]), np.hstack([x, -x]))
-    width, height = card.PANEL
+    sheet = pictures.marginals(["a", "b"], np.hstack([x, x]), np.hstack([x, -x]))
+    width, height = pictures.PANEL
     real, fake = (sheet[:, i * width : (i + 1) * width] for i in (2, 3))
-    middle = (card.TITLE + (height - card.TITLE - 4) // 4, width // 2 + 20)  # above the diagonal
+    side = height - pictures.TITLE - pictures.NUMBERS
+    middle = (pictures.TITLE + side // 4, width // 2 + side // 4)  # above the diagonal
     assert real[middle].tolist() == [255, 0, 0]
     assert fake[middle].tolist() == [0, 0, 255]
 

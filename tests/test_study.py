@@ -11,20 +11,11 @@ from scipy import integrate, stats
 
 from models.errors import UserError
 from models.record import Chart, Line
-from training.lab.study import (
-    CLIPS,
-    Found,
-    Part,
-    Scale,
-    beyond,
-    compared,
-    distance_from_normal,
-    hermite,
-    judge_claims,
-    study,
-    trains_not,
-    with_noise,
-)
+from training.lab.study import study
+from training.lab.study.claims import beyond, compared, judge_claims, trains_not
+from training.lab.study.fits import distance_from_normal, hermite, with_noise
+from training.lab.study.page import Part
+from training.lab.study.settings import CLIPS, Answers, Scale
 
 
 @pytest.mark.parametrize("nodes", range(1, 6))
@@ -69,7 +60,7 @@ def test_verdicts() -> None:
     assert trains_not([0.5, 0.6], [0.9, 0.9]) == "not borne out"
 
 
-def answers(clipping_is_bad: bool) -> Found:
+def answers(clipping_is_bad: bool) -> Answers:
     """Figures that a study might find, good or bad for clipping, with a little spread."""
     bad, good = (0.9, 0.1) if clipping_is_bad else (0.1, 0.9)
 
@@ -79,7 +70,7 @@ def answers(clipping_is_bad: bool) -> Found:
     def run(distance: float, coverage: float) -> dict[str, Any]:
         return {"figures": {"wasserstein_1": {"value": distance}, "coverage": {"value": coverage}}}
 
-    found: Found = {part: {} for part in ("surface", "layers", "grid", "moments", "run")}
+    found: Answers = {part: {} for part in ("surface", "layers", "grid", "moments", "run")}
     for seed in range(3):
         off = 0.01 * seed
         for name, value in (

@@ -44,8 +44,9 @@ from training.judging.extractors import (
     load_extractor,
 )
 from training.progress import never, phase, silent
-from training.reporting.card import marginals, model_card, scatter, serving_in_words, traces
+from training.reporting.card import model_card, serving_in_words
 from training.reporting.diagnosis import findings_page
+from training.reporting.pictures import marginals, scatter, traces
 from training.tracking import track_and_register
 
 Array = np.ndarray

@@ -101,12 +101,12 @@ def clipping(
     jobs: Annotated[int, typer.Option(min=1, metavar="N", help="at once")] = 2,
 ) -> int:
     """Judge the seven claims against weight clipping: each borne out or not."""
-    from training.lab.study import FULL, QUICK
+    from training.lab.study import FULL_SCALE, QUICK_SCALE
     from training.lab.study import study as run_study
     from training.progress import say
 
     try:
-        for claim in run_study(out, FULL if full else QUICK, processes=jobs, say=say):
+        for claim in run_study(out, FULL_SCALE if full else QUICK_SCALE, processes=jobs, say=say):
             say(f"{claim.verdict}: {claim.claim} ({claim.found})")
     except KeyboardInterrupt:
         return _goes_on()

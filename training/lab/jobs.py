@@ -1,4 +1,4 @@
-"""Many independent computations: over processes, and none that is done is done again."""
+"""Many independent computations, over processes; what is done already is not done again."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from typing import Any
 
 import torch
 
+from training.progress import silent, track
+
 
 def run_jobs(
     function: Callable[[Any], Any],
     jobs: Mapping[str, Any],
     folder: Path,
-    processes: int,
-    say: Callable[[str], None],
+    processes: int = 1,
+    say: Callable[[str], None] = silent,
 ) -> dict[str, Any]:
     """Compute each job that has no answer yet, and keep its answer.
 
     Args:
-        function: of a job to something that JSON holds; a function of a module, so that another
-            process can import it.
+        function: takes a job and returns something that JSON holds; it belongs to a module, so
+            that another process can import it.
         jobs: by a name that a file may have. A job of the same name is the same job.
         folder: for the answers, a JSON file each.
-        processes: at once, one thread each; 1: in this process.
+        processes: how many at once, one thread each; 1: in this process.
         say: takes a line when a job is done.
 
     Returns:
@@ -50,14 +52,14 @@ def run_jobs(
         say(f"{done}/{len(jobs)} {name}")
 
     if processes == 1:
-        for name, job in todo.items():
+        for name, job in track(todo.items(), folder.name, len(todo)):
             keep(name, function(job))
     elif todo:
         context = multiprocessing.get_context("spawn")  # a fork of torch's threads may hang
         with ProcessPoolExecutor(min(processes, len(todo)), context, _begin) as pool:
             running = {pool.submit(function, job): name for name, job in todo.items()}
             try:
-                for future in as_completed(running):
+                for future in track(as_completed(running), folder.name, len(running)):
                     keep(running[future], future.result())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The Wasserstein-1 distance between two sets of samples, from critics fitted to nothing else."""
+"""The Wasserstein-1 distance between two sets of samples, by critics fitted for that alone."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ Draw = Callable[[], tuple[Tensor, Tensor]]
 """Gives a batch of A and one of B, ``(batch, *shape)`` each, in the critic's units."""
 
 STEPS = 4000
-"""Of the critic, where nobody says otherwise."""
+"""Critic steps by default."""
 CONFIDENCE = 0.95
-PLUG_IN = 2000
+MAX_PLUG_IN_SAMPLES = 2000
 """Samples a side, at most, of the discrete estimate."""
-MEASURED = 4096
+MAX_NORM_POINTS = 4096
 """Points between A and B, at most, where gradient norms are taken."""
-LOOKS = 20
-"""Times that validation is asked for the best critic so far."""
+VALIDATIONS = 20
+"""Times that validation chooses the best critic so far."""
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
-FEWEST = 50
-"""Samples a side."""
-SHARES = (0.7, 0.1, 0.2)
-"""Of the samples: fitted on, validated on, and held out for the estimate."""
+MIN_SAMPLES = 50
+"""Fewest samples a side."""
+SPLIT = (0.7, 0.1, 0.2)
+"""Shares of the samples to fit on, to validate on, and to hold out for the estimate."""
 
 
 class Recipe(NamedTuple):
-    """How a critic is fitted. docs/w1.md has the measurements behind the defaults."""
+    """Settings of a fit. docs/w1.md has the measurements behind the defaults."""
 
     constraint: Constraint
     critic: CriticConfig | None
@@ -56,9 +56,9 @@ class Recipe(NamedTuple):
     learning_rate: float
     betas: tuple[float, float] = (0.9, 0.99)
     average: float = 0.998
-    """Decay of the weights' moving average, a step; the average is what is used."""
+    """Decay a step of the weights' moving average, which is the critic that `fit` returns."""
     cosine: bool = True
-    """Whether the learning rate falls to zero along a cosine, or stays."""
+    """If so, the learning rate falls to zero along a cosine; else it stays."""
     splits: int = 10
     """Times, in the first half of the steps, that idle cones get something to do."""
 
@@ -89,17 +89,17 @@ def fit(
 ) -> nn.Module:
     """Fit a critic whose scores are larger on A than on B.
 
-    Adam with a short rise and a cosine fall of the rate; the result is a moving average of the
-    weights, brought back under the constraint.
+    The optimiser is Adam with a short rise and a cosine fall of the rate. The critic returned is
+    a moving average of the weights, brought back under the constraint.
 
     Args:
-        draw: see `Draw`.
-        shape: of one item.
-        recipe: how.
-        steps: of the critic.
-        seed: of its initial weights and of the points that a penalty draws.
-        objective: judged a few times on the way; the critic it likes best is returned. Without
-            it the last one is.
+        draw: gives the batches.
+        shape: shape of one item.
+        recipe: constraint, network and schedule.
+        steps: critic steps.
+        seed: for the initial weights and the points that a penalty draws.
+        objective: asked `VALIDATIONS` times on the way; the critic with the largest value is
+            returned. Without it the last one is.
 
     Returns:
         The critic, in eval mode.
@@ -112,11 +112,11 @@ def fit(
     optimizer = torch.optim.Adam(
         critic.parameters(), recipe.learning_rate, recipe.betas, fused=True
     )
-    # Replayed, a step of dense layers takes two thirds of the time; of others nothing is won.
+    # Replaying a captured step saves a third of the time for dense layers, and none for others.
     mode = "auto" if recipe.critic and recipe.critic.architecture == "mlp" else "eager"
     find_gradients = CriticStep(mode, critic, constraint, steps, say=warnings.warn)
     average = copy.deepcopy(critic).requires_grad_(False).eval()
-    looks = {round(steps * (i + 1) / LOOKS) for i in range(LOOKS)}
+    validations = {round(steps * (i + 1) / VALIDATIONS) for i in range(VALIDATIONS)}
     splits = {round(steps * (i + 1) / (2 * recipe.splits)) for i in range(recipe.splits)}
     best, best_state = -math.inf, average.state_dict()
     for step in range(steps):
@@ -129,7 +129,7 @@ def fit(
         update_average(average.parameters(), critic.parameters(), recipe.average, step)
         for buffer, now in zip(average.buffers(), critic.buffers(), strict=True):
             buffer.copy_(now)
-        if step + 1 == steps or (objective and step + 1 in looks):
+        if step + 1 == steps or (objective and step + 1 in validations):
             candidate = copy.deepcopy(average)
             constraint.after_critic_step(candidate)
             value = objective(candidate) if objective else 0.0
@@ -146,7 +146,7 @@ def _rate(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def critic_estimate(critic: nn.Module, constraint: Constraint, a: Tensor, b: Tensor) -> float:
-    """W1 as a critic has it, in the critic's units.
+    """The W1 that a critic implies, in the critic's units.
 
     A penalised critic overshoots its target slope. To first order in 1 / strength the gap is
     ``W1 + c / (2 strength)`` and the penalty ``c / (4 strength)``, so ``gap - 2 penalty`` is W1
@@ -162,7 +162,7 @@ def critic_estimate(critic: nn.Module, constraint: Constraint, a: Tensor, b: Ten
     gap = _gap(critic, a, b)
     torch.manual_seed(0)
     if isinstance(constraint, LipschitzPenalty | GradientPenalty):
-        count = min(len(a), len(b), MEASURED)
+        count = min(len(a), len(b), MAX_NORM_POINTS)
         penalty = constraint.term(critic, a[:count], b[:count]).item()
         return (gap - 2 * penalty) / constraint.target
     if isinstance(critic, Cones):
@@ -172,7 +172,7 @@ def critic_estimate(critic: nn.Module, constraint: Constraint, a: Tensor, b: Ten
 
 
 def _norms_between(critic: nn.Module, a: Tensor, b: Tensor) -> Tensor:
-    count = min(len(a), len(b), MEASURED)
+    count = min(len(a), len(b), MAX_NORM_POINTS)
     torch.manual_seed(0)
     return gradient_norms(critic, interpolate(a[:count], b[:count]))
 
@@ -197,10 +197,10 @@ def _lower(critic: nn.Module, certified: float, a: Tensor, b: Tensor) -> float:
 
 
 class Fitted(NamedTuple):
-    """What `estimate` found."""
+    """The result of `estimate`."""
 
     report: dict[str, Any]
-    """As docs/w1.md describes it; distances in the samples' own units."""
+    """The fields that docs/w1.md describes; distances in the samples' own units."""
     gradient: Callable[[Array], Array]
     """The critic's gradient at points in the samples' own form and units."""
 
@@ -219,10 +219,10 @@ def estimate(
     Args:
         a: ``(N, D)``, or images ``(N, H, W)`` or ``(N, H, W, C)``.
         b: likewise, with as many features.
-        kind: of the constraint; by default the one found best.
-        seed: of everything random.
-        steps: of the critic.
-        batch_size: of each step, from each set.
+        kind: the constraint's; by default the one found best.
+        seed: for everything random.
+        steps: critic steps.
+        batch_size: samples from each set in a step.
 
     Returns:
         The report, and the critic's gradient.
@@ -254,7 +254,7 @@ def estimate(
         return fit(draw, shape, recipe, steps, seed, objective(recipe))
 
     def best_cones(steps: int) -> nn.Module:
-        # Where there is nothing but a shift, or little to learn from, more cones only learn noise.
+        # With a mere shift, or few samples, fitted cones learn noise: one cone may do better.
         both = fitted_under(default_recipe(shape), steps), Cones.along(*fitted)
         return max(both, key=lambda critic: _gap(critic, *validated))
 
@@ -269,9 +269,9 @@ def estimate(
     best, constant = max(certain, key=lambda pair: _gap(pair[0], *validated) / pair[1])
     norms = _norms_between(critic, *heldout).double()
     levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
-    # What fitting added to the gap of its own samples, it took from that of all others.
-    known = tuple(torch.cat(pair) for pair in zip(validated, heldout, strict=True))
-    sides = [critic_estimate(critic, recipe.constraint, *side) for side in (fitted, known)]
+    # Fitting enlarges the gap on its own samples and shrinks it on others: take the mean of both.
+    unseen = tuple(torch.cat(pair) for pair in zip(validated, heldout, strict=True))
+    sides = [critic_estimate(critic, recipe.constraint, *side) for side in (fitted, unseen)]
     plug_in, bias, count = _plug_in(a, b, seed)
     report = {
         "w1": units.scale * sum(sides) / 2,
@@ -301,9 +301,9 @@ class _Units:
 
     def __init__(self, a: Array, b: Array) -> None:
         for name, x in (("A", a), ("B", b)):
-            if x.ndim not in (2, 3, 4) or x.dtype.kind not in "uif" or len(x) < FEWEST:
+            if x.ndim not in (2, 3, 4) or x.dtype.kind not in "uif" or len(x) < MIN_SAMPLES:
                 raise DataError(
-                    f"{name}: needs at least {FEWEST} rows of numbers, N x D or images, "
+                    f"{name}: needs at least {MIN_SAMPLES} rows of numbers, N x D or images, "
                     f"not {x.dtype} {x.shape}"
                 )
             if not np.isfinite(x).all():
@@ -349,7 +349,7 @@ def _split(a: Tensor, b: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
     pieces = []
     for x in (a, b):
         x = x[torch.randperm(len(x), generator=source)]  # noqa: PLW2901
-        first, second = round(SHARES[0] * len(x)), round(sum(SHARES[:2]) * len(x))
+        first, second = round(SPLIT[0] * len(x)), round(sum(SPLIT[:2]) * len(x))
         pieces.append((x[:first], x[first:second], x[second:]))
     return list(zip(*pieces, strict=True))
 
@@ -368,7 +368,7 @@ def _plug_in(a: Array, b: Array, seed: int) -> tuple[float, float, int]:
     """Discrete W1 of equally many samples, and of halves of one set: what it finds in nothing."""
     rng = np.random.default_rng(seed)
     sets = [x.reshape(len(x), -1).astype(np.float64)[rng.permutation(len(x))] for x in (a, b)]
-    count = min(PLUG_IN, *(len(x) // 2 for x in sets))
+    count = min(MAX_PLUG_IN_SAMPLES, *(len(x) // 2 for x in sets))
     plug_in = wasserstein_1(sets[0][:count], sets[1][:count])
     floors = [wasserstein_1(x[:count], x[count : 2 * count]) for x in sets]
     return plug_in, sum(floors) / 2, count

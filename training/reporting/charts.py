@@ -1,284 +1,255 @@
-"""Charts, tables and pictures in one HTML file that needs nothing else: SVG by hand, PNG inline."""
+"""Charts as SVG elements, drawn with matplotlib: the same chart always gives the same text.
+
+matplotlib is imported when something is drawn, because importing it takes half a second.
+"""
 
 from __future__ import annotations
 
-import base64
+import io
 import math
-from collections.abc import Sequence
-from html import escape
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.images import encode_small_png
-from models.record import Chart, Line
+from models.record import Chart
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 Array = np.ndarray
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7a7a7a")
 """Okabe & Ito 2008: told apart by colour-blind people too."""
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em;
-       color: #222; background: #fff }
-table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto }
-th, td { border: 1px solid #ccc; padding: .3em .6em; text-align: left; vertical-align: top }
-th { background: #f3f3f3 }
-figure { display: inline-block; margin: .5em 1em .5em 0; vertical-align: top }
-figcaption { font-size: 14px; max-width: 520px }
-.critical { color: #b00020; font-weight: bold }
-.warning { color: #a04a00; font-weight: bold }
-"""
+MAX_POINTS_WITH_MARKERS = 40
+MAX_NAMED_TICKS = 30
+NAMES_FIT = 50
+"""Characters of all names under an axis that fit side by side; longer ones are slanted."""
+SVG_NAMESPACE = "http://www.w3.org/2000/svg"
+XLINK = "{http://www.w3.org/1999/xlink}href"
+SETTINGS = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same widths on all machines
+    "font.size": 11,
+    "axes.titlesize": 13,
+    "axes.edgecolor": "#444444",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.unicode_minus": False,
+    "axes.formatter.useoffset": False,
+    "axes.prop_cycle": "cycler('color', [" + ", ".join(f"'{c}'" for c in COLOURS) + "])",
+    "grid.color": "#e4e4e4",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "legend.frameon": False,
+    "legend.borderaxespad": 0,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a column may be named "$"
+}
 
 
-class _Axis(NamedTuple):
-    low: float
-    high: float
-    start: float
-    """Pixels of `low`."""
-    stop: float
-    log: bool
-    whole: bool = False
-    """Whether only whole numbers are named."""
+@contextmanager
+def drawing(**settings: object) -> Iterator[None]:
+    """Draw with our settings inside the block, whatever the user's matplotlibrc holds."""
+    import matplotlib.style
 
-    def place(self, value: float) -> float:
-        value = math.log10(value) if self.log else value
-        return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """Pixels and text of each."""
-        span = self.high - self.low
-        if not self.log:
-            step = _step(span)
-            values = _multiples(self.low, self.high, max(step, 1.0) if self.whole else step)
-        elif span < 0.5:  # no power of ten may be inside: evenly spaced values are
-            ends = 10**self.low, 10**self.high
-            values = [math.log10(v) for v in _multiples(*ends, _step(ends[1] - ends[0])) if v > 0]
-        elif span < 2:  # hardly a whole power of ten: its parts are shown too
-            powers = range(math.floor(self.low), math.ceil(self.high) + 1)
-            parts = [p + math.log10(m) for p in powers for m in (1, 1.5, 2, 3, 5, 7)]
-            values = [v for v in parts if self.low <= v <= self.high]
-        else:
-            values = _multiples(self.low, self.high, max(1.0, round(_step(span))))
-        scale = (self.stop - self.start) / span
-        return [
-            (self.start + (v - self.low) * scale, f"{10**v if self.log else round(v, 12):.4g}")
-            for v in values
-        ]
-
-
-def _step(span: float) -> float:
-    """Between ticks, 1, 2 or 5 times a power of ten, so that some five fit."""
-    rough = span / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
-
-
-def _multiples(low: float, high: float, step: float) -> list[float]:
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _axis(values: Sequence[float], start: float, stop: float, log: bool, margin: float) -> _Axis:
-    shown = [math.log10(v) for v in values if v > 0] if log else list(values)
-    low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    room = margin * (high - low)
-    whole = all(float(v).is_integer() for v in values)
-    return _Axis(low - room, high + room, start, stop, log, whole)
+    with (
+        matplotlib.style.context(["default", {**SETTINGS, **settings}]),
+        warnings.catch_warnings(),
+    ):
+        # Names may be in any script. The browser, not matplotlib, chooses the font of an SVG.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def svg(chart: Chart, width: int = 520, height: int = 320) -> str:
-    """Draw a chart as an SVG element; a point that a logarithmic axis cannot hold is left out."""
-    legend, rows = _legend(chart, width)
-    top, bottom, left, right = 30 + 18 * rows, height - 46, 66, width - 16
-    xs = [x for line in chart.lines for x in line.x]
-    ys = [y for line in chart.lines for y in (*line.y, *line.low, *line.high) if y is not None]
-    if chart.bars:
-        spacing = min((b - a for line in chart.lines for a, b in pairwise(line.x)), default=1.0)
-        xs = [x + d for x in xs for d in (-spacing / 2, spacing / 2)]
-        ys = [*ys, 0.0]
-    if chart.x_names:
-        xs = [-0.5, len(chart.x_names) - 0.5]
-    x_axis = _axis(xs, left, right, chart.log_x, 0.0 if chart.bars else 0.03)
-    y_axis = _axis(ys, bottom, top, chart.log_y, 0.06)._replace(whole=False)
-    if chart.bars and min(ys) >= 0:
-        y_axis = y_axis._replace(low=0.0)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'height="{height}" font-family="sans-serif" font-size="12" role="img" '
-        f'aria-label="{escape(chart.title)}">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-        _text(width / 2, 18, chart.title, "middle", 'font-size="14"'),
-        _text((left + right) / 2, height - 8, chart.x_label, "middle"),
-        _text(14, (top + bottom) / 2, chart.y_label, "middle",
-              f'transform="rotate(-90 14 {(top + bottom) / 2:.0f})"'),
-        *legend,
-    ]  # fmt: skip
-    names = [(x_axis.place(i), name) for i, name in enumerate(chart.x_names)]
-    for x, label in names or x_axis.ticks():
-        parts.append(f'<path d="M{x:.1f} {bottom}v4" stroke="#444"/>')
-        parts.append(_text(x, bottom + 17, label, "middle"))
-    for y, label in y_axis.ticks():
-        parts.append(f'<path d="M{left} {y:.1f}H{right}" stroke="#e4e4e4"/>')
-        parts.append(_text(left - 5, y + 4, label, "end"))
-    parts.append(f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="#444"/>')
-    draw = _bars if chart.bars else _curve
-    for i, line in enumerate(chart.lines):
-        parts += draw(chart, i, line, x_axis, y_axis)
-    return "\n".join([*parts, "</svg>"])
+    """Draw a chart.
 
-
-def _text(x: float, y: float, text: str, anchor: str = "start", more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(text)}</text>'
-
-
-def _legend(chart: Chart, width: int) -> tuple[list[str], int]:
-    if len(chart.lines) < 2:
-        return [], 0
-    parts, x, row = list[str](), 66.0, 0
-    for i, line in enumerate(chart.lines):
-        needed = 26 + 6.6 * len(line.name)
-        if x + needed > width and x > 66:
-            x, row = 66.0, row + 1
-        y = 36 + 18 * row
-        parts.append(f'<rect x="{x}" y="{y - 9}" width="14" height="9" fill="{_colour(i)}"/>')
-        parts.append(_text(x + 18, y, line.name))
-        x += needed
-    return parts, row + 1
-
-
-def _colour(i: int) -> str:
-    return COLOURS[i % len(COLOURS)]
-
-
-def _bars(chart: Chart, i: int, line: Line, x_axis: _Axis, y_axis: _Axis) -> list[str]:
-    spacing = min((b - a for a, b in pairwise(line.x)), default=1.0)
-    gap = 0.8 if chart.x_names else 0.95
-    each = gap * spacing / len(chart.lines)
-    parts = []
-    for n, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
-        if y is None:
-            continue
-        left = x_axis.place(x - gap * spacing / 2 + i * each)
-        right = x_axis.place(x - gap * spacing / 2 + (i + 1) * each)
-        top, foot = sorted((y_axis.place(y), y_axis.place(0)))
-        parts.append(
-            f'<rect x="{left:.2f}" y="{top:.2f}" width="{right - left:.2f}" '
-            f'height="{foot - top:.2f}" fill="{_colour(i)}"/>'
-        )
-        if line.low:
-            middle = (left + right) / 2
-            low, high = y_axis.place(line.low[n]), y_axis.place(line.high[n])
-            parts.append(f'<path d="M{middle:.1f} {low:.1f}V{high:.1f}" stroke="#222"/>')
-    return parts
-
-
-def _curve(chart: Chart, i: int, line: Line, x_axis: _Axis, y_axis: _Axis) -> list[str]:
-    def shown(value: float | None, axis: _Axis) -> bool:
-        return value is not None and math.isfinite(value) and (value > 0 or not axis.log)
-
-    colour, parts = _colour(i), list[str]()
-    if line.low:
-        edges = [
-            [(x, y) for x, y in zip(line.x, side, strict=True) if shown(y, y_axis)]
-            for side in (line.low, line.high)
-        ]
-        ring = [*edges[0], *reversed(edges[1])]
-        corners = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in ring)
-        parts.append(f'<polygon points="{corners}" fill="{colour}" opacity="0.15"/>')
-    command, path, dots = "M", "", list[str]()
-    for x, y in zip(line.x, line.y, strict=True):
-        if y is None or not shown(y, y_axis) or not shown(x, x_axis):
-            command = "M"
-            continue
-        px, py = x_axis.place(x), y_axis.place(y)
-        path += f"{command}{px:.1f} {py:.1f}"
-        command = "L"
-        dots.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.5" fill="{colour}"/>')
-    parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-    return [*parts, *(dots if len(dots) <= 40 else [])]
-
-
-def contours(field: Array, points: Sequence[tuple[Array, tuple[int, int, int]]] = ()) -> Array:
-    """Draw a function on a square by lines of equal height, blue where low and red where high.
+    A point without a finite value, or one that a logarithmic axis cannot hold, is left out, and
+    its line is broken there.
 
     Args:
-        field: ``(S, S)``; row 0 is the top.
-        points: sets of points ``(N, 2)`` in the unit square, its origin bottom left, and colours.
+        chart: what to draw.
+        width: in pixels.
+        height: in pixels.
 
     Returns:
-        uint8 ``(S, S, 3)``.
+        An SVG element. Its text is text, its ids are unique to this chart, and pointing at a
+        series shows the name of that series.
     """
-    low, high = np.quantile(field, [0.01, 0.99])
-    level = np.clip((field - low) / (high - low if high > low else 1), 0, 1)
-    bands = np.floor(level * 12).clip(0, 11)
-    shade = (bands / 11)[..., None]
-    blue, white, red = np.array([(90, 130, 200), (248, 248, 248), (220, 110, 90)], float)
-    picture = np.where(
-        shade < 0.5, blue + (white - blue) * 2 * shade, white + (red - white) * (2 * shade - 1)
-    )
-    edge = np.zeros(field.shape, bool)
-    edge[1:] |= bands[1:] != bands[:-1]
-    edge[:, 1:] |= bands[:, 1:] != bands[:, :-1]
-    picture[edge] *= 0.72
-    sheet: Array = picture.round().astype(np.uint8)
-    side = len(field)
-    for positions, colour in points:
-        column = (positions[:, 0] * side).astype(int)
-        row = ((1 - positions[:, 1]) * side).astype(int)
-        for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-            x, y = column + dx, row + dy
-            inside = (x >= 0) & (x < side) & (y >= 0) & (y < side)
-            sheet[y[inside], x[inside]] = colour
-    return sheet
+    with drawing(**{"svg.hashsalt": chart.model_dump_json()}):
+        figure, axes = _figure(width, height)
+        axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
+        axes.margins(x=0 if chart.bars else 0.03, y=0.06)
+        log_x = chart.log_x and any(x > 0 for line in chart.lines for x in line.x)
+        log_y = chart.log_y and any(y is not None and y > 0 for line in chart.lines for y in line.y)
+        # A band that reaches below 0 is cut at the axis.
+        if log_x:
+            axes.set_xscale("log", nonpositive="clip")
+        if log_y:
+            axes.set_yscale("log", nonpositive="clip")
+        drawn = (_draw_bars if chart.bars else _draw_lines)(axes, chart)
+        if chart.x_names:
+            _name_ticks(axes, chart.x_names)
+        elif log_x:
+            _logarithmic_ticks(axes.xaxis)
+        elif all(float(x).is_integer() for line in chart.lines for x in line.x):
+            axes.locator_params(axis="x", integer=True)
+        if log_y:
+            _logarithmic_ticks(axes.yaxis)
+        if len(chart.lines) > 1:
+            longest = max(len(line.name) for line in chart.lines)
+            columns = max(1, min(len(chart.lines), width // (45 + 7 * longest)))
+            names = [line.name for line in chart.lines]
+            figure.legend(drawn, names, loc="outside lower center", ncols=columns)
+        return _to_svg(figure, chart.title)
 
 
-def image(content: bytes | Array, caption: str, width: int | None = None) -> str:
-    """A PNG file's bytes, or pixels uint8 ``(H, W, C)``, with a caption."""
-    png = content if isinstance(content, bytes) else encode_small_png(content)
-    size = f' width="{width}"' if width else ""
-    data = base64.b64encode(png).decode()
-    return (
-        f'<figure><img alt="{escape(caption)}"{size} src="data:image/png;base64,{data}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+def horizontal_bars(
+    title: str, rows: Sequence[tuple[str, float, str]], reference: float, width: int = 640
+) -> str:
+    """Draw a labelled bar for each row, from 0, and a dashed line at a reference value.
+
+    Args:
+        title: above the bars.
+        rows: label, value and colour, from top to bottom.
+        reference: the value that others are compared with.
+        width: in pixels.
+
+    Returns:
+        An SVG element.
+    """
+    labels, values, colours = zip(*rows, strict=True)
+    with drawing(**{"svg.hashsalt": repr((title, rows)), "axes.grid.axis": "x"}):
+        figure, axes = _figure(width, 70 + 24 * len(rows))
+        axes.set_title(title)
+        places = range(len(rows))
+        bars = axes.barh(places, values, 0.7, color=colours)
+        for bar, label in zip(bars, labels, strict=True):
+            bar.set_gid(label)
+        patch = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the dashed line
+        axes.bar_label(bars, fmt="{:.2f}", padding=4, bbox=patch)
+        axes.set_yticks(places, labels)
+        axes.tick_params(axis="y", length=0)
+        axes.margins(y=0.02)
+        axes.set_xlim(0, 1.12 * max(reference, *values))
+        axes.invert_yaxis()
+        axes.axvline(reference, color=COLOURS[1], linestyle="--", gid=f"{reference:g}")
+        return _to_svg(figure, title)
 
 
-def figure(chart: Chart, caption: str = "") -> str:
-    """A chart with a caption."""
-    return f"<figure>{svg(chart)}<figcaption>{escape(caption)}</figcaption></figure>"
+def _figure(width: int, height: int) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure((width / 72, height / 72), layout="constrained")  # an SVG has 72 dots an inch
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)  # type: ignore[union-attr, call-arg]
+    return figure, figure.subplots()
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain texts."""
-
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return "\n".join(["<table>", row(header, "th"), *(row(r, "td") for r in rows), "</table>"])
-
-
-def heading(text: str, level: int = 2) -> str:
-    """A heading."""
-    return f"<h{level}>{escape(text)}</h{level}>"
-
-
-def text(words: str, style: str = "") -> str:
-    """A paragraph."""
-    return f'<p class="{style}">{escape(words)}</p>' if style else f"<p>{escape(words)}</p>"
+def _draw_lines(axes: Axes, chart: Chart) -> list[Any]:
+    """Draw curves and their bands; returns what the legend shows of each."""
+    curves = []
+    for line in chart.lines:
+        x, y = _drawable(line.x, chart.log_x), _drawable(line.y, chart.log_y)
+        known = int(np.isfinite(x + y).sum())
+        marker = "o" if known <= MAX_POINTS_WITH_MARKERS else ""
+        (curve,) = axes.plot(x, y, marker=marker, gid=line.name)
+        curves.append(curve)
+        if line.low:
+            low, high = np.array(line.low), np.array(line.high)
+            axes.fill_between(x, low, high, color=curve.get_color(), alpha=0.15, linewidth=0)
+    return curves
 
 
-def page(title: str, parts: Sequence[str]) -> str:
-    """The whole file."""
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
-            heading(title, 1),
-            *parts,
-            "</body></html>\n",
-        ]
-    )
+def _draw_bars(axes: Axes, chart: Chart) -> list[Any]:
+    """Draw groups of bars; returns what the legend shows of each series."""
+    groups = []
+    spacing = min((b - a for line in chart.lines for a, b in pairwise(line.x)), default=1.0)
+    group = (0.8 if chart.x_names else 0.95) * spacing
+    each = group / max(1, len(chart.lines))
+    for i, line in enumerate(chart.lines):
+        middles = np.array(line.x) - group / 2 + (i + 0.5) * each
+        bars = axes.bar(middles, _drawable(line.y, chart.log_y), each)
+        groups.append(bars)
+        for bar in bars:
+            bar.set_gid(line.name)
+        if line.low:
+            axes.vlines(middles, line.low, line.high, "#222222")
+    axes.axhline(0, color="#444444", linewidth=0.8)
+    places = [x for line in chart.lines for x in line.x] or [0.0]
+    axes.set_xlim(min(places) - spacing / 2, max(places) + spacing / 2)
+    return groups
+
+
+def _drawable(values: Sequence[float | None], logarithmic: bool) -> Array:
+    """The values as an array, with NaN in place of those that cannot be drawn."""
+    array = np.array([math.nan if v is None else v for v in values], float)
+    return np.where(np.isfinite(array) & ((array > 0) | (not logarithmic)), array, math.nan)
+
+
+def _name_ticks(axes: Axes, names: Sequence[str]) -> None:
+    every = 1 + len(names) // MAX_NAMED_TICKS
+    axes.set_xticks(range(0, len(names), every), names[::every])
+    if sum(map(len, names)) > NAMES_FIT:
+        for label in axes.get_xticklabels():
+            label.set(rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.5, len(names) - 0.5)
+
+
+def _logarithmic_ticks(axis: Axis) -> None:
+    """Name powers of ten; on a short axis their multiples too, or else evenly spaced values."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = sorted(axis.get_view_interval())
+    powers = math.log10(high / low)
+    multiples = (1, 1.5, 2, 3, 5, 7) if powers < 1 else (1, 2, 5) if powers < 3 else (1,)
+    axis.set_major_locator(LogLocator(subs=multiples))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _to_svg(figure: Figure, title: str) -> str:
+    """The figure as an element for HTML, without what only a file of its own needs."""
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", metadata=dict.fromkeys(("Date", "Creator"), None))
+    root = ET.fromstring(content.getvalue())
+    for unwanted in root[:2]:  # the metadata, and a style that would hold for the whole page
+        root.remove(unwanted)
+    width, height = (str(round(72 * inches)) for inches in figure.get_size_inches())
+    root.attrib = {"role": "img", "aria-label": title, "viewBox": f"0 0 {width} {height}"}
+    root.attrib |= {"width": width, "height": height, "style": "stroke-linejoin: round"}
+    named = {gid: gid for artist in figure.findobj() if (gid := artist.get_gid())}
+    defined = {e.get("id") for d in root.iter(f"{{{SVG_NAMESPACE}}}defs") for e in d.iter()}
+    for element in list(root.iter()):
+        if XLINK in element.attrib:
+            element.set("href", element.attrib.pop(XLINK))
+        if (name := element.get("id")) not in defined:
+            element.attrib.pop("id", None)
+        if name in named:
+            label = ET.Element(f"{{{SVG_NAMESPACE}}}title")
+            label.text = name
+            element.insert(0, label)
+        for key in ("d", "x", "y", "transform"):  # the last digits differ between processors
+            if key in element.attrib:
+                short = re.sub(r"-?\d+\.\d+", _rounded, element.attrib[key])
+                element.set(key, " ".join(short.split()))
+    ET.indent(root, "")
+    ET.register_namespace("", SVG_NAMESPACE)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _rounded(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")

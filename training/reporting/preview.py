@@ -6,7 +6,7 @@ import numpy as np
 
 from models.images import MODES, encode_png, enlarge, grid
 from training.data.dataset import Dataset
-from training.reporting.card import marginals
+from training.reporting.pictures import marginals
 
 MAX_IMAGES = 64
 MAX_CLASSES = 10

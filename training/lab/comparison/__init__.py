@@ -1,0 +1,152 @@
+"""Several constraints on one data set: the same critic steps, the same seconds, the same seeds.
+
+`runs` trains, judges and measures; `summary` and `statistics` compare; `page` writes the report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from models.artifact import load_artifact
+from models.config import Config
+from models.errors import UserError
+from training.data.dataset import load_data
+from training.lab.comparison.page import comparison_page
+from training.lab.comparison.runs import (
+    BUDGETS,
+    HEADLINES,
+    Group,
+    Job,
+    Plan,
+    measure_pace,
+    run_job,
+    train_group,
+)
+from training.lab.comparison.summary import summarise, table_rows
+from training.lab.jobs import run_jobs
+from training.presets import PRESETS, build_config
+from training.progress import silent
+from training.run import ARTIFACT
+from training.tracking import track_and_register
+
+__all__ = ["REPORT", "compare", "table_rows"]
+
+PRESETS_BY_KIND = {"vector": "table", "image": "images", "sequence": "ar2"}
+"""The preset for data that have none of their own, by kind."""
+MAX_STACKED_WIDTH = 256
+"""Width of networks whose seeds train at once; wider ones win little (docs/performance.md)."""
+REPORT = "report.html"
+
+
+def compare(
+    source: str,
+    kinds: Sequence[str],
+    seeds: int,
+    out: Path,
+    *,
+    preset: str | None = None,
+    budget_seconds: float | None = None,
+    steps: int | None = None,
+    overrides: dict[str, Any] | None = None,
+    processes: int = 1,
+    track: bool = True,
+    say: Callable[[str], None] = silent,
+) -> dict[str, Any]:
+    """Train, judge and diagnose every constraint with every seed, and write ``out/report.html``.
+
+    Each pair is trained twice: for equally many critic steps, and for equal seconds. The seconds
+    are those that the fastest constraint takes for these steps; they are seconds of training on
+    the processor, paced by a short trial of each constraint, so that other load does not count.
+    What is done already in ``out`` is not done again.
+
+    Args:
+        source: where the data are, as ``data.source``.
+        kinds: constraints to compare, with their tuned or published settings.
+        seeds: how many, from 0 on.
+        out: folder of everything.
+        preset: networks and settings; by default those of the data's own preset or kind.
+        budget_seconds: the equal seconds; the equal critic steps are then what the fastest
+            constraint does in these. By default the steps decide.
+        steps: generator steps of the preset's own constraint, by default the preset's.
+        overrides: settings for every constraint, as `build_config` takes them.
+        processes: runs at once, one thread each.
+        track: write each run to MLflow.
+        say: takes a line for people.
+
+    Returns:
+        The summary that is also in ``out/comparison.json``.
+
+    Raises:
+        UserError: the configuration or the data cannot be used.
+    """
+    if len(set(kinds)) < 2:
+        raise UserError("--constraints: name at least two different ones, such as a,b")
+    overrides = overrides or {}
+    preset = preset or _preset(source, overrides)
+    configs = {kind: build_config(preset, source, kind, overrides) for kind in kinds}
+    any_config = next(iter(configs.values()))
+    data = load_data(any_config.data, any_config.training.batch_size)
+    paces = dict[str, float]()
+    for kind, config in configs.items():
+        job = {kind: config.model_dump(mode="json")}
+        paces |= run_jobs(measure_pace, job, out / "pace", 1, say)
+    fastest = min(paces.values())
+    if budget_seconds is None:
+        own = build_config(preset, source, None, overrides).training
+        critic_steps = (steps or own.steps) * own.num_critic_steps
+    else:
+        critic_steps = max(1, int(budget_seconds / fastest))
+    plan = Plan(configs, paces, critic_steps, critic_steps * fastest)
+    say(
+        f"{len(kinds)} constraints, {seeds} seeds: {critic_steps} critic steps each, and "
+        f"{plan.seconds:.1f} s each"
+    )
+    jobs, groups = {}, dict[str, Group]()
+    for kind, config in configs.items():
+        for budget in BUDGETS:
+            count = plan.steps(kind, budget)
+            names = plan.run_names(kind, budget, seeds)
+            for seed, name in enumerate(names):
+                training = config.training.model_copy(update={"steps": count, "seed": seed})
+                run = config.model_copy(update={"training": training})
+                jobs[name] = Job(run.model_dump(mode="json"), str(out / "runs" / name))
+            if seeds > 1 and _is_small(config):
+                group = Group([jobs[name] for name in names], paces[kind])
+                groups[f"{kind}-{count}, {seeds} seeds"] = group
+    for name, reason in run_jobs(train_group, groups, out / "together", processes, say).items():
+        if reason:
+            say(f"{name}: trained one by one, for {reason}")
+    answers = run_jobs(run_job, jobs, out / "answers", processes, say)
+    if track:
+        for name in jobs:
+            _track(out / "runs" / name, out.name)
+    summary = summarise(plan, answers, seeds, data.card.name, HEADLINES[data.card.kind])
+    (out / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (out / REPORT).write_text(comparison_page(plan, answers, seeds, data, out, summary))
+    return summary
+
+
+def _preset(source: str, overrides: dict[str, Any]) -> str:
+    if source in PRESETS:
+        return source
+    config = build_config(
+        "table", source, None, {k: v for k, v in overrides.items() if "data" in k}
+    )
+    return PRESETS_BY_KIND[load_data(config.data).card.kind]
+
+
+def _is_small(config: Config) -> bool:
+    networks = (config.generator, config.critic)
+    return all(n.architecture == "mlp" and n.width <= MAX_STACKED_WIDTH for n in networks)
+
+
+def _track(folder: Path, comparison: str) -> None:
+    note = folder / "tracked.json"
+    if note.exists():
+        return
+    model = load_artifact(folder / ARTIFACT)
+    run_id = track_and_register(model, folder / ARTIFACT, comparison=comparison)
+    note.write_text(json.dumps({"run": run_id}) + "\n")

@@ -1,0 +1,237 @@
+"""One training run of a comparison: its pace, its training, and its quality on the way."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.artifact import load_artifact
+from models.config import Config
+from models.sampling import Scaling, latents
+from training.data.dataset import Dataset, load_data
+from training.engine.checkpoint import TrainingState
+from training.engine.loop import Row, train
+from training.engine.stack import NotStackable
+from training.engine.stacked import train_together
+from training.judging.extractors import FeatureExtractor, choose_extractor
+from training.judging.metrics import kernel_distance, sliced_wasserstein_1, wasserstein_1
+from training.progress import never, silent
+from training.run import ARTIFACT, CHECKPOINTS, run_training
+
+Budget = Literal["steps", "seconds"]
+BUDGETS: tuple[Budget, ...] = ("steps", "seconds")
+HEADLINES = {
+    "vector": "wasserstein_1",
+    "image": "kernel_distance",
+    "sequence": "sliced_wasserstein_1",
+}
+"""The figure that decides, by kind of data; lower is better."""
+MEASUREMENTS = 8
+"""Times that a run's quality is measured on the way."""
+MAX_COMPARED_SAMPLES = 1000
+"""Samples, at most, that such a measurement takes."""
+PACE_STEPS, PACE_WARM_UP = 24, 4
+"""Generator steps of a pace measurement, and those at its start that do not count."""
+SAME_RUN = 0.02
+"""Runs of both budgets are one run if their critic steps differ by less than this share."""
+CURVE = "curve.json"
+
+
+class Job(NamedTuple):
+    """One training run."""
+
+    config: dict[str, Any]
+    folder: str
+
+
+class Group(NamedTuple):
+    """Training runs that differ in their seed alone."""
+
+    jobs: list[Job]
+    pace: float
+    """Seconds of a critic step of one of them alone."""
+
+
+class Plan(NamedTuple):
+    """The steps and seconds that each constraint gets."""
+
+    configs: dict[str, Config]
+    """Configurations by constraint, with seed 0."""
+    seconds_a_critic_step: dict[str, float]
+    critic_steps: int
+    """Critic steps of each run of equal steps."""
+    seconds: float
+    """Seconds of training of each run of equal seconds."""
+
+    def steps(self, kind: str, budget: Budget) -> int:
+        """Generator steps of a constraint within a budget."""
+        each = self.configs[kind].training.num_critic_steps
+        critic_steps = float(self.critic_steps)
+        if budget == "seconds":
+            critic_steps = self.seconds / self.seconds_a_critic_step[kind]
+            if abs(critic_steps / self.critic_steps - 1) < SAME_RUN:
+                critic_steps = self.critic_steps
+        return max(1, int(critic_steps) // each)
+
+    def run_names(self, kind: str, budget: Budget, seeds: int) -> list[str]:
+        """The names of a constraint's runs within a budget, by seed."""
+        return [f"{kind}-{self.steps(kind, budget)}-{seed}" for seed in range(seeds)]
+
+
+def measure_pace(values: dict[str, Any]) -> float:
+    """The seconds of a critic step, with its share of the generator's step."""
+    config = Config.model_validate(values)
+    training = config.training.model_copy(
+        update={"steps": PACE_STEPS, "log_every": PACE_STEPS, "checkpoint_every": PACE_STEPS}
+    )
+    data = load_data(config.data, training.batch_size)
+    times = list[float]()
+
+    def watch(step: int, state: TrainingState) -> None:
+        times.append(time.process_time())
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            config.model_copy(update={"training": training}),
+            data,
+            Path(folder),
+            torch.device("cpu"),
+            watch=watch,
+        )
+    # The median, since the first steps and the last one do more than train.
+    pace = float(np.median(np.diff(times[PACE_WARM_UP:])))
+    return pace / training.num_critic_steps
+
+
+class QualityRecorder:
+    """Measures a run's quality on the way, and the seconds that training took without that.
+
+    With a pace the seconds are those that the run would have taken alone, at so many a critic step.
+    """
+
+    def __init__(
+        self, config: Config, data: Dataset, path: Path, pace: float | None = None
+    ) -> None:
+        self.config, self.data, self.path, self.pace = config, data, path, pace
+        total = config.training.steps
+        self.measured_steps = {
+            math.ceil(total * i / MEASUREMENTS) for i in range(1, MEASUREMENTS + 1)
+        }
+        image = data.card.kind == "image"
+        self.extractor = choose_extractor(config.evaluation, data) if image else None
+        self.rows: list[Row] = []
+        self.started = self.before = 0.0
+
+    def __call__(self, step: int, state: TrainingState) -> None:
+        """Measure if this step is one of those; see `training.engine.loop.Watch`."""
+        if not self.started:  # the first step since the start, or since a resume
+            kept = json.loads(self.path.read_text()) if self.path.exists() else []
+            self.rows = [row for row in kept if row["step"] < step]
+            last = self.rows[-1] if self.rows else {"seconds": 0.0, "step": 0}
+            steps = step - last["step"]
+            self.started = time.process_time()
+            # Unmeasured steps, one of them at least, count with the pace of the measured ones.
+            self.before = last["seconds"] * (1 + steps / last["step"]) if last["step"] else 0.0
+        if step not in self.measured_steps:
+            return
+        seconds = self.before + time.process_time() - self.started
+        if self.pace is not None:
+            seconds = self.pace * step * self.config.training.num_critic_steps
+        value = headline(self.config, self.data, state.ema, self.extractor)
+        self.rows.append({"step": step, "seconds": seconds, "value": value})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.rows))
+        self.before, self.started = seconds, time.process_time()
+
+
+@torch.no_grad()
+def headline(
+    config: Config, data: Dataset, generator: nn.Module, extractor: FeatureExtractor | None
+) -> float:
+    """The figure that decides, from at most `MAX_COMPARED_SAMPLES` samples and held-out items.
+
+    Args:
+        config: the run's.
+        data: what it trains on.
+        generator: the moving average; not changed.
+        extractor: the features to compare images over; None for other data.
+
+    Returns:
+        The figure that `HEADLINES` names for the kind of data; lower is better.
+    """
+    card = data.card
+    scaling = Scaling(card.shape, card.offset, card.scale)
+    indices = data.sample_indices(MAX_COMPARED_SAMPLES, heldout=True)
+    real = data.items_at(indices)
+    z = torch.from_numpy(latents(0, 0, len(real), config.generator.latent_size))
+    labels = []
+    if config.conditional and data.labels is not None:
+        labels = [torch.from_numpy(data.labels[indices])]
+    fake = copy.deepcopy(generator).eval()(z, *labels)
+    if extractor is not None:
+        return kernel_distance(extractor(real), extractor(scaling.to_data(fake).numpy()))
+    points = scaling.to_model(torch.from_numpy(real)).flatten(1).double().numpy()
+    samples = fake.flatten(1).double().numpy()
+    metric = sliced_wasserstein_1 if card.kind == "sequence" else wasserstein_1
+    return metric(points, samples)
+
+
+def train_group(group: Group) -> str | None:
+    """Train several runs at once, and leave the judging to `run_job`.
+
+    Returns:
+        None; or why they cannot be trained together, and are left to `run_job` whole.
+    """
+    configs = [Config.model_validate(job.config) for job in group.jobs]
+    folders = [Path(job.folder) for job in group.jobs]
+    data = load_data(configs[0].data, configs[0].training.batch_size)
+    watches = [
+        QualityRecorder(config, data, folder / CURVE, group.pace)
+        for config, folder in zip(configs, folders, strict=True)
+    ]
+    try:
+        train_together(configs, data, [folder / CHECKPOINTS for folder in folders], watches)
+    except NotStackable as error:
+        return str(error)
+    return None
+
+
+def run_job(job: Job) -> dict[str, Any]:
+    """Train, judge and diagnose one run; goes on with an interrupted one.
+
+    Returns:
+        ``curve`` (rows of step, seconds and value, see `headline`), ``figures``, ``findings``,
+        ``steps`` and ``critic_steps``.
+    """
+    config, folder = Config.model_validate(job.config), Path(job.folder)
+    data = load_data(config.data, config.training.batch_size)
+    recorder = QualityRecorder(config, data, folder / CURVE)
+    run_training(
+        config,
+        folder,
+        torch.device("cpu"),
+        resume=True,
+        register=False,
+        say=silent,
+        report=silent,
+        stop_requested=never,
+        data=data,
+        watch=recorder,
+    )
+    run = load_artifact(folder / ARTIFACT).run
+    return {
+        "curve": json.loads((folder / CURVE).read_text()),
+        "figures": {k: f.model_dump(mode="json") for k, f in run.results.figures.items()},
+        "findings": [finding.model_dump(mode="json") for finding in run.findings],
+        "steps": config.training.steps,
+        "critic_steps": config.training.steps * config.training.num_critic_steps,
+    }

@@ -1,0 +1,139 @@
+"""Critics in training: the gradient through a deep one, and whole trainings."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.config import Config
+from models.lipschitz import interpolate, layer_signals
+from models.sampling import latents
+from training.data.dataset import Dataset, load_data
+from training.engine.loop import train
+from training.judging.doctor import TINY, slope
+from training.judging.histogram import histogram
+from training.lab.comparison.runs import Job, run_job
+from training.lab.study.settings import (
+    CLIPPED_RATE,
+    CLIPS,
+    ONE_SIDED,
+    PENALTY,
+    SPECTRAL,
+    Scale,
+    Values,
+    clipping,
+    name_of,
+)
+from training.presets import build_config
+
+
+def deep_jobs(scale: Scale) -> dict[str, Values]:
+    """Deep critics over width and constraint, for `train_deep`."""
+    constraints = (*map(clipping, (0.1, 0.01, 0.001)), PENALTY, SPECTRAL)
+    return {
+        f"layers-{width}-{name_of(constraint)}-{seed}": {
+            "part": "layers",
+            "constraint": constraint,
+            "width": width,
+            "steps": scale.deep_steps,
+            "seed": seed,
+        }
+        for width in scale.widths
+        for constraint in constraints
+        for seed in range(scale.seeds)
+    }
+
+
+def train_deep(job: Values) -> Values:
+    """Train a critic of twelve layers without normalisation on the Swiss roll, and measure it.
+
+    The settings are those published with the constraint.
+    """
+    config = build_config(
+        "swissroll",
+        None,
+        job["constraint"]["kind"],
+        {
+            **{f"constraint.{k}": v for k, v in job["constraint"].items() if k != "kind"},
+            "critic.depth": 12,
+            "critic.width": job["width"],
+            "training.steps": job["steps"],
+            "training.seed": job["seed"],
+            "training.batch_size": 64,
+            "training.log_every": job["steps"],
+            "training.checkpoint_every": job["steps"],
+            "training.decay_from": 1.0,
+            "training.divergence_gap": 1e300,  # exploding is what one came to see
+            **(
+                {"training.learning_rate": CLIPPED_RATE}
+                if "clip_value" in job["constraint"]
+                else {}
+            ),
+        },
+    )
+    data = load_data(config.data)
+    state = _trained(config, data)
+    real = torch.from_numpy(data.sample(256, heldout=True))
+    z = torch.from_numpy(latents(0, 0, len(real), config.generator.latent_size))
+    with torch.no_grad():
+        fake = state.ema.eval()(z)
+    torch.manual_seed(0)
+    signals = layer_signals(state.critic, interpolate(real, fake))
+    decades = np.log10([max(signal.gradient, TINY) for signal in signals])
+    c = job["constraint"].get("clip_value")
+    weights = [p.detach().flatten() for p in state.critic.parameters()]
+    relative = torch.cat([w / (c or w.abs().max().clamp_min(1e-12)) for w in weights]).numpy()
+    shares = histogram("weights", relative, np.linspace(-1, 1, 42))
+    return {
+        "decades": decades.tolist(),
+        "slope": slope(decades),
+        "saturated": float((np.abs(relative) >= 0.99).mean()),
+        "histogram": shares.model_dump(),
+    }
+
+
+def _trained(config: Config, data: Dataset) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        state, _ = train(config, data, Path(folder), torch.device("cpu"))
+    return state
+
+
+def whole_jobs(scale: Scale, folder: Path) -> dict[str, Values]:
+    """Whole trainings for `train_whole`, all with what was tuned for the one-sided penalty."""
+    jobs = {}
+    sizes = {"25gaussians": scale.mixture_steps, "digits": scale.digits_steps}
+    for preset, steps in sizes.items():
+        clips = CLIPS if preset == "25gaussians" else (0.01, 0.1)
+        for constraint in (*map(clipping, clips), ONE_SIDED):
+            for seed in range(scale.seeds):
+                tuned = build_config(
+                    preset,
+                    None,
+                    None,
+                    {
+                        "training.steps": steps,
+                        "training.seed": seed,
+                        "training.ema_decay": 0.98 if steps < 1000 else 0.995,
+                        "evaluation.samples": 500,
+                    },
+                )
+                values = tuned.model_dump(mode="json")
+                if constraint["kind"] == "weight_clipping":
+                    values["constraint"] = constraint
+                config = Config.model_validate(values).model_dump(mode="json")
+                name = f"run-{preset}-{name_of(constraint)}-{seed}"
+                jobs[name] = {"part": "run", "config": config, "folder": str(folder / name)}
+    return jobs
+
+
+def train_whole(job: Values) -> Values:
+    """Train and judge one model; see `run_job`. ``picture`` is its samples, PNG in base64."""
+    answer = run_job(Job(job["config"], job["folder"]))
+    answer["findings"] = {f["name"]: f["value"] for f in answer["findings"]}
+    png = (Path(job["folder"]) / "artifact" / "samples.png").read_bytes()
+    return {**answer, "picture": base64.b64encode(png).decode()}

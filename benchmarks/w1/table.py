@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.performance import table
+from benchmarks.markdown import table
 from benchmarks.w1.run import DIMENSIONS, FEW_CELLS, FUNNELS, RESULTS, solvers, variants
 
 PAGE = Path(__file__).parents[2] / "docs" / "w1.md"
@@ -54,7 +54,7 @@ Cell = tuple[int, int]
 
 
 class Results:
-    """By solver, with its steps, and cell, dimension and funnels; a seed each."""
+    """The results by solver (name and steps) and cell (dimension and funnels), then by seed."""
 
     def __init__(self, folder: Path = RESULTS) -> None:
         self.found: dict[tuple[Solver, Cell], dict[int, Row]] = defaultdict(dict)
@@ -74,11 +74,11 @@ class Results:
         seeds = self.found.get((solver, cell), {})
         return [seeds[seed][figure] for seed in sorted(seeds)]
 
-    def of(self, solver: Solver, figure: str) -> list[float]:
+    def all_values(self, solver: Solver, figure: str) -> list[float]:
         return [v for cell in self.cells for v in self.values(solver, cell, figure)]
 
     def gains(self, cell: Cell, other: Solver) -> list[float]:
-        """Of the default over another in cosine, on the same pairs."""
+        """The cosine that the default gains over another solver, on the same pairs."""
         ours, its = (self.found.get((solver, cell), {}) for solver in (DEFAULT, other))
         return [ours[seed]["cosine"] - its[seed]["cosine"] for seed in sorted(ours) if seed in its]
 
@@ -144,17 +144,17 @@ def overview(results: Results) -> str:
     )
     off = []
     for solver, name in NAMED.items():
-        values = results.of(solver, "deviation")
+        values = results.all_values(solver, "deviation")
         if not values:
             continue
-        of = statistics.median(values), min(values), max(values)
-        off.append([name, *(f"{value:.1f}" for value in of), str(len(values))])
+        shown = statistics.median(values), min(values), max(values)
+        off.append([name, *(f"{value:.1f}" for value in shown), str(len(values))])
     parts.append(
         "How far their W1 is off, in percent:\n\n"
         + table(["", "median", "lowest", "highest", "fits"], off)
     )
     short = [name for name, steps in results.solvers if steps == SHORT]
-    short.sort(key=lambda name: -statistics.mean(results.of((name, SHORT), "cosine")))
+    short.sort(key=lambda name: -statistics.mean(results.all_values((name, SHORT), "cosine")))
     lines = [
         [f"`{name}`", *(_mean(results, (name, SHORT), cell) for cell in FEW_CELLS)]
         for name in short
@@ -191,7 +191,7 @@ def _entry(values: list[float], form: str) -> str:
 
 
 def texts() -> dict[Path, str]:
-    """What the two files must hold."""
+    """The text of both files, by path."""
     results = Results()
     page = PAGE.read_text()
     before, after = page.index(BEGIN) + len(BEGIN), page.index(END)

@@ -70,9 +70,7 @@ def run(values: dict[str, Any]) -> float | None:
     data = load_data(config.data, config.training.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            state, _ = train(
-                config, data, Path(folder), torch.device("cpu"), lambda row: None, lambda: False
-            )
+            state, _ = train(config, data, Path(folder), torch.device("cpu"))
         except Diverged:
             return None
     return headline(config, data, state.ema, None)

@@ -37,7 +37,7 @@ SCORES = "/v1/scores"
 COMMANDS = {
     "own": ["wgan_cli", "serve"],
     "single": ["bentoml", "serve", "benchmarks.batching:Single"],
-    "gathered": ["bentoml", "serve", "benchmarks.batching:Gathered"],
+    "gathered": ["bentoml", "serve", "benchmarks.batching:Batched"],
 }
 CLIENTS = (1, 4, 16)
 """Connections at once."""
@@ -45,7 +45,7 @@ MAX_BATCH = 16
 
 
 class Scorer:
-    """What both services do."""
+    """The part that both services share."""
 
     def __init__(self) -> None:
         import torch
@@ -68,7 +68,7 @@ class Single(Scorer):
 
 
 @bentoml.service(**SETTINGS)
-class Gathered(Scorer):
+class Batched(Scorer):
     """A forward for the requests that BentoML has gathered."""
 
     @bentoml.api(route="/v1/scores", batchable=True, max_batch_size=MAX_BATCH)

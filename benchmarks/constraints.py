@@ -22,9 +22,9 @@ from models.constraints import AnyConstraint
 from training.presets import TUNED
 
 STEPS = {"25gaussians": 1500, "digits": 400}
-"""Of the generator."""
+"""Generator steps, by preset."""
 PRESETS = {"25gaussians": "8gaussians", "digits": "digits"}
-"""Whose networks and optimizer they get: those of `25gaussians` were tuned for one constraint."""
+"""The preset of networks and optimiser: those of `25gaussians` were tuned for one constraint."""
 SEEDS = 3
 NEEDED = {
     "consistency": ["critic.dropout=0.2"],
@@ -40,7 +40,7 @@ RECIPES: dict[str, list[str]] = {
         "constraint.target_lipschitz=1",
     ],
 }
-"""By their names in the table: settings of `wgan train`."""
+"""Settings of `wgan train`, by name in the table."""
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def row(preset: str, recipe: str, seed: int, run: dict[str, Any]) -> dict[str, Any]:
-    """What the table needs of a ``run.json``."""
+    """A row of the table, from a ``run.json``."""
     lipschitz = run["lipschitz"]
     return {
         "preset": preset,

@@ -39,7 +39,7 @@ class Load:
     def __init__(self, address: str, clients: int) -> None:
         self.address, self.stopping = address, threading.Event()
         self.answers: list[tuple[float, str, float]] = []
-        """When it came, its version or the error, and how long it took."""
+        """Time, version or error, and duration in seconds, by answer."""
         self.threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(clients)]
         for thread in self.threads:
             thread.start()
@@ -63,11 +63,11 @@ class Load:
             time.sleep(0.05)  # the load shall not starve the training beside it
 
     def version(self) -> str:
-        """Of the last answer."""
+        """The version of the last answer."""
         return self.answers[-1][1] if self.answers else "none yet"
 
     def wait_for(self, version: str) -> None:
-        """Until every client is served by a version."""
+        """Wait until every client is served by a version."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if {said for _, said, _ in self.answers[-2 * len(self.threads) :]} == {version}:

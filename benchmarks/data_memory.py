@@ -94,7 +94,7 @@ def train_once(folder: Path, in_memory: bool) -> dict[str, object]:
         return False
 
     checkpoints = Path(os.environ["WGAN_CACHE"]) / f"run-{os.getpid()}"
-    train(config, data, checkpoints, torch.device("cpu"), lambda row: None, each_step)
+    train(config, data, checkpoints, torch.device("cpu"), stop_requested=each_step)
     return {
         "items": data.card.count,
         "load_seconds": round(seconds, 2),

@@ -46,7 +46,7 @@ CONSTRAINTS = (
 
 
 def grid() -> dict[str, dict[str, object]]:
-    """Sixty of all valid combinations, by name."""
+    """Configurations of sixty of all valid combinations, by name."""
     every = {}
     for source, constraint, depth, norm in itertools.product(
         DATA, CONSTRAINTS, (2, 4, 8), ("none", "batch", "layer")
@@ -81,7 +81,7 @@ def grid() -> dict[str, dict[str, object]]:
 
 
 def run(values: dict[str, object]) -> dict[str, object]:
-    """Train; what the doctor saw at a fifth, and how it ended."""
+    """Train a run; record what the doctor saw at a fifth of it, and how it ended."""
     torch.set_num_threads(1)
     config = Config.model_validate(values)
     data = load_data(config.data, config.training.batch_size)
@@ -96,7 +96,7 @@ def run(values: dict[str, object]) -> dict[str, object]:
         try:
             state, _ = train(
                 config, data, Path(folder), torch.device("cpu"),
-                lambda row: None, lambda: False, watch=watch,
+                watch=watch,
             )  # fmt: skip
         except Diverged as error:
             return {"findings": seen, "failed": True, "distance": None, "diverged": str(error)}

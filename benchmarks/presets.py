@@ -64,7 +64,7 @@ def train(out: Path, steps: int | None, preset: str, constraint: str, seed: int)
 
 
 def finish(where: Path, preset: str, seed: int, settings: Sequence[str]) -> dict[str, Any]:
-    """Train a preset with settings, or what is left of it, on one thread; its ``run.json``."""
+    """Train what is left of a preset with settings on one thread; return its ``run.json``."""
     command = [WGAN, "train", "--preset", preset, "--seed", str(seed)]
     command += ["--no-register", "--resume", "--out", where]
     command += [f"--set={setting}" for setting in settings]

@@ -52,7 +52,7 @@ class Absent(ModuleType):
 
 
 def train(config: Config, data: Dataset, watch: Any) -> None:
-    """Its `Trainer`, Wasserstein losses and gradient penalty, until ``watch`` has ended."""
+    """Train with torchgan's `Trainer`, losses and gradient penalty until ``watch`` has ended."""
     os.environ["CONSOLE_LOGGING"] = "0"
     for name in ("torchvision", "torchvision.models", "torchvision.utils"):
         sys.modules[name] = Absent(name)

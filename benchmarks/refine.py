@@ -33,7 +33,7 @@ from training.data.dataset import load_data
 from training.judging.evaluate import judge
 
 PRESETS = {"25gaussians": 3000, "swissroll": 2000, "digits": 1000}
-"""And generator steps: fewer than the presets' own, so that something is left to be gained."""
+"""Presets and their generator steps: fewer than their own, so that there is room to improve."""
 CONSTRAINT = "lipschitz_penalty"
 SEEDS = 3
 TIMED = 64
@@ -50,7 +50,7 @@ Array = np.ndarray
 
 
 class Networks(NamedTuple):
-    """What a way needs of a model."""
+    """The parts of a model that a way uses."""
 
     generator: nn.Module
     critic: nn.Module
@@ -68,7 +68,7 @@ def plain(model: Networks, z: Tensor, source: torch.Generator) -> Tensor:
 
 
 def best_of(count: int) -> Way:
-    """Of several samples the one of the highest score."""
+    """Make several samples and keep the one with the highest score."""
 
     def way(model: Networks, z: Tensor, source: torch.Generator) -> Tensor:
         more = torch.randn(count - 1, *z.shape, generator=source)
@@ -231,7 +231,7 @@ def changes(rows: Sequence[dict[str, Any]], preset: str, way: str) -> dict[str, 
 
 
 def verdict(rows: Sequence[dict[str, Any]], way: str) -> str:
-    """Whether a way may be offered, and why not."""
+    """Say what a way lowers: one that lowers recall or coverage is not offered."""
     falls = [
         f"{figure} on {preset}"
         for preset in PRESETS

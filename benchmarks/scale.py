@@ -126,7 +126,7 @@ def retraining(folder: Path, rows: int, steps: int) -> dict[str, Any]:
         text=True,
         check=False,
     )
-    if done.returncode not in (0, 3):  # noise is learnt by nobody, so gates may refuse it
+    if done.returncode not in (0, 3):  # the data are noise, so gates may refuse the model
         raise RuntimeError(done.stdout[-1000:] + done.stderr[-2000:])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -59,7 +59,7 @@ OURS = (*ENGINES, "small")
 CLIENTS, MANY_CLIENTS = 4, 96
 """Connections at once; many are more than the service lets in."""
 SHARE, BEYOND = 0.7, 2.0
-"""Of the saturated rate: where the tail is measured, and where too much is asked."""
+"""Shares of the saturated rate: for the tail of waits, and for the answers to too much."""
 SERVER_CORE, CLIENT_CORE = (sorted(os.sched_getaffinity(0)) * 2)[:2]
 PIN = ["taskset", "-c", str(SERVER_CORE)]
 LITSERVE = ["litserve==0.2.19", "pyzmq==27.1.0"]
@@ -89,12 +89,12 @@ class Load:
 
 
 class Answers:
-    """What came back."""
+    """Answers to one load: waits, statuses and rate."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.waits: list[float] = []
-        """Of answers with 200, in seconds since they were due."""
+        """Seconds from when a request was due until its answer, for answers with 200."""
         self.statuses: Counter[int] = Counter()
         self.without_retry = 0
         """Answers with 503 that do not say when to try again."""
@@ -159,7 +159,7 @@ class Server:
         return found
 
     def cpu_seconds(self) -> float:
-        """Of all processes, since they were started."""
+        """Processor time of all processes since they were started."""
         ticks = 0
         for pid in self.tree():
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -167,7 +167,7 @@ class Server:
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def resident_mb(self) -> float:
-        """Of all processes; pages that they share count as often as they are shared."""
+        """Resident memory of all processes; a shared page counts once for each of them."""
         return sum(map(resident, self.tree())) / 2**20
 
     def stop(self) -> None:

@@ -90,7 +90,7 @@ KERNELS = {"convolution", "convolution_backward", "col2im", "mm", "addmm", "bmm"
 PENALTY = GradientPenalty()
 Step = Callable[[Tensor, Tensor, int], None]
 Timed = Callable[[int], float]
-"""A step with its data, from its number to the seconds it took."""
+"""A step bound to its data: takes the step's number and returns its seconds."""
 
 
 def critic(config: CriticConfig, shape: Shape) -> nn.Module:
@@ -141,7 +141,7 @@ def ours(network: nn.Module, mode: str, precision: str, said: list[str]) -> Step
 
 
 class Recorded(TorchDispatchMode):
-    """Keeps the heavy kernels' calls, to be made again alone."""
+    """Records the calls of heavy kernels, to repeat them alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ def timed(step: Step, real: Tensor, fake: Tensor) -> Timed:
 
 
 def in_turn(steps: list[Step]) -> Step:
-    """Each with its own part of the data."""
+    """Run the steps one after another, each on its own part of the data."""
 
     def step(real: Tensor, fake: Tensor, number: int) -> None:
         for k, one in enumerate(steps):
@@ -202,7 +202,7 @@ def swept(width: int) -> tuple[CriticConfig, Shape]:
 
 
 def timed_textbook(name: str) -> Timed:
-    """Of a case, or of a sweep: its critics in turn."""
+    """The textbook's step of a case; of a sweep, that of its critics in turn."""
     if name in CASES:
         config, shape, batch, _ = CASES[name]
         return timed(textbook(stock(critic(config, shape))), *data(batch, *shape))
@@ -212,12 +212,12 @@ def timed_textbook(name: str) -> Timed:
 
 
 def serve(requests: Connection) -> None:
-    """Time the textbook's steps, of the case last named."""
+    """Time the textbook's steps: a message names the case, each later one is a step's number."""
     torch.set_num_threads(1)
     while True:
         try:
             request = requests.recv()
-        except EOFError:  # all is measured
+        except EOFError:  # the benchmark is over
             return
         if isinstance(request, str):
             step = timed_textbook(request)

@@ -113,12 +113,12 @@ def _ready(port: int) -> bool:
 
 
 def resident(pid: int) -> int:
-    """Bytes."""
+    """Resident memory of a process, in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def measure(seconds: float, every: float, warm_up: float = 10.0) -> dict[str, Any]:
-    """Run it, and say what came of it."""
+    """Run the benchmark and return its result."""
     with tempfile.TemporaryDirectory(prefix="wgan-swaps-") as name, served(Path(name)) as found:
         port, worker = found
         load = Load(port)

@@ -9,16 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.quality import (
-    ABLATIONS,
-    Judge,
-    Watch,
-    compared,
-    finish,
-    first_sustained,
-    meets,
-    settings,
-)
+from benchmarks.quality import compared, finish
+from benchmarks.quality_tasks import ABLATIONS, Judge, first_sustained, meets, settings
+from benchmarks.quality_training import Watch
 from training.data.dataset import load_data
 
 

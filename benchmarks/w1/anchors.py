@@ -23,7 +23,7 @@ from training.lab.w1 import STEPS, estimate
 Array = np.ndarray
 RESULTS = Path(__file__).parents[1] / "results" / "w1_anchors.jsonl"
 SAMPLES = 20_000
-"""Each side."""
+"""Samples on each side."""
 
 
 class Anchor(NamedTuple):
@@ -57,10 +57,10 @@ def _clusters(rng: np.random.Generator) -> Anchor:
     A shift moves a cluster at the cost of its length, whatever the cluster's form.
     """
     a, b = 0.1 * rng.normal(size=(2, SAMPLES, 2))
-    right = np.arange(SAMPLES) % 2
+    is_second = np.arange(SAMPLES) % 2
     for x in (a, b):
-        x[:, 0] += 10 * right
-    b[:, 1] += 1 + 2 * right
+        x[:, 0] += 10 * is_second
+    b[:, 1] += 1 + 2 * is_second
     return Anchor(a, b, 2.0)
 
 

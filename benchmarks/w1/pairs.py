@@ -40,7 +40,7 @@ class FunnelPair:
         distances = torch.cdist(x, centers)
         potential, nearest = (distances + heights).min(dim=1)
         low = centers[nearest]
-        # Not of `distances`, which float32 finds by a difference of squares.
+        # Computed anew: `distances` are differences of squares, which lose digits in float32.
         own = torch.linalg.vector_norm(x - low, dim=1).clamp_min(1e-30)
         direction = (x - low) / own[:, None]
         # In float32 a coordinate may equal the funnel's: no side of the box is met along it.

@@ -16,7 +16,7 @@ from models.networks import build_critic
 from training.lab.w1 import Draw, Recipe
 
 CHUNK = 512
-"""Samples."""
+"""Samples whose gradients are computed at a time."""
 SAVED_EVERY = 5000
 """Steps between checkpoints."""
 
@@ -50,7 +50,7 @@ class WrittenOut:
             self._add_penalty(part, len(a))
 
     def _add_scores(self, x: Tensor, factor: float) -> None:
-        """Of ``factor`` times the sum of the scores."""
+        """Add the gradient of ``factor`` times the sum of the scores."""
         values, last = self._forward(x), self.layers[-1]
         _grad(last.weight).add_(values[-1].sum(0), alpha=factor)
         _grad(last.bias).add_(factor * len(x))
@@ -63,7 +63,7 @@ class WrittenOut:
                 back = back @ self.layers[i].weight
 
     def _add_penalty(self, x: Tensor, count: int) -> None:
-        """Of ``strength / count`` times the sum of ``(|grad f| - target)^2``, one-sided or not.
+        """Add the gradient of ``strength / count`` times the sum of ``(|grad f| - target)^2``.
 
         While no unit changes its side, the slope is a product of the weights: its derivative by
         one of them is what came back from the scores to that layer, times what the derivative by

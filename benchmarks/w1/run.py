@@ -60,11 +60,11 @@ class Solver(NamedTuple):
     steps: int
     scaled: bool = True
     written_out: bool = False
-    """Whether it is fitted by `fit_published`: as `fit` does it, but faster, and resumable."""
+    """If so, `fit_published` fits it: as `fit` does, but faster, and resumable."""
 
 
 def solvers(dimension: int) -> dict[str, Solver]:
-    """Those that run in every cell."""
+    """The solvers that run in every cell, by name."""
     return {
         "default": Solver(default_recipe((dimension,)), DEFAULT_STEPS),
         "bjorck": Solver(default_recipe((dimension,), Bjorck()), DEFAULT_STEPS),
@@ -102,7 +102,7 @@ def more_solvers(dimension: int) -> dict[str, Solver]:
 
 
 def variants(dimension: int) -> dict[str, Solver]:
-    """One thing changed: what brings what. They run only where they are named."""
+    """The default with one thing changed each; they run only where they are named."""
     penalty = LipschitzPenalty()
     ours = default_recipe((dimension,), penalty)
     assert ours.critic is not None
@@ -131,7 +131,7 @@ def variants(dimension: int) -> dict[str, Solver]:
 
 
 def _published(dimension: int, constraint: Constraint, steps: int) -> Solver:
-    """As Korotin et al. 2022 trained theirs: constant rate, two hidden layers, inputs as they are.
+    """The recipe of Korotin et al. 2022: constant rate, two hidden layers, inputs as they are.
 
     They name no betas for Adam: these are the usual ones. The weights are not averaged.
     """
@@ -165,15 +165,15 @@ def run(
     points = pair.sample(TEST_SAMPLES, test)[0]
     inputs = (points.double() / scale).requires_grad_()
     (found,) = torch.autograd.grad(copy.deepcopy(critic).double()(inputs).sum(), inputs)
-    right = pair.gradient(points)
+    expected = pair.gradient(points)
     p, q = (x / scale for x in pair.sample(ESTIMATE_SAMPLES, test))
     with torch.no_grad():
         gap = (critic(p).double().mean() - critic(q).double().mean()).item()
     true, error = pair.w1()
     estimate = critic_estimate(critic, solver.recipe.constraint, p, q)
     return {
-        "cosine": torch.nn.functional.cosine_similarity(found, right).mean().item(),
-        "l2": (found - right).square().sum(1).mean().item(),
+        "cosine": torch.nn.functional.cosine_similarity(found, expected).mean().item(),
+        "l2": (found - expected).square().sum(1).mean().item(),
         "w1": scale * estimate,
         "gap": scale * gap,
         "true": true,

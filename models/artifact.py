@@ -36,8 +36,8 @@ QUANTILES = "score_quantiles.json"
 GRID = "samples.png"
 CARD = "MODEL_CARD.md"
 FILES = (RUN, GENERATOR, CRITIC, TRAINING_STATE, QUANTILES, GRID, CARD)
-SCORED = 10_000
-"""Held-out items whose scores the quantiles are of, at most."""
+MAX_SCORED_ITEMS = 10_000
+"""Score quantiles are computed from at most this many held-out items."""
 
 
 def save_artifact(
@@ -53,13 +53,13 @@ def save_artifact(
     """Write an artifact so that it appears whole or not at all; replaces an older one.
 
     Args:
-        folder: where it shall be.
-        run: its record.
-        generator: as served (the moving average).
-        critic: with whatever the constraint wrapped around it.
-        training_state: what a later run could start from, by name.
-        quantiles: scores of real held-out items at `models.model.QUANTILE_LEVELS`.
-        grid_png: a picture of samples.
+        folder: the artifact's folder.
+        run: the record.
+        generator: the one to serve, a moving average of the trained one.
+        critic: as the constraint's `before_training` returned it.
+        training_state: tensors that a later run could start from, by name.
+        quantiles: ``(1001,)``, scores of real held-out items at `models.model.QUANTILE_LEVELS`.
+        grid_png: a picture of samples, as a PNG file.
         card: the model card, Markdown.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def verify(folder: Path) -> str:
         The artifact's digest: the SHA-256 of its checksum file, in hex.
 
     Raises:
-        ArtifactError: names the file that is missing, changed, truncated or foreign.
+        ArtifactError: a file is missing, changed, truncated or foreign; the message names it.
     """
     sums = folder / SUMS
     if not sums.is_file():
@@ -121,7 +121,7 @@ def verify(folder: Path) -> str:
 
 
 def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Model:
-    """Verify an artifact and load it.
+    """Verify an artifact and load it, ready to sample and score.
 
     Raises:
         ArtifactError: a file is missing, changed, foreign, or does not fit the others.

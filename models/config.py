@@ -13,7 +13,7 @@ from models.networks import CriticConfig, GeneratorConfig
 
 
 class DataConfig(BaseModel):
-    """Where the data comes from and how it is split."""
+    """Source of the data, and the split into training and held-out items."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -21,15 +21,16 @@ class DataConfig(BaseModel):
     """A built-in name (digits, mnist5k, emoji32, 8gaussians, 25gaussians, swissroll, ar2); a .npy,
     .npz, .csv, .tsv or .parquet file; a folder, .zip or .tar of images; or a URL of these."""
     size: int | None = Field(default=None, ge=4, le=1024)
-    """Pixels: images are resized, and cropped in the middle, to this square. None: as they are."""
+    """Pixels a side: images are cropped in the middle and resized to this square. None: as they
+    are."""
     max_broken_fraction: float = Field(default=0.01, ge=0, lt=1)
-    """Share of image files that may be broken, and are skipped; with more the run fails."""
+    """Share of image files that may be broken and are then skipped; with more the run fails."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=0.9)
-    """Share of the distinct items that is held out: an item is, or is not, by its own hash."""
+    """Share of the distinct items that is held out; an item's own hash decides."""
 
 
 class TrainingConfig(BaseModel):
-    """The loop. Optimiser settings not given are those published with the constraint."""
+    """The training loop. The constraint's published settings fill in what is not given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,57 +41,57 @@ class TrainingConfig(BaseModel):
     """Critic steps before each generator step."""
     optimizer: Literal["adam", "rmsprop"]
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
-    """Of generator and critic."""
+    """For generator and critic alike."""
     betas: tuple[float, float] = (0.5, 0.9)
-    """Adam's; RMSprop has none."""
+    """For Adam; RMSprop ignores them."""
     decay_from: float = Field(default=1.0, ge=0, le=1)
     """Share of the steps after which the learning rate falls linearly to zero; 1: never."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Of the generator's moving average, a step; it starts lower, so early steps fade."""
+    """Decay per step of the generator's moving average; it starts lower, so early steps fade."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """bf16: networks under autocast; weights, penalty norms and optimisers stay float32.
     tf32: CUDA's shorter float32 multiplications."""
     critic_step: Literal["auto", "eager", "captured", "compiled"] = "auto"
-    """How the critic's gradients are found; the results differ by rounding. auto: captured, or on
-    a GPU compiled for long runs of convolutional networks; eager where that would not be right."""
+    """Way to compute the critic's gradients; results differ by rounding. auto: captured, or on a
+    GPU compiled for long runs of convolutional networks; eager where neither is right."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     log_every: int = Field(default=100, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
     """Generator steps between checkpoints."""
     divergence_gap: float = Field(default=1e6, gt=0)
-    """A critic gap beyond this, either way, counts as divergence."""
+    """A critic gap whose absolute value is above this counts as divergence."""
 
 
 class EvaluationConfig(BaseModel):
-    """How the result is judged."""
+    """Settings of the judging on held-out data."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(default=2500, ge=10)
-    """Generated samples, at most; never more than there are held-out items where both are
-    compared."""
+    """Maximal number of generated samples; comparisons with held-out items take as many of each."""
     extractor: Literal[
         "auto", "digits-cnn-v1", "classifier", "efficientnet-lite0", "inception", "pixels"
     ] = "auto"
-    """Features of images; auto: those frozen for the model's name, or else what suits the data."""
+    """Features of images; auto: those frozen for the model's name, or else those that suit the
+    data."""
     inception_weights: str | None = None
-    """For the inception extractor: the file of its weights, which torch-fidelity reads."""
+    """File of the inception extractor's weights, as torch-fidelity reads them."""
     inception_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    """Of that file; another one is not loaded, since loading runs what is in it."""
+    """SHA-256 of that file. No other file is loaded, since loading one runs code from it."""
 
 
 class ServingConfig(BaseModel):
-    """How the finished generator is run; the version's figures are of what is served."""
+    """How the finished generator is run; it is also judged as it is served."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: weights and forward in bfloat16, for processors and GPUs that have it (elsewhere it is
-    slower). What it changes is measured and recorded."""
+    """bf16: weights and forward in bfloat16, which is slower on processors and GPUs without it. The
+    difference to fp32 is measured and recorded."""
 
 
 class Config(BaseModel):
-    """Everything that decides a run. The saved run holds all of it, defaults included."""
+    """Everything that decides a run; the saved run holds all of it, defaults included."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -134,10 +135,13 @@ class Config(BaseModel):
 
 
 def constraint_class(kind: str) -> type[Constraint]:
-    """The class of a constraint's kind.
+    """Return the class of a constraint's kind.
+
+    >>> constraint_class("gradient_penalty").__name__
+    'GradientPenalty'
 
     Raises:
-        ConfigError: there is no such kind; names the nearest.
+        ConfigError: there is no such kind; the message names the nearest.
     """
     (union, _) = typing.get_args(AnyConstraint)
     classes = {c.model_fields["kind"].default: c for c in typing.get_args(union)}
@@ -147,10 +151,10 @@ def constraint_class(kind: str) -> type[Constraint]:
 
 
 def parse_config(values: dict[str, Any]) -> Config:
-    """Build the configuration; what the training section leaves out comes from the constraint.
+    """Build the configuration; the constraint's published settings complete the training section.
 
     Raises:
-        ConfigError: one line that names each fault and, for an unknown key, the nearest right one.
+        ConfigError: one line that names each fault and, for an unknown key, the nearest known one.
     """
     constraint = values.get("constraint")
     training = values.get("training")

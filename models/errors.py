@@ -29,7 +29,7 @@ class RegistryError(UserError):
 
 
 class ClassError(UserError):
-    """A class that the model does not have, or one asked of a model without classes."""
+    """An unknown class, or a class for a model without classes."""
 
 
 class ShapeError(UserError):

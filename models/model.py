@@ -19,14 +19,21 @@ from models.record import Run
 
 Array = np.ndarray
 QUANTILE_LEVELS = np.linspace(0, 1, 1001)
-REFERENCE = 64
-"""Latents that the typical slope of a refined generator is found at."""
-COMPARED = 256
-"""Samples that an engine's error is measured on."""
+SLOPE_LATENTS = 64
+"""Number of latents from which a refined generator takes its mean slope."""
+ERROR_SAMPLES = 256
+"""Number of samples on which an engine's error is measured."""
 
 
 class Model:
-    """A loaded artifact: generator, critic and their record, ready to sample and score."""
+    """A loaded artifact: generator, critic and their record, ready to sample and score.
+
+    `models.artifact.load_artifact` makes one::
+
+        model = load_artifact(Path("runs/digits/artifact"))
+        images = model.sample(seed=7, count=16)
+        scores = model.score(images)
+    """
 
     def __init__(
         self,
@@ -41,38 +48,36 @@ class Model:
         self.generator = generator
         forward = channels_last(fold(generator))
         self.forward = InHalf(forward) if run.engine.precision == "bf16" else forward
-        """What samples are made with: the generator as the record's engine has it."""
+        """The generator as the record's engine runs it; samples are made with this one."""
         self.critic = critic
         self.quantiles = quantiles
         """Scores of real held-out items at `QUANTILE_LEVELS`."""
         self.digest = digest
-        """SHA-256 of the checksum file, so of everything."""
+        """SHA-256, in hex, of the checksum file, and so of the whole artifact."""
         self.picture = picture
         """PNG of samples, drawn when the artifact was made."""
         self.shape: Shape = run.data.shape
         self.latent_size = run.config.generator.latent_size
         self.certified: float | None = run.lipschitz.certified
-        """An upper bound on the critic's Lipschitz constant, where an honest one exists."""
+        """An upper bound on the critic's Lipschitz constant; None where no honest one exists."""
         self.is_image = run.data.kind == "image"
         self.scaling = sampling.Scaling(run.data.shape, run.data.offset, run.data.scale)
         self.classes = run.data.classes if run.config.conditional else []
-        """Names, by label, of what a class-conditional model can be asked for; else empty."""
+        """Names of the classes, by label; empty unless the model is class-conditional."""
 
     @functools.cached_property
     def refined(self) -> Model:
-        """The same, but its generator is guided by the critic: see `refinement.Refined`."""
-        labels = self.labels(0, REFERENCE)
-        given = [] if labels is None else [torch.from_numpy(labels)]
-        z, *given = (
-            x.to(next(self.forward.parameters()).device)
-            for x in (torch.from_numpy(self.latents(0, REFERENCE)), *given)
-        )
+        """This model with a generator guided by the critic; see `refinement.Refined`."""
+        labels = self.labels(0, SLOPE_LATENTS)
+        inputs = [self.latents(0, SLOPE_LATENTS), *([] if labels is None else [labels])]
+        device = next(self.forward.parameters()).device
+        z, *classes = (torch.from_numpy(x).to(device) for x in inputs)
         guided = copy.copy(self)
-        guided.forward = refinement.Refined(self.forward, self.critic, z, *given)
+        guided.forward = refinement.Refined(self.forward, self.critic, z, *classes)
         return guided
 
     def label(self, name: str) -> int:
-        """The label of a class.
+        """Return the label of a class.
 
         Raises:
             ClassError: the model has no such class, or none at all.
@@ -93,7 +98,7 @@ class Model:
     def latents(
         self, seed: int, count: int, start: int = 0, truncation: float | None = None
     ) -> Array:
-        """Latents of a seed, float32 ``(count, latent_size)``; see `sampling.truncate`."""
+        """Draw a seed's latents, float32 ``(count, latent_size)``; see `sampling.truncate`."""
         z = sampling.latents(seed, start, count, self.latent_size)
         return z if truncation is None else sampling.truncate(z, truncation)
 
@@ -105,9 +110,17 @@ class Model:
         label: int | Array | None = None,
         truncation: float | None = None,
     ) -> Iterator[Array]:
-        """Yield samples of a seed in parts; see `sampling.generate`.
+        """Yield a seed's samples in parts; see `sampling.generate`.
 
-        ``label`` is of all of them, or of each, ``(count,)``; without it, see `labels`.
+        Args:
+            seed: 0 to 2**63 - 1.
+            count: number of samples.
+            start: index of the first one.
+            label: one class for all samples, or ``(count,)`` with one for each; None: see `labels`.
+            truncation: bound of the latents, in standard deviations; None: unbounded.
+
+        Raises:
+            ClassError: a label for a model without classes.
         """
         if label is None:
             label = self.labels(seed, count, start)
@@ -122,7 +135,7 @@ class Model:
 
         Raises:
             ShapeError: latents of another size.
-            ClassError: a class-conditional model needs the label, of all or ``(N,)`` of each.
+            ClassError: a class-conditional model needs one label for all, or ``(N,)`` labels.
         """
         count, size = len(latents), self.latent_size
         if latents.shape != (count, size):
@@ -146,28 +159,32 @@ class Model:
     ) -> Iterator[Array]:
         """Yield samples between the first of one seed and the first of another, in parts.
 
-        ``at``, ``(N,)`` from 0 to 1, says where; see `sampling.slerp`. One walk is of one class:
-        without ``label``, of that of its first seed's sample.
+        Args:
+            seed: the walk starts at this seed's first sample.
+            to: the walk ends at this seed's first sample.
+            at: ``(N,)``, positions along the walk, 0 to 1; see `sampling.slerp`.
+            label: class of the whole walk; None: the class of the first sample.
+            truncation: bound of both latents, in standard deviations; None: unbounded.
         """
         first, last = (self.latents(s, 1, truncation=truncation)[0] for s in (seed, to))
         if label is None and (labels := self.labels(seed, 1)) is not None:
             label = int(labels[0])
         return self.decode(sampling.slerp(first, last, at), label)
 
-    def error(self, seed: int = 0, count: int = COMPARED) -> tuple[float, float]:
-        """How far the engine's samples lie from those of the generator as it was trained.
+    def error(self, seed: int = 0, count: int = ERROR_SAMPLES) -> tuple[float, float]:
+        """Measure how far the engine's samples lie from those of the generator as trained.
 
         Returns:
-            Mean and largest over all values: in grey levels (0 to 255) of images, else in the
-            standard deviations of each feature.
+            Mean and maximum of the absolute differences over all values: in grey levels (0 to
+            255) for images, otherwise in standard deviations of each feature.
         """
         plain = copy.copy(self)
         plain.forward = self.generator
         ours, theirs = (m.sample(seed, count).astype(np.float64) for m in (self, plain))
-        apart = np.abs(ours - theirs)
+        differences = np.abs(ours - theirs)
         if not self.is_image:
-            apart /= self.run.data.scale
-        return float(apart.mean()), float(apart.max())
+            differences /= self.run.data.scale
+        return float(differences.mean()), float(differences.max())
 
     def _generate(
         self, draw: Callable[[int, int], Array], count: int, start: int, label: int | Array | None
@@ -181,7 +198,7 @@ class Model:
         return sampling.generate(self.forward, self.scaling, draw, count, start, labels, chunk)
 
     def sample(self, seed: int, count: int, label: int | Array | None = None) -> Array:
-        """Return samples of a seed: uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``."""
+        """Return a seed's samples: uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``."""
         return np.concatenate(list(self.samples(seed, count, label=label)))
 
     def items(self, values: Array) -> Array:
@@ -195,7 +212,7 @@ class Model:
             uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``.
 
         Raises:
-            ShapeError: they are not that; says what is expected.
+            ShapeError: the values are not that; the message says what is expected.
         """
         expected = (*self.shape[1:], self.shape[0]) if self.is_image else self.shape
         if self.is_image and expected[-1] == 1 and values.ndim == 3:
@@ -221,7 +238,7 @@ class Model:
             uint8 ``(N, H, W, C)``, as `items` does.
 
         Raises:
-            ShapeError: they are not that, or the model does not take images.
+            ShapeError: the values are not that, or the model does not take images.
         """
         if not self.is_image:
             raise ShapeError("the model does not take images, which alone can be resized")
@@ -233,7 +250,14 @@ class Model:
         return np.stack([fit(image, height, width, channels) for image in _pixels(values)])
 
     def score(self, items: Array, labels: Array | None = None) -> Array:
-        """Score what `items` returned; float32 ``(N,)``, unbounded, higher is more like real.
+        """Score items; a higher score means more like real data, and scores have no bound.
+
+        Args:
+            items: as `items` or `resized` returned them.
+            labels: int64 ``(N,)``, if the model is class-conditional.
+
+        Returns:
+            float32 ``(N,)``.
 
         Raises:
             ClassError: see `require_labels`.
@@ -242,7 +266,7 @@ class Model:
         return sampling.score(self.critic, self.scaling, items, labels, self.run.engine.chunk)
 
     def require_labels(self, count: int, labels: Array | None) -> None:
-        """Check that labels, int64 ``(count,)``, are there if the model is class-conditional.
+        """Require labels, int64 ``(count,)``, exactly if the model is class-conditional.
 
         Raises:
             ClassError: they are missing, too many, or not wanted.
@@ -255,11 +279,11 @@ class Model:
             raise ClassError(f"{count} items have {len(labels)} classes; give one of each")
 
     def out_of_range(self, scores: Array) -> Array:
-        """Whether scores ``(N,)`` lie outside all those of real held-out items."""
+        """Tell for each score, ``(N,)``, if it lies outside those of all real held-out items."""
         return (scores < self.quantiles[0]) | (scores > self.quantiles[-1])
 
     def percentiles(self, scores: Array) -> Array:
-        """Where scores ``(N,)`` stand among those of real held-out items, 0 to 100."""
+        """Percentile, 0 to 100, of each score ``(N,)`` among those of real held-out items."""
         return np.interp(scores, self.quantiles, 100 * QUANTILE_LEVELS)
 
 

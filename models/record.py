@@ -16,7 +16,7 @@ Severity = Literal["info", "warning", "critical"]
 
 
 class DataCard(BaseModel):
-    """What the model was trained on."""
+    """The data that the model was trained on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -25,7 +25,7 @@ class DataCard(BaseModel):
     licence: str | None
     kind: Literal["image", "vector", "sequence"]
     shape: tuple[int, ...]
-    """Of one item as the critic takes it: (C, H, W), (D,) or (T, D)."""
+    """Shape of one item as the critic takes it: (C, H, W), (D,) or (T, D)."""
     classes: list[str] = []
     """Names of the classes, by label; empty without labels."""
     class_counts: list[int] = []
@@ -34,19 +34,19 @@ class DataCard(BaseModel):
     """Names of a table's columns; empty for other data."""
     count: int
     skipped: int = 0
-    """Image files that could not be decoded; `count` is without them."""
+    """Number of image files that could not be decoded; `count` leaves them out."""
     training_count: int
     heldout_count: int
     heldout_fraction: float
     sha256: str
-    """Over the sorted hashes of the items: the order of the items does not matter."""
+    """SHA-256 over the sorted hashes of the items, so their order does not matter."""
     offset: list[float]
     """Subtracted from each feature, which is then divided by `scale`. Images: empty."""
     scale: list[float]
 
 
 class ConstraintCard(BaseModel):
-    """The constraint as served metadata."""
+    """The constraint that the critic was trained under, as it is served as metadata."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,26 +66,27 @@ class Engine(BaseModel):
     chunk: int = Field(default=sampling.CHUNK, ge=1)
     """Rows of each forward: a kernel may round differently for another number."""
     mean_error: float | None = None
-    """How far its samples lie from those of the generator as it was trained: see `Model.error`."""
+    """Distance of its samples from those of the generator as trained; see `Model.error`."""
     max_error: float | None = None
 
 
 class Figure(BaseModel):
-    """One measured quality beside its floor."""
+    """One measured quality, beside the value that real data reach."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: float
     floor: float | None
-    """The same figure for real training data in place of generated samples, at the same n."""
+    """The figure of real training data in place of generated samples, at the same n."""
     interval: tuple[float, float]
-    """95%, by half samples drawn without replacement."""
+    """95% interval, from half samples drawn without replacement."""
     n: int
+    """Number of samples."""
     better: Literal["lower", "higher"]
 
 
 class Extractor(BaseModel):
-    """The features that image figures were computed over; other features, other figures."""
+    """The features that images are judged over; figures over different ones do not compare."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,7 +95,7 @@ class Extractor(BaseModel):
 
 
 class Results(BaseModel):
-    """What judging on held-out data gave."""
+    """Figures of the samples, judged against held-out data."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -112,7 +113,7 @@ class Line(BaseModel):
     y: list[float | None]
     """None where there is no value: the line is broken there."""
     low: list[float] = []
-    """Of a band around the line, at each x; empty without a band."""
+    """Lower edge of a band around the line, at each x; empty without a band."""
     high: list[float] = []
 
 
@@ -127,7 +128,7 @@ class Chart(BaseModel):
     lines: list[Line]
     bars: bool = False
     x_names: list[str] = []
-    """In place of numbers, under x = 0, 1, 2 and so on."""
+    """Labels under x = 0, 1, 2 and so on, in place of numbers."""
     log_x: bool = False
     log_y: bool = False
 
@@ -139,19 +140,19 @@ class Finding(BaseModel):
 
     name: str
     value: float
-    """Larger is worse; `training.judging.doctor.CHECKS` says what it means."""
+    """The measured value; larger is worse. `training.judging.doctor.CHECKS` says what it means."""
     threshold: float
     present: bool
-    """Whether the value is beyond the threshold."""
+    """True if the value is beyond the threshold."""
     severity: Severity
     evidence: str
     remedy: str
-    """What to do; empty if the finding is not present."""
+    """Advice; empty if the finding is not present."""
     chart: Chart | None = None
 
 
 class Run(BaseModel):
-    """`run.json`."""
+    """The record of a run, as `run.json` holds it; docs/artifact.md describes every field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -166,6 +166,6 @@ def threshold(quantiles: _Key, window: int, reference: int) -> float:
 
 
 def _reference_count(served: Served) -> int:
-    from models.artifact import SCORED  # torch, for the worker alone
+    from models.artifact import MAX_SCORED_ITEMS  # torch, for the worker alone
 
-    return min(served.model.run.data.heldout_count, SCORED)
+    return min(served.model.run.data.heldout_count, MAX_SCORED_ITEMS)

@@ -268,7 +268,7 @@ def _judge_and_save(
     config, seed = run.config, run.config.training.seed
     generator, critic = state.ema.eval(), state.critic.eval().requires_grad_(False)
     model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
-    indices = data.sample_indices(artifact.SCORED, heldout=True)
+    indices = data.sample_indices(artifact.MAX_SCORED_ITEMS, heldout=True)
     heldout = data.items_at(indices)
     labels = data.labels[indices] if model.classes and data.labels is not None else None
 

@@ -1,1 +1,6 @@
-"""What a model is: networks, constraints, Lipschitz measurement, artifact, registry."""
+"""Models: networks, constraints, Lipschitz bounds, artifacts and their registry.
+
+Modules import only what stands above them in this list:
+`errors`, `images`, `formats`, `networks`, `lipschitz`, `constraints`, `config`, `sampling`,
+`folding`, `refinement`, `record`, `model`, `artifact`, `registry`.
+"""

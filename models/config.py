@@ -81,7 +81,7 @@ class EvaluationConfig(BaseModel):
 
 
 class ServingConfig(BaseModel):
-    """How the finished generator is run; it is also judged as it is served."""
+    """Settings of the finished generator's forward; it is judged as it is served."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

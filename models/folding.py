@@ -1,7 +1,7 @@
-"""A generator for serving: what batch normalisation does in eval mode, done by the layer before.
+"""A faster generator for serving: batch normalisation is folded into the layer before it.
 
-Activations write over what the layer before made, and are torch's own, without cheap second
-derivatives: in a DCGAN of 28x28 images that saves a seventh of the time.
+Activations are torch's own, which work in place; cheap second derivatives are not needed here. That
+alone saves a seventh of the time of a DCGAN for 28x28 images.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Foldable = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
 def fold(generator: nn.Module) -> nn.Module:
     """Copy a generator in eval mode, with its batch normalisations folded into layers.
 
-    Its activations become torch's own, in place where nothing else needs what they write over.
-    The values are the same up to rounding. Normalisations that follow no layer directly stay, as
-    in a residual network's or a class-conditional one's.
+    Its activations become torch's own, in place where nothing else needs their input. Values are
+    the same up to rounding. Normalisations that do not follow a layer directly stay, as in residual
+    or class-conditional networks.
     """
     copied = copy.deepcopy(generator).eval()
     for part in list(copied.modules()):
@@ -32,20 +32,20 @@ def fold(generator: nn.Module) -> nn.Module:
 
 
 def channels_last(generator: nn.Module) -> nn.Module:
-    """Lay out a folded generator's kernels so that maps are channels-last: its own are changed."""
+    """Change a folded generator's kernels, in place, to the layout of channels-last maps."""
     # Torch leaves this argument untyped.
     return generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class InHalf(nn.Module):
-    """A generator that works in bfloat16, eight bits of precision, between float32 ends."""
+    """A generator that computes in bfloat16 and returns float32."""
 
     def __init__(self, generator: nn.Module) -> None:
         super().__init__()
         self.generator = copy.deepcopy(generator).bfloat16()
 
     def forward(self, z: Tensor, *labels: Tensor) -> Tensor:
-        """Latents ``(N, latent_size)``, and labels ``(N,)`` if it takes any, to samples."""
+        """Generate samples from latents ``(N, latent_size)``, and labels ``(N,)`` if given."""
         samples: Tensor = self.generator(z.bfloat16(), *labels)
         return samples.float()
 
@@ -53,7 +53,7 @@ class InHalf(nn.Module):
 @torch.no_grad()
 def _fold_in(sequence: nn.Sequential) -> None:
     layer: nn.Module | None = None
-    positions = 1  # of a map that each channel of the layer's output is
+    positions = 1  # map positions of each channel in a dense layer's output
     for i, module in enumerate(sequence):
         if isinstance(module, nn.Unflatten) and isinstance(layer, nn.Linear):
             positions = layer.out_features // module.unflattened_size[0]
@@ -75,18 +75,18 @@ def _fold_in(sequence: nn.Sequential) -> None:
             layer = None
             continue
         layer, positions = module, 1
-    is_ours = False  # whether what comes in was made by a layer of torch's, which needs it no more
+    may_overwrite = False  # true after a layer that does not need its output again
     for i, module in enumerate(sequence):
-        if is_ours and isinstance(module, ReLU):
+        if may_overwrite and isinstance(module, ReLU):
             sequence[i] = nn.ReLU(inplace=True)
-        elif is_ours and isinstance(module, LeakyReLU):
+        elif may_overwrite and isinstance(module, LeakyReLU):
             sequence[i] = nn.LeakyReLU(module.negative_slope, inplace=True)
         if not isinstance(module, nn.Identity | nn.Unflatten):
-            is_ours = type(module) in typing.get_args(Foldable)
+            may_overwrite = type(module) in typing.get_args(Foldable)
 
 
 def _scale(layer: Foldable, factor: Tensor, offset: Tensor) -> None:
-    """Multiply each output channel and add to it."""
+    """Scale each output channel of a layer by a factor, then add an offset."""
     axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
     shape = [1] * layer.weight.dim()
     shape[axis] = -1

@@ -1,4 +1,4 @@
-"""Samples to bytes, and bytes to items: the same formats for the command line and the service."""
+"""File formats of samples and items, for the command line and the service alike."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import IO
 
 import numpy as np
 
@@ -17,11 +18,11 @@ from models.images import MARGIN, MAX_PIXELS, decode_image, encode_png, encode_w
 
 Array = np.ndarray
 SAMPLE_FORMATS = ("png", "webp", "zip", "npz", "npy", "json", "csv")
-LEGIBLE = 32
-"""Pixels: smaller images are enlarged in a grid, by a whole factor, for the eye."""
+MIN_TILE_SIDE = 32
+"""Pixels; smaller images are enlarged in a grid, by a whole factor."""
 MAX_GRID_PIXELS = 2**25
 MAX_BYTES = 2**28
-"""Of one decoded array: a small file can claim, or unpack to, far more."""
+"""Largest decoded array; a small file can claim, or unpack to, far more."""
 
 
 def encode(samples: Array, format: str, columns: Sequence[str] = ()) -> bytes:
@@ -36,19 +37,19 @@ def stream(
     columns: Sequence[str] = (),
     facts: Mapping[str, object] | None = None,
 ) -> Iterator[bytes]:
-    """Encode samples as one file, piece by piece: all but a picture in bounded memory.
+    """Encode samples as one file, piece by piece; all formats but png and webp need little memory.
 
     Args:
         parts: ``count`` samples in all: uint8 ``(n, H, W, C)``, float32 ``(n, D)`` or
-            ``(n, T, D)``. How they are divided does not change the file.
-        count: how many samples.
+            ``(n, T, D)``. Their division into parts does not change the file.
+        count: number of samples.
         format: one of `SAMPLE_FORMATS`; png and webp are one grid, zip one PNG for each sample,
             csv one row for each vector, json nested lists.
-        columns: names for the header row of a csv; without them x1, x2 and so on.
-        facts: what else a json shall hold, after the samples.
+        columns: names for the header row of a csv; default: x1, x2 and so on.
+        facts: further entries of a json file, after the samples.
 
     Raises:
-        ShapeError: only images have a picture, and only vectors a row.
+        ShapeError: the format does not fit: pictures need images, and a csv needs vectors.
     """
     remaining = iter(parts)
     first = next(remaining)
@@ -72,7 +73,7 @@ def stream(
 
 
 class _Pipe(io.RawIOBase):
-    """A file that is written to at one end, and whose bytes are taken from the other."""
+    """File object that collects what is written until it is taken."""
 
     def __init__(self) -> None:
         self.parts: list[bytes] = []
@@ -106,7 +107,7 @@ def _npy(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
 def _npz(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
     pipe = _Pipe()
     with zipfile.ZipFile(pipe, "w") as archive:
-        # As np.savez does: it may come to be over 2 GB, and its date is fixed.
+        # np.savez does this too: the member may exceed 2 GB, and its date is fixed.
         with archive.open("samples.npy", "w", force_zip64=True) as member:
             for piece in _npy(first, parts, count):
                 member.write(piece)
@@ -139,7 +140,7 @@ def _csv(parts: Iterable[Array], columns: Sequence[str]) -> Iterator[bytes]:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for part in parts:
-        # As text, each float32 has the fewest digits that give it back exactly.
+        # numpy writes a float32 with the fewest digits that read back exactly.
         writer.writerows(part.astype(str).tolist())
         yield text.getvalue().encode()
         text.seek(0)
@@ -150,7 +151,7 @@ def _picture(
     first: Array, parts: Iterable[Array], count: int, encoded: Callable[[Array], bytes]
 ) -> Iterator[bytes]:
     height, width = first.shape[1:3]
-    factor = max(1, LEGIBLE // max(height, width))
+    factor = max(1, MIN_TILE_SIDE // max(height, width))
     pixels = count * (factor * height + MARGIN) * (factor * width + MARGIN)
     if pixels > MAX_GRID_PIXELS:
         raise ShapeError(
@@ -170,18 +171,18 @@ def read_items(
     """Read the items in one file: an image, or an array of items in .npy or .npz.
 
     Args:
-        content: the file's bytes.
-        name: its name; the content alone decides what it is.
-        max_items: refuse an array of more before it is unpacked.
-        max_pixels: refuse an image of more before it is decoded.
-        max_bytes: refuse an array of more before it is unpacked.
+        content: the file's bytes; they alone decide what the file is.
+        name: the file's name, for error messages.
+        max_items: an array of more items is refused before it is unpacked.
+        max_pixels: an image of more pixels is refused before it is decoded.
+        max_bytes: an array of more bytes is refused before it is unpacked.
 
     Returns:
-        ``(1, H, W, C)`` of an image, or the array as it is.
+        ``(1, H, W, C)`` for an image, or the array as it is.
 
     Raises:
-        DataError: none of these, broken, or too large.
-        ShapeError: too many items.
+        DataError: the file is none of these, is broken, or is too large.
+        ShapeError: the array has too many items.
     """
     if content.startswith(b"\x93NUMPY"):
         return _read_array(io.BytesIO(content), name, max_items, max_bytes)
@@ -203,11 +204,8 @@ def read_items(
     return decode_image(content, name, max_pixels)[None]
 
 
-def _read_array(file: object, name: str, max_items: int | None, max_bytes: int) -> Array:
-    """Read one array whose header promises no more than the bounds, and never an object."""
-    from typing import IO, cast
-
-    stream = cast(IO[bytes], file)
+def _read_array(stream: IO[bytes], name: str, max_items: int | None, max_bytes: int) -> Array:
+    """Read one array of plain numbers, if its header keeps to the bounds."""
     try:
         version = np.lib.format.read_magic(stream)
         if version == (1, 0):

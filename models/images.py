@@ -15,15 +15,15 @@ from models.errors import DataError, ShapeError
 
 Array = np.ndarray
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-"""Pillow's mode for each number of channels that an image file can have."""
+"""Pillow's mode for each number of channels in an image file."""
 PNG_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 """PNG's colour type for each number of channels."""
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 2**24
-"""Of one image that is decoded."""
+"""Largest image that is decoded, in pixels."""
 MAX_WEBP_SIDE = 16383
 MARGIN = 2
-"""Pixels between the images of a grid: without one they run together."""
+"""Pixels between the images of a grid, which would otherwise run together."""
 
 
 def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Array:
@@ -31,19 +31,19 @@ def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Arr
 
     Args:
         content: the file's bytes.
-        name: what to call the file in an error.
-        max_pixels: refuse an image with more, before it is decoded.
+        name: the file's name, for error messages.
+        max_pixels: an image with more is refused before it is decoded.
 
     Returns:
-        uint8 ``(H, W, C)``, with the channels the file has (a palette becomes RGB or RGBA), and
-        turned as its EXIF orientation says.
+        uint8 ``(H, W, C)`` with the file's own channels (a palette becomes RGB or RGBA), rotated by
+        its EXIF orientation.
 
     Raises:
-        DataError: not such an image, broken, or too large.
+        DataError: the file is no such image, is broken, or is too large.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow only warns of a small decompression bomb
+            warnings.simplefilter("error")  # Pillow only warns about a small decompression bomb
             with Image.open(io.BytesIO(content), formats=FORMATS) as file:
                 if file.width * file.height > max_pixels:
                     raise DataError(
@@ -65,12 +65,12 @@ def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Arr
 
 
 def on_white(image: Array) -> Array:
-    """Lay uint8 ``(H, W, C)`` with an alpha channel (C of 2 or 4) on white; others stay."""
+    """Lay uint8 ``(H, W, C)`` with an alpha channel (C of 2 or 4) on white; keep other images."""
     if image.shape[2] not in (2, 4):
         return image
     alpha = image[..., -1:].astype(np.uint16)
     mixed = image[..., :-1] * alpha + 255 * (255 - alpha)
-    # Division rounded to the nearest.
+    # Adding 127 rounds the division to nearest.
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
@@ -114,9 +114,9 @@ def fit(image: Array, height: int, width: int, channels: int | None = None) -> A
 def encode_png(image: Array) -> bytes:
     """Encode one uint8 ``(H, W, C)`` image, C of 1 to 4, as PNG (ISO/IEC 15948), fast.
 
-    Each row is stored as its difference from the one above, and only runs are looked for. Pillow,
-    which tries five filters a row, takes two to four times as long at its level 1, for a file
-    about as large.
+    Each row is stored as its difference from the one above, and only runs are compressed. Pillow
+    tries five filters per row, which at its level 1 takes two to four times as long for a file of
+    about the same size.
 
     Raises:
         ShapeError: an image file cannot have so many channels.
@@ -139,7 +139,7 @@ def encode_png(image: Array) -> bytes:
 
 
 def encode_small_png(image: Array) -> bytes:
-    """The same, as small as Pillow makes it.
+    """Encode one uint8 ``(H, W, C)`` image as PNG with Pillow's best compression, slowly.
 
     Raises:
         ShapeError: see `encode_png`.
@@ -158,7 +158,7 @@ def encode_webp(image: Array) -> bytes:
     if max(image.shape[:2]) > MAX_WEBP_SIDE:
         raise ShapeError(f"a WebP image has at most {MAX_WEBP_SIDE} pixels a side; ask for png")
     out = io.BytesIO()
-    # Transparent pixels keep their colour, so that every pixel can be read back.
+    # Transparent pixels keep their colour, so every pixel can be read back.
     _picture(image).save(out, format="WEBP", lossless=True, quality=20, method=0, exact=True)
     return out.getvalue()
 
@@ -174,11 +174,11 @@ def _require_channels(count: int) -> None:
 
 
 def grid(images: Array, columns: int | None = None) -> Array:
-    """Lay out uint8 ``(N, H, W, C)`` images, row by row, on white with a margin between them.
+    """Arrange uint8 ``(N, H, W, C)`` images, row by row, on white with a margin between them.
 
     Args:
-        images: N of at least 1.
-        columns: how many a row; None: as square as can be.
+        images: at least one image.
+        columns: images per row; None: a grid as square as possible.
 
     Returns:
         uint8 ``(H', W', C)``.
@@ -199,5 +199,5 @@ def grid(images: Array, columns: int | None = None) -> Array:
 
 
 def enlarge(images: Array, factor: int) -> Array:
-    """Repeat each pixel of ``(N, H, W, C)`` images ``factor`` times each way, for the eye."""
+    """Repeat each pixel of ``(N, H, W, C)`` images ``factor`` times in both directions."""
     return images.repeat(factor, axis=1).repeat(factor, axis=2)

@@ -56,7 +56,7 @@ class ConstraintCard(BaseModel):
 
 
 class Engine(BaseModel):
-    """How the generator's forward is run; fixed when the version is made, so its bytes stay."""
+    """Settings of the generator's forward, fixed when the version is made, so its bytes stay."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

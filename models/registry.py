@@ -1,6 +1,6 @@
-"""The model registry, which is MLflow's: versions, the champion alias, and its history.
+"""The model registry, kept in MLflow: versions, the champion alias, and its history.
 
-`MLFLOW_TRACKING_URI` names a server or database; without it, `mlflow.db` in the working folder.
+`MLFLOW_TRACKING_URI` names a server or database; the default is `mlflow.db` in the working folder.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 HISTORY = "promotion."
-"""Prefix of the registered model's tags that hold each change of the champion. A number and random
-digits follow: two promotions at once may take one number, but neither overwrites the other."""
+"""Prefix of the registered model's tags that record changes of the champion. A number and random
+digits follow: two simultaneous promotions may take the same number, but none overwrites the other.
+"""
 DIGEST_TAG = "artifact_digest"
 EXTRACTOR_TAG = "extractor"
-"""Of a version: the features that its figures are over, as JSON. Of a registered model: those of
-its first champion, for good, so that its figures compare over time."""
-
-
+"""Tag with the features that figures are computed over, as JSON. A version has its own; a
+registered model keeps those of its first champion, so that figures compare over time."""
 HTTP_LIMITS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
-"""Seconds of a request, and how it is repeated, unless the environment says otherwise. MLflow's
-own, two minutes and seven repetitions, would have a caller wait for a quarter of an hour."""
+"""Seconds and repetitions of a request, unless the environment sets them. MLflow's own defaults,
+two minutes and seven repetitions, let a caller wait for a quarter of an hour."""
 
 
 def tracking_uri() -> str:
-    """Where MLflow keeps runs and versions."""
+    """Return the address where MLflow keeps runs and versions."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
 
 
@@ -50,7 +49,7 @@ def client() -> MlflowClient:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for key, value in HTTP_LIMITS.items():
         os.environ.setdefault(key, value)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each table it makes
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it logs every table it creates
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
@@ -58,15 +57,15 @@ def client() -> MlflowClient:
 
 
 def is_reference(model: str) -> bool:
-    """Whether MODEL is a registry name such as ``digits@champion``, not a folder."""
+    """Return True if ``model`` is a registry name such as ``digits@champion``, not a folder."""
     return "@" in model and not Path(model).exists()
 
 
 def resolve(model: str) -> tuple[str, str]:
-    """Name and version number that ``name@alias`` or ``name@number`` stands for now.
+    """Return the name and version number to which ``name@alias`` or ``name@number`` refers now.
 
     Raises:
-        RegistryError: there is none, or the registry does not answer.
+        RegistryError: it refers to nothing, or the registry does not answer.
     """
     name, _, which = model.rpartition("@")
     if not name or not which:
@@ -77,7 +76,7 @@ def resolve(model: str) -> tuple[str, str]:
 
 
 def digest(name: str, version: str) -> str | None:
-    """The digest of the artifact that was registered; None if the version does not tell.
+    """Return the digest of a version's artifact; None if the version does not record it.
 
     Raises:
         RegistryError: no such version, or the registry does not answer.
@@ -87,13 +86,13 @@ def digest(name: str, version: str) -> str | None:
 
 
 def is_absent(error: RegistryError) -> bool:
-    """Whether the registry did answer: that it has no such thing. Else it did not answer."""
+    """Return True if the registry answered that the thing is absent, False if it did not answer."""
     code = getattr(error.__cause__, "error_code", None)
     return code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def download(model: str, folder: Path) -> Path:
-    """Copy a version's artifact into ``folder`` and return where it lies.
+    """Copy a version's artifact into ``folder`` and return its path.
 
     Raises:
         RegistryError: no such version, or its files cannot be fetched.
@@ -107,12 +106,12 @@ def download(model: str, folder: Path) -> Path:
         return Path(
             download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri())
         )
-    except Exception as error:  # whatever the storage behind the registry raises
+    except Exception as error:  # each kind of storage behind the registry raises its own
         raise RegistryError(f"{model}: cannot fetch {uri}: {error}") from error
 
 
 def register(name: str, run_id: str, artifact_uri: str, tags: dict[str, str]) -> str:
-    """Add a version and return its number.
+    """Register a version and return its number.
 
     Raises:
         RegistryError: the registry does not answer, or refuses.
@@ -123,14 +122,19 @@ def register(name: str, run_id: str, artifact_uri: str, tags: dict[str, str]) ->
         try:
             client().create_registered_model(name)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another was quicker
-                raise RegistryError(_said(name, error)) from error
+            if (
+                error.error_code != "RESOURCE_ALREADY_EXISTS"
+            ):  # created by another process meanwhile
+                raise RegistryError(_message(name, error)) from error
     made = _ask(name, lambda c: c.create_model_version(name, artifact_uri, run_id, tags=tags))
     return str(made.version)
 
 
 def find(name: str, tag: str, value: str) -> dict[str, str] | None:
-    """The newest version of a model with a tag: ``version``, ``run_id`` and its tags; or None.
+    """Find the newest version of a model that has a tag.
+
+    Returns:
+        Its tags with its ``version`` and ``run_id``; None if there is no such version.
 
     Raises:
         RegistryError: the registry does not answer.
@@ -139,20 +143,20 @@ def find(name: str, tag: str, value: str) -> dict[str, str] | None:
     found = _ask(name, lambda c: c.search_model_versions(query))
     if not found:
         return None
-    return _told(max(found, key=lambda v: int(v.version)))
+    return _described(max(found, key=lambda v: int(v.version)))
 
 
 def version(name: str, number: str) -> dict[str, str]:
-    """What the registry has of a version: ``version``, ``run_id`` and its tags.
+    """Return a version's tags, with its ``version`` and ``run_id``.
 
     Raises:
         RegistryError: no such version, or the registry does not answer.
     """
-    return _told(_ask(name, lambda c: c.get_model_version(name, number)))
+    return _described(_ask(name, lambda c: c.get_model_version(name, number)))
 
 
 def tag(name: str, number: str, tags: dict[str, str]) -> None:
-    """Set tags of a version.
+    """Set tags on a version.
 
     Raises:
         RegistryError: no such version, or the registry does not answer.
@@ -161,12 +165,8 @@ def tag(name: str, number: str, tags: dict[str, str]) -> None:
         _ask(name, lambda c, k=key, v=value: c.set_model_version_tag(name, number, k, v))
 
 
-def _told(found: ModelVersion) -> dict[str, str]:
-    return {**found.tags, "version": str(found.version), "run_id": str(found.run_id)}
-
-
 def versions() -> list[dict[str, Any]]:
-    """Every version in the registry, newest first within a name."""
+    """List every version in the registry, newest first within a name."""
     rows = []
     for model in _ask("models", lambda c: list(c.search_registered_models())):
         aliases: dict[str, list[str]] = {}
@@ -190,10 +190,10 @@ def versions() -> list[dict[str, Any]]:
 
 
 def promote(name: str, version: str, why: str) -> str | None:
-    """Make a version the champion and write the change into the history.
+    """Make a version the champion and record the change in the history.
 
     Returns:
-        The version that was champion before, or None.
+        The previous champion's version, or None.
 
     Raises:
         RegistryError: no such version.
@@ -202,10 +202,11 @@ def promote(name: str, version: str, why: str) -> str | None:
 
 
 def frozen_extractor(name: str) -> dict[str, str] | None:
-    """The extractor of a model's first champion: its name, sha256 and that champion's version.
+    """Return the extractor of a model's first champion.
 
     Returns:
-        None if there was no champion yet that was judged over features.
+        Its ``name`` and ``sha256``, and that champion's ``version``; None if no champion was judged
+        over features yet.
 
     Raises:
         RegistryError: the registry does not answer.
@@ -216,7 +217,7 @@ def frozen_extractor(name: str) -> dict[str, str] | None:
 
 
 def champion(name: str) -> str | None:
-    """The version that is champion now; None if there is none, or no such model.
+    """Return the champion's version; None if there is no champion or no such model.
 
     Raises:
         RegistryError: the registry does not answer.
@@ -250,7 +251,7 @@ def _set_champion(name: str, version: str, action: str, why: str) -> str | None:
 
 
 def history(name: str) -> list[dict[str, str | None]]:
-    """Every change of the champion, oldest first: action, who, when, why, from, to."""
+    """List the changes of the champion, oldest first: action, who, when, why, from, to."""
     tags = _ask(name, lambda c: c.get_registered_model(name)).tags
     changes = [
         (int(key.split(".")[1]), json.loads(value))
@@ -261,12 +262,12 @@ def history(name: str) -> list[dict[str, str | None]]:
 
 
 def rollback(name: str, why: str) -> tuple[str, str]:
-    """Make the version that was champion before the present one the champion again.
+    """Make the previous champion the champion again.
 
-    A second rollback goes one further back, not forward again.
+    A second rollback goes one step further back, not forward again.
 
     Returns:
-        The versions rolled back from and to.
+        The version rolled back from, and the version rolled back to.
 
     Raises:
         RegistryError: no earlier champion is known.
@@ -283,8 +284,12 @@ def rollback(name: str, why: str) -> tuple[str, str]:
     return stack[-1], stack[-2]
 
 
+def _described(found: ModelVersion) -> dict[str, str]:
+    return {**found.tags, "version": str(found.version), "run_id": str(found.run_id)}
+
+
 def _registered(name: str) -> RegisteredModel | None:
-    """A registered model, or None if there is none of that name."""
+    """Return a registered model, or None if there is none of that name."""
     from mlflow.exceptions import MlflowException
 
     def question(api: MlflowClient) -> RegisteredModel | None:
@@ -299,16 +304,16 @@ def _registered(name: str) -> RegisteredModel | None:
 
 
 def _ask(what: str, question: Any) -> Any:
-    """Put a question to the registry; whatever goes wrong on the way is a `RegistryError`."""
+    """Put a question to the registry, and raise a `RegistryError` if that fails in any way."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         return question(client())
-    # requests' own errors are OSErrors; a database that is away is SQLAlchemy's.
+    # The errors of requests are OSErrors; SQLAlchemy raises its own for a database.
     except (MlflowException, OSError, SQLAlchemyError) as error:
-        raise RegistryError(_said(what, error)) from error
+        raise RegistryError(_message(what, error)) from error
 
 
-def _said(what: str, error: Exception) -> str:
+def _message(what: str, error: Exception) -> str:
     return f"{what}: {getattr(error, 'message', error)} (registry: {tracking_uri()})"

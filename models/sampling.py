@@ -19,23 +19,27 @@ for one sample cheap, and costs little throughput against 64."""
 BLOCK = 16
 """Chunks whose latents are drawn at once: few calls, and no more numbers than the cache holds."""
 WORDS_PER_COUNTER = 4
-"""64-bit words that Philox 4x64 makes from one counter value."""
+"""Number of 64-bit words that Philox 4x64 makes from one counter value."""
 
 
 def latents(seed: int, start: int, count: int, size: int) -> Array:
     """Draw standard normal latents, each a function of (seed, its index) alone.
 
     Philox (Salmon et al. 2011) turns a counter into random words, so any index is reached
-    directly; Box and Muller (1958) turn two words into two normals.
+    directly; the transform of Box and Muller (1958) turns two words into two normals.
 
     Args:
         seed: 0 to 2**63 - 1.
         start: index of the first latent.
-        count: how many.
-        size: of each latent.
+        count: number of latents.
+        size: size of each latent.
 
     Returns:
         float32 ``(count, size)``.
+
+    >>> import numpy as np
+    >>> np.array_equal(latents(7, 0, 10, 4)[3:], latents(7, 3, 7, 4))
+    True
     """
     counters = -(-size // WORDS_PER_COUNTER)
     philox = np.random.Philox(key=[seed, 0], counter=[start * counters, 0, 0, 0])
@@ -50,14 +54,14 @@ def latents(seed: int, start: int, count: int, size: int) -> Array:
 
 
 def truncate(z: Array, bound: float) -> Array:
-    """Bring standard normal numbers within a bound: the truncation trick.
+    """Map standard normal numbers into ``[-bound, bound]``: the truncation trick.
 
-    Brock et al. 2019 draw from the normal truncated to ``[-bound, bound]``, by drawing again what
-    lies outside. This maps each number to that distribution's number of the same rank, so that a
-    seed's sample stays recognisable, and depends on nothing but its own latent still.
+    Brock et al. 2019 draw from the truncated normal by redrawing what lies outside. Here each
+    number is mapped to the same quantile of that distribution, so a seed's sample stays
+    recognisable and still depends on its own latent only.
 
     Args:
-        z: float32, any shape.
+        z: float32, any shape, standard normal.
         bound: in standard deviations, above 0.
 
     Returns:
@@ -71,10 +75,10 @@ def truncate(z: Array, bound: float) -> Array:
 
 
 def slerp(first: Array, last: Array, at: Array) -> Array:
-    """Go along the great circle between two latents (Shoemake 1985).
+    """Interpolate along the great circle between two latents (Shoemake 1985).
 
-    A straight line between two normal latents passes closer to the origin than a normal latent
-    ever lies, so what it makes is not typical (White 2016).
+    A straight line between two normal latents passes closer to the origin than normal latents lie,
+    so samples from it are not typical (White 2016).
 
     Args:
         first: ``(size,)``.
@@ -82,7 +86,8 @@ def slerp(first: Array, last: Array, at: Array) -> Array:
         at: ``(N,)``, from 0 (the first, exactly) to 1 (the last, exactly).
 
     Returns:
-        float32 ``(N, size)``; a straight line where the two point the same or opposite ways.
+        float32 ``(N, size)``; on a straight line if the two point in the same or opposite
+        directions.
     """
     a, b, t = first.astype(np.float64), last.astype(np.float64), at.astype(np.float64)[:, None]
     cosine = np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1)
@@ -99,8 +104,8 @@ def draw_labels(seed: int, start: int, count: int, frequencies: Array) -> Array:
     Args:
         seed: 0 to 2**63 - 1.
         start: index of the first label.
-        count: how many.
-        frequencies: ``(K,)``, in any unit: what the labels are distributed as.
+        count: number of labels.
+        frequencies: ``(K,)``, relative frequencies of the labels, in any unit.
 
     Returns:
         int64 ``(count,)``, from 0 to K - 1.
@@ -113,7 +118,7 @@ def draw_labels(seed: int, start: int, count: int, frequencies: Array) -> Array:
 
 
 class Scaling:
-    """Between data units and the critic's units.
+    """Conversion between data units and the critic's units.
 
     Images: uint8 0..255 to [-1, 1], channels last to channels first. Vectors and sequences:
     ``(x - offset) / scale`` for each feature.
@@ -126,13 +131,13 @@ class Scaling:
         self.scale = torch.tensor(scale, dtype=torch.float32)
 
     def to_model(self, items: Tensor) -> Tensor:
-        """Data ``(N, H, W, C)`` uint8 or ``(N, D)`` to float32 ``(N, *shape)``, on its device."""
+        """Convert uint8 ``(N, H, W, C)`` or numbers ``(N, D)`` to float32 ``(N, *shape)``."""
         if self.is_image:
             return items.permute(0, 3, 1, 2).float() / 127.5 - 1
         return (items.float() - self.offset.to(items.device)) / self.scale.to(items.device)
 
     def to_data(self, samples: Tensor) -> Tensor:
-        """float32 ``(N, *shape)`` to data units: uint8 ``(N, H, W, C)`` or float32 ``(N, D)``."""
+        """Convert float32 ``(N, *shape)`` to uint8 ``(N, H, W, C)`` or float32 ``(N, D)``."""
         if self.is_image:
             pixels = (samples.float() + 1) * 127.5
             return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
@@ -153,10 +158,10 @@ def generate(
 
     Args:
         generator: in eval mode; ``(N, latent_size)`` to ``(N, *shape)``.
-        scaling: of the model.
-        draw: the latents, float32 ``(count, latent_size)``, from a first index and a count.
-        count: how many.
-        start: index of the first.
+        scaling: the model's scaling.
+        draw: returns latents, float32 ``(count, latent_size)``, for a first index and a count.
+        count: number of samples.
+        start: index of the first sample.
         labels: int64 ``(count,)``, for a class-conditional generator.
         chunk: rows of each forward.
 
@@ -192,13 +197,13 @@ def score(
 
     Args:
         critic: in eval mode.
-        scaling: of the model.
+        scaling: the model's scaling.
         items: uint8 ``(N, H, W, C)`` or float ``(N, D)``, checked already.
         labels: int64 ``(N,)``, for a class-conditional critic.
         chunk: rows of each forward.
 
     Returns:
-        float32 ``(N,)``: unbounded; only differences between scores of one critic mean anything.
+        float32 ``(N,)``, unbounded; only differences between scores of one critic have a meaning.
     """
     device = next(critic.parameters()).device
     scores = np.empty(len(items), np.float32)

@@ -1,4 +1,7 @@
-"""Critic constraints. To add one: write its file and add its class to the union here."""
+"""Critic constraints, each usable in any training loop; see `Constraint`.
+
+To add one: write its file, and add its class to the union here.
+"""
 
 from typing import Annotated
 

@@ -22,12 +22,12 @@ class AdversarialLipschitz(TargetedPenalty):
     strength: float = Field(default=100.0, gt=0, allow_inf_nan=False)
     where: Where = "both"
     iterations: int = Field(default=1, ge=1)
-    """The paper's k, power iterations that look for r."""
+    """Number of power iterations that search for r; the paper's k."""
     probe: float = Field(default=10.0, gt=0, allow_inf_nan=False)
-    """The paper's xi: length of the step that the search looks along, in input units."""
+    """Length of the step at which the search measures the slope, in input units; the paper's xi."""
     shortest: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     longest: float = Field(default=10.0, gt=0, allow_inf_nan=False)
-    """Bounds of the length of r, in input units; the paper's are for images."""
+    """Bounds of the length of r, in input units; these are the paper's, for images."""
 
     guarantee: ClassVar[str] = (
         "Slopes from the sampled points to their adversarial neighbours are pushed down to the "
@@ -47,7 +47,7 @@ class AdversarialLipschitz(TargetedPenalty):
         return self
 
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
-        """See the class."""
+        """Compute the class's formula."""
         points = self.points(real, fake)
         length = torch.empty(len(points), dtype=points.dtype, device=points.device)
         length = _per_sample(length.uniform_(self.shortest, self.longest), points)

@@ -15,9 +15,9 @@ from models.lipschitz import Layer, from_phases, to_phases
 class AlmostOrthogonal(Constraint):
     """Scale each layer's inputs so that its norm is at most 1 (Prach and Lampert 2022, theorem 1).
 
-    ``W <- W D`` with ``D_j = (sum_i |W^T W|_ij)^(-1/2)``: exact arithmetic, no iteration. For a
-    convolution the sums run over the kernel's correlation with itself, and with a stride the
-    positions that share a place in the stride count as channels of their own.
+    ``W <- W D`` with ``D_j = (sum_i |W^T W|_ij)^(-1/2)``: a closed form, without iteration. For a
+    convolution the sums run over the kernel's correlation with itself; with a stride, positions at
+    the same offset within the stride count as channels of their own.
     """
 
     kind: Literal["aol"] = "aol"
@@ -48,7 +48,7 @@ class _Rescaled(nn.Module):
             correlate = F.conv1d if weight.dim() == 3 else F.conv2d
             padding = [taps - 1 for taps in phases.shape[2:]]
             sums = correlate(swapped, swapped, padding=padding).abs().flatten(1).sum(1)
-        # An input that nothing reads has a sum of zero, and keeps its weights of zero.
+        # The sum is zero for an input with zero weights only; they stay zero.
         factors = torch.rsqrt(sums.clamp_min(torch.finfo(sums.dtype).tiny))
         phases = phases * factors.view(1, -1, *[1] * (weight.dim() - 2))
         return from_phases(phases, weight.shape, self.stride)

@@ -1,6 +1,6 @@
-"""Statistics over a whole batch, which training may have divided over processes.
+"""Statistics over a whole batch, even where training divides it over processes.
 
-A mean over samples needs none of this: the mean of the processes' gradients is its gradient.
+Means over samples do not need this: the mean of the processes' gradients is their gradient.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def batch_std(samples: Tensor) -> Tensor:
-    """Standard deviation of all values of the batch, a scalar without a gradient.
+    """Compute the standard deviation of all values of the batch, a scalar without a gradient.
 
     Args:
-        samples: ``(N, *shape)``, this process's rows, as many as every other's.
+        samples: ``(N, *shape)``, this process's rows; every process has as many.
     """
     samples = samples.detach()
     if not _is_divided():
@@ -27,10 +27,10 @@ def batch_std(samples: Tensor) -> Tensor:
 
 
 def batch_max(values: Tensor) -> Tensor:
-    """Largest of the batch's values, a scalar whose gradient is that of the sample it is of.
+    """Find the batch's largest value, a scalar; its gradient goes to the sample that has it.
 
     Args:
-        values: ``(N,)``, of this process's samples.
+        values: ``(N,)``, one for each of this process's samples.
     """
     own = values.amax()
     if not _is_divided():
@@ -40,7 +40,7 @@ def batch_max(values: Tensor) -> Tensor:
     owners = (own.detach() == largest).to(own.dtype)
     share = owners.clone()
     dist.all_reduce(share)
-    # The processes' gradients will be averaged, and only the owner has any.
+    # The processes' gradients will be averaged, and only the owner's is not zero.
     weight = owners * dist.get_world_size() / share
     return largest + weight * (own - own.detach())
 

@@ -12,30 +12,30 @@ from models.constraints.layers import as_matrix, layers, overlap
 from models.lipschitz import Layer
 
 TOLERANCE = 1e-3
-"""How far from its value a singular value may be."""
+"""Largest accepted distance of a singular value from 1."""
 SMALLEST_ERROR = 1e-6
-"""Of the Gram matrix, where retraction stops: float32 has no more digits."""
+"""Error of the Gram matrix at which retraction stops: float32 has no more digits."""
 
 
 class Bjorck(Constraint):
     """Keep every weight's singular values at 1 (Anil et al. 2019, section 4.2).
 
-    Gradients pass such layers undiminished, so with GroupSort (``critic.activation=groupsort``)
-    the critic can be steep everywhere and still certified. A kernel is taken as a matrix of
-    output channels by everything else and divided by the square root of how many windows read
+    Such layers keep the norm of gradients, so with GroupSort (``critic.activation=groupsort``) the
+    critic can have slope 1 everywhere and still be certified. A kernel counts as a matrix of output
+    channels by everything else; it is divided by the square root of the number of windows that read
     one pixel, which bounds the convolution's own norm by 1.
 
-    ``iterate`` orthonormalises in each forward: ``W <- 1.5 W - 0.5 W W^T W`` (Bjorck and Bowie
-    1971), repeatedly. ``project`` keeps the weights themselves orthonormal: the gradient is
-    projected onto the tangent space of the orthonormal matrices before the optimiser sees it
-    (``A = G W^T; G <- G - (A + A^T) W / 2``), and that iteration pulls the weights back after the
-    step; at a fraction of the cost.
+    Method ``iterate`` orthonormalises in each forward by repeating ``W <- 1.5 W - 0.5 W W^T W``
+    (Bjorck and Bowie 1971). Method ``project`` costs a fraction of that and keeps the weights
+    themselves orthonormal: it projects the gradient onto the tangent space of the orthonormal
+    matrices before the optimiser sees it (``A = G W^T; G <- G - (A + A^T) W / 2``), and pulls the
+    weights back by that iteration after the step.
     """
 
     kind: Literal["bjorck"] = "bjorck"
     method: Literal["project", "iterate"] = "project"
     iterations: int = Field(default=15, ge=1)
-    """Of ``iterate``; ``project`` needs one or two."""
+    """Number of iterations of method ``iterate``; ``project`` stops by itself after one or two."""
 
     guarantee: ClassVar[str] = (
         "Each layer's weight has singular values of 1 (with method iterate: at most 1), so the "
@@ -49,7 +49,7 @@ class Bjorck(Constraint):
     }
 
     def before_training(self, critic: nn.Module) -> nn.Module:
-        """Make the weights orthonormal, and keep their gradients tangent or their forwards so."""
+        """Make the weights orthonormal, and project their gradients or parametrise the weights."""
         for layer in list(layers(critic)):
             scale = _scale(layer)
             with torch.no_grad():
@@ -63,7 +63,7 @@ class Bjorck(Constraint):
 
     @torch.no_grad()
     def after_critic_step(self, critic: nn.Module) -> None:
-        """Retract in place."""
+        """Pull the weights back onto the orthonormal matrices, in place."""
         if self.method == "project":
             for layer in layers(critic):
                 scale = _scale(layer)
@@ -71,7 +71,7 @@ class Bjorck(Constraint):
                 layer.weight.copy_(scale * matrix.view_as(layer.weight))
 
     def broken_claim(self, critic: nn.Module) -> str | None:
-        """See the base class."""
+        """Check the singular values of all weights."""
         for layer in layers(critic):
             values = torch.linalg.svdvals(as_matrix(layer.weight.detach()).double() / _scale(layer))
             low, high = values.min().item(), values.max().item()
@@ -93,13 +93,13 @@ def _iteration(wide: Tensor) -> Tensor:
 
 
 def _nearest(matrix: Tensor) -> Tensor:
-    """The orthonormal matrix nearest to one, by its singular value decomposition."""
+    """Find the nearest orthonormal matrix, by a singular value decomposition."""
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     return left @ right
 
 
 def _retract(matrix: Tensor) -> Tensor:
-    """The same, for a matrix that is nearly orthonormal already."""
+    """Find the nearest orthonormal matrix of a nearly orthonormal one, by a few iterations."""
     wide = _wide(matrix)
     gram = wide @ wide.T
     error = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).norm().item()
@@ -113,7 +113,7 @@ def _retract(matrix: Tensor) -> Tensor:
 
 
 class _Tangent:
-    """Takes from a weight's gradient what would lead away from orthonormal matrices."""
+    """Gradient hook that projects onto the tangent space of the orthonormal matrices."""
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
@@ -123,10 +123,10 @@ class _Tangent:
         if weight.grad is None:
             return
         wide, gradient = _wide(as_matrix(weight)) / self.scale, as_matrix(weight.grad)
-        turned = gradient.shape != wide.shape
-        along = (gradient.T if turned else gradient) @ wide.T
-        away = 0.5 * (along + along.T) @ wide
-        weight.grad.sub_((away.T if turned else away).view_as(weight.grad))
+        is_transposed = gradient.shape != wide.shape
+        along = (gradient.T if is_transposed else gradient) @ wide.T
+        normal = 0.5 * (along + along.T) @ wide
+        weight.grad.sub_((normal.T if is_transposed else normal).view_as(weight.grad))
 
 
 class _Orthonormal(nn.Module):
@@ -137,8 +137,8 @@ class _Orthonormal(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         wide = _wide(as_matrix(weight))
-        # sqrt(|W|_1 |W|_inf) is at least the largest singular value, so all are at most 1 and the
-        # iteration raises them towards 1 but never above.
+        # sqrt(|W|_1 |W|_inf) bounds the largest singular value. Divided by it, all are at most 1,
+        # and the iteration raises them towards 1 but never above.
         wide = wide / (wide.abs().sum(0).max() * wide.abs().sum(1).max()).sqrt()
         for _ in range(self.iterations):
             wide = _iteration(wide)

@@ -10,11 +10,11 @@ from models.lipschitz import CriticFunction, score_points
 
 
 class Consistency(TargetedPenalty):
-    """Gradient penalty, and equal scores under dropout on real data (Wei et al. 2018, eqs. 4, 5).
+    """Gradient penalty plus equal scores under dropout on real data (Wei et al. 2018, eqs. 4, 5).
 
-    Adds ``consistency * mean(max(0, (critic'(x) - critic''(x))^2 - margin))`` to the two-sided
-    penalty: the two forwards of a real x differ by their dropout. The paper adds a tenth of the
-    distance of the last hidden features, which this, seeing scores only, leaves out.
+    ``consistency * mean(max(0, (critic'(x) - critic''(x))^2 - margin))`` is added to the two-sided
+    penalty; the two forwards of a real x differ by their dropout. The paper also adds a tenth of
+    the distance of the last hidden features; a penalty sees scores only and leaves that term out.
     """
 
     kind: Literal["consistency"] = "consistency"
@@ -36,7 +36,7 @@ class Consistency(TargetedPenalty):
     }
 
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
-        """See the class."""
+        """Compute the class's formula."""
         slopes = self.strength * (self.norms(critic, real, fake) - self.target).square().mean()
         difference = score_points(critic, real) - score_points(critic, real)
         return slopes + self.consistency * (difference.square() - self.margin).clamp_min(0).mean()

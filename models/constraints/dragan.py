@@ -30,5 +30,5 @@ class Dragan(TargetedPenalty):
     }
 
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
-        """See the class."""
+        """Compute the class's formula."""
         return self.strength * (self.norms(critic, real, fake) - self.target).square().mean()

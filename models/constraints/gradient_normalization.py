@@ -11,8 +11,8 @@ from models.constraints.base import Constraint
 class GradientNormalization(Constraint):
     """Use ``f / (|grad f| + |f|)`` in place of the critic f (Wu et al. 2021, eq. 7).
 
-    The scores lie in (-1, 1). For a piecewise linear f the gradient's norm is at most 1 where f
-    is linear, but it jumps where the pieces meet: nothing holds for the function as a whole.
+    The scores lie in (-1, 1). For a piecewise linear f the gradient's norm is at most 1 inside each
+    linear piece. The function jumps where pieces meet, so it has no Lipschitz constant as a whole.
     """
 
     kind: Literal["gradient_normalization"] = "gradient_normalization"
@@ -44,11 +44,13 @@ class GradientNormalized(nn.Module):
         self.critic = critic
 
     def forward(self, samples: Tensor, *labels: Tensor) -> Tensor:
-        """Score ``samples``; needs a gradient, so it takes one even where none is recorded."""
+        """Score ``samples``; computes the gradient that it needs even under `torch.no_grad`."""
         keep = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             if not samples.requires_grad:
-                samples = samples.clone().requires_grad_()  # a plain tensor, in inference too
+                samples = (
+                    samples.clone().requires_grad_()
+                )  # a normal tensor, even in inference mode
             scores = self.critic(samples, *labels)
             (gradient,) = torch.autograd.grad(scores.sum(), samples, create_graph=keep)
         norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1).view_as(scores)

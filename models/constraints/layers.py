@@ -11,22 +11,22 @@ from models.lipschitz import Layer
 
 
 def layers(critic: nn.Module) -> Iterator[Layer]:
-    """Every dense and convolutional layer of a critic, in order."""
+    """Yield every dense and convolutional layer of a critic, in order."""
     for module in critic.modules():
         if isinstance(module, Layer):
             yield module
 
 
 def as_matrix(weight: Tensor) -> Tensor:
-    """A weight as a matrix: outputs by everything else."""
+    """Reshape a weight to a matrix of outputs by everything else."""
     return weight.flatten(1)
 
 
 def overlap(layer: Layer) -> int:
-    """How many windows of a convolution read one input position, at most; 1 for a dense layer.
+    """Count the windows of a convolution that read one input position, at most; dense layers: 1.
 
-    The layer's operator norm is at most the square root of this times the largest singular value
-    of its kernel as a matrix: each window's output is bounded by what it reads.
+    The layer's operator norm is at most the square root of this number times the largest singular
+    value of its kernel as a matrix, because each window's output is bounded by its inputs.
     """
     if isinstance(layer, nn.Linear):
         return 1

@@ -13,14 +13,14 @@ from models.lipschitz import CriticFunction
 class MaxGradientPenalty(Penalty):
     """Push down the largest gradient norm of the batch (Zhou et al. 2019, MaxGP, section 4.1).
 
-    The penalty is ``strength * max(0, max_x |grad critic(x)| - target)^2``. The paper's target is
-    0: the critic then settles at the slope where the gap and the penalty balance, not at 1, and
-    its gap must be divided by that slope.
+    The penalty is ``strength * max(0, max_x |grad critic(x)| - target)^2``. With the paper's target
+    of 0 the critic settles at the slope where gap and penalty balance. That slope is not 1, so the
+    gap must be divided by it.
     """
 
     kind: Literal["max_gradient_penalty"] = "max_gradient_penalty"
     target: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """The gradient norm above which the steepest sample pays."""
+    """The gradient norm above which the steepest sample is penalised."""
 
     guarantee: ClassVar[str] = (
         "The steepest sampled point's gradient norm is pushed down to a finite slope that is not "
@@ -28,6 +28,6 @@ class MaxGradientPenalty(Penalty):
     )
 
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
-        """See the class."""
+        """Compute the class's formula."""
         steepest = batch_max(self.norms(critic, real, fake))
         return self.strength * (steepest - self.target).clamp_min(0).square()

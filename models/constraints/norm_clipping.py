@@ -1,4 +1,4 @@
-"""Max-norm: the incoming weights of each neuron are clipped as a vector."""
+"""Max-norm: each neuron's incoming weights are clipped as one vector."""
 
 from typing import ClassVar, Literal
 
@@ -15,14 +15,14 @@ ROUNDING = 1e-5
 class NormClipping(Constraint):
     """Shorten each neuron's weight vector to at most c after every critic step.
 
-    ``w <- w * min(1, c / |w|)`` for each row of a weight, kernels taken as a matrix of output
-    channels by everything else (max-norm, Srivastava et al. 2014, section 5.1; tried as "L2 norm
-    clipping" in a critic by Gulrajani et al. 2017, section 3).
+    ``w <- w * min(1, c / |w|)`` for each row of a weight; a kernel counts as a matrix of output
+    channels by everything else. Known as max-norm (Srivastava et al. 2014, section 5.1); Gulrajani
+    et al. 2017, section 3, tried it in a critic as "L2 norm clipping".
     """
 
     kind: Literal["norm_clipping"] = "norm_clipping"
     max_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """c, the Euclidean length of a neuron's weights."""
+    """Largest Euclidean length of a neuron's weights; c in the formula."""
 
     guarantee: ClassVar[str] = (
         "Each neuron's weight vector is at most max_norm long, so a layer's slope is at most "
@@ -30,20 +30,20 @@ class NormClipping(Constraint):
     )
 
     def before_training(self, critic: nn.Module) -> nn.Module:
-        """Clip the initial weights too, so that the claim holds from the first step on."""
+        """Clip the initial weights, so that the claim holds from the first step on."""
         self.after_critic_step(critic)
         return critic
 
     @torch.no_grad()
     def after_critic_step(self, critic: nn.Module) -> None:
-        """Shorten in place."""
+        """Shorten the weight vectors in place."""
         for layer in layers(critic):
             norms = torch.linalg.vector_norm(as_matrix(layer.weight), dim=1)
             factors = (self.max_norm / norms).clamp_max(1)
             layer.weight.mul_(factors.view(-1, *[1] * (layer.weight.dim() - 1)))
 
     def broken_claim(self, critic: nn.Module) -> str | None:
-        """See the base class."""
+        """Check the lengths of all weight vectors."""
         lengths = [
             torch.linalg.vector_norm(as_matrix(layer.weight.detach()).double(), dim=1).max().item()
             for layer in layers(critic)

@@ -1,4 +1,4 @@
-"""What penalties share: where they look, how often, and how much they count."""
+"""The base classes of penalties: sampled points, strength, and lazy evaluation."""
 
 from __future__ import annotations
 
@@ -16,16 +16,25 @@ Where = Literal["between", "real", "fake", "both", "around_real"]
 
 
 class Penalty(Constraint):
-    """A term added to the critic's loss; a subclass gives `term`."""
+    """A term added to the critic's loss; a subclass computes it in `term`.
+
+    Works with any critic, also without `before_training`:
+
+    >>> import torch
+    >>> from models.constraints import GradientPenalty
+    >>> real, fake = torch.ones(8, 2), torch.zeros(8, 2)
+    >>> GradientPenalty(strength=10).penalty(lambda x: 3 * x[:, :1], real, fake)  # 10 * (3 - 1)^2
+    tensor(40.)
+    """
 
     strength: float = Field(default=10.0, gt=0, allow_inf_nan=False)
-    """The paper's lambda, in score units."""
+    """Factor of the term, in score units; the papers' lambda."""
     every: int = Field(default=1, ge=1)
-    """Lazy: the term is computed each so many critic steps, and then counts as many times over
-    (Karras et al. 2020, appendix B)."""
+    """Lazy evaluation: the term is computed once in this many critic steps, and then multiplied by
+    their number (Karras et al. 2020, appendix B)."""
     where: Where = "between"
-    """The points looked at: one on each segment from real to fake, the real samples, the fake
-    ones, both, or the real ones moved by Gaussian noise."""
+    """Points at which the critic is penalised: one on each segment from real to fake, the real
+    samples, the fake ones, both, or the real ones with Gaussian noise added."""
     spread: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     """Standard deviation of that noise, in standard deviations of the batch of real samples."""
 
@@ -34,19 +43,19 @@ class Penalty(Constraint):
     def penalty(
         self, critic: CriticFunction, real: Tensor, fake: Tensor, step: int = 0
     ) -> Tensor | None:
-        """See `Constraint.penalty`: the term, or None in a lazy step."""
+        """Compute the term; None in a step that lazy evaluation skips. See `Constraint.penalty`."""
         return self.every * self.term(critic, real, fake) if self.penalised(step) else None
 
     def penalised(self, step: int) -> bool:
-        """Whether the term is computed in this step."""
+        """Return True if the term is computed in this step."""
         return step % self.every == 0
 
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
-        """The penalty, strength included, if it were computed at each step."""
+        """Compute the penalty of one step, with its strength and without lazy evaluation."""
         raise NotImplementedError
 
     def points(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The points that ``where`` names, detached: ``(N, *shape)``, or twice as many of both."""
+        """Draw the points that ``where`` names, detached: ``(N, *shape)``; ``both`` gives 2 N."""
         real, fake = real.detach(), fake.detach()
         if self.where == "between":
             return interpolate(real, fake)
@@ -55,12 +64,12 @@ class Penalty(Constraint):
         return {"real": real, "fake": fake, "both": torch.cat([real, fake])}[self.where]
 
     def norms(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
-        """Gradient norms ``(N,)`` at the points, to be back-propagated through."""
+        """Compute the gradient norms ``(N,)`` at the points, with a graph for the backward pass."""
         return gradient_norms(critic, self.points(real, fake), create_graph=True)
 
 
 class TargetedPenalty(Penalty):
-    """A penalty on gradient norms that depends on how far they are from a target."""
+    """A penalty on the distance of gradient norms from a target."""
 
     target: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """The gradient norm aimed at, or above which the critic pays."""
+    """The gradient norm aimed at; for one-sided penalties, the norm above which they act."""

@@ -1,4 +1,4 @@
-"""The power method: a layer's largest singular value, followed from step to step."""
+"""The power method: an estimate of a layer's largest singular value, updated step by step."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from models.lipschitz import Layer
 
 Method = Literal["reshaped", "operator"]
 FIRST_ITERATIONS = 30
-"""On a new critic: its start is random, each later step's is nearly right."""
+"""Number of iterations on a new critic, from random vectors; later steps start nearly right."""
 MAP = 16
-"""Positions a side of the map that a convolution's norm is taken on. With zero padding the norm
-grows with the map, to a limit; at 16 it is within a few per cent of it for kernels up to 5."""
+"""Side of the map on which a convolution's norm is measured. With zero padding the norm grows with
+the map towards a limit; at 16 it is within a few per cent of it for kernels up to 5."""
 
 
 class PowerMethod(nn.Module):
     """Left and right singular vectors of a layer's linear map, as buffers that are saved with it.
 
-    They advance only when `iterate` is called: never in a forward.
+    Only `iterate` changes them, so a forward never does.
     """
 
     left: Tensor
@@ -70,7 +70,7 @@ class PowerMethod(nn.Module):
         return torch.autograd.grad(inner, x)[0]
 
     def sigma(self, weight: Tensor) -> Tensor:
-        """Their estimate ``<left, A right>`` of the largest singular value, from below."""
+        """Estimate the largest singular value, from below, as ``<left, A right>``."""
         return (self.left * self._apply_map(weight, self.right)).sum()
 
 

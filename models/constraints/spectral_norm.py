@@ -11,23 +11,23 @@ from models.constraints.layers import as_matrix, layers
 from models.constraints.power_method import Method, PowerMethod
 
 TOLERANCE = 1.0
-"""How far above 1 a singular value may be. The power method lags behind weights that move fast
-(1.27 was seen); vectors that do not belong to the weights leave far more."""
+"""Largest accepted excess of a singular value over 1. The power method lags behind weights that
+move fast (1.27 was seen); vectors that belong to other weights give far more."""
 
 
 class SpectralNorm(Constraint):
     """Divide each weight by its largest singular value (Miyato et al. 2018, eqs. 7 and 8).
 
-    Dense layers: that of the matrix, which is the layer's operator norm. Convolutions: that of
-    the kernel as a matrix of output channels by everything else, as in the paper, or that of the
-    convolution itself as a linear map. The power method advances once a critic step, in the hook
-    after it: never in a forward, so neither evaluation nor a second forward in one step changes
-    the critic.
+    For dense layers it is that of the matrix, the layer's operator norm. For convolutions it is
+    that of the kernel as a matrix of output channels by everything else, as in the paper, or that
+    of the convolution itself as a linear map. The power method advances once per critic step, in
+    the hook after it. It never advances in a forward, so neither evaluation nor a second forward in
+    one step changes the critic.
     """
 
     kind: Literal["spectral_norm"] = "spectral_norm"
     method: Method = "reshaped"
-    """What of a convolution is 1: its kernel as a matrix, or the linear map."""
+    """For convolutions: normalise the kernel as a matrix, or the convolution's linear map."""
 
     guarantee: ClassVar[str] = (
         "Each layer's largest singular value (of a convolution: its kernel's, or with method "
@@ -49,13 +49,13 @@ class SpectralNorm(Constraint):
         return critic
 
     def after_critic_step(self, critic: nn.Module) -> None:
-        """One iteration of the power method for each weight."""
+        """Run one iteration of the power method for each weight."""
         for layer in layers(critic):
             parametrization = layer.parametrizations.weight  # type: ignore[union-attr]
             parametrization[0].power.iterate(parametrization.original)  # type: ignore[index, union-attr]
 
     def broken_claim(self, critic: nn.Module) -> str | None:
-        """See the base class; kernels as matrices, or dense layers only with method operator."""
+        """Check kernels as matrices; with method operator, dense layers only."""
         checked = [
             layer
             for layer in layers(critic)

@@ -11,23 +11,23 @@ from models.constraints.layers import as_matrix, layers
 from models.constraints.power_method import PowerMethod
 
 TOLERANCE = 1.0
-"""How far above the bound, relatively, a dense layer's norm may be: the power method lags behind
-weights that move fast, but weights that were never projected are far larger."""
+"""Largest accepted relative excess of a dense layer's norm. The power method lags behind weights
+that move fast; weights that were never projected exceed the bound by far more."""
 
 
 class SpectralProjection(Constraint):
     """Scale weights back after each step, where they are too large (Gouk et al. 2021, eq. 15).
 
-    ``W <- W / max(1, sigma(W) / c)``, with sigma the operator norm of the layer: a convolution
-    counts as a linear map, not as a reshaped kernel. Unlike spectral normalisation, weights below
-    the bound stay as they are, and the forward costs nothing.
+    ``W <- W / max(1, sigma(W) / c)``, with sigma the operator norm of the layer; a convolution
+    counts as a linear map, not as a reshaped kernel. Unlike with spectral normalisation, weights
+    below the bound stay as they are, and the forward costs nothing.
     """
 
     kind: Literal["spectral_projection"] = "spectral_projection"
     max_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """c, the operator norm of a layer."""
+    """Largest operator norm of a layer; c in the formula."""
     iterations: int = Field(default=2, ge=1)
-    """Of the power method, before each projection."""
+    """Number of iterations of the power method before each projection."""
 
     guarantee: ClassVar[str] = (
         "Each layer's operator norm is at most max_norm, but for what the power method "
@@ -43,14 +43,14 @@ class SpectralProjection(Constraint):
 
     @torch.no_grad()
     def after_critic_step(self, critic: nn.Module) -> None:
-        """Project in place."""
+        """Project the weights in place."""
         for layer in layers(critic):
             layer.power.iterate(layer.weight, self.iterations)  # type: ignore[operator, union-attr]
             sigma = layer.power.sigma(layer.weight)  # type: ignore[operator, union-attr]
             layer.weight.div_((sigma / self.max_norm).clamp_min(1))
 
     def broken_claim(self, critic: nn.Module) -> str | None:
-        """See the base class; looks at dense layers."""
+        """Check the norms of dense layers."""
         norms = [
             torch.linalg.matrix_norm(as_matrix(layer.weight.detach()).double(), 2).item()
             for layer in layers(critic)

@@ -12,33 +12,33 @@ from models.constraints.layers import layers
 from models.errors import ConfigError
 from models.lipschitz import Layer, certify, to_phases
 
-# The base classes are private, but there is no public name for "any batch or instance norm".
+# torch has no public name for "any batch or instance normalisation".
 NORMALIZATION = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
     nn.GroupNorm,
 )
 RANGE = "clip_range"
-"""Attribute of a layer that has a range of its own."""
+"""Attribute with the range of a layer that has its own."""
 ROUNDING = 1e-6
 
 
 class WeightClipping(Constraint):
     """Clamp parameters to [-c, c] after every critic step (Arjovsky et al. 2017, algorithm 1).
 
-    Parameters in a box make the critic K-Lipschitz for some K, but with one c for all layers K
-    grows or shrinks exponentially with depth, and is rarely near 1. With ``target_lipschitz``
-    each layer has its own c instead: that at which the steepest critic in the boxes, all weights
-    at their bounds, has that constant.
+    Parameters in a box make the critic K-Lipschitz for some K. With one c for all layers, K grows
+    or shrinks exponentially with depth and is rarely near 1. With ``target_lipschitz`` each layer
+    has its own c, chosen such that the steepest critic in the boxes, with all weights at their
+    bounds, has that constant.
     """
 
     kind: Literal["weight_clipping"] = "weight_clipping"
     clip_value: float = Field(default=0.01, gt=0, allow_inf_nan=False)
-    """c, in units of a parameter; of all layers if there is no target."""
+    """Bound of every clipped parameter, unless a target is set; c in the paper."""
     target_lipschitz: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """The Lipschitz constant that the boxes certify, in score units per input unit."""
+    """The Lipschitz constant that the layers' ranges certify, in score units per input unit."""
     scope: Literal["all", "weights", "all_but_normalization"] = "all"
-    """Which parameters: all (as in the paper's code), weight matrices and kernels only, or all
+    """Clipped parameters: all (as in the paper's code), weight matrices and kernels only, or all
     but the gains and offsets of normalisation layers."""
 
     guarantee: ClassVar[str] = (
@@ -60,7 +60,7 @@ class WeightClipping(Constraint):
         return self
 
     def clipped(self, critic: nn.Module) -> Iterator[tuple[nn.Parameter, float]]:
-        """The parameters that the scope covers, each with its bound."""
+        """Yield the parameters that the scope covers, each with its bound."""
         for module in critic.modules():
             is_norm = isinstance(module, NORMALIZATION)
             if is_norm and self.scope != "all":
@@ -70,7 +70,7 @@ class WeightClipping(Constraint):
                     yield parameter, getattr(module, RANGE, self.clip_value)
 
     def before_training(self, critic: nn.Module) -> nn.Module:
-        """Clip the initial weights too, so that the claim holds from the first step on."""
+        """Clip the initial weights, so that the claim holds from the first step on."""
         if self.target_lipschitz is not None:
             norm = _common_norm(critic, self.target_lipschitz)
             for layer in layers(critic):
@@ -80,12 +80,12 @@ class WeightClipping(Constraint):
 
     @torch.no_grad()
     def after_critic_step(self, critic: nn.Module) -> None:
-        """Clamp in place."""
+        """Clamp the parameters in place."""
         for parameter, bound in self.clipped(critic):
             parameter.clamp_(-bound, bound)
 
     def broken_claim(self, critic: nn.Module) -> str | None:
-        """See the base class."""
+        """Check that every clipped parameter lies within its bound."""
         for parameter, bound in self.clipped(critic):
             largest = parameter.detach().abs().max().item()
             if not largest <= bound * (1 + ROUNDING):
@@ -93,7 +93,7 @@ class WeightClipping(Constraint):
         return None
 
     def saturated_share(self, critic: nn.Module) -> float:
-        """See the base class."""
+        """Compute the share of the clipped parameters that lie at their bound."""
         at_bound = count = 0
         for parameter, bound in self.clipped(critic):
             at_bound += int((parameter.detach().abs() >= bound * (1 - ROUNDING)).sum())
@@ -102,7 +102,7 @@ class WeightClipping(Constraint):
 
 
 def _common_norm(critic: nn.Module, target: float) -> float:
-    """The layer norm at which a critic, whose layers all have it, has the target's constant."""
+    """Find the norm that all layers may have for the critic to have the target's constant."""
     if any(isinstance(module, NORMALIZATION) for module in critic.modules()):
         raise ConfigError(
             "constraint.target_lipschitz: normalisation layers have slopes of their own; set "
@@ -118,17 +118,17 @@ def _common_norm(critic: nn.Module, target: float) -> float:
     low, high = 1e-6, 1.0
     while constant(high) < target:
         high *= 2
-    for _ in range(100):  # the constant grows with the norm: bisect, staying below the target
+    for _ in range(100):  # the constant grows with the norm, so bisect, and stay below the target
         middle = (low * high) ** 0.5
         low, high = (middle, high) if constant(middle) <= target else (low, middle)
     return low
 
 
 def _norm_of_ones(layer: Layer) -> float:
-    """Operator norm of a layer whose weights are all 1, the steepest in the box [-1, 1].
+    """Compute the operator norm of a layer with all weights 1, the steepest in the box [-1, 1].
 
-    Each entry of a convolution's symbol is at most its count of taps, which weights of 1 reach at
-    frequency zero; such a matrix of equal rows has rank 1.
+    Each entry of a convolution's symbol is at most its number of taps. Weights of 1 reach that at
+    frequency zero, and the matrix there has equal rows, so its rank is 1.
     """
     stride = () if isinstance(layer, nn.Linear) else layer.stride
     ones = to_phases(torch.ones_like(layer.weight, dtype=torch.float64), stride)

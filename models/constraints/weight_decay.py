@@ -12,21 +12,21 @@ from models.constraints.layers import layers
 class WeightDecay(Constraint):
     """Add ``strength / 2 * sum(weight^2)`` to the critic's loss (Gulrajani et al. 2017, section 3).
 
-    A soft form of clipping, which the paper tried and found wanting. The term's gradient,
-    ``strength * weight``, is added to each weight's in the backward pass; biases and
-    normalisation are left alone.
+    It is a soft form of clipping that the paper tried and rejected. A hook adds the term's
+    gradient, ``strength * weight``, to each weight's in the backward pass; biases and normalisation
+    layers are left alone.
     """
 
     kind: Literal["weight_decay"] = "weight_decay"
     strength: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    """In score units per squared unit of a weight."""
+    """Factor of the term, in score units per squared unit of a weight."""
 
     guarantee: ClassVar[str] = (
         "None: weights are drawn to zero, which bounds the slope at no known value."
     )
 
     def before_training(self, critic: nn.Module) -> nn.Module:
-        """Make each weight's gradient hold the term's."""
+        """Attach the hooks that add the term's gradient."""
         for layer in layers(critic):
             layer.weight.register_post_accumulate_grad_hook(self._add_gradient)  # type: ignore[no-untyped-call]
         return critic

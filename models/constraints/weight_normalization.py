@@ -13,8 +13,8 @@ from models.constraints.layers import as_matrix, layers
 class WeightNormalization(Constraint):
     """Use ``g * v / |v|`` for each neuron's weights (Salimans and Kingma 2016, eq. 2).
 
-    With a fixed gain of 1 each row of a weight has length 1, the form in which Miyato et al. 2018
-    (section 3) compare it with spectral normalisation. With a trained gain nothing is limited.
+    With a fixed gain of 1 each row of a weight has length 1; Miyato et al. 2018 (section 3) compare
+    this form with spectral normalisation. With a trained gain nothing is limited.
     """
 
     kind: Literal["weight_normalization"] = "weight_normalization"
@@ -26,7 +26,7 @@ class WeightNormalization(Constraint):
     )
 
     def before_training(self, critic: nn.Module) -> nn.Module:
-        """Give every dense and convolutional layer weights of that form."""
+        """Parametrise the weights of every dense and convolutional layer in that form."""
         for layer in list(layers(critic)):
             unit = _UnitRows(layer.weight, trained=self.gain == "trained")
             parametrize.register_parametrization(layer, "weight", unit)

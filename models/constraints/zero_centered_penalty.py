@@ -12,7 +12,7 @@ class ZeroCenteredPenalty(Penalty):
     """Push all gradients down: R1 on real samples, R2 on fake (Mescheder et al. 2018, eqs. 9, 10).
 
     The penalty is ``strength / 2 * mean(|grad critic(x)|^2)`` over real samples (R1), fake ones
-    (R2), or both; of both it is the mean over all, so half the sum of R1 and R2.
+    (R2), or both. For both, the mean runs over all samples, so it is half the sum of R1 and R2.
     """
 
     kind: Literal["zero_centered_penalty"] = "zero_centered_penalty"
@@ -29,5 +29,5 @@ class ZeroCenteredPenalty(Penalty):
     }
 
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
-        """See the class."""
+        """Compute the class's formula."""
         return self.strength / 2 * self.norms(critic, real, fake).square().mean()

@@ -1,4 +1,4 @@
-"""How steep a critic is: at samples, at most (certified), and at least (found by ascent)."""
+"""Steepness of a critic: gradient norms at samples, a certified bound, a slope found by ascent."""
 
 from models.lipschitz.bracket import (
     ASCENT_STARTS,

@@ -17,33 +17,36 @@ ASCENT_STEPS = 60
 
 
 class LipschitzBounds(BaseModel):
-    """What was measured of a critic's steepness, in score units per unit of its input."""
+    """Bounds of a critic's Lipschitz constant, and its gradient norms.
+
+    All are in score units per unit of the critic's input.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     certified: float | None = None
-    """An upper bound of the Lipschitz constant; None where no honest one exists."""
+    """Upper bound of the Lipschitz constant; None where no honest one exists."""
     reason: str | None = None
-    """Why there is no certified bound; None if there is one."""
+    """The reason why no bound is certified; None if one is."""
     sampled: float | None = None
-    """A lower bound: the steepest slope that was found. None if nothing was measured."""
+    """Lower bound: the steepest slope that was found; None if nothing was measured."""
     gradient_norm: dict[Place, NormSummary] = {}
 
 
 def steepest_slope(critic: CriticFunction, starts: Tensor, steps: int = ASCENT_STEPS) -> float:
-    """Look for the steepest slope of a critic: a lower bound of its Lipschitz constant.
+    """Search for the steepest slope of a critic: a lower bound of its Lipschitz constant.
 
-    From each start, a pair of points climbs the logarithm of ``|f(x) - f(y)| / |x - y|``, which
-    rises also where the gradient is constant, as in a piecewise linear critic. Gradient norms on
-    the way count too.
+    From each start, a pair of points climbs the logarithm of ``|f(x) - f(y)| / |x - y|``. It has an
+    ascent direction even where the gradient is constant, as in a piecewise linear critic. Gradient
+    norms on the way count too.
 
     Args:
         critic: see `gradient_norms`; best in float64.
         starts: ``(N, *shape)``.
-        steps: of the ascent.
+        steps: number of steps of the ascent.
 
     Returns:
-        The steepest slope seen, in score units per input unit.
+        The steepest slope found, in score units per input unit.
     """
     first = starts.flatten(1)
     radii = first.std() * torch.logspace(-2, 1, len(first), dtype=first.dtype)[:, None]
@@ -74,15 +77,15 @@ def lipschitz_bracket(critic: nn.Module, real: Tensor, fake: Tensor) -> Lipschit
     """Bound a critic's Lipschitz constant from both sides, in float64 and eval mode.
 
     Args:
-        critic: scores ``(N,)`` from ``(N, *shape)``; not changed.
-        real: ``(N, *shape)``; the ascent starts from these, the fake ones and points between.
+        critic: samples ``(N, *shape)`` to scores ``(N,)``; not changed.
+        real: ``(N, *shape)``; the ascent starts at real samples, fake ones and points between.
         fake: ``(N, *shape)``.
 
     Returns:
         The bounds, without a summary of gradient norms.
 
     Raises:
-        RuntimeError: a slope was found that is above the certificate, so one of them is wrong.
+        RuntimeError: a slope above the certified bound was found, so one of them is wrong.
     """
     exact = copy.deepcopy(critic).double().eval().requires_grad_(False)
     certified, reason = certify(exact)

@@ -20,15 +20,22 @@ from models.networks.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 def certify(
     critic: nn.Module, layer_norm: Callable[[Layer], float] | None = None
 ) -> tuple[float | None, str | None]:
-    """Bound a critic's Lipschitz constant from above, from its modules, in eval mode.
+    """Bound a critic's Lipschitz constant from above, by the slopes of its modules.
 
-    Slopes multiply along a sequence and add over the branches of a residual block. Layers count
-    with their operator norm, activations with their steepest slope, batch normalisation with its
-    running scale.
+    Slopes multiply along a sequence and add over the branches of a residual block. A layer's slope
+    is its operator norm, an activation's the steepest it has, batch normalisation's its running
+    scale.
+
+    >>> from torch import nn
+    >>> critic = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).eval()
+    >>> bound, reason = certify(critic)
+    >>> product = math.prod(torch.linalg.matrix_norm(critic[i].weight, 2).item() for i in (0, 2))
+    >>> product <= bound < 1.0001 * product, reason
+    (True, None)
 
     Args:
-        critic: in eval mode; its weights' type is that of the arithmetic.
-        layer_norm: the norm of a dense or convolutional layer; default: `operator_norm`.
+        critic: in eval mode; the arithmetic has its weights' type.
+        layer_norm: gives the norm of a dense or convolutional layer; default: `operator_norm`.
 
     Returns:
         The bound in score units per input unit, and None; or None, and the reason why not.
@@ -43,7 +50,7 @@ def _slope(module: nn.Module, norm: Callable[[Layer], float]) -> float:
     if isinstance(module, Critic | WithLabels):
         return _slope(module.body if isinstance(module, Critic) else module.critic, norm)
     if isinstance(module, ProjectionCritic):
-        # Of the class with the steepest head: its own vector is added to the head's.
+        # Each class's vector is added to the head's; the steepest class decides.
         heads = (module.head.weight + module.projection.weight.T).detach().double()
         steepest = torch.linalg.vector_norm(heads, dim=1).max().item() * (1 + ROUNDING)
         return _slope(module.features, norm) * steepest
@@ -73,9 +80,9 @@ def _average_pool_slope(module: nn.AvgPool2d) -> float:
         (value, value) if isinstance(value, int) else value
         for value in (module.kernel_size, module.stride)
     ]
-    apart = sizes[0] == sizes[1] and not module.divisor_override
-    if module.ceil_mode and apart and module.padding in (0, (0, 0)):
-        return 1.0  # windows that share no pixel, the smallest of a single one
+    separate = sizes[0] == sizes[1] and not module.divisor_override
+    if module.ceil_mode and separate and module.padding in (0, (0, 0)):
+        return 1.0  # windows share no pixel, and the smallest may hold a single one
     if module.ceil_mode or module.divisor_override or module.padding not in (0, (0, 0)):
         raise NoBoundError("no bound is known for an AvgPool2d with unequal windows")
     kernel = torch.full((1, 1, *sizes[0]), 1 / math.prod(sizes[0]), dtype=torch.float64)
@@ -98,8 +105,8 @@ _SLOPES: dict[Any, Callable[[Any], float]] = {
     nn.LeakyReLU: lambda module: max(1.0, abs(module.negative_slope)),
     nn.Tanh: lambda _: 1.0,
     nn.Sigmoid: lambda _: 0.25,
-    nn.Softplus: lambda _: 1.0,  # whatever its beta
-    nn.SiLU: lambda _: 1.09984,  # its maximum, found numerically, rounded up; likewise GELU's
+    nn.Softplus: lambda _: 1.0,  # for any beta
+    nn.SiLU: lambda _: 1.09984,  # the maximum, found numerically and rounded up; likewise GELU
     nn.GELU: lambda _: 1.12991,
     (Abs, GroupSort): lambda _: 1.0,
     nn.Identity: lambda _: 1.0,
@@ -113,4 +120,4 @@ _SLOPES: dict[Any, Callable[[Any], float]] = {
     (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm): _no_norm_slope,
     (nn.RNNBase, GRU, LSTM): _no_recurrent_slope,
 }
-"""Steepest slopes of modules, the true constants of activations."""
+"""Functions that give a module's steepest slope; those of activations are exact."""

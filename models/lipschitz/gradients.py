@@ -23,26 +23,29 @@ class NormSummary(BaseModel):
     mean: float
     max: float
     quantiles: dict[str, float]
-    """By level: "0.05", "0.25", "0.5", "0.75" and "0.95"."""
+    """Quantiles by level: "0.05", "0.25", "0.5", "0.75" and "0.95"."""
 
 
 def score_points(critic: CriticFunction, points: Tensor) -> Tensor:
-    """Scores of ``points``, ``(N,)``, also of a critic that gives ``(N, 1)``; float32 or better."""
+    """Score ``points``: ``(N,)``, also for a critic that gives ``(N, 1)``, in float32 or better."""
     scores = critic(points).flatten()
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def gradient_norms(critic: CriticFunction, points: Tensor, *, create_graph: bool = False) -> Tensor:
-    """Euclidean norm of the critic's gradient at each of ``points``.
+    """Compute the Euclidean norm of the critic's gradient at each of ``points``.
 
-    The norm is per sample, over every axis but the first, and is taken in float32 or better
-    whatever autocast does to the critic. Where a gradient is exactly zero its norm is zero, and
-    so is the derivative of that norm (a subgradient), never NaN.
+    The norm is per sample, over every axis but the first, in float32 or better even under autocast.
+    Where a gradient is exactly zero, its norm and the norm's derivative are zero (a subgradient),
+    never NaN.
+
+    >>> gradient_norms(lambda x: x @ torch.tensor([3.0, 4.0]), torch.zeros(2, 2))
+    tensor([5., 5.])
 
     Args:
         critic: samples ``(N, *shape)`` to scores ``(N,)`` or ``(N, 1)``; each score may depend on
             its own sample only, so no batch normalisation.
-        points: ``(N, *shape)``, in the units that the critic takes.
+        points: ``(N, *shape)``, in the critic's units.
         create_graph: keep the graph, so that a penalty on the norms can be back-propagated.
 
     Returns:
@@ -50,7 +53,7 @@ def gradient_norms(critic: CriticFunction, points: Tensor, *, create_graph: bool
     """
     points = points.detach().requires_grad_()
     with torch.enable_grad():
-        # The sum's gradient holds each sample's own: no score depends on another sample. Under
+        # No score depends on another sample, so the sum's gradient holds each sample's own. Under
         # autocast the scores may be bfloat16, but the gradient has the points' own type.
         (gradient,) = torch.autograd.grad(critic(points).sum(), points, create_graph=create_graph)
     return torch.linalg.vector_norm(gradient.flatten(1), dim=1)
@@ -76,7 +79,7 @@ def interpolate(real: Tensor, fake: Tensor) -> Tensor:
 def gradient_norm_summary(
     critic: CriticFunction, real: Tensor, fake: Tensor
 ) -> dict[Place, NormSummary]:
-    """Distribution of the gradient norm on real, on fake and between them.
+    """Summarise the gradient norm on real samples, on fake ones and between them.
 
     Args:
         critic: see `gradient_norms`.
@@ -84,7 +87,7 @@ def gradient_norm_summary(
         fake: ``(N, *shape)``, generated samples in the critic's units.
 
     Returns:
-        The summary for each of ``real``, ``fake`` and ``between``.
+        A summary for each of ``real``, ``fake`` and ``between``.
     """
     levels = [0.05, 0.25, 0.5, 0.75, 0.95]
     summary: dict[Place, NormSummary] = {}

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 ROUNDING = 1e-6
-"""Relative; far above what float64 loses in a singular value or in a slope."""
+"""Relative tolerance, far above what float64 loses in a singular value or in a slope."""
 GRID = 32
-"""Frequencies for each degree of a kernel: its norm is then bounded within 0.12% an axis."""
+"""Frequencies for each degree of a kernel; its norm is then bounded within 0.12% an axis."""
 
 
 class NoBoundError(Exception):
-    """There is no honest bound of a module's slope; says why."""
+    """No honest bound of a module's slope exists; the message says why."""
 
 
 def operator_norm(layer: Layer) -> float:
@@ -47,7 +47,7 @@ def kernel_norm(kernel: Tensor, stride: tuple[int, ...]) -> float:
 
     Args:
         kernel: ``(out, in, *taps)``.
-        stride: of each axis.
+        stride: stride along each axis.
 
     Returns:
         The bound, above the norm on infinite maps by less than 0.13% an axis.
@@ -62,13 +62,13 @@ def kernel_norm(kernel: Tensor, stride: tuple[int, ...]) -> float:
 
 
 def _largest_singular_value(matrices: Tensor) -> float:
-    """Over all matrices of a batch, in float64."""
+    """Largest singular value over all matrices of a batch, in float64."""
     adjoint = matrices.mH
     small = matrices.shape[-2] <= matrices.shape[-1]
     gram = matrices @ adjoint if small else adjoint @ matrices
     gram = gram.view(-1, *gram.shape[-2:])
-    # The norm of a power bounds the largest eigenvalue: only where it beats the best found so
-    # far need the eigenvalues be computed.
+    # The norm of a power bounds the largest eigenvalue, so eigenvalues need computing only where
+    # that bound is above the best found so far.
     size = torch.linalg.matrix_norm(gram).clamp_min(torch.finfo(torch.float64).tiny)
     power = gram / size[:, None, None]
     for _ in range(2):
@@ -83,14 +83,14 @@ def _largest_singular_value(matrices: Tensor) -> float:
 
 
 def to_phases(kernel: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """Write a convolution with a stride as one without, over as many more input channels.
+    """Rewrite the kernel of a convolution with a stride as one of stride 1 with more channels.
 
-    Positions of the input that share a place in the stride become a channel of their own, which
-    permutes them and so changes no norm.
+    Input positions at the same offset within the stride become a channel of their own. That only
+    permutes the input, so no norm changes.
 
     Args:
         kernel: ``(out, in, *taps)``.
-        stride: of each axis; empty for a dense weight, which stays as it is.
+        stride: stride along each axis; empty for a dense weight, which stays as it is.
 
     Returns:
         ``(out, in * prod(stride), *ceil(taps / stride))``.

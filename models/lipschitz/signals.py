@@ -1,4 +1,4 @@
-"""What passes each layer of a critic, forwards and backwards."""
+"""Signals through the layers of a critic, forwards and backwards."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from models.networks.recurrent import GRU, LSTM
 
 
 class LayerSignal(NamedTuple):
-    """What passes one layer, forwards and backwards."""
+    """Signals through one layer, forwards and backwards."""
 
     gradient: float
     """Mean over samples of the norm of the score's gradient with respect to the layer's output."""
     variation: float
-    """Root mean square over units of the output's deviation between samples, over its own size."""
+    """Root mean square deviation of the output between samples, over its root mean square."""
 
 
 def layer_signals(critic: nn.Module, points: Tensor) -> list[LayerSignal]:
-    """How strongly each layer is felt in the score, from input to score (Gulrajani et al. 2017).
+    """Measure how strongly the score depends on each layer's output.
 
-    Their figure 1b plots the norms. Layers are the dense, convolutional and recurrent ones; a
-    recurrent layer counts once, with all its steps. The last dense layer is left out: its output
-    is the score.
+    Figure 1b of Gulrajani et al. 2017 plots these gradient norms. Layers are the dense,
+    convolutional and recurrent ones; a recurrent layer counts once, with all its steps. The last
+    dense layer is left out, because its output is the score.
 
     Args:
-        critic: scores ``(N,)`` from ``(N, *shape)``; not changed. It is looked at in eval mode and
-            float64, where a gradient may fall for a hundred decades before it is lost.
+        critic: samples ``(N, *shape)`` to scores ``(N,)``; not changed. A copy runs in eval mode
+            and float64, so that a gradient may fall by a hundred decades and still be measured.
         points: ``(N, *shape)``.
 
     Returns:
-        Of each layer, in the order of the forward pass.
+        One signal per layer, in the order of the forward pass.
     """
     exact = copy.deepcopy(critic).double().eval().requires_grad_(False)
     outputs: list[Tensor] = []
@@ -62,7 +62,7 @@ def layer_signals(critic: nn.Module, points: Tensor) -> list[LayerSignal]:
 
 
 def _trunk_layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The layers that samples pass through; a class's vector is no such layer."""
+    """Yield the layers that samples pass through, which excludes vectors of classes."""
     if isinstance(module, Layer | GRU | LSTM):
         yield module
         return

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from models.config import Config
 
 EMBEDDING = 16
-"""Size of a class's embedding, where a generator has no normalisation to make conditional."""
+"""Size of the class embedding of a generator without a normalisation to make conditional."""
 STEP_EMBEDDING = 4
-"""The same, for each step of a sequence."""
+"""Size of the class embedding at each step of a sequence."""
 
 
 class Critic(nn.Module):
@@ -53,11 +53,11 @@ def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> 
     """Build a generator of items of ``shape``; image pixels lie in [-1, 1].
 
     Args:
-        config: of the generator.
-        shape: of one item.
-        classes: how many, for a class-conditional generator, whose forward takes labels too. An
-            image generator's normalisations become conditional; without any, and for other data,
-            an embedding of the class is concatenated to the latents.
+        config: settings of the generator.
+        shape: shape of one item.
+        classes: number of classes for a class-conditional generator, which also takes labels; 0 for
+            any other. An image generator's normalisations become conditional; without any, and for
+            other data, an embedding of the class is concatenated to the latents.
 
     Raises:
         ConfigError: the architecture or normalisation does not fit the shape.
@@ -88,7 +88,7 @@ def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> 
 
 
 def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Module:
-    """Build a critic of items of ``shape``; with ``classes``, one whose forward takes labels too.
+    """Build a critic of items of ``shape``; with ``classes``, it also takes labels.
 
     Raises:
         ConfigError: the architecture or normalisation does not fit the shape.
@@ -118,7 +118,7 @@ def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Mod
 
 
 def _with_dropout(layers: list[nn.Module], config: CriticConfig) -> list[nn.Module]:
-    """Dropout after each activation that is not inside a residual block."""
+    """Add dropout after each activation that is not inside a residual block."""
     if not config.dropout:
         return layers
     kind = type(activation(config))
@@ -142,7 +142,7 @@ def _mlp(config: NetworkConfig, inputs: int, outputs: int) -> list[nn.Module]:
 
 
 def _recurrent(config: NetworkConfig, inputs: int) -> list[nn.Module]:
-    """Recurrent layers, ``(N, T, inputs)`` to ``(N, T, width)``."""
+    """Build recurrent layers, ``(N, T, inputs)`` to ``(N, T, width)``."""
     layers: list[nn.Module] = []
     for _ in range(config.depth):
         layers.append((GRU if config.architecture == "gru" else LSTM)(inputs, config.width))
@@ -152,7 +152,7 @@ def _recurrent(config: NetworkConfig, inputs: int) -> list[nn.Module]:
 
 
 def _recurrent_generator(config: GeneratorConfig, inputs: int, shape: Shape) -> list[nn.Module]:
-    """Noise of its own for each step, recurrent layers, and two dense ones at each step."""
+    """Build recurrent layers with separate noise for each step, and two dense layers per step."""
     steps, outputs = shape
     return [
         nn.Unflatten(1, (inputs // steps, steps)),
@@ -172,9 +172,9 @@ def build_networks(
     """Build a new generator, and a critic as its constraint prepares it.
 
     Args:
-        config: of the run.
-        shape: of one item.
-        num_classes: of the data; 0 if it has no labels.
+        config: configuration of the run.
+        shape: shape of one item.
+        num_classes: number of classes in the data; 0 if it has no labels.
 
     Raises:
         ConfigError: a network does not fit the data.

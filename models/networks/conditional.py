@@ -1,4 +1,4 @@
-"""Class-conditional networks: labels are indices of classes, int64 ``(N,)``."""
+"""Class-conditional networks; labels are indices of classes, int64 ``(N,)``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ConditionalNorm(nn.Module):
     def __init__(self, norm: nn.Module, channels: int, classes: int) -> None:
         super().__init__()
         self.norm = norm
-        """Without a gain and offset of its own."""
+        """The normalisation itself, which has no gain and offset of its own."""
         self.gain = nn.Embedding(classes, channels)
         self.offset = nn.Embedding(classes, channels)
         nn.init.ones_(self.gain.weight)
@@ -32,10 +32,10 @@ class ConditionalNorm(nn.Module):
 
 
 class ConditionalGenerator(nn.Module):
-    """Latents ``(N, latent_size)`` and labels ``(N,)`` to samples ``(N, *shape)``.
+    """Generator of latents ``(N, latent_size)`` and labels ``(N,)`` to samples ``(N, *shape)``.
 
-    The class enters by the conditional normalisations in ``body``, or else as an embedding that
-    is concatenated to the latents.
+    The class enters through the conditional normalisations in ``body``, or as an embedding that is
+    concatenated to the latents.
     """
 
     def __init__(self, body: nn.Sequential, embedding: nn.Embedding | None) -> None:
@@ -51,7 +51,7 @@ class ConditionalGenerator(nn.Module):
 
 
 def _apply(module: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """``module(x)``, with the labels for the normalisations within."""
+    """Compute ``module(x)``, giving the labels to the conditional normalisations inside."""
     if isinstance(module, ConditionalNorm):
         return module(x, labels)
     if isinstance(module, Residual):
@@ -64,11 +64,11 @@ def _apply(module: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
 
 
 class ProjectionCritic(nn.Module):
-    """Samples ``(N, *shape)`` and labels ``(N,)`` to scores ``(N,)``.
+    """Critic of samples ``(N, *shape)`` and labels ``(N,)`` to scores ``(N,)``.
 
-    ``head(f(x)) + <v_y, f(x)>`` for features f(x) and a vector v_y of each class (Miyato & Koyama
-    2018, eq. 3). The vectors are the columns of a dense layer's weight, so that whatever a
-    constraint does to dense layers it does to them.
+    The score is ``head(f(x)) + <v_y, f(x)>`` for features f(x) and a vector v_y of each class
+    (Miyato & Koyama 2018, eq. 3). The vectors are the columns of a dense layer's weight, so a
+    constraint treats them as it treats any dense layer.
     """
 
     def __init__(self, features: nn.Sequential, head: nn.Linear, classes: int) -> None:
@@ -76,12 +76,12 @@ class ProjectionCritic(nn.Module):
         self.features = features
         self.head = head
         self.projection = nn.Linear(classes, head.in_features, bias=False)
-        nn.init.normal_(self.projection.weight, std=head.in_features**-0.5)  # of length 1, about
+        nn.init.normal_(self.projection.weight, std=head.in_features**-0.5)  # length about 1
 
     def forward(self, samples: Tensor, labels: Tensor) -> Tensor:
         """Score each sample as one of its label's class."""
         features = self.features(samples)
-        # `one_hot` of torch reads its labels' largest, which no trace of a step can follow.
+        # torch's `one_hot` reads the largest label's value, which a traced step cannot do.
         one_hot = torch.eye(self.projection.in_features, dtype=features.dtype, device=labels.device)
         classes = self.projection(one_hot[labels])
         scores: Tensor = self.head(features).squeeze(1) + (classes * features).sum(dim=1)
@@ -89,9 +89,9 @@ class ProjectionCritic(nn.Module):
 
 
 class WithLabels(nn.Module):
-    """A conditional critic with its labels bound: samples to scores, as any critic.
+    """A conditional critic with its labels bound, so it takes samples only, like any critic.
 
-    Samples may be several batches one after the other, each with these labels.
+    Samples may be several batches one after another, each with these labels.
     """
 
     def __init__(self, critic: nn.Module, labels: Tensor) -> None:
@@ -100,6 +100,6 @@ class WithLabels(nn.Module):
         self.labels = labels
 
     def forward(self, samples: Tensor) -> Tensor:
-        """Scores ``(k * N,)`` of samples ``(k * N, *shape)``, for N labels."""
+        """Score samples ``(k * N, *shape)``, for N labels; returns ``(k * N,)``."""
         scores: Tensor = self.critic(samples, self.labels.repeat(len(samples) // len(self.labels)))
         return scores

@@ -10,29 +10,28 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 REACHES = (0.1, 3.0, 10.0, 30.0)
-"""How far from the middle of A the tips lie that lie outside of it, in A's mean radius: one in the
-middle, whose cone is round, and ever farther ones, whose cones are ever closer to planes."""
-MOST = 512
-"""Cones that `Cones.between` places."""
+"""Distances of the outer tips from the middle of A, in A's mean radius. The farther away a tip, the
+closer its cone is to a plane."""
+MAX_CONES = 512
+"""Maximal number of cones that `Cones.between` places."""
 ROWS = 128
-"""Samples at a time."""
+"""Number of samples computed at a time."""
 TEMPERATURE = 0.05
-"""At the start, in the critic's units."""
-IDLE = 0.02
-"""A cone with less than this of an even share of the samples is out of the optimizer's sight."""
-APART = 0.1
-"""How far a copied cone's tip lies from the original's, over the distance of the samples."""
+"""Initial temperature, in the critic's units."""
+IDLE_SHARE = 0.02
+"""A cone that wins less than this part of an even share of the samples gets no useful gradient."""
+COPY_DISTANCE = 0.1
+"""Distance from a cone's tip to its copy's, relative to the tip's distance from its samples."""
 
 
 class Cones(nn.Module):
-    """``f(x) = t log sum_n exp((h_n - |x - r_n w_n|) / t)`` over cones of slope 1.
+    """Critic ``f(x) = t log sum_n exp((h_n - |x - r_n w_n|) / t)``: a maximum of cones of slope 1.
 
-    The gradient is a mean of unit vectors, so no longer than 1, wherever and whatever the tips
-    ``r_n w_n``, heights ``h_n`` and temperature t: no penalty is needed. And every 1-Lipschitz
-    function is the envelope of its own cones (McShane 1934, theorem 1), so enough of them come as
-    near as one likes; in the smooth maximum's place Korotin et al. 2022 take the sharp one, as a
-    benchmark's known potential. A tip moves in proportion to its own reach ``r_n``, so that far
-    ones turn as fast as near ones move.
+    Its gradient is a mean of unit vectors, so its norm is at most 1 for any tips ``r_n w_n``,
+    heights ``h_n`` and temperature t, and no penalty is needed. Every 1-Lipschitz function is the
+    envelope of its own cones (McShane 1934, theorem 1), so enough cones approximate it to any
+    accuracy. Korotin et al. 2022 use the sharp maximum as the known potential of a benchmark. A tip
+    moves in proportion to its reach ``r_n``, so distant tips turn as fast as near ones move.
     """
 
     reach: Tensor
@@ -47,17 +46,17 @@ class Cones(nn.Module):
 
     @classmethod
     def between(cls, a: Tensor, b: Tensor) -> Self:
-        """Place tips so that scores may become larger on a batch of A than on one of B.
+        """Place cones for a critic that scores batch A above batch B.
 
-        Half of the tips are samples of A; the others lie from A's middle in directions from B to
-        A, at each of `REACHES`. Heights are such that all cones have the same mean on the samples:
-        then none is out of the optimizer's sight.
+        Half of the tips are samples of A. The others lie in directions from B to A, at each of the
+        distances `REACHES`. Heights give all cones the same mean over the samples, so each of them
+        gets a gradient.
 
         Args:
-            a: ``(N, *shape)``; there are N cones, or `MOST`.
+            a: ``(N, *shape)``; the number of cones is N, at most `MAX_CONES`.
             b: ``(N, *shape)``.
         """
-        a, b = a.flatten(1)[:MOST], b.flatten(1)[:MOST]
+        a, b = a.flatten(1)[:MAX_CONES], b.flatten(1)[:MAX_CONES]
         near = len(a) // 2
         radius = torch.linalg.vector_norm(a - a.mean(dim=0), dim=1).mean()
         away = a[near:] - b[near:]
@@ -70,9 +69,9 @@ class Cones(nn.Module):
 
     @classmethod
     def along(cls, a: Tensor, b: Tensor) -> Self:
-        """One cone, so far in the direction of A's mean from B's that it is nearly a plane.
+        """Place one cone so far away, from B's mean towards A's, that it is nearly a plane.
 
-        Its gap is the distance of the means, which is all of W1 where A is B moved.
+        Its gap is the distance of the means, which equals W1 where A is B shifted.
         """
         a, b = a.flatten(1), b.flatten(1)
         tip = a.mean(dim=0, keepdim=True) - b.mean(dim=0, keepdim=True)
@@ -83,17 +82,17 @@ class Cones(nn.Module):
 
     @torch.no_grad()
     def split(self, x: Tensor, average: Cones) -> None:
-        """Move idle cones to where others have much to do, which then share it.
+        """Turn idle cones into copies of busy ones, which then share their samples.
 
-        As the temperature falls, the optimizer loses sight of cones that are nowhere highest, and a
-        cone may be left with what the optimal critic has several for. A copy starts as high as its
-        original on the original's samples, its tip a little to the side, so the envelope stays
-        nearly as it was. (Wu, Wang, Liu 2019, "Splitting steepest descent", split neurons so.)
+        As the temperature falls, cones that are highest nowhere get no gradient, and one cone may
+        do the work for which the optimal critic has several. A copy starts with its original's mean
+        height over the original's samples and its tip a little to the side, so the envelope hardly
+        changes. (Wu, Wang, Liu 2019, "Splitting steepest descent", split neurons in this way.)
 
         Args:
-            x: ``(M, *shape)``, of A and B.
-            average: of these cones over the steps before; gets the copies too, for half of a copy
-                and half of what it was may stand above all others.
+            x: ``(M, *shape)``, samples of A and B.
+            average: moving average of these cones; it gets the copies too, because a mixture of a
+                copy and the old cone could stand above all others.
         """
         x = x.flatten(1)
         tips = self.tips * self.reach[:, None]
@@ -101,13 +100,13 @@ class Cones(nn.Module):
         cones, distances = _cones(x, tips, tips.square().sum(dim=1), self.heights, temperature)
         shares, _ = _shares(cones)
         load = shares.sum(dim=0)
-        idle = (load < IDLE * len(x) / len(load)).nonzero()[:, 0]
+        idle = (load < IDLE_SHARE * len(x) / len(load)).nonzero()[:, 0]
         if not len(idle):
             return
         originals = torch.multinomial(load, len(idle), replacement=True)
         weights = shares[:, originals] / load[originals]
         far = (weights * distances[:, originals]).sum(dim=0)
-        aside = torch.randn_like(tips[idle]) * (APART * far / tips.shape[1] ** 0.5)[:, None]
+        aside = torch.randn_like(tips[idle]) * (COPY_DISTANCE * far / tips.shape[1] ** 0.5)[:, None]
         moved = torch.cdist(x, tips[originals] + aside)
         higher = (weights * (moved - distances[:, originals])).sum(dim=0)
         self.heights[idle] = self.heights[originals] + higher
@@ -117,7 +116,7 @@ class Cones(nn.Module):
             getattr(average, name)[idle] = getattr(self, name)[idle]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Samples ``(M, *shape)`` to scores ``(M,)``."""
+        """Score samples ``(M, *shape)``; returns ``(M,)``."""
         tips = self.tips * self.reach[:, None]
         scores: Tensor = _Envelope.apply(  # type: ignore[no-untyped-call]
             x.flatten(1), tips, self.heights, self.log_temperature.exp()
@@ -126,7 +125,7 @@ class Cones(nn.Module):
 
 
 class _Envelope(Function):
-    """The formula, some rows at a time, which stay in a core's cache; backwards they are redone."""
+    """The critic's formula, a few rows at a time so they stay in cache; recomputed backwards."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tips: Tensor, heights: Tensor, temperature: Tensor) -> Tensor:
@@ -152,7 +151,7 @@ class _Envelope(Function):
             by_temperature += factor @ (score - cones.mul_(shares).sum(dim=1))
             shares *= factor[:, None]
             by_heights += shares.sum(dim=0)
-            pull = shares.div_(distances)  # on the tip, per unit of the way to it
+            pull = shares.div_(distances)  # force on the tip per unit of distance
             if ctx.needs_input_grad[1]:
                 by_tips.addmm_(pull.T, part)
                 pulls += pull.sum(dim=0)
@@ -165,17 +164,20 @@ class _Envelope(Function):
 def _cones(
     x: Tensor, tips: Tensor, sizes: Tensor, heights: Tensor, temperature: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Each cone at each of ``(M, D)``, over the temperature, and the distance of its tip."""
+    """Return cones over the temperature, and distances from their tips, each ``(M, N)``.
+
+    ``x`` is ``(M, D)``, ``tips`` ``(N, D)``; ``sizes`` are the tips' squared lengths.
+    """
     squares = torch.addmm(sizes, x, tips.T, alpha=-2).add_(x.square().sum(dim=1, keepdim=True))
-    # The bound keeps the slope at a tip finite, and no longer than 1.
+    # The lower bound keeps the slope at a tip finite and at most 1.
     distances = squares.clamp_min_(1e-8).sqrt_()
     return (heights - distances).div_(temperature), distances
 
 
 def _shares(cones: Tensor) -> tuple[Tensor, Tensor]:
-    """The softmax of ``(M, N)``, and its logarithmic sum ``(M,)``.
+    """Return the softmax of ``(M, N)`` over each row, and the logarithm of its sum ``(M,)``.
 
-    What is below e^-60 is taken as that: numbers near the smallest take a hundred times as long.
+    Terms below e^-60 are raised to it: arithmetic on subnormal numbers is a hundred times slower.
     """
     highest = cones.amax(dim=1, keepdim=True)
     shares = (cones - highest).clamp_min_(-60).exp_()

@@ -1,10 +1,10 @@
-"""A convolution that is fast where its gradient is differentiated again, as by a gradient penalty.
+"""A convolution with a fast second derivative, for gradient penalties.
 
-Torch finds the weight's derivative of an input gradient by a convolution with batch and channels
-exchanged, at up to twice the cost of the kernel that finds any other weight gradient, and keeps to
-the layout that its input came in. This one uses that kernel throughout, on channels-last maps;
-weights and their gradients stay in torch's own layout. On a processor an image's own gradient, of
-few channels, is a matrix product whose columns are added up: the kernel would fill up to sixteen.
+torch computes the weight's derivative of an input gradient by a convolution with batch and channels
+exchanged. That costs up to twice as much as the kernel for ordinary weight gradients, and keeps the
+layout of its input. This module uses the ordinary kernel throughout, on channels-last maps; weights
+and their gradients keep torch's own layout. On a CPU the gradient of an image, which has few
+channels, is computed by a matrix product and `col2im`, because the kernel pads channels to sixteen.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-Three = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""``y``, ``x`` and ``w`` of the form ``<y, x * w>``, which is linear in each; one is missing."""
+Operands = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""``y``, ``x`` and ``w`` of the form ``<y, x * w>``, which is linear in each; one is None."""
 
-_FEW = 3
-"""Channels of an image; of eight the kernel is faster."""
+_MAX_IMAGE_CHANNELS = 3
+"""Up to this many channels the matrix product is faster; with eight the kernel is."""
 
 
 class _Geometry(NamedTuple):
@@ -31,9 +31,12 @@ class _Geometry(NamedTuple):
     x: torch.Size
     w: torch.Size
 
-    def derivative(self, three: Three, bias: Tensor | None) -> Tensor:
-        """Of the form, by the one that is missing: convolution, its adjoint, weight gradient."""
-        y, x, w = three
+    def derivative(self, operands: Operands, bias: Tensor | None) -> Tensor:
+        """Differentiate the form by the operand that is None.
+
+        That gives the convolution (for y), its adjoint (for x) or the weight gradient (for w).
+        """
+        y, x, w = operands
         how = *self[:3], False, [0, 0], self.groups
         result: Tensor
         if y is None:
@@ -42,46 +45,51 @@ class _Geometry(NamedTuple):
             result = torch.ops.aten.convolution(_last(x), _last(w), bias, *how)
             return result
         y = _last(y)
-        if x is None and y.device.type == "cpu" and self.x[1] <= _FEW and self.groups == 1:
+        if (
+            x is None
+            and y.device.type == "cpu"
+            and self.x[1] <= _MAX_IMAGE_CHANNELS
+            and self.groups == 1
+        ):
             assert w is not None
-            # Of two dimensions: with three, which product torch takes depends on requires_grad.
+            # Two dimensions: with three, torch's choice of product depends on requires_grad.
             rows = y.permute(0, 2, 3, 1).flatten(0, 2) @ w.flatten(1)
             columns = rows.view(len(y), y.shape[2] * y.shape[3], rows.shape[1]).mT
             sizes = self.x[2:], self.w[2:], self.dilation, self.padding, self.stride
             result = torch.ops.aten.col2im(columns, *map(list, sizes))
             return result
-        # Of the one that is missing the kernel reads the shape alone.
-        given = [
+        # The kernel reads only the shape of the missing operand.
+        inputs = [
             torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=torch.channels_last)
             if z is None
             else _last(z)
             for z, shape in ((x, self.x), (w, self.w))
         ]
         mask = [x is None, w is None, False]
-        result = torch.ops.aten.convolution_backward(y, *given, None, *how, mask)[mask.index(True)]
+        result = torch.ops.aten.convolution_backward(y, *inputs, None, *how, mask)[mask.index(True)]
         return result if x is None else result.contiguous()
 
 
 def _last(x: Tensor) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
-    if x.shape[1] == 1:  # laid out either way, it would be taken for torch's own
+    if x.shape[1] == 1:  # both layouts are alike, and torch would take it for its own
         x = x.as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
     return x
 
 
-def _derivative(three: Three, geometry: _Geometry, bias: Tensor | None = None) -> Tensor:
-    """As `_Geometry.derivative`, and itself differentiable, as often as one likes.
+def _derivative(operands: Operands, geometry: _Geometry, bias: Tensor | None = None) -> Tensor:
+    """Compute `_Geometry.derivative` so that it can be differentiated any number of times.
 
-    To autograd it is a sum of one function of each tensor, for of a function of two it would always
-    run both derivatives, also where only one is asked for.
+    For autograd it is a sum of functions of one tensor each: for a function of two tensors autograd
+    would always run both derivatives, even where only one is needed.
     """
     with torch.no_grad():
-        value = geometry.derivative(three, bias)
+        value = geometry.derivative(operands, bias)
     if not torch.is_grad_enabled():
         return value
     parts = [
-        _Part.apply(z, three, i, geometry, value)
-        for i, z in enumerate(three)
+        _Part.apply(z, operands, i, geometry, value)
+        for i, z in enumerate(operands)
         if z is not None and z.requires_grad
     ]
     if bias is not None and bias.requires_grad:
@@ -90,14 +98,14 @@ def _derivative(three: Three, geometry: _Geometry, bias: Tensor | None = None) -
 
 
 class _Part(Function):
-    """A stand-in, without a value, for the dependence on one of the three."""
+    """Stand-in without a value for the dependence on one operand."""
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, three: Three, own: int, geometry: _Geometry, value: Tensor
+        ctx: Any, z: Tensor, operands: Operands, own: int, geometry: _Geometry, value: Tensor
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*three)
+        ctx.save_for_backward(*operands)
         ctx.own, ctx.geometry = own, geometry
         return value.new_empty(()).expand_as(value)
 
@@ -113,7 +121,7 @@ class _Part(Function):
 
 
 class _Sum(Function):
-    """The value, which depends on what the parts depend on."""
+    """The value, with the dependences of its parts."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, *parts: Tensor) -> Tensor:
@@ -126,11 +134,11 @@ class _Sum(Function):
 
 
 class Conv2d(nn.Conv2d):
-    """As torch's, padded with zeros by numbers, but for the cost of a second derivative."""
+    """torch's Conv2d with a fast second derivative; the padding must be zeros, given as numbers."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         device = input.device.type
-        if torch.is_autocast_enabled(device):  # which does not reach into a backward pass
+        if torch.is_autocast_enabled(device):  # autocast does not reach into a backward pass
             kind = torch.get_autocast_dtype(device)
             input, weight = input.to(kind), weight.to(kind)
             bias = None if bias is None else bias.to(kind)
@@ -142,13 +150,13 @@ class Conv2d(nn.Conv2d):
 
 
 class Head(nn.Linear):
-    """A dense layer of whole maps, as torch's after `nn.Flatten`, but of maps as they lie.
+    """Dense layer on maps, equal to `nn.Flatten` followed by `nn.Linear`.
 
-    Channels-last maps would be copied at each forward and backward; the order of the weight's
-    columns, which is that of flattened maps, is changed instead.
+    Flattening channels-last maps would copy them in each forward and backward. This layer permutes
+    the weight's columns instead; the weight itself keeps the order of flattened maps.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        """``(N, C, H, W)`` to ``(N, out_features)``."""
+        """Map ``(N, C, H, W)`` to ``(N, out_features)``."""
         weight = self.weight.unflatten(1, maps.shape[1:]).permute(0, 2, 3, 1).flatten(1)
         return F.linear(maps.permute(0, 2, 3, 1).flatten(1), weight, self.bias)

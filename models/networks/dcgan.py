@@ -18,12 +18,12 @@ from models.networks.settings import CriticConfig, GeneratorConfig, Shape
 
 
 def _kernel(size: tuple[int, int]) -> tuple[int, int]:
-    """Kernel that halves ``size`` exactly (rounding up), or doubles back to it, at stride 2."""
+    """Size of the kernel that at stride 2 halves ``size``, rounded up, or doubles back to it."""
     return (4 - size[0] % 2, 4 - size[1] % 2)
 
 
 def dcgan_critic(config: CriticConfig, shape: Shape, with_features: bool) -> list[nn.Module]:
-    """Strided convolutions (Radford et al. 2016); depth beyond the halvings is at full size."""
+    """Build strided convolutions; those beyond the last possible halving keep the full size."""
     sizes = image_sizes(shape[1], shape[2], config.depth)
     stages = len(sizes) - 1
     convolutions: list[nn.Module] = []
@@ -43,15 +43,16 @@ def dcgan_critic(config: CriticConfig, shape: Shape, with_features: bool) -> lis
             layers += normalization(config.normalization, outputs, image=True)
         layers.append(activation(config))
     size = inputs * math.prod(sizes[-1])
-    if with_features:  # which a projection takes too
+    if with_features:  # a projection critic reads the flattened features
         return [*layers, nn.Flatten(), nn.Linear(size, 1)]
-    return [*layers, nn.Identity(), Head(size, 1)]  # as many layers, for weights go by their places
+    # Saved weights are named by position, so Identity stands where nn.Flatten would.
+    return [*layers, nn.Identity(), Head(size, 1)]
 
 
 def dcgan_generator(
     config: GeneratorConfig, inputs: int, shape: Shape, classes: int
 ) -> list[nn.Module]:
-    """The critic's mirror image: a dense layer, then convolutions back to the image and tanh."""
+    """Build the critic's mirror image: a dense layer, convolutions that grow to the image, tanh."""
     sizes = image_sizes(shape[1], shape[2], config.depth)
     stages = len(sizes) - 1
     channels = channels_after(config, stages)

@@ -1,4 +1,4 @@
-"""What networks are put together from: activations, normalisations, sizes of maps."""
+"""Parts that architectures share: activations, normalisations, sizes of maps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "groupsort": GroupSort,
 }
 SMALLEST_MAP = 4
-"""Pixels: no network halves an image below this height or width."""
+"""Pixels; no network halves an image below this height or width."""
 
 
 def normalization(
@@ -53,7 +53,11 @@ def normalization(
 
 
 def image_sizes(height: int, width: int, depth: int) -> list[tuple[int, int]]:
-    """Map sizes from the image inwards: at most ``depth`` halvings, rounded up, none below 4."""
+    """Sizes of maps from the image inwards: at most ``depth`` halvings, rounded up, none below 4.
+
+    >>> image_sizes(28, 28, 3)
+    [(28, 28), (14, 14), (7, 7), (4, 4)]
+    """
     sizes = [(height, width)]
     while len(sizes) <= depth:
         height, width = math.ceil(height / 2), math.ceil(width / 2)
@@ -64,12 +68,12 @@ def image_sizes(height: int, width: int, depth: int) -> list[tuple[int, int]]:
 
 
 def channels_after(config: NetworkConfig, stage: int) -> int:
-    """Channels after ``stage`` halvings (1, 2, ...): doubling, up to eight times the width."""
+    """Channels after ``stage`` halvings (1, 2, ...): they double, up to eight times the width."""
     return config.width * min(2 ** max(stage - 1, 0), 8)
 
 
 def before_convolution(config: NetworkConfig, classes: int = 0) -> Before:
-    """What stands before a convolution: normalisation and activation, by the map's channels."""
+    """Make the builder of the normalisation and activation that precede each convolution."""
 
     def before(channels: int) -> list[nn.Module]:
         norm = normalization(config.normalization, channels, image=True, classes=classes)

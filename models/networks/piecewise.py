@@ -1,8 +1,8 @@
-"""ReLU, LeakyReLU and average pooling whose second derivative, zero, costs nothing.
+"""Piecewise linear layers: ReLU, LeakyReLU, Abs, GroupSort and average pooling.
 
-A gradient penalty is differentiated twice. Torch's own layers then return tensors of zeros for the
-derivative of their slope, and a whole backward pass of zeros runs through the critic. These give
-the same values and gradients without it.
+Their second derivative is zero. A gradient penalty is differentiated twice: torch's own layers then
+return tensors of zeros, and a whole backward pass of zeros runs through the critic. These layers
+give the same values and gradients without that pass.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 
 class _Gate(Function):
-    """A gradient times the slope at which the layer worked; linear in the gradient."""
+    """Product of a gradient and the layer's slope; linear in the gradient."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(gradient: Tensor, output: Tensor, slope: float) -> Tensor:
-        if gradient.stride() != output.stride():  # the kernel is many times slower on two layouts
+        if gradient.stride() != output.stride():  # the kernel is many times slower on mixed layouts
             gradient = torch.empty_like(output).copy_(gradient)
         if slope:
             return torch.ops.aten.leaky_relu_backward(gradient, output, slope, True)
@@ -64,7 +64,7 @@ class _Rectify(Function):
 
 
 class _Pool(Function):
-    """The mean over windows; the next one's adjoint, and the other way round."""
+    """Mean over windows; `_Spread` is its adjoint."""
 
     generate_vmap_rule = True
 
@@ -83,7 +83,7 @@ class _Pool(Function):
 
 
 class _Spread(Function):
-    """Each value, divided by the window's size, over its window."""
+    """Each value divided by the window's size and spread over its window; adjoint of `_Pool`."""
 
     generate_vmap_rule = True
 
@@ -102,35 +102,35 @@ class _Spread(Function):
 
 
 class ReLU(nn.ReLU):
-    """As torch's, but for the cost of a second derivative."""
+    """torch's ReLU, with a second derivative that costs nothing."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """``max(0, x)``, of any shape."""
+        """Compute ``max(0, x)``, of any shape."""
         return _Rectify.apply(input, 0.0)
 
 
 class LeakyReLU(nn.LeakyReLU):
-    """As torch's, with a slope above 0, but for the cost of a second derivative."""
+    """torch's LeakyReLU, for slopes above 0, with a second derivative that costs nothing."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """``max(x, slope x)``, of any shape."""
+        """Compute ``max(x, slope x)``, of any shape."""
         return _Rectify.apply(input, self.negative_slope)
 
 
 class Abs(nn.Module):
-    """``|x|``, whose slope is never 0: it passes on a gradient's whole norm (Anil et al. 2019)."""
+    """Absolute value; its slope is 1 or -1, so it keeps a gradient's norm (Anil et al. 2019)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """``|x|``, of any shape."""
+        """Compute ``|x|``, of any shape."""
         # Detached: the slope is constant wherever it has a derivative.
         return input * input.detach().sign()
 
 
 class GroupSort(nn.Module):
-    """Sort each pair of channels (Anil et al. 2019, section 4.1, with groups of 2: MaxMin).
+    """Sorting of each pair of channels (Anil et al. 2019, section 4.1, groups of 2: MaxMin).
 
-    It keeps every gradient's norm, where ReLU loses what it cuts off. Takes and returns
-    ``(N, C, ...)``; if C is odd, the last channel passes unchanged.
+    It keeps every gradient's norm; ReLU does not. Takes and returns ``(N, C, ...)``; if C is odd,
+    the last channel passes unchanged.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,10 +142,14 @@ class GroupSort(nn.Module):
 
 
 class AvgPool2d(nn.AvgPool2d):
-    """As torch's, but for the cost of a second derivative, of windows that fill the map."""
+    """torch's average pooling, with a second derivative that costs nothing.
+
+    The stride must be the default, the window's size. Where windows do not fill the map exactly, it
+    is torch's own.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Means over windows: ``(N, C, H, W)`` to ``(N, C, H / h, W / w)``."""
+        """Average over windows: ``(N, C, H, W)`` to ``(N, C, H / h, W / w)``."""
         size = self.kernel_size
         height, width = (size, size) if isinstance(size, int) else size
         if input.shape[-2] % height or input.shape[-1] % width:

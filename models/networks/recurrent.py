@@ -1,7 +1,7 @@
-"""Recurrent layers for sequences ``(N, T, D)``, whose gradients can be differentiated again.
+"""Recurrent layers for sequences ``(N, T, D)`` that can be differentiated twice.
 
-Our own cells, of dense layers, and not ``nn.GRU``: cuDNN's cannot be differentiated twice, which a
-gradient penalty needs; and what a constraint does to dense layers it does to these.
+A gradient penalty needs second derivatives, which cuDNN's ``nn.GRU`` and ``nn.LSTM`` do not have.
+These are made of dense layers, so constraints on dense layers act on them too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class GRU(nn.Module):
         self.candidate = nn.Tanh()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The state after each step, from zero on."""
+        """Return the state after each step; the state before the first is zero."""
         width = self.state.in_features
         h = x.new_zeros(len(x), width)
         states = []
@@ -47,31 +47,31 @@ class LSTM(nn.Module):
         self.output = nn.Tanh()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The state after each step, from zero on."""
+        """Return the state after each step; the state before the first is zero."""
         h = cell = x.new_zeros(len(x), self.state.in_features)
         states = []
         for step in self.input(x).unbind(dim=1):
-            enter, keep, candidate, show = (step + self.state(h)).chunk(4, dim=1)
-            cell = self.gate(keep) * cell + self.gate(enter) * self.candidate(candidate)
-            h = self.gate(show) * self.output(cell)
+            input_gate, forget, candidate, output_gate = (step + self.state(h)).chunk(4, dim=1)
+            cell = self.gate(forget) * cell + self.gate(input_gate) * self.candidate(candidate)
+            h = self.gate(output_gate) * self.output(cell)
             states.append(h)
         return torch.stack(states, dim=1)
 
 
 class StepsFirst(nn.Module):
-    """Swaps features and steps: ``(N, D, T)`` to ``(N, T, D)``."""
+    """Swap of features and steps: ``(N, D, T)`` to ``(N, T, D)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Swap the last two axes."""
         return x.transpose(1, 2)
 
 
 class PoolSteps(nn.Module):
-    """The sum over steps over the root of their number: ``(N, T, W)`` to ``(N, W)``.
+    """Sum over steps, divided by the square root of T: ``(N, T, W)`` to ``(N, W)``.
 
-    Its Lipschitz constant is 1 for any T, where a mean's would vanish.
+    Its Lipschitz constant is 1 for any T; that of a mean falls as T grows.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """Pool the steps."""
         return x.sum(dim=1) * x.shape[1] ** -0.5

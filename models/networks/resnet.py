@@ -12,7 +12,7 @@ from models.networks.convolution import Conv2d
 from models.networks.piecewise import AvgPool2d
 
 Before = Callable[[int], list[nn.Module]]
-"""Channels to what stands before a convolution: the normalisation, if any, and the activation."""
+"""Builds the normalisation, if any, and the activation before a convolution of given channels."""
 Size = tuple[int, int]
 
 
@@ -31,24 +31,25 @@ class Residual(nn.Module):
 
 
 class _Block(NamedTuple):
-    """One block, counted from the image inwards."""
+    """One residual block; blocks are counted from the image inwards."""
 
     stage: int
-    """Halvings of the image at its inner end."""
+    """Number of times the image is halved at the block's inner end."""
     resizes: bool
     convolutions: int
 
 
 def num_blocks(depth: int) -> int:
-    """Residual blocks in a network of ``depth`` hidden layers: two to a block, one is not in any.
+    """Number of residual blocks in a network of ``depth`` hidden layers.
 
-    Where the number is uneven, the block farthest from the image has a single convolution.
+    One layer belongs to no block, and each block has two of the others; if these are odd in number,
+    the block farthest from the image has a single one.
     """
     return math.ceil((depth - 1) / 2)
 
 
 def _blocks(depth: int, stages: int) -> list[_Block]:
-    """Spread the blocks over the stages; those left over go inwards, where they cost least."""
+    """Spread the blocks over the stages; surplus blocks go inwards, where they cost least."""
     count = num_blocks(depth)
     plan: list[_Block] = []
     for i in range(count):
@@ -61,15 +62,15 @@ def _blocks(depth: int, stages: int) -> list[_Block]:
 def resnet_critic(
     inputs: int, depth: int, sizes: list[Size], channels: Callable[[int], int], before: Before
 ) -> list[nn.Module]:
-    """A convolution, ``depth - 1`` more in residual blocks, mean pooling and a dense layer.
+    """Build a convolution, ``depth - 1`` more in residual blocks, mean pooling, a dense layer.
 
-    Blocks shrink by average pooling (Gulrajani et al. 2017, appendix C).
+    Blocks shrink their maps by average pooling (Gulrajani et al. 2017, appendix C).
 
     Args:
         inputs: channels of the image.
-        depth: hidden layers.
-        sizes: of the maps, from the image inwards.
-        channels: of a map, by the number of halvings.
+        depth: number of hidden layers.
+        sizes: sizes of the maps, from the image inwards.
+        channels: gives a map's channels by its number of halvings.
         before: see `Before`.
 
     Returns:
@@ -81,9 +82,9 @@ def resnet_critic(
         after = channels(block.stage)
         branch = _convolutions(now, after, block.convolutions, before)
         pool: list[nn.Module] = []
-        if block.resizes:  # an uneven map's last row and column are averaged over what there is
-            uneven = any(side % 2 for side in sizes[block.stage - 1])
-            pool = [AvgPool2d(2, ceil_mode=uneven)]
+        if block.resizes:  # the last row and column of an odd map are averaged over fewer pixels
+            odd = any(side % 2 for side in sizes[block.stage - 1])
+            pool = [AvgPool2d(2, ceil_mode=odd)]
         shortcut = [*pool, *_match(now, after)]
         layers.append(Residual(nn.Sequential(*branch, *pool), _shortcut(shortcut)))
         now = after
@@ -98,14 +99,16 @@ def resnet_generator(
     channels: Callable[[int], int],
     before: Before,
 ) -> list[nn.Module]:
-    """The critic's mirror image: dense, residual blocks that grow by nearest neighbours, tanh.
+    """Build the critic's mirror image: a dense layer, residual blocks, tanh.
+
+    Blocks enlarge their maps by repeating nearest neighbours.
 
     Args:
-        latent_size: of the input.
+        latent_size: size of the latents.
         outputs: channels of the image.
-        depth: hidden layers.
-        sizes: of the maps, from the image inwards.
-        channels: of a map, by the number of halvings.
+        depth: number of hidden layers.
+        sizes: sizes of the maps, from the image inwards.
+        channels: gives a map's channels by its number of halvings.
         before: see `Before`.
 
     Returns:

@@ -12,23 +12,24 @@ Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu", "abs", "g
 Normalization = Literal["none", "batch", "layer", "instance"]
 Architecture = Literal["mlp", "dcgan", "resnet", "gru", "lstm"]
 Shape = tuple[int, ...]
-"""Of one item: ``(D,)`` for a vector, ``(C, H, W)`` for an image, ``(T, D)`` for a sequence."""
+"""Shape of one item: ``(D,)`` for a vector, ``(C, H, W)`` an image, ``(T, D)`` a sequence."""
 
 ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
     "vectors": ("mlp",),
     "images": ("dcgan", "resnet"),
     "sequences": ("gru", "lstm"),
 }
-"""What takes what; the first is what we advise."""
+"""Architectures for each kind of data; the first is the one we advise."""
 KINDS = {1: "vectors", 2: "sequences", 3: "images"}
-"""Of items, by their number of axes."""
+"""Kinds of data, by the number of axes of one item."""
 
 
 class NetworkConfig(BaseModel):
-    """One network. ``depth`` counts hidden layers; ``width`` their units or base channels.
+    """Settings of one network.
 
-    A shortcut of a ResNet is no layer: the longest path counts. For ``gru`` and ``lstm`` it is the
-    number of recurrent layers; a dense hidden layer, with the activation, follows them.
+    ``depth`` is the number of hidden layers, ``width`` their units or base channels. For ``resnet``
+    the longest path counts, so shortcuts do not. For ``gru`` and ``lstm`` the depth is the number
+    of recurrent layers; one dense hidden layer, with the activation, follows them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,16 +42,16 @@ class NetworkConfig(BaseModel):
 
 
 class GeneratorConfig(NetworkConfig):
-    """A generator: latents ``(N, latent_size)`` to samples ``(N, *shape)``."""
+    """Settings of a generator: latents ``(N, latent_size)`` to samples ``(N, *shape)``."""
 
     latent_size: int = Field(default=64, ge=1, le=65536)
 
 
 class CriticConfig(NetworkConfig):
-    """A critic: samples ``(N, *shape)`` to scores ``(N,)``, real numbers without a bound."""
+    """Settings of a critic: samples ``(N, *shape)`` to scores ``(N,)``, which have no bound."""
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the units that each activation's output loses while training."""
+    """Share of each activation's outputs that is dropped while training."""
 
 
 def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
@@ -62,7 +63,7 @@ def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
         role: "generator" or "critic", for the message.
 
     Raises:
-        ConfigError: it does not; says what to set.
+        ConfigError: it does not; the message says what to set.
     """
     kind = KINDS[len(shape)]
     if config.architecture not in ARCHITECTURES[kind]:

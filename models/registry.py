@@ -58,7 +58,7 @@ def client() -> MlflowClient:
 
 def is_reference(model: str) -> bool:
     """Return True if ``model`` is a registry name such as ``digits@champion``, not a folder."""
-    return "@" in model and not Path(model).exists()
+    return "@" in model and not os.path.exists(model)  # False too for what no path can be
 
 
 def resolve(model: str) -> tuple[str, str]:

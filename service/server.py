@@ -1,16 +1,18 @@
-"""Starting the server: BentoML in the foreground, in this process's place."""
+"""The start of the server: `wgan serve` checks every setting, then becomes BentoML."""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
 from typing import NoReturn
 
 from models import registry
-from service.keys import VARIABLE, read_keys
-from service.state import ModelHolder, workers_wanted
+from models.errors import ConfigError
+from service.keys import read_keys
+from service.settings import Settings, misspelt
 
 
 def serve(model: str, host: str, port: int, workers: int | None = None) -> NoReturn:
@@ -18,32 +20,25 @@ def serve(model: str, host: str, port: int, workers: int | None = None) -> NoRet
 
     Args:
         model: an artifact folder, or a registry name such as ``digits@champion``.
-        host: to bind.
+        host: IP address to bind.
         port: to bind.
         workers: processes that answer; default: ``WGAN_WORKERS``, or 1.
 
     Raises:
-        ConfigError: a variable of the environment holds nothing of use, or the file of API keys
-            has a mistake.
+        ConfigError: an environment variable has a bad value, the file of API keys has a mistake,
+            or the address cannot be bound.
     """
-    keys = os.environ.get(VARIABLE)
-    if keys:
-        read_keys(Path(keys))  # a mistake is told here, rather than in a log
-    environment = {
-        **os.environ,
-        "WGAN_MODEL": _absolute(model),
-        "MLFLOW_TRACKING_URI": registry.tracking_uri(),
-        "BENTOML_DO_NOT_TRACK": "True",
-        **({VARIABLE: str(Path(keys).absolute())} if keys else {}),
-    }
-    challenger = os.environ.get("WGAN_CHALLENGER")
-    if challenger:
-        environment["WGAN_CHALLENGER"] = _absolute(challenger)
-    if workers is not None:
-        environment["WGAN_WORKERS"] = str(workers)
-    os.environ.update(environment)
-    ModelHolder.configured()  # a mistake is told here, in one line
-    workers_wanted()
+    given = {"WGAN_MODEL": model, **({} if workers is None else {"WGAN_WORKERS": workers})}
+    settings = Settings.read(**given)
+    if settings.api_keys_file:
+        read_keys(settings.api_keys_file)
+    challenger = settings.challenger
+    if challenger and not registry.is_reference(challenger) and not os.path.isdir(challenger):
+        raise ConfigError(f"WGAN_CHALLENGER={challenger:.100}: there is no such folder")
+    _check_address(host, port)
+    for line in misspelt():
+        print(f"warning: {line}", file=sys.stderr)
+    environment = {**os.environ, **settings.environment(), "BENTOML_DO_NOT_TRACK": "True"}
     # Two servers that share BentoML's home wipe each other's state.
     environment.setdefault("BENTOML_HOME", tempfile.mkdtemp(prefix="wgan-bentoml-"))
     root = Path(__file__).parent.parent
@@ -54,5 +49,18 @@ def serve(model: str, host: str, port: int, workers: int | None = None) -> NoRet
     os.execve(sys.executable, [*command, *options], environment)
 
 
-def _absolute(model: str) -> str:
-    return model if registry.is_reference(model) else str(Path(model).absolute())
+def _check_address(host: str, port: int) -> None:
+    """Bind an address and let it go again.
+
+    Raises:
+        ConfigError: it is in use, not of this machine, or no address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.inet_pton(family, host)  # a name is none: BentoML takes IP addresses only
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot listen on {host}, port {port}: {reason}") from None

@@ -1,0 +1,268 @@
+"""Settings of the service: every environment variable that it reads, in one class.
+
+`python -m service.settings` writes the table in docs/operating.md from this class.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from models import registry
+from models.errors import ConfigError
+
+MIN_DRIFT_WINDOW = 50
+"""With fewer scores than this, only gross changes would show."""
+MAX_SHOWN = 60
+"""Characters of a value in a message."""
+PAGE = Path(__file__).parent.parent / "docs/operating.md"
+START, END = "<!-- made by `python -m service.settings` -->\n", "<!-- end -->"
+
+
+def _absolute(path: Path) -> Path:
+    """Make a path absolute: the workers run in another folder."""
+    return path.absolute()
+
+
+def _folder(path: Path) -> Path:
+    """Check that a folder is there, or could be made."""
+    path = path.absolute()
+    try:
+        existing = next(p for p in (path, *path.parents) if p.exists())
+    except OSError as error:  # such as a name that is too long
+        raise ValueError(f"write the path of a folder ({error.strerror})") from None
+    if not existing.is_dir():
+        raise ValueError(f"write the path of a folder; {existing} is a file")
+    return path
+
+
+def _model(model: str) -> str:
+    """Make an artifact folder's path absolute; leave a registry name as it is."""
+    return model if not model or registry.is_reference(model) else str(Path(model).absolute())
+
+
+def _window(size: int) -> int:
+    if 0 < size < MIN_DRIFT_WINDOW:
+        raise ValueError(f"write 0, or at least {MIN_DRIFT_WINDOW} items")
+    return size
+
+
+def _url(text: str) -> str:
+    if not re.match(r"https?://[^\s/]", text):
+        raise ValueError("write a URL that begins with http:// or https://")
+    return text
+
+
+Url = Annotated[str, AfterValidator(_url)]
+ModelName = Annotated[str, AfterValidator(_model)]
+
+
+class Settings(BaseSettings):
+    """What an operator can set. An empty variable counts as one that is not set."""
+
+    model_config = SettingsConfigDict(
+        case_sensitive=True,
+        env_ignore_empty=True,
+        frozen=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
+    )
+
+    model: ModelName = Field(
+        "",
+        alias="WGAN_MODEL",
+        description="an artifact folder, or a registry name such as `digits@champion` or "
+        "`digits@3`; `--model`",
+    )
+    tracking_uri: str = Field(
+        default_factory=registry.tracking_uri,
+        alias="MLFLOW_TRACKING_URI",
+        description="the registry; a folder needs none",
+        json_schema_extra={"default": "`mlflow.db` here"},
+    )
+    registry_poll_seconds: float = Field(
+        30.0,
+        alias="WGAN_REGISTRY_POLL_SECONDS",
+        ge=0.05,
+        le=604_800,
+        description="how often the registry is asked which version its alias names; each wait "
+        "varies by a fifth, so that replicas do not ask at once",
+    )
+    cache: Annotated[Path, AfterValidator(_folder)] | None = Field(
+        None,
+        alias="WGAN_CACHE",
+        description="downloaded versions are kept below `models/` there; on a volume they outlive "
+        "the container",
+        json_schema_extra={"default": "`~/.cache/wgan-foundry`"},
+    )
+    challenger: ModelName = Field(
+        "",
+        alias="WGAN_CHALLENGER",
+        description="a second model, named like the first, such as `digits@challenger`",
+    )
+    challenger_share: float = Field(
+        0.0,
+        alias="WGAN_CHALLENGER_SHARE",
+        ge=0,
+        le=1,
+        description="share of the requests that name no model which goes to the challenger",
+    )
+    workers: int = Field(
+        1, alias="WGAN_WORKERS", ge=1, le=1024, description="processes that answer; `--workers`"
+    )
+    max_in_flight: int = Field(
+        64,
+        alias="WGAN_MAX_IN_FLIGHT",
+        ge=1,
+        le=1_000_000,
+        description="requests that one process answers at the same time; more are refused (503)",
+    )
+    api_keys_file: Annotated[Path, AfterValidator(_absolute)] | None = Field(
+        None,
+        alias="WGAN_API_KEYS_FILE",
+        description="the file of API keys: see [service.md](service.md#keys)",
+        json_schema_extra={"default": "none: anybody may ask"},
+    )
+    drain_seconds: float = Field(
+        0.0,
+        alias="WGAN_DRAIN_SECONDS",
+        ge=0,
+        le=86_400,
+        description="how long the service is unready, still answering, between SIGTERM and its "
+        "end; longer than a load balancer takes to notice",
+    )
+    drift_window: Annotated[int, AfterValidator(_window)] = Field(
+        0,
+        alias="WGAN_DRIFT_WINDOW",
+        ge=0,
+        le=1_000_000,
+        description=f"scored items that drift is measured over, at least {MIN_DRIFT_WINDOW}; "
+        "0 turns it off",
+    )
+    otlp_endpoint: Url | None = Field(
+        None,
+        alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="where traces go, by OTLP over HTTP; OpenTelemetry's other variables hold too",
+        json_schema_extra={"default": "none: no traces"},
+    )
+    otlp_traces_endpoint: Url | None = Field(
+        None,
+        alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        description="the same, as the whole URL",
+    )
+    otel_service_name: str = Field(
+        "wgan", alias="OTEL_SERVICE_NAME", description="the service's name in traces"
+    )
+    metrics_folder: Path | None = Field(
+        None,
+        alias="PROMETHEUS_MULTIPROC_DIR",
+        exclude=True,  # no operator's business: BentoML sets it for its workers
+        description="folder of the metrics and drift windows that the workers share",
+    )
+
+    @model_validator(mode="after")
+    def _share_has_challenger(self) -> Self:
+        if self.challenger_share and not self.challenger:
+            raise ValueError("WGAN_CHALLENGER_SHARE: name the challenger in WGAN_CHALLENGER")
+        return self
+
+    @classmethod
+    def read(cls, **given: Any) -> Settings:
+        """Read the environment.
+
+        Args:
+            given: values, by variable, that take the environment's place.
+
+        Raises:
+            ConfigError: a variable has a bad value; one line that names it.
+        """
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise ConfigError("; ".join(map(_complaint, error.errors()))) from None
+
+    @property
+    def is_tracing(self) -> bool:
+        """Whether spans are sent anywhere."""
+        return bool(self.otlp_endpoint or self.otlp_traces_endpoint)
+
+    def environment(self) -> dict[str, str]:
+        """The variables that hold these settings, for processes in other folders."""
+        values = self.model_dump(by_alias=True, exclude_unset=True, exclude_none=True)
+        values["MLFLOW_TRACKING_URI"] = self.tracking_uri  # its default depends on the folder
+        return {name: str(value) for name, value in values.items()}
+
+
+def public_fields() -> dict[str, FieldInfo]:
+    """The settings that operators may use, by variable."""
+    fields = Settings.model_fields.values()
+    return {str(field.alias): field for field in fields if not field.exclude}
+
+
+def misspelt() -> list[str]:
+    """A line for each variable that is set, not read, and nearly named like one that is."""
+    known = public_fields()
+    return [
+        f"{name} is not read by the service; did you mean {nearest[0]}?"
+        for name in sorted(os.environ.keys() - known.keys())
+        if name.startswith("WGAN_") and (nearest := difflib.get_close_matches(name, known, 1, 0.85))
+    ]
+
+
+def table() -> str:
+    """The settings as a Markdown table."""
+    lines = ["| variable | what | values | default |", "|---|---|---|---|"]
+    for name, field in public_fields().items():
+        extra = field.json_schema_extra
+        default = extra["default"] if isinstance(extra, dict) else field.default
+        shown = f"{default:g}" if isinstance(default, float) else default or "none"
+        if default == 0:
+            shown = "0"
+        lines.append(f"| `{name}` | {field.description} | {_allowed(field)} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+def page(content: str) -> str:
+    """The page's text with the present table in it."""
+    before, _, rest = content.partition(START)
+    return before + START + table() + END + rest.partition(END)[2]
+
+
+def _bounds(field: FieldInfo) -> tuple[float, float] | None:
+    lowest = [m.ge for m in field.metadata if isinstance(m, Ge)]
+    highest = [m.le for m in field.metadata if isinstance(m, Le)]
+    return (lowest[0], highest[0]) if lowest else None  # type: ignore[return-value]
+
+
+def _allowed(field: FieldInfo) -> str:
+    """The values of a number: such as "0 to 1"."""
+    bounds = _bounds(field)
+    return "" if bounds is None else f"{bounds[0]:,} to {bounds[1]:,}"
+
+
+def _complaint(error: ErrorDetails) -> str:
+    """One line for one bad value."""
+    if not error["loc"]:  # of several settings together: it names them itself
+        return str(error["ctx"]["error"])
+    name = str(error["loc"][0])
+    field = public_fields()[name]
+    text = str(error["input"])
+    shown = text if text.isprintable() else ascii(text)
+    shown = shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "..."
+    if error["type"] == "value_error":
+        return f"{name}={shown}: {error['ctx']['error']}"
+    kind = "a whole number" if field.annotation is int else "a number"
+    return f"{name}={shown}: write {kind}, {_allowed(field)}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))

@@ -1,0 +1,163 @@
+"""Settings of the service: each is checked at the start, and told in docs/operating.md."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from annotated_types import Ge, Le
+
+from models.errors import ConfigError
+from service import settings
+from service.server import serve
+from service.settings import Settings, misspelt, public_fields
+from tests.artifacts import make_artifact
+from tests.test_service import free_port
+
+WGAN = Path(sys.executable).with_name("wgan")
+NUMBERS = {
+    name: f for name, f in public_fields().items() if any(isinstance(m, Ge) for m in f.metadata)
+}
+BAD_TEXTS = {
+    "WGAN_CHALLENGER": "/no/such/folder",
+    "WGAN_CACHE": "/etc/passwd",
+    "WGAN_API_KEYS_FILE": "/no/such/file",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "abc",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "ftp://collector",
+}
+"""A bad value of each setting that is no number."""
+FREE = {"WGAN_MODEL", "MLFLOW_TRACKING_URI", "OTEL_SERVICE_NAME"}
+"""Any text will do, as far as the settings can tell; the command itself looks at the model."""
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in public_fields():
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_artifact(tmp_path_factory.mktemp("settings") / "artifact")
+
+
+def bad_numbers() -> list[tuple[str, str]]:
+    found = []
+    for name, field in NUMBERS.items():
+        (highest,) = [m.le for m in field.metadata if isinstance(m, Le)]
+        for value in ("abc", "1 2", "nan", "inf", "-1", "1e300", "9" * 5000, "0x10", f"{highest}1"):
+            found.append((name, value))
+    return found
+
+
+def test_every_setting_is_tried_with_bad_values() -> None:
+    assert public_fields().keys() == NUMBERS.keys() | BAD_TEXTS.keys() | FREE
+    assert len(NUMBERS) > 4
+
+
+@pytest.mark.parametrize(("name", "value"), bad_numbers())
+def test_a_bad_number_is_told_in_one_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        Settings.read()
+    line = str(caught.value)
+    assert line.startswith(f"{name}=")
+    assert "\n" not in line
+    assert len(line) < 200
+
+
+@pytest.mark.parametrize("name", public_fields())
+def test_an_empty_variable_is_as_good_as_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Settings.read()
+    monkeypatch.setenv(name, "")
+    assert Settings.read() == expected
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_bounds_are_allowed_themselves(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WGAN_CHALLENGER", "a@b")
+    (lowest,) = [m.ge for m in NUMBERS[name].metadata if isinstance(m, Ge)]
+    (highest,) = [m.le for m in NUMBERS[name].metadata if isinstance(m, Le)]
+    for value in (lowest, highest):
+        monkeypatch.setenv(name, str(value))
+        assert Settings.read().model_dump(by_alias=True)[name] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*BAD_TEXTS.items(), *((name, "x" * 5000) for name in BAD_TEXTS)],
+)
+def test_a_bad_text_ends_the_server_at_once(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.execve", lambda *_: pytest.fail("it was started"))
+    with pytest.raises(ConfigError) as caught:
+        serve("some/folder", "127.0.0.1", free_port())
+    line = str(caught.value)
+    assert line.startswith(name)
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [("127.0.0.1", 70_000), ("localhost", 0), ("192.0.2.1", 0), ("", 0)]
+)
+def test_an_address_of_no_use_is_told(
+    host: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.execve", lambda *_: pytest.fail("it was started"))
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}, port {port}: ."):
+        serve("some/folder", host, port)
+
+
+def test_the_command_ends_at_once_in_one_line(artifact: Path) -> None:
+    def run(port: int = 1, **environment: str) -> str:
+        done = subprocess.run(
+            [WGAN, "serve", "--model", artifact, "--port", str(port)],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    for name in ("WGAN_DRIFT_WINDOW", "WGAN_MAX_IN_FLIGHT", "WGAN_DRAIN_SECONDS"):
+        assert f"{name}=abc: write" in run(**{name: "abc"})
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"port {port}: Address already in use" in run(port)
+
+
+def test_a_misspelt_variable_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WGAN_DRAIN_SECOND", "3")
+    monkeypatch.setenv("WGAN_PORT_3000_TCP_ADDR", "10.0.0.1")  # Kubernetes sets it for a Service
+    monkeypatch.setenv("WGAN_EMOJI_FONT", "x")  # training reads it
+    (line,) = misspelt()
+    assert "WGAN_DRAIN_SECOND " in line
+    assert line.endswith("did you mean WGAN_DRAIN_SECONDS?")
+
+
+def test_the_workers_get_what_was_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WGAN_CACHE", "cache")
+    monkeypatch.setenv("WGAN_API_KEYS_FILE", "keys")
+    checked = Settings.read(WGAN_MODEL="runs/a", WGAN_WORKERS=3)
+    assert checked.model == str(tmp_path / "runs/a")
+    for name, value in checked.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir("/")
+    assert Settings.read() == checked
+
+
+def test_the_table_in_the_docs_is_that_of_the_class() -> None:
+    content = settings.PAGE.read_text()
+    assert settings.page(content) == content, "run `python -m service.settings`"

@@ -1,11 +1,10 @@
-"""API keys: who may do what, from a mounted file that is read again whenever it changes."""
+"""API keys and their scopes, from a mounted file that is read again whenever it changes."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import logging
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +22,7 @@ class Key(NamedTuple):
 
     name: str
     digest: bytes
-    """SHA-256 of the key, which itself is nowhere in the file."""
+    """SHA-256 of the key; the key itself is nowhere in the file."""
     scopes: frozenset[str]
 
 
@@ -36,12 +35,12 @@ class Forbidden(Exception):
 
 
 def read_keys(path: Path) -> list[Key]:
-    """Read a file of ``name:sha256hex:scopes`` lines; scopes are divided by commas, or none.
+    """Read a file of ``name:sha256hex:scopes`` lines; scopes are separated by commas.
 
-    Empty lines and those that begin with # say nothing.
+    Empty lines and those that begin with # are skipped.
 
     Raises:
-        ConfigError: names the line that is wrong, without a word of what it holds.
+        ConfigError: names the line with a mistake, but shows nothing of its content.
     """
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -70,16 +69,10 @@ class Keys:
         self._seen: tuple[int, ...] | None = None
         self._keys: list[Key] = []
 
-    @classmethod
-    def configured(cls) -> Keys:
-        """Those in the file that the environment names."""
-        path = os.environ.get(VARIABLE)
-        return cls(Path(path) if path else None)
-
     def authenticate(self, authorization: str | None) -> Key | None:
-        """Whose ``Bearer KEY`` it is; None if there is no file, and so nobody to tell.
+        """Find the key of an ``Authorization`` header; None if no file of keys is configured.
 
-        Every key is compared, each in a time that does not depend on how much of it is right.
+        Every key is compared, each in constant time.
 
         Raises:
             Unauthorized: no such key.
@@ -101,17 +94,17 @@ class Keys:
         return self.path is not None and any("metrics" in key.scopes for key in self.current())
 
     def current(self) -> list[Key]:
-        """The keys in the file as it is now, or as it was before it became unreadable.
+        """The keys in the file, read again if it has changed.
 
-        A mounted secret is replaced as a whole; a file caught half written, or with a mistake in
-        it, must lock nobody out. At the start there is nothing before it: then nobody has a key.
+        A file that is half written or has a mistake must lock nobody out: the keys stay as they
+        were. At the start there are none yet, so then no key is known.
         """
         assert self.path is not None
         try:
             stat = self.path.stat()
             seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         except OSError:
-            seen = (0, 0, 0)  # it is told that it has gone, once
+            seen = (0, 0, 0)  # the log says once that the file is gone
         if seen != self._seen:
             self._seen = seen
             try:
@@ -123,10 +116,10 @@ class Keys:
 
 
 def allow(key: Key | None, scope: str) -> None:
-    """Let a key through that has a scope.
+    """Check that a key has a scope; without keys, everything is allowed.
 
     Raises:
-        Forbidden: it has not.
+        Forbidden: the key lacks the scope.
     """
     if key is not None and scope not in key.scopes:
         raise Forbidden(f"the key of {key.name} lacks the scope {scope}")

@@ -1,78 +1,84 @@
-"""What is refused before a route sees it: who may ask, how much at once, and for how long."""
+"""Bounds of every request, checked before an endpoint sees it: keys, sizes, number and time."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ClassVar, cast
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import anyio
-import uvicorn.protocols.http.auto
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.keys import Keys, Unauthorized
-from service.problems import MEDIA_TYPE, mended, problem, unauthorized
+from service.problems import as_problem, problem, unauthorized
 from service.telemetry import REQUEST_ID, new_id
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
 
 MAX_BODY = 16 * 2**20
 """Bytes of one body."""
 MAX_BUFFERED = 8 * MAX_BODY
-"""Bytes of all bodies that are held at once."""
+"""Bytes of all bodies that one worker holds at once: the buffer."""
 SMALL_BODY = 2**16
-"""Bytes up to which a body is read even so: large ones must not shut small ones out."""
+"""Bodies up to this size are read even when the buffer is full, so large uploads cannot starve
+small requests."""
 MAX_HEADERS = 2**15
-"""Bytes of a request's headers."""
+"""Bytes of all headers of a request."""
 MAX_HEADER_LINES = 100
-MAX_IN_FLIGHT = int(os.environ.get("WGAN_MAX_IN_FLIGHT", "64"))
-"""Requests whose bodies are read and whose answers are not yet sent, in one worker."""
 TIMEOUT = 60.0
-"""Seconds from a request's first byte to its answer's."""
+"""Seconds from a request's first byte to the first byte of its answer."""
 ANSWER_TIMEOUT = 600.0
-"""Seconds that an answer may take from its first byte on: clients may read slowly, not for ever."""
+"""Seconds from an answer's first byte to its last: clients may read slowly, but not for ever."""
 UNWATCHED = 0.02
-"""Seconds after which it matters whether the client is still there: to look costs time itself."""
+"""Seconds before we begin to watch whether the client leaves: watching costs time itself."""
 UNLIMITED = ("/livez", "/readyz", "/healthz", "/metrics")
-"""What must answer however busy the service is."""
+"""Paths that must answer however busy the service is."""
 log = logging.getLogger("wgan.service")
 
 
 class Refused(Exception):
-    """A request that goes no further."""
+    """A request that goes no further, and its answer."""
 
     def __init__(self, answer: Response) -> None:
         super().__init__()
         self.answer = answer
 
 
+@dataclass
+class Load:
+    """What is under way in one worker."""
+
+    max_in_flight: int = 64
+    in_flight: int = 0
+    """Requests that were read and are not yet answered."""
+    buffered: int = 0
+    """Bytes of their bodies, and of those that are being read."""
+
+
 class Guard:
-    """The layer around everything: bounds, keys, and problem+json of each error.
+    """The layer around an application that bounds requests and makes each error a problem+json.
 
     BentoML answers an unknown path or a failed probe in plain text, an unexpected exception
-    reaches nobody's handler, and nothing bounds a body: one layer treats all alike.
+    reaches no handler, and nothing bounds a body: this layer treats all alike.
+
+    Args:
+        app: answers what is let through.
+        keys: who may ask.
+        on_answer: called with the status of each answer.
+        load: what is under way; several guards may share it.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         keys: Keys,
-        answered: Callable[[int], None] = lambda status: None,
-        direct: Mapping[tuple[str, str], ASGIApp] | None = None,
+        on_answer: Callable[[int], None] = lambda status: None,
+        load: Load | None = None,
     ) -> None:
         self.app = app
         self.keys = keys
-        self.direct = direct or {}
-        """By method and path: what is answered here; two routers cost as much as a small answer."""
-        self.answered = answered
-        """Is told the status of each answer."""
-        self.in_flight = 0
-        self.buffered = 0
+        self.on_answer = on_answer
+        self.load = load or Load()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -82,13 +88,13 @@ class Guard:
         answer: Response | None = None
         started = left = False
 
-        async def mending(message: Message) -> None:
+        async def send_or_replace(message: Message) -> None:
             nonlocal answer, started
             if message["type"] == "http.response.start":
-                answer = mended(message)
+                answer = as_problem(message)
                 started = answer is None
                 if started:
-                    self.answered(message["status"])
+                    self.on_answer(message["status"])
                     if not limit.cancel_called:
                         limit.deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT
                     nosniff = (b"x-content-type-options", b"nosniff")
@@ -99,14 +105,14 @@ class Guard:
         def leave() -> None:
             nonlocal left
             left = True
-            limit.cancel()  # threads ask it whether they work for nobody
+            limit.cancel()  # work in threads checks this and stops
 
         with anyio.move_on_after(TIMEOUT) as limit:
             try:
-                await self._admitted(scope, receive, mending, leave)
+                await self._admit(scope, receive, send_or_replace, leave)
             except Refused as refused:
                 answer = refused.answer
-            except Exception:  # nothing may reach the client but an id to find it in the log by
+            except Exception:  # the client is told nothing but an id that is in the log
                 request_id = REQUEST_ID.get() or new_id()
                 log.exception("request %s failed", request_id)
                 if started:
@@ -117,19 +123,19 @@ class Guard:
         elif limit.cancelled_caught and not started:
             answer = problem(504, f"not done within {TIMEOUT:g} seconds")
         if answer is not None:
-            self.answered(answer.status_code)
+            self.on_answer(answer.status_code)
             await answer(scope, receive, send)
 
-    async def _admitted(
+    async def _admit(
         self, scope: Scope, receive: Receive, send: Send, leave: Callable[[], None]
     ) -> None:
-        """Serve a request that has a key where it needs one, and a place."""
+        """Serve a request that keeps the bounds, and has a key where it needs one."""
         headers = dict(scope["headers"])
         size = sum(len(name) + len(value) for name, value in scope["headers"])
         if size > MAX_HEADERS or len(scope["headers"]) > MAX_HEADER_LINES:
             limits = f"{MAX_HEADERS} bytes or {MAX_HEADER_LINES} lines"
             raise Refused(problem(431, f"the headers are over {limits}"))
-        if not scope["path"].isprintable():  # the router would let a line feed at its end pass
+        if not scope["path"].isprintable():  # the router ignores a line feed at the end
             raise Refused(problem(404, "there is no such path"))
         if scope["path"].startswith("/v1/"):
             authorization = headers.get(b"authorization")
@@ -140,7 +146,7 @@ class Guard:
             except Unauthorized as error:
                 raise Refused(unauthorized(str(error))) from None
         is_limited = scope["path"] not in UNLIMITED
-        self._find_place(is_limited)  # whoever is refused anyway need not send a body first
+        self._check_in_flight(is_limited)  # before the body, which would be sent for nothing
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > MAX_BODY:
             raise _too_large()
@@ -149,26 +155,25 @@ class Guard:
         def hold(size: int) -> None:
             nonlocal held
             held += size
-            self.buffered += size
+            self.load.buffered += size
             if held > MAX_BODY:
                 raise _too_large()
-            if self.buffered > MAX_BUFFERED and held > SMALL_BODY:
+            if self.load.buffered > MAX_BUFFERED and held > SMALL_BODY:
                 raise _busy()
 
         try:
             body = await _read(receive, hold)
-            self._find_place(is_limited)  # a client may take its time to send
-            self.in_flight += is_limited
+            self._check_in_flight(is_limited)  # again: a client may take long to send
+            self.load.in_flight += is_limited
             try:
-                app = self.direct.get((scope["method"], scope["path"]), self.app)
-                await _attended(app, scope, body, receive, send, leave)
+                await _answer(self.app, scope, body, receive, send, leave)
             finally:
-                self.in_flight -= is_limited
+                self.load.in_flight -= is_limited
         finally:
-            self.buffered -= held
+            self.load.buffered -= held
 
-    def _find_place(self, is_limited: bool) -> None:
-        if is_limited and self.in_flight >= MAX_IN_FLIGHT:
+    def _check_in_flight(self, is_limited: bool) -> None:
+        if is_limited and self.load.in_flight >= self.load.max_in_flight:
             raise _busy()
 
 
@@ -181,11 +186,11 @@ def _too_large() -> Refused:
 
 
 def _gone() -> Refused:
-    return Refused(Response(status_code=408))  # nobody will read it, but it ends the exchange
+    return Refused(Response(status_code=408))  # nobody reads it, but it ends the exchange
 
 
 async def _read(receive: Receive, hold: Callable[[int], None]) -> bytes:
-    """The whole body, part by part as ``hold`` lets them in."""
+    """Read the whole body; ``hold`` is told the size of each part, and may refuse it."""
     parts = []
     while True:
         message = await receive()
@@ -198,7 +203,7 @@ async def _read(receive: Receive, hold: Callable[[int], None]) -> bytes:
             return b"".join(parts)
 
 
-async def _attended(
+async def _answer(
     app: ASGIApp,
     scope: Scope,
     body: bytes,
@@ -206,13 +211,13 @@ async def _attended(
     send: Send,
     leave: Callable[[], None],
 ) -> None:
-    """Let the application answer, and tell when the client leaves before it has."""
+    """Let the application answer; call ``leave`` if the client leaves before that."""
     whole: bytes | None = body
     answered = False
     gone = asyncio.Event()
     watcher: asyncio.Task[None] | None = None
 
-    async def replaying() -> Message:
+    async def replay() -> Message:
         nonlocal whole
         if whole is not None:
             message = {"type": "http.request", "body": whole, "more_body": False}
@@ -221,7 +226,7 @@ async def _attended(
         await gone.wait()
         return {"type": "http.disconnect"}
 
-    async def sending(message: Message) -> None:
+    async def track(message: Message) -> None:
         nonlocal answered
         await send(message)
         answered = message["type"] == "http.response.body" and not message.get("more_body")
@@ -239,57 +244,8 @@ async def _attended(
 
     beginning = asyncio.get_running_loop().call_later(UNWATCHED, begin)
     try:
-        await app(scope, replaying, sending)
+        await app(scope, replay, track)
     finally:
         beginning.cancel()
         if watcher:
             watcher.cancel()
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """Uvicorn's HTTP/1.1, which has no bound on a head: one connection could fill the memory."""
-
-    entries: ClassVar[Mapping[tuple[str, str], ASGIApp]] = {}
-    """By method and path: what goes by none of BentoML's layers, which would cost as much as a
-    small answer."""
-    unread = 0
-    """Bytes since a head was whole, or a part of a body came."""
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes, unless they make a head longer than any that is let through."""
-        self.unread += len(data)
-        super().data_received(data)
-        if self.unread > 2 * MAX_HEADERS and not self.transport.is_closing():
-            self.send_400_response(f"the headers are over {MAX_HEADERS} bytes")
-
-    def on_headers_complete(self) -> None:
-        """A head is whole."""
-        self.unread = 0
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        """A part of a body came."""
-        self.unread = 0
-        super().on_body(body)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP, as problem+json."""
-        answer = problem(400, msg)
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\nconnection: close\r\n"
-        length = f"content-length: {len(answer.body)}\r\n\r\n"
-        self.transport.write((head + length).encode() + bytes(answer.body))
-        self.transport.close()
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        entry = self.entries.get((cycle.scope["method"], cycle.scope["path"]))
-        if entry and app is self.app:  # not uvicorn's own refusal
-            app = cast("ASGI3Application", entry)
-        super()._start_asgi_task(cycle, app)
-
-    def _should_upgrade_to_ws(self) -> bool:
-        return False  # there is no websocket here
-
-
-def bound_protocol() -> None:
-    """Have uvicorn, which BentoML starts without a choice of protocol, speak the bounded one."""
-    uvicorn.protocols.http.auto.AutoHTTPProtocol = BoundedProtocol

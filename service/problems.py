@@ -1,4 +1,4 @@
-"""Errors as problem+json (RFC 9457), whoever made them."""
+"""Errors as problem+json (RFC 9457), from our endpoints and from other layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.keys import Forbidden, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 100
-"""Schema errors that are listed: a body can break the schema a million times."""
+"""Schema errors that are listed; a body can have a million."""
 
 
 class BadRequest(Exception):
@@ -48,7 +48,7 @@ def unauthorized(detail: str) -> Response:
 
 
 def describe(error: ValidationError) -> BadRequest:
-    """Turn pydantic's complaints into paths and messages."""
+    """Turn pydantic's errors into paths and messages."""
     detail, count = "the body does not follow the schema", error.error_count()
     if count > MAX_ERRORS:
         return BadRequest(detail, [{"path": "/", "message": f"{count} errors, too many to list"}])
@@ -70,7 +70,7 @@ async def on_wrong_shape(request: Request, error: Exception) -> Response:
 
 
 async def on_undecodable(request: Request, error: Exception) -> Response:
-    """415: a file that is nothing we read."""
+    """415: a file of no kind that is read."""
     return problem(415, str(error))
 
 
@@ -107,15 +107,15 @@ HANDLERS: dict[Any, Any] = {
 }
 
 
-def mended(start: Message) -> Response | None:
-    """The problem to send in place of an error that is not one yet; else None."""
+def as_problem(start: Message) -> Response | None:
+    """Return the problem to send in place of another layer's error; None for all other answers."""
     status = start["status"]
-    if status == 307:  # BentoML's router, to the path without a slash, at any host one names
+    if status == 307:  # BentoML's router redirects to any host that a client names
         return problem(404, _detail(404))
     headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in start["headers"]}
     if status < 400 or headers.get("content-type", "").startswith(MEDIA_TYPE):
         return None
-    kept = {k: v for k, v in headers.items() if not k.startswith("content-")}  # such as Allow
+    kept = {k: v for k, v in headers.items() if not k.startswith("content-")}  # e.g. Allow
     return problem(status, _detail(status), kept)
 
 

@@ -1,4 +1,4 @@
-"""Scoring: requests that wait at the same time share a forward when their turn comes."""
+"""Scoring: requests that wait at the same time share a forward."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from service.state import Served
+from models.errors import ShapeError
+from service.drift import Windows
+from service.metrics import Metrics
+from service.served import Served
 
 Array = np.ndarray
 T = TypeVar("T")
 
 
-class Given(NamedTuple):
-    """What a request asks to have scored."""
+class ScoreJob(NamedTuple):
+    """The items of one request, ready to be scored."""
 
     served: Served
     items: Array
@@ -28,55 +31,59 @@ class Given(NamedTuple):
     """As `Model.require_labels` wants them."""
 
 
-Waiting = deque[tuple[Callable[[], Given], "Future[T]"]]
+Queue = deque[tuple[Callable[[], ScoreJob], "Future[T]"]]
 
 
-class Gathered(Generic[T]):
-    """Scores requests, those together that wait together.
+class ScoreBatcher(Generic[T]):
+    """Scores requests that wait at the same time in one forward.
 
-    A forward has `models.sampling.CHUNK` rows however few are asked for. A turn does not wait for
-    company: it takes along who waits by then. BentoML's batching, which does wait, made a lone
-    request seven times as slow (docs/performance.md).
+    A forward has `models.sampling.CHUNK` rows, even for one item. A batch does not wait to be
+    filled: it takes the requests that are waiting by then. BentoML's batching does wait, which
+    made a lone request seven times as slow (docs/performance.md).
+
+    Args:
+        run_unless: waits for a processor; unless its first argument then says that the work is
+            done, it does the second in a thread.
+        answer: makes the answer from the model, the scores ``(N,)`` and the batch's seconds.
     """
 
     def __init__(
         self,
-        in_thread_unless: Callable[[Callable[[], bool], Callable[[], None]], Awaitable[None]],
+        run_unless: Callable[[Callable[[], bool], Callable[[], None]], Awaitable[None]],
         answer: Callable[[Served, Array, float], T],
     ) -> None:
-        self._in_thread_unless = in_thread_unless
-        """Waits for a processor, then does the second, unless the first says it is done."""
+        self._run_unless = run_unless
         self._answer = answer
-        """Makes of the model, the scores ``(N,)`` and the seconds of the turn what is answered."""
-        self._waiting: Waiting[T] = deque()
+        self._waiting: Queue[T] = deque()
 
-    async def score(self, read: Callable[[], Given], alone: bool) -> T:
-        """Read items, score them and make the answer.
+    async def score(self, read: Callable[[], ScoreJob], alone: bool) -> T:
+        """Read a request's items, score them and make the answer.
 
         Args:
             read: called once, in a thread; what it raises is raised here.
-            alone: what may take long to read makes nobody else wait, and may be cancelled.
+            alone: score the request in a batch of its own. Items that may take long to read must
+                not make others wait, and can then be cancelled.
         """
         outcome: Future[T] = Future()
         mine = (read, outcome)
-        waiting: Waiting[T] = deque() if alone else self._waiting
+        waiting: Queue[T] = deque() if alone else self._waiting
         waiting.append(mine)
         try:
-            await self._in_thread_unless(
-                lambda: outcome.running() or outcome.done(), lambda: self._turn(waiting)
+            await self._run_unless(
+                lambda: outcome.running() or outcome.done(), lambda: self._run_batch(waiting)
             )
-            return await asyncio.wrap_future(outcome)  # another's turn may still be at it
+            return await asyncio.wrap_future(outcome)  # it may be in another request's batch
         finally:
-            outcome.cancel()  # of a client that left; any other is done
-            with contextlib.suppress(ValueError, IndexError):  # if it was taken, or just now is
+            outcome.cancel()  # the client left; otherwise it is done already
+            with contextlib.suppress(ValueError, IndexError):  # a batch has taken it
                 waiting.remove(mine)
 
-    def _turn(self, waiting: Waiting[T]) -> None:
-        """Score as many as fill a forward; whoever waits brings a turn, so none is left."""
+    def _run_batch(self, waiting: Queue[T]) -> None:
+        """Score as many requests as fill a forward; each request runs a batch, so none is left."""
         from models.sampling import CHUNK  # torch, which is for the worker alone
 
         began, rows = time.perf_counter(), 0
-        together: dict[int, list[tuple[Given, Future[T]]]] = {}
+        batches: dict[int, list[tuple[ScoreJob, Future[T]]]] = {}
         while rows < CHUNK:
             try:
                 read, outcome = waiting.popleft()
@@ -85,34 +92,62 @@ class Gathered(Generic[T]):
             if not outcome.set_running_or_notify_cancel():
                 continue
             try:
-                given = read()
-            except BaseException as error:  # whatever it is, it is told to the one whose it is
+                job = read()
+            except BaseException as error:  # this request's own: the others must not see it
                 outcome.set_exception(error)
                 continue
-            rows += len(given.items)
-            # Who fills a forward alone, always the last, is scored when the others have answers.
-            key = -1 if len(given.items) >= CHUNK else id(given.served)
-            together.setdefault(key, []).append((given, outcome))
-        for batch in together.values():
+            rows += len(job.items)
+            # A request that fills a forward alone comes last, so the others are answered first.
+            key = -1 if len(job.items) >= CHUNK else id(job.served)
+            batches.setdefault(key, []).append((job, outcome))
+        for batch in batches.values():
             self._score(batch, began)
 
-    def _score(self, batch: list[tuple[Given, Future[T]]], began: float) -> None:
-        """Score requests of one model in one go, and make their answers."""
+    def _score(self, batch: list[tuple[ScoreJob, Future[T]]], began: float) -> None:
+        """Score requests of one model in one forward, and make their answers."""
         served, _, labels = batch[0][0]
         try:
-            items = np.concatenate([given.items for given, _ in batch])
+            items = np.concatenate([job.items for job, _ in batch])
             if labels is not None:
-                labels = np.concatenate([given.labels for given, _ in batch])
+                labels = np.concatenate([job.labels for job, _ in batch])
             scores = served.model.score(items, labels)
         except Exception as error:
             for _, outcome in batch:
                 outcome.set_exception(error)
             return
         seconds, first = time.perf_counter() - began, 0
-        for given, outcome in batch:
-            own = scores[first : first + len(given.items)]
+        for job, outcome in batch:
+            own = scores[first : first + len(job.items)]
             first += len(own)
             try:
                 outcome.set_result(self._answer(served, own, seconds))
             except Exception as error:
                 outcome.set_exception(error)
+
+
+class ScoreResult(NamedTuple):
+    """Scores of one request beside those of real held-out items; each array is ``(N,)``."""
+
+    served: Served
+    scores: Array
+    percentiles: Array
+    """Where each score stands among those of real held-out items, 0 to 100."""
+    out_of_range: Array
+    """bool: whether a score lies outside all of them."""
+
+
+def compare(
+    metrics: Metrics, windows: Windows, served: Served, scores: Array, seconds: float
+) -> ScoreResult:
+    """Count scores ``(N,)`` of one request, and compare them with those of real items.
+
+    Raises:
+        ShapeError: a score is not finite: finite items can still overflow in the critic.
+    """
+    if not np.isfinite(scores).all():
+        raise ShapeError("the items are so large that their scores are not finite")
+    percentiles = served.model.percentiles(scores)
+    metrics.scoring.labels(served.role).observe(seconds)
+    metrics.count_scores(served.role, scores, percentiles)
+    windows.add(served, scores)
+    return ScoreResult(served, scores, percentiles, served.model.out_of_range(scores))

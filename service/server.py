@@ -42,7 +42,7 @@ def serve(model: str, host: str, port: int, workers: int | None = None) -> NoRet
     # Two servers that share BentoML's home wipe each other's state.
     environment.setdefault("BENTOML_HOME", tempfile.mkdtemp(prefix="wgan-bentoml-"))
     root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "bentoml", "serve", "service.app:WganService"]
+    command = [sys.executable, "-m", "bentoml", "serve", "service.entry:WganService"]
     options = ["--working-dir", str(root), "--host", host, "--port", str(port)]
     # Seconds for requests under way to end after SIGTERM; BentoML would wait for ever.
     options += ["--timeout-graceful-shutdown", "20"]

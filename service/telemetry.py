@@ -1,11 +1,10 @@
-"""What an operator can follow: JSON logs with request ids, and traces where they are configured."""
+"""Logs in JSON with request ids, and traces where they are configured."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
-import os
 import random
 import re
 import time
@@ -19,18 +18,16 @@ from opentelemetry import propagate, trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Of the request that is being answered."""
+"""Id of the request that is being answered."""
 HEADER = "x-request-id"
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""What a client's own request id may be; another is replaced by ours."""
+"""Form of a client's own request id; any other id is replaced by ours."""
 IDS = random.Random()
-"""Ours need be unlike each other, not secret."""
-ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-TRACING = any(map(os.environ.get, ENDPOINTS))
-"""Whether spans are sent anywhere; making them costs a small answer some per cent of its time."""
+"""Request ids must differ from each other; they need not be secret."""
 QUIET = frozenset(("/livez", "/readyz", "/metrics"))
-"""Asked every few seconds: logged only where they fail."""
-LONGEST_PATH = 200
+"""Paths that are asked every few seconds: logged only when they fail."""
+MAX_PATH = 200
+"""Characters of a path in the log."""
 BENTOML_HANDLER = "tracehandler"
 TRACER = trace.get_tracer("wgan")
 log = logging.getLogger("wgan.access")
@@ -60,9 +57,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """Have what BentoML's processes write, ours included, be JSON.
+    """Format all lines of BentoML's processes, ours included, as JSON.
 
-    What its lines do not tell need not be found out for each (the logging HOWTO, "Optimization").
+    Facts that the lines do not show are not collected (the logging HOWTO, "Optimization").
     """
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -74,51 +71,86 @@ def log_as_json() -> None:
                 handler.setFormatter(JsonFormatter())
 
 
-def trace_if_configured() -> None:
-    """Send spans by OTLP over HTTP, if OpenTelemetry's own variables name an endpoint.
-
-    `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER` and the like hold too.
-    """
-    if not TRACING:
-        return
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    name = os.environ.get("OTEL_SERVICE_NAME", "wgan")
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    trace.set_tracer_provider(provider)
-
-
 def new_id() -> str:
-    """An id for a request that came without one."""
+    """Make an id for a request that came without one."""
     return f"{IDS.getrandbits(128):032x}"
 
 
-def span(name: str) -> AbstractContextManager[object]:
-    """A span within the present one, if spans are sent anywhere."""
-    return TRACER.start_as_current_span(name) if TRACING else contextlib.nullcontext()
+class Tracing:
+    """Spans of requests and of their parts, sent by OTLP over HTTP.
+
+    `OTEL_TRACES_SAMPLER` and OpenTelemetry's other variables hold too.
+
+    Args:
+        is_on: whether spans are sent anywhere. To make them costs a small answer some per cent of
+            its time, so otherwise none are made.
+        service_name: the service's name in traces.
+    """
+
+    def __init__(self, is_on: bool, service_name: str) -> None:
+        self.is_on = is_on
+        self._service_name = service_name
+        self._tracer = trace.get_tracer("wgan")
+
+    def start(self) -> None:
+        """Send spans from now on, in this process."""
+        if not self.is_on:
+            return
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        resource = Resource.create({SERVICE_NAME: self._service_name})
+        provider = TracerProvider(resource=resource)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        trace.set_tracer_provider(provider)
+
+    def span(self, name: str) -> AbstractContextManager[object]:
+        """Make a span within the present one."""
+        return self._tracer.start_as_current_span(name) if self.is_on else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def request_span(
+        self, method: str, route: str, headers: dict[str, str]
+    ) -> Iterator[trace.Span]:
+        """Make the span of a request, within the client's own if the headers name one."""
+        # The ids of a client's trace are in our log lines even where no span is sent.
+        if not self.is_on and "traceparent" not in headers:
+            yield trace.INVALID_SPAN
+            return
+        with self._tracer.start_as_current_span(
+            f"{method} {route}",
+            context=propagate.extract(headers),
+            kind=trace.SpanKind.SERVER,
+            attributes={"http.request.method": method, "http.route": route},
+        ) as span:
+            yield span
 
 
 class RequestMiddleware:
     """Gives each request an id, a span and a line in the log.
 
-    It lies outside everything else, so that it sees the status that the client sees.
+    It is the outermost layer, so it sees the status that the client sees.
+
+    Args:
+        app: answers the requests.
+        tracing: makes the spans.
+        paths: known ones; clients must not be able to make up names of spans.
+        is_leaving: tells whether clients are to close their connections.
     """
 
     def __init__(
         self,
         app: ASGIApp,
+        tracing: Tracing,
         paths: frozenset[str],
         is_leaving: Callable[[], bool],
     ) -> None:
         self.app = app
+        self.tracing = tracing
         self.paths = paths
-        """Known ones: a span's name is not taken from just any client."""
         self.is_leaving = is_leaving
-        """Whether clients are to let go of their connections."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -133,7 +165,7 @@ class RequestMiddleware:
         status: int | None = None
         version: str | None = None
 
-        async def telling(message: Message) -> None:
+        async def add_headers(message: Message) -> None:
             nonlocal status, version
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -147,33 +179,19 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            with self._span(scope, headers) as span:
-                await self.app(scope, receive, telling)
+            route = scope["path"] if scope["path"] in self.paths else "unknown path"
+            with self.tracing.request_span(scope["method"], route, headers) as span:
+                await self.app(scope, receive, add_headers)
                 if status is not None:
                     span.set_attribute("http.response.status_code", status)
         finally:
             if scope["path"] not in QUIET or status is None or status >= 400:
                 fields = {
                     "method": scope["method"],
-                    "path": scope["path"][:LONGEST_PATH],
+                    "path": scope["path"][:MAX_PATH],
                     "status": status,  # null: the client left before its answer
                     "seconds": round(time.perf_counter() - began, 6),
                     "version": version,
                 }
                 log.info("request", extra={"fields": fields})
             REQUEST_ID.reset(token)
-
-    @contextlib.contextmanager
-    def _span(self, scope: Scope, headers: dict[str, str]) -> Iterator[trace.Span]:
-        if not TRACING and "traceparent" not in headers:  # whose ids are for the log at least
-            yield trace.INVALID_SPAN
-            return
-        known = scope["path"] in self.paths
-        path = scope["path"] if known else "unknown path"
-        with TRACER.start_as_current_span(
-            f"{scope['method']} {path}",
-            context=propagate.extract(headers),
-            kind=trace.SpanKind.SERVER,
-            attributes={"http.request.method": scope["method"], "http.route": path},
-        ) as span:
-            yield span

@@ -18,7 +18,7 @@ from deploy import tools
 from models import command_line
 from models.command_line import assignments
 from models.constraints import AnyConstraint
-from service.drift import SMALLEST
+from service.settings import MIN_DRIFT_WINDOW
 from tests import manifests
 from tests.chart import (
     CHART,
@@ -247,7 +247,7 @@ def test_the_service_is_started_as_it_wants() -> None:
     unready = int(values["WGAN_DRAIN_SECONDS"])
     assert unready, "a request over a kept connection is lost without it"
     assert spec["terminationGracePeriodSeconds"] > wait + unready + drain
-    assert int(values["WGAN_DRIFT_WINDOW"]) >= SMALLEST
+    assert int(values["WGAN_DRIFT_WINDOW"]) >= MIN_DRIFT_WINDOW
     probes = {service[kind]["httpGet"]["path"] for kind in manifests.PROBES}
     assert probes == {"/livez", "/readyz"}  # tests/test_service.py asks the real ones
     variables = {v["name"] for v in service["env"]}

@@ -10,8 +10,8 @@ from models.artifact import load_artifact
 from models.lipschitz import LipschitzBounds
 from models.model import QUANTILE_LEVELS, Model
 from service.drift import LEVEL, Windows, threshold, wasserstein
-from service.drift import _Key as Key
-from service.state import Served
+from service.drift import HashableArray as Key
+from service.served import Served
 from tests.artifacts import make_artifact
 
 WINDOW = 200
@@ -50,9 +50,8 @@ def served(tmp_path: Path) -> Served:
 
 
 @pytest.fixture
-def windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Windows:
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    return Windows(WINDOW)
+def windows(tmp_path: Path) -> Windows:
+    return Windows(WINDOW, tmp_path)
 
 
 def test_a_shift_is_seen_and_real_traffic_is_not_one(served: Served, windows: Windows) -> None:
@@ -74,7 +73,7 @@ def test_a_shift_is_seen_and_real_traffic_is_not_one(served: Served, windows: Wi
 
 def test_a_window_holds_the_last_scores_of_all_workers(served: Served, windows: Windows) -> None:
     scores = np.random.default_rng(4).normal(size=1000).astype(np.float32)
-    workers = [windows, Windows(WINDOW)]
+    workers = [windows, Windows(WINDOW, windows.folder)]
     start = 0
     for i, size in enumerate((3, 150, 90, 1, 500, 256)):
         workers[i % 2].add(served, scores[start : start + size])

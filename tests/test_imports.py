@@ -115,7 +115,9 @@ def test_the_check_sees_an_import_inside_a_function() -> None:
         ("wgan_cli", {"torch", "bentoml", "mlflow", "numpy", "rich"}),
         ("wgan", {"torch", "bentoml", "mlflow", "numpy", "typer", "tqdm"}),
         ("models.artifact", TRAINING_ONLY | {"bentoml", "mlflow"}),
-        ("service.app", TRAINING_ONLY | {"matplotlib"}),
+        ("service.entry", TRAINING_ONLY | {"torch", "matplotlib"}),
+        ("service.app", TRAINING_ONLY | {"torch", "bentoml", "matplotlib"}),
+        ("service.client", TRAINING_ONLY | {"torch", "bentoml", "models"}),
         ("training.run", {"matplotlib"}),
     ],
 )

@@ -17,9 +17,9 @@ from models.artifact import load_artifact
 from models.errors import ShapeError
 from models.model import Model
 from models.sampling import CHUNK
-from service import state
-from service.scoring import Gathered, Given
-from service.state import Served
+from service import served as module
+from service.scoring import ScoreBatcher, ScoreJob
+from service.served import Served
 from tests.artifacts import make_artifact
 
 Array = np.ndarray
@@ -42,7 +42,7 @@ def served(folder: Path, seed: int = 0, classes: dict[str, int] | None = None) -
     return Served(model, "1", "champion", None, 0.0)
 
 
-def gathered(processors: int = 1) -> Gathered[Array]:
+def gathered(processors: int = 1) -> ScoreBatcher[Array]:
     limiter = anyio.CapacityLimiter(processors)
 
     async def in_thread(is_done: Callable[[], bool], work: Callable[[], None]) -> None:
@@ -50,7 +50,7 @@ def gathered(processors: int = 1) -> Gathered[Array]:
             if not is_done():
                 await anyio.to_thread.run_sync(work)
 
-    return Gathered(in_thread, lambda served, scores, seconds: scores)
+    return ScoreBatcher(in_thread, lambda served, scores, seconds: scores)
 
 
 @pytest.mark.parametrize("processors", [1, 3])
@@ -67,7 +67,9 @@ def test_scores_are_those_of_each_alone(
         own = slice(first, first + 1 + i % 4)
         first = own.stop
         asked.append(
-            Given(other if i % 5 == 0 else one, items[own], None if labels is None else labels[own])
+            ScoreJob(
+                other if i % 5 == 0 else one, items[own], None if labels is None else labels[own]
+            )
         )
     scoring = gathered(processors)
 
@@ -88,11 +90,11 @@ def test_what_is_wrong_with_one_is_told_to_that_one(tmp_path: Path) -> None:
     items = model.model.sample(seed=0, count=8)
     scoring = gathered()
 
-    def broken() -> Given:
+    def broken() -> ScoreJob:
         raise ShapeError("not that")
 
     async def ask() -> list[Array | BaseException]:
-        reads = [lambda i=i: Given(model, items[i : i + 1], None) for i in range(8)]
+        reads = [lambda i=i: ScoreJob(model, items[i : i + 1], None) for i in range(8)]
         reads[3] = broken
         return await asyncio.gather(
             *(scoring.score(read, alone=False) for read in reads), return_exceptions=True
@@ -100,8 +102,10 @@ def test_what_is_wrong_with_one_is_told_to_that_one(tmp_path: Path) -> None:
 
     found = asyncio.run(ask())
     assert isinstance(found[3], ShapeError)
-    right = model.model.score(items)
-    assert [f for i, f in enumerate(found) if i != 3] == [s for i, s in enumerate(right) if i != 3]
+    expected = model.model.score(items)
+    assert [f for i, f in enumerate(found) if i != 3] == [
+        s for i, s in enumerate(expected) if i != 3
+    ]
 
 
 def test_a_lone_request_and_a_large_one_wait_for_nobody(tmp_path: Path) -> None:
@@ -110,15 +114,15 @@ def test_a_lone_request_and_a_large_one_wait_for_nobody(tmp_path: Path) -> None:
     scoring = gathered(2)
     reading, may_go_on = threading.Event(), threading.Event()
 
-    def slowly() -> Given:
+    def slowly() -> ScoreJob:
         reading.set()
         assert may_go_on.wait(30)
-        return Given(model, items[:2], None)
+        return ScoreJob(model, items[:2], None)
 
     async def ask() -> tuple[Array, Array]:
         large = asyncio.create_task(scoring.score(slowly, alone=True))
         await asyncio.to_thread(reading.wait, 30)
-        small = await scoring.score(lambda: Given(model, items[2:], None), alone=False)
+        small = await scoring.score(lambda: ScoreJob(model, items[2:], None), alone=False)
         may_go_on.set()
         return small, await large
 
@@ -134,7 +138,7 @@ def test_who_fills_a_forward_is_scored_after_the_others(tmp_path: Path) -> None:
     asked = [items[:1], items[1:3], items, items[3:4]]
 
     async def ask() -> list[Array]:
-        reads = [lambda own=own: Given(model, own, None) for own in asked]
+        reads = [lambda own=own: ScoreJob(model, own, None) for own in asked]
         return await asyncio.gather(*(scoring.score(read, alone=False) for read in reads))
 
     found = asyncio.run(ask())
@@ -149,10 +153,10 @@ def test_who_leaves_is_not_scored_and_holds_nobody_up(tmp_path: Path) -> None:
     scoring = gathered()
     asked: list[int] = []
 
-    def read(i: int) -> Given:
+    def read(i: int) -> ScoreJob:
         asked.append(i)
         time.sleep(0.05)
-        return Given(model, items[i : i + 1], None)
+        return ScoreJob(model, items[i : i + 1], None)
 
     async def ask() -> list[Array | BaseException]:
         first = asyncio.create_task(scoring.score(lambda: read(0), alone=True))
@@ -170,23 +174,23 @@ def test_who_leaves_is_not_scored_and_holds_nobody_up(tmp_path: Path) -> None:
         return await asyncio.gather(first, *tasks, return_exceptions=True)
 
     found = asyncio.run(ask())
-    right = model.model.score(items)
+    expected = model.model.score(items)
     for i, scores in enumerate(found):
         if i in (1, 5):
             assert isinstance(scores, asyncio.CancelledError)
             assert i not in asked
         else:
-            assert np.array_equal(scores, right[i : i + 1])
+            assert np.array_equal(scores, expected[i : i + 1])
 
 
 def test_only_what_is_quick_is_made_without_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load_artifact(make_artifact(tmp_path / "model", "vector"))
-    monkeypatch.setattr(state, "QUICK", 60.0)
-    assert state.at_once(model) == CHUNK
-    monkeypatch.setattr(state, "QUICK_NUMBERS", 1)
-    assert state.at_once(model) == 0
+    monkeypatch.setattr(module, "MAX_INLINE_SECONDS", 60.0)
+    assert module.inline_limit(model) == CHUNK
+    monkeypatch.setattr(module, "MAX_INLINE_NUMBERS", 1)
+    assert module.inline_limit(model) == 0
     monkeypatch.undo()
-    monkeypatch.setattr(state, "QUICK", 1e-9)
-    assert state.at_once(model) == 0
+    monkeypatch.setattr(module, "MAX_INLINE_SECONDS", 1e-9)
+    assert module.inline_limit(model) == 0

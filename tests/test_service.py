@@ -35,9 +35,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from models.artifact import load_artifact
 from models.images import encode_png, enlarge, grid
 from models.model import Model
+from service.endpoints.samples import MAX_COUNT, MAX_PICTURES
+from service.endpoints.scores import MAX_ITEMS
 from service.keys import Keys
 from service.limits import MAX_BODY, Guard
-from service.schemas import MAX_COUNT, MAX_ITEMS, MAX_PICTURES
 from tests.artifacts import make_artifact
 
 WGAN = Path(sys.executable).with_name("wgan")

@@ -1,6 +1,7 @@
 """Settings of the service: each is checked at the start, and told in docs/operating.md."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from service.settings import Settings, misspelt, public_fields
 from tests.artifacts import make_artifact
 from tests.test_service import free_port
 
+ROOT = Path(__file__).parent.parent
 WGAN = Path(sys.executable).with_name("wgan")
 NUMBERS = {
     name: f for name, f in public_fields().items() if any(isinstance(m, Ge) for m in f.metadata)
@@ -161,3 +163,14 @@ def test_the_workers_get_what_was_checked(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_the_table_in_the_docs_is_that_of_the_class() -> None:
     content = settings.PAGE.read_text()
     assert settings.page(content) == content, "run `python -m service.settings`"
+
+
+def test_only_the_settings_read_the_environment() -> None:
+    allowed = {
+        "settings.py": "tells misspelt variables",
+        "server.py": "hands the environment on to the server",
+        "entry.py": "sets BentoML's own variable before it is imported",
+    }
+    for file in (ROOT / "service").rglob("*.py"):
+        if file.name not in allowed:
+            assert not re.search(r"os\.environ|getenv", file.read_text()), file

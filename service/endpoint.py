@@ -1,0 +1,147 @@
+"""What an endpoint is, what it is given, and what several of them need."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.drift import Windows
+from service.holder import ROLES, ModelHolder
+from service.keys import Keys
+from service.limits import SMALL_BODY
+from service.metrics import Metrics
+from service.problems import BadRequest, describe
+from service.processors import Processors
+from service.scoring import ScoreBatcher, ScoreResult
+from service.served import Served
+from service.settings import Settings
+from service.telemetry import Tracing
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the endpoints share; `create_app` makes one and hands it to each of them."""
+
+    settings: Settings
+    keys: Keys
+    holder: ModelHolder
+    windows: Windows
+    metrics: Metrics
+    tracing: Tracing
+    processors: Processors
+    batcher: ScoreBatcher[ScoreResult]
+
+
+Handler = Callable[[Context, Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One method of one path."""
+
+    method: str
+    path: str
+    handle: Handler
+    operation: dict[str, Any] | None = None
+    """Its description in the OpenAPI document; None: the document leaves it out."""
+    schemas: tuple[type[BaseModel], ...] = ()
+    """The schemas that the description names."""
+    scope: str | None = None
+    """What a key needs besides being known, which all of /v1 asks for where there are keys."""
+    is_counted: bool = True
+    """Whether requests are counted and timed, and bypass BentoML's layers."""
+
+
+async def read_json(context: Context, request: Request, schema: type[M]) -> M:
+    """Read a JSON body that follows a schema; a large one in a thread.
+
+    Raises:
+        BadRequest: the body is not JSON, or does not follow the schema.
+        HTTPException: 415, the content type is another.
+    """
+    body = await json_content(request)
+    if len(body) <= SMALL_BODY:
+        return parse_json(body, schema)
+    return await context.processors.run("body", lambda: parse_json(body, schema))
+
+
+async def json_content(request: Request) -> bytes:
+    """Read the body of a request that says it is JSON.
+
+    Raises:
+        HTTPException: 415, the content type is another.
+    """
+    if content_type(request) != "application/json":
+        raise HTTPException(415, "send JSON, with the header Content-Type: application/json")
+    return await request.body()
+
+
+def parse_json(content: bytes, schema: type[M]) -> M:
+    """Parse JSON that follows a schema.
+
+    Raises:
+        BadRequest: it is not JSON, or does not follow the schema.
+    """
+    try:
+        body = from_json(content, allow_inf_nan=False)  # refuses deep nesting too
+    except ValueError as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+    try:
+        return schema.model_validate(body)
+    except ValidationError as error:
+        raise describe(error) from None
+
+
+def content_type(request: Request) -> str:
+    """The body's media type, without parameters such as the charset."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def queried_role(request: Request) -> str | None:
+    """The model that the query names; None if it names none.
+
+    Raises:
+        BadRequest: it names an unknown one, or several.
+    """
+    roles = request.query_params.getlist("model")
+    if len(roles) > 1 or set(roles) - set(ROLES):
+        raise BadRequest(
+            "the query does not follow the schema",
+            [{"path": "/model", "message": f"should be one of {', '.join(ROLES)}"}],
+        )
+    return roles[0] if roles else None
+
+
+def model_headers(served: Served) -> dict[str, str]:
+    """Headers that tell which model answered."""
+    constraint = served.model.run.constraint.kind
+    return {"X-Model-Version": served.version, "X-Constraint": constraint}
+
+
+def cached(
+    request: Request, content: bytes, tag: str, media_type: str, headers: dict[str, str]
+) -> Response:
+    """Answer with content, or with 304 if the client has it: it must ask each time.
+
+    Args:
+        request: its If-None-Match names the tags that the client has (RFC 9110, 13.1.2).
+        content: of the answer.
+        tag: differs for each content.
+        media_type: of the content.
+        headers: of both answers.
+    """
+    etag = f'"{tag}"'
+    headers = {**headers, "ETag": etag, "Cache-Control": "no-cache"}
+    named = request.headers.get("if-none-match", "").split(",")
+    if {name.strip().removeprefix("W/") for name in named} & {etag, "*"}:
+        return Response(status_code=304, headers=headers)
+    return Response(content, headers=headers, media_type=media_type)

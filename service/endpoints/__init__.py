@@ -1,0 +1,18 @@
+"""The endpoints: a new one is a module here and a line in `ENDPOINTS`."""
+
+from service import page
+from service.endpoint import Endpoint
+from service.endpoints import docs, drift, metrics, model, samples, scores
+
+ENDPOINTS: list[Endpoint] = [
+    samples.ENDPOINT,
+    scores.ENDPOINT,
+    model.RECORD,
+    model.VERSIONS,
+    model.PICTURE,
+    drift.ENDPOINT,
+    metrics.ENDPOINT,
+    docs.DESCRIPTION,
+    docs.PAGE,
+    *page.ENDPOINTS,
+]

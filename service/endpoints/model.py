@@ -1,0 +1,118 @@
+"""`GET /v1/model`, `/v1/model/samples.png` and `/v1/models`: what is known of the models."""
+
+from __future__ import annotations
+
+import os
+
+import anyio.to_thread
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from service.endpoint import Context, Endpoint, cached, model_headers, queried_role
+from service.openapi import BINARY, MODEL_HEADERS, ROLE_PARAMETER, Role, errors, json_answer, ref
+
+
+class Version(BaseModel):
+    """A version in the registry."""
+
+    name: str
+    version: str
+    aliases: list[str]
+    created: str
+    constraint: str | None
+    digest: str | None
+
+
+class Serving(BaseModel):
+    """A model that is being served."""
+
+    role: Role
+    version: str
+    digest: str
+    since: str
+
+
+class Models(BaseModel):
+    """The registry as the service sees it."""
+
+    models: list[Version]
+    registry_answers: bool | None = Field(
+        description="Whether the list is fresh; null: no registry."
+    )
+    serving: list[Serving]
+
+
+async def get_model(context: Context, request: Request) -> Response:
+    """Tell all that is known of a model: the champion, unless the query names another."""
+    served = context.holder.require(queried_role(request) or "champion")
+    run = served.model.run.model_dump(mode="json", exclude={"history"})
+    for card in (run["data"], run["config"]["data"]):  # may be a path of the training machine
+        card["source"] = os.path.basename(card["source"])
+    about = {
+        "version": served.version,
+        "role": served.role,
+        "digest": served.model.digest,
+        "shape": served.model.shape,
+        "score_percentiles": served.model.quantiles[::10].tolist(),
+        "serving_since": served.serving_since,
+    }
+    return JSONResponse({**about, **run}, headers=model_headers(served))
+
+
+async def get_picture(context: Context, request: Request) -> Response:
+    """Send the picture of samples that was drawn when the model was made."""
+    served = context.holder.require(queried_role(request) or "champion")
+    model = served.model
+    return cached(request, model.picture, model.digest, "image/png", model_headers(served))
+
+
+async def get_models(context: Context, request: Request) -> Response:
+    """Tell which versions the registry has, and which are served."""
+    return JSONResponse(await anyio.to_thread.run_sync(context.holder.listing))
+
+
+RECORD = Endpoint(
+    "GET",
+    "/v1/model",
+    get_model,
+    {
+        "summary": "The model's record: constraint, data, quality, provenance",
+        "parameters": [ROLE_PARAMETER],
+        "responses": {
+            **json_answer("The record.", {"type": "object"}, MODEL_HEADERS),
+            **errors(400, 401, 413, 422, 431, 503, 504),
+        },
+    },
+)
+VERSIONS = Endpoint(
+    "GET",
+    "/v1/models",
+    get_models,
+    {
+        "summary": "Versions and aliases in the registry, and which are served",
+        "responses": {
+            **json_answer("Of the names that are served; none without a registry.", ref(Models)),
+            **errors(401, 413, 431, 503, 504),
+        },
+    },
+    schemas=(Models,),
+)
+PICTURE = Endpoint(
+    "GET",
+    "/v1/model/samples.png",
+    get_picture,
+    {
+        "summary": "Samples of this version, drawn when it was made",
+        "parameters": [ROLE_PARAMETER],
+        "responses": {
+            "200": {
+                "description": "The picture; its ETag changes with the version.",
+                "headers": {"ETag": {"schema": {"type": "string"}}},
+                "content": {"image/png": {"schema": BINARY}},
+            },
+            "304": {"description": "As named by If-None-Match: unchanged."},
+            **errors(400, 401, 413, 422, 431, 503, 504),
+        },
+    },
+)

@@ -1,0 +1,286 @@
+"""`POST /v1/samples`: generate samples."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import anyio.from_thread
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from models.errors import ShapeError
+from models.formats import stream
+from service.endpoint import Context, Endpoint, model_headers, read_json
+from service.metrics import SampleTimer
+from service.openapi import BINARY, HEADERS, ROLE_SAYS, Role, errors, ref
+from service.served import Served
+
+if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
+    from models.model import Model
+
+Array = np.ndarray
+MAX_COUNT = 100_000
+"""Samples in one request. They are streamed, so this bounds the client's turn, not the memory."""
+MAX_PICTURES = 1024
+"""Samples in one grid, which is made as a whole; also latents and points that a client gives."""
+MAX_LATENT = 4096
+"""Numbers in one latent."""
+TURN_SECONDS, TURN_BYTES = 0.1, 2**18
+"""How long a request may hold a processor, and what it may make there, before it queues again."""
+SampleFormat = Literal["png", "webp", "zip", "npz", "json", "csv"]
+MEDIA_TYPES: dict[SampleFormat, str] = {
+    "png": "image/png",
+    "webp": "image/webp",
+    "zip": "application/zip",
+    "npz": "application/octet-stream",
+    "json": "application/json",
+    "csv": "text/csv; charset=utf-8",
+}
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Latent = Annotated[float, Field(ge=-100, le=100)]
+"""A standard normal number. Far outside this range, a network has never been trained."""
+
+
+class Interpolation(BaseModel):
+    """A walk between the first samples of two seeds, along a great circle of latents."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    to: Seed = Field(description="The other seed.")
+    at: list[Annotated[float, Field(ge=0, le=1)]] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_PICTURES,
+        description="Where: from 0, at `seed`, to 1, at `to`. Left out: `count` points, evenly.",
+    )
+
+
+class SamplesRequest(BaseModel):
+    """What to generate."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"count": 16, "seed": 7, "format": "png"}},
+    )
+
+    count: int = Field(
+        default=1,
+        ge=1,
+        le=MAX_COUNT,
+        description=f"How many. At most {MAX_PICTURES} in one picture (png, webp).",
+    )
+    seed: Seed | None = Field(
+        default=None,
+        description="The same seed and model version give the same bytes, and a longer request "
+        "begins with the shorter one. Left out: a random one, told in X-Seed.",
+    )
+    class_: str | None = Field(
+        default=None,
+        alias="class",
+        description="Of a class-conditional model: one of `data.classes` in GET /v1/model. Left "
+        "out: classes as frequent as in training; for a walk, that of its first seed.",
+    )
+    truncation: float | None = Field(
+        default=None,
+        gt=0,
+        le=5,
+        description="The truncation trick: latents from a normal cut off at so many standard "
+        "deviations. Less: more typical samples, but less varied ones.",
+    )
+    latents: list[Annotated[list[Latent], Field(max_length=MAX_LATENT)]] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_PICTURES,
+        description="Latents (N, `config.generator.latent_size` in GET /v1/model), in place of "
+        "count, seed, truncation and interpolation.",
+    )
+    interpolation: Interpolation | None = None
+    refine: bool = Field(
+        default=False,
+        description="Move each latent one step up the critic's score first: some more samples lie "
+        "where real items do, for five to eight times the generator's time. A score is no "
+        "log-ratio of densities, so this is measured, not proven: see docs/service.md.",
+    )
+    model: Role | None = Field(default=None, description=ROLE_SAYS)
+    format: SampleFormat = Field(
+        default="png",
+        description="png, webp (without loss): one grid, small images enlarged for the eye; zip: "
+        "one PNG each; npz: an array `samples`, uint8 (N,H,W,C) or float32 (N,D) or (N,T,D); "
+        "json: the same as nested lists; csv: a row for each, of vectors and tables alone.",
+    )
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        given = self.model_fields_set
+        if self.latents is not None and (
+            given & {"count", "seed"} or self.truncation is not None or self.interpolation
+        ):
+            raise ValueError("latents: leave out count, seed, truncation and interpolation")
+        if self.interpolation and self.interpolation.at is not None and "count" in given:
+            raise ValueError("interpolation.at: its length is the count; leave out count")
+        if self.format in ("png", "webp") and self.count > MAX_PICTURES:
+            raise ValueError(f"count: at most {MAX_PICTURES} as {self.format}; ask for zip")
+        return self
+
+
+async def post_samples(context: Context, request: Request) -> Response:
+    """Generate samples; an answer that takes long is streamed."""
+    wanted = await read_json(context, request, SamplesRequest)
+    served = context.holder.require(wanted.model)
+    seed = wanted.seed
+    if seed is None and wanted.latents is None:
+        seed = secrets.randbelow(2**63)
+    batches, count = generate(served.model, wanted, seed)
+    is_inline = count <= served.inline_limit and not wanted.refine
+    work = Work(context, served, wanted.format, is_inline)
+    seed_fact, seed_header = {}, {}
+    if seed is not None:
+        seed_fact, seed_header = {"seed": seed}, {"X-Seed": str(seed)}
+
+    def encode() -> Iterator[bytes]:
+        # A generator, so that nothing is made before the first turn.
+        columns = served.model.run.data.columns
+        yield from stream(work.watch(batches), count, wanted.format, columns, seed_fact)
+
+    pieces = encode()
+    headers = {**model_headers(served), **seed_header}
+    media_type = MEDIA_TYPES[wanted.format]
+    # The first turn comes before the status is sent: its errors can still be answered.
+    first, is_all = await work.next_turn(pieces, is_inline)
+    if is_all:
+        return Response(first, headers=headers, media_type=media_type)
+
+    async def content() -> AsyncIterator[bytes]:
+        yield first
+        is_all = False
+        while not is_all:
+            piece, is_all = await work.next_turn(pieces)
+            yield piece
+
+    return StreamingResponse(content(), headers=headers, media_type=media_type)
+
+
+def generate(model: Model, wanted: SamplesRequest, seed: int | None) -> tuple[Iterator[Array], int]:
+    """Samples in batches, made as they are taken, and how many there are in all."""
+    model = model.refined if wanted.refine else model
+    label = None if wanted.class_ is None else model.label(wanted.class_)
+    if wanted.latents is not None:
+        sizes = {len(latent) for latent in wanted.latents}
+        if wrong := sizes - {model.latent_size}:
+            raise ShapeError(f"a latent has {model.latent_size} numbers here, not {min(wrong)}")
+        return model.decode(np.array(wanted.latents, np.float32), label), len(wanted.latents)
+    assert seed is not None
+    if wanted.interpolation is not None:
+        to, at = wanted.interpolation.to, wanted.interpolation.at
+        points = np.linspace(0, 1, wanted.count) if at is None else np.array(at)
+        return model.walk(seed, to, points, label, wanted.truncation), len(points)
+    return model.samples(seed, wanted.count, 0, label, wanted.truncation), wanted.count
+
+
+class Work:
+    """The work of one request, in turns: long requests and short ones share the processors.
+
+    Args:
+        context: has the processors.
+        served: the model.
+        format: of the samples.
+        is_inline: so few samples that they are made on the event loop.
+    """
+
+    def __init__(self, context: Context, served: Served, format: str, is_inline: bool) -> None:
+        self._context = context
+        self._timer = SampleTimer(context.metrics, served.role, format)
+        self._samples = context.metrics.samples.labels(served.role)
+        self._is_inline = is_inline
+
+    def watch(self, batches: Iterator[Array]) -> Iterator[Array]:
+        """Time and count batches as they are made; in a thread, stop when the client has left."""
+        while True:
+            if not self._is_inline:
+                anyio.from_thread.check_cancelled()
+            with self._timer.generating():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            self._samples.inc(len(batch))
+            yield batch
+
+    async def next_turn(self, pieces: Iterator[bytes], inline: bool = False) -> tuple[bytes, bool]:
+        """Make the next bytes to send, in a thread unless ``inline``; True if they are the last."""
+
+        def make() -> tuple[bytes, bool]:
+            made, size, until = [], 0, time.monotonic() + TURN_SECONDS
+            with self._timer.working():
+                for piece in pieces:
+                    made.append(piece)
+                    size += len(piece)
+                    if size >= TURN_BYTES or time.monotonic() > until:
+                        return b"".join(made), False
+            self._timer.done()
+            return b"".join(made), True
+
+        if inline:
+            with self._context.tracing.span("samples"):
+                return make()
+        return await self._context.processors.run("samples", make)
+
+
+SEED_EXAMPLE = {"count": 16, "seed": 7, "format": "png"}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "grid": {"summary": "A picture of 16 samples", "value": SEED_EXAMPLE},
+    "table": {"summary": "A thousand rows", "value": {"count": 1000, "seed": 7, "format": "csv"}},
+    "typical": {
+        "summary": "Samples near the middle of the distribution",
+        "value": {**SEED_EXAMPLE, "truncation": 0.7},
+    },
+    "refined": {
+        "summary": "Guided by the critic",
+        "value": {**SEED_EXAMPLE, "refine": True},
+    },
+    "walk": {
+        "summary": "From one seed to another in ten steps",
+        "value": {"count": 10, "seed": 7, "interpolation": {"to": 8}, "format": "webp"},
+    },
+    "class": {
+        "summary": "Of one class of a class-conditional model",
+        "value": {**SEED_EXAMPLE, "class": "3"},
+    },
+    "latents": {
+        "summary": "Of a latent of one's own (here of a model whose latents have two numbers)",
+        "value": {"latents": [[0.5, -1.25]], "format": "npz"},
+    },
+}
+
+
+KINDS: dict[str, dict[str, Any]] = {"json": {"type": "object"}, "csv": {"type": "string"}}
+ENDPOINT = Endpoint(
+    "POST",
+    "/v1/samples",
+    post_samples,
+    {
+        "summary": "Generate samples",
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": ref(SamplesRequest), "examples": EXAMPLES}},
+        },
+        "responses": {
+            "200": {
+                "description": "The samples.",
+                "headers": HEADERS,
+                "content": {
+                    media.partition(";")[0]: {"schema": KINDS.get(name, BINARY)}
+                    for name, media in MEDIA_TYPES.items()
+                },
+            },
+            **errors(400, 401, 403, 413, 415, 422, 431, 503, 504),
+        },
+    },
+    schemas=(SamplesRequest,),
+    scope="samples",
+)

@@ -1,0 +1,246 @@
+"""`POST /v1/scores`: score items with the critic."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import anyio.from_thread
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from models.errors import ShapeError
+from models.formats import MAX_BYTES, read_items
+from models.images import MAX_PIXELS
+from service.endpoint import (
+    Context,
+    Endpoint,
+    content_type,
+    json_content,
+    model_headers,
+    parse_json,
+    queried_role,
+)
+from service.limits import SMALL_BODY
+from service.openapi import (
+    MODEL_HEADERS,
+    ROLE_PARAMETER,
+    ROLE_SAYS,
+    Role,
+    errors,
+    json_answer,
+    ref,
+)
+from service.problems import BadRequest
+from service.scoring import ScoreJob
+from service.served import Served
+
+if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
+    from models.model import Model
+
+Array = np.ndarray
+MAX_ITEMS = 1024
+"""Items to score in one request."""
+MAX_FILES = 256
+
+
+class ScoresRequest(BaseModel):
+    """What to score: (N,H,W[,C]) whole numbers 0 to 255, (N,D) or (N,T,D) numbers."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"example": {"samples": [[0.5, -0.25]]}}
+    )
+
+    samples: list[Any] = Field(description="Items, each of the shape in GET /v1/model.")
+    classes: list[str] | None = Field(
+        default=None, description="The class of each item: for a class-conditional model only."
+    )
+    model: Role | None = Field(default=None, description=ROLE_SAYS)
+    resize: bool = Field(
+        default=False,
+        description="Bring images of other sizes or channels to the model's: the middle is cut out "
+        "and resized, transparency laid on white. Otherwise such images are refused.",
+    )
+
+
+class ScoresForm(BaseModel):
+    """Files to score, as multipart/form-data."""
+
+    files: list[Annotated[str, Field(json_schema_extra={"format": "binary"})]] = Field(
+        min_length=1,
+        max_length=MAX_FILES,
+        description="PNG, JPEG or WebP images; npy arrays; npz files with one array, or one named "
+        "`samples`. Never unpickled.",
+    )
+    classes: list[str] | None = Field(
+        default=None, description="The class of each item: for a class-conditional model only."
+    )
+    resize: Literal["true", "false"] = "false"
+
+
+class Scores(BaseModel):
+    """One entry for each item, in order: arrays side by side."""
+
+    scores: list[float] = Field(
+        description="Unbounded; higher is more like real data to this critic. No probability."
+    )
+    percentiles: list[float] = Field(
+        description="Where each score stands among those of real held-out items, 0 to 100."
+    )
+    out_of_range: list[bool] = Field(
+        description="True where a score lies outside all those of real held-out items."
+    )
+    normalized_scores: list[float] | None = Field(
+        description="Scores divided by the critic's certified Lipschitz constant, where it has "
+        "one: two items whose entries differ by d are at least d apart."
+    )
+
+
+async def post_scores(context: Context, request: Request) -> Response:
+    """Score items given as JSON or as files."""
+    role = queried_role(request)
+    if content_type(request) == "multipart/form-data":
+        uploads, classes, resize = await read_form(request)
+        alone = True  # a small file may hold a large image
+
+        def read() -> ScoreJob:
+            served = context.holder.require(role)
+            return make_job(served, read_files(served.model, uploads, resize), classes)
+    else:
+        body = await json_content(request)
+        alone = len(body) > SMALL_BODY
+
+        def read() -> ScoreJob:
+            wanted = parse_json(body, ScoresRequest)
+            served = context.holder.require(wanted.model or role)
+            items = to_items(served.model, to_array(wanted.samples), wanted.resize)
+            return make_job(served, items, wanted.classes)
+
+    result = await context.batcher.score(read, alone)
+    model = result.served.model
+    answer = Scores(
+        scores=result.scores.tolist(),
+        percentiles=result.percentiles.tolist(),
+        out_of_range=result.out_of_range.tolist(),
+        normalized_scores=(result.scores / model.certified).tolist() if model.certified else None,
+    )
+    return JSONResponse(answer.model_dump(), headers=model_headers(result.served))
+
+
+def make_job(served: Served, items: Array, classes: list[str] | None) -> ScoreJob:
+    """Put items and their classes together, if they fit each other and the model."""
+    labels = None if classes is None else np.array(list(map(served.model.label, classes)))
+    served.model.require_labels(len(items), labels)
+    return ScoreJob(served, items, labels)
+
+
+def to_array(rows: list[Any]) -> Array:
+    """Convert nested lists of numbers to float64.
+
+    It goes through objects: left to guess, numpy takes true for 1, and makes every string as wide
+    as the longest, which can be gigabytes from one small body.
+
+    Raises:
+        ShapeError: they do not make one array of numbers.
+    """
+    if len(rows) > MAX_ITEMS:
+        raise ShapeError(f"over {MAX_ITEMS} items; at most {MAX_ITEMS} are scored at once")
+    array = np.array(rows, dtype=object)
+    if {type(value) for value in array.ravel()} - {int, float}:
+        raise ShapeError("the samples do not make one array of numbers")
+    try:
+        return array.astype(np.float64)
+    except OverflowError:
+        raise ShapeError("the samples hold numbers too large for float64") from None
+
+
+def to_items(model: Model, values: Array, resize: bool) -> Array:
+    """Convert values to items as the model takes them; an error says when resizing would help."""
+    if resize:
+        return model.resized(values)
+    try:
+        return model.items(values)
+    except ShapeError as error:
+        channels, *size = model.shape if model.is_image else (0,)
+        if values.ndim == 4 and size and [*values.shape[1:]] != [*size, channels]:
+            raise ShapeError(f"{error}; with resize=true, images are brought to it") from None
+        raise
+
+
+def read_files(model: Model, uploads: list[tuple[str, bytes]], resize: bool) -> Array:
+    """Read the items in files, in order; nothing beyond a bound is unpacked.
+
+    The bounds hold for all files together: a small file can decode to a thousand times its size.
+    """
+    parts, pixels, items = [], MAX_PIXELS, MAX_ITEMS
+    max_bytes = 4 * MAX_PIXELS if resize else min(MAX_BYTES, 8 * MAX_ITEMS * math.prod(model.shape))
+    for name, content in uploads:
+        anyio.from_thread.check_cancelled()
+        rows = read_items(content, name, items, pixels, max_bytes)
+        try:
+            part = to_items(model, rows, resize)
+        except ShapeError as error:
+            raise ShapeError(f"{name}: {error}") from None
+        items -= len(part)
+        pixels -= math.prod(rows.shape[:3]) if model.is_image else 0
+        if items < 0 or pixels < 0:
+            raise ShapeError(f"{name}: at most {MAX_ITEMS} items, or {MAX_PIXELS} pixels, at once")
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+async def read_form(request: Request) -> tuple[list[tuple[str, bytes]], list[str] | None, bool]:
+    """Read a form's files by name, their classes, and whether to resize them."""
+    # The parser raises 400 for a broken body and for too many parts.
+    async with request.form(max_files=MAX_FILES, max_fields=MAX_ITEMS + 1) as form:
+        if set(form) - {"files", "classes", "resize"}:
+            raise BadRequest("the form's parts are 'files', and if need be 'classes' and 'resize'")
+        files, classes = form.getlist("files"), form.getlist("classes")
+        resize = form.getlist("resize")
+        if not files or not all(isinstance(file, UploadFile) for file in files):
+            raise BadRequest("send the files as parts named 'files', each with a file name")
+        if not all(isinstance(name, str) for name in classes):
+            raise BadRequest("the parts named 'classes' are text, one for each item")
+        if resize not in ([], ["true"], ["false"]):
+            raise BadRequest("the part named 'resize' is true or false")
+        uploads = [
+            (f"file {i} ({(file.filename or 'no name')[:100]})", await file.read())
+            for i, file in enumerate(files)
+            if isinstance(file, UploadFile)
+        ]
+        names = [name for name in classes if isinstance(name, str)]
+        return uploads, names or None, resize == ["true"]
+
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "vectors": {"summary": "Two vectors", "value": {"samples": [[0.5, -0.25], [3, 0]]}},
+    "image": {
+        "summary": "A grey image of another size than the model's",
+        "value": {"samples": [[[0, 255], [255, 0]]], "resize": True},
+    },
+}
+ENDPOINT = Endpoint(
+    "POST",
+    "/v1/scores",
+    post_scores,
+    {
+        "summary": "Score items with the critic",
+        "parameters": [ROLE_PARAMETER],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": ref(ScoresRequest), "examples": EXAMPLES},
+                "multipart/form-data": {"schema": ref(ScoresForm)},
+            },
+        },
+        "responses": {
+            **json_answer("The scores.", ref(Scores), MODEL_HEADERS),
+            **errors(400, 401, 403, 413, 415, 422, 431, 503, 504),
+        },
+    },
+    schemas=(ScoresRequest, ScoresForm, Scores),
+    scope="scores",
+)

@@ -1,0 +1,52 @@
+"""What BentoML imports in each process: the service that the environment's settings make.
+
+All that concerns the whole process is here: logs, uvicorn's protocol, BentoML's own settings.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+
+import bentoml
+
+from service import metrics, protocol, telemetry
+from service.app import create_app
+from service.limits import TIMEOUT
+from service.settings import Settings
+
+settings = Settings.read()
+telemetry.log_as_json()
+if settings.metrics_folder:
+    metrics.cache_process_id()
+app = create_app(settings)
+protocol.install(app.direct())
+
+
+# BentoML's own request metrics label each raw path, so every unknown path would add a series.
+@bentoml.service(
+    name="wgan",
+    workers=settings.workers,
+    # A second bound, around `Guard`: the guard's own comes first.
+    traffic={"timeout": 2 * TIMEOUT},
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
+)
+class WganService:
+    """Serves samples and scores; see `ENDPOINTS` for the routes."""
+
+    @bentoml.on_startup  # type: ignore[untyped-decorator] # BentoML leaves it untyped
+    async def load(self) -> None:
+        """Start to load the models."""
+        await app.start()
+
+    async def __is_ready__(self) -> bool:
+        """Whether the worker can answer."""
+        return app.is_ready
+
+
+# The decorator makes a Service of the class, which mypy does not see.
+WganService.mount_asgi_app(app.routes, path="/")  # type: ignore[attr-defined]
+WganService.add_asgi_middleware(app.surround)  # type: ignore[attr-defined]

@@ -1,0 +1,70 @@
+"""Patience with a registry that is slow, or fails for a while."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from models import registry
+from models.errors import RegistryError
+
+T = TypeVar("T")
+TRIES = 3
+"""How often a question or a download is tried; the next poll begins anew."""
+JITTER = 0.2
+"""Share of a wait by which it varies, so that replicas do not ask all at once."""
+log = logging.getLogger("wgan.service")
+
+
+def jittered(seconds: float) -> float:
+    """Vary a wait."""
+    return seconds * random.uniform(1 - JITTER, 1 + JITTER)
+
+
+def retry(call: Callable[[], T], *transient: type[Exception], wait: float = 0.5) -> T:
+    """Call again, after longer and longer waits, while a `RegistryError` may pass.
+
+    Args:
+        call: what to try.
+        transient: other errors that may pass.
+        wait: seconds before the second try.
+    """
+    retried: tuple[type[Exception], ...] = (RegistryError, *transient)
+    for attempt in range(TRIES):
+        try:
+            return call()
+        except retried as error:
+            final = isinstance(error, RegistryError) and registry.is_absent(error)
+            if final or attempt == TRIES - 1:
+                raise
+            log.info("trying again: %s", error)
+            time.sleep(jittered(wait * 2**attempt))
+    raise AssertionError("unreachable")
+
+
+def within(seconds: float, who: str, call: Callable[[], T]) -> T:
+    """Call in a thread, and wait no longer than ``seconds``; the thread is then left alone.
+
+    Raises:
+        RegistryError: there was no answer in time.
+    """
+    answer: Future[T] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name="registry", daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        if answer.done():  # the call's own error
+            raise
+        raise RegistryError(f"{who} did not answer within {seconds:g} seconds") from None

@@ -1,0 +1,101 @@
+"""A model that is being served: loaded from its folder, verified, and run once."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from models.errors import ArtifactError
+
+if TYPE_CHECKING:  # torch would cost BentoML's supervisor 190 MB and a second: workers import it
+    from models.model import Model
+
+MAX_INLINE_SECONDS = 0.001
+"""How long the event loop may stand still. To wake a thread takes a tenth of that."""
+MAX_INLINE_NUMBERS = 1000
+"""Numbers in samples made on the event loop: to encode more as JSON or CSV would take too long."""
+
+
+class Served(NamedTuple):
+    """A verified model that has run once."""
+
+    model: Model
+    version: str
+    """``name@number`` from the registry, else the first 12 digits of the artifact's digest."""
+    role: str
+    """``champion`` or ``challenger``."""
+    saturated_share: float | None
+    """Share of the critic's clipped weights that lie at their bound; None without clipping."""
+    since: float
+    """When it began to serve, in seconds since 1970."""
+    inline_limit: int = 0
+    """Up to this many samples are made on the event loop itself; more take a thread."""
+
+    @property
+    def serving_since(self) -> str:
+        """When it began to serve: UTC, ISO 8601."""
+        return datetime.fromtimestamp(self.since, UTC).isoformat(timespec="seconds")
+
+
+def load(folder: Path, version: str | None, role: str) -> Served:
+    """Verify an artifact, load it and run it once.
+
+    Args:
+        folder: of the artifact.
+        version: ``name@number``; None for a folder that is in no registry.
+        role: ``champion`` or ``challenger``.
+
+    Raises:
+        ArtifactError: the artifact is not sound.
+    """
+    import torch
+
+    from models.artifact import load_artifact
+
+    torch.set_num_threads(1)  # requests run beside each other; threads in each would compete
+    model = load_artifact(folder)
+    version = version or model.digest[:12]
+    run_once(model, version)
+    saturated = model.run.config.constraint.saturated_share(model.critic)
+    return Served(model, version, role, saturated, time.time(), inline_limit(model))
+
+
+def run_once(model: Model, version: str) -> None:
+    """Run a model's generator and critic.
+
+    Raises:
+        ArtifactError: they give values that are not finite.
+    """
+    import torch
+
+    from models import sampling
+
+    rows = sampling.CHUNK
+    z = torch.from_numpy(sampling.latents(0, 0, rows, model.run.config.generator.latent_size))
+    labels = model.labels(seed=0, count=rows)
+    with torch.inference_mode():
+        raw = model.forward(z, *([] if labels is None else [torch.from_numpy(labels)]))
+    if not torch.isfinite(raw).all():  # as pixels, NaN would pass for black
+        raise ArtifactError(f"{version}: its generator makes values that are not finite")
+    score = model.score(model.sample(seed=0, count=rows), labels)
+    if not np.isfinite(score).all():
+        raise ArtifactError(f"{version}: its own sample has the score {score[0]}")
+
+
+def inline_limit(model: Model) -> int:
+    """As many samples as one forward makes, if that is fast enough for the event loop; else 0."""
+    from models.sampling import CHUNK
+
+    if CHUNK * math.prod(model.shape) > MAX_INLINE_NUMBERS:
+        return 0
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        model.sample(seed=0, count=CHUNK)
+        seconds.append(time.perf_counter() - began)
+    return CHUNK if min(seconds) < MAX_INLINE_SECONDS else 0

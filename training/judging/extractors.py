@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.artifact import TRAINING_STATE
+from models.cache import cache_folder
 from models.config import EvaluationConfig
 from models.errors import ConfigError
 from models.record import Extractor
 from training.data.dataset import Dataset
-from training.data.sources.cache import cache_folder
 from training.judging.classifier import FeatureClassifier, shift, train_network
 from training.judging.digits import WEIGHTS, digit_classifier
 from training.judging.efficientnet import load_efficientnet, weights_file

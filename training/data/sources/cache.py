@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import os
-from pathlib import Path
 
 import numpy as np
 
@@ -15,17 +13,6 @@ Array = np.ndarray
 DIGEST_BYTES = 16
 AT_ONCE = 1024
 """Items read between two releases of memory."""
-
-
-def cache_folder() -> Path:
-    """Where decoded and fetched data is kept: ``WGAN_CACHE``, or the user's cache folder.
-
-    Everything below it can be deleted at any time; it is made again when it is needed.
-    """
-    own = os.environ.get("WGAN_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wgan-foundry"
 
 
 def items_at(items: Array, indices: Array) -> Array:

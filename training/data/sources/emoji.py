@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import PIL
 
+from models.cache import cache_folder
 from models.errors import DataError
 from models.images import decode_image, fit, on_white
-from training.data.sources.cache import cache_folder
 from training.progress import phase
 
 Array = np.ndarray

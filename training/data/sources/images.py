@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 import PIL
 
+from models.cache import cache_folder
 from models.config import DataConfig
 from models.errors import DataError
 from models.images import decode_image, fit, on_white
 from training.data.raw import RawData
-from training.data.sources.cache import AT_ONCE, DIGEST_BYTES, cache_folder, item_digests, release
+from training.data.sources.cache import AT_ONCE, DIGEST_BYTES, item_digests, release
 from training.data.sources.files import Location, content_key, read_images
 from training.progress import track
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from models.cache import cache_folder
 from models.errors import DataError
-from training.data.sources.cache import cache_folder
 from training.progress import phase
 
 Array = np.ndarray

@@ -1,4 +1,4 @@
-"""A client of the service. It needs httpx and numpy alone, so the file may be copied elsewhere.
+"""A client of the service. It needs only httpx and numpy, so the file may be copied elsewhere.
 
 with Client("http://127.0.0.1:3000") as client:
     samples = client.samples(16, seed=7)
@@ -49,7 +49,7 @@ class BadRequestError(ServiceError):
 
 
 class UnauthorizedError(ServiceError):
-    """401: the service asks for an API key, and this is none of them."""
+    """401: the service asks for an API key, and none or an unknown one was sent."""
 
 
 class ForbiddenError(ServiceError):
@@ -65,7 +65,7 @@ class TooLargeError(ServiceError):
 
 
 class UndecodableError(ServiceError):
-    """415: a file is nothing that the service reads."""
+    """415: a file is of no kind that the service reads."""
 
 
 class UnsuitableError(ServiceError):
@@ -102,18 +102,18 @@ class Origin:
     """What made an answer."""
 
     version: str
-    """Of the model: registry name and number, or the artifact's digest."""
+    """The model's registry name and number, or its artifact's digest."""
     constraint: str
     """Kind of the critic constraint that it was trained under."""
     seed: int | None
-    """Of samples; None of scores, and of samples from given latents."""
+    """The seed of samples; None for scores, and for samples from given latents."""
 
 
-class Wanted(TypedDict, total=False):
-    """Which samples; all may be left out."""
+class SampleOptions(TypedDict, total=False):
+    """Which samples to generate; each option may be left out."""
 
     seed: int
-    """The same one gives the same samples; without it, a random one."""
+    """The same seed gives the same samples; without it, the service takes a random one."""
     label: str
     """A class of a class-conditional model."""
     truncation: float
@@ -121,11 +121,11 @@ class Wanted(TypedDict, total=False):
     latents: Array
     """float ``(N, latent_size)``, in place of count, seed and truncation."""
     refine: bool
-    """Whether the critic guides the generator, at some cost."""
+    """Whether the critic guides the generator, which takes four to eight times as long."""
     model: Role
-    """Which of those that are served; without it, the champion or, by its share, the challenger."""
+    """Which served model; without it, the champion, or the challenger for its share of requests."""
     walk_to: int
-    """A second seed: samples from `seed` to it, evenly on the way, both ends included."""
+    """A second seed: samples at even steps on the way from `seed` to it, both ends included."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Scores:
 
 
 class Client:
-    """Speaks to one service.
+    """A connection to one service.
 
     Args:
         base_url: such as ``http://127.0.0.1:3000``; a path in it is kept.
@@ -169,8 +169,8 @@ class Client:
         timeout: seconds to wait for a connection, and for each part of an answer.
 
     Raises:
-        ServiceError: of every method: the service refused; see its subclasses.
-        UnreachableError: of every method: there was no answer.
+        ServiceError: by every method, if the service refused; see its subclasses.
+        UnreachableError: by every method, if there was no answer.
     """
 
     def __init__(self, base_url: str, key: str | None = None, timeout: float = 60.0) -> None:
@@ -193,17 +193,17 @@ class Client:
         """Close the connections."""
         self._http.close()
 
-    def samples(self, count: int | None = None, **wanted: Unpack[Wanted]) -> Samples:
+    def samples(self, count: int | None = None, **options: Unpack[SampleOptions]) -> Samples:
         """Generate samples as an array; ``count`` is 1 unless given."""
-        file = self.file("npz", count, **wanted)
+        file = self.file("npz", count, **options)
         with np.load(io.BytesIO(file.content)) as arrays:
             return Samples(arrays["samples"], file.origin)
 
     def file(
-        self, format: Format = "png", count: int | None = None, **wanted: Unpack[Wanted]
+        self, format: Format = "png", count: int | None = None, **options: Unpack[SampleOptions]
     ) -> File:
         """Generate samples as a file: png and webp are one grid, zip is one PNG for each."""
-        body: dict[str, Any] = {"format": format, **wanted}
+        body: dict[str, Any] = {"format": format, **options}
         if count is not None:
             body["count"] = count
         if "label" in body:
@@ -227,9 +227,9 @@ class Client:
 
         Args:
             items: ``(N, H, W[, C])`` whole numbers from 0 to 255, ``(N, D)`` or ``(N, T, D)``.
-            classes: of each item, for a class-conditional model.
+            classes: the class of each item, for a class-conditional model.
             resize: bring images to the model's size and channels.
-            model: which of those that are served.
+            model: which served model.
         """
         body: dict[str, Any] = {"samples": np.asarray(items).tolist(), "resize": resize}
         if classes is not None:
@@ -254,15 +254,15 @@ class Client:
         return _scores(self._send("POST", "/v1/scores", files=parts, data=form, params=query))
 
     def model(self, model: Role | None = None) -> dict[str, Any]:
-        """All that is known of a model: the champion, unless another is named."""
+        """Get all that is known of a model: the champion, unless another is named."""
         return dict(self._send("GET", "/v1/model", params=_query(model)).json())
 
     def models(self) -> dict[str, Any]:
-        """Which versions the registry has, and which are served."""
+        """Get the registry's versions, and which are served."""
         return dict(self._send("GET", "/v1/models").json())
 
     def drift(self, model: Role | None = None) -> dict[str, Any]:
-        """How far recently scored items are from real ones.
+        """Get how far recently scored items are from real ones.
 
         Raises:
             NotFoundError: the service does not measure it.
@@ -270,7 +270,7 @@ class Client:
         return dict(self._send("GET", "/v1/drift", params=_query(model)).json())
 
     def picture(self, model: Role | None = None) -> bytes:
-        """PNG of samples, drawn when the model was made."""
+        """Get a PNG of samples, drawn when the model was made."""
         return self._send("GET", "/v1/model/samples.png", params=_query(model)).content
 
     def is_ready(self) -> bool:
@@ -318,7 +318,7 @@ def _origin(response: httpx.Response) -> Origin:
 
 
 def _error(response: httpx.Response) -> ServiceError:
-    """The error that a problem+json (RFC 9457) tells of; other bodies are a proxy's."""
+    """Make the error of a problem+json (RFC 9457), or of a proxy's answer in another form."""
     problem: dict[str, Any] = {}
     if response.headers.get("content-type", "").startswith("application/problem+json"):
         problem = response.json()

@@ -56,9 +56,9 @@ class Endpoint:
     schemas: tuple[type[BaseModel], ...] = ()
     """The schemas that the description names."""
     scope: str | None = None
-    """What a key needs besides being known, which all of /v1 asks for where there are keys."""
+    """The scope that a key needs. Where there are keys, all of /v1 needs a known key anyway."""
     is_counted: bool = True
-    """Whether requests are counted and timed, and bypass BentoML's layers."""
+    """Whether requests are counted and timed, and go past BentoML's layers."""
 
 
 async def read_json(context: Context, request: Request, schema: type[M]) -> M:

@@ -37,7 +37,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, request_id, and the record's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record; line ends in a message are escaped, so it cannot pose as two."""
+        """Format a record; line ends in a message are escaped, so one entry cannot pose as two."""
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

@@ -138,7 +138,7 @@ async def post_samples(context: Context, request: Request) -> Response:
         seed = secrets.randbelow(2**63)
     batches, count = generate(served.model, wanted, seed)
     is_inline = count <= served.inline_limit and not wanted.refine
-    work = Work(context, served, wanted.format, is_inline)
+    work = SampleWork(context, served, wanted.format, is_inline)
     seed_fact, seed_header = {}, {}
     if seed is not None:
         seed_fact, seed_header = {"seed": seed}, {"X-Seed": str(seed)}
@@ -167,7 +167,7 @@ async def post_samples(context: Context, request: Request) -> Response:
 
 
 def generate(model: Model, wanted: SamplesRequest, seed: int | None) -> tuple[Iterator[Array], int]:
-    """Samples in batches, made as they are taken, and how many there are in all."""
+    """Return an iterator that makes samples in batches, and how many there are in all."""
     model = model.refined if wanted.refine else model
     label = None if wanted.class_ is None else model.label(wanted.class_)
     if wanted.latents is not None:
@@ -183,8 +183,8 @@ def generate(model: Model, wanted: SamplesRequest, seed: int | None) -> tuple[It
     return model.samples(seed, wanted.count, 0, label, wanted.truncation), wanted.count
 
 
-class Work:
-    """The work of one request, in turns: long requests and short ones share the processors.
+class SampleWork:
+    """The work of one request, done in turns so that long and short requests share processors.
 
     Args:
         context: has the processors.

@@ -1,4 +1,4 @@
-"""The page at ``/``: a document, its style and its script, served as they lie in this folder."""
+"""The page at ``/``: a document, its style and its script, served as they are in this folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service.endpoint import Context, Endpoint, cached
 
 HEADERS = {
-    # Only this server is spoken to; `blob:` shows pictures that a request with a key fetched.
+    # The page asks only this server; `blob:` is for pictures that were fetched with a key.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",

@@ -26,7 +26,7 @@ from service.client import (
     UnsuitableError,
 )
 from service.limits import MAX_BODY
-from tests.test_service import ROOT, Server, free_port, running
+from tests.servers import ROOT, Server, free_port, running
 
 DOCS = (ROOT / "docs/service.md").read_text()
 

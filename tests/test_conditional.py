@@ -20,8 +20,8 @@ from models.networks import CriticConfig, GeneratorConfig, build_critic, build_g
 from models.networks.conditional import ConditionalNorm, ProjectionCritic, WithLabels
 from models.sampling import CHUNK, draw_labels
 from tests.artifacts import make_artifact, tiny_config
+from tests.servers import Server
 from tests.test_cli import wgan
-from tests.test_service import Server
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import Interrupted, train

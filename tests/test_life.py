@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from models import registry
 from models.artifact import load_artifact
 from tests.artifacts import make_artifact
-from tests.test_service import WGAN, free_port, is_problem, running, spoil_weights, wait_for
+from tests.servers import WGAN, free_port, is_problem, running, spoil_weights, wait_for
 from training.tracking import track_and_register
 
 GOOD = (1, 2, 3)

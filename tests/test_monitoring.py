@@ -19,7 +19,7 @@ import yaml
 
 from deploy import tools
 from models.config import DataConfig
-from tests.test_service import WGAN, free_port, running, wait_for
+from tests.servers import WGAN, free_port, running, wait_for
 from training.data.dataset import load_data
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.artifacts import make_artifact
-from tests.test_service import WGAN, free_port, is_problem, running, wait_for
+from tests.servers import WGAN, free_port, is_problem, running, wait_for
 
 WINDOW = 100
 

@@ -23,7 +23,7 @@ from models.artifact import load_artifact
 from models.images import encode_png, enlarge
 from models.model import Model
 from tests.artifacts import make_artifact
-from tests.test_service import ROOT, WGAN, free_port, running, sign, wait_for
+from tests.servers import ROOT, WGAN, free_port, running, sign, wait_for
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [

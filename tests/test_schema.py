@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_safety import KEYS, SCOPES, bearer, line
-from tests.test_service import Server
+from tests.attacks import KEYS, SCOPES, bearer, line
+from tests.servers import Server
 
 ST = Path(sys.executable).with_name("st")
 # Not `positive_data_acceptance`: a schema cannot say which shape or class the model at hand has,

@@ -15,7 +15,7 @@ from service import settings
 from service.server import serve
 from service.settings import Settings, misspelt, public_fields
 from tests.artifacts import make_artifact
-from tests.test_service import free_port
+from tests.servers import free_port
 
 ROOT = Path(__file__).parent.parent
 WGAN = Path(sys.executable).with_name("wgan")

@@ -1,0 +1,199 @@
+"""A real service in a process of its own, for tests that speak to it over HTTP."""
+
+import contextlib
+import hashlib
+import http.client
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+from prometheus_client.parser import text_string_to_metric_families
+from safetensors.torch import load_file, save_file
+
+from models.artifact import load_artifact
+from models.model import Model
+from tests.artifacts import make_artifact
+
+WGAN = Path(sys.executable).with_name("wgan")
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(
+    command: list[object], port: int, log: Path, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            list(map(str, command)),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=log.parent,
+            env={**os.environ, **environment},
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/livez", process, log)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        finally:
+            process.kill()
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(address).status_code == 200:
+                return
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(f"{address} never answered 200: {log.read_text()}")
+
+
+def scale_down(artifact: Path) -> None:
+    """Give a vector artifact so small a scale that float32 items can overflow in its critic.
+
+    And the claim of a certified constant, so that there is something to divide scores by.
+    """
+    run = json.loads((artifact / "run.json").read_text())
+    run["lipschitz"] = {"certified": 2.0, "reason": None, "sampled": 1.0}
+    run["data"]["scale"] = [1e-3, 1e-3]
+    (artifact / "run.json").write_text(json.dumps(run))
+    sign(artifact)
+
+
+def spoil_checksum(artifact: Path) -> None:
+    (artifact / "run.json").write_text("{}")
+
+
+def spoil_weights(artifact: Path) -> None:
+    weights = load_file(artifact / "critic.safetensors")
+    save_file({k: v * float("nan") for k, v in weights.items()}, artifact / "critic.safetensors")
+    sign(artifact)
+
+
+def sign(artifact: Path) -> None:
+    """Bring the checksums up to date."""
+    names = [line.split("  ")[1] for line in (artifact / "SHA256SUMS").read_text().splitlines()]
+    digests = [hashlib.sha256((artifact / name).read_bytes()).hexdigest() for name in names]
+    lines = [f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True)]
+    (artifact / "SHA256SUMS").write_text("".join(lines))
+
+
+class Server:
+    def __init__(self, kind: str, folder: Path, **environment: str) -> None:
+        self.environment = environment
+        self.artifact = make_artifact(folder / "artifact", kind)
+        if kind == "vector":
+            scale_down(self.artifact)
+        self.model: Model = load_artifact(self.artifact)
+        self.port = free_port()
+        self.log = folder / "log"
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Server"]:
+        command = [WGAN, "serve", "--model", self.artifact, "--port", self.port]
+        with (
+            running(command, self.port, self.log, **self.environment) as self.process,
+            self.client,
+        ):
+            wait_for(f"http://127.0.0.1:{self.port}/readyz", self.process, self.log)
+            yield self
+
+    def samples(self, **body: object) -> httpx.Response:
+        return self.client.post("/v1/samples", json=body)
+
+
+def is_problem(response: httpx.Response, status: int) -> dict[str, object]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == status
+    assert body["title"]
+    assert body["detail"]
+    assert body["type"]
+    assert "Traceback" not in response.text
+    assert "/tmp" not in response.text
+    assert str(ROOT) not in response.text
+    return dict(body)
+
+
+def read_npz(response: httpx.Response) -> np.ndarray:
+    assert response.status_code == 200, response.text
+    return np.asarray(np.load(io.BytesIO(response.content))["samples"])
+
+
+def resident(server: Server) -> int:
+    """Bytes that the worker holds now."""
+    return 1024 * memory(server, "VmRSS")
+
+
+def made(server: Server) -> float:
+    return families(server)["wgan_samples"][0][1]
+
+
+def array_file(array: np.ndarray, **options: bool) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array, **options)
+    return out.getvalue()
+
+
+def npz_file(**arrays: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.savez(out, **arrays)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def upload(server: Server, *contents: bytes, name: str = "files") -> httpx.Response:
+    files = [(name, (f"{i}.png", content)) for i, content in enumerate(contents)]
+    return server.client.post("/v1/scores", files=files)
+
+
+def raw(server: Server, *parts: bytes) -> tuple[int, str]:
+    """Status and content type that answer bytes sent as they are; httpx would not send these."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        for part in parts:
+            connection.sendall(part)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.status, str(answer.getheader("content-type"))
+
+
+def memory(server: Server, what: str) -> int:
+    """Kilobytes that BentoML's worker, the only child of its supervisor, holds."""
+    pid = server.process.pid
+    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    lines = Path(f"/proc/{worker}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what))
+
+
+def peak_memory(server: Server) -> int:
+    """Bytes that the worker has held at most."""
+    return 1024 * memory(server, "VmHWM")
+
+
+def families(server: Server) -> dict[str, list[tuple[dict[str, str], float]]]:
+    response = server.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    return {
+        family.name: [(sample.labels, sample.value) for sample in family.samples]
+        for family in text_string_to_metric_families(response.text)
+    }

@@ -1,0 +1,185 @@
+"""Scores over HTTP: POST /v1/scores of a real server."""
+
+import io
+import json
+import socket
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.images import encode_png
+from service.endpoints.scores import MAX_ITEMS
+from tests.servers import (
+    Server,
+    array_file,
+    is_problem,
+    npz_file,
+    peak_memory,
+    upload,
+)
+
+
+def test_scores_are_the_models_own(image: Server) -> None:
+    items = image.model.sample(seed=3, count=37)
+    expected = image.model.score(items)
+    for samples in (items.tolist(), items[..., 0].tolist()):
+        answer = image.client.post("/v1/scores", json={"samples": samples}).json()
+        assert set(answer) == {"scores", "percentiles", "out_of_range", "normalized_scores"}
+        assert answer["out_of_range"] == [not -1 <= score <= 1 for score in answer["scores"]]
+        assert answer["normalized_scores"] is None  # nothing certifies this critic
+        np.testing.assert_array_equal(np.float32(answer["scores"]), expected)
+        np.testing.assert_allclose(answer["percentiles"], image.model.percentiles(expected))
+
+
+def test_scores_of_files_keep_their_order(image: Server) -> None:
+    items = image.model.sample(seed=4, count=9)
+    expected = image.model.score(items)
+    webp = io.BytesIO()
+    Image.fromarray(items[1, ..., 0]).convert("L").save(webp, "WEBP", lossless=True)
+    response = upload(
+        image,
+        encode_png(items[0]),
+        array_file(items[1:4]),
+        npz_file(samples=items[4:6]),
+        *[encode_png(i) for i in items[6:]],
+    )
+    assert response.status_code == 200, response.text
+    np.testing.assert_array_equal(np.float32(response.json()["scores"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("samples", "says"),
+    [
+        ([], "shape"),
+        ([[0] * 8] * 8, "shape"),
+        ([[[0] * 9] * 8], "shape"),
+        ([[[0] * 8] * 8, [[0] * 8] * 7], "one array"),
+        ([[[256] * 8] * 8], "0 to 255"),
+        ([[[-1] * 8] * 8], "0 to 255"),
+        ([[[0.5] * 8] * 8], "0 to 255"),
+        ([[[1e999] * 8] * 8], "infinite"),
+        ([[[10**400] * 8] * 8], "numbers"),
+        ([[[2**64] * 8] * 8], "0 to 255"),
+        ([[["a"] * 8] * 8], "numbers"),
+        ([[[None] * 8] * 8], "numbers"),
+        ([[[True] * 8] * 8], "numbers"),
+        ([[[True] + [0] * 7] * 8], "numbers"),
+        ([[[{}] * 8] * 8], "numbers"),
+        ([[[0] * 8] * 8] * (MAX_ITEMS + 1), "at most"),
+    ],
+)
+def test_wrong_content_is_422(image: Server, samples: list[object], says: str) -> None:
+    content = json.dumps({"samples": samples}).replace("Infinity", "1e999")
+    response = image.client.post(
+        "/v1/scores", content=content, headers={"content-type": "application/json"}
+    )
+    assert says in str(is_problem(response, 422)["detail"])
+
+
+@pytest.mark.parametrize("body", [{}, {"samples": 3}, {"samples": [], "x": 1}, {"sample": []}])
+def test_score_bodies_that_break_the_schema_are_400(image: Server, body: object) -> None:
+    is_problem(image.client.post("/v1/scores", json=body), 400)
+
+
+def test_images_of_another_size_are_scored_when_resizing_is_asked_for(image: Server) -> None:
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (20, 30, 4), np.uint8)
+    expected = image.model.score(image.model.resized(photo[None]))
+    files = {"files": encode_png(photo)}
+    assert "resize" in str(is_problem(image.client.post("/v1/scores", files=files), 422)["detail"])
+    answer = image.client.post("/v1/scores", files=files, data={"resize": "true"})
+    np.testing.assert_array_equal(np.float32(answer.json()["scores"]), expected)
+    body = {"samples": [photo.tolist()], "resize": True}
+    answer = image.client.post("/v1/scores", json=body)
+    np.testing.assert_array_equal(np.float32(answer.json()["scores"]), expected)
+
+
+def hostile_files() -> dict[str, bytes]:
+    mixed = np.empty(1, object)
+    mixed[0] = np.zeros(3)
+    png = encode_png(np.zeros((8, 8, 1), np.uint8))
+    bomb = bytearray(encode_png(np.zeros((8, 8, 1), np.uint8)))
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2  # the header's size, now 3.6 gigapixels
+    huge = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        huge, {"descr": "|u1", "fortran_order": False, "shape": (1000, 8, 10**9)}
+    )
+    negative = array_file(np.zeros((1, 8, 8), np.uint8)).replace(b"(1, 8, 8)", b"(1,-8, 8)")
+    return {
+        "empty": b"",
+        "text": b"hello",
+        "a URL": b"http://127.0.0.1/x.png",
+        "pickle": b"\x80\x04\x95.",
+        "object array": array_file(mixed, allow_pickle=True),
+        "pickle in npz": npz_file(samples=mixed),
+        "truncated PNG": png[:40],
+        "bomb": bytes(bomb),
+        "array that claims 8 TB": huge.getvalue(),
+        "array of negative size": negative,
+        "truncated array": array_file(np.zeros((4, 8, 8), np.uint8))[:-10],
+        "broken zip": b"PK\x03\x04" + bytes(50),
+        "GIF": b"GIF89a" + bytes(30),
+        "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='http://127.0.0.1/'/></svg>",
+    }
+
+
+@pytest.mark.parametrize("name", hostile_files())
+def test_files_that_are_nothing_we_read_are_415(image: Server, name: str) -> None:
+    is_problem(upload(image, hostile_files()[name]), 415)
+
+
+def test_files_of_another_shape_are_422(image: Server) -> None:
+    for shape in ((9, 8, 1), (8, 8, 3)):
+        detail = is_problem(upload(image, encode_png(np.zeros(shape, np.uint8))), 422)["detail"]
+        assert "0.png" in str(detail)
+    good = encode_png(np.zeros((8, 8, 1), np.uint8))
+    is_problem(upload(image, good, array_file(np.zeros((2, 8, 9), np.uint8))), 422)
+    is_problem(upload(image, array_file(np.array(3))), 422)
+
+
+def test_parts_of_another_name_are_400(image: Server) -> None:
+    good = encode_png(np.zeros((8, 8, 1), np.uint8))
+    is_problem(upload(image, good, name="file"), 400)
+    is_problem(image.client.post("/v1/scores", data={"files": "x"}, files={"f": b""}), 400)
+    is_problem(image.client.post("/v1/scores", data={"x": "1"}, files={"files": good}), 400)
+    is_problem(image.client.post("/v1/scores", data={"resize": "1"}, files={"files": good}), 400)
+    broken = {"content-type": "multipart/form-data; boundary=x"}
+    is_problem(image.client.post("/v1/scores", content=b"--y\r\n", headers=broken), 400)
+    none = {"content-type": "multipart/form-data"}
+    is_problem(image.client.post("/v1/scores", content=b"--y\r\n", headers=none), 400)
+    is_problem(upload(image, *[good] * 300), 400)
+
+
+def test_nothing_is_fetched_on_a_clients_word(image: Server) -> None:
+    """A listener sees no connection, whichever field its address is sent in."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.settimeout(1)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x.png"
+        is_problem(upload(image, url.encode()), 415)
+        is_problem(image.client.post("/v1/scores", json={"samples": url}), 400)
+        is_problem(image.client.post("/v1/scores", json={"samples": [url]}), 422)
+        is_problem(image.client.post("/v1/scores", data={"files": url}), 415)
+        is_problem(image.client.post("/v1/scores", json={"url": url}), 400)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+
+
+def test_small_bodies_cannot_claim_much_memory(image: Server) -> None:
+    before = peak_memory(image)
+    # numpy's own guess at a type would make each string as wide as the longest: 4 GB.
+    strings = ["a" * 2**20] + ["b"] * 1000
+    is_problem(image.client.post("/v1/scores", json={"samples": strings}), 422)
+    out = io.BytesIO()
+    np.savez_compressed(out, samples=np.zeros((200_000, 8, 8), np.uint8))
+    assert "at most" in str(is_problem(upload(image, *[out.getvalue()] * 200), 422)["detail"])
+    assert peak_memory(image) - before < 2**28
+
+
+def test_a_million_schema_errors_are_counted_not_listed(image: Server) -> None:
+    response = image.client.post("/v1/samples", json={f"k{i}": 1 for i in range(10**6)})
+    assert is_problem(response, 400)["errors"] == [
+        {"path": "/", "message": "1000000 errors, too many to list"}
+    ]

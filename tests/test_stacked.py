@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.config import Config
 from models.constraints import (
     Constraint,
     GradientPenalty,
     LipschitzPenalty,
+    NoConstraint,
     SpectralNorm,
     WeightClipping,
 )
@@ -195,6 +196,18 @@ def test_runs_that_differ_or_do_not_stack_are_refused(tmp_path: Path) -> None:
         with pytest.raises(NotStackable, match=says):
             train_together(several, dataset, folders, [look] * len(several))
         assert not list(tmp_path.iterdir())
+
+
+class Shuffled(NoConstraint):
+    """A penalty whose random numbers no generator of a model's own can give."""
+
+    def penalty(self, critic: Any, real: Tensor, fake: Tensor, step: int = 0) -> Tensor | None:
+        return critic(real[torch.randperm(len(real))]).square().mean()
+
+
+def test_random_functions_without_a_generator_are_refused() -> None:
+    with pytest.raises(NotStackable, match="randperm cannot be divided over models"):
+        compare([Shuffled()] * COUNT)
 
 
 def test_a_wrong_stacked_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import get_args
 
@@ -117,8 +116,8 @@ def test_the_mean_of_the_critic_s_gradients_is_the_gradient(mode: str, dropout: 
     real, fake = torch.randn(2, 8, 3, dtype=torch.float64)
 
     def gradients(workers: Workers) -> list[Tensor]:
-        how = nullcontext(), workers.draws(8), pytest.fail
-        find = CriticStep(mode, critic, GradientPenalty(), 1, "fp32", *how)
+        draws = workers.draws(8)
+        find = CriticStep(mode, critic, GradientPenalty(), 1, draws=draws, say=pytest.fail)
         rows = workers.rows(8)
         torch.manual_seed(1)
         find(real[rows], fake[rows], [], 0)

@@ -31,7 +31,7 @@ from models.networks.conditional import WithLabels
 from models.record import Engine, Results, Run
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
-from training.engine.loop import Interrupted, Row, Watch, train
+from training.engine.loop import Interrupted, Row, Watch, no_watch, train
 from training.engine.workers import ALONE, Workers, join
 from training.judging.doctor import diagnose, in_one_line, watcher
 from training.judging.evaluate import judge
@@ -114,7 +114,8 @@ def run_training(
     _say_data(data, say)
 
     if watch is None:
-        watch = watcher(config, data, say) if workers.is_main else _no_watch
+        # Only the main process warns.
+        watch = watcher(config, data, say) if workers.is_main else no_watch
     try:
         state, history = train(
             config, data, checkpoints, device, report, stop_requested, workers, watch, say
@@ -210,10 +211,6 @@ def _write_diagnosis(run: Run, folder: Path) -> None:
     """Write the doctor's page beside the artifact."""
     page = findings_page(f"Diagnosis of {run.config.name}", run.findings)
     (folder / DIAGNOSIS).write_text(page)
-
-
-def _no_watch(step: int, state: TrainingState) -> None:
-    """Watch nothing: only the main process warns."""
 
 
 # ---- judging ------------------------------------------------------------------------------------

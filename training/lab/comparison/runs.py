@@ -24,7 +24,6 @@ from training.engine.stack import NotStackable
 from training.engine.stacked import train_together
 from training.judging.extractors import FeatureExtractor, choose_extractor
 from training.judging.metrics import kernel_distance, sliced_wasserstein_1, wasserstein_1
-from training.progress import never, silent
 from training.run import ARTIFACT, CHECKPOINTS, run_training
 
 Budget = Literal["steps", "seconds"]
@@ -221,9 +220,6 @@ def run_job(job: Job) -> dict[str, Any]:
         torch.device("cpu"),
         resume=True,
         register=False,
-        say=silent,
-        report=silent,
-        stop_requested=never,
         data=data,
         watch=recorder,
     )

@@ -158,8 +158,8 @@ TUNED: dict[str, dict[str, Values]] = {
 """For a preset and a constraint: settings found better than the published ones."""
 
 
-SUITABLE = {"vector": "table", "image": "images", "sequence": "ar2"}
-"""The preset for data of a kind that have no preset of their own."""
+PRESETS_BY_KIND = {"vector": "table", "image": "images", "sequence": "ar2"}
+"""The preset for data that have none of their own, by kind."""
 
 
 def suitable_preset(source: str, overrides: dict[str, Any] | None = None) -> str:
@@ -178,7 +178,7 @@ def suitable_preset(source: str, overrides: dict[str, Any] | None = None) -> str
 
     of_data = {key: value for key, value in (overrides or {}).items() if key.startswith("data")}
     config = build_config("table", source, None, of_data)
-    return SUITABLE[load_data(config.data).card.kind]
+    return PRESETS_BY_KIND[load_data(config.data).card.kind]
 
 
 def build_config(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -29,6 +28,7 @@ from models.lipschitz import (
 from models.model import QUANTILE_LEVELS, Model
 from models.networks.conditional import WithLabels
 from models.record import Engine, Results, Run
+from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import Interrupted, Row, Watch, no_watch, train
@@ -171,10 +171,7 @@ def load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:
     """
     weights: dict[str, torch.Tensor] = {}
     if record["name"] == CLASSIFIER:
-        with tempfile.TemporaryDirectory() as folder:
-            reference = f"{config.name}@{record['version']}"
-            with phase(f"downloading {reference}"):
-                champion = registry.download(reference, Path(folder))
+        with artifact_folder(f"{config.name}@{record['version']}") as champion:
             weights = artifact_weights(champion)
     return load_extractor(record["name"], config.evaluation, record["sha256"], weights)
 

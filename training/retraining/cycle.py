@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from models.config import Config
 from models.errors import RegistryError, UserError
 from models.model import Model
 from models.record import DataCard
+from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import Interrupted, Row
 from training.engine.workers import ALONE, Workers
@@ -76,8 +76,7 @@ class Cycle:
     def model(self, version: str) -> Model:
         """Load a registered model, once."""
         if version not in self.models:
-            with tempfile.TemporaryDirectory() as folder:
-                fetched = registry.download(f"{self.config.name}@{version}", Path(folder))
+            with artifact_folder(f"{self.config.name}@{version}") as fetched:
                 self.models[version] = artifact.load_artifact(fetched)
         return self.models[version]
 
@@ -240,8 +239,7 @@ def _decide(cycle: Cycle, version: str) -> Decision:
     best = registry.version(name, champion).get(BEST_TAG, champion) if champion else None
     trained = artifact.verify(cycle.folder / ARTIFACT)
     extractor = None
-    with tempfile.TemporaryDirectory() as folder:
-        fetched = registry.download(f"{name}@{version}", Path(folder))
+    with artifact_folder(f"{name}@{version}") as fetched:
         gate, challenger = sound(fetched, trained)
         if challenger:
             extractor = choose_features(cycle.config, challenger, fetched)

@@ -27,15 +27,13 @@ from training.lab.comparison.runs import (
 )
 from training.lab.comparison.summary import summarise, table_rows
 from training.lab.jobs import run_jobs
-from training.presets import PRESETS, build_config
+from training.presets import build_config, suitable_preset
 from training.progress import silent
 from training.run import ARTIFACT
 from training.tracking import track_and_register
 
 __all__ = ["REPORT", "compare", "table_rows"]
 
-PRESETS_BY_KIND = {"vector": "table", "image": "images", "sequence": "ar2"}
-"""The preset for data that have none of their own, by kind."""
 MAX_STACKED_WIDTH = 256
 """Width of networks whose seeds train at once; wider ones win little (docs/performance.md)."""
 REPORT = "report.html"
@@ -85,7 +83,7 @@ def compare(
     if len(set(kinds)) < 2:
         raise UserError("--constraints: name at least two different ones, such as a,b")
     overrides = overrides or {}
-    preset = preset or _preset(source, overrides)
+    preset = preset or suitable_preset(source, overrides)
     configs = {kind: build_config(preset, source, kind, overrides) for kind in kinds}
     any_config = next(iter(configs.values()))
     data = load_data(any_config.data, any_config.training.batch_size)
@@ -127,15 +125,6 @@ def compare(
     (out / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")
     (out / REPORT).write_text(comparison_page(plan, answers, seeds, data, out, summary))
     return summary
-
-
-def _preset(source: str, overrides: dict[str, Any]) -> str:
-    if source in PRESETS:
-        return source
-    config = build_config(
-        "table", source, None, {k: v for k, v in overrides.items() if "data" in k}
-    )
-    return PRESETS_BY_KIND[load_data(config.data).card.kind]
 
 
 def _is_small(config: Config) -> bool:

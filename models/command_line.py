@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, options, requests to stop.
+"""Parts that commands share: exit codes, options, requests to stop.
 
 A module of commands imports this and Typer, and nothing heavy: what a command needs is imported
 when it runs, so that `wgan --help` is quick.
@@ -86,7 +86,7 @@ class StopRequest:
             signal.signal(number, self._request)
 
     def __call__(self) -> bool:
-        """Whether to stop; pass the object as ``stop_requested``."""
+        """Return True if a stop was requested; pass the object as ``stop_requested``."""
         return self.requested
 
     def _request(self, number: int, frame: object) -> None:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def is_shown() -> bool:
-    """Whether progress is drawn: on a terminal, by the main process."""
+    """Return True if progress is drawn: on a terminal, by the main process."""
     # Several processes of a pool would draw over each other.
     return sys.stderr.isatty() and multiprocessing.parent_process() is None
 

@@ -59,7 +59,7 @@ class TrainedModel:
 
     @property
     def findings(self) -> list[Finding]:
-        """What was measured of the critic when the run ended; see `diagnose`."""
+        """Measurements of the critic at the end of the run; see `diagnose`."""
         return self.record.findings
 
     @property
@@ -114,7 +114,7 @@ class TrainedModel:
         return self._model.score(checked, labels)
 
     def percentiles(self, scores: Array) -> Array:
-        """Where scores ``(N,)`` stand among those of real held-out items, 0 to 100."""
+        """Percentile, 0 to 100, of each score ``(N,)`` among those of real held-out items."""
         return self._model.percentiles(scores)
 
     def save(self, folder: str | Path) -> None:

@@ -85,7 +85,7 @@ def test_a_module_imports_only_what_stands_before_it(file: Path) -> None:
 
 
 def test_every_module_has_its_place() -> None:
-    assert {place(file)[0] for file in FILES} <= set(ORDER)
+    assert {place(file)[0] for file in FILES} == set(ORDER)
     for room, inner in WITHIN.items():
         assert {file.stem for file in (MODELS / room).glob("*.py")} == {*inner, "__init__"}
 

@@ -203,6 +203,28 @@ def test_a_mistake_is_told_before_anything_runs(
     assert MISTAKES[arguments] in line
 
 
+def interrupt(*arguments: object, **more: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interruption_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import training.lab.comparison
+    import training.lab.study
+    from models import registry
+
+    monkeypatch.setattr(registry, "versions", interrupt)
+    monkeypatch.setattr(training.lab.comparison, "compare", interrupt)
+    monkeypatch.setattr(training.lab.study, "study", interrupt)
+    assert wgan_cli.main(["models"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    compare = ["compare", "--data", "d", "--constraints", "a,b", "--out", "o"]
+    for command_line in (compare, ["study", "clipping", "--out", "o"]):
+        assert wgan_cli.main(command_line) == 75
+        assert capsys.readouterr().err == "interrupted: the same command goes on from here\n"
+
+
 def completions(words: str) -> list[str]:
     done = wgan(_WGAN_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
     assert done.returncode == 0, done.stderr

@@ -9,9 +9,9 @@ from models.errors import ConfigError
 
 Values = dict[str, Any]
 
-# Found by search on one core (docs/decisions.md): ReLU in both networks, a latent space of the
-# data's own dimension, and many generator steps matter most; two critic steps each suffice.
-# `25gaussians` has since got another critic.
+# Found by a search on one core (docs/decisions.md). What matters most: ReLU in both networks, as
+# many latents as the data have dimensions, and many generator steps. Two critic steps for each
+# suffice. `25gaussians` was given another critic later.
 _TOY: Values = {
     "generator": {
         "architecture": "mlp",
@@ -42,7 +42,8 @@ _TOY_TUNED: dict[str, Values] = {
     },
 }
 
-# Found by a search for the time to quality on other seeds than 0 to 2 (docs/decisions.md).
+# Found by a search for the shortest time to good samples, on seeds other than the judged 0 to 2
+# (docs/decisions.md).
 _GRID_TUNED: dict[str, Values] = {
     "lipschitz_penalty": {
         **_TOY_TUNED["lipschitz_penalty"],
@@ -100,7 +101,8 @@ def _images(width: int, depth: int, steps: int, critic_activation: str = "leaky_
 
 PRESETS: dict[str, Values] = {
     "digits": {"data": {"source": "digits"}, **_images(width=32, depth=2, steps=2500)},
-    # Found by a search for the time to quality: narrow networks, whose steps are cheap, and `abs`.
+    # Found by a search for the shortest time to good samples: narrow networks, since their steps are
+    # cheap, and `abs` in the critic.
     "mnist5k": {
         "data": {"source": "mnist5k"},
         **_images(width=16, depth=2, steps=5000, critic_activation="abs"),
@@ -141,8 +143,8 @@ PRESETS: dict[str, Values] = {
         },
     },
 }
-"""Each is a configuration, less its name and, in some, its data's source. What the training
-section leaves out comes from `TUNED`, or else from the constraint's paper."""
+"""Configurations by name. The model's name is left out, and in some the data's source. What the
+training section leaves out comes from `TUNED`, or else from the constraint's paper."""
 
 TUNED: dict[str, dict[str, Values]] = {
     "digits": _DIGITS_TUNED,
@@ -155,7 +157,7 @@ TUNED: dict[str, dict[str, Values]] = {
     "swissroll": _TOY_TUNED,
     "ar2": _TOY_TUNED,
 }
-"""For a preset and a constraint: settings found better than the published ones."""
+"""Settings found better than the published ones: by preset, then by constraint."""
 
 
 PRESETS_BY_KIND = {"vector": "table", "image": "images", "sequence": "ar2"}
@@ -192,8 +194,9 @@ def build_config(
     Args:
         preset: its name.
         data: another data source than the preset's.
-        constraint: another kind of constraint; its tuned or else published settings come with it.
-        overrides: dotted keys, such as ``training.steps``, and their values; these win.
+        constraint: another kind of constraint, with the settings tuned for it, or else published.
+        overrides: dotted keys, such as ``training.steps``, and their values; they replace all
+            other settings.
 
     Raises:
         ConfigError: no such preset, key or value.

@@ -101,8 +101,8 @@ def _images(width: int, depth: int, steps: int, critic_activation: str = "leaky_
 
 PRESETS: dict[str, Values] = {
     "digits": {"data": {"source": "digits"}, **_images(width=32, depth=2, steps=2500)},
-    # Found by a search for the shortest time to good samples: narrow networks, since their steps are
-    # cheap, and `abs` in the critic.
+    # Found by a search for the shortest time to good samples: narrow networks, since their steps
+    # are cheap, and `abs` in the critic.
     "mnist5k": {
         "data": {"source": "mnist5k"},
         **_images(width=16, depth=2, steps=5000, critic_activation="abs"),

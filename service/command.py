@@ -26,9 +26,11 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model over HTTP."""
-    import os
+    from service.settings import Settings
 
-    model = model or os.environ.get("WGAN_MODEL")
+    # Read before the model is loaded: a bad setting ends the command at once.
+    settings = Settings.read()
+    model = model or settings.model
     if not model:
         raise UserError("name a model: wgan serve --model MODEL, or set WGAN_MODEL")
     _check(model)

@@ -209,7 +209,10 @@ def public_fields() -> dict[str, FieldInfo]:
 
 
 def misspelt() -> list[str]:
-    """A line for each variable that is set, not read, and nearly named like one that is."""
+    """A line for each variable that is set, not read, and nearly named like one that is.
+
+    Only near misses are told: for a Service named wgan, Kubernetes sets WGAN_PORT and others.
+    """
     known = public_fields()
     return [
         f"{name} is not read by the service; did you mean {nearest[0]}?"

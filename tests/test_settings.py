@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from annotated_types import Ge, Le
 
-from models.errors import ConfigError
-from service import settings
+from models.errors import ConfigError, UserError
+from service import command, settings
 from service.server import serve
 from service.settings import Settings, misspelt, public_fields
 from tests.artifacts import make_artifact
@@ -137,6 +137,16 @@ def test_the_command_ends_at_once_in_one_line(artifact: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         assert f"port {port}: Address already in use" in run(port)
+
+
+@pytest.mark.parametrize("model", ["x" * 5000, "x" * 5000 + "@champion", "", "/etc/passwd"])
+def test_a_model_that_cannot_be_is_told(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WGAN_MODEL", model)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with pytest.raises(UserError):
+        command.serve()
 
 
 def test_a_misspelt_variable_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

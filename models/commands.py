@@ -27,7 +27,7 @@ def sample(
         Path, typer.Option(metavar="FILE", help=".png, .webp, .zip, .npz, .npy, .json or .csv")
     ],
     n: Annotated[
-        int, typer.Option("-n", metavar="N", help="how many", callback=_at_least_one)
+        int, typer.Option("-n", metavar="N", help="how many, 1 or more", callback=_at_least_one)
     ] = 16,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="S")] = 0,
     class_name: ClassOption = None,
@@ -51,7 +51,7 @@ def sample(
 @app.command()
 def score(
     model: ModelArgument,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="images or arrays")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="images or arrays")],
     class_name: ClassOption = None,
     as_json: JsonOption = False,
 ) -> None:

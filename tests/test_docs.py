@@ -143,6 +143,7 @@ def test_the_session_of_the_command_line_page(tmp_path: Path) -> None:
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.timeout(900)
 def test_the_examples_of_the_python_page(tmp_path: Path) -> None:
     examples = re.findall(r"```python\n(.*?)```", (DOCS / "api.md").read_text(), re.DOTALL)
     assert examples

@@ -112,6 +112,7 @@ def test_the_other_commands(tmp_path: Path) -> None:
     assert (tmp_path / "new.csv").read_text().startswith("height,weight\n")
 
 
+@pytest.mark.timeout(900)
 def test_the_lines_of_python(tmp_path: Path) -> None:
     own_data(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -289,12 +289,13 @@ def wasserstein_1(
 ) -> Distance:
     """Measure the Wasserstein-1 distance between two sets of samples, as ``wgan w1`` does.
 
-    >>> import numpy as np
-    >>> rng = np.random.default_rng(0)
-    >>> a, b = rng.normal(size=(2, 500, 2))
-    >>> distance = wasserstein_1(a + [3, 0], b, steps=100)
-    >>> abs(distance.value - 3) < 0.3
-    True
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> a, b = rng.normal(size=(2, 500, 2))
+        >>> distance = wasserstein_1(a + [3, 0], b, steps=100)
+        >>> abs(distance.value - 3) < 0.3
+        True
 
     Args:
         a: ``(N, D)``, or images ``(N, H, W)`` or ``(N, H, W, C)``.
@@ -317,8 +318,9 @@ def wasserstein_1(
 def presets() -> dict[str, dict[str, Any]]:
     """Name the presets, each with its settings.
 
-    >>> presets()["digits"]["data"]
-    {'source': 'digits'}
+    Example:
+        >>> presets()["digits"]["data"]
+        {'source': 'digits'}
     """
     import copy
 
@@ -330,8 +332,9 @@ def presets() -> dict[str, dict[str, Any]]:
 def constraints() -> list[ConstraintCard]:
     """Describe the constraints: ``kind``, ``guarantee``, and ``hyperparameters`` with defaults.
 
-    >>> [card.hyperparameters for card in constraints() if card.kind == "norm_clipping"]
-    [{'max_norm': 1.0}]
+    Example:
+        >>> [card.hyperparameters for card in constraints() if card.kind == "norm_clipping"]
+        [{'max_norm': 1.0}]
     """
     from models.record import constraint_cards
 

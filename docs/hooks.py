@@ -13,7 +13,9 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -84,3 +86,13 @@ def help_text(command: str) -> str:
         check=True,
     )
     return f"### {command}\n\n```text\n{done.stdout.strip()}\n```\n"
+
+
+class ExamplesAsCode(griffe.Extension):
+    """Shows the section "Example:" of a docstring as code; griffe knows only "Examples:"."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Rename the section of an object's docstring."""
+        if obj.docstring:
+            value = obj.docstring.value
+            obj.docstring.value = re.sub(r"^Example:$", "Examples:", value, flags=re.MULTILINE)

@@ -89,7 +89,9 @@ def test_every_constraint_and_hyperparameter_is_listed() -> None:
     kinds = typing.get_args(typing.get_args(AnyConstraint)[0])
     assert set(listed) == {kind.model_fields["kind"].default for kind in kinds}
     everything = " ".join(listed.values())
+    api = (DOCS / "api.md").read_text()
     for kind in kinds:
+        assert f".{kind.__name__}\n" in api, kind.__name__
         for name in set(kind.model_fields) - {"kind"}:
             assert f"`{name}`" in everything, f"{kind.__name__}.{name}"
 

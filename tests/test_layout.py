@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LONGEST = 400
 FOLDERS = ("models", "training", "service", "deploy", "benchmarks")
-SUFFIXES = {".py", ".js"}
+SUFFIXES = {".py", ".js", ".css", ".html"}
 
 
 def lengths() -> dict[str, int]:

@@ -14,7 +14,7 @@ app = new_app()
 
 @app.command()
 def serve(
-    port: Annotated[int, typer.Option(min=1, max=65535, metavar="P")] = 3000,
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="P")] = 3000,
     host: Annotated[str, typer.Option(help="IP address to bind")] = "127.0.0.1",
     model: Annotated[
         str | None,

@@ -502,7 +502,7 @@ def test_what_the_client_has_is_not_sent_again(sites: Sites) -> None:
 
 def test_the_package_holds_the_pages_files() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    globs = project["tool"]["setuptools"]["package-data"]["service.page"]
+    globs = project["tool"]["setuptools"]["package-data"]["*"]
     files = {f.name for f in (ROOT / "service/page").iterdir() if f.suffix not in (".py", "")}
     assert files == {"index.html", "page.css", "page.js"}
     assert all(any(Path(name).match(g) for g in globs) for name in files)

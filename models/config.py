@@ -5,17 +5,15 @@ from __future__ import annotations
 import typing
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from models.constraints import AnyConstraint, Constraint
+from models.constraints import CONSTRAINTS, AnyConstraint
 from models.errors import ConfigError, suggestion
 from models.networks import CriticConfig, GeneratorConfig
 
 
-class DataConfig(BaseModel):
+class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """Source of the data, and the split into training and held-out items."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
     """A built-in name (digits, mnist5k, emoji32, 8gaussians, 25gaussians, swissroll, ar2); a .npy,
@@ -29,10 +27,8 @@ class DataConfig(BaseModel):
     """Share of the distinct items that is held out; an item's own hash decides."""
 
 
-class TrainingConfig(BaseModel):
+class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
     """The training loop. The constraint's published settings fill in what is not given."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     steps: int = Field(ge=1)
     """Generator steps."""
@@ -62,10 +58,8 @@ class TrainingConfig(BaseModel):
     """A critic gap whose absolute value is above this counts as divergence."""
 
 
-class EvaluationConfig(BaseModel):
+class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of the judging on held-out data."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     samples: int = Field(default=2500, ge=10)
     """Maximal number of generated samples; comparisons with held-out items take as many of each."""
@@ -80,20 +74,16 @@ class EvaluationConfig(BaseModel):
     """SHA-256 of that file. No other file is loaded, since loading one runs code from it."""
 
 
-class ServingConfig(BaseModel):
+class ServingConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of the finished generator's forward; it is judged as it is served."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: weights and forward in bfloat16, which is slower on processors and GPUs without it. The
     difference to fp32 is measured and recorded."""
 
 
-class Config(BaseModel):
+class Config(BaseModel, frozen=True, extra="forbid"):
     """Everything that decides a run; the saved run holds all of it, defaults included."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """The registry name of the model."""
@@ -134,7 +124,7 @@ class Config(BaseModel):
         return self
 
 
-def constraint_class(kind: str) -> type[Constraint]:
+def constraint_class(kind: str) -> type[AnyConstraint]:
     """Return the class of a constraint's kind.
 
     >>> constraint_class("gradient_penalty").__name__
@@ -143,11 +133,9 @@ def constraint_class(kind: str) -> type[Constraint]:
     Raises:
         ConfigError: there is no such kind; the message names the nearest.
     """
-    (union, _) = typing.get_args(AnyConstraint)
-    classes = {c.model_fields["kind"].default: c for c in typing.get_args(union)}
-    if kind not in classes:
-        raise ConfigError(f"constraint.kind: no constraint '{kind}'{suggestion(kind, classes)}")
-    return typing.cast(type[Constraint], classes[kind])
+    if kind not in CONSTRAINTS:
+        raise ConfigError(f"constraint.kind: no constraint '{kind}'{suggestion(kind, CONSTRAINTS)}")
+    return CONSTRAINTS[kind]
 
 
 def parse_config(values: dict[str, Any]) -> Config:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import typing
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from models import sampling
 from models.config import Config
-from models.constraints import AnyConstraint
+from models.constraints import CONSTRAINTS, AnyConstraint
 from models.lipschitz import LipschitzBounds
 
 Severity = Literal["info", "warning", "critical"]
 
 
-class DataCard(BaseModel):
+class DataCard(BaseModel, frozen=True, extra="forbid"):
     """The data that the model was trained on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     source: str
@@ -45,20 +42,16 @@ class DataCard(BaseModel):
     scale: list[float]
 
 
-class ConstraintCard(BaseModel):
+class ConstraintCard(BaseModel, frozen=True, extra="forbid"):
     """The constraint that the critic was trained under, as it is served as metadata."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
     hyperparameters: dict[str, Any]
     guarantee: str
 
 
-class Engine(BaseModel):
+class Engine(BaseModel, frozen=True, extra="forbid"):
     """Settings of the generator's forward, fixed when the version is made, so its bytes stay."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["torch-channels-last"] = "torch-channels-last"
     """The generator as `folding.fold` makes it, on channels-last maps."""
@@ -70,10 +63,8 @@ class Engine(BaseModel):
     max_error: float | None = None
 
 
-class Figure(BaseModel):
+class Figure(BaseModel, frozen=True, extra="forbid"):
     """One measured quality, beside the value that real data reach."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: float
     floor: float | None
@@ -85,28 +76,22 @@ class Figure(BaseModel):
     better: Literal["lower", "higher"]
 
 
-class Extractor(BaseModel):
+class Extractor(BaseModel, frozen=True, extra="forbid"):
     """The features that images are judged over; figures over different ones do not compare."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     sha256: str
 
 
-class Results(BaseModel):
+class Results(BaseModel, frozen=True, extra="forbid"):
     """Figures of the samples, judged against held-out data."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     extractor: Extractor | None
     figures: dict[str, Figure]
 
 
-class Line(BaseModel):
+class Line(BaseModel, frozen=True, extra="forbid"):
     """One series of a chart."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     x: list[float]
@@ -117,10 +102,8 @@ class Line(BaseModel):
     high: list[float] = []
 
 
-class Chart(BaseModel):
+class Chart(BaseModel, frozen=True, extra="forbid"):
     """Data and labels of a chart, drawn by `svg`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
     x_label: str
@@ -133,10 +116,8 @@ class Chart(BaseModel):
     log_y: bool = False
 
 
-class Finding(BaseModel):
+class Finding(BaseModel, frozen=True, extra="forbid"):
     """One measurement, what it means and what to do about it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     value: float
@@ -151,10 +132,8 @@ class Finding(BaseModel):
     chart: Chart | None = None
 
 
-class Run(BaseModel):
+class Run(BaseModel, frozen=True, extra="forbid"):
     """The record of a run, as `run.json` holds it; docs/artifact.md describes every field."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     created: str
@@ -169,20 +148,15 @@ class Run(BaseModel):
     history: list[dict[str, float]] = []
 
 
-def constraint_card(config: Config) -> ConstraintCard:
-    """Describe the configured constraint."""
-    return _card(config.constraint)
-
-
-def constraint_cards() -> list[ConstraintCard]:
-    """Describe every constraint there is, with its default hyperparameters."""
-    (union, _) = typing.get_args(AnyConstraint)
-    return [_card(constraint()) for constraint in typing.get_args(union)]
-
-
-def _card(constraint: AnyConstraint) -> ConstraintCard:
+def constraint_card(constraint: AnyConstraint) -> ConstraintCard:
+    """Describe a constraint."""
     return ConstraintCard(
         kind=constraint.kind,
         hyperparameters=constraint.model_dump(mode="json", exclude={"kind"}),
         guarantee=constraint.guarantee,
     )
+
+
+def constraint_cards() -> list[ConstraintCard]:
+    """Describe every constraint there is, with its default hyperparameters."""
+    return [constraint_card(constraint()) for constraint in CONSTRAINTS.values()]

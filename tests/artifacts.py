@@ -59,7 +59,7 @@ def make_artifact(
     run = record.Run(
         created="2026-01-01T00:00:00+00:00",
         config=config,
-        constraint=record.constraint_card(config),
+        constraint=record.constraint_card(config.constraint),
         data=record.DataCard(
             name=config.data.source,
             source="test",

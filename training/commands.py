@@ -44,9 +44,9 @@ def preset_names() -> list[str]:
 
 def constraint_kinds() -> list[str]:
     """Kinds of constraints; completes ``--constraint`` in a shell."""
-    from models.record import constraint_cards
+    from models.constraints import CONSTRAINTS
 
-    return [card.kind for card in constraint_cards()]
+    return list(CONSTRAINTS)
 
 
 class _ListsItsNames(TyperCommand):

@@ -242,7 +242,7 @@ def _new_record(
     return Run(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config,
-        constraint=record.constraint_card(config),
+        constraint=record.constraint_card(config.constraint),
         data=data.card,
         provenance=provenance,
         results=Results(extractor=None, figures={}),

@@ -3,7 +3,7 @@
 To add one: write its file, and add its class to the union here.
 """
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -46,8 +46,14 @@ AnyConstraint = Annotated[
     | GradientNormalization,
     Field(discriminator="kind"),
 ]
+CONSTRAINTS: dict[str, type[AnyConstraint]] = {
+    constraint.model_fields["kind"].default: constraint
+    for constraint in get_args(get_args(AnyConstraint)[0])
+}
+"""Class of each kind."""
 
 __all__ = [
+    "CONSTRAINTS",
     "AdversarialLipschitz",
     "AlmostOrthogonal",
     "AnyConstraint",

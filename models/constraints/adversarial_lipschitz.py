@@ -1,11 +1,12 @@
 """Adversarial Lipschitz regularisation."""
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from models.constraints.base import adam
 from models.constraints.penalty import TargetedPenalty, Where
 from models.lipschitz import CriticFunction, score_points
 
@@ -29,16 +30,11 @@ class AdversarialLipschitz(TargetedPenalty):
     longest: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """Bounds of the length of r, in input units; these are the paper's, for images."""
 
-    guarantee: ClassVar[str] = (
+    guarantee = (
         "Slopes from the sampled points to their adversarial neighbours are pushed down to the "
         "target; nothing is certified elsewhere."
     )
-    published: ClassVar[dict[str, Any]] = {
-        "optimizer": "adam",
-        "learning_rate": 2e-4,
-        "betas": (0.0, 0.9),
-        "num_critic_steps": 5,
-    }
+    published = adam(learning_rate=2e-4, betas=(0.0, 0.9), num_critic_steps=5)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

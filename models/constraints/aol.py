@@ -1,6 +1,6 @@
 """Almost-orthogonal layers."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class AlmostOrthogonal(Constraint):
 
     kind: Literal["aol"] = "aol"
 
-    guarantee: ClassVar[str] = (
+    guarantee = (
         "Each layer's operator norm is at most 1 by construction, so the critic's slope is at "
         "most 1 with activations that are 1-Lipschitz."
     )

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from models.lipschitz import CriticFunction
 
-WGAN_GP_SETTINGS: dict[str, Any] = {
-    "optimizer": "adam",
-    "learning_rate": 1e-4,
-    "betas": (0.5, 0.9),
-    "num_critic_steps": 5,
-}
-"""Settings of Gulrajani et al. 2017, for constraints whose own paper trains no WGAN."""
+
+def adam(
+    *, learning_rate: float, betas: tuple[float, float], num_critic_steps: int
+) -> dict[str, Any]:
+    """Make training settings with Adam, for `Constraint.published`."""
+    rest = {"learning_rate": learning_rate, "betas": betas, "num_critic_steps": num_critic_steps}
+    return {"optimizer": "adam", **rest}
 
 
-class Constraint(BaseModel):
+def rmsprop(*, learning_rate: float, num_critic_steps: int) -> dict[str, Any]:
+    """Make training settings with RMSprop, for `Constraint.published`."""
+    rest = {"learning_rate": learning_rate, "num_critic_steps": num_critic_steps}
+    return {"optimizer": "rmsprop", **rest}
+
+
+class Constraint(BaseModel, frozen=True, extra="forbid"):
     """A way to keep a critic Lipschitz, in our training loop or in any other.
 
     A critic is any `torch.nn.Module` from samples ``(N, *shape)`` to scores ``(N,)`` or ``(N, 1)``.
@@ -51,16 +57,17 @@ class Constraint(BaseModel):
     True
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     per_sample: ClassVar[bool] = False
     """True if it limits each sample's own gradient: batch normalisation would mix them up."""
     needs_dropout: ClassVar[bool] = False
     """True if it compares two forwards that must differ by dropout."""
     guarantee: ClassVar[str]
     """One sentence for people: what holds for a critic that was trained under it."""
-    published: ClassVar[dict[str, Any]] = WGAN_GP_SETTINGS
-    """Training settings of the paper that proposed it, used where the user sets none."""
+    published: ClassVar[dict[str, Any]] = adam(
+        learning_rate=1e-4, betas=(0.5, 0.9), num_critic_steps=5
+    )
+    """Training settings of the paper that proposed it, used where the user sets none. The default
+    is that of Gulrajani et al. 2017, for constraints whose own paper trains no WGAN."""
 
     def before_training(self, critic: nn.Module) -> nn.Module:
         """Prepare a new critic: change it in place, or wrap it.

@@ -1,13 +1,13 @@
 """Orthonormal weights."""
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from models.constraints.base import Constraint
+from models.constraints.base import Constraint, adam
 from models.constraints.layers import as_matrix, layers, overlap
 from models.lipschitz import Layer
 
@@ -37,16 +37,11 @@ class Bjorck(Constraint):
     iterations: int = Field(default=15, ge=1)
     """Number of iterations of method ``iterate``; ``project`` stops by itself after one or two."""
 
-    guarantee: ClassVar[str] = (
+    guarantee = (
         "Each layer's weight has singular values of 1 (with method iterate: at most 1), so the "
         "critic's slope is at most 1 with activations that are 1-Lipschitz."
     )
-    published: ClassVar[dict[str, Any]] = {
-        "optimizer": "adam",
-        "learning_rate": 1e-3,
-        "betas": (0.9, 0.99),
-        "num_critic_steps": 5,
-    }
+    published = adam(learning_rate=1e-3, betas=(0.9, 0.99), num_critic_steps=5)
 
     def before_training(self, critic: nn.Module) -> nn.Module:
         """Make the weights orthonormal, and project their gradients or parametrise the weights."""

@@ -1,10 +1,11 @@
 """The consistency term of CT-GAN, on top of the gradient penalty."""
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
+from models.constraints.base import adam
 from models.constraints.penalty import TargetedPenalty
 from models.lipschitz import CriticFunction, score_points
 
@@ -23,20 +24,15 @@ class Consistency(TargetedPenalty):
     margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """The paper's M', in squared score units."""
 
-    needs_dropout: ClassVar[bool] = True
-    guarantee: ClassVar[str] = (
+    needs_dropout = True
+    guarantee = (
         "The gradient norm is drawn to the target at the sampled points, and scores of real "
         "samples hardly change under dropout; nothing is certified elsewhere."
     )
-    published: ClassVar[dict[str, Any]] = {
-        "optimizer": "adam",
-        "learning_rate": 2e-4,
-        "betas": (0.5, 0.9),
-        "num_critic_steps": 5,
-    }
+    published = adam(learning_rate=2e-4, betas=(0.5, 0.9), num_critic_steps=5)
 
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
         """Compute the class's formula."""
-        slopes = self.strength * (self.norms(critic, real, fake) - self.target).square().mean()
+        slopes = super().term(critic, real, fake)
         difference = score_points(critic, real) - score_points(critic, real)
         return slopes + self.consistency * (difference.square() - self.margin).clamp_min(0).mean()

@@ -1,11 +1,9 @@
 """The gradient penalty around real data of DRAGAN."""
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-from torch import Tensor
-
+from models.constraints.base import adam
 from models.constraints.penalty import TargetedPenalty, Where
-from models.lipschitz import CriticFunction
 
 
 class Dragan(TargetedPenalty):
@@ -18,17 +16,8 @@ class Dragan(TargetedPenalty):
     kind: Literal["dragan"] = "dragan"
     where: Where = "around_real"
 
-    guarantee: ClassVar[str] = (
+    guarantee = (
         "The gradient norm is drawn to the target near real samples; nothing is certified "
         "elsewhere, and the way from fake to real is not looked at."
     )
-    published: ClassVar[dict[str, Any]] = {
-        "optimizer": "adam",
-        "learning_rate": 2e-4,
-        "betas": (0.5, 0.999),
-        "num_critic_steps": 1,
-    }
-
-    def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
-        """Compute the class's formula."""
-        return self.strength * (self.norms(critic, real, fake) - self.target).square().mean()
+    published = adam(learning_rate=2e-4, betas=(0.5, 0.999), num_critic_steps=1)

@@ -1,11 +1,11 @@
 """Gradient normalisation: GN-GAN."""
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from models.constraints.base import Constraint
+from models.constraints.base import Constraint, adam
 
 
 class GradientNormalization(Constraint):
@@ -17,17 +17,12 @@ class GradientNormalization(Constraint):
 
     kind: Literal["gradient_normalization"] = "gradient_normalization"
 
-    per_sample: ClassVar[bool] = True
-    guarantee: ClassVar[str] = (
+    per_sample = True
+    guarantee = (
         "Scores lie in (-1, 1), and the gradient norm is at most 1 inside each linear piece of a "
         "piecewise linear critic; no global Lipschitz constant exists, for it jumps between them."
     )
-    published: ClassVar[dict[str, Any]] = {
-        "optimizer": "adam",
-        "learning_rate": 2e-4,
-        "betas": (0.0, 0.9),
-        "num_critic_steps": 5,
-    }
+    published = adam(learning_rate=2e-4, betas=(0.0, 0.9), num_critic_steps=5)
 
     def before_training(self, critic: nn.Module) -> nn.Module:
         """Wrap the critic."""

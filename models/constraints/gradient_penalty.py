@@ -1,11 +1,8 @@
 """The two-sided gradient penalty of WGAN-GP."""
 
-from typing import ClassVar, Literal
-
-from torch import Tensor
+from typing import Literal
 
 from models.constraints.penalty import TargetedPenalty
-from models.lipschitz import CriticFunction
 
 
 class GradientPenalty(TargetedPenalty):
@@ -17,11 +14,7 @@ class GradientPenalty(TargetedPenalty):
 
     kind: Literal["gradient_penalty"] = "gradient_penalty"
 
-    guarantee: ClassVar[str] = (
+    guarantee = (
         "The gradient norm is drawn to the target at the sampled points (by default on segments "
         "between real and fake); nothing is certified elsewhere."
     )
-
-    def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
-        """Compute the class's formula."""
-        return self.strength * (self.norms(critic, real, fake) - self.target).square().mean()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor, nn
 
 from models.lipschitz import Layer
@@ -20,6 +21,12 @@ def layers(critic: nn.Module) -> Iterator[Layer]:
 def as_matrix(weight: Tensor) -> Tensor:
     """Reshape a weight to a matrix of outputs by everything else."""
     return weight.flatten(1)
+
+
+def largest_singular_value(layers: Iterable[Layer]) -> float:
+    """Compute the largest singular value of the layers' weights as matrices; 0 without layers."""
+    weights = (as_matrix(layer.weight.detach()).double() for layer in layers)
+    return max((torch.linalg.matrix_norm(weight, 2).item() for weight in weights), default=0.0)
 
 
 def overlap(layer: Layer) -> int:

@@ -1,6 +1,6 @@
 """The one-sided penalty of WGAN-LP."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ class LipschitzPenalty(TargetedPenalty):
 
     kind: Literal["lipschitz_penalty"] = "lipschitz_penalty"
 
-    guarantee: ClassVar[str] = (
+    guarantee = (
         "Gradient norms above the target are pushed down at the sampled points (by default on "
         "segments between real and fake); nothing is certified elsewhere."
     )

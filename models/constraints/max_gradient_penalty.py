@@ -1,6 +1,6 @@
 """The penalty on the steepest sample of Lipschitz GANs."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -22,7 +22,7 @@ class MaxGradientPenalty(Penalty):
     target: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """The gradient norm above which the steepest sample is penalised."""
 
-    guarantee: ClassVar[str] = (
+    guarantee = (
         "The steepest sampled point's gradient norm is pushed down to a finite slope that is not "
         "1 (with target 0); nothing is certified elsewhere."
     )

@@ -1,6 +1,6 @@
 """No constraint: the baseline that the others are compared with."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from models.constraints.base import Constraint
 
@@ -10,4 +10,4 @@ class NoConstraint(Constraint):
 
     kind: Literal["none"] = "none"
 
-    guarantee: ClassVar[str] = "None: nothing bounds the critic's slope."
+    guarantee = "None: nothing bounds the critic's slope."

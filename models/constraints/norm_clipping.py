@@ -1,6 +1,6 @@
 """Max-norm: each neuron's incoming weights are clipped as one vector."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -24,7 +24,7 @@ class NormClipping(Constraint):
     max_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Largest Euclidean length of a neuron's weights; c in the formula."""
 
-    guarantee: ClassVar[str] = (
+    guarantee = (
         "Each neuron's weight vector is at most max_norm long, so a layer's slope is at most "
         "max_norm times the square root of its neurons; that is not 1."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -38,7 +38,7 @@ class Penalty(Constraint):
     spread: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     """Standard deviation of that noise, in standard deviations of the batch of real samples."""
 
-    per_sample: ClassVar[bool] = True
+    per_sample = True
 
     def penalty(
         self, critic: CriticFunction, real: Tensor, fake: Tensor, step: int = 0
@@ -69,7 +69,11 @@ class Penalty(Constraint):
 
 
 class TargetedPenalty(Penalty):
-    """A penalty on the distance of gradient norms from a target."""
+    """A penalty on the distance of gradient norms from a target; unless overridden, two-sided."""
 
     target: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """The gradient norm aimed at; for one-sided penalties, the norm above which they act."""
+
+    def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
+        """Compute ``strength * mean((|grad critic(x)| - target)^2)``."""
+        return self.strength * (self.norms(critic, real, fake) - self.target).square().mean()

@@ -1,13 +1,12 @@
 """Spectral normalisation."""
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from models.constraints.base import Constraint
-from models.constraints.layers import as_matrix, layers
+from models.constraints.base import Constraint, adam
+from models.constraints.layers import largest_singular_value, layers
 from models.constraints.power_method import Method, PowerMethod
 
 TOLERANCE = 1.0
@@ -29,17 +28,12 @@ class SpectralNorm(Constraint):
     method: Method = "reshaped"
     """For convolutions: normalise the kernel as a matrix, or the convolution's linear map."""
 
-    guarantee: ClassVar[str] = (
+    guarantee = (
         "Each layer's largest singular value (of a convolution: its kernel's, or with method "
         "operator its own) is near 1; the power method may leave it a little above, and a "
         "reshaped convolution's own norm may be larger."
     )
-    published: ClassVar[dict[str, Any]] = {
-        "optimizer": "adam",
-        "learning_rate": 2e-4,
-        "betas": (0.0, 0.9),
-        "num_critic_steps": 5,
-    }
+    published = adam(learning_rate=2e-4, betas=(0.0, 0.9), num_critic_steps=5)
 
     def before_training(self, critic: nn.Module) -> nn.Module:
         """Give every dense and convolutional layer a normalised weight."""
@@ -56,16 +50,11 @@ class SpectralNorm(Constraint):
 
     def broken_claim(self, critic: nn.Module) -> str | None:
         """Check kernels as matrices; with method operator, dense layers only."""
-        checked = [
+        largest = largest_singular_value(
             layer
             for layer in layers(critic)
             if self.method == "reshaped" or isinstance(layer, nn.Linear)
-        ]
-        norms = [
-            torch.linalg.matrix_norm(as_matrix(layer.weight.detach()).double(), 2).item()
-            for layer in checked
-        ]
-        largest = max(norms, default=0.0)
+        )
         if largest <= 1 + TOLERANCE:
             return None
         return f"a weight's largest singular value is {largest:.4g}, which is not near 1"

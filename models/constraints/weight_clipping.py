@@ -1,13 +1,13 @@
 """Weight clipping: the constraint of the first Wasserstein GAN."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from models.constraints.base import Constraint
+from models.constraints.base import Constraint, rmsprop
 from models.constraints.layers import layers
 from models.errors import ConfigError
 from models.lipschitz import Layer, certify, to_phases
@@ -41,16 +41,12 @@ class WeightClipping(Constraint):
     """Clipped parameters: all (as in the paper's code), weight matrices and kernels only, or all
     but the gains and offsets of normalisation layers."""
 
-    guarantee: ClassVar[str] = (
+    guarantee = (
         "The clipped parameters lie in [-clip_value, clip_value], so some Lipschitz constant "
         "exists; it is not 1 and is not known, unless target_lipschitz names the one that the "
         "layers' own ranges certify."
     )
-    published: ClassVar[dict[str, Any]] = {
-        "optimizer": "rmsprop",
-        "learning_rate": 5e-5,
-        "num_critic_steps": 5,
-    }
+    published = rmsprop(learning_rate=5e-5, num_critic_steps=5)
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:

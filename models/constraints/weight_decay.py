@@ -1,6 +1,6 @@
 """L2 weight decay of the critic."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,9 +21,7 @@ class WeightDecay(Constraint):
     strength: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     """Factor of the term, in score units per squared unit of a weight."""
 
-    guarantee: ClassVar[str] = (
-        "None: weights are drawn to zero, which bounds the slope at no known value."
-    )
+    guarantee = "None: weights are drawn to zero, which bounds the slope at no known value."
 
     def before_training(self, critic: nn.Module) -> nn.Module:
         """Attach the hooks that add the term's gradient."""

@@ -1,6 +1,6 @@
 """Weight normalisation."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class WeightNormalization(Constraint):
     kind: Literal["weight_normalization"] = "weight_normalization"
     gain: Literal["fixed", "trained"] = "fixed"
 
-    guarantee: ClassVar[str] = (
+    guarantee = (
         "With a fixed gain each neuron's weight vector has length 1, so a layer's slope is at "
         "most the square root of its neurons; with a trained gain, nothing."
     )

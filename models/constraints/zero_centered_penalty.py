@@ -1,9 +1,10 @@
 """Zero-centred gradient penalties: R1 and R2."""
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
+from models.constraints.base import rmsprop
 from models.constraints.penalty import Penalty, Where
 from models.lipschitz import CriticFunction
 
@@ -18,15 +19,11 @@ class ZeroCenteredPenalty(Penalty):
     kind: Literal["zero_centered_penalty"] = "zero_centered_penalty"
     where: Where = "real"
 
-    guarantee: ClassVar[str] = (
+    guarantee = (
         "Gradients shrink at the sampled points (by default the real ones), which makes the "
         "equilibrium stable; the slope settles anywhere, and nothing is certified."
     )
-    published: ClassVar[dict[str, Any]] = {
-        "optimizer": "rmsprop",
-        "learning_rate": 1e-4,
-        "num_critic_steps": 1,
-    }
+    published = rmsprop(learning_rate=1e-4, num_critic_steps=1)
 
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
         """Compute the class's formula."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from models.lipschitz.certificate import certify
@@ -16,13 +16,11 @@ ASCENT_STARTS = 96
 ASCENT_STEPS = 60
 
 
-class LipschitzBounds(BaseModel):
+class LipschitzBounds(BaseModel, frozen=True, extra="forbid"):
     """Bounds of a critic's Lipschitz constant, and its gradient norms.
 
     All are in score units per unit of the critic's input.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     certified: float | None = None
     """Upper bound of the Lipschitz constant; None where no honest one exists."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 
 CriticFunction = Callable[[Tensor], Tensor]
@@ -15,10 +15,8 @@ Place = Literal["real", "fake", "between"]
 """Held-out real samples, generated ones, or points on the segments between them."""
 
 
-class NormSummary(BaseModel):
+class NormSummary(BaseModel, frozen=True, extra="forbid"):
     """Distribution of the critic's gradient norm, in score units per unit of its input."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: float
     max: float

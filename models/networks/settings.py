@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from models.errors import ConfigError
 
@@ -24,15 +24,13 @@ KINDS = {1: "vectors", 2: "sequences", 3: "images"}
 """Kinds of data, by the number of axes of one item."""
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of one network.
 
     ``depth`` is the number of hidden layers, ``width`` their units or base channels. For ``resnet``
     the longest path counts, so shortcuts do not. For ``gru`` and ``lstm`` the depth is the number
     of recurrent layers; one dense hidden layer, with the activation, follows them.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: Architecture = "mlp"
     width: int = Field(default=128, ge=1, le=8192)

@@ -17,7 +17,8 @@ from models.constraints import GradientPenalty, SpectralNorm, WeightClipping
 from models.errors import ClassError, ConfigError
 from models.model import Model
 from models.networks import CriticConfig, GeneratorConfig, build_critic, build_generator
-from models.networks.conditional import ConditionalNorm, ProjectionCritic, WithLabels
+from models.networks.conditional import ProjectionCritic, WithLabels
+from models.networks.parts import ConditionalNorm
 from models.sampling import CHUNK, draw_labels
 from tests.artifacts import make_artifact, tiny_config
 from tests.servers import Server

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from models.networks import CriticConfig, GeneratorConfig, build_critic, build_generator
-from models.networks.resnet import Residual, num_blocks
+from models.networks.parts import Residual
+from models.networks.resnet import num_blocks
 
 SIZES = [(8, 8), (9, 13), (28, 28), (31, 17), (128, 128), (8, 128)]
 

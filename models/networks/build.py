@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -10,15 +9,9 @@ from torch import Tensor, nn
 from models.errors import ConfigError
 from models.networks.conditional import ConditionalGenerator, ProjectionCritic
 from models.networks.dcgan import dcgan_critic, dcgan_generator
-from models.networks.parts import (
-    activation,
-    before_convolution,
-    channels_after,
-    image_sizes,
-    normalization,
-)
+from models.networks.parts import activation, normalization
 from models.networks.recurrent import GRU, LSTM, PoolSteps, StepsFirst
-from models.networks.resnet import num_blocks, resnet_critic, resnet_generator
+from models.networks.resnet import resnet_critic, resnet_generator
 from models.networks.settings import (
     CriticConfig,
     GeneratorConfig,
@@ -68,17 +61,13 @@ def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> 
     if embedded and len(shape) == 2:
         embedded = STEP_EMBEDDING * shape[0]
     inputs = config.latent_size + embedded
-    channels = functools.partial(channels_after, config)
     match config.architecture:
         case "mlp":
             layers = _mlp(config, inputs, shape[0])
         case "dcgan":
             layers = dcgan_generator(config, inputs, shape, norms)
         case "resnet":
-            sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
-            layers = resnet_generator(
-                inputs, shape[0], config.depth, sizes, channels, before_convolution(config, norms)
-            )
+            layers = resnet_generator(config, inputs, shape, norms)
         case "gru" | "lstm":
             layers = _recurrent_generator(config, inputs, shape)
     body = nn.Sequential(*layers)
@@ -94,17 +83,13 @@ def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Mod
         ConfigError: the architecture or normalisation does not fit the shape.
     """
     require_fit(config, shape, "critic")
-    channels = functools.partial(channels_after, config)
     match config.architecture:
         case "mlp":
             layers = _mlp(config, shape[0], 1)
         case "dcgan":
             layers = dcgan_critic(config, shape, with_features=bool(classes))
         case "resnet":
-            sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
-            layers = resnet_critic(
-                shape[0], config.depth, sizes, channels, before_convolution(config)
-            )
+            layers = resnet_critic(config, shape)
         case "gru" | "lstm":
             dense = [nn.Linear(config.width, config.width), activation(config)]
             layers = [*_recurrent(config, shape[1]), PoolSteps(), *dense]

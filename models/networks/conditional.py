@@ -5,30 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.networks.resnet import Residual
-
-
-class ConditionalNorm(nn.Module):
-    """A normalisation whose gain and offset of each channel depend on the class.
-
-    De Vries et al. 2017 ("Modulating early visual processing by language"), for classes as in
-    Dumoulin et al. 2017.
-    """
-
-    def __init__(self, norm: nn.Module, channels: int, classes: int) -> None:
-        super().__init__()
-        self.norm = norm
-        """The normalisation itself, which has no gain and offset of its own."""
-        self.gain = nn.Embedding(classes, channels)
-        self.offset = nn.Embedding(classes, channels)
-        nn.init.ones_(self.gain.weight)
-        nn.init.zeros_(self.offset.weight)
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Maps ``(N, C, H, W)`` to the same shape."""
-        gain, offset = (e(labels)[:, :, None, None] for e in (self.gain, self.offset))
-        result: Tensor = self.norm(x) * gain + offset
-        return result
+from models.networks.parts import ConditionalNorm, Residual
 
 
 class ConditionalGenerator(nn.Module):

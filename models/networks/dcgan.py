@@ -60,15 +60,14 @@ def dcgan_generator(
         nn.Linear(inputs, channels * math.prod(sizes[-1])),
         nn.Unflatten(1, (channels, *sizes[-1])),
     ]
-    before = before_convolution(config, classes)
     extra = config.depth - stages
     for stage in range(stages, 0, -1):
-        layers += before(channels)
+        layers += before_convolution(config, channels, classes)
         outputs = channels_after(config, stage - 1) if stage > 1 or extra else shape[0]
         layers.append(nn.ConvTranspose2d(channels, outputs, _kernel(sizes[stage - 1]), 2, 1))
         channels = outputs
     for i in range(extra):
-        layers += before(channels)
+        layers += before_convolution(config, channels, classes)
         outputs = config.width if i < extra - 1 else shape[0]
         layers.append(nn.Conv2d(channels, outputs, 3, padding=1))
         channels = outputs

@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
-from models.networks.conditional import ConditionalNorm
 from models.networks.piecewise import Abs, GroupSort, LeakyReLU, ReLU
-from models.networks.resnet import Before
 from models.networks.settings import Activation, NetworkConfig, Normalization
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
@@ -23,6 +21,43 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
 }
 SMALLEST_MAP = 4
 """Pixels; no network halves an image below this height or width."""
+
+
+class Residual(nn.Module):
+    """``shortcut(x) + branch(x)``."""
+
+    def __init__(self, branch: nn.Sequential, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(N, C, H, W)`` to ``(N, C', H', W')``."""
+        total: Tensor = self.shortcut(x) + self.branch(x)
+        return total
+
+
+class ConditionalNorm(nn.Module):
+    """A normalisation whose gain and offset of each channel depend on the class.
+
+    De Vries et al. 2017 ("Modulating early visual processing by language"), for classes as in
+    Dumoulin et al. 2017.
+    """
+
+    def __init__(self, norm: nn.Module, channels: int, classes: int) -> None:
+        super().__init__()
+        self.norm = norm
+        """The normalisation itself, which has no gain and offset of its own."""
+        self.gain = nn.Embedding(classes, channels)
+        self.offset = nn.Embedding(classes, channels)
+        nn.init.ones_(self.gain.weight)
+        nn.init.zeros_(self.offset.weight)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Maps ``(N, C, H, W)`` to the same shape."""
+        gain, offset = (e(labels)[:, :, None, None] for e in (self.gain, self.offset))
+        result: Tensor = self.norm(x) * gain + offset
+        return result
 
 
 def normalization(
@@ -72,14 +107,10 @@ def channels_after(config: NetworkConfig, stage: int) -> int:
     return config.width * min(2 ** max(stage - 1, 0), 8)
 
 
-def before_convolution(config: NetworkConfig, classes: int = 0) -> Before:
-    """Make the builder of the normalisation and activation that precede each convolution."""
-
-    def before(channels: int) -> list[nn.Module]:
-        norm = normalization(config.normalization, channels, image=True, classes=classes)
-        return [*norm, activation(config)]
-
-    return before
+def before_convolution(config: NetworkConfig, channels: int, classes: int = 0) -> list[nn.Module]:
+    """Build the normalisation, if any, and the activation that precede a convolution."""
+    norm = normalization(config.normalization, channels, image=True, classes=classes)
+    return [*norm, activation(config)]
 
 
 def activation(config: NetworkConfig) -> nn.Module:

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.networks.convolution import Conv2d
+from models.networks.parts import Residual, before_convolution, channels_after, image_sizes
 from models.networks.piecewise import AvgPool2d
-
-Before = Callable[[int], list[nn.Module]]
-"""Builds the normalisation, if any, and the activation before a convolution of given channels."""
-Size = tuple[int, int]
-
-
-class Residual(nn.Module):
-    """``shortcut(x) + branch(x)``."""
-
-    def __init__(self, branch: nn.Sequential, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.branch = branch
-        self.shortcut = shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(N, C, H, W)`` to ``(N, C', H', W')``."""
-        total: Tensor = self.shortcut(x) + self.branch(x)
-        return total
+from models.networks.settings import CriticConfig, GeneratorConfig, NetworkConfig, Shape
 
 
 class _Block(NamedTuple):
@@ -59,28 +42,20 @@ def _blocks(depth: int, stages: int) -> list[_Block]:
     return plan
 
 
-def resnet_critic(
-    inputs: int, depth: int, sizes: list[Size], channels: Callable[[int], int], before: Before
-) -> list[nn.Module]:
+def resnet_critic(config: CriticConfig, shape: Shape) -> list[nn.Module]:
     """Build a convolution, ``depth - 1`` more in residual blocks, mean pooling, a dense layer.
 
     Blocks shrink their maps by average pooling (Gulrajani et al. 2017, appendix C).
 
-    Args:
-        inputs: channels of the image.
-        depth: number of hidden layers.
-        sizes: sizes of the maps, from the image inwards.
-        channels: gives a map's channels by its number of halvings.
-        before: see `Before`.
-
     Returns:
-        Layers from ``(N, inputs, *sizes[0])`` to ``(N, 1)``; the last is dense.
+        Layers from ``(N, C, H, W)`` to ``(N, 1)``; the last is dense.
     """
-    now = channels(0)
-    layers: list[nn.Module] = [Conv2d(inputs, now, 3, padding=1)]
-    for block in _blocks(depth, len(sizes) - 1):
-        after = channels(block.stage)
-        branch = _convolutions(now, after, block.convolutions, before)
+    sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
+    now = channels_after(config, 0)
+    layers: list[nn.Module] = [Conv2d(shape[0], now, 3, padding=1)]
+    for block in _blocks(config.depth, len(sizes) - 1):
+        after = channels_after(config, block.stage)
+        branch = _convolutions(config, now, after, block.convolutions)
         pool: list[nn.Module] = []
         if block.resizes:  # the last row and column of an odd map are averaged over fewer pixels
             odd = any(side % 2 for side in sizes[block.stage - 1])
@@ -88,56 +63,55 @@ def resnet_critic(
         shortcut = [*pool, *_match(now, after)]
         layers.append(Residual(nn.Sequential(*branch, *pool), _shortcut(shortcut)))
         now = after
-    return [*layers, *before(now), AvgPool2d(sizes[-1]), nn.Flatten(), nn.Linear(now, 1)]
+    last = before_convolution(config, now)
+    return [*layers, *last, AvgPool2d(sizes[-1]), nn.Flatten(), nn.Linear(now, 1)]
 
 
 def resnet_generator(
-    latent_size: int,
-    outputs: int,
-    depth: int,
-    sizes: list[Size],
-    channels: Callable[[int], int],
-    before: Before,
+    config: GeneratorConfig, inputs: int, shape: Shape, classes: int
 ) -> list[nn.Module]:
     """Build the critic's mirror image: a dense layer, residual blocks, tanh.
 
     Blocks enlarge their maps by repeating nearest neighbours.
 
     Args:
-        latent_size: size of the latents.
-        outputs: channels of the image.
-        depth: number of hidden layers.
-        sizes: sizes of the maps, from the image inwards.
-        channels: gives a map's channels by its number of halvings.
-        before: see `Before`.
+        config: settings of the generator.
+        inputs: size of the latents, with the class embedding if any.
+        shape: ``(C, H, W)`` of the image.
+        classes: number of classes that normalisations are conditional on; 0: none.
 
     Returns:
-        Layers from ``(N, latent_size)`` to ``(N, outputs, *sizes[0])`` in [-1, 1].
+        Layers from ``(N, inputs)`` to ``(N, C, H, W)`` in [-1, 1].
     """
-    plan = _blocks(depth, len(sizes) - 1)
-    now = channels(len(sizes) - 1)
+    sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
+    plan = _blocks(config.depth, len(sizes) - 1)
+    now = channels_after(config, len(sizes) - 1)
     layers: list[nn.Module] = [
-        nn.Linear(latent_size, now * math.prod(sizes[-1])),
+        nn.Linear(inputs, now * math.prod(sizes[-1])),
         nn.Unflatten(1, (now, *sizes[-1])),
     ]
     for i in reversed(range(len(plan))):
         block = plan[i]
-        after = channels(plan[i - 1].stage if i else 0)
-        branch = _convolutions(now, after, block.convolutions, before)
+        after = channels_after(config, plan[i - 1].stage if i else 0)
+        branch = _convolutions(config, now, after, block.convolutions, classes)
         grow: list[nn.Module] = []
         if block.resizes:
             grow = [nn.Upsample(size=sizes[block.stage - 1], mode="nearest")]
-            branch.insert(len(before(now)), *grow)
+            branch.insert(len(before_convolution(config, now, classes)), *grow)
         shortcut = [*grow, *_match(now, after)]
         layers.append(Residual(nn.Sequential(*branch), _shortcut(shortcut)))
         now = after
-    return [*layers, *before(now), Conv2d(now, outputs, 3, padding=1), nn.Tanh()]
+    last = before_convolution(config, now, classes)
+    return [*layers, *last, Conv2d(now, shape[0], 3, padding=1), nn.Tanh()]
 
 
-def _convolutions(inputs: int, outputs: int, count: int, before: Before) -> list[nn.Module]:
+def _convolutions(
+    config: NetworkConfig, inputs: int, outputs: int, count: int, classes: int = 0
+) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for _ in range(count):
-        layers += [*before(inputs), Conv2d(inputs, outputs, 3, padding=1)]
+        layers += before_convolution(config, inputs, classes)
+        layers.append(Conv2d(inputs, outputs, 3, padding=1))
         inputs = outputs
     return layers
 

@@ -351,7 +351,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _folder(out: str | Path | None, stack: contextlib.ExitStack) -> Path:
-    """The folder of a run, made if need be; without one, a temporary one of ``stack``."""
+    """Make the folder of a run; without one, a temporary one of ``stack``."""
     if out is None:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wgan-")))
     folder = Path(out)
@@ -360,7 +360,7 @@ def _folder(out: str | Path | None, stack: contextlib.ExitStack) -> Path:
 
 
 def _source(data: Data, folder: Path) -> str:
-    """What ``data.source`` is to be; arrays and tables are written to ``folder``.
+    """Return the ``data.source`` of some data; arrays and tables are written to ``folder``.
 
     Their file is named by their content, so that the same data continue the same run.
     """

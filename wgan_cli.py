@@ -37,9 +37,9 @@ COMMANDS = {
     "presets": "training.commands",
     "constraints": "models.commands",
 }
-"""Where each command is; the module's ``app`` holds it."""
+"""Module of each command; its ``app`` holds the command."""
 EXTRAS = {"models": "train", "training": "train", "service": "service"}
-"""What to install if a package that a command needs is missing."""
+"""Extra to install if a package that a command needs is missing."""
 
 
 class Commands(TyperGroup):
@@ -68,7 +68,7 @@ class Commands(TyperGroup):
 
 
 def _missing(name: str, error: UserError) -> Any:
-    """A command in place of one that is not installed: it only says so."""
+    """Make a command in place of one that is not installed: it only says so."""
     app = new_app()
 
     @app.command(

@@ -1,8 +1,8 @@
 """The service as an application: `create_app` builds it from its settings.
 
-Its routes are a Starlette application that BentoML mounts. Why mounted: one layer makes every
-error, no parameter of BentoML's fetches a URL that a client sends, JSON and multipart share a
-route, and a request costs less (docs/decisions.md).
+Its routes are a Starlette application that BentoML mounts. BentoML's own API methods are not used:
+one layer makes every error, no parameter fetches a URL that a client sends, JSON and multipart
+share a route, and a request costs less (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from service.holder import ModelHolder
 from service.keys import Keys, allow
 from service.limits import Guard, Load
 from service.metrics import Metrics
-from service.problems import HANDLERS
+from service.problems import EXPECTED, on_error
 from service.processors import Processors
 from service.scoring import ScoreBatcher, compare
 from service.settings import Settings
 from service.telemetry import QUIET, RequestMiddleware, Tracing
 
 FIRST_MODEL_SECONDS = 60.0
-"""How long one worker among several may wait for its model before it takes part."""
+"""Longest wait of one worker among several for its model before it takes part."""
 
 
 def create_app(settings: Settings) -> App:
@@ -81,7 +81,7 @@ class App:
             )
             for endpoint in ENDPOINTS
         ]
-        self.routes = Starlette(routes=routes, exception_handlers=HANDLERS)
+        self.routes = Starlette(routes=routes, exception_handlers=dict.fromkeys(EXPECTED, on_error))
         self.routes.router.redirect_slashes = False  # only the exact path is known
         self._paths = QUIET | {endpoint.path for endpoint in ENDPOINTS}
 
@@ -116,7 +116,7 @@ class App:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a verified model has run once, and the worker is not about to end."""
+        """True if a verified model has run once, and the worker is not about to end."""
         holder = self.context.holder
         return holder.served is not None and not holder.is_leaving
 
@@ -133,9 +133,8 @@ class App:
                         if endpoint.scope is not None:
                             allow(request.scope.get("key"), endpoint.scope)
                         response = await endpoint.handle(context, request)
-                except tuple(HANDLERS) as error:
-                    kind = next(k for k in HANDLERS if isinstance(error, k))
-                    response = await HANDLERS[kind](request, error)
+                except EXPECTED as error:
+                    response = await on_error(request, error)
                 status = response.status_code
                 return response
             finally:

@@ -39,7 +39,7 @@ class ServiceError(Exception):
         self.title = title
         self.detail = detail
         self.errors = errors
-        """What is wrong with the body, each with `path` and `message`."""
+        """Faults of the body, each with `path` and `message`."""
         self.retry_after = retry_after
         """Seconds to wait before trying again, if the service says so."""
 
@@ -99,7 +99,7 @@ ERRORS: dict[int, type[ServiceError]] = {
 
 @dataclass(frozen=True)
 class Origin:
-    """What made an answer."""
+    """The model, and the seed, that an answer comes from."""
 
     version: str
     """The model's registry name and number, or its artifact's digest."""
@@ -110,7 +110,7 @@ class Origin:
 
 
 class SampleOptions(TypedDict, total=False):
-    """Which samples to generate; each option may be left out."""
+    """Options of the samples to generate; each may be left out."""
 
     seed: int
     """The same seed gives the same samples; without it, the service takes a random one."""
@@ -121,7 +121,7 @@ class SampleOptions(TypedDict, total=False):
     latents: Array
     """float ``(N, latent_size)``, in place of count, seed and truncation."""
     refine: bool
-    """Whether the critic guides the generator, which takes four to eight times as long."""
+    """True: the critic guides the generator, which takes four to eight times as long."""
     model: Role
     """Which served model; without it, the champion, or the challenger for its share of requests."""
     walk_to: int
@@ -130,7 +130,7 @@ class SampleOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples and what made them."""
+    """Samples and their origin."""
 
     items: Array
     """uint8 ``(N, H, W, C)``, float32 ``(N, D)`` or ``(N, T, D)``."""
@@ -139,7 +139,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class File:
-    """Samples as a file's content, and what made them."""
+    """Samples as a file's content, and their origin."""
 
     content: bytes
     origin: Origin
@@ -152,9 +152,9 @@ class Scores:
     scores: Array
     """Unbounded; higher is more like real data to this critic. No probability."""
     percentiles: Array
-    """Where each score stands among those of real held-out items, 0 to 100."""
+    """Percentile, 0 to 100, of each score among those of real held-out items."""
     out_of_range: Array
-    """bool: whether a score lies outside all those of real held-out items."""
+    """bool: True where a score lies outside those of all real held-out items."""
     normalized: Array | None
     """Scores divided by the critic's certified Lipschitz constant; None where it has none."""
     origin: Origin
@@ -254,7 +254,7 @@ class Client:
         return _scores(self._send("POST", "/v1/scores", files=parts, data=form, params=query))
 
     def model(self, model: Role | None = None) -> dict[str, Any]:
-        """Get all that is known of a model: the champion, unless another is named."""
+        """Get a model's record: the champion's, unless another is named."""
         return dict(self._send("GET", "/v1/model", params=_query(model)).json())
 
     def models(self) -> dict[str, Any]:
@@ -262,7 +262,7 @@ class Client:
         return dict(self._send("GET", "/v1/models").json())
 
     def drift(self, model: Role | None = None) -> dict[str, Any]:
-        """Get how far recently scored items are from real ones.
+        """Get the drift: the distance of recently scored items from real ones.
 
         Raises:
             NotFoundError: the service does not measure it.
@@ -274,7 +274,7 @@ class Client:
         return self._send("GET", "/v1/model/samples.png", params=_query(model)).content
 
     def is_ready(self) -> bool:
-        """Whether a model is served."""
+        """Return True if a model is served."""
         try:
             self._send("GET", "/readyz")
         except (BusyError, UnreachableError):

@@ -1,4 +1,4 @@
-"""Drift: whether recently scored items still look like the real held-out data.
+"""Drift: the distance of recently scored items from the real held-out data.
 
 The scores are compared, not the items: by W1 between recent scores and those of real held-out
 items. If the critic's Lipschitz constant is certified to be at most K, that distance divided by K
@@ -36,7 +36,7 @@ class Report(NamedTuple):
     distance: float | None
     """W1 between the window's scores and those of real held-out items, in score units."""
     threshold: float
-    """That distance for real data stays below this in `LEVEL` of windows."""
+    """The distance that windows of real data stay below in `LEVEL` of cases."""
     lower_bound: float | None
     """Lower bound of W1 between the items themselves, in units of the critic's input; None without
     a certified constant, or with classes: their shares move the scores too."""
@@ -57,7 +57,7 @@ class Windows:
 
     @functools.cached_property
     def folder(self) -> Path:
-        """Where the windows are."""
+        """The folder with the windows."""
         return self._folder or Path(tempfile.mkdtemp(prefix="wgan-drift-"))
 
     def add(self, served: Served, scores: Array) -> None:
@@ -82,7 +82,7 @@ class Windows:
             content = file.read()
         count = min(int(np.frombuffer(content[:COUNT_BYTES], np.int64)[0]), self.size)
         model = served.model
-        limit = threshold(HashableArray(model.quantiles), self.size, _reference_count(served))
+        limit = threshold(tuple(model.quantiles), self.size, _reference_count(served))
         if count < self.size:
             return Report(count, None, limit, None)
         window = np.frombuffer(content, np.float32, offset=COUNT_BYTES).astype(np.float64)
@@ -91,7 +91,7 @@ class Windows:
         return Report(count, distance, limit, distance / certified if certified else None)
 
     def _file(self, served: Served) -> Path:
-        """A model's file; each model has its own, because scores of two critics differ in unit."""
+        """Return a model's file: its own, because scores of two critics differ in unit."""
         path = self.folder / f"drift-{served.role}-{served.model.digest}"
         if not path.exists():
             # Written aside and then linked: no other worker must find half of it.
@@ -110,30 +110,16 @@ class Windows:
 
 
 def wasserstein(a: Array, b: Array) -> float:
-    """W1 between two samples of numbers ``(N,)`` and ``(M,)``: the area between their CDFs."""
+    """Compute W1 between numbers ``(N,)`` and ``(M,)``: the area between their CDFs."""
     a, b = np.sort(a), np.sort(b)
     points = np.sort(np.concatenate([a, b]))
     shares = [np.searchsorted(x, points[:-1], side="right") / len(x) for x in (a, b)]
     return float(np.sum(np.abs(shares[0] - shares[1]) * np.diff(points)))
 
 
-class HashableArray:
-    """An array that can be the key of a cache."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-        self._bytes = array.tobytes()
-
-    def __hash__(self) -> int:
-        return hash(self._bytes)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, HashableArray) and self._bytes == other._bytes
-
-
 @functools.lru_cache(maxsize=4)
-def threshold(quantiles: HashableArray, window: int, reference: int) -> float:
-    """The distance that real data stays below in `LEVEL` of windows.
+def threshold(quantiles: tuple[float, ...], window: int, reference: int) -> float:
+    """Compute the distance that real data stays below in `LEVEL` of windows.
 
     Pairs of windows are drawn from the distribution of real scores, with as many scores as traffic
     and reference have: the reference is a sample too, and its noise counts.
@@ -144,10 +130,10 @@ def threshold(quantiles: HashableArray, window: int, reference: int) -> float:
         reference: number of scores that the quantiles summarize.
     """
     random = np.random.default_rng(0)
-    levels = np.linspace(0, 1, len(quantiles.array))
+    values, levels = np.array(quantiles), np.linspace(0, 1, len(quantiles))
 
     def draw(count: int) -> Array:
-        return np.interp(random.random(count), levels, quantiles.array)
+        return np.interp(random.random(count), levels, values)
 
     distances = [
         # The report, too, knows the reference by its quantiles.

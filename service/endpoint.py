@@ -1,4 +1,4 @@
-"""What an endpoint is, what it is given, and what several of them need."""
+"""The parts of an endpoint: its description, its context, and helpers that several share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Context:
-    """What the endpoints share; `create_app` makes one and hands it to each of them."""
+    """The state that endpoints share; `create_app` makes one and hands it to each of them."""
 
     settings: Settings
     keys: Keys
@@ -58,7 +58,7 @@ class Endpoint:
     scope: str | None = None
     """The scope that a key needs. Where there are keys, all of /v1 needs a known key anyway."""
     is_counted: bool = True
-    """Whether requests are counted and timed, and go past BentoML's layers."""
+    """True if requests are counted and timed, and go past BentoML's layers."""
 
 
 async def read_json(context: Context, request: Request, schema: type[M]) -> M:
@@ -102,12 +102,12 @@ def parse_json(content: bytes, schema: type[M]) -> M:
 
 
 def content_type(request: Request) -> str:
-    """The body's media type, without parameters such as the charset."""
+    """Return the body's media type, without parameters such as the charset."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def queried_role(request: Request) -> str | None:
-    """The model that the query names; None if it names none.
+    """Return the role that the query names; None if it names none.
 
     Raises:
         BadRequest: it names an unknown one, or several.
@@ -122,7 +122,7 @@ def queried_role(request: Request) -> str | None:
 
 
 def model_headers(served: Served) -> dict[str, str]:
-    """Headers that tell which model answered."""
+    """Return the headers that name the model that answered."""
     constraint = served.model.run.constraint.kind
     return {"X-Model-Version": served.version, "X-Constraint": constraint}
 

@@ -1,4 +1,4 @@
-"""What BentoML imports in each process: the service that the environment's settings make.
+"""The module that BentoML imports in each process: the service made from the environment.
 
 All that concerns the whole process is here: logs, uvicorn's protocol, BentoML's own settings.
 """
@@ -43,7 +43,7 @@ class WganService:
         await app.start()
 
     async def __is_ready__(self) -> bool:
-        """Whether the worker can answer."""
+        """Return True if the worker can answer."""
         return app.is_ready
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from models import registry
 from models.errors import RegistryError, ShapeError, UserError
@@ -22,9 +22,10 @@ from service.retries import jittered, retry, within
 from service.served import Served, load
 from service.settings import Settings
 
-ROLES = ("champion", "challenger")
+Role = Literal["champion", "challenger"]
+ROLES = get_args(Role)
 ANSWER_SECONDS = 30.0
-"""How long the registry may take to answer a question."""
+"""Longest time that the registry may take to answer a question."""
 log = logging.getLogger("wgan.service")
 
 
@@ -50,11 +51,11 @@ class Slot:
         self.source = source
         self.served: Served | None = None
         self.reason = "the model is loading"
-        """Why nothing is served; for clients, so without paths."""
+        """Reason why nothing is served; clients see it, so it names no paths."""
         self.refused: str | None = None
         """The version that the source names, if it is not sound."""
         self.reachable: bool | None = None
-        """Whether the registry answered when it was last asked; None where there is none."""
+        """True if the registry answered when it was last asked; None without a registry."""
         self.is_reference = registry.is_reference(source)
         self._cache = VersionCache(source, settings.cache, settings.tracking_uri)
         self._on_outcome = on_outcome
@@ -106,7 +107,7 @@ class Slot:
             self._cache.keep(number)
 
     def _find(self) -> tuple[str, str, str | None]:
-        """Name, number and digest of the version that the source names now."""
+        """Find the name, number and digest of the version that the source names now."""
 
         def ask() -> tuple[str, str, str | None]:
             name, number = registry.resolve(self.source)
@@ -164,7 +165,7 @@ class ModelHolder:
         """Share of the requests that name no model which goes to the challenger."""
         self.poll_seconds = settings.registry_poll_seconds
         self.is_leaving = False
-        """Whether the server is about to end."""
+        """True when the server is about to end."""
         self.champion_tried = threading.Event()
         """Set when the first attempt to load the champion is over."""
         self._listing = threading.Lock()

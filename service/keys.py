@@ -90,14 +90,14 @@ class Keys:
         return found[0]._replace(scopes=frozenset().union(*(key.scopes for key in found)))
 
     def metrics_need_one(self) -> bool:
-        """Whether some key has the scope ``metrics``, so that /metrics is not open."""
+        """Return True if some key has the scope ``metrics``, so that /metrics is not open."""
         return self.path is not None and any("metrics" in key.scopes for key in self.current())
 
     def current(self) -> list[Key]:
-        """The keys in the file, read again if it has changed.
+        """Return the keys in the file, read again if it has changed.
 
         A file that is half written or has a mistake must lock nobody out: the keys stay as they
-        were. At the start there are none yet, so then no key is known.
+        were. At the start there are none yet, so no key is known then.
         """
         assert self.path is not None
         try:

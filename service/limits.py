@@ -46,7 +46,7 @@ class Refused(Exception):
 
 @dataclass
 class Load:
-    """What is under way in one worker."""
+    """Requests that are under way in one worker."""
 
     max_in_flight: int = 64
     in_flight: int = 0

@@ -1,7 +1,7 @@
 """Prometheus metrics. Every label has few values: none comes from a request's path or body.
 
 Counters, histograms and live gauges are shared by the workers through files, so any worker can
-answer for all; what is known of the models is told by the worker that is asked.
+answer for all. Figures of the models are those of the worker that is asked.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NO_MODEL = "no_model"
 
 
 class Metrics:
-    """What one worker counts.
+    """Counters, gauges and histograms of one worker.
 
     Args:
         folder: where the workers share their counts; None: this process is the only one.
@@ -127,7 +127,7 @@ class Metrics:
                 self.reloads.labels(role, outcome)
 
     def count_outcome(self, role: str, outcome: str) -> None:
-        """Count what came of an attempt to serve another version."""
+        """Count the outcome of an attempt to serve another version."""
         self.reloads.labels(role, outcome).inc()
 
     def count_rejection(self, status: int, has_model: bool) -> None:
@@ -187,7 +187,7 @@ class SampleTimer:
 
 
 def cache_process_id() -> None:
-    """Have counts that are shared through files look up the process id only once.
+    """Make the counts that are shared through files look up the process id only once.
 
     Workers never fork, so cache the pid: asking the system at each of a dozen counts a request
     costs as much as the counts.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.endpoint import Endpoint
+from service.holder import ROLES
 
 Json = dict[str, Any]
-Role = Literal["champion", "challenger"]
 ROLE_SAYS = (
     "Which model, where a challenger is served beside the champion. Left out: the champion, but "
     "for the share of requests that is configured to go to the challenger; X-Model-Version tells."
@@ -20,7 +20,7 @@ ROLE_SAYS = (
 ROLE_PARAMETER: Json = {
     "name": "model",
     "in": "query",
-    "schema": {"enum": ["champion", "challenger"]},
+    "schema": {"enum": list(ROLES)},
     "description": ROLE_SAYS,
 }
 HEADERS: Json = {

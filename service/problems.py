@@ -58,53 +58,36 @@ def describe(error: ValidationError) -> BadRequest:
     return BadRequest(detail, errors)
 
 
-async def on_bad_request(request: Request, error: Exception) -> Response:
-    """400."""
-    assert isinstance(error, BadRequest)
-    return problem(400, str(error), errors=error.errors)
-
-
-async def on_wrong_shape(request: Request, error: Exception) -> Response:
-    """422: well formed, but not what this model takes."""
-    return problem(422, str(error))
-
-
-async def on_undecodable(request: Request, error: Exception) -> Response:
-    """415: a file of no kind that is read."""
-    return problem(415, str(error))
-
-
-async def on_no_model(request: Request, error: Exception) -> Response:
-    """503."""
-    return problem(503, str(error), {"Retry-After": "5"})
-
-
-async def on_forbidden(request: Request, error: Exception) -> Response:
-    """403: a key without the scope."""
-    return problem(403, str(error))
-
-
-async def on_unauthorized(request: Request, error: Exception) -> Response:
-    """401: no key, or an unknown one."""
-    return unauthorized(str(error))
-
-
-async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Whatever status Starlette chose, such as 404 or 405."""
-    assert isinstance(error, HTTPException)
-    return problem(error.status_code, error.detail, error.headers)
-
-
-HANDLERS: dict[Any, Any] = {
-    BadRequest: on_bad_request,
-    ShapeError: on_wrong_shape,
-    ClassError: on_wrong_shape,
-    DataError: on_undecodable,
-    NoModel: on_no_model,
-    Unauthorized: on_unauthorized,
-    Forbidden: on_forbidden,
-    HTTPException: on_http_exception,
+STATUSES: dict[type[Exception], int] = {
+    Forbidden: 403,
+    DataError: 415,
+    ShapeError: 422,
+    ClassError: 422,
 }
+"""Statuses of errors that are answered with their message alone."""
+EXPECTED: tuple[type[Exception], ...] = (
+    BadRequest,
+    Unauthorized,
+    NoModel,
+    HTTPException,
+    *STATUSES,
+)
+"""Errors that `on_error` answers."""
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """Answer an error that an endpoint or Starlette raised, one of `EXPECTED`."""
+    match error:
+        case BadRequest():
+            return problem(400, str(error), errors=error.errors)
+        case Unauthorized():
+            return unauthorized(str(error))
+        case NoModel():
+            return problem(503, str(error), {"Retry-After": "5"})
+        case HTTPException():  # such as 404 or 405
+            return problem(error.status_code, error.detail, error.headers)
+    status = next(status for kind, status in STATUSES.items() if isinstance(error, kind))
+    return problem(status, str(error))
 
 
 def as_problem(start: Message) -> Response | None:

@@ -63,7 +63,7 @@ class Processors:
 
 
 def count_processors() -> int:
-    """How many processors this process may run on."""
+    """Count the processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):  # macOS has none
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Patience with a registry that is slow, or fails for a while."""
+"""Retries and time limits for a registry that is slow, or fails for a while."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from models.errors import RegistryError
 
 T = TypeVar("T")
 TRIES = 3
-"""How often a question or a download is tried; the next poll begins anew."""
+"""Attempts at a question or a download; the next poll begins anew."""
 JITTER = 0.2
 """Share of a wait by which it varies, so that replicas do not ask all at once."""
 log = logging.getLogger("wgan.service")

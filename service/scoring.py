@@ -26,9 +26,9 @@ class ScoreJob(NamedTuple):
 
     served: Served
     items: Array
-    """As `Model.items` returns them."""
+    """The items as `Model.items` returns them."""
     labels: Array | None
-    """As `Model.require_labels` wants them."""
+    """The labels as `Model.require_labels` wants them."""
 
 
 Queue = deque[tuple[Callable[[], ScoreJob], "Future[T]"]]
@@ -131,9 +131,9 @@ class ScoreResult(NamedTuple):
     served: Served
     scores: Array
     percentiles: Array
-    """Where each score stands among those of real held-out items, 0 to 100."""
+    """Percentile, 0 to 100, of each score among those of real held-out items."""
     out_of_range: Array
-    """bool: whether a score lies outside all of them."""
+    """bool: True where a score lies outside all of them."""
 
 
 def compare(

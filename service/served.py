@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch would cost BentoML's supervisor 190 MB and a second: 
     from models.model import Model
 
 MAX_INLINE_SECONDS = 0.001
-"""How long the event loop may stand still. To wake a thread takes a tenth of that."""
+"""Longest time that the event loop may stand still. To wake a thread takes a tenth of that."""
 MAX_INLINE_NUMBERS = 1000
 """Numbers in samples made on the event loop: to encode more as JSON or CSV would take too long."""
 
@@ -32,13 +32,13 @@ class Served(NamedTuple):
     saturated_share: float | None
     """Share of the critic's clipped weights that lie at their bound; None without clipping."""
     since: float
-    """When it began to serve, in seconds since 1970."""
+    """Time at which it began to serve, in seconds since 1970."""
     inline_limit: int = 0
     """Up to this many samples are made on the event loop itself; more take a thread."""
 
     @property
     def serving_since(self) -> str:
-        """When it began to serve: UTC, ISO 8601."""
+        """Time at which it began to serve: UTC, ISO 8601."""
         return datetime.fromtimestamp(self.since, UTC).isoformat(timespec="seconds")
 
 
@@ -88,7 +88,7 @@ def run_once(model: Model, version: str) -> None:
 
 
 def inline_limit(model: Model) -> int:
-    """As many samples as one forward makes, if that is fast enough for the event loop; else 0."""
+    """Count the samples of one forward if it is fast enough for the event loop; otherwise 0."""
     from models.sampling import CHUNK
 
     if CHUNK * math.prod(model.shape) > MAX_INLINE_NUMBERS:

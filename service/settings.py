@@ -28,11 +28,6 @@ PAGE = Path(__file__).parent.parent / "docs/operating.md"
 START, END = "<!-- made by `python -m service.settings` -->\n", "<!-- end -->"
 
 
-def _absolute(path: Path) -> Path:
-    """Make a path absolute: the workers run in another folder."""
-    return path.absolute()
-
-
 def _folder(path: Path) -> Path:
     """Check that a folder is there, or could be made."""
     path = path.absolute()
@@ -67,7 +62,7 @@ ModelName = Annotated[str, AfterValidator(_model)]
 
 
 class Settings(BaseSettings):
-    """What an operator can set. An empty variable counts as one that is not set."""
+    """Settings for operators, one for each variable. An empty variable counts as not set."""
 
     model_config = SettingsConfigDict(
         case_sensitive=True,
@@ -126,7 +121,8 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="requests that one process answers at the same time; more are refused (503)",
     )
-    api_keys_file: Annotated[Path, AfterValidator(_absolute)] | None = Field(
+    # Absolute, because the workers run in another folder.
+    api_keys_file: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
         None,
         alias="WGAN_API_KEYS_FILE",
         description="the file of API keys: see [service.md](service.md#keys)",
@@ -192,7 +188,7 @@ class Settings(BaseSettings):
 
     @property
     def is_tracing(self) -> bool:
-        """Whether spans are sent anywhere."""
+        """True if spans are sent anywhere."""
         return bool(self.otlp_endpoint or self.otlp_traces_endpoint)
 
     def environment(self) -> dict[str, str]:
@@ -209,9 +205,9 @@ def public_fields() -> dict[str, FieldInfo]:
 
 
 def misspelt() -> list[str]:
-    """A line for each variable that is set, not read, and nearly named like one that is.
+    """Warn, in a line each, of variables that are set and not read but have nearly a known name.
 
-    Only near misses are told: for a Service named wgan, Kubernetes sets WGAN_PORT and others.
+    Other names are ignored: for a Service named wgan, Kubernetes sets WGAN_PORT and others.
     """
     known = public_fields()
     return [
@@ -240,16 +236,11 @@ def page(content: str) -> str:
     return before + START + table() + END + rest.partition(END)[2]
 
 
-def _bounds(field: FieldInfo) -> tuple[float, float] | None:
-    lowest = [m.ge for m in field.metadata if isinstance(m, Ge)]
-    highest = [m.le for m in field.metadata if isinstance(m, Le)]
-    return (lowest[0], highest[0]) if lowest else None  # type: ignore[return-value]
-
-
 def _allowed(field: FieldInfo) -> str:
-    """The values of a number: such as "0 to 1"."""
-    bounds = _bounds(field)
-    return "" if bounds is None else f"{bounds[0]:,} to {bounds[1]:,}"
+    """Describe the values that a number may have, such as "0 to 1"; empty without bounds."""
+    lowest = next((m.ge for m in field.metadata if isinstance(m, Ge)), None)
+    highest = next((m.le for m in field.metadata if isinstance(m, Le)), None)
+    return "" if lowest is None else f"{lowest:,} to {highest:,}"
 
 
 def _complaint(error: ErrorDetails) -> str:

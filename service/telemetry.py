@@ -90,7 +90,6 @@ class Tracing:
     def __init__(self, is_on: bool, service_name: str) -> None:
         self.is_on = is_on
         self._service_name = service_name
-        self._tracer = trace.get_tracer("wgan")
 
     def start(self) -> None:
         """Send spans from now on, in this process."""
@@ -108,7 +107,7 @@ class Tracing:
 
     def span(self, name: str) -> AbstractContextManager[object]:
         """Make a span within the present one."""
-        return self._tracer.start_as_current_span(name) if self.is_on else contextlib.nullcontext()
+        return TRACER.start_as_current_span(name) if self.is_on else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def request_span(
@@ -119,7 +118,7 @@ class Tracing:
         if not self.is_on and "traceparent" not in headers:
             yield trace.INVALID_SPAN
             return
-        with self._tracer.start_as_current_span(
+        with TRACER.start_as_current_span(
             f"{method} {route}",
             context=propagate.extract(headers),
             kind=trace.SpanKind.SERVER,

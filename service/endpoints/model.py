@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service.endpoint import Context, Endpoint, cached, model_headers, queried_role
-from service.openapi import BINARY, MODEL_HEADERS, ROLE_PARAMETER, Role, errors, json_answer, ref
+from service.holder import Role
+from service.openapi import BINARY, MODEL_HEADERS, ROLE_PARAMETER, errors, json_answer, ref
 
 
 class Version(BaseModel):

@@ -16,8 +16,9 @@ from starlette.responses import Response, StreamingResponse
 from models.errors import ShapeError
 from models.formats import stream
 from service.endpoint import Context, Endpoint, model_headers, read_json
+from service.holder import Role
 from service.metrics import SampleTimer
-from service.openapi import BINARY, HEADERS, ROLE_SAYS, Role, errors, ref
+from service.openapi import BINARY, HEADERS, ROLE_SAYS, errors, ref
 from service.served import Served
 
 if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
@@ -31,7 +32,7 @@ MAX_PICTURES = 1024
 MAX_LATENT = 4096
 """Numbers in one latent."""
 TURN_SECONDS, TURN_BYTES = 0.1, 2**18
-"""How long a request may hold a processor, and what it may make there, before it queues again."""
+"""Time and bytes after which a request gives its processor up and queues again."""
 SampleFormat = Literal["png", "webp", "zip", "npz", "json", "csv"]
 MEDIA_TYPES: dict[SampleFormat, str] = {
     "png": "image/png",

@@ -24,12 +24,12 @@ from service.endpoint import (
     parse_json,
     queried_role,
 )
+from service.holder import Role
 from service.limits import SMALL_BODY
 from service.openapi import (
     MODEL_HEADERS,
     ROLE_PARAMETER,
     ROLE_SAYS,
-    Role,
     errors,
     json_answer,
     ref,

@@ -84,10 +84,9 @@ class VersionCache:
                     _verify(fetched, digest)
                     fetched.replace(folder)
 
-            def attempt() -> None:
-                within(DOWNLOAD_SECONDS, f"{reference}: its storage", download)
-
-            retry(attempt, ArtifactError)  # a copy may be cut short, too
+            storage = f"{reference}: its storage"
+            # A copy may be cut short, so an unsound artifact may pass too.
+            retry(lambda: within(DOWNLOAD_SECONDS, storage, download), ArtifactError)
             return folder
 
     def keep(self, number: str) -> None:

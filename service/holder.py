@@ -154,7 +154,7 @@ class ModelHolder:
     def __init__(
         self,
         settings: Settings,
-        on_outcome: Callable[[str, str], None] = lambda role, outcome: None,
+        on_outcome: Callable[[str, str], None],
     ) -> None:
         def slot(role: str, source: str) -> Slot:
             return Slot(role, source, settings, on_outcome)

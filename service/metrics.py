@@ -50,16 +50,16 @@ class Metrics:
         self.folder = folder
         self._registry = CollectorRegistry()
 
-        def counter(name: str, says: str, *labels: str) -> Counter:
-            return Counter(name, says, labels, registry=self._registry)
+        def counter(name: str, description: str, *labels: str) -> Counter:
+            return Counter(name, description, labels, registry=self._registry)
 
-        def gauge(name: str, says: str) -> Gauge:
-            return Gauge(name, says, multiprocess_mode="livesum", registry=self._registry)
+        def gauge(name: str, description: str) -> Gauge:
+            return Gauge(name, description, multiprocess_mode="livesum", registry=self._registry)
 
         def histogram(
-            name: str, says: str, label: str, buckets: tuple[float, ...] = SECONDS
+            name: str, description: str, label: str, buckets: tuple[float, ...] = SECONDS
         ) -> Histogram:
-            return Histogram(name, says, [label], buckets=buckets, registry=self._registry)
+            return Histogram(name, description, [label], buckets=buckets, registry=self._registry)
 
         self.requests = counter("wgan_requests", "Requests answered.", "endpoint", "status")
         self.duration = histogram(

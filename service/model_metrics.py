@@ -53,8 +53,8 @@ class ModelCollector(Collector):
 
 
 def _record_metrics(models: list[Served]) -> Iterator[Metric]:
-    def gauge(name: str, says: str, *labels: str) -> GaugeMetricFamily:
-        return GaugeMetricFamily(name, says, labels=["role", *labels])
+    def gauge(name: str, description: str, *labels: str) -> GaugeMetricFamily:
+        return GaugeMetricFamily(name, description, labels=["role", *labels])
 
     info = InfoMetricFamily("wgan_model", "The model being served.")
     age = gauge("wgan_model_age_seconds", "Time since the model was made.")
@@ -117,8 +117,8 @@ def _record_metrics(models: list[Served]) -> Iterator[Metric]:
 
 def _drift_metrics(models: list[Served], windows: Windows) -> Iterator[Metric]:
     gauges = {
-        name: GaugeMetricFamily(f"wgan_drift_{name}", says, labels=["role"])
-        for name, says in (
+        name: GaugeMetricFamily(f"wgan_drift_{name}", description, labels=["role"])
+        for name, description in (
             ("items", "Scores in the window of recent traffic."),
             ("distance", "W1 between recent scores and those of real held-out items."),
             ("threshold", "What that distance of real data stays below in 99% of windows."),

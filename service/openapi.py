@@ -13,7 +13,7 @@ from service.endpoint import Endpoint
 from service.holder import ROLES
 
 Json = dict[str, Any]
-ROLE_SAYS = (
+ROLE_DESCRIPTION = (
     "Which model, where a challenger is served beside the champion. Left out: the champion, but "
     "for the share of requests that is configured to go to the challenger; X-Model-Version tells."
 )
@@ -21,11 +21,11 @@ ROLE_PARAMETER: Json = {
     "name": "model",
     "in": "query",
     "schema": {"enum": list(ROLES)},
-    "description": ROLE_SAYS,
+    "description": ROLE_DESCRIPTION,
 }
 HEADERS: Json = {
-    name: {"schema": {"type": "string"}, "description": says}
-    for name, says in (
+    name: {"schema": {"type": "string"}, "description": description}
+    for name, description in (
         ("X-Model-Version", "Registry name and version, or the artifact's digest."),
         ("X-Constraint", "Kind of the critic constraint it was trained under."),
         ("X-Seed", "The seed used."),
@@ -64,11 +64,11 @@ def ref(schema: type[BaseModel]) -> Json:
     return {"$ref": f"#/components/schemas/{schema.__name__}"}
 
 
-def json_answer(says: str, schema: Json, headers: Json | None = None) -> Json:
+def json_answer(description: str, schema: Json, headers: Json | None = None) -> Json:
     """Describe an answer in JSON, status 200."""
     named = {"headers": headers} if headers else {}
     content = {"application/json": {"schema": schema}}
-    return {"200": {"description": says, **named, "content": content}}
+    return {"200": {"description": description, **named, "content": content}}
 
 
 def errors(*statuses: int) -> Json:

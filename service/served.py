@@ -73,16 +73,15 @@ def run_once(model: Model, version: str) -> None:
     """
     import torch
 
-    from models import sampling
+    from models.sampling import CHUNK
 
-    rows = sampling.CHUNK
-    z = torch.from_numpy(sampling.latents(0, 0, rows, model.run.config.generator.latent_size))
-    labels = model.labels(seed=0, count=rows)
+    z = torch.from_numpy(model.latents(seed=0, count=CHUNK))
+    labels = model.labels(seed=0, count=CHUNK)
     with torch.inference_mode():
         raw = model.forward(z, *([] if labels is None else [torch.from_numpy(labels)]))
     if not torch.isfinite(raw).all():  # as pixels, NaN would pass for black
         raise ArtifactError(f"{version}: its generator makes values that are not finite")
-    score = model.score(model.sample(seed=0, count=rows), labels)
+    score = model.score(model.sample(seed=0, count=CHUNK), labels)
     if not np.isfinite(score).all():
         raise ArtifactError(f"{version}: its own sample has the score {score[0]}")
 

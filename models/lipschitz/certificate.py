@@ -18,7 +18,7 @@ from models.networks.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 
 
 def certify(
-    critic: nn.Module, layer_norm: Callable[[Layer], float] | None = None
+    critic: nn.Module, layer_norm: Callable[[Layer], float] = operator_norm
 ) -> tuple[float | None, str | None]:
     """Bound a critic's Lipschitz constant from above, by the slopes of its modules.
 
@@ -35,13 +35,13 @@ def certify(
 
     Args:
         critic: in eval mode; the arithmetic has its weights' type.
-        layer_norm: gives the norm of a dense or convolutional layer; default: `operator_norm`.
+        layer_norm: gives the norm of a dense or convolutional layer.
 
     Returns:
         The bound in score units per input unit, and None; or None, and the reason why not.
     """
     try:
-        return _slope(critic, layer_norm or operator_norm), None
+        return _slope(critic, layer_norm), None
     except NoBoundError as error:
         return None, str(error)
 
@@ -109,12 +109,10 @@ _SLOPES: dict[Any, Callable[[Any], float]] = {
     nn.SiLU: lambda _: 1.09984,  # the maximum, found numerically and rounded up; likewise GELU
     nn.GELU: lambda _: 1.12991,
     (Abs, GroupSort): lambda _: 1.0,
-    nn.Identity: lambda _: 1.0,
     Cones: lambda _: 1 + ROUNDING,
     nn.Dropout: lambda _: 1.0,  # does nothing in eval mode
-    nn.Flatten: lambda _: 1.0,
+    (nn.Identity, nn.Flatten, nn.Unflatten): lambda _: 1.0,
     (StepsFirst, PoolSteps, nn.AdaptiveAvgPool2d): lambda _: 1.0,
-    nn.Unflatten: lambda _: 1.0,
     nn.AvgPool2d: _average_pool_slope,
     nn.modules.batchnorm._BatchNorm: _batch_norm_slope,
     (nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm): _no_norm_slope,

@@ -60,8 +60,7 @@ def resnet_critic(config: CriticConfig, shape: Shape) -> list[nn.Module]:
         if block.resizes:  # the last row and column of an odd map are averaged over fewer pixels
             odd = any(side % 2 for side in sizes[block.stage - 1])
             pool = [AvgPool2d(2, ceil_mode=odd)]
-        shortcut = [*pool, *_match(now, after)]
-        layers.append(Residual(nn.Sequential(*branch, *pool), _shortcut(shortcut)))
+        layers.append(Residual(nn.Sequential(*branch, *pool), _shortcut(pool, now, after)))
         now = after
     last = before_convolution(config, now)
     return [*layers, *last, AvgPool2d(sizes[-1]), nn.Flatten(), nn.Linear(now, 1)]
@@ -98,8 +97,7 @@ def resnet_generator(
         if block.resizes:
             grow = [nn.Upsample(size=sizes[block.stage - 1], mode="nearest")]
             branch.insert(len(before_convolution(config, now, classes)), *grow)
-        shortcut = [*grow, *_match(now, after)]
-        layers.append(Residual(nn.Sequential(*branch), _shortcut(shortcut)))
+        layers.append(Residual(nn.Sequential(*branch), _shortcut(grow, now, after)))
         now = after
     last = before_convolution(config, now, classes)
     return [*layers, *last, Conv2d(now, shape[0], 3, padding=1), nn.Tanh()]
@@ -116,9 +114,7 @@ def _convolutions(
     return layers
 
 
-def _match(inputs: int, outputs: int) -> list[nn.Module]:
-    return [] if inputs == outputs else [Conv2d(inputs, outputs, 1)]
-
-
-def _shortcut(layers: list[nn.Module]) -> nn.Module:
-    return nn.Sequential(*layers) if layers else nn.Identity()
+def _shortcut(resize: list[nn.Module], inputs: int, outputs: int) -> nn.Module:
+    """Resize maps as the branch does, and bring them to as many channels."""
+    match = [] if inputs == outputs else [Conv2d(inputs, outputs, 1)]
+    return nn.Sequential(*resize, *match) if resize or match else nn.Identity()

@@ -18,7 +18,7 @@ from models.formats import stream
 from service.endpoint import Context, Endpoint, model_headers, read_json
 from service.holder import Role
 from service.metrics import SampleTimer
-from service.openapi import BINARY, HEADERS, ROLE_SAYS, errors, ref
+from service.openapi import BINARY, HEADERS, ROLE_DESCRIPTION, errors, ref
 from service.served import Served
 
 if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
@@ -108,7 +108,7 @@ class SamplesRequest(BaseModel):
         "where real items do, for five to eight times the generator's time. A score is no "
         "log-ratio of densities, so this is measured, not proven: see docs/service.md.",
     )
-    model: Role | None = Field(default=None, description=ROLE_SAYS)
+    model: Role | None = Field(default=None, description=ROLE_DESCRIPTION)
     format: SampleFormat = Field(
         default="png",
         description="png, webp (without loss): one grid, small images enlarged for the eye; zip: "

@@ -28,8 +28,8 @@ from service.holder import Role
 from service.limits import SMALL_BODY
 from service.openapi import (
     MODEL_HEADERS,
+    ROLE_DESCRIPTION,
     ROLE_PARAMETER,
-    ROLE_SAYS,
     errors,
     json_answer,
     ref,
@@ -58,7 +58,7 @@ class ScoresRequest(BaseModel):
     classes: list[str] | None = Field(
         default=None, description="The class of each item: for a class-conditional model only."
     )
-    model: Role | None = Field(default=None, description=ROLE_SAYS)
+    model: Role | None = Field(default=None, description=ROLE_DESCRIPTION)
     resize: bool = Field(
         default=False,
         description="Bring images of other sizes or channels to the model's: the middle is cut out "

@@ -11,7 +11,7 @@ def cache_folder() -> Path:
 
     Everything below it can be deleted at any time; it is made again when it is needed.
     """
-    own = os.environ.get("WGAN_CACHE")
-    if own:
-        return Path(own)
+    folder = os.environ.get("WGAN_CACHE")
+    if folder:
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wgan-foundry"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import typing
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.constraints import CONSTRAINTS, AnyConstraint
 from models.errors import ConfigError, suggestion
 from models.networks import CriticConfig, GeneratorConfig
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
@@ -100,8 +102,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _inception_is_named(self) -> Self:
         chosen = self.evaluation
-        given = chosen.inception_weights is not None and chosen.inception_sha256 is not None
-        if (chosen.extractor == "inception") != given:
+        has_file = chosen.inception_weights is not None and chosen.inception_sha256 is not None
+        if (chosen.extractor == "inception") != has_file:
             raise ValueError(
                 "evaluation.extractor: 'inception' goes with evaluation.inception_weights and "
                 "evaluation.inception_sha256: give all three, or none"
@@ -149,10 +151,7 @@ def parse_config(values: dict[str, Any]) -> Config:
     if isinstance(constraint, dict) and isinstance(training, dict):
         published = constraint_class(str(constraint.get("kind", "none"))).published
         values = {**values, "training": {**published, **training}}
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("; ".join(map(_describe, error.errors()))) from None
+    return _validate(Config, values)
 
 
 def parse_data(values: dict[str, Any]) -> DataConfig:
@@ -161,10 +160,15 @@ def parse_data(values: dict[str, Any]) -> DataConfig:
     Raises:
         ConfigError: as `parse_config`.
     """
+    return _validate(DataConfig, values, "data")
+
+
+def _validate(model: type[M], values: dict[str, Any], *path: str) -> M:
+    """Build a model, or name each fault by its key below ``path``."""
     try:
-        return DataConfig.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        faults = [{**e, "loc": ("data", *e["loc"])} for e in error.errors()]
+        faults = [{**e, "loc": (*path, *e["loc"])} for e in error.errors()]
         raise ConfigError("; ".join(map(_describe, faults))) from None
 
 

@@ -190,12 +190,12 @@ def read_items(
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 members = archive.namelist()
-                wanted = "samples.npy" if "samples.npy" in members else members[0]
-                if wanted != "samples.npy" and len(members) > 1:
+                member = "samples.npy" if "samples.npy" in members else members[0]
+                if member != "samples.npy" and len(members) > 1:
                     raise DataError(f"{name}: holds several arrays; name one 'samples'")
-                if any(part in wanted for part in ("/", "\\", "..")):
+                if any(part in member for part in ("/", "\\", "..")):
                     raise DataError(f"{name}: its array's name leads elsewhere")
-                with archive.open(wanted) as file:
+                with archive.open(member) as file:
                     return _read_array(file, name, max_items, max_bytes)
         except (DataError, ShapeError):
             raise

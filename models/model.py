@@ -218,8 +218,8 @@ class Model:
         if self.is_image and expected[-1] == 1 and values.ndim == 3:
             values = values[..., None]
         if values.ndim != len(expected) + 1 or values.shape[1:] != expected or not len(values):
-            wanted = ", ".join(map(str, ("N", *expected)))
-            raise ShapeError(f"the model takes items of shape ({wanted}), not {values.shape}")
+            sizes = ", ".join(map(str, ("N", *expected)))
+            raise ShapeError(f"the model takes items of shape ({sizes}), not {values.shape}")
         if self.is_image:
             return _pixels(values)
         with np.errstate(over="ignore"):

@@ -122,12 +122,11 @@ def register(name: str, run_id: str, artifact_uri: str, tags: dict[str, str]) ->
         try:
             client().create_registered_model(name)
         except MlflowException as error:
-            if (
-                error.error_code != "RESOURCE_ALREADY_EXISTS"
-            ):  # created by another process meanwhile
+            # Another process may have created it meanwhile.
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise RegistryError(_message(name, error)) from error
-    made = _ask(name, lambda c: c.create_model_version(name, artifact_uri, run_id, tags=tags))
-    return str(made.version)
+    created = _ask(name, lambda c: c.create_model_version(name, artifact_uri, run_id, tags=tags))
+    return str(created.version)
 
 
 def find(name: str, tag: str, value: str) -> dict[str, str] | None:
@@ -140,10 +139,10 @@ def find(name: str, tag: str, value: str) -> dict[str, str] | None:
         RegistryError: the registry does not answer.
     """
     query = f"name='{name}' and tags.`{tag}`='{value}'"
-    found = _ask(name, lambda c: c.search_model_versions(query))
-    if not found:
+    matches = _ask(name, lambda c: c.search_model_versions(query))
+    if not matches:
         return None
-    return _described(max(found, key=lambda v: int(v.version)))
+    return _described(max(matches, key=lambda v: int(v.version)))
 
 
 def version(name: str, number: str) -> dict[str, str]:
@@ -173,7 +172,7 @@ def versions() -> list[dict[str, Any]]:
         for alias, version in model.aliases.items():
             aliases.setdefault(str(version), []).append(alias)
         query = f"name='{model.name}'"
-        found = _ask(model.name, lambda c, query=query: list(c.search_model_versions(query)))
+        matches = _ask(model.name, lambda c, query=query: list(c.search_model_versions(query)))
         rows += [
             {
                 "name": model.name,
@@ -184,7 +183,7 @@ def versions() -> list[dict[str, Any]]:
                 ),
                 "tags": dict(v.tags),
             }
-            for v in sorted(found, key=lambda v: -int(v.version))
+            for v in sorted(matches, key=lambda v: -int(v.version))
         ]
     return rows
 
@@ -284,8 +283,8 @@ def rollback(name: str, why: str) -> tuple[str, str]:
     return stack[-1], stack[-2]
 
 
-def _described(found: ModelVersion) -> dict[str, str]:
-    return {**found.tags, "version": str(found.version), "run_id": str(found.run_id)}
+def _described(version: ModelVersion) -> dict[str, str]:
+    return {**version.tags, "version": str(version.version), "run_id": str(version.run_id)}
 
 
 def _registered(name: str) -> RegisteredModel | None:

@@ -104,10 +104,10 @@ class VersionCache:
 def _verify(folder: Path, digest: str | None) -> None:
     from models.artifact import verify
 
-    found = verify(folder)
-    if digest is not None and found != digest:
+    own_digest = verify(folder)
+    if digest is not None and own_digest != digest:
         raise ArtifactError(
-            f"{folder}: its digest is {found}, but the registry knows it as {digest}"
+            f"{folder}: its digest is {own_digest}, but the registry knows it as {digest}"
         )
 
 

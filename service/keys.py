@@ -79,15 +79,15 @@ class Keys:
         """
         if self.path is None:
             return None
-        scheme, _, given = (authorization or "").partition(" ")
+        scheme, _, sent_key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer":
             raise Unauthorized("send a key: Authorization: Bearer KEY")
-        digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).digest()
-        found = [key for key in self.current() if hmac.compare_digest(key.digest, digest)]
-        if not found:
+        digest = hashlib.sha256(sent_key.strip().encode("latin-1", "replace")).digest()
+        matches = [key for key in self.current() if hmac.compare_digest(key.digest, digest)]
+        if not matches:
             raise Unauthorized("the key is not known")
         # The same key on several lines has the scopes of all of them.
-        return found[0]._replace(scopes=frozenset().union(*(key.scopes for key in found)))
+        return matches[0]._replace(scopes=frozenset().union(*(key.scopes for key in matches)))
 
     def metrics_need_one(self) -> bool:
         """Return True if some key has the scope ``metrics``, so that /metrics is not open."""

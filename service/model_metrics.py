@@ -110,8 +110,8 @@ def _record_metrics(models: list[Served]) -> Iterator[Metric]:
             if figure.floor is not None:
                 floor.add_metric([role, name, extractor], figure.floor)
         for severity in SEVERITIES:
-            found = sum(f.severity == severity for f in run.findings)
-            findings.add_metric([role, severity], found)
+            count = sum(f.severity == severity for f in run.findings)
+            findings.add_metric([role, severity], count)
     yield from (info, age, values, norms, lipschitz, saturated, quality, floor, findings)
 
 

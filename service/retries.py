@@ -16,6 +16,8 @@ from models.errors import RegistryError
 T = TypeVar("T")
 TRIES = 3
 """Attempts at a question or a download; the next poll begins anew."""
+FIRST_WAIT = 0.5
+"""Seconds before the second attempt; each later wait is twice as long."""
 JITTER = 0.2
 """Share of a wait by which it varies, so that replicas do not ask all at once."""
 log = logging.getLogger("wgan.service")
@@ -26,13 +28,12 @@ def jittered(seconds: float) -> float:
     return seconds * random.uniform(1 - JITTER, 1 + JITTER)
 
 
-def retry(call: Callable[[], T], *transient: type[Exception], wait: float = 0.5) -> T:
+def retry(call: Callable[[], T], *transient: type[Exception]) -> T:
     """Call again, after longer and longer waits, while a `RegistryError` may pass.
 
     Args:
         call: what to try.
         transient: other errors that may pass.
-        wait: seconds before the second try.
     """
     retried: tuple[type[Exception], ...] = (RegistryError, *transient)
     for attempt in range(TRIES):
@@ -43,7 +44,7 @@ def retry(call: Callable[[], T], *transient: type[Exception], wait: float = 0.5)
             if final or attempt == TRIES - 1:
                 raise
             log.info("trying again: %s", error)
-            time.sleep(jittered(wait * 2**attempt))
+            time.sleep(jittered(FIRST_WAIT * 2**attempt))
     raise AssertionError("unreachable")
 
 

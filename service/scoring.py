@@ -65,9 +65,9 @@ class ScoreBatcher(Generic[T]):
                 not make others wait, and can then be cancelled.
         """
         outcome: Future[T] = Future()
-        mine = (read, outcome)
+        request = (read, outcome)
         waiting: Queue[T] = deque() if alone else self._waiting
-        waiting.append(mine)
+        waiting.append(request)
         try:
             await self._run_unless(
                 lambda: outcome.running() or outcome.done(), lambda: self._run_batch(waiting)
@@ -76,7 +76,7 @@ class ScoreBatcher(Generic[T]):
         finally:
             outcome.cancel()  # the client left; otherwise it is done already
             with contextlib.suppress(ValueError, IndexError):  # a batch has taken it
-                waiting.remove(mine)
+                waiting.remove(request)
 
     def _run_batch(self, waiting: Queue[T]) -> None:
         """Score as many requests as fill a forward; each request runs a batch, so none is left."""
@@ -117,10 +117,10 @@ class ScoreBatcher(Generic[T]):
             return
         seconds, first = time.perf_counter() - began, 0
         for job, outcome in batch:
-            own = scores[first : first + len(job.items)]
-            first += len(own)
+            job_scores = scores[first : first + len(job.items)]
+            first += len(job_scores)
             try:
-                outcome.set_result(self._answer(served, own, seconds))
+                outcome.set_result(self._answer(served, job_scores, seconds))
             except Exception as error:
                 outcome.set_exception(error)
 

@@ -28,8 +28,8 @@ def serve(model: str, host: str, port: int, workers: int | None = None) -> NoRet
         ConfigError: an environment variable has a bad value, the file of API keys has a mistake,
             or the address cannot be bound.
     """
-    given = {"WGAN_MODEL": model, **({} if workers is None else {"WGAN_WORKERS": workers})}
-    settings = Settings.read(**given)
+    variables = {"WGAN_MODEL": model, **({} if workers is None else {"WGAN_WORKERS": workers})}
+    settings = Settings.read(**variables)
     if settings.api_keys_file:
         read_keys(settings.api_keys_file)
     challenger = settings.challenger

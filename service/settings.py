@@ -172,17 +172,17 @@ class Settings(BaseSettings):
         return self
 
     @classmethod
-    def read(cls, **given: Any) -> Settings:
+    def read(cls, **variables: Any) -> Settings:
         """Read the environment.
 
         Args:
-            given: values, by variable, that take the environment's place.
+            variables: values, by variable, that take the environment's place.
 
         Raises:
             ConfigError: a variable has a bad value; one line that names it.
         """
         try:
-            return cls(**given)
+            return cls(**variables)
         except ValidationError as error:
             raise ConfigError("; ".join(map(_complaint, error.errors()))) from None
 

@@ -157,8 +157,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
-        given = headers.get(HEADER, "")
-        request_id = given if ACCEPTED_ID.fullmatch(given) else new_id()
+        sent_id = headers.get(HEADER, "")
+        request_id = sent_id if ACCEPTED_ID.fullmatch(sent_id) else new_id()
         token = REQUEST_ID.set(request_id)
         began = time.perf_counter()
         status: int | None = None

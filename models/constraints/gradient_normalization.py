@@ -43,9 +43,8 @@ class GradientNormalized(nn.Module):
         keep = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             if not samples.requires_grad:
-                samples = (
-                    samples.clone().requires_grad_()
-                )  # a normal tensor, even in inference mode
+                # A clone is a normal tensor, even in inference mode.
+                samples = samples.clone().requires_grad_()
             scores = self.critic(samples, *labels)
             (gradient,) = torch.autograd.grad(scores.sum(), samples, create_graph=keep)
         norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1).view_as(scores)

@@ -87,8 +87,8 @@ def lipschitz_bracket(critic: nn.Module, real: Tensor, fake: Tensor) -> Lipschit
     """
     exact = copy.deepcopy(critic).double().eval().requires_grad_(False)
     certified, reason = certify(exact)
-    few = ASCENT_STARTS // 3
-    real, fake = real[:few].double(), fake[:few].double()
+    per_kind = ASCENT_STARTS // 3
+    real, fake = real[:per_kind].double(), fake[:per_kind].double()
     count = min(len(real), len(fake))
     starts = torch.cat([real, fake, interpolate(real[:count], fake[:count])])
     sampled = steepest_slope(exact, starts)

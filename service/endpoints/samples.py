@@ -118,12 +118,12 @@ class SamplesRequest(BaseModel):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        given = self.model_fields_set
+        fields = self.model_fields_set
         if self.latents is not None and (
-            given & {"count", "seed"} or self.truncation is not None or self.interpolation
+            fields & {"count", "seed"} or self.truncation is not None or self.interpolation
         ):
             raise ValueError("latents: leave out count, seed, truncation and interpolation")
-        if self.interpolation and self.interpolation.at is not None and "count" in given:
+        if self.interpolation and self.interpolation.at is not None and "count" in fields:
             raise ValueError("interpolation.at: its length is the count; leave out count")
         if self.format in ("png", "webp") and self.count > MAX_PICTURES:
             raise ValueError(f"count: at most {MAX_PICTURES} as {self.format}; ask for zip")

@@ -174,11 +174,9 @@ def evaluate(model: TrainedModel | str | Path, data: Data | None = None) -> Resu
     Raises:
         UserError: the data cannot be used, or do not fit the model.
     """
-    from models.trained import TrainedModel
     from training.evaluation import evaluate_artifact
 
-    artifact = model.artifact if isinstance(model, TrainedModel) else load(model).artifact
-    with tempfile.TemporaryDirectory() as folder:
+    with _artifact(model) as artifact, tempfile.TemporaryDirectory() as folder:
         source = None if data is None else _source(data, Path(folder))
         return evaluate_artifact(artifact, source)
 
@@ -196,12 +194,9 @@ def diagnose(run: TrainedModel | str | Path) -> list[Finding]:
     Raises:
         UserError: there is no such run, or its data cannot be loaded.
     """
-    from models.trained import TrainedModel, artifact_folder
     from training.judging.doctor import diagnose_run
 
-    if isinstance(run, TrainedModel):
-        return diagnose_run(run.artifact)
-    with artifact_folder(str(run)) as folder:
+    with _artifact(run) as folder:
         return diagnose_run(folder)
 
 
@@ -348,6 +343,15 @@ def __getattr__(name: str) -> Any:
     if name in models.constraints.__all__:
         return getattr(models.constraints, name)
     raise AttributeError(f"module 'wgan' has no attribute {name!r}")
+
+
+def _artifact(model: TrainedModel | str | Path) -> contextlib.AbstractContextManager[Path]:
+    """Give the folder of a model's artifact; one from the registry goes when the block ends."""
+    from models.trained import TrainedModel, artifact_folder
+
+    if isinstance(model, TrainedModel):
+        return contextlib.nullcontext(model.artifact)
+    return artifact_folder(str(model))
 
 
 def _folder(out: str | Path | None, stack: contextlib.ExitStack) -> Path:

@@ -3,6 +3,7 @@
 import doctest
 import gc
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 import wgan
 import wgan_cli
+from models import registry
 from models.errors import UserError
 from models.trained import TrainedModel
 from tests.artifacts import make_artifact
@@ -126,6 +128,17 @@ def test_the_command_line_gives_the_same(
     findings = [finding.model_dump(mode="json") for finding in wgan.diagnose(trained)]
     assert json.loads(capsys.readouterr().out) == findings
     assert wgan.diagnose(people.parent / "run") == wgan.diagnose(trained)
+
+
+def test_a_downloaded_artifact_lasts_as_long_as_the_call(
+    trained: TrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(model: str, folder: Path) -> Path:
+        return Path(shutil.copytree(trained.artifact, folder / "artifact"))
+
+    monkeypatch.setattr(registry, "download", download)
+    assert wgan.evaluate("people@champion").figures == trained.figures
+    assert wgan.diagnose("people@champion") == wgan.diagnose(trained)
 
 
 def test_arrays_and_frames(people: Path, tmp_path: Path) -> None:

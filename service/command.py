@@ -40,7 +40,7 @@ def serve(
 
 
 def _check(model: str) -> None:
-    """Tell a mistake here, in one line, instead of starting a server that is never ready."""
+    """Report a mistake here, in one line, instead of starting a server that is never ready."""
     from models import registry
     from models.trained import load
 

@@ -37,7 +37,7 @@ log = logging.getLogger("wgan.service")
 
 
 class Refused(Exception):
-    """A request that goes no further, and its answer."""
+    """Refusal of a request, with the answer to send."""
 
     def __init__(self, answer: Response) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The OpenAPI description: made from those of the endpoints."""
+"""The OpenAPI description, made from the endpoints' own descriptions."""
 
 from __future__ import annotations
 

@@ -56,8 +56,8 @@ def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> 
         ConfigError: the architecture or normalisation does not fit the shape.
     """
     require_fit(config, shape, "generator")
-    norms = classes if len(shape) == 3 and config.normalization != "none" else 0
-    embedded = 0 if norms or not classes else EMBEDDING
+    norm_classes = classes if len(shape) == 3 and config.normalization != "none" else 0
+    embedded = 0 if norm_classes or not classes else EMBEDDING
     if embedded and len(shape) == 2:
         embedded = STEP_EMBEDDING * shape[0]
     inputs = config.latent_size + embedded
@@ -65,9 +65,9 @@ def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> 
         case "mlp":
             layers = _mlp(config, inputs, shape[0])
         case "dcgan":
-            layers = dcgan_generator(config, inputs, shape, norms)
+            layers = dcgan_generator(config, inputs, shape, norm_classes)
         case "resnet":
-            layers = resnet_generator(config, inputs, shape, norms)
+            layers = resnet_generator(config, inputs, shape, norm_classes)
         case "gru" | "lstm":
             layers = _recurrent_generator(config, inputs, shape)
     body = nn.Sequential(*layers)

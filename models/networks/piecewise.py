@@ -63,38 +63,35 @@ class _Rectify(Function):
         return _Gate.apply(gradient, output.detach(), ctx.slope), None
 
 
-class _Pool(Function):
-    """Mean over windows; `_Spread` is its adjoint."""
+class _Windows(Function):
+    """Base of linear functions of maps and of a window's size."""
 
     generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, int]], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.size = inputs[1]
+
+
+class _Pool(_Windows):
+    """Mean over windows; `_Spread` is its adjoint."""
 
     @staticmethod
     def forward(x: Tensor, size: tuple[int, int]) -> Tensor:
         return F.avg_pool2d(x, size)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, int]], output: Tensor) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.size = inputs[1]
-
-    @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
         return (None if gradient is None else _Spread.apply(gradient, ctx.size)), None
 
 
-class _Spread(Function):
+class _Spread(_Windows):
     """Each value divided by the window's size and spread over its window; adjoint of `_Pool`."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(x / (size[0] * size[1]), scale_factor=size, mode="nearest")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, tuple[int, int]], output: Tensor) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.size = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the 
 
 Array = np.ndarray
 MAX_COUNT = 100_000
-"""Samples in one request. They are streamed, so this bounds the client's turn, not the memory."""
+"""Samples in one request. They are streamed: this bounds the time of a request, not its memory."""
 MAX_PICTURES = 1024
 """Samples in one grid, which is made as a whole; also latents and points that a client gives."""
 MAX_LATENT = 4096

@@ -66,7 +66,7 @@ class Slot:
         if last is None:
             return
         try:
-            _, number, _ = self._find()
+            number, _ = self._find()
         except RegistryError as error:
             self._set_reachable(registry.is_absent(error))
             log.warning("%s: %s; serving version %s from the cache", self.source, error, last)
@@ -85,7 +85,7 @@ class Slot:
             if not self.is_reference:
                 self._swap(load(Path(self.source), None, self.role), "swapped")
                 return
-            _, number, digest = retry(self._find)
+            number, digest = retry(self._find)
             self._set_reachable(True)
             version = self._cache.version(number)
             if self.refused == version:
@@ -106,12 +106,12 @@ class Slot:
             self._swap(served, "swapped")
             self._cache.keep(number)
 
-    def _find(self) -> tuple[str, str, str | None]:
-        """Find the name, number and digest of the version that the source names now."""
+    def _find(self) -> tuple[str, str | None]:
+        """Find the number and digest of the version that the source names now."""
 
-        def ask() -> tuple[str, str, str | None]:
+        def ask() -> tuple[str, str | None]:
             name, number = registry.resolve(self.source)
-            return name, number, registry.digest(name, number)
+            return number, registry.digest(name, number)
 
         return within(ANSWER_SECONDS, f"{self.source}: the registry", ask)
 
@@ -124,18 +124,11 @@ class Slot:
         self._on_outcome(self.role, outcome)
         # The reason may name paths of this machine: it is for the log, not for clients.
         self.reason = "the model could not be loaded; the service's log says why"
-        unexpected = not isinstance(error, UserError)
-        if self.served is None:
-            log.error("no model: %s", error, exc_info=unexpected)
-        else:
-            log.error(
-                "%s is %s: %s; %s goes on serving",
-                self.refused or self.source,
-                outcome,
-                error,
-                self.served.version,
-                exc_info=unexpected,
-            )
+        message = f"no model: {error}"
+        if self.served is not None:
+            subject, serving = self.refused or self.source, self.served.version
+            message = f"{subject} is {outcome}: {error}; {serving} goes on serving"
+        log.error("%s", message, exc_info=not isinstance(error, UserError))
 
     def _set_reachable(self, answered: bool) -> None:
         if answered and self.reachable is False:

@@ -240,10 +240,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "summary": "Samples near the middle of the distribution",
         "value": {**SEED_EXAMPLE, "truncation": 0.7},
     },
-    "refined": {
-        "summary": "Guided by the critic",
-        "value": {**SEED_EXAMPLE, "refine": True},
-    },
+    "refined": {"summary": "Guided by the critic", "value": {**SEED_EXAMPLE, "refine": True}},
     "walk": {
         "summary": "From one seed to another in ten steps",
         "value": {"count": 10, "seed": 7, "interpolation": {"to": 8}, "format": "webp"},

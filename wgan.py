@@ -109,7 +109,7 @@ def train(
         constraint: kind of the critic constraint, see `constraints`, or one with other
             hyperparameters, such as ``wgan.GradientPenalty(strength=1)``.
         steps: generator steps.
-        seed: of everything random.
+        seed: seed of everything random.
         out: folder of the run; by default a temporary one that goes with the model.
         device: ``cpu`` or ``cuda``; by default CUDA if there is one.
         register: write the run to MLflow and register a version.
@@ -166,7 +166,7 @@ def evaluate(model: TrainedModel | str | Path, data: Data | None = None) -> Resu
 
     Args:
         model: a model, an artifact folder or a registry name.
-        data: as of `train`; by default those that it was trained on.
+        data: data as `train` takes them; by default those of the training.
 
     Returns:
         ``figures``, by name, and the ``extractor`` that images were judged over.
@@ -218,9 +218,9 @@ def compare(
     """Train several constraints alike and say which suits the data, as ``wgan compare`` does.
 
     Args:
-        data: as of `train`.
+        data: data as `train` takes them.
         constraints: two kinds or more.
-        seeds: how many runs of each constraint and budget.
+        seeds: number of runs of each constraint and budget.
         out: folder of the runs and of ``report.html``; what is done in it already is not done
             again. By default a temporary one, and only the summary is kept.
         preset: settings to start from; by default what suits the data.
@@ -229,7 +229,7 @@ def compare(
         jobs: runs at once.
         track: write each run to MLflow.
         say: takes a line for people.
-        **settings: as of `train`.
+        **settings: settings as `train` takes them.
 
     Returns:
         The summary (docs/compare.md): ``recommendation``, a dict with ``constraint``, ``reason``
@@ -296,9 +296,9 @@ def wasserstein_1(
         a: ``(N, D)``, or images ``(N, H, W)`` or ``(N, H, W, C)``.
         b: likewise, with as many features.
         constraint: kind of the critic's constraint; by default what was found best.
-        seed: of everything random.
-        steps: of the critic.
-        batch_size: of each step, from each set.
+        seed: seed of everything random.
+        steps: steps of the critic.
+        batch_size: samples of each step, from each set.
 
     Raises:
         UserError: the samples do not fit each other, or are too few.

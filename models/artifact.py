@@ -56,7 +56,7 @@ def save_artifact(
         folder: the artifact's folder.
         run: the record.
         generator: the one to serve, a moving average of the trained one.
-        critic: as the constraint's `before_training` returned it.
+        critic: the critic that the constraint's `before_training` returned.
         training_state: tensors that a later run could start from, by name.
         quantiles: ``(1001,)``, scores of real held-out items at `models.model.QUANTILE_LEVELS`.
         grid_png: a picture of samples, as a PNG file.

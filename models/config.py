@@ -158,7 +158,7 @@ def parse_data(values: dict[str, Any]) -> DataConfig:
     """Build the data section alone.
 
     Raises:
-        ConfigError: as `parse_config`.
+        ConfigError: see `parse_config`.
     """
     return _validate(DataConfig, values, "data")
 

@@ -56,7 +56,7 @@ def needs(extra: str) -> Iterator[None]:
     Works as a decorator too.
 
     Args:
-        extra: of our package, which has what the block needs, such as ``train``.
+        extra: name of our package's extra that the block needs, such as ``train``.
 
     Raises:
         UserError: a package is not installed.

@@ -46,8 +46,7 @@ class InHalf(nn.Module):
 
     def forward(self, z: Tensor, *labels: Tensor) -> Tensor:
         """Generate samples from latents ``(N, latent_size)``, and labels ``(N,)`` if given."""
-        samples: Tensor = self.generator(z.bfloat16(), *labels)
-        return samples.float()
+        return self.generator(z.bfloat16(), *labels).float()
 
 
 @torch.no_grad()

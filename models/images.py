@@ -82,8 +82,8 @@ def fit(image: Array, height: int, width: int, channels: int | None = None) -> A
 
     Args:
         image: uint8 ``(H, W, C)``, C of 1 to 4. An image of the size wanted is not resampled.
-        height: of the result, in pixels.
-        width: of the result, in pixels.
+        height: height of the result, in pixels.
+        width: width of the result, in pixels.
         channels: 1, 3, or as many as the image has; None keeps the image's.
 
     Returns:

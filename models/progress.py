@@ -27,9 +27,9 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
     """Yield items and show on a terminal how many have been taken.
 
     Args:
-        items: to work on.
+        items: items to work on.
         what: the work in a word or two, such as ``judging``.
-        total: how many there are, if ``items`` has no length.
+        total: number of items, if ``items`` has no length.
     """
     yield from tqdm(items, what, total, leave=False, disable=not is_shown())
 

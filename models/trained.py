@@ -77,8 +77,9 @@ class TrainedModel:
 
         Args:
             seed: 0 to 2**63 - 1.
-            count: how many.
-            class_name: of a class-conditional model; by default classes as often as in the data.
+            count: number of samples.
+            class_name: class to sample, if the model is class-conditional; by default all, as
+                often as in the data.
 
         Returns:
             uint8 ``(count, H, W, C)`` for images, float32 ``(count, D)`` for vectors and tables,
@@ -97,8 +98,8 @@ class TrainedModel:
         """Score items with the critic.
 
         Args:
-            items: as `sample` gives them, in the data's own units; images of one channel may also
-                be ``(N, H, W)``, and rows of a table a DataFrame.
+            items: items in the data's own units, like those of `sample`; images of one channel may
+                also be ``(N, H, W)``, and rows of a table a DataFrame.
             class_name: class of all items, if the model is class-conditional.
 
         Returns:

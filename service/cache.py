@@ -58,12 +58,12 @@ class VersionCache:
         """Return a version's folder; download it if it is not there or not sound.
 
         Args:
-            number: of the version.
-            digest: what the registry says the artifact's digest is; None if it does not tell.
+            number: number of the version.
+            digest: the artifact's digest according to the registry; None if it has none.
 
         Raises:
             RegistryError: the version cannot be downloaded now.
-            ArtifactError: what was downloaded is not the artifact that was registered.
+            ArtifactError: the downloaded artifact is not the one that was registered.
         """
         reference = self.version(number)
         self.folder.mkdir(parents=True, exist_ok=True)

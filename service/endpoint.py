@@ -134,10 +134,10 @@ def cached(
 
     Args:
         request: its If-None-Match names the tags that the client has (RFC 9110, 13.1.2).
-        content: of the answer.
+        content: body of the answer.
         tag: differs for each content.
-        media_type: of the content.
-        headers: of both answers.
+        media_type: media type of the content.
+        headers: headers of both answers.
     """
     etag = f'"{tag}"'
     headers = {**headers, "ETag": etag, "Cache-Control": "no-cache"}

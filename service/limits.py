@@ -65,7 +65,7 @@ class Guard:
         app: answers what is let through.
         keys: who may ask.
         on_answer: called with the status of each answer.
-        load: what is under way; several guards may share it.
+        load: the requests under way; several guards may share it.
     """
 
     def __init__(

@@ -82,7 +82,7 @@ def describe(endpoints: Iterable[Endpoint], with_keys: bool = False) -> Json:
 
     Args:
         endpoints: in the order of the description.
-        with_keys: whether a key is needed.
+        with_keys: True if a key is needed.
     """
     described = [endpoint for endpoint in endpoints if endpoint.operation]
     schemas: list[type[BaseModel]] = [

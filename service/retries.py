@@ -32,7 +32,7 @@ def retry(call: Callable[[], T], *transient: type[Exception]) -> T:
     """Call again, after longer and longer waits, while a `RegistryError` may pass.
 
     Args:
-        call: what to try.
+        call: function to try.
         transient: other errors that may pass.
     """
     retried: tuple[type[Exception], ...] = (RegistryError, *transient)

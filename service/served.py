@@ -46,7 +46,7 @@ def load(folder: Path, version: str | None, role: str) -> Served:
     """Verify an artifact, load it and run it once.
 
     Args:
-        folder: of the artifact.
+        folder: the artifact's folder.
         version: ``name@number``; None for a folder that is in no registry.
         role: ``champion`` or ``challenger``.
 

@@ -21,7 +21,7 @@ def serve(model: str, host: str, port: int, workers: int | None = None) -> NoRet
     Args:
         model: an artifact folder, or a registry name such as ``digits@champion``.
         host: IP address to bind.
-        port: to bind.
+        port: port to bind.
         workers: processes that answer; default: ``WGAN_WORKERS``, or 1.
 
     Raises:

@@ -82,7 +82,7 @@ class Tracing:
     `OTEL_TRACES_SAMPLER` and OpenTelemetry's other variables hold too.
 
     Args:
-        is_on: whether spans are sent anywhere. To make them costs a small answer some per cent of
+        is_on: True if spans are sent anywhere. To make them costs a small answer some per cent of
             its time, so otherwise none are made.
         service_name: the service's name in traces.
     """

@@ -107,7 +107,7 @@ class Constraint(BaseModel, frozen=True, extra="forbid"):
         """Check what the constraint claims of the critic's weights.
 
         Args:
-            critic: as `before_training` returned it, with weights loaded.
+            critic: the one that `before_training` returned, with weights loaded.
 
         Returns:
             One phrase with the measured figure if the weights contradict the claim; None if they

@@ -38,8 +38,7 @@ class Critic(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         """Score ``samples`` of shape ``(N, *shape)``; returns ``(N,)``."""
-        scores: Tensor = self.body(samples)
-        return scores.squeeze(1)
+        return self.body(samples).squeeze(1)
 
 
 def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> nn.Module:

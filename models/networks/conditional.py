@@ -61,8 +61,7 @@ class ProjectionCritic(nn.Module):
         # torch's `one_hot` reads the largest label's value, which a traced step cannot do.
         one_hot = torch.eye(self.projection.in_features, dtype=features.dtype, device=labels.device)
         classes = self.projection(one_hot[labels])
-        scores: Tensor = self.head(features).squeeze(1) + (classes * features).sum(dim=1)
-        return scores
+        return self.head(features).squeeze(1) + (classes * features).sum(dim=1)
 
 
 class WithLabels(nn.Module):
@@ -78,5 +77,4 @@ class WithLabels(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         """Score samples ``(k * N, *shape)``, for N labels; returns ``(k * N,)``."""
-        scores: Tensor = self.critic(samples, self.labels.repeat(len(samples) // len(self.labels)))
-        return scores
+        return self.critic(samples, self.labels.repeat(len(samples) // len(self.labels)))

@@ -118,10 +118,9 @@ class Cones(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Score samples ``(M, *shape)``; returns ``(M,)``."""
         tips = self.tips * self.reach[:, None]
-        scores: Tensor = _Envelope.apply(  # type: ignore[no-untyped-call]
+        return _Envelope.apply(  # type: ignore[no-untyped-call]
             x.flatten(1), tips, self.heights, self.log_temperature.exp()
         )
-        return scores
 
 
 class _Envelope(Function):

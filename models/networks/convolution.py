@@ -38,12 +38,10 @@ class _Geometry(NamedTuple):
         """
         y, x, w = operands
         how = *self[:3], False, [0, 0], self.groups
-        result: Tensor
         if y is None:
             assert x is not None
             assert w is not None
-            result = torch.ops.aten.convolution(_last(x), _last(w), bias, *how)
-            return result
+            return torch.ops.aten.convolution(_last(x), _last(w), bias, *how)
         y = _last(y)
         if (
             x is None
@@ -56,8 +54,7 @@ class _Geometry(NamedTuple):
             rows = y.permute(0, 2, 3, 1).flatten(0, 2) @ w.flatten(1)
             columns = rows.view(len(y), y.shape[2] * y.shape[3], rows.shape[1]).mT
             sizes = self.x[2:], self.w[2:], self.dilation, self.padding, self.stride
-            result = torch.ops.aten.col2im(columns, *map(list, sizes))
-            return result
+            return torch.ops.aten.col2im(columns, *map(list, sizes))
         # The kernel reads only the shape of the missing operand.
         inputs = [
             torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=torch.channels_last)

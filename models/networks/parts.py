@@ -33,8 +33,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(N, C, H, W)`` to ``(N, C', H', W')``."""
-        total: Tensor = self.shortcut(x) + self.branch(x)
-        return total
+        return self.shortcut(x) + self.branch(x)
 
 
 class ConditionalNorm(nn.Module):
@@ -56,8 +55,7 @@ class ConditionalNorm(nn.Module):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """Maps ``(N, C, H, W)`` to the same shape."""
         gain, offset = (e(labels)[:, :, None, None] for e in (self.gain, self.offset))
-        result: Tensor = self.norm(x) * gain + offset
-        return result
+        return self.norm(x) * gain + offset
 
 
 def normalization(
@@ -66,10 +64,10 @@ def normalization(
     """Build a normalisation of ``channels``: one layer, or none.
 
     Args:
-        kind: of the normalisation.
-        channels: of a map, or units of a vector.
-        image: whether it takes maps ``(N, C, H, W)``.
-        classes: how many, for one with a gain and offset for each class; images only.
+        kind: kind of normalisation.
+        channels: number of channels of a map, or units of a vector.
+        image: True if it takes maps ``(N, C, H, W)``.
+        classes: number of classes that each get a gain and offset; 0: one for all. Images only.
     """
     if classes and kind != "none":
         plain: dict[str, nn.Module] = {

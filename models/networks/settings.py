@@ -56,8 +56,8 @@ def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
     """Check that a network takes items of ``shape``.
 
     Args:
-        config: of the network.
-        shape: of one item.
+        config: settings of the network.
+        shape: shape of one item.
         role: "generator" or "critic", for the message.
 
     Raises:

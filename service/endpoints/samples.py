@@ -190,7 +190,7 @@ class SampleWork:
     Args:
         context: has the processors.
         served: the model.
-        format: of the samples.
+        format: file format of the samples.
         is_inline: so few samples that they are made on the event loop.
     """
 

@@ -1,1 +1,1 @@
-"""How a model is used: samples and scores over HTTP."""
+"""Use of a model: samples and scores over HTTP."""

@@ -184,7 +184,6 @@ MISTAKES = {
     ("w1", "a", "b", "--json", "o", "--seed", "-1"): "--seed",
     ("w1", "a", "b", "--json", "o", "--batch-size", "0"): "--batch-size",
     ("serve", "--model", "m", "--port", "65536"): "--port",
-    ("serve", "--model", "m", "--port", "65536"): "--port",
     ("serve", "--model", "m", "--workers", "0"): "--workers",
     ("train", "--preset", "digits", "--out", "o", "--device", "gpu"): "'cpu', 'cuda'",
     ("trian",): "did you mean 'train'",

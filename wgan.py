@@ -120,7 +120,7 @@ def train(
 
     Raises:
         UserError: the data or the settings cannot be used.
-        training.engine.loop.Diverged: training failed; the last good checkpoint is kept.
+        training.engine.runs.Diverged: training failed; the last good checkpoint is kept.
     """
     from models.trained import TrainedModel
     from training.presets import build_config, suitable_preset
@@ -174,7 +174,7 @@ def evaluate(model: TrainedModel | str | Path, data: Data | None = None) -> Resu
     Raises:
         UserError: the data cannot be used, or do not fit the model.
     """
-    from training.evaluation import evaluate_artifact
+    from training.judging.evaluate import evaluate_artifact
 
     with _artifact(model) as artifact, tempfile.TemporaryDirectory() as folder:
         source = None if data is None else _source(data, Path(folder))
@@ -194,7 +194,7 @@ def diagnose(run: TrainedModel | str | Path) -> list[Finding]:
     Raises:
         UserError: there is no such run, or its data cannot be loaded.
     """
-    from training.judging.doctor import diagnose_run
+    from training.judging.doctor.diagnosis import diagnose_run
 
     with _artifact(run) as folder:
         return diagnose_run(folder)

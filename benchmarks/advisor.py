@@ -23,7 +23,8 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, make_circles
 
 from models.config import Config
 from training.data.dataset import load_data
-from training.engine.loop import Diverged, train
+from training.engine.loop import train
+from training.engine.runs import Diverged
 from training.lab.comparison import compare
 from training.lab.comparison.runs import headline
 from training.lab.comparison.statistics import mean_over_seeds, recommend

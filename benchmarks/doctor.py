@@ -24,8 +24,10 @@ from models.config import Config, parse_config
 from models.errors import ConfigError
 from models.sampling import latents
 from training.data.dataset import Dataset, load_data
-from training.engine.loop import Diverged, train
-from training.judging.doctor import CHECKS, diagnose
+from training.engine.loop import train
+from training.engine.runs import Diverged
+from training.judging.doctor.checks import CHECKS
+from training.judging.doctor.diagnosis import diagnose
 from training.judging.metrics import wasserstein_1
 from training.lab.jobs import run_jobs
 

@@ -21,7 +21,8 @@ from models.config import Config
 from models.networks import build_networks
 from models.sampling import Scaling
 from training.data.dataset import Dataset, load_data
-from training.engine.loop import Diverged, Interrupted, train
+from training.engine.loop import train
+from training.engine.runs import Diverged, Interrupted
 
 Array = np.ndarray
 

@@ -25,7 +25,8 @@ from tests.servers import Server
 from tests.test_cli import wgan
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
-from training.engine.loop import Interrupted, train
+from training.engine.loop import train
+from training.engine.runs import Interrupted
 from training.judging.evaluate import class_accuracy
 
 CPU = torch.device("cpu")

@@ -21,7 +21,9 @@ from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import wgan
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import train
-from training.judging.doctor import CHECKS, Check, diagnose, diagnose_run, watcher
+from training.judging.doctor.base import Check
+from training.judging.doctor.checks import CHECKS
+from training.judging.doctor.diagnosis import diagnose, diagnose_run, watcher
 from training.reporting.diagnosis import findings_page
 
 CPU = torch.device("cpu")

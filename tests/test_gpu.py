@@ -18,7 +18,8 @@ from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import WGAN
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
-from training.engine.loop import Interrupted, train
+from training.engine.loop import train
+from training.engine.runs import Interrupted
 
 pytestmark = [
     pytest.mark.gpu,

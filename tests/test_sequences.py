@@ -21,7 +21,8 @@ from tests.test_cli import wgan
 from training.data.builtin import AR2
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
-from training.engine.loop import Interrupted, train
+from training.engine.loop import train
+from training.engine.runs import Interrupted
 from training.judging.metrics import autocovariance
 
 CELLS = ["gru", "lstm"]

@@ -27,9 +27,9 @@ from training.engine.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from training.engine.loop import Diverged, Interrupted, train
+from training.engine.loop import train
 from training.engine.optimisers import learning_rate
-from training.engine.runs import step_seed
+from training.engine.runs import Diverged, Interrupted, step_seed
 
 CPU = torch.device("cpu")
 WGAN = Path(sys.executable).with_name("wgan")

@@ -95,7 +95,7 @@ def train(
     # Mistakes in the configuration are told before torch's slower parts are imported.
     config = build_config(preset, data, constraint, overrides)
 
-    from training.engine.loop import Diverged, Interrupted
+    from training.engine.runs import Diverged, Interrupted
     from training.progress import TrainingBar, say, silent
     from training.run import join_workers, run_training
 
@@ -135,7 +135,7 @@ def evaluate(
 ) -> None:
     """Judge a model on held-out data again."""
     from models.trained import artifact_folder
-    from training.evaluation import evaluate_artifact
+    from training.judging.evaluate import evaluate_artifact
 
     with artifact_folder(model) as folder:
         results = evaluate_artifact(folder, data)
@@ -162,7 +162,7 @@ def diagnose(
     if out and out.suffix != ".html":
         raise UserError(f"--out {out}: the page is an .html file")
     from models.trained import artifact_folder
-    from training.judging.doctor import diagnose_run, in_one_line
+    from training.judging.doctor.diagnosis import diagnose_run, in_one_line
     from training.progress import phase, say
     from training.reporting.diagnosis import findings_page
 

@@ -37,7 +37,7 @@ class TrainingBar:
         self.last_line = 0.0
 
     def __call__(self, row: dict[str, float]) -> None:
-        """Show a row, as `training.engine.loop.Row`."""
+        """Show a row, as `training.engine.runs.Row`."""
         step = int(row["step"])
         figures = (
             f"critic gap {row['critic_gap']:.4g}, gradient norm {row['gradient_norm']:.3f}, "

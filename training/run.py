@@ -31,9 +31,10 @@ from models.record import Engine, Results, Run
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
-from training.engine.loop import Interrupted, Row, Watch, no_watch, train
+from training.engine.loop import train
+from training.engine.runs import Interrupted, Row, Watch, no_watch
 from training.engine.workers import ALONE, Workers, join
-from training.judging.doctor import diagnose, in_one_line, watcher
+from training.judging.doctor.diagnosis import diagnose, in_one_line, watcher
 from training.judging.evaluate import judge
 from training.judging.extractors import (
     CLASSIFIER,

@@ -12,6 +12,7 @@ from models.config import DataConfig
 from models.errors import DataError
 from models.images import MODES, fit
 from models.record import DataCard
+from models.sampling import Scaling
 from training.data.builtin import BUILT_IN
 from training.data.loading import read_source
 from training.data.raw import Mixture
@@ -41,6 +42,11 @@ class Dataset:
     """One line for each item that was skipped, with the reason"""
     digests: Array | None = None
     """uint8 ``(N, 16)``, a hash of each item"""
+
+    @property
+    def scaling(self) -> Scaling:
+        """Between data units and those of the networks."""
+        return Scaling(self.card.shape, self.card.offset, self.card.scale)
 
     @property
     def training(self) -> Array:

@@ -12,26 +12,15 @@ from models.config import Config, TrainingConfig
 from models.errors import ConfigError
 from models.lipschitz import gradient_norms, interpolate
 from models.networks.conditional import WithLabels
-from models.sampling import Scaling
 from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
 from training.engine.checkpoint import TrainingState, newest_checkpoint
 from training.engine.memory import keep_freed_memory
 from training.engine.optimisers import set_learning_rate, update_average
-from training.engine.runs import Diverged, Row, Watch, begin, step_seed
+from training.engine.runs import Interrupted, Row, Watch, begin, no_watch, step_seed
 from training.engine.step import CriticStep
 from training.engine.workers import ALONE, Workers
 from training.progress import never, silent
-
-__all__ = ["Diverged", "Interrupted", "Row", "Watch", "no_watch", "train"]
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and has left a checkpoint to resume from."""
-
-
-def no_watch(step: int, state: TrainingState) -> None:
-    """Look at nothing: the default of every ``watch``."""
 
 
 def train(
@@ -80,8 +69,7 @@ def train(
     generator, critic = state.generator, state.critic
 
     # The data, in an order that a resumed run continues.
-    scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
-    items = TrainingItems(data, device)
+    scaling, items = data.scaling, TrainingItems(data, device)
     first_batch = run.step * settings.num_critic_steps
     order = batches(settings.seed, len(items), settings.batch_size, first_batch)
 

@@ -36,6 +36,14 @@ class Diverged(Exception):
     """Training went to NaN, infinity or beyond all bounds; the last good checkpoint is kept."""
 
 
+class Interrupted(Exception):
+    """The run was asked to stop, and has left a checkpoint to resume from."""
+
+
+def no_watch(step: int, state: TrainingState) -> None:
+    """Look at nothing: the default of every ``watch``."""
+
+
 @dataclass
 class TrainingRun:
     """The state and record of one run, alone or in a stack of runs."""

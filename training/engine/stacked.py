@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from models.config import Config
 from models.lipschitz import gradient_norms, interpolate
-from models.sampling import Scaling
 from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
 from training.engine.checkpoint import common_checkpoint
@@ -62,8 +61,7 @@ def train_together(
     _stack_state(generator_optimizers, generator_optimizer)
 
     # The data, in each run's own order; the random numbers, from each run's own generator.
-    scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
-    items = TrainingItems(data, CPU)
+    scaling, items = data.scaling, TrainingItems(data, CPU)
     batch, first_batch = settings.batch_size, runs[0].step * settings.num_critic_steps
     orders = [batches(own.training.seed, len(items), batch, first_batch) for own in configs]
     sources = [torch.Generator() for _ in configs]

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.artifact import load_artifact
 from models.config import EvaluationConfig
+from models.errors import UserError
 from models.model import Model
 from models.record import Results
-from training.data.dataset import Dataset
-from training.data.raw import Mixture
+from training.data.dataset import Dataset, load_data
 from training.judging.classifier import classify, fit_classifier
-from training.judging.extractors import FeatureExtractor, choose_extractor
+from training.judging.extractors import (
+    FeatureExtractor,
+    artifact_weights,
+    choose_extractor,
+    load_extractor,
+)
 from training.judging.figures import HEADLINES, distances, figure
 from training.judging.intervals import Estimate, measure
 from training.judging.metrics import (
@@ -21,6 +29,7 @@ from training.judging.metrics import (
     mode_coverage,
     precision_recall_density_coverage,
 )
+from training.progress import phase
 
 Array = np.ndarray
 SAMPLE_SEED = 0
@@ -63,10 +72,7 @@ def judge(
     heldout = points(data.sample(n, heldout=True))
     training = points(data.sample(n, heldout=False))
     fake = points(model.sample(SAMPLE_SEED, n))
-    estimates = dict[str, Estimate]()
-    for metric in _metrics(data):
-        estimates |= measure(metric, heldout, fake, training)
-    estimates |= class_accuracy(model, data)
+    estimates = measure(_figures(data), heldout, fake, training) | class_accuracy(model, data)
     return Results(
         extractor=extractor.card if extractor else None,
         figures={name: figure(name, estimate) for name, estimate in estimates.items()},
@@ -125,47 +131,69 @@ def _accuracies(real: Array, fake: Array) -> dict[str, float]:
     }
 
 
-def _metrics(data: Dataset) -> list[Metric]:
-    """The metrics that suit a data set, in the order of the figures."""
-    kind = data.card.kind
-    general = _distances_and_shares(kind)
-    metrics = [_sequence_metric(general, data.autocovariance) if kind == "sequence" else general]
-    if data.card.columns:
-        metrics.append(distances("marginal_wasserstein_1", "correlation_difference"))
-    if data.mixture:
-        metrics.append(_mixture_metric(data.mixture))
-    return metrics
+def _figures(data: Dataset) -> Metric:
+    """Make the metric of all figures that suit a data set, in the order of ``run.json``.
 
-
-def _distances_and_shares(kind: str) -> Metric:
+    It takes points ``(N, D)``, or sequences ``(N, T, D)``.
+    """
+    kind, mixture = data.card.kind, data.mixture
     headlines = distances(*HEADLINES[kind])
-    return lambda real, fake: {
-        **headlines(real, fake),
-        **precision_recall_density_coverage(real, fake),
-    }
+    column_distances = distances("marginal_wasserstein_1", "correlation_difference")
+
+    def compute(real: Array, fake: Array) -> dict[str, float]:
+        found = dict[str, float]()
+        if kind == "sequence":
+            error = _autocovariance_error(real, fake, data.autocovariance)
+            found["autocovariance_error"] = error
+            real, fake = (x.reshape(len(x), -1) for x in (real, fake))
+        found |= headlines(real, fake) | precision_recall_density_coverage(real, fake)
+        if data.card.columns:
+            found |= column_distances(real, fake)
+        if mixture:
+            found["modes_covered"], found["high_quality_share"] = mode_coverage(fake, *mixture)
+        return found
+
+    return compute
 
 
-def _sequence_metric(general: Metric, known: Array | None) -> Metric:
-    """Add the autocovariance to a metric of flattened sequences.
+def _autocovariance_error(real: Array, fake: Array, known: Array | None) -> float:
+    """Root mean square error of the autocovariance over half the lags.
 
     Args:
-        general: of points ``(N, T * D)``.
-        known: the true autocovariance ``(T, D)``; None: the held-out items' own.
+        real: ``(N, T, D)``.
+        fake: ``(M, T, D)``.
+        known: the true autocovariance ``(T, D)``; None: the real sequences' own.
     """
-
-    def compute(real: Array, fake: Array) -> dict[str, float]:
-        lags = max(1, real.shape[1] // 2)
-        target = autocovariance(real, lags) if known is None else known[:lags]
-        error = np.sqrt(np.mean((autocovariance(fake, lags) - target) ** 2))
-        flat = general(real.reshape(len(real), -1), fake.reshape(len(fake), -1))
-        return {"autocovariance_error": float(error), **flat}
-
-    return compute
+    lags = max(1, real.shape[1] // 2)
+    expected = autocovariance(real, lags) if known is None else known[:lags]
+    return float(np.sqrt(np.mean((autocovariance(fake, lags) - expected) ** 2)))
 
 
-def _mixture_metric(mixture: Mixture) -> Metric:
-    def compute(real: Array, fake: Array) -> dict[str, float]:
-        modes, share = mode_coverage(fake, mixture.centers, mixture.sd)
-        return {"modes_covered": modes, "high_quality_share": share}
+def evaluate_artifact(folder: Path, source: str | None = None) -> Results:
+    """Judge a finished model again, over the features that it was judged over in its run.
 
-    return compute
+    Args:
+        folder: the artifact's.
+        source: data to compare with, as ``data.source``; by default those it was trained on.
+
+    Returns:
+        Every figure with its floor and interval. On the same data, those of the run.
+
+    Raises:
+        UserError: the artifact or the data cannot be used, or do not fit each other.
+    """
+    model, weights = load_artifact(folder), artifact_weights(folder)
+    config, judged = model.run.config, model.run.results.extractor
+    source = source or config.data.source
+    with phase("loading the data"):
+        data = load_data(config.data.model_copy(update={"source": source}))
+    if data.card.shape != model.shape:
+        raise UserError(f"{source}: items of shape {data.card.shape}; the model's: {model.shape}")
+    with phase("judging"):
+        # The same features as in the run, or none: figures over others would not compare.
+        extractor = (
+            load_extractor(judged.name, config.evaluation, judged.sha256, weights)
+            if judged
+            else None
+        )
+        return judge(model, data, config.evaluation, extractor)

@@ -60,8 +60,9 @@ def compare(
     if budget_seconds is not None and not budget_seconds > 0:
         raise UserError(f"--budget-seconds {budget_seconds}: must be above 0")
     overrides = assignments(settings)
-    from training.lab.comparison import REPORT, table_rows
+    from training.lab.comparison import REPORT
     from training.lab.comparison import compare as run_comparison
+    from training.lab.comparison.summary import table_rows
     from training.progress import say
 
     try:
@@ -101,8 +102,8 @@ def clipping(
     jobs: Annotated[int, typer.Option(min=1, metavar="N", help="at once")] = 2,
 ) -> int:
     """Judge the seven claims against weight clipping: each borne out or not."""
-    from training.lab.study import FULL_SCALE, QUICK_SCALE
     from training.lab.study import study as run_study
+    from training.lab.study.settings import FULL_SCALE, QUICK_SCALE
     from training.progress import say
 
     try:

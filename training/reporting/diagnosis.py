@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from models.record import Finding
-from training.judging.doctor import CHECKS
+from training.judging.doctor.checks import CHECKS
 from training.reporting.pages import render
 
 

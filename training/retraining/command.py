@@ -35,7 +35,7 @@ def retrain(
 
     settings = read_config(config)
     steps = settings.build().training.steps
-    from training.engine.loop import Diverged
+    from training.engine.runs import Diverged
     from training.progress import TrainingBar, say, silent
     from training.run import join_workers
 

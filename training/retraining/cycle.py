@@ -26,7 +26,7 @@ from models.model import Model
 from models.record import DataCard
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
-from training.engine.loop import Interrupted, Row
+from training.engine.runs import Interrupted, Row
 from training.engine.workers import ALONE, Workers
 from training.progress import never, phase, silent
 from training.retraining.config import RetrainConfig

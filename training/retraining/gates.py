@@ -21,7 +21,7 @@ from models.artifact import load_artifact
 from models.errors import ArtifactError
 from models.model import Model
 from models.record import Figure, Finding
-from training.judging.doctor import in_one_line
+from training.judging.doctor.diagnosis import in_one_line
 from training.judging.intervals import Difference, Estimate
 from training.judging.metrics import nearest_distances
 from training.retraining.evidence import Evidence, RegisteredModel

@@ -17,7 +17,7 @@ from models.networks import build_networks
 from models.record import Figure, Finding
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
-from training.engine.loop import Row, Watch
+from training.engine.runs import Row, Watch
 from training.judging.doctor.checks import CHECKS, shared_advice
 from training.judging.doctor.subject import Subject
 from training.progress import track

@@ -15,9 +15,9 @@ from models.config import Config
 from models.lipschitz import LayerSignal, interpolate, layer_signals
 from models.networks.conditional import WithLabels
 from models.record import Figure
-from models.sampling import Scaling, latents
+from models.sampling import latents
 from training.data.dataset import Dataset
-from training.engine.loop import Row
+from training.engine.runs import Row
 from training.judging.metrics import mode_coverage, precision_recall_density_coverage
 
 Array = np.ndarray
@@ -63,11 +63,10 @@ class Subject:
         """Draw items and samples, and copy the critic; arguments are those of `diagnose`."""
         device = next(critic.parameters()).device
         count = min(MAX_ITEMS, data.card.heldout_count, data.card.training_count)
-        scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
         sets, labels = {}, {}
         for name in ("heldout", "training"):
             indices = data.sample_indices(count, heldout=name == "heldout")[:count]
-            sets[name] = scaling.to_model(torch.from_numpy(data.items_at(indices)))
+            sets[name] = data.scaling.to_model(torch.from_numpy(data.items_at(indices)))
             if config.conditional and data.labels is not None:
                 labels[name] = torch.from_numpy(data.labels[indices]).to(device)
         if labels:

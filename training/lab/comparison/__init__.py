@@ -14,10 +14,10 @@ from models.artifact import load_artifact
 from models.config import Config
 from models.errors import UserError
 from training.data.dataset import load_data
+from training.judging.figures import HEADLINES
 from training.lab.comparison.page import comparison_page
 from training.lab.comparison.runs import (
     BUDGETS,
-    HEADLINES,
     Group,
     Job,
     Plan,
@@ -25,14 +25,12 @@ from training.lab.comparison.runs import (
     run_job,
     train_group,
 )
-from training.lab.comparison.summary import summarise, table_rows
+from training.lab.comparison.summary import summarise
 from training.lab.jobs import run_jobs
 from training.presets import build_config, suitable_preset
 from training.progress import silent
 from training.run import ARTIFACT
 from training.tracking import track_and_register
-
-__all__ = ["REPORT", "compare", "table_rows"]
 
 MAX_STACKED_WIDTH = 256
 """Width of networks whose seeds train at once; wider ones win little (docs/performance.md)."""
@@ -121,7 +119,7 @@ def compare(
     if track:
         for name in jobs:
             _track(out / "runs" / name, out.name)
-    summary = summarise(plan, answers, seeds, data.card.name, HEADLINES[data.card.kind])
+    summary = summarise(plan, answers, seeds, data.card.name, HEADLINES[data.card.kind][0])
     (out / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")
     (out / REPORT).write_text(comparison_page(plan, answers, seeds, data, out, summary))
     return summary

@@ -16,24 +16,19 @@ from torch import nn
 
 from models.artifact import load_artifact
 from models.config import Config
-from models.sampling import Scaling, latents
+from models.sampling import latents
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
-from training.engine.loop import Row, train
+from training.engine.loop import train
+from training.engine.runs import Row
 from training.engine.stack import NotStackable
 from training.engine.stacked import train_together
 from training.judging.extractors import FeatureExtractor, choose_extractor
-from training.judging.metrics import kernel_distance, sliced_wasserstein_1, wasserstein_1
+from training.judging.figures import HEADLINES, distance
 from training.run import ARTIFACT, CHECKPOINTS, run_training
 
 Budget = Literal["steps", "seconds"]
 BUDGETS: tuple[Budget, ...] = ("steps", "seconds")
-HEADLINES = {
-    "vector": "wasserstein_1",
-    "image": "kernel_distance",
-    "sequence": "sliced_wasserstein_1",
-}
-"""The figure that decides, by kind of data; lower is better."""
 MEASUREMENTS = 8
 """Times that a run's quality is measured on the way."""
 MAX_COMPARED_SAMPLES = 1000
@@ -131,7 +126,7 @@ class QualityRecorder:
         self.started = self.before = 0.0
 
     def __call__(self, step: int, state: TrainingState) -> None:
-        """Measure if this step is one of those; see `training.engine.loop.Watch`."""
+        """Measure if this step is one of those; see `training.engine.runs.Watch`."""
         if not self.started:  # the first step since the start, or since a resume
             kept = json.loads(self.path.read_text()) if self.path.exists() else []
             self.rows = [row for row in kept if row["step"] < step]
@@ -165,10 +160,8 @@ def headline(
         extractor: the features to compare images over; None for other data.
 
     Returns:
-        The figure that `HEADLINES` names for the kind of data; lower is better.
+        The first of `HEADLINES` for the kind of data; lower is better.
     """
-    card = data.card
-    scaling = Scaling(card.shape, card.offset, card.scale)
     indices = data.sample_indices(MAX_COMPARED_SAMPLES, heldout=True)
     real = data.items_at(indices)
     z = torch.from_numpy(latents(0, 0, len(real), config.generator.latent_size))
@@ -177,11 +170,11 @@ def headline(
         labels = [torch.from_numpy(data.labels[indices])]
     fake = copy.deepcopy(generator).eval()(z, *labels)
     if extractor is not None:
-        return kernel_distance(extractor(real), extractor(scaling.to_data(fake).numpy()))
-    points = scaling.to_model(torch.from_numpy(real)).flatten(1).double().numpy()
-    samples = fake.flatten(1).double().numpy()
-    metric = sliced_wasserstein_1 if card.kind == "sequence" else wasserstein_1
-    return metric(points, samples)
+        points, samples = extractor(real), extractor(data.scaling.to_data(fake).numpy())
+    else:
+        points = data.scaling.to_model(torch.from_numpy(real)).flatten(1).double().numpy()
+        samples = fake.flatten(1).double().numpy()
+    return distance(HEADLINES[data.card.kind][0], points, samples)
 
 
 def train_group(group: Group) -> str | None:

@@ -17,12 +17,9 @@ from training.lab.jobs import run_jobs
 from training.lab.study import fits, trainings
 from training.lab.study.claims import Claim, judge_claims
 from training.lab.study.page import TITLE, study_parts
-from training.lab.study.settings import FULL_SCALE, QUICK_SCALE, Scale, Values
+from training.lab.study.settings import Scale, Values
 from training.progress import silent
 from training.reporting.pages import render
-
-__all__ = ["FULL_SCALE", "QUICK_SCALE", "study"]
-
 
 COMPUTE: dict[str, Callable[[Values], Values]] = {
     "surface": fits.fit_surface,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from training.judging.doctor import CHECKS
+from training.judging.doctor.checks import CHECKS
 from training.lab.comparison.statistics import mean_over_seeds, probability_lower
 from training.lab.study.settings import (
     CLIPS,

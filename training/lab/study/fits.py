@@ -21,9 +21,8 @@ from models.errors import ConfigError
 from models.images import encode_small_png
 from models.lipschitz import gradient_norms, interpolate
 from models.networks import CriticConfig, build_critic
-from models.sampling import Scaling
 from training.data.dataset import Dataset, load_data
-from training.judging.doctor import TINY
+from training.judging.doctor.subject import TINY
 from training.judging.metrics import wasserstein_1
 from training.lab.study.settings import (
     DATA_SETS,
@@ -85,8 +84,7 @@ def _critic(source: str, critic: Values, constraint: Values) -> tuple[Config, Da
         }
     )
     data = load_data(config.data)
-    scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
-    return config, data, scaling.to_model(torch.from_numpy(data.training))
+    return config, data, data.scaling.to_model(torch.from_numpy(data.training))
 
 
 class Fit(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from training.judging.doctor import CHECKS
+from training.judging.doctor.checks import CHECKS
 
 Values = dict[str, Any]
 Answers = dict[str, dict[str, Values]]

@@ -15,7 +15,7 @@ from models.lipschitz import interpolate, layer_signals
 from models.sampling import latents
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import train
-from training.judging.doctor import TINY, slope
+from training.judging.doctor.subject import TINY, slope
 from training.judging.histogram import histogram
 from training.lab.comparison.runs import Job, run_job
 from training.lab.study.settings import (

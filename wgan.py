@@ -122,11 +122,12 @@ def train(
         UserError: the data or the settings cannot be used.
         training.engine.runs.Diverged: training failed; the last good checkpoint is kept.
     """
+    from models.config import flatten
     from models.trained import TrainedModel
+    from training.engine.workers import join_workers
     from training.presets import build_config, suitable_preset
     from training.progress import TrainingBar
-    from training.run import ARTIFACT, join_workers, run_training
-    from training.tracking import flatten
+    from training.run import ARTIFACT, run_training
 
     overrides = flatten(settings)
     for key, value in (("training.steps", steps), ("training.seed", seed)):
@@ -238,8 +239,8 @@ def compare(
     Raises:
         UserError: the data or the settings cannot be used.
     """
+    from models.config import flatten
     from training.lab.comparison import compare as run_comparison
-    from training.tracking import flatten
 
     with contextlib.ExitStack() as stack:
         folder = _folder(out, stack)

@@ -172,6 +172,17 @@ def _validate(model: type[M], values: dict[str, Any], *path: str) -> M:
         raise ConfigError("; ".join(map(_describe, faults))) from None
 
 
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested settings into one level of dotted keys: ``{"a": {"b": 1}}`` to ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
 def _describe(error: Any) -> str:
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["constraint"] and len(location) > 1:

@@ -121,7 +121,7 @@ class Finding(BaseModel, frozen=True, extra="forbid"):
 
     name: str
     value: float
-    """The measured value; larger is worse. `training.judging.doctor.checks.CHECKS` says what it means."""
+    """Larger is worse; `training.judging.doctor.checks.CHECKS` has its meaning."""
     threshold: float
     present: bool
     """True if the value is beyond the threshold."""

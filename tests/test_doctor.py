@@ -24,7 +24,7 @@ from training.engine.loop import train
 from training.judging.doctor.base import Check
 from training.judging.doctor.checks import CHECKS
 from training.judging.doctor.diagnosis import diagnose, diagnose_run, watcher
-from training.reporting.diagnosis import findings_page
+from training.reporting.pages import findings_page
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent

@@ -93,7 +93,7 @@ def test_rooms_of_training_import_only_lower_ones() -> None:
 @pytest.mark.parametrize(
     ("room", "source", "wrong"),
     [
-        ("data", "from training.reporting.card import marginals", {"reporting"}),
+        ("data", "from training.reporting.pages import marginals", {"reporting"}),
         ("engine", "def f():\n    import training.judging.evaluate", {"judging"}),
         ("retraining", "from training import lab", {"lab"}),
         ("lab", "from training.data import dataset", set()),

@@ -11,8 +11,7 @@ from models.images import encode_png
 from models.record import Chart, Finding, Line, Run
 from tests.artifacts import make_artifact
 from training.lab.study.page import Part
-from training.reporting.card import model_card
-from training.reporting.pages import TEMPLATES, render
+from training.reporting.pages import TEMPLATES, model_card, render
 
 HOSTILE = "<script>alert('&\"')</script>"
 CHART = Chart(title=HOSTILE, x_label=HOSTILE, y_label=HOSTILE, lines=[

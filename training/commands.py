@@ -96,8 +96,9 @@ def train(
     config = build_config(preset, data, constraint, overrides)
 
     from training.engine.runs import Diverged, Interrupted
+    from training.engine.workers import join_workers
     from training.progress import TrainingBar, say, silent
-    from training.run import join_workers, run_training
+    from training.run import run_training
 
     workers = join_workers(device)
     say = say if workers.is_main else silent
@@ -164,7 +165,7 @@ def diagnose(
     from models.trained import artifact_folder
     from training.judging.doctor.diagnosis import diagnose_run, in_one_line
     from training.progress import phase, say
-    from training.reporting.diagnosis import findings_page
+    from training.reporting.pages import findings_page
 
     with artifact_folder(run) as folder, phase("diagnosing"):
         findings = diagnose_run(folder)

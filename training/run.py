@@ -33,7 +33,7 @@ from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import train
 from training.engine.runs import Interrupted, Row, Watch, no_watch
-from training.engine.workers import ALONE, Workers, join
+from training.engine.workers import ALONE, Workers
 from training.judging.doctor.diagnosis import diagnose, in_one_line, watcher
 from training.judging.evaluate import judge
 from training.judging.extractors import (
@@ -45,8 +45,7 @@ from training.judging.extractors import (
     load_extractor,
 )
 from training.progress import never, phase, silent
-from training.reporting.card import model_card, serving_in_words
-from training.reporting.diagnosis import findings_page
+from training.reporting.pages import findings_page, model_card, serving_in_words
 from training.reporting.pictures import marginals, scatter, traces
 from training.tracking import track_and_register
 
@@ -142,22 +141,9 @@ def run_training(
 
     model = artifact.load_artifact(finished)
     _say_results(model.run, say)
-    _write_diagnosis(model.run, folder)
+    page = findings_page(f"Diagnosis of {config.name}", model.run.findings)
+    (folder / DIAGNOSIS).write_text(page)
     return _register_once(model, folder) if register else None
-
-
-def join_workers(device: str | None = None) -> Workers:
-    """Choose the device, and join the other processes that train with this one, if there are any.
-
-    Args:
-        device: ``cpu`` or ``cuda``; by default CUDA if there is one.
-
-    Raises:
-        UserError: there is no CUDA device.
-    """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is no CUDA device; use --device cpu")
-    return join(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:
@@ -203,12 +189,6 @@ def _say_results(run: Run, say: Callable[[str], None]) -> None:
     for finding in run.findings:
         if finding.present:
             say(f"  {in_one_line(finding)}")
-
-
-def _write_diagnosis(run: Run, folder: Path) -> None:
-    """Write the doctor's page beside the artifact."""
-    page = findings_page(f"Diagnosis of {run.config.name}", run.findings)
-    (folder / DIAGNOSIS).write_text(page)
 
 
 # ---- judging ------------------------------------------------------------------------------------

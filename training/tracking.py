@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from models import registry
 from models.artifact import CARD, GRID
+from models.config import flatten
 from models.errors import RegistryError
 from models.model import Model
 from models.record import Run
 from training.progress import phase
-from training.reporting.diagnosis import findings_page
+from training.reporting.pages import findings_page
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,7 +67,11 @@ def track_and_register(model: Model, artifact_folder: Path, comparison: str | No
             api.set_terminated(run_id)
             return reference
     except (MlflowException, RegistryError, OSError) as error:
-        raise RegistryError(_unharmed(error, artifact_folder)) from error
+        raise RegistryError(
+            f"MLflow at {registry.tracking_uri()} failed ({getattr(error, 'message', error)}); the "
+            f"artifact is safe in {artifact_folder}: repeat the command with --resume to register "
+            "it"
+        ) from error
 
 
 def _tags(model: Model, comparison: str | None) -> dict[str, str]:
@@ -159,13 +164,6 @@ def _store(api: MlflowClient, run_id: str, what: Path, under: str | None = None)
         raise RegistryError(f"cannot store {what.name}: {error}") from error
 
 
-def _unharmed(error: Exception, artifact_folder: Path) -> str:
-    return (
-        f"MLflow at {registry.tracking_uri()} failed ({getattr(error, 'message', error)}); the "
-        f"artifact is safe in {artifact_folder}: repeat the command with --resume to register it"
-    )
-
-
 def _experiment() -> str:
     """The experiment's id; with a SQLite file, artifacts go beside it, not below the shell's."""
     api = registry.client()
@@ -177,14 +175,3 @@ def _experiment() -> str:
     if uri.startswith("sqlite:///"):
         location = (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
     return str(api.create_experiment(EXPERIMENT, location))
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested settings into one level of dotted keys: ``{"a": {"b": 1}}`` to ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from models.config import Config
+from models.config import Config, flatten
 from models.networks import build_networks
 from training.data.dataset import Dataset
 from training.engine.checkpoint import (
@@ -165,20 +165,11 @@ def step_seed(seed: int, step: int) -> int:
 
 
 def _require_same(config: Config, saved: dict[str, object], checkpoint: Path) -> None:
-    now = config.model_dump(mode="json")
-    differing = [
-        f"{section}.{key}" if isinstance(now[section], dict) else section
-        for section in now
-        for key in (now[section] if isinstance(now[section], dict) else [""])
-        if _setting(now, section, key) != _setting(saved, section, key)
-    ]
+    saved = flatten(saved)
+    now = flatten(config.model_dump(mode="json"))
+    differing = [key for key, value in now.items() if value != saved.get(key)]
     if differing:
         raise CheckpointError(
             f"{checkpoint}: was made with another {', '.join(differing)}; resume with the same "
             "configuration, or start anew with another --out"
         )
-
-
-def _setting(values: dict[str, object], section: str, key: str) -> object:
-    value = values.get(section)
-    return value.get(key) if isinstance(value, dict) else value

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn  # before `join`, which says why
+import torch.distributed.nn  # before `join_workers`, which says why
 from torch import Tensor, nn
 
-from models.errors import ConfigError
+from models.errors import ConfigError, UserError
 from training.engine.draws import Draw, RandomCalls, Shape
 
 CPU = torch.device("cpu")
@@ -117,12 +117,19 @@ class Workers:
 ALONE = Workers()
 
 
-def join(device_type: str) -> Workers:
-    """Connect to the other processes that torchrun started, if it started this one.
+def join_workers(device_type: str | None = None) -> Workers:
+    """Choose the device, and join the other processes that torchrun started, if it started any.
 
     Args:
-        device_type: ``cpu`` or ``cuda``; of several CUDA devices, each process takes its own.
+        device_type: ``cpu`` or ``cuda``, by default CUDA if there is one; of several CUDA devices
+            each process takes its own.
+
+    Raises:
+        UserError: there is no CUDA device.
     """
+    if device_type == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no CUDA device; use --device cpu")
+    device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
     # `torch.distributed.nn` must be imported before, as above: the default group of its functions
     # is that of the moment of import. Imported later, by a captured step, they would keep this
     # group alive after `leave`, and its threads may abort the process when the interpreter ends.

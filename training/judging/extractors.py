@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +66,7 @@ class FeatureExtractor(NamedTuple):
     """
 
     card: Extractor
-    network: nn.Module
+    network: Callable[[Tensor], Tensor]
     """Float ``(N, C, H, W)`` of 0 to 255 to ``(N, features)``."""
     channels: int | None
     """Channels that the network takes; None: those it was made for, or any number."""
@@ -161,10 +161,10 @@ def load_extractor(
     if name == DIGITS:
         network = digit_classifier()
         network.load_state_dict(load_file(WEIGHTS))
-        extractor = _hashed(name, WEIGHTS.read_bytes(), _Centred(network.features))
+        extractor = _hashed(name, WEIGHTS.read_bytes(), _on_centred(network.features))
     elif name == PIXELS:
         definition = f"adaptive_avg_pool2d {PIXEL_SIDE}".encode()
-        extractor = _hashed(name, definition, _Pixels())
+        extractor = _hashed(name, definition, _averaged_colours)
     elif name == EFFICIENTNET:
         file = weights_file()
         if file is None:
@@ -186,27 +186,23 @@ def load_extractor(
 
 
 def _hashed(
-    name: str, content: bytes, network: nn.Module, channels: int | None = None
+    name: str,
+    content: bytes,
+    network: Callable[[Tensor], Tensor],
+    channels: int | None = None,
 ) -> FeatureExtractor:
     card = Extractor(name=name, sha256=hashlib.sha256(content).hexdigest())
-    return FeatureExtractor(card, network.eval(), channels, {})
+    return FeatureExtractor(card, network, channels, {})
 
 
-class _Pixels(nn.Module):
-    def forward(self, pixels: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(pixels / 255, PIXEL_SIDE).flatten(1)
+def _averaged_colours(pixels: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(pixels / 255, PIXEL_SIDE).flatten(1)
 
 
-class _Centred(nn.Module):
-    """Brings pixels to [-1, 1] for a network."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.network(pixels / 127.5 - 1)
-        return features
+def _on_centred(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Apply a network, in eval mode, to pixels brought to [-1, 1]."""
+    network.eval()
+    return lambda pixels: network(pixels / 127.5 - 1)
 
 
 def image_classifier(channels: int, classes: int) -> FeatureClassifier:
@@ -258,7 +254,8 @@ def _stored_classifier(
     first, last = weights["features.0.weight"], weights["classify.bias"]
     network = image_classifier(first.shape[1], len(last))
     network.load_state_dict(dict(weights))
-    extractor = _hashed(CLASSIFIER, save(dict(weights)), _Centred(network.features), first.shape[1])
+    features = _on_centred(network.features)
+    extractor = _hashed(CLASSIFIER, save(dict(weights)), features, first.shape[1])
     return extractor._replace(weights=weights)
 
 
@@ -324,14 +321,7 @@ def _inception(config: EvaluationConfig) -> FeatureExtractor:
         raise ConfigError(
             f"evaluation.inception_weights: {path}: no such weights ({reason})"
         ) from None
-    return _hashed(INCEPTION, content, _Inception(network), channels=3)
-
-
-class _Inception(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        features: Tensor = self.network(pixels.to(torch.uint8))[0]
-        return features
+    network.eval()
+    return _hashed(
+        INCEPTION, content, lambda pixels: network(pixels.to(torch.uint8))[0], channels=3
+    )

@@ -145,15 +145,18 @@ def correlation_difference(real: Array, fake: Array) -> float:
         ValueError: the arrays do not fit each other.
     """
     real, fake = _checked(real, fake, fewest=2)
+    differences = np.abs(correlations(real) - correlations(fake))
+    np.fill_diagonal(differences, 0)
+    return float(differences.max(initial=0))
 
-    def correlations(x: Array) -> Array:
-        centred = x - x.mean(axis=0)
-        norms = np.linalg.norm(centred, axis=0)
-        units = centred / np.where(norms == 0, 1, norms)
-        off_diagonal: Array = (units.T @ units)[~np.eye(x.shape[1], dtype=bool)]
-        return off_diagonal
 
-    return float(np.abs(correlations(real) - correlations(fake)).max(initial=0))
+def correlations(rows: Array) -> Array:
+    """Correlations (Pearson's) of columns ``(N, D)``, as ``(D, D)``; those of a constant are 0."""
+    centred = rows.astype(np.float64) - rows.mean(axis=0)
+    norms = np.linalg.norm(centred, axis=0)
+    units = centred / np.where(norms == 0, 1, norms)
+    products: Array = units.T @ units
+    return products
 
 
 def mode_coverage(samples: Array, centers: Array, sd: float) -> tuple[int, float]:

@@ -6,11 +6,14 @@ What a template prints into HTML is escaped, so a name such as ``<script>`` stay
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import jinja2
 
+from models.record import Finding, Run
+from training.judging.doctor.checks import CHECKS
 from training.reporting import charts
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -29,6 +32,27 @@ def render(template: str, **values: object) -> str:
     return _environment().get_template(template).render(values)
 
 
+def findings_page(title: str, findings: Sequence[Finding]) -> str:
+    """Write the doctor's findings, with a plot each, as one HTML file that needs nothing else."""
+    meanings = {name: check.meaning for name, check in CHECKS.items()}
+    return render("diagnosis.html.j2", title=title, findings=findings, meanings=meanings)
+
+
+def model_card(run: Run) -> str:
+    """Describe a run in Markdown: its model, how good that is and what is wrong with it."""
+    return render("model_card.md.j2", run=run, serving=serving_in_words(run))
+
+
+def serving_in_words(run: Run) -> str:
+    """The precision that samples are made in, and what it changes."""
+    engine = run.engine
+    unit = "grey levels" if run.data.kind == "image" else "standard deviations of a feature"
+    return (
+        f"in {engine.precision}: samples differ from those of the generator as it was trained by "
+        f"{engine.mean_error:.2g} {unit} on average, {engine.max_error:.2g} at most"
+    )
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -40,9 +64,5 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["svg"] = charts.svg
-    environment.filters["base64"] = _base64
+    environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
     return environment
-
-
-def _base64(png: bytes) -> str:
-    return base64.b64encode(png).decode()

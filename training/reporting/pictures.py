@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from training.judging.metrics import correlations
 from training.reporting.charts import COLOURS, drawing
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def marginals(columns: Sequence[str], real: Array, fake: Array | None = None) ->
                 title = list(tables)[panel - len(names)]
                 axes.set_title(title, pad=3)
                 axes.set_axis_off()
-                axes.imshow(_correlations(tables[title]), cmap="bwr", vmin=-1, vmax=1)
+                axes.imshow(correlations(tables[title]), cmap="bwr", vmin=-1, vmax=1)
         return _pixels(figure)
 
 
@@ -195,11 +196,3 @@ def _histogram(axes: Axes, real: Array, fake: Array | None) -> None:
     first, last = axes.get_xticklabels()
     first.set_horizontalalignment("left")
     last.set_horizontalalignment("right")
-
-
-def _correlations(rows: Array) -> Array:
-    centred = rows.astype(np.float64) - rows.mean(axis=0)
-    norms = np.linalg.norm(centred, axis=0)
-    norms[norms == 0] = 1  # a constant column is correlated with nothing
-    correlations: Array = (centred / norms).T @ (centred / norms)
-    return correlations

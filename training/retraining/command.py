@@ -36,8 +36,8 @@ def retrain(
     settings = read_config(config)
     steps = settings.build().training.steps
     from training.engine.runs import Diverged
+    from training.engine.workers import join_workers
     from training.progress import TrainingBar, say, silent
-    from training.run import join_workers
 
     workers = join_workers(device)
     say = say if workers.is_main else silent

@@ -8,11 +8,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.config import Config
+from models.config import Config, flatten
 from models.errors import ConfigError, suggestion
 from training.presets import build_config
 from training.retraining.gates import GatesConfig
-from training.tracking import flatten
 
 
 class RetrainConfig(BaseModel):

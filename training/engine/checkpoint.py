@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,11 @@ CHECKPOINTS_KEPT = 2
 
 class CheckpointError(UserError):
     """A checkpoint is missing, broken, or of another run."""
+
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of their names."""
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 class TrainingState(NamedTuple):
@@ -47,8 +52,7 @@ class TrainingState(NamedTuple):
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Load tensors that `tensors` returned."""
         for part, value in self._asdict().items():
-            prefix = f"{part}."
-            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            own = part_of(tensors, f"{part}.")
             if isinstance(value, nn.Module):
                 value.load_state_dict(own)
             else:
@@ -94,33 +98,20 @@ def save_checkpoint(
     with new.open("rb") as file:
         os.fsync(file.fileno())  # or a crash of the machine could leave the name without content
     os.replace(new, path)
-    for old in _checkpoints(folder)[:-CHECKPOINTS_KEPT]:
+    for old in checkpoints(folder)[:-CHECKPOINTS_KEPT]:
         old.unlink()
     return path
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step-*.safetensors"))
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint in a folder, if there is one."""
-    found = _checkpoints(folder)
+    found = checkpoints(folder)
     return found[-1] if found else None
-
-
-def common_checkpoint(folders: Sequence[Path]) -> list[Path | None]:
-    """Find the newest step that has a checkpoint in every folder.
-
-    Returns:
-        That step's checkpoint in each folder; None for each if no folder has any.
-
-    Raises:
-        LookupError: some have checkpoints, but of no step that all have.
-    """
-    found = [{path.name: path for path in _checkpoints(folder)} for folder in folders]
-    names = set.intersection(*map(set, found))
-    if names:
-        return [own[max(names)] for own in found]
-    if any(found):
-        raise LookupError("no step has a checkpoint in every folder")
-    return [None for _ in folders]
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -144,7 +135,3 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path}: a broken checkpoint ({error}); remove it to resume from the one before"
         ) from error
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.safetensors"))

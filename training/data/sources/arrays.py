@@ -7,7 +7,7 @@ import numpy as np
 from models.config import DataConfig
 from models.errors import DataError
 from training.data.raw import RawData
-from training.data.sources.files import Location
+from training.data.sources.files import Location, reason
 
 ARRAYS = (".npy", ".npz")
 
@@ -35,8 +35,8 @@ def load_array(location: Location, config: DataConfig) -> RawData:
     except DataError:
         raise
     except Exception as error:  # numpy and zipfile raise many kinds on a broken file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "allow_pickle" in reason or "Object arrays" in reason:
-            reason = "an object array (items of mixed shapes?): save one array of one shape"
-        raise DataError(f"{source}: cannot be read: {reason}") from error
+        why = reason(error)
+        if "allow_pickle" in why or "Object arrays" in why:
+            why = "an object array (items of mixed shapes?): save one array of one shape"
+        raise DataError(f"{source}: cannot be read: {why}") from error
     return RawData(items, location.name, source)

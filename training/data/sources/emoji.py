@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import PIL
 from models.cache import cache_folder
 from models.errors import DataError
 from models.images import decode_image, fit, on_white
+from training.data.sources.files import new_file
 from training.progress import phase
 
 Array = np.ndarray
@@ -64,10 +64,8 @@ def load_emoji32() -> tuple[Array, tuple[str, ...]]:
     cached = cache_folder() / "emoji32" / f"{digest}-{LAYOUT}-pillow{PIL.__version__}.npz"
     if not cached.exists():
         items, groups = make_emoji32(font)
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
-            np.savez(Path(folder) / "new.npz", items=items, groups=groups)
-            os.replace(Path(folder) / "new.npz", cached)
+        with new_file(cached) as new:
+            np.savez(new, items=items, groups=groups)
     with np.load(cached, allow_pickle=False) as saved:
         return saved["items"], tuple(saved["groups"].tolist())
 
@@ -171,14 +169,14 @@ def _font() -> bytes:
 
 def _fetch(font: Path) -> None:
     """Download the package as a user may, without installing it, and keep its font."""
-    font.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=font.parent) as folder:
+    with new_file(font) as new:
+        folder = new.parent
         with phase(f"downloading {PACKAGE}"):
             _call("apt-get", "--quiet", "download", PACKAGE, cwd=folder)
-        (package,) = Path(folder).glob("*.deb")
-        _call("dpkg-deb", "-x", str(package), folder, cwd=folder)
-        os.replace(Path(folder) / FONT, font)
+        (package,) = folder.glob("*.deb")
+        _call("dpkg-deb", "-x", str(package), str(folder), cwd=folder)
+        os.replace(folder / FONT, new)
 
 
-def _call(*command: str, cwd: str) -> None:
+def _call(*command: str, cwd: Path) -> None:
     subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -102,14 +104,36 @@ def reading(source: str) -> Iterator[None]:
         raise DataError(f"{source}: no such file, folder or bucket") from None
     except PermissionError as error:
         raise DataError(
-            f"{source}: access denied ({_reason(error)}); check the permissions or credentials"
+            f"{source}: access denied ({reason(error)}); check the permissions or credentials"
         ) from None
     except Exception as error:  # each protocol, archive and parser has its own kinds
-        raise DataError(f"{source}: cannot be read: {_reason(error)}") from error
+        raise DataError(f"{source}: cannot be read: {reason(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The first line of an error's message, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Give a path in an empty folder; the file written there becomes ``path``, whole or not at all.
+
+    Raises:
+        FileNotFoundError: the block has written nothing there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        new = Path(folder) / path.name
+        yield new
+        os.replace(new, path)
+
+
+def installed_file(package: str, path: str) -> Path | None:
+    """Find a file of an installed package without running the package; None if there is none."""
+    spec = importlib.util.find_spec(package)
+    folders = (spec.submodule_search_locations if spec else None) or []
+    return next((Path(f) / path for f in folders if (Path(f) / path).is_file()), None)
 
 
 def is_image_name(name: str) -> bool:

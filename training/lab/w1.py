@@ -171,12 +171,6 @@ def critic_estimate(critic: nn.Module, constraint: Constraint, a: Tensor, b: Ten
     return gap / float(sampled)  # type: ignore[arg-type]
 
 
-def _norms_between(critic: nn.Module, a: Tensor, b: Tensor) -> Tensor:
-    count = min(len(a), len(b), MAX_NORM_POINTS)
-    torch.manual_seed(0)
-    return gradient_norms(critic, interpolate(a[:count], b[:count]))
-
-
 @torch.no_grad()
 def _gap(critic: nn.Module, a: Tensor, b: Tensor) -> float:
     scores = [_scores(critic, x) for x in (a, b)]
@@ -237,7 +231,7 @@ def estimate(
     fitted, validated, heldout = parts
     shape = tuple(fitted[0].shape[1:])
     recipe = default_recipe(shape, constraint_class(kind)() if kind else None)
-    draw = _sampler(*fitted, batch_size, seed)
+    draw = sampler(*fitted, batch_size, seed)
 
     def objective(recipe: Recipe) -> Callable[[nn.Module], float]:
         def value(critic: nn.Module) -> float:
@@ -267,7 +261,9 @@ def estimate(
     certain = [(c, float(k)) for c, k in candidates if isinstance(k, float)]
     # Chosen by validation, so that the held-out bound holds at its confidence.
     best, constant = max(certain, key=lambda pair: _gap(pair[0], *validated) / pair[1])
-    norms = _norms_between(critic, *heldout).double()
+    count = min(*map(len, heldout), MAX_NORM_POINTS)
+    torch.manual_seed(0)
+    norms = gradient_norms(critic, interpolate(*(x[:count] for x in heldout))).double()
     levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
     # Fitting enlarges the gap on its own samples and shrinks it on others: take the mean of both.
     unseen = tuple(torch.cat(pair) for pair in zip(validated, heldout, strict=True))
@@ -354,7 +350,8 @@ def _split(a: Tensor, b: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(*pieces, strict=True))
 
 
-def _sampler(a: Tensor, b: Tensor, batch: int, seed: int) -> Draw:
+def sampler(a: Tensor, b: Tensor, batch: int, seed: int) -> Draw:
+    """Draw batches of two sets of samples at random, with replacement."""
     source = torch.Generator().manual_seed(seed)
 
     def draw() -> tuple[Tensor, Tensor]:

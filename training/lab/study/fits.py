@@ -15,12 +15,12 @@ import torch
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from models.config import Config, parse_config
+from models.config import Config, DataConfig, parse_config
 from models.constraints import WeightClipping
 from models.errors import ConfigError
 from models.images import encode_small_png
 from models.lipschitz import gradient_norms, interpolate
-from models.networks import CriticConfig, build_critic
+from models.networks import build_critic
 from training.data.dataset import Dataset, load_data
 from training.judging.doctor.subject import TINY
 from training.judging.metrics import wasserstein_1
@@ -34,9 +34,10 @@ from training.lab.study.settings import (
     SURFACE_CONSTRAINTS,
     Scale,
     Values,
+    jobs,
     name_of,
 )
-from training.lab.w1 import Draw, Recipe, fit
+from training.lab.w1 import Recipe, fit, sampler
 from training.reporting.pictures import surface
 
 Array = np.ndarray
@@ -46,16 +47,6 @@ RATE = 2e-3
 MAX_MEASURED, MAX_TRANSPORTED = 10_000, 2000
 """Pairs of items that gaps and slopes, and exact distances, are measured on: the latter is then
 within some 2% in the plane."""
-
-
-_MINIMAL: Values = {
-    "name": "study",
-    "data": {"source": "swissroll"},
-    "generator": {},
-    "critic": {},
-    "constraint": {"kind": "none"},
-    "training": {"steps": 1},
-}
 
 
 def with_noise(items: Tensor, seed: int) -> Tensor:
@@ -71,9 +62,9 @@ def with_noise(items: Tensor, seed: int) -> Tensor:
     return items + torch.randn(shape, generator=source)
 
 
-def _critic(source: str, critic: Values, constraint: Values) -> tuple[Config, Dataset, Tensor]:
-    """The configuration, the data and the training items in the critic's units."""
-    config = parse_config(
+def _config(source: str, critic: Values, constraint: Values) -> Config:
+    """The configuration of a critic; nothing is trained by it, so the rest does not matter."""
+    return parse_config(
         {
             "name": "study",
             "data": {"source": source},
@@ -83,8 +74,6 @@ def _critic(source: str, critic: Values, constraint: Values) -> tuple[Config, Da
             "training": {"steps": 1},
         }
     )
-    data = load_data(config.data)
-    return config, data, data.scaling.to_model(torch.from_numpy(data.training))
 
 
 class Fit(NamedTuple):
@@ -99,14 +88,11 @@ class Fit(NamedTuple):
 
 
 def _fit(job: Values) -> Fit:
-    config, data, items = _critic(job["source"], job["critic"], job["constraint"])
+    config = _config(job["source"], job["critic"], job["constraint"])
+    data = load_data(config.data)
+    items = data.scaling.to_model(torch.from_numpy(data.training))
     noisy = with_noise(items, job["seed"])
-    source = torch.Generator().manual_seed(job["seed"])
-
-    def draw() -> tuple[Tensor, Tensor]:
-        rows = [torch.randint(len(items), (job["batch"],), generator=source) for _ in range(2)]
-        return items[rows[0]], noisy[rows[1]]
-
+    draw = sampler(items, noisy, job["batch"], job["seed"])
     rate = RATE if config.critic.depth < 4 else RATE / 2
     recipe = Recipe(config.constraint, config.critic, rate)
     critic = fit(draw, data.card.shape, recipe, job["steps"], job["seed"])
@@ -164,20 +150,17 @@ def _measure(fitted: Fit) -> Values:
 
 def surface_jobs(scale: Scale) -> dict[str, Values]:
     """The critics of claims 1, 3 and 7, for `fit_surface`."""
-    return {
-        f"surface-{source}-{name_of(constraint)}-{seed}": {
-            "part": "surface",
+    fits = {
+        f"{source}-{name_of(constraint)}": {
             "source": source,
             "constraint": constraint,
             "critic": {"width": 128, "depth": 3},
             "steps": scale.fit_steps,
             "batch": BATCH["surface"],
-            "seed": seed,
         }
-        for source in DATA_SETS
-        for constraint in SURFACE_CONSTRAINTS
-        for seed in range(scale.seeds)
+        for source, constraint in itertools.product(DATA_SETS, SURFACE_CONSTRAINTS)
     }
+    return jobs("surface", fits, scale.seeds)
 
 
 def fit_surface(job: Values) -> Values:
@@ -200,19 +183,17 @@ def fit_surface(job: Values) -> Values:
 
 def grid_jobs(scale: Scale) -> dict[str, Values]:
     """Critics over depth, normalisation and constraint, for `fit_cell`."""
-    return {
-        f"grid-{depth}-{norm}-{name_of(constraint)}-{seed}": {
-            "part": "grid",
+    cells = {
+        f"{depth}-{norm}-{name_of(constraint)}": {
             "depth": depth,
             "norm": norm,
             "constraint": constraint,
             "steps": scale.grid_steps,
             "batch": BATCH["grid"],
-            "seed": seed,
         }
         for depth, norm, constraint in itertools.product(DEPTHS, NORMALIZATIONS, GRID_CONSTRAINTS)
-        for seed in range(scale.grid_seeds)
     }
+    return jobs("grid", cells, scale.grid_seeds)
 
 
 def fit_cell(job: Values) -> Values:
@@ -222,7 +203,7 @@ def fit_cell(job: Values) -> Values:
         source = "swissroll"
         if job["norm"] == "recurrent":
             critic["architecture"] = "gru"
-            points = load_data(parse_config(_MINIMAL).data).items[:5000]
+            points = load_data(DataConfig(source="swissroll")).items[:5000]
             source = str(Path(folder) / "sequences.npy")
             np.save(source, np.repeat(points[:, None], RECURRENT_STEPS, axis=1))
         else:
@@ -235,18 +216,15 @@ def fit_cell(job: Values) -> Values:
 
 def moment_jobs(scale: Scale) -> dict[str, Values]:
     """Critics over how many moments agree, for `fit_moments`."""
-    return {
-        f"moments-m{nodes}-{name_of(constraint)}-{seed}": {
-            "part": "moments",
+    fits = {
+        f"m{nodes}-{name_of(constraint)}": {
             "nodes": nodes,
             "constraint": constraint,
             "steps": scale.moment_steps,
-            "seed": seed,
         }
-        for nodes in range(1, 6)
-        for constraint in MOMENT_CONSTRAINTS
-        for seed in range(scale.grid_seeds)
+        for nodes, constraint in itertools.product(range(1, 6), MOMENT_CONSTRAINTS)
     }
+    return jobs("moments", fits, scale.grid_seeds)
 
 
 def hermite(nodes: int) -> tuple[Array, Array]:
@@ -273,10 +251,9 @@ def fit_moments(job: Values) -> Values:
         drawn = positions[torch.multinomial(shares, count, replacement=True, generator=source)]
         return torch.randn(count, 1, generator=source), drawn[:, None]
 
-    draw: Draw = lambda: sample(BATCH["moments"])  # noqa: E731
-    config = parse_config({**_MINIMAL, "constraint": job["constraint"]})
-    recipe = Recipe(config.constraint, CriticConfig(width=64, depth=3, activation="relu"), RATE)
-    critic = fit(draw, (1,), recipe, job["steps"], job["seed"])
+    config = _config("", {"width": 64, "depth": 3}, job["constraint"])
+    recipe = Recipe(config.constraint, config.critic, RATE)
+    critic = fit(lambda: sample(BATCH["moments"]), (1,), recipe, job["steps"], job["seed"])
     normal, discrete = sample(50_000)
     with torch.no_grad():
         gap = (critic(normal).double().mean() - critic(discrete).double().mean()).item()

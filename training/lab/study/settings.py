@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from training.judging.doctor.checks import CHECKS
@@ -16,7 +17,7 @@ SPECTRAL: Values = {"kind": "spectral_norm"}
 
 
 def clipping(c: float) -> Values:
-    """The constraint with a clip value."""
+    """Weight clipping with a clip value."""
     return {"kind": "weight_clipping", "clip_value": c}
 
 
@@ -60,7 +61,7 @@ FULL_SCALE = Scale(3, 3, 4000, 4000, 2000, 1000, (128, 512), 8000, 2500)
 
 
 def name_of(constraint: Values) -> str:
-    """Short, for people."""
+    """A short name of a constraint, for people."""
     if constraint["kind"] == "weight_clipping":
         return f"clip {constraint['clip_value']:g}"
     return {
@@ -68,6 +69,15 @@ def name_of(constraint: Values) -> str:
         "lipschitz_penalty": "lipschitz penalty",
         "spectral_norm": "spectral norm",
     }[constraint["kind"]]
+
+
+def jobs(part: str, settings: Mapping[str, Values], seeds: int) -> dict[str, Values]:
+    """The jobs of a part of the study by name: each of the settings with each seed."""
+    return {
+        f"{part}-{name}-{seed}": {"part": part, **values, "seed": seed}
+        for name, values in settings.items()
+        for seed in range(seeds)
+    }
 
 
 def answers_of(answers: dict[str, Values], *words: str) -> list[Values]:

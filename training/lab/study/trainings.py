@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch
 from models.config import Config
 from models.lipschitz import interpolate, layer_signals
 from models.sampling import latents
-from training.data.dataset import Dataset, load_data
+from training.data.dataset import load_data
 from training.engine.loop import train
 from training.judging.doctor.subject import gradient_decades, slope
 from training.judging.histogram import histogram
@@ -27,6 +27,7 @@ from training.lab.study.settings import (
     Scale,
     Values,
     clipping,
+    jobs,
     name_of,
 )
 from training.presets import build_config
@@ -35,18 +36,15 @@ from training.presets import build_config
 def deep_jobs(scale: Scale) -> dict[str, Values]:
     """Deep critics over width and constraint, for `train_deep`."""
     constraints = (*map(clipping, (0.1, 0.01, 0.001)), PENALTY, SPECTRAL)
-    return {
-        f"layers-{width}-{name_of(constraint)}-{seed}": {
-            "part": "layers",
+    trainings = {
+        f"{width}-{name_of(constraint)}": {
             "constraint": constraint,
             "width": width,
             "steps": scale.deep_steps,
-            "seed": seed,
         }
-        for width in scale.widths
-        for constraint in constraints
-        for seed in range(scale.seeds)
+        for width, constraint in itertools.product(scale.widths, constraints)
     }
+    return jobs("layers", trainings, scale.seeds)
 
 
 def train_deep(job: Values) -> Values:
@@ -77,7 +75,8 @@ def train_deep(job: Values) -> Values:
         },
     )
     data = load_data(config.data)
-    state = _trained(config, data)
+    with tempfile.TemporaryDirectory() as folder:
+        state, _ = train(config, data, Path(folder), torch.device("cpu"))
     real = torch.from_numpy(data.sample(256, heldout=True))
     z = torch.from_numpy(latents(0, 0, len(real), config.generator.latent_size))
     with torch.no_grad():
@@ -97,38 +96,32 @@ def train_deep(job: Values) -> Values:
     }
 
 
-def _trained(config: Config, data: Dataset) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        state, _ = train(config, data, Path(folder), torch.device("cpu"))
-    return state
-
-
 def whole_jobs(scale: Scale, folder: Path) -> dict[str, Values]:
     """Whole trainings for `train_whole`, all with what was tuned for the one-sided penalty."""
-    jobs = {}
-    sizes = {"25gaussians": scale.mixture_steps, "digits": scale.digits_steps}
-    for preset, steps in sizes.items():
-        clips = CLIPS if preset == "25gaussians" else (0.01, 0.1)
+    found = {}
+    sizes = {
+        "25gaussians": (scale.mixture_steps, CLIPS),
+        "digits": (scale.digits_steps, (0.01, 0.1)),
+    }
+    for preset, (steps, clips) in sizes.items():
         for constraint in (*map(clipping, clips), ONE_SIDED):
             for seed in range(scale.seeds):
-                tuned = build_config(
+                config = build_config(
                     preset,
-                    None,
-                    None,
-                    {
+                    overrides={
                         "training.steps": steps,
                         "training.seed": seed,
                         "training.ema_decay": 0.98 if steps < 1000 else 0.995,
                         "evaluation.samples": 500,
                     },
                 )
-                values = tuned.model_dump(mode="json")
+                values = config.model_dump(mode="json")
                 if constraint["kind"] == "weight_clipping":
                     values["constraint"] = constraint
-                config = Config.model_validate(values).model_dump(mode="json")
+                    values = Config.model_validate(values).model_dump(mode="json")
                 name = f"run-{preset}-{name_of(constraint)}-{seed}"
-                jobs[name] = {"part": "run", "config": config, "folder": str(folder / name)}
-    return jobs
+                found[name] = {"part": "run", "config": values, "folder": str(folder / name)}
+    return found
 
 
 def train_whole(job: Values) -> Values:

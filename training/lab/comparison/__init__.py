@@ -87,8 +87,7 @@ def compare(
     data = load_data(any_config.data, any_config.training.batch_size)
     paces = dict[str, float]()
     for kind, config in configs.items():
-        job = {kind: config.model_dump(mode="json")}
-        paces |= run_jobs(measure_pace, job, out / "pace", 1, say)
+        paces |= run_jobs(measure_pace, {kind: config}, out / "pace", 1, say)
     fastest = min(paces.values())
     if budget_seconds is None:
         own = build_config(preset, source, None, overrides).training
@@ -108,7 +107,7 @@ def compare(
             for seed, name in enumerate(names):
                 training = config.training.model_copy(update={"steps": count, "seed": seed})
                 run = config.model_copy(update={"training": training})
-                jobs[name] = Job(run.model_dump(mode="json"), str(out / "runs" / name))
+                jobs[name] = Job(run, out / "runs" / name)
             if seeds > 1 and _is_small(config):
                 group = Group([jobs[name] for name in names], paces[kind])
                 groups[f"{kind}-{count}, {seeds} seeds"] = group

@@ -43,8 +43,8 @@ CURVE = "curve.json"
 class Job(NamedTuple):
     """One training run."""
 
-    config: dict[str, Any]
-    folder: str
+    config: Config
+    folder: Path
 
 
 class Group(NamedTuple):
@@ -81,9 +81,8 @@ class Plan(NamedTuple):
         return [f"{kind}-{self.steps(kind, budget)}-{seed}" for seed in range(seeds)]
 
 
-def measure_pace(values: dict[str, Any]) -> float:
+def measure_pace(config: Config) -> float:
     """The seconds of a critic step, with its share of the generator's step."""
-    config = Config.model_validate(values)
     training = config.training.model_copy(
         update={"steps": PACE_STEPS, "log_every": PACE_STEPS, "checkpoint_every": PACE_STEPS}
     )
@@ -183,8 +182,7 @@ def train_group(group: Group) -> str | None:
     Returns:
         None; or why they cannot be trained together, and are left to `run_job` whole.
     """
-    configs = [Config.model_validate(job.config) for job in group.jobs]
-    folders = [Path(job.folder) for job in group.jobs]
+    configs, folders = zip(*group.jobs, strict=True)
     data = load_data(configs[0].data, configs[0].training.batch_size)
     watches = [
         QualityRecorder(config, data, folder / CURVE, group.pace)
@@ -204,7 +202,7 @@ def run_job(job: Job) -> dict[str, Any]:
         ``curve`` (rows of step, seconds and value, see `headline`), ``figures``, ``findings``,
         ``steps`` and ``critic_steps``.
     """
-    config, folder = Config.model_validate(job.config), Path(job.folder)
+    config, folder = job
     data = load_data(config.data, config.training.batch_size)
     recorder = QualityRecorder(config, data, folder / CURVE)
     run_training(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.artifact import GRID
 from models.config import Config
 from models.lipschitz import interpolate, layer_signals
 from models.sampling import latents
@@ -31,6 +32,7 @@ from training.lab.study.settings import (
     name_of,
 )
 from training.presets import build_config
+from training.run import ARTIFACT
 
 
 def deep_jobs(scale: Scale) -> dict[str, Values]:
@@ -115,12 +117,11 @@ def whole_jobs(scale: Scale, folder: Path) -> dict[str, Values]:
                         "evaluation.samples": 500,
                     },
                 )
-                values = config.model_dump(mode="json")
                 if constraint["kind"] == "weight_clipping":
-                    values["constraint"] = constraint
-                    values = Config.model_validate(values).model_dump(mode="json")
+                    values = config.model_dump(mode="json")
+                    config = Config.model_validate({**values, "constraint": constraint})
                 name = f"run-{preset}-{name_of(constraint)}-{seed}"
-                found[name] = {"part": "run", "config": values, "folder": str(folder / name)}
+                found[name] = {"part": "run", "config": config, "folder": folder / name}
     return found
 
 
@@ -128,5 +129,5 @@ def train_whole(job: Values) -> Values:
     """Train and judge one model; see `run_job`. ``picture`` is its samples, PNG in base64."""
     answer = run_job(Job(job["config"], job["folder"]))
     answer["findings"] = {f["name"]: f["value"] for f in answer["findings"]}
-    png = (Path(job["folder"]) / "artifact" / "samples.png").read_bytes()
+    png = (job["folder"] / ARTIFACT / GRID).read_bytes()
     return {**answer, "picture": base64.b64encode(png).decode()}

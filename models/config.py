@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterable
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -169,7 +170,7 @@ def _validate(model: type[M], values: dict[str, Any], *path: str) -> M:
         return model.model_validate(values)
     except ValidationError as error:
         faults = [{**e, "loc": (*path, *e["loc"])} for e in error.errors()]
-        raise ConfigError("; ".join(map(_describe, faults))) from None
+        raise ConfigError(faults_in_words(faults, Config)) from None
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -183,15 +184,24 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _describe(error: Any) -> str:
+def faults_in_words(faults: Iterable[Any], model: type[BaseModel]) -> str:
+    """Put pydantic's errors in one line.
+
+    Args:
+        faults: each as `pydantic.ValidationError.errors` gives it.
+        model: the one that was validated; for an unknown key the nearest of its keys is named.
+    """
+    return "; ".join(_in_words(fault, model) for fault in faults)
+
+
+def _in_words(error: Any, model: type[BaseModel]) -> str:
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["constraint"] and len(location) > 1:
         fields = constraint_class(location.pop(1)).model_fields  # pydantic puts the kind there
-    elif location and location[0] in Config.model_fields and len(location) > 1:
-        section = typing.cast(type[BaseModel], Config.model_fields[location[0]].annotation)
-        fields = section.model_fields
+    elif location and location[0] in model.model_fields and len(location) > 1:
+        fields = getattr(model.model_fields[location[0]].annotation, "model_fields", {})
     else:
-        fields = Config.model_fields
+        fields = model.model_fields
     path = ".".join(location)
     if error["type"] == "extra_forbidden":
         return f"{path}: no such key{suggestion(location[-1], fields)}"

@@ -61,12 +61,7 @@ def _images(width: int, depth: int, steps: int, critic_activation: str = "leaky_
             "activation": critic_activation,
         },
         "constraint": {"kind": "lipschitz_penalty"},
-        "training": {
-            "steps": steps,
-            "batch_size": 64,
-            "decay_from": 0.3,
-            "ema_decay": 0.995,
-        },
+        "training": {"steps": steps, "batch_size": 64, "decay_from": 0.3, "ema_decay": 0.995},
     }
 
 
@@ -106,12 +101,7 @@ PRESETS: dict[str, Values] = {
         "generator": {"architecture": "gru", "width": 32, "depth": 1, "latent_size": 64},
         "critic": {"architecture": "gru", "width": 64, "depth": 1},
         "constraint": {"kind": "lipschitz_penalty"},
-        "training": {
-            "steps": 1000,
-            "batch_size": 64,
-            "decay_from": 0.3,
-            "ema_decay": 0.995,
-        },
+        "training": {"steps": 1000, "batch_size": 64, "decay_from": 0.3, "ema_decay": 0.995},
     },
 }
 """Configurations by name. The model's name is left out, and in some the data's source. What the

@@ -62,7 +62,7 @@ def compare(
     overrides = assignments(settings)
     from training.lab.comparison import REPORT
     from training.lab.comparison import compare as run_comparison
-    from training.lab.comparison.summary import table_rows
+    from training.lab.comparison.statistics import table_rows
     from training.progress import say
 
     try:

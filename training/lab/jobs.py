@@ -40,14 +40,15 @@ def run_jobs(
         Exception: what a job raised; answers that were there before are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    todo = {name: job for name, job in jobs.items() if not _path(folder, name).exists()}
+    paths = {name: folder / f"{name}.json" for name in jobs}
+    todo = {name: job for name, job in jobs.items() if not paths[name].exists()}
     done = len(jobs) - len(todo)
 
     def keep(name: str, answer: Any) -> None:
         nonlocal done
-        new = _path(folder, name).with_suffix(".partial")
+        new = paths[name].with_suffix(".partial")
         new.write_text(json.dumps(answer))
-        os.replace(new, _path(folder, name))
+        os.replace(new, paths[name])
         done += 1
         say(f"{done}/{len(jobs)} {name}")
 
@@ -64,13 +65,9 @@ def run_jobs(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    return {name: json.loads(_path(folder, name).read_text()) for name in jobs}
+    return {name: json.loads(path.read_text()) for name, path in paths.items()}
 
 
 def _begin() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # this process ends; the first one tells why
-
-
-def _path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.json"

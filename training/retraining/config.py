@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.config import Config, flatten
-from models.errors import ConfigError, suggestion
+from models.config import Config, faults_in_words, flatten
+from models.errors import ConfigError
 from training.presets import build_config
 from training.retraining.gates import GatesConfig
 
@@ -59,14 +59,4 @@ def read_config(path: Path) -> RetrainConfig:
     try:
         return RetrainConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {'; '.join(map(_describe, error.errors()))}") from None
-
-
-def _describe(error: Any) -> str:
-    """Put one of pydantic's errors in words."""
-    path = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        model = GatesConfig if error["loc"][0] == "gates" else RetrainConfig
-        return f"{path}: no such key{suggestion(str(error['loc'][-1]), model.model_fields)}"
-    value = "" if error["type"] == "missing" else f", got {error['input']!r}"
-    return f"{path}: {error['msg']}{value}"
+        raise ConfigError(f"{path}: {faults_in_words(error.errors(), RetrainConfig)}") from None

@@ -25,19 +25,18 @@ def load_table(location: Location, config: DataConfig) -> RawData:
     Raises:
         DataError: it cannot be read, or is not a table of finite numbers; names column and row.
     """
+    import pandas as pd
+
     with reading(location.source), location.open() as file:
-        frame = _read_parquet(file) if location.suffix == ".parquet" else _read_csv(file, location)
+        if location.suffix == ".parquet":
+            frame = pd.read_parquet(file, engine="pyarrow")
+        else:
+            frame = _read_csv(file, location)
     columns = tuple(str(name) for name in frame.columns)
     if not columns or not len(frame):
         raise DataError(f"{location.source}: has {len(frame)} rows and {len(columns)} columns")
     values = np.stack([_numbers(frame[c], c, location) for c in frame.columns], axis=1)
     return RawData(values, location.name, location.source, columns=columns)
-
-
-def _read_parquet(file: IO[bytes]) -> Any:
-    import pandas as pd
-
-    return pd.read_parquet(file, engine="pyarrow")
 
 
 def _read_csv(file: IO[bytes], location: Location) -> Any:

@@ -1,6 +1,6 @@
 """Several constraints on one data set: the same critic steps, the same seconds, the same seeds.
 
-`runs` trains, judges and measures; `summary` and `statistics` compare; `page` writes the report.
+`runs` trains, judges and measures; `statistics` compares; `page` writes the report.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from training.lab.comparison.runs import (
     run_job,
     train_group,
 )
-from training.lab.comparison.summary import summarise
+from training.lab.comparison.statistics import summarise
 from training.lab.jobs import run_jobs
 from training.presets import build_config, suitable_preset
 from training.progress import silent

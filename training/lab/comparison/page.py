@@ -16,8 +16,7 @@ from models.record import Chart, Finding, Line
 from training.data.dataset import Dataset
 from training.judging.histogram import histogram
 from training.lab.comparison.runs import BUDGETS, MAX_COMPARED_SAMPLES, Budget, Plan
-from training.lab.comparison.statistics import mean_over_seeds
-from training.lab.comparison.summary import table_rows
+from training.lab.comparison.statistics import mean_over_seeds, table_rows
 from training.reporting.pages import render
 from training.reporting.pictures import surface
 from training.run import ARTIFACT

@@ -12,7 +12,7 @@ from scipy import integrate, stats
 from models.errors import UserError
 from models.record import Chart, Line
 from training.lab.study import study
-from training.lab.study.claims import beyond, compared, judge_claims, trains_not
+from training.lab.study.claims import beyond, compared, do_not_train, judge_claims
 from training.lab.study.fits import distance_from_normal, hermite, with_noise
 from training.lab.study.page import Part
 from training.lab.study.settings import CLIPS, Answers, Scale
@@ -55,9 +55,9 @@ def test_verdicts() -> None:
     assert beyond([0.9, 0.92, 0.91], 0.5) == "borne out"
     assert beyond([0.1, 0.12, 0.11], 0.5) == "not borne out"
     assert beyond([0.1, 0.9, 0.6], 0.5) == "undecided"
-    assert trains_not([0.0, 0.1], [0.2, 0.9]) == "borne out"
-    assert trains_not([0.0, 0.1], [0.2, 0.1]) == "undecided"  # nothing trains in so few steps
-    assert trains_not([0.5, 0.6], [0.9, 0.9]) == "not borne out"
+    assert do_not_train([0.0, 0.1], [0.2, 0.9]) == "borne out"
+    assert do_not_train([0.0, 0.1], [0.2, 0.1]) == "undecided"  # nothing trains in so few steps
+    assert do_not_train([0.5, 0.6], [0.9, 0.9]) == "not borne out"
 
 
 def answers(clipping_is_bad: bool) -> Answers:

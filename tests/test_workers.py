@@ -230,9 +230,9 @@ ENDED = """
 import sys
 from pathlib import Path
 import torch
-from training.engine.workers import join
+from training.engine.workers import join_workers
 
-workers = join("cpu")
+workers = join_workers("cpu")
 workers.mean(torch.ones(()))
 import torch.distributed.nn  # as a captured step does
 workers.leave()

@@ -1,1 +1,1 @@
-"""How a model is made and judged: data, loop, metrics."""
+"""Making and judging models: data, training loop, metrics, retraining."""

@@ -29,7 +29,7 @@ class TrainingBar:
 
         Args:
             steps: generator steps of the whole run.
-            lines: whether to print lines where there is no terminal.
+            lines: print lines where there is no terminal.
         """
         self.steps = steps
         self.lines = lines

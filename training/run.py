@@ -308,7 +308,7 @@ def _measure_lipschitz(model: Model, heldout: Array, labels: Array | None) -> Li
 
 
 def _provenance(device: torch.device, seconds: float, checkpoints: Path) -> dict[str, Any]:
-    """Where and with what a run was made."""
+    """The software, the machine and the time that a run took."""
     last = newest_checkpoint(checkpoints)
     assert last is not None, "training ends with a checkpoint"
     return {

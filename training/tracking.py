@@ -54,7 +54,7 @@ def track_and_register(model: Model, artifact_folder: Path, comparison: str | No
             started = api.create_run(_experiment(), run_name=f"{name}-{run.constraint.kind}")
             run_id = started.info.run_id
             tags = _tags(model, comparison)
-            # As much as every database behind MLflow takes; the whole card is an artifact.
+            # Cut to what every database behind MLflow takes; the whole card is an artifact.
             card = (artifact_folder / CARD).read_text()[:5000]
             _log_record(api, run_id, run, started.info.start_time, {**tags, NOTE: card})
             _log_files(api, run_id, run, artifact_folder)

@@ -1,1 +1,1 @@
-"""Data: what is trained on, how it is read, split and looked at."""
+"""Data sets: read, checked, split and inspected."""

@@ -1,4 +1,4 @@
-"""Checks of a data set before any training: what is wrong with it, in one line each."""
+"""Checks of a data set before any training; each problem is one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEW_VALUES = 10
 
 
 def problems(data: Dataset) -> list[str]:
-    """Find what a user should know about a data set before training on it; one line each."""
+    """List the problems that a user should know of before training on a data set, a line each."""
     card = data.card
     lines = [f"skipped {line}" for line in data.problems]
     if card.count < FEW_ITEMS:

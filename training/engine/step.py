@@ -27,7 +27,7 @@ StepResult = tuple[Tensor, Tensor, list[Tensor]]
 
 STACKED = "stacked"
 """The name in checkpoints of the critic step of `training.engine.stacked`."""
-WORTH_COMPILING = 2e12
+MIN_COMPILED_OPERATIONS = 2e12
 """On a GPU, a critic whose convolutions do more floating-point operations than this, in one forward
 for each critic step of the run, is compiled. Operations are counted, since time depends on how busy
 the machine is. On a processor compiling took 31 s for a critic of 0.85e9 operations (28x28, width
@@ -165,7 +165,7 @@ class CriticStep:
             self._critic(real, *labels)
         for hook in hooks:
             hook.remove()
-        return "compiled" if work * self._steps >= WORTH_COMPILING else "eager"
+        return "compiled" if work * self._steps >= MIN_COMPILED_OPERATIONS else "eager"
 
     def _state(self) -> tuple[list[Tensor], list[Tensor]]:
         return list(self._parameters.values()), list(self._critic.buffers())

@@ -58,7 +58,7 @@ class Recipe(NamedTuple):
     average: float = 0.998
     """Decay a step of the weights' moving average, which is the critic that `fit` returns."""
     cosine: bool = True
-    """If so, the learning rate falls to zero along a cosine; else it stays."""
+    """True: the learning rate falls to zero along a cosine; False: it stays."""
     splits: int = 10
     """Times, in the first half of the steps, that idle cones get something to do."""
 
@@ -235,11 +235,11 @@ def estimate(
 
     def objective(recipe: Recipe) -> Callable[[nn.Module], float]:
         def value(critic: nn.Module) -> float:
-            few = min(map(len, validated))
-            one, other = (x[:few] for x in validated)
+            count = min(map(len, validated))
+            pair = (x[:count] for x in validated)
             with torch.random.fork_rng(devices=[]):  # the fit goes on with its own numbers
                 torch.manual_seed(0)
-                penalty = recipe.constraint.penalty(critic, one, other)
+                penalty = recipe.constraint.penalty(critic, *pair)
             return _gap(critic, *validated) - (0.0 if penalty is None else penalty.item())
 
         return value
@@ -362,7 +362,7 @@ def sampler(a: Tensor, b: Tensor, batch: int, seed: int) -> Draw:
 
 
 def _plug_in(a: Array, b: Array, seed: int) -> tuple[float, float, int]:
-    """Discrete W1 of equally many samples, and of halves of one set: what it finds in nothing."""
+    """Discrete W1 of the sets, its bias (the mean W1 of two halves of one set), and the samples."""
     rng = np.random.default_rng(seed)
     sets = [x.reshape(len(x), -1).astype(np.float64)[rng.permutation(len(x))] for x in (a, b)]
     count = min(MAX_PLUG_IN_SAMPLES, *(len(x) // 2 for x in sets))

@@ -28,7 +28,7 @@ class RetrainConfig(BaseModel):
     set: dict[str, Any] = Field(default_factory=dict)
     """Any other settings, such as ``training.steps: 5000``, or nested; ``name`` is the model's."""
     folder: Path
-    """For the runs. It must outlive the process, or there is nothing to resume."""
+    """Folder of the runs. It must outlive the process, or there is nothing to resume."""
     reference: str | None = None
     """Data whose held-out items judge, in place of the new data's own: a set that is trusted."""
     gates: GatesConfig = GatesConfig()

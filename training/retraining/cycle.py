@@ -38,7 +38,14 @@ from training.retraining.evidence import (
     judged_data,
 )
 from training.retraining.gates import challenger_gates, champion_gates, sound
-from training.retraining.outcomes import DECISION, Decision, Outcome, OutcomeKind, now, tell
+from training.retraining.outcomes import (
+    DECISION,
+    Decision,
+    Outcome,
+    OutcomeKind,
+    now,
+    record_outcome,
+)
 from training.run import ARTIFACT, CHECKPOINTS, run_training
 from training.tracking import record
 
@@ -51,7 +58,7 @@ BEST_TAG = "best_champion"
 
 @dataclass
 class Cycle:
-    """One retraining: what its steps share."""
+    """One retraining: the values that its steps share."""
 
     settings: RetrainConfig
     config: Config
@@ -117,10 +124,10 @@ def retrain(
     except Exception as error:
         if workers.is_main:
             kind: OutcomeKind = "mistake" if isinstance(error, UserError) else "failed"
-            tell(settings, config.name, Outcome(kind, str(error)), started, say)
+            record_outcome(settings, config.name, Outcome(kind, str(error)), started, say)
         raise
     if workers.is_main:
-        tell(settings, config.name, outcome, started, say)
+        record_outcome(settings, config.name, outcome, started, say)
     return outcome
 
 

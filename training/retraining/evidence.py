@@ -89,7 +89,7 @@ class Evidence:
         return differences[self.loss]
 
     def judged_alike(self, model: Model) -> bool:
-        """Tell whether a model's recorded figures are over the features that are used here."""
+        """True if a model's recorded figures are over the features that are used here."""
         recorded = model.run.results.extractor
         return (recorded and recorded.sha256) == (self.extractor and self.extractor.card.sha256)
 

@@ -1,8 +1,8 @@
 """The gates that a challenger must pass before it is promoted.
 
 A gate is a small function and one line in `challenger_gates` or `champion_gates`; if it has a
-limit, the limit is a field of `GatesConfig`. It says whether it is passed, the two figures that it
-compared, an interval where chance matters, and a reason that a person can act on.
+limit, the limit is a field of `GatesConfig`. Its result holds the two figures that it compared, an
+interval where chance matters, and a reason that a person can act on.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class GatesConfig(BaseModel):
     tolerated_findings: tuple[str, ...] = ()
     """Names of the doctor's findings that may be critical all the same."""
     max_seconds: float = Field(default=2.0, gt=0)
-    """For 64 samples, on the machine that retrains, in one thread."""
+    """Seconds that 64 samples may take, on the machine that retrains, in one thread."""
 
 
 class Gate(BaseModel):

@@ -84,7 +84,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def tell(
+def record_outcome(
     settings: RetrainConfig,
     name: str,
     outcome: Outcome,

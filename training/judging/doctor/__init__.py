@@ -5,6 +5,6 @@ et al. 2017), and the eighth is memory; they are measured of any critic that the
 docs/doctor.md says how, and how well each predicts bad samples.
 
 - `checks`: each finding in one function, with its threshold and how bad it may be called
-- `subject`: what the checks measure a critic by: scores, gradients, layers, diversity
+- `subject`: the measurements that checks share: scores, gradients, layers, diversity
 - `diagnosis`: all checks on a run, during training or after it
 """

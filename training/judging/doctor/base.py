@@ -1,4 +1,4 @@
-"""A check: what is measured of a critic, and how bad a value may be called."""
+"""A check: a measurement of a critic, and the severity of its values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Measurement(NamedTuple):
     """Larger is worse."""
     evidence: str
     remedy: str
-    """What to do if the value is beyond the threshold."""
+    """Advice for a value beyond the threshold."""
     chart: Chart | None
 
 
@@ -37,7 +37,7 @@ class Check:
     threshold: float
     """A larger value is a finding."""
     ceiling: Severity
-    """The worst severity allowed: what does not predict bad samples must not alarm."""
+    """The worst severity allowed: a value that does not predict bad samples must not alarm."""
     critical: float = math.inf
     """A larger value is critical, if the ceiling allows it."""
     warns_early: bool = True

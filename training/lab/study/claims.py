@@ -63,14 +63,14 @@ def beyond(values: Sequence[float], threshold: float) -> str:
     return "borne out" if mean.low > threshold else "not borne out"
 
 
-def trains_not(clipped: Sequence[float], others: Sequence[float]) -> str:
+def do_not_train(clipped: Sequence[float], others: Sequence[float]) -> str:
     """The verdict on 'these critics do not train', where others of the same depths can."""
     if max(clipped) <= TRAINS_FROM < max(others):
         return "borne out"
     return "not borne out" if min(clipped) > TRAINS_FROM else "undecided"
 
 
-def _each(names: Sequence[str], values: Sequence[Sequence[float]]) -> str:
+def _means_by_name(names: Sequence[str], values: Sequence[Sequence[float]]) -> str:
     return "; ".join(f"{n}: {in_words(v)}" for n, v in zip(names, values, strict=True))
 
 
@@ -115,7 +115,7 @@ def judge_claims(answers: Answers) -> list[Claim]:
             "share of the exact distance that a critic of three layers finds on a fixed generator, "
             "three data sets; less under clip 0.01 than under the lipschitz penalty, pair by pair",
             f"{len(missed)} fits each",
-            _each(names, shares),
+            _means_by_name(names, shares),
             beyond(missed, 0.0),
         ),
         Claim(
@@ -152,7 +152,9 @@ def judge_claims(answers: Answers) -> list[Claim]:
             "some of the gradient penalty's or of spectral norm's are",
             f"{len(deep['clip 0.01'])} fits",
             "; ".join(f"{n}: {min(v):.0%} to {max(v):.0%}" for n, v in deep.items()),
-            trains_not(deep[name_of(PUBLISHED)], deep[name_of(PENALTY)] + deep[name_of(SPECTRAL)]),
+            do_not_train(
+                deep[name_of(PUBLISHED)], deep[name_of(PENALTY)] + deep[name_of(SPECTRAL)]
+            ),
         ),
         Claim(
             "6. Samples are worse and less diverse",
@@ -167,7 +169,7 @@ def judge_claims(answers: Answers) -> list[Claim]:
             "share of the points between real and generated where it is not within a factor of 2 "
             f"of 1, the critics of claim 1; more than {EVERYWHERE:g} under clip 0.01",
             f"{len(far[0])} fits",
-            _each(names, far),
+            _means_by_name(names, far),
             beyond(far[0], EVERYWHERE),
         ),
     ]

@@ -117,8 +117,8 @@ def _surface_parts(answers: dict[str, Values], scale: Scale) -> list[Part]:
     ]
     for source, constraint in itertools.product(DATA_SETS, SURFACE_CONSTRAINTS):
         name = name_of(constraint)
-        its = answers_of(answers, source, name)
-        cells = [in_words([a[key] for a in its]) for key in ("found", "decades", "far")]
+        matching = answers_of(answers, source, name)
+        cells = [in_words([a[key] for a in matching]) for key in ("found", "decades", "far")]
         rows.append((source, name, *cells))
     names = [name_of(constraint) for constraint in SURFACE_CONSTRAINTS]
     for source in DATA_SETS:
@@ -149,13 +149,15 @@ def _layer_parts(answers: dict[str, Values], scale: Scale) -> list[Part]:
         lines, histograms = [], []
         names = dict.fromkeys(k.split("-")[2] for k in answers if k.split("-")[1] == str(width))
         for name in names:
-            its = answers_of(answers, str(width), name)
-            mean = np.mean([a["decades"] for a in its], axis=0)
+            matching = answers_of(answers, str(width), name)
+            mean = np.mean([a["decades"] for a in matching], axis=0)
             x = [float(i + 1) for i in range(len(mean))]
             lines.append(Line(name=name, x=x, y=mean.tolist()))
-            histograms.append(Line(**{**its[0]["histogram"], "name": name}))
-            saturated = in_words([a["saturated"] for a in its]) if "clip" in name else "no bound"
-            rows.append((str(width), name, in_words([a["slope"] for a in its]), saturated))
+            histograms.append(Line(**{**matching[0]["histogram"], "name": name}))
+            saturated = (
+                in_words([a["saturated"] for a in matching]) if "clip" in name else "no bound"
+            )
+            rows.append((str(width), name, in_words([a["slope"] for a in matching]), saturated))
         parts += [
             Part(
                 f"Mean over {scale.seeds} seeds, width {width}",
@@ -188,8 +190,8 @@ def _grid_parts(answers: dict[str, Values], scale: Scale) -> list[Part]:
     for depth, norm_name in itertools.product(DEPTHS, NORMALIZATIONS):
         cells = []
         for constraint in GRID_CONSTRAINTS:
-            its = answers_of(answers, str(depth), norm_name, name_of(constraint))
-            shares = [a["found"] for a in its if "found" in a]
+            matching = answers_of(answers, str(depth), norm_name, name_of(constraint))
+            shares = [a["found"] for a in matching if "found" in a]
             cells.append(f"{np.mean(shares):.0%}" if shares else "refused")
         rows.append((str(depth), norm_name, *cells))
     refused = next((a["refused"] for a in answers.values() if "refused" in a), "")
@@ -262,9 +264,9 @@ def _run_parts(runs: dict[str, Values], scale: Scale) -> list[Part]:
     ):
         rows: list[tuple[str, ...]] = [(preset, *figures)]
         for name in names:
-            its = answers_of(runs, preset, name)
-            if its:
-                cells = [in_words([a["figures"][f]["value"] for a in its]) for f in figures]
+            matching = answers_of(runs, preset, name)
+            if matching:
+                cells = [in_words([a["figures"][f]["value"] for a in matching]) for f in figures]
                 rows.append((name, *cells))
         first = answers_of(runs, preset)[0]["figures"]
         rows.append(("real against real", *(f"{first[f]['floor']:.3g}" for f in figures)))

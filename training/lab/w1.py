@@ -236,10 +236,10 @@ def estimate(
     def objective(recipe: Recipe) -> Callable[[nn.Module], float]:
         def value(critic: nn.Module) -> float:
             count = min(map(len, validated))
-            pair = (x[:count] for x in validated)
+            one, other = (x[:count] for x in validated)
             with torch.random.fork_rng(devices=[]):  # the fit goes on with its own numbers
                 torch.manual_seed(0)
-                penalty = recipe.constraint.penalty(critic, *pair)
+                penalty = recipe.constraint.penalty(critic, one, other)
             return _gap(critic, *validated) - (0.0 if penalty is None else penalty.item())
 
         return value

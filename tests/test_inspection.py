@@ -15,7 +15,7 @@ from tests.test_sources import encoded, photos, to_folder
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import problems
 from training.reporting import pictures
-from training.reporting.preview import picture
+from training.reporting.preview import data_picture
 
 RNG = np.random.default_rng(3)
 
@@ -92,7 +92,7 @@ def test_problems_of_tables(tmp_path: Path) -> None:
 def test_the_picture_of_a_labelled_set_has_a_row_for_each_class(tmp_path: Path) -> None:
     pixels = photos(300, 32, 32, 3)
     files = {f"{i % 3}/{i}.png": encoded(p) for i, p in enumerate(pixels)}
-    (tmp_path / "p.png").write_bytes(picture(load(to_folder(files, tmp_path / "set"))))
+    (tmp_path / "p.png").write_bytes(data_picture(load(to_folder(files, tmp_path / "set"))))
     with Image.open(tmp_path / "p.png") as image:
         sheet = np.asarray(image)
     side = 32 + MARGIN

@@ -195,7 +195,7 @@ def inspect(
     from training.data import inspection
     from training.data.dataset import load_data
     from training.progress import phase, say
-    from training.reporting.preview import picture
+    from training.reporting.preview import data_picture
 
     # Broken files are reported, however many there are: here they are no reason to stop.
     config = parse_data({"source": data, "size": size, "max_broken_fraction": 0.999})
@@ -207,7 +207,7 @@ def inspect(
     if out.suffix != ".png":
         raise UserError(f"--out {out}: the picture is a .png")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(picture(dataset))
+    out.write_bytes(data_picture(dataset))
     if as_json:
         answer = {"card": card.model_dump(mode="json"), "problems": problems, "picture": str(out)}
         print(json.dumps(answer, indent=2))

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import artifact, images, record, registry
+from models import artifact, record, registry
 from models.config import Config
 from models.errors import UserError
-from models.formats import encode
 from models.lipschitz import (
     ASCENT_STARTS,
     LipschitzBounds,
@@ -46,7 +45,7 @@ from training.judging.extractors import (
 )
 from training.progress import never, phase, silent
 from training.reporting.pages import findings_page, model_card, serving_in_words
-from training.reporting.pictures import marginals, scatter, traces
+from training.reporting.preview import samples_picture
 from training.tracking import track_and_register
 
 Array = np.ndarray
@@ -54,10 +53,6 @@ ARTIFACT = "artifact"
 CHECKPOINTS = "checkpoints"
 REGISTERED = "registered.json"
 DIAGNOSIS = "diagnosis.html"
-GRID_IMAGES = 64
-"""Samples in the artifact's picture of images without classes."""
-MAX_PLOTTED_POINTS = 2500
-PLOTTED_SEQUENCES = 12
 MAX_GRADIENT_POINTS = 512
 """Items, at most, at which the critic's gradient is measured."""
 MAX_NAMED_PROBLEMS = 20
@@ -275,7 +270,7 @@ def _judge_and_save(
         critic,
         {**state.tensors(), **extracting},
         np.quantile(scores.astype(np.float64), QUANTILE_LEVELS),
-        _picture(model, data, heldout),
+        samples_picture(model, data, heldout),
         model_card(run),
     )
 
@@ -322,34 +317,6 @@ def _provenance(device: torch.device, seconds: float, checkpoints: Path) -> dict
         "seconds": round(seconds, 1),
         "critic_step": load_checkpoint(last).critic_step,
     }
-
-
-# ---- the artifact's picture ---------------------------------------------------------------------
-
-
-def _picture(model: Model, data: Dataset, heldout: Array) -> bytes:
-    """PNG of samples: images in a grid; of other data beside held-out items."""
-    samples = _samples_to_show(model)
-    if model.is_image:
-        if model.shape[0] not in images.MODES:  # more channels than a picture has: show the first
-            samples = samples[..., :1]
-        return encode(samples, "png")
-    if data.card.kind == "sequence":
-        drawn = traces(data.heldout[:PLOTTED_SEQUENCES], samples[:PLOTTED_SEQUENCES])
-    elif data.card.columns:
-        drawn = marginals(data.card.columns, heldout[:MAX_PLOTTED_POINTS], samples)
-    else:
-        drawn = scatter(heldout[:MAX_PLOTTED_POINTS], samples)
-    return images.encode_png(drawn)
-
-
-def _samples_to_show(model: Model) -> Array:
-    """Samples for the picture; of images with classes a row each, ten classes at most."""
-    seed = model.run.config.training.seed
-    rows = min(len(model.classes), 10)
-    if model.is_image and rows:
-        return np.concatenate([model.sample(seed, rows, label) for label in range(rows)])
-    return model.sample(seed, GRID_IMAGES if model.is_image else MAX_PLOTTED_POINTS)
 
 
 # ---- registering --------------------------------------------------------------------------------

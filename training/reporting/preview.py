@@ -1,24 +1,32 @@
-"""A picture of a data set's items, as `wgan data inspect` draws it."""
+"""The picture of a data set, as `wgan data inspect` draws it, and that of a model's samples."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from models.formats import encode
 from models.images import MODES, encode_png, enlarge, grid
+from models.model import Model
 from training.data.dataset import Dataset
-from training.reporting.pictures import marginals
+from training.reporting.pictures import marginals, scatter, traces
 
+Array = np.ndarray
 MAX_IMAGES = 64
+"""Images in a picture without classes."""
 MAX_CLASSES = 10
 IMAGES_IN_ROW = 8
 """Images of each class."""
 MAX_ROWS = 50_000
-"""Items behind a histogram."""
+"""Items behind a histogram of a data set."""
+MAX_POINTS = 2500
+"""Vectors of a model, and as many held-out ones, in a picture of samples."""
+MAX_SEQUENCES = 12
+"""Sequences on each side of a picture of samples."""
 LEGIBLE_SIDE = 32
 """Pixels: smaller images are enlarged by a whole factor."""
 
 
-def picture(data: Dataset) -> bytes:
+def data_picture(data: Dataset) -> bytes:
     """Draw items, as PNG: a grid of images, a row for each class; or a histogram of each column."""
     if data.card.kind != "image":
         values = data.sample(MAX_ROWS, heldout=False).reshape(-1, data.items.shape[-1])
@@ -36,3 +44,29 @@ def picture(data: Dataset) -> bytes:
         images = images[..., :1]
     factor = max(1, LEGIBLE_SIDE // max(images.shape[1:3]))
     return encode_png(grid(enlarge(images, factor), columns))
+
+
+def samples_picture(model: Model, data: Dataset, heldout: Array) -> bytes:
+    """Draw a model's samples, as PNG: images in a grid; other samples beside held-out items.
+
+    Args:
+        model: the generator.
+        data: the model was trained on it.
+        heldout: held-out items ``(N, ...)``.
+    """
+    seed = model.run.config.training.seed
+    if model.is_image:
+        rows = min(len(model.classes), MAX_CLASSES)
+        by_class = [model.sample(seed, rows, label) for label in range(rows)]
+        samples = np.concatenate(by_class) if rows else model.sample(seed, MAX_IMAGES)
+        if model.shape[0] not in MODES:  # more channels than a picture has: show the first
+            samples = samples[..., :1]
+        return encode(samples, "png")
+    samples = model.sample(seed, MAX_POINTS)
+    if data.card.kind == "sequence":
+        drawn = traces(data.heldout[:MAX_SEQUENCES], samples[:MAX_SEQUENCES])
+    elif data.card.columns:
+        drawn = marginals(data.card.columns, heldout[:MAX_POINTS], samples)
+    else:
+        drawn = scatter(heldout[:MAX_POINTS], samples)
+    return encode_png(drawn)

@@ -12,15 +12,10 @@ Values = dict[str, Any]
 # Found by a search on one core (docs/decisions.md). What matters most: ReLU in both networks, as
 # many latents as the data have dimensions, and many generator steps. Two critic steps for each
 # suffice. `25gaussians` was given another critic later.
+_TOY_NETWORK: Values = {"architecture": "mlp", "width": 128, "depth": 3, "activation": "relu"}
 _TOY: Values = {
-    "generator": {
-        "architecture": "mlp",
-        "width": 128,
-        "depth": 3,
-        "activation": "relu",
-        "latent_size": 2,
-    },
-    "critic": {"architecture": "mlp", "width": 128, "depth": 3, "activation": "relu"},
+    "generator": {**_TOY_NETWORK, "latent_size": 2},
+    "critic": _TOY_NETWORK,
     "constraint": {"kind": "lipschitz_penalty"},
     "training": {
         "steps": 4000,
@@ -45,21 +40,10 @@ def _tuned(learning_rate: float, beta_1: float, **constraint: float) -> dict[str
 
 
 def _images(width: int, depth: int, steps: int, critic_activation: str = "leaky_relu") -> Values:
+    network: Values = {"architecture": "dcgan", "width": width, "depth": depth}
     return {
-        "generator": {
-            "architecture": "dcgan",
-            "width": width,
-            "depth": depth,
-            "activation": "relu",
-            "normalization": "batch",
-            "latent_size": 64,
-        },
-        "critic": {
-            "architecture": "dcgan",
-            "width": width,
-            "depth": depth,
-            "activation": critic_activation,
-        },
+        "generator": {**network, "activation": "relu", "normalization": "batch", "latent_size": 64},
+        "critic": {**network, "activation": critic_activation},
         "constraint": {"kind": "lipschitz_penalty"},
         "training": {"steps": steps, "batch_size": 64, "decay_from": 0.3, "ema_decay": 0.995},
     }

@@ -38,14 +38,7 @@ from training.retraining.evidence import (
     judged_data,
 )
 from training.retraining.gates import challenger_gates, champion_gates, sound
-from training.retraining.outcomes import (
-    DECISION,
-    Decision,
-    Outcome,
-    OutcomeKind,
-    now,
-    record_outcome,
-)
+from training.retraining.outcomes import DECISION, Decision, Outcome, OutcomeKind, now, publish
 from training.run import ARTIFACT, CHECKPOINTS, run_training
 from training.tracking import record
 
@@ -124,10 +117,10 @@ def retrain(
     except Exception as error:
         if workers.is_main:
             kind: OutcomeKind = "mistake" if isinstance(error, UserError) else "failed"
-            record_outcome(settings, config.name, Outcome(kind, str(error)), started, say)
+            publish(settings, config.name, Outcome(kind, str(error)), started, say)
         raise
     if workers.is_main:
-        record_outcome(settings, config.name, outcome, started, say)
+        publish(settings, config.name, outcome, started, say)
     return outcome
 
 

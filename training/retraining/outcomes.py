@@ -84,7 +84,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def record_outcome(
+def publish(
     settings: RetrainConfig,
     name: str,
     outcome: Outcome,

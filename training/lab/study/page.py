@@ -154,10 +154,8 @@ def _layer_parts(answers: dict[str, Values], scale: Scale) -> list[Part]:
             x = [float(i + 1) for i in range(len(mean))]
             lines.append(Line(name=name, x=x, y=mean.tolist()))
             histograms.append(Line(**{**matching[0]["histogram"], "name": name}))
-            saturated = (
-                in_words([a["saturated"] for a in matching]) if "clip" in name else "no bound"
-            )
-            rows.append((str(width), name, in_words([a["slope"] for a in matching]), saturated))
+            slope, saturated = (in_words([a[k] for a in matching]) for k in ("slope", "saturated"))
+            rows.append((str(width), name, slope, saturated if "clip" in name else "no bound"))
         parts += [
             Part(
                 f"Mean over {scale.seeds} seeds, width {width}",

@@ -231,3 +231,14 @@ def test_pruned_eigenvalues_are_the_largest() -> None:
         expected = np.linalg.svd(matrices.numpy(), compute_uv=False).max()
         assert _largest_singular_value(matrices) == pytest.approx(expected, rel=1e-12)
     assert _largest_singular_value(torch.zeros(3, 2, 2, dtype=torch.float64)) == 0
+
+
+def test_rounding_is_no_slope() -> None:
+    """Scores of 0.3 differ by their last place, 5e-17, however flat the critic is."""
+    critic = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))
+    nn.init.constant_(critic[0].weight, 1e-20)
+    nn.init.constant_(critic[0].bias, 0.3)
+    torch.manual_seed(0)
+    bounds = lipschitz_bracket(critic, torch.randn(40, 3), torch.randn(40, 3))
+    assert bounds.sampled == pytest.approx(3**0.5 * 1e-20, rel=1e-3)
+    assert bounds.sampled <= bounds.certified

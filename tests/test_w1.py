@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import wgan_cli
+from benchmarks.w1 import coverage
 from benchmarks.w1.anchors import ANCHORS, SAMPLES
 from benchmarks.w1.pairs import FunnelPair
 from benchmarks.w1.published import CHUNK, WrittenOut, fit_published
@@ -17,7 +18,8 @@ from models.constraints import Bjorck, GradientPenalty, LipschitzPenalty
 from models.errors import DataError
 from models.networks import CriticConfig, build_critic
 from training.judging.metrics import wasserstein_1
-from training.lab.w1 import critic_estimate, default_recipe, estimate, fit, load_samples
+from training.lab.samples import load_samples
+from training.lab.w1 import critic_estimate, default_recipe, estimate, fit
 
 Array = np.ndarray
 
@@ -72,6 +74,65 @@ def test_the_units_of_the_samples_are_those_of_the_answer() -> None:
     for key in ("w1", "lower", "plug_in", "plug_in_bias"):
         assert large[key] == pytest.approx(1000 * one[key], rel=0.02)
     assert large["gradient_norm"]["mean"] == pytest.approx(one["gradient_norm"]["mean"], rel=0.02)
+
+
+def test_a_large_offset_changes_nothing() -> None:
+    """In float32 timestamps of one hour would all be the same."""
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 100, (2000, 1))
+    b = rng.permutation(a) + 70
+    plain, _ = estimate(a, b, steps=200, batch_size=128)
+    late, gradient = estimate(a + 1_700_000_000, b + 1_700_000_000, steps=200, batch_size=128)
+    for key in ("w1", "lower", "plug_in", "p_value"):
+        assert late[key] == pytest.approx(plain[key], rel=1e-3)
+    assert late["lower"] <= 70
+    assert late["w1"] == pytest.approx(70, rel=0.03)
+    assert late["interval"][0] <= 70 <= late["interval"][1]
+    np.testing.assert_allclose(gradient(b[:50] + 1_700_000_000), -1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("outlier", "distance"), [(1e5, 100.0), (1e7, 1e4), (3e38, 3e35), (-1e7, 1e4)]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_heavy_tail_is_told_and_its_distance_found(
+    outlier: float, distance: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(2, 1000, 1))
+    a[seed] = outlier
+    report, _ = estimate(a, b, steps=30, batch_size=64, seed=seed)
+    assert report["w1"] == pytest.approx(distance, rel=2e-3)
+    assert report["lower"] <= distance
+    assert "heavy tail" in report["cautions"][0]
+
+
+def test_copied_rows_are_no_further_samples() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (np.repeat(rng.normal(size=(200, 2)), 5, axis=0) for _ in range(2))
+    report, _ = estimate(a, b, steps=20, batch_size=64)
+    assert report["heldout"] == [40, 40]
+    assert "occurs 5 times" in report["cautions"][0]
+
+
+def test_the_page_shows_how_often_the_bounds_fail() -> None:
+    rows = json.loads(coverage.RESULTS.read_text())
+    assert set(rows) == {*coverage.NULLS, *coverage.SHIFTS}
+    assert coverage.table(rows) in (Path(__file__).parent.parent / "docs/w1.md").read_text()
+    seed = 3
+    assert coverage.measure("uniform", seed)["lower"] == pytest.approx(
+        rows["uniform"][seed]["lower"]
+    )
+
+
+def test_a_difference_is_told_with_its_p_value() -> None:
+    a, b = shifted(500, 1.0, 0)
+    apart, _ = estimate(a, b, steps=50, batch_size=64)
+    alike, _ = estimate(a, a + 0.0, steps=50, batch_size=64)
+    assert apart["p_value"] < 0.001
+    assert alike["p_value"] > 0.05
+    assert alike["lower"] == 0
+    assert apart["interval"][0] < 1 < apart["interval"][1]
 
 
 def test_validation_never_sees_half_of_a_split() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from models.constraints import GradientPenalty, LipschitzPenalty
 from models.networks import build_critic
-from training.lab.w1 import Draw, Recipe
+from training.lab.samples import Draw
+from training.lab.w1 import Recipe
 
 CHUNK = 512
 """Samples whose gradients are computed at a time."""

@@ -20,6 +20,8 @@ TEMPERATURE = 0.05
 """Initial temperature, in the critic's units."""
 IDLE_SHARE = 0.02
 """A cone that wins less than this part of an even share of the samples gets no useful gradient."""
+MIN_DISTANCE = 1e-4
+"""Smallest distance from a tip, in the critic's units."""
 COPY_DISTANCE = 0.1
 """Distance from a cone's tip to its copy's, relative to the tip's distance from its samples."""
 
@@ -167,9 +169,13 @@ def _cones(
 
     ``x`` is ``(M, D)``, ``tips`` ``(N, D)``; ``sizes`` are the tips' squared lengths.
     """
-    squares = torch.addmm(sizes, x, tips.T, alpha=-2).add_(x.square().sum(dim=1, keepdim=True))
-    # The lower bound keeps the slope at a tip finite and at most 1.
-    distances = squares.clamp_min_(1e-8).sqrt_()
+    if x.dtype == torch.float64:  # bounds are found in it: far from the origin squares cancel
+        distances = torch.cdist(x, tips, compute_mode="donot_use_mm_for_euclid_dist")
+        distances.clamp_min_(MIN_DISTANCE)
+    else:
+        squares = torch.addmm(sizes, x, tips.T, alpha=-2).add_(x.square().sum(dim=1, keepdim=True))
+        # The lower bound keeps the slope at a tip finite and at most 1.
+        distances = squares.clamp_min_(MIN_DISTANCE**2).sqrt_()
     return (heights - distances).div_(temperature), distances
 
 

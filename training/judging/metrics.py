@@ -19,7 +19,12 @@ Metric = Callable[[Array, Array], dict[str, float]]
 """Figures by name, from real and fake points."""
 
 
-def wasserstein_1(real: Array, fake: Array) -> float:
+def wasserstein_1(
+    real: Array,
+    fake: Array,
+    real_weights: Array | None = None,
+    fake_weights: Array | None = None,
+) -> float:
     """Exact Wasserstein-1 distance between two point clouds, in the points' own units.
 
     The linear programme over couplings (Peyré & Cuturi 2019, "Computational Optimal Transport",
@@ -31,6 +36,8 @@ def wasserstein_1(real: Array, fake: Array) -> float:
     Args:
         real: ``(N, D)``.
         fake: ``(M, D)``.
+        real_weights: ``(N,)``, with the sum 1; by default all alike.
+        fake_weights: ``(M,)``, likewise.
 
     Returns:
         The distance, at least 0.
@@ -54,7 +61,10 @@ def wasserstein_1(real: Array, fake: Array) -> float:
         warnings.simplefilter("error", UserWarning)
         try:
             cost = ot.emd2(
-                ot.unif(len(real)), ot.unif(len(fake)), cdist(real, fake), numItermax=10**9
+                ot.unif(len(real)) if real_weights is None else real_weights,
+                ot.unif(len(fake)) if fake_weights is None else fake_weights,
+                cdist(real, fake),
+                numItermax=10**9,
             )
         except UserWarning as warning:
             raise RuntimeError(f"exact optimal transport failed: {warning}") from warning

@@ -141,7 +141,8 @@ def w1(
         raise UserError("--gradients-at and --gradients-out go together: give both or neither")
     import numpy as np
 
-    from training.lab.w1 import estimate, load_samples
+    from training.lab.samples import load_samples
+    from training.lab.w1 import estimate
     from training.progress import phase, say
 
     samples = load_samples(a), load_samples(b)
@@ -154,7 +155,18 @@ def w1(
     if points is not None and gradients_out is not None:
         with gradients_out.open("wb") as file:
             np.save(file, gradient(points))
-    say(f"W1 {found['w1']:.5g}, at least {found['lower']:.5g} (95% confidence)")
+    for caution in found["cautions"]:
+        say(f"caution: {caution}")
+    low, high = found["interval"]
+    say(
+        f"W1 {found['w1']:.5g}, at least {found['lower']:.5g} (95% confidence); about {low:.5g} to "
+        f"{high:.5g}"
+    )
+    verdict = "differ" if found["p_value"] <= 0.05 else "do not differ more than by chance"
+    say(
+        f"A and B {verdict}: p {found['p_value']:.2g} by permutation of {found['heldout'][0]} and "
+        f"{found['heldout'][1]} held-out samples"
+    )
     say(
         f"discrete estimate {found['plug_in']:.5g}, of which {found['plug_in_bias']:.5g} or so "
         f"is bias at {found['plug_in_samples']} samples"

@@ -7,7 +7,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,34 +16,39 @@ from torch import Tensor, nn
 
 from models.config import constraint_class
 from models.constraints import Bjorck, Constraint, GradientPenalty, LipschitzPenalty, NoConstraint
-from models.errors import DataError
 from models.lipschitz import certify, gradient_norms, interpolate, lipschitz_bracket
 from models.networks import CriticConfig, Shape, build_critic
 from models.networks.cones import Cones
 from training.engine.memory import keep_freed_memory
 from training.engine.optimisers import update_average
 from training.engine.step import CriticStep
-from training.judging.metrics import wasserstein_1
+from training.lab import bounds
+from training.lab.samples import (
+    Draw,
+    Units,
+    discrete,
+    plug_in_estimate,
+    repeats,
+    require_samples,
+    sampler,
+    split,
+    tail_share,
+    without_repeats,
+)
 
 Array = np.ndarray
-Draw = Callable[[], tuple[Tensor, Tensor]]
-"""Gives a batch of A and one of B, ``(batch, *shape)`` each, in the critic's units."""
 
 STEPS = 4000
 """Critic steps by default."""
 CONFIDENCE = 0.95
-MAX_PLUG_IN_SAMPLES = 2000
-"""Samples a side, at most, of the discrete estimate."""
+HEAVY_TAIL = 0.25
+"""A tail farther away than this share of the sum of all distances decides too much of W1."""
 MAX_NORM_POINTS = 4096
 """Points between A and B, at most, where gradient norms are taken."""
 VALIDATIONS = 20
 """Times that validation chooses the best critic so far."""
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
-MIN_SAMPLES = 50
-"""Fewest samples a side."""
-SPLIT = (0.7, 0.1, 0.2)
-"""Shares of the samples to fit on, to validate on, and to hold out for the estimate."""
 
 
 class Recipe(NamedTuple):
@@ -182,12 +186,15 @@ def _scores(critic: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _lower(critic: nn.Module, certified: float, a: Tensor, b: Tensor) -> float:
-    """The gap over the certified constant, less what chance may have added to it."""
-    scores = [_scores(critic, x) for x in (a, b)]
-    error = sum(s.var().item() / len(s) for s in scores) ** 0.5
-    gap = (scores[0].mean() - scores[1].mean()).item()
-    return float(gap - norm.ppf(CONFIDENCE) * error) / certified
+def _exact_scores(critic: nn.Module, x: Tensor) -> Array:
+    """Score in float64, for rounding must not make a bound larger than it is."""
+    return _scores(copy.deepcopy(critic).double(), x).numpy()
+
+
+def _standard_error(*parts: list[Array]) -> float:
+    """Find the standard error of the gap over all samples, from the scores of A and B by part."""
+    sides = [np.concatenate(scores) for scores in zip(*parts, strict=True)]
+    return math.sqrt(sum(float(x.var()) / len(x) for x in sides))
 
 
 class Fitted(NamedTuple):
@@ -226,9 +233,13 @@ def estimate(
         ConfigError: there is no such constraint.
     """
     started = time.perf_counter()
-    units = _Units(a, b)
-    parts = _split(units.to_critic(a), units.to_critic(b), seed)
-    fitted, validated, heldout = parts
+    require_samples(a, b)
+    copies = [repeats(x.reshape(len(x), -1)) for x in (a, b)]
+    a, b = (without_repeats(x, times) for x, times in zip((a, b), copies, strict=True))
+    parts = split(a, b, seed)
+    units = Units(*parts[:2])  # nothing of the critic may depend on the held-out samples
+    exact = [(units.to_critic(x), units.to_critic(y)) for x, y in parts]
+    fitted, validated, heldout = ((x.float(), y.float()) for x, y in exact)
     shape = tuple(fitted[0].shape[1:])
     recipe = default_recipe(shape, constraint_class(kind)() if kind else None)
     draw = sampler(*fitted, batch_size, seed)
@@ -253,8 +264,8 @@ def estimate(
         return max(both, key=lambda critic: _gap(critic, *validated))
 
     critic = fitted_under(recipe, steps) if kind else best_cones(steps)
-    bounds = lipschitz_bracket(critic, *heldout)
-    candidates = [(critic, bounds.certified)]
+    slopes = lipschitz_bracket(critic, *heldout)
+    candidates = [(critic, slopes.certified)]
     if kind:
         cones = best_cones(max(steps // 2, 1))
         candidates.append((cones, certify(cones)[0]))
@@ -268,15 +279,45 @@ def estimate(
     # Fitting enlarges the gap on its own samples and shrinks it on others: take the mean of both.
     unseen = tuple(torch.cat(pair) for pair in zip(validated, heldout, strict=True))
     sides = [critic_estimate(critic, recipe.constraint, *side) for side in (fitted, unseen)]
-    plug_in, bias, count = _plug_in(a, b, seed)
+    rows = [units.rows(x) for x in (a, b)]
+    plug_in, bias, count = plug_in_estimate(rows[0], rows[1], seed)
+    w1, heaviest = units.scale * sum(sides) / 2, max(tail_share(x) for x in rows)
+    cautions = []
+    if heaviest > HEAVY_TAIL:
+        cautions.append(
+            f"heavy tail: 1% of the samples hold {heaviest:.0%} of all distances from the median, "
+            "so W1 depends on a few samples; w1 is the exact distance of the samples themselves"
+        )
+        w1 = discrete(rows[0], rows[1], seed)
+    if max(copies) > 1:
+        cautions.append(
+            f"each row of A occurs {copies[0]} times and each of B {copies[1]} times; "
+            "copies were left out, for they are no further samples"
+        )
+    rng = np.random.default_rng(seed)
+    known = [_exact_scores(best, torch.cat(pair)) for pair in zip(*exact[:2], strict=True)]
+    unseen_scores = [_exact_scores(best, x) for x in exact[2]]
+    clip = bounds.choose_clip(known[0], known[1], min(map(len, unseen_scores)), CONFIDENCE)
+    gap = bounds.gap_lower_bound(unseen_scores[0], unseen_scores[1], clip, CONFIDENCE, rng)
+    p_value = bounds.permutation_p_value(unseen_scores[0], unseen_scores[1], rng)
+    both_sides = (1 + CONFIDENCE) / 2
+    least = bounds.gap_lower_bound(unseen_scores[0], unseen_scores[1], clip, both_sides, rng)
+    # The gap on fitted samples and the exact distance of the samples are too large on average.
+    margin = norm.ppf(both_sides) * _standard_error(known, unseen_scores)
+    highest = max(units.scale * sides[0], plug_in, w1) + units.scale * margin / constant
+    interval = [max(0.0, units.scale * least / constant), highest]
     report = {
-        "w1": units.scale * sum(sides) / 2,
-        "lower": max(0.0, units.scale * _lower(best, constant, *heldout)),
+        "w1": max(0.0, w1),
+        "lower": max(0.0, units.scale * gap / constant),
+        "interval": interval,
+        "p_value": p_value,
+        "heldout": [len(x) for x in unseen_scores],
+        "cautions": cautions,
         "plug_in": plug_in,
         "plug_in_bias": bias,
         "plug_in_samples": count,
-        "lipschitz_certified": bounds.certified,
-        "lipschitz_sampled": bounds.sampled,
+        "lipschitz_certified": slopes.certified,
+        "lipschitz_sampled": slopes.sampled,
         "gradient_norm": {
             "mean": norms.mean().item(),
             "quantiles": {
@@ -290,99 +331,3 @@ def estimate(
         "seconds": time.perf_counter() - started,
     }
     return Fitted(report, lambda points: units.gradient(critic, points))
-
-
-class _Units:
-    """Centres the samples and divides them by one number: that keeps W1, but for the number."""
-
-    def __init__(self, a: Array, b: Array) -> None:
-        for name, x in (("A", a), ("B", b)):
-            if x.ndim not in (2, 3, 4) or x.dtype.kind not in "uif" or len(x) < MIN_SAMPLES:
-                raise DataError(
-                    f"{name}: needs at least {MIN_SAMPLES} rows of numbers, N x D or images, "
-                    f"not {x.dtype} {x.shape}"
-                )
-            if not np.isfinite(x).all():
-                raise DataError(f"{name}: holds NaN or infinite values")
-        if a.shape[1:] != b.shape[1:]:
-            raise DataError(f"A has items of shape {a.shape[1:]}, B of shape {b.shape[1:]}")
-        self.item = a.shape[1:]
-        both = np.concatenate([a, b]).astype(np.float64)
-        self.offset = torch.from_numpy(both.mean(axis=0)).float()
-        spread = float(both.std(axis=0).mean())
-        if spread == 0:
-            raise DataError("A and B are one and the same point")
-        self.scale = spread
-
-    def to_critic(self, samples: Array) -> Tensor:
-        x = (torch.from_numpy(np.ascontiguousarray(samples)).float() - self.offset) / self.scale
-        if self._is_image:
-            return x[:, None] if x.dim() == 3 else x.movedim(-1, 1).contiguous()
-        return x.flatten(1)
-
-    @property
-    def _is_image(self) -> bool:
-        sides = self.item[:2]
-        return len(self.item) > 1 and all(8 <= side <= 128 for side in sides)
-
-    def gradient(self, critic: nn.Module, points: Array) -> Array:
-        if points.shape[1:] != self.item:
-            raise DataError(f"points have shape {points.shape[1:]}, the samples {self.item}")
-        parts = []
-        exact = copy.deepcopy(critic).double()  # near the tip of a cone a little is much
-        for part in torch.split(self.to_critic(points).double(), 1024):
-            x = part.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(exact(x).sum(), x)
-            if self._is_image:
-                gradient = gradient.movedim(1, -1)
-            parts.append(gradient.reshape(-1, *self.item))
-        # Scores and inputs are divided by one scale, so the gradient has no units.
-        return torch.cat(parts).float().numpy()
-
-
-def _split(a: Tensor, b: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
-    source = torch.Generator().manual_seed(seed)
-    pieces = []
-    for x in (a, b):
-        x = x[torch.randperm(len(x), generator=source)]  # noqa: PLW2901
-        first, second = round(SPLIT[0] * len(x)), round(sum(SPLIT[:2]) * len(x))
-        pieces.append((x[:first], x[first:second], x[second:]))
-    return list(zip(*pieces, strict=True))
-
-
-def sampler(a: Tensor, b: Tensor, batch: int, seed: int) -> Draw:
-    """Draw batches of two sets of samples at random, with replacement."""
-    source = torch.Generator().manual_seed(seed)
-
-    def draw() -> tuple[Tensor, Tensor]:
-        rows = [torch.randint(len(x), (batch,), generator=source) for x in (a, b)]
-        return a[rows[0]], b[rows[1]]
-
-    return draw
-
-
-def _plug_in(a: Array, b: Array, seed: int) -> tuple[float, float, int]:
-    """Discrete W1 of the sets, its bias (the mean W1 of two halves of one set), and the samples."""
-    rng = np.random.default_rng(seed)
-    sets = [x.reshape(len(x), -1).astype(np.float64)[rng.permutation(len(x))] for x in (a, b)]
-    count = min(MAX_PLUG_IN_SAMPLES, *(len(x) // 2 for x in sets))
-    plug_in = wasserstein_1(sets[0][:count], sets[1][:count])
-    floors = [wasserstein_1(x[:count], x[count : 2 * count]) for x in sets]
-    return plug_in, sum(floors) / 2, count
-
-
-def load_samples(path: Path) -> Array:
-    """Read an array file of samples.
-
-    Raises:
-        DataError: there is none, or it cannot be read.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: not a .npy file ({str(error).splitlines()[0]})") from None
-    if not isinstance(found, np.ndarray):
-        raise DataError(f"{path}: holds several arrays; save one with numpy.save")
-    return found

@@ -1,0 +1,112 @@
+"""Bounds on means and the permutation test hold for skewed samples, where normal ones fail."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from scipy.stats import binom, kstest, norm
+
+from training.lab.bounds import (
+    Clip,
+    choose_clip,
+    gap_lower_bound,
+    mean_lower_bound,
+    permutation_p_value,
+)
+from training.lab.samples import repeats, without_repeats
+
+Array = np.ndarray
+TRIALS = 400
+MOST = binom.ppf(0.999, TRIALS, 0.05)
+"""Errors of a bound that holds with 95%, in all but one of a thousand tests."""
+FAMILIES: dict[str, tuple[Callable[[np.random.Generator, int], Array], int, int]] = {
+    "lognormal": (lambda g, n: g.lognormal(0, 1.5, n), 50, 2000),
+    "lognormal, other way": (lambda g, n: g.lognormal(0, 1.5, n), 2000, 50),
+    "one in ten": (lambda g, n: 10.0 * (g.random(n) < 0.1), 40, 400),
+    "one in a hundred": (lambda g, n: 100.0 * (g.random(n) < 0.01), 40, 1000),
+    "Cauchy": (lambda g, n: g.standard_cauchy(n), 60, 60),
+}
+
+
+def normal_bound(a: Array, b: Array) -> float:
+    error = (a.var() / len(a) + b.var() / len(b)) ** 0.5
+    return float(a.mean() - b.mean() - norm.ppf(0.95) * error)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gap_between_equal_distributions_is_hardly_ever_bounded_above_nought(
+    family: str,
+) -> None:
+    draw, first, second = FAMILIES[family]
+    errors = 0
+    for seed in range(TRIALS):
+        rng = np.random.default_rng(seed)
+        sign = 1 if seed % 2 else -1  # a critic that rises, and one that falls
+        clip = choose_clip(sign * draw(rng, 4 * first), sign * draw(rng, 4 * second), first, 0.95)
+        a, b = sign * draw(rng, first), sign * draw(rng, second)
+        errors += gap_lower_bound(a, b, clip, 0.95, rng) > 0
+    assert errors <= MOST
+
+
+def test_the_normal_bound_fails_on_the_same_samples() -> None:
+    """So the families above are a test."""
+    draw, first, second = FAMILIES["one in a hundred"]
+    errors = 0
+    for seed in range(TRIALS):
+        rng = np.random.default_rng(seed)
+        errors += normal_bound(-draw(rng, first), -draw(rng, second)) > 0
+    assert errors > 3 * MOST
+
+
+def test_the_bound_of_a_mean_is_nearly_as_tight_as_the_normal_one() -> None:
+    margins = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        values = rng.beta(5, 5, 1000)
+        margins.append(values.mean() - mean_lower_bound(values, 0.95, rng))
+    normal = norm.ppf(0.95) * np.sqrt(1 / 44 / 1000)
+    assert normal < np.mean(margins) < 2 * normal
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+def test_the_bound_of_equal_values_is_below_them(value: float) -> None:
+    bound = mean_lower_bound(np.full(50, value), 0.95, np.random.default_rng(0))
+    assert 0 <= bound <= value
+
+
+def test_clipping_bounds_what_one_sample_can_do() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1, 1, 1000), rng.normal(size=1000)
+    clip = choose_clip(a, b, 300, 0.95)
+    bound = gap_lower_bound(a[:300], b[:300], clip, 0.95, rng)
+    assert 0.6 < bound < 1
+    a[0] = 1e9
+    assert gap_lower_bound(a[:300], b[:300], clip, 0.95, rng) == pytest.approx(bound, abs=0.05)
+    assert gap_lower_bound(a, b, Clip(2.0, 2.0), 0.95, rng) == 0
+
+
+def test_p_values_of_equal_distributions_are_uniform() -> None:
+    found = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        found.append(permutation_p_value(rng.lognormal(size=15), rng.lognormal(size=40), rng, 199))
+    assert kstest(found, "uniform").pvalue > 0.001
+    assert min(found) >= 1 / 200
+
+
+def test_equal_scores_are_no_difference() -> None:
+    rng = np.random.default_rng(0)
+    assert permutation_p_value(np.full(9, 0.1), np.full(5, 0.1), rng, 99) == 1
+
+
+def test_copies_of_a_whole_set_are_seen_and_left_out() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 2))
+    copied = rng.permutation(np.concatenate([rows, rows, rows]))
+    assert repeats(rows) == 1
+    assert repeats(copied) == 3
+    kept = without_repeats(copied, 3)
+    assert kept.shape == rows.shape
+    np.testing.assert_array_equal(np.unique(kept, axis=0), np.unique(rows, axis=0))
+    assert repeats(rng.integers(0, 30, (4000, 1))) == 1
+    assert repeats(np.repeat([[0.0], [1.0]], 60, axis=0)) == 1

@@ -1,0 +1,209 @@
+"""Two sets of samples for a W1 estimate: read, checked, split, in a critic's units."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import wasserstein_distance
+from torch import Tensor, nn
+
+from models.errors import DataError
+from training.judging.metrics import wasserstein_1
+
+Array = np.ndarray
+Draw = Callable[[], tuple[Tensor, Tensor]]
+"""Gives a batch of A and one of B, ``(batch, *shape)`` each, in the critic's units."""
+MAX_PLUG_IN_SAMPLES = 2000
+"""Samples a side, at most, of the discrete estimate."""
+TAIL = 0.01
+"""Share of the samples that counts as the tail."""
+MIN_SAMPLES = 50
+"""Fewest samples a side."""
+SPLIT = (0.7, 0.1, 0.2)
+"""Shares of the samples to fit on, to validate on, and to hold out for the estimate."""
+
+
+def load_samples(path: Path) -> Array:
+    """Read an array file of samples.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path}: not a .npy file ({str(error).splitlines()[0]})") from None
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{path}: holds several arrays; save one with numpy.save")
+    return found
+
+
+def require_samples(a: Array, b: Array) -> None:
+    """Check that two sets can be compared.
+
+    Raises:
+        DataError: they are not enough finite numbers of one shape, or all the same.
+    """
+    for name, x in (("A", a), ("B", b)):
+        if x.ndim not in (2, 3, 4) or x.dtype.kind not in "uif" or len(x) < MIN_SAMPLES:
+            raise DataError(
+                f"{name}: needs at least {MIN_SAMPLES} rows of numbers, N x D or images, "
+                f"not {x.dtype} {x.shape}"
+            )
+        if not np.isfinite(x).all():
+            raise DataError(f"{name}: holds NaN or infinite values")
+    if a.shape[1:] != b.shape[1:]:
+        raise DataError(f"A has items of shape {a.shape[1:]}, B of shape {b.shape[1:]}")
+    if (a == a[0]).all() and (b == a[0]).all():
+        raise DataError("A and B are one and the same point")
+
+
+class Units:
+    """The critic's units: samples are centred and divided by one number, and W1 with them."""
+
+    def __init__(self, *known: tuple[Array, Array]) -> None:
+        """Take the parts of A and B that the critic may depend on."""
+        every = [x for pair in known for x in pair]
+        self.item = every[0].shape[1:]
+        # Whole numbers up to 2^64 are exact in longdouble on x86-64.
+        self.center = every[0][0].astype(np.longdouble)
+        rows = np.concatenate([self.rows(x) for x in every])
+        self.offset = rows.mean(axis=0)
+        self.scale = float(rows.std(axis=0).mean()) or 1.0
+        """Length of the critic's unit in the samples' units."""
+
+    def rows(self, samples: Array) -> Array:
+        """Subtract one of the samples, which takes away a common offset exactly.
+
+        Returns:
+            float64 ``(N, D)``, in the samples' units.
+        """
+        return (samples - self.center).astype(np.float64).reshape(len(samples), -1)
+
+    def to_critic(self, samples: Array) -> Tensor:
+        """Bring samples to the critic's shape and units, in which distances are smaller by `scale`.
+
+        Returns:
+            float64, ``(N, D)`` or ``(N, C, H, W)``.
+        """
+        x = torch.from_numpy((self.rows(samples) - self.offset) / self.scale)
+        if self._is_image:
+            x = x.reshape(-1, *self.item)
+            return x[:, None] if x.dim() == 3 else x.movedim(-1, 1).contiguous()
+        return x
+
+    @property
+    def _is_image(self) -> bool:
+        sides = self.item[:2]
+        return len(self.item) > 1 and all(8 <= side <= 128 for side in sides)
+
+    def gradient(self, critic: nn.Module, points: Array) -> Array:
+        """Find a critic's gradient at points in the samples' own form, float32 of that form.
+
+        Raises:
+            DataError: the points have another shape.
+        """
+        if points.shape[1:] != self.item:
+            raise DataError(f"points have shape {points.shape[1:]}, the samples {self.item}")
+        parts = []
+        exact = copy.deepcopy(critic).double()  # near the tip of a cone a little is much
+        for part in torch.split(self.to_critic(points), 1024):
+            x = part.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(exact(x).sum(), x)
+            if self._is_image:
+                gradient = gradient.movedim(1, -1)
+            parts.append(gradient.reshape(-1, *self.item))
+        # Scores and inputs are divided by one scale, so the gradient has no units.
+        return torch.cat(parts).float().numpy()
+
+
+def split(a: Array, b: Array, seed: int) -> list[tuple[Array, Array]]:
+    """Divide A and B at random into the three parts of `SPLIT`."""
+    source = torch.Generator().manual_seed(seed)
+    pieces = []
+    for x in (a, b):
+        x = x[torch.randperm(len(x), generator=source).numpy()]  # noqa: PLW2901
+        first, second = round(SPLIT[0] * len(x)), round(sum(SPLIT[:2]) * len(x))
+        pieces.append((x[:first], x[first:second], x[second:]))
+    return list(zip(*pieces, strict=True))
+
+
+def sampler(a: Tensor, b: Tensor, batch: int, seed: int) -> Draw:
+    """Draw batches of A and of B at random, with replacement."""
+    source = torch.Generator().manual_seed(seed)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        rows = [torch.randint(len(x), (batch,), generator=source) for x in (a, b)]
+        return a[rows[0]], b[rows[1]]
+
+    return draw
+
+
+def plug_in_estimate(a: Array, b: Array, seed: int) -> tuple[float, float, int]:
+    """Find the exact W1 between subsets of A and B, and its bias: the W1 of halves of one set.
+
+    Returns:
+        The distance, the bias, and the number of samples a side.
+    """
+    rng = np.random.default_rng(seed)
+    sets = [x[rng.permutation(len(x))] for x in (a, b)]
+    count = min(MAX_PLUG_IN_SAMPLES, *(len(x) // 2 for x in sets))
+    plug_in = wasserstein_1(sets[0][:count], sets[1][:count])
+    floors = [wasserstein_1(x[:count], x[count : 2 * count]) for x in sets]
+    return plug_in, sum(floors) / 2, count
+
+
+def _distances(x: Array) -> Array:
+    return np.linalg.norm(x - np.median(x, axis=0), axis=1)
+
+
+def tail_share(x: Array) -> float:
+    """Share of all distances from the median that the farthest samples hold."""
+    distances = np.sort(_distances(x))
+    total = distances.sum()
+    return float(distances[-math.ceil(TAIL * len(x)) :].sum() / total) if total > 0 else 0.0
+
+
+def discrete(a: Array, b: Array, seed: int) -> float:
+    """Find the exact W1 of two sets; in large ones, samples stand for all but the farthest."""
+    if a.shape[1] == 1:
+        return float(wasserstein_distance(a[:, 0], b[:, 0]))
+    rng = np.random.default_rng(seed)
+    points, weights = [], []
+    for x in (a, b):
+        farthest = np.argsort(-_distances(x))
+        count = min(len(x), MAX_PLUG_IN_SAMPLES)
+        tail, rest = farthest[: count // 2], rng.permutation(farthest[count // 2 :])
+        chosen = rest[: count - len(tail)]
+        points.append(x[np.concatenate([tail, chosen])])
+        each = np.full(len(chosen), len(rest) / len(chosen))
+        weights.append(np.concatenate([np.ones(len(tail)), each]) / len(x))
+    return wasserstein_1(*points, *weights)
+
+
+def without_repeats(samples: Array, times: int) -> Array:
+    """Keep one of the copies of each row, where every row was copied ``times`` times."""
+    if times == 1:
+        return samples
+    _, first, counts = np.unique(samples, axis=0, return_index=True, return_counts=True)
+    return samples[np.repeat(first, counts // times)]
+
+
+def repeats(samples: Array) -> int:
+    """Number of times that every row of a set occurs; 1 unless all rows are copied equally often.
+
+    A set that was written several times over holds fewer independent samples than rows. Rows that
+    coincide by chance, as whole numbers do, occur unequally often.
+
+    Args:
+        samples: ``(N, D)``.
+    """
+    _, counts = np.unique(samples, axis=0, return_counts=True)
+    return int(np.gcd.reduce(counts)) if len(counts) > 10 else 1

@@ -11,6 +11,7 @@ from models.constraints.base import Constraint, rmsprop
 from models.constraints.layers import layers
 from models.errors import ConfigError
 from models.lipschitz import Layer, certify, to_phases
+from models.networks.conditional import ProjectionCritic
 
 # torch has no public name for "any batch or instance normalisation".
 NORMALIZATION = (
@@ -20,7 +21,11 @@ NORMALIZATION = (
 )
 RANGE = "clip_range"
 """Attribute with the range of a layer that has its own."""
-ROUNDING = 1e-6
+ROUNDING = 1e-5
+"""Relative tolerance of a bound, far above what float32 loses."""
+MARGIN = 2e-6
+"""Relative margin of each layer below its share of the target, above what a certificate adds to a
+layer's norm for rounding."""
 
 
 class WeightClipping(Constraint):
@@ -29,7 +34,8 @@ class WeightClipping(Constraint):
     Parameters in a box make the critic K-Lipschitz for some K. With one c for all layers, K grows
     or shrinks exponentially with depth and is rarely near 1. With ``target_lipschitz`` each layer
     has its own c, chosen such that the steepest critic in the boxes, with all weights at their
-    bounds, has that constant.
+    bounds, has that constant. The ranges follow from the architecture alone, so a critic that is
+    built again to load weights has the same ones.
     """
 
     kind: Literal["weight_clipping"] = "weight_clipping"
@@ -55,6 +61,11 @@ class WeightClipping(Constraint):
             raise ValueError("set clip_value or target_lipschitz, not both")
         return self
 
+    @property
+    def target_slope(self) -> float:
+        """See `Constraint.target_slope`."""
+        return self.target_lipschitz or 1.0
+
     def clipped(self, critic: nn.Module) -> Iterator[tuple[nn.Parameter, float]]:
         """Yield the parameters that the scope covers, each with its bound."""
         for module in critic.modules():
@@ -71,6 +82,9 @@ class WeightClipping(Constraint):
             norm = _common_norm(critic, self.target_lipschitz)
             for layer in layers(critic):
                 setattr(layer, RANGE, norm / _norm_of_ones(layer))
+            for module in critic.modules():
+                if isinstance(module, ProjectionCritic):  # each class's vector is one more head
+                    setattr(module.projection, RANGE, getattr(module.head, RANGE))
         self.after_critic_step(critic)
         return critic
 
@@ -106,7 +120,7 @@ def _common_norm(critic: nn.Module, target: float) -> float:
         )
 
     def constant(norm: float) -> float:
-        bound, reason = certify(critic, lambda layer: norm)
+        bound, reason = certify(critic, lambda layer: norm * (1 + MARGIN))
         if bound is None:
             raise ConfigError(f"constraint.target_lipschitz: {reason}; use clip_value")
         return bound

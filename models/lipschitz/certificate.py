@@ -18,7 +18,7 @@ from models.networks.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 
 
 def certify(
-    critic: nn.Module, layer_norm: Callable[[Layer], float] = operator_norm
+    critic: nn.Module, layer_norm: Callable[[Layer], float] | None = None
 ) -> tuple[float | None, str | None]:
     """Bound a critic's Lipschitz constant from above, by the slopes of its modules.
 
@@ -35,7 +35,8 @@ def certify(
 
     Args:
         critic: in eval mode; the arithmetic has its weights' type.
-        layer_norm: gives the norm of a dense or convolutional layer.
+        layer_norm: gives a norm for each dense or convolutional layer, in place of its weights'
+            own; for a conditional critic's class vectors, the length of the longest.
 
     Returns:
         The bound in score units per input unit, and None; or None, and the reason why not.
@@ -46,18 +47,15 @@ def certify(
         return None, str(error)
 
 
-def _slope(module: nn.Module, norm: Callable[[Layer], float]) -> float:
+def _slope(module: nn.Module, norm: Callable[[Layer], float] | None) -> float:
     if isinstance(module, Critic | WithLabels):
         return _slope(module.body if isinstance(module, Critic) else module.critic, norm)
     if isinstance(module, ProjectionCritic):
-        # Each class's vector is added to the head's; the steepest class decides.
-        heads = (module.head.weight + module.projection.weight.T).detach().double()
-        steepest = torch.linalg.vector_norm(heads, dim=1).max().item() * (1 + ROUNDING)
-        return _slope(module.features, norm) * steepest
+        return _slope(module.features, norm) * _steepest_head(module, norm)
     if isinstance(module, nn.Sequential):
         return math.prod(_slope(part, norm) for part in module)
     if isinstance(module, Layer):
-        return norm(module)
+        return (norm or operator_norm)(module)
     branches = [getattr(module, name, None) for name in ("branch", "shortcut")]
     if all(isinstance(branch, nn.Module) for branch in branches):  # a residual block: their sum
         return sum(_slope(branch, norm) for branch in branches if branch is not None)
@@ -66,6 +64,14 @@ def _slope(module: nn.Module, norm: Callable[[Layer], float]) -> float:
             return slope(module)
     reason = getattr(module, "no_lipschitz_bound", None)
     raise NoBoundError(reason or f"no bound is known for {type(module).__name__}")
+
+
+def _steepest_head(critic: ProjectionCritic, norm: Callable[[Layer], float] | None) -> float:
+    # Each class's vector is added to the head's; the steepest class decides.
+    if norm is not None:
+        return norm(critic.head) + norm(critic.projection)
+    heads = (critic.head.weight + critic.projection.weight.T).detach().double()
+    return torch.linalg.vector_norm(heads, dim=1).max().item() * (1 + ROUNDING)
 
 
 def _batch_norm_slope(module: nn.modules.batchnorm._BatchNorm) -> float:

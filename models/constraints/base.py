@@ -69,6 +69,15 @@ class Constraint(BaseModel, frozen=True, extra="forbid"):
     """Training settings of the paper that proposed it, used where the user sets none. The default
     is that of Gulrajani et al. 2017, for constraints whose own paper trains no WGAN."""
 
+    @property
+    def target_slope(self) -> float | None:
+        """The mean gradient norm between real and fake samples that a trained critic should have.
+
+        By default 1, the optimal critic's (Gulrajani et al. 2017, proposition 1). None if the
+        slope settles where the constraint and the gap balance, so that no value is wrong.
+        """
+        return 1.0
+
     def before_training(self, critic: nn.Module) -> nn.Module:
         """Prepare a new critic: change it in place, or wrap it.
 

@@ -27,6 +27,11 @@ class MaxGradientPenalty(Penalty):
         "1 (with target 0); nothing is certified elsewhere."
     )
 
+    @property
+    def target_slope(self) -> float | None:
+        """See `Constraint.target_slope`."""
+        return self.target or None
+
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
         """Compute the class's formula."""
         steepest = batch_max(self.norms(critic, real, fake))

@@ -74,6 +74,11 @@ class TargetedPenalty(Penalty):
     target: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """The gradient norm aimed at; for one-sided penalties, the norm above which they act."""
 
+    @property
+    def target_slope(self) -> float:
+        """See `Constraint.target_slope`."""
+        return self.target
+
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
         """Compute ``strength * mean((|grad critic(x)| - target)^2)``."""
         return self.strength * (self.norms(critic, real, fake) - self.target).square().mean()

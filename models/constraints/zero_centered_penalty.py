@@ -25,6 +25,11 @@ class ZeroCenteredPenalty(Penalty):
     )
     published = rmsprop(learning_rate=1e-4, num_critic_steps=1)
 
+    @property
+    def target_slope(self) -> None:
+        """See `Constraint.target_slope`."""
+        return None
+
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
         """Compute the class's formula."""
         return self.strength / 2 * self.norms(critic, real, fake).square().mean()

@@ -13,7 +13,7 @@ import numpy as np
 
 from models.config import Config
 from models.constraints import WeightClipping
-from models.constraints.penalty import TargetedPenalty
+from models.constraints.penalty import Penalty
 from models.record import Chart, Line, Severity
 from training.judging.doctor.base import Check, Measure, Measurement
 from training.judging.doctor.subject import TINY, Subject, explained_variance, slope
@@ -265,14 +265,11 @@ def low_diversity(subject: Subject) -> Measurement:
 
 
 @check("decades between the gradient norm and its target", threshold=0.7, ceiling="warning")
-def gradient_norm(subject: Subject) -> Measurement:
-    """Compare the mean gradient norm with the optimal critic's, or the penalty's target.
-
-    The optimal critic has norm 1 between real and generated points (Gulrajani et al. 2017,
-    proposition 1).
-    """
-    constraint = subject.config.constraint
-    target = constraint.target if isinstance(constraint, TargetedPenalty) else 1.0
+def gradient_norm(subject: Subject) -> Measurement | None:
+    """Compare the mean gradient norm with the constraint's `target_slope`, if it has one."""
+    target = subject.config.constraint.target_slope
+    if target is None:
+        return None
     norms = subject.gradient_norms
     mean = float(norms.mean())
     away = abs(math.log10(max(mean, TINY) / target))
@@ -339,7 +336,7 @@ def _bars(title: str, x_label: str, items: str, values: Array, edges: Array) -> 
 
 def shared_advice(config: Config) -> str:
     """Advise another constraint, or other settings of this one: most remedies end so."""
-    if isinstance(config.constraint, TargetedPenalty):
+    if isinstance(config.constraint, Penalty):
         return (
             "train longer, or with another constraint.strength or training.learning_rate; "
             "`wgan compare` tries several"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from models.errors import ArtifactError
 from models.model import Model
 from models.networks import build_networks
-from models.record import Run
+from models.record import Run, without_false_guarantee
 
 Array = np.ndarray
 SUMS = "SHA256SUMS"
@@ -150,6 +150,7 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Model:
         raise ArtifactError(
             f"{folder / CRITIC}: not a critic under {run.constraint.kind}, as {RUN} says: {broken}"
         )
+    run = without_false_guarantee(run)
     quantiles = np.array(json.loads((folder / QUANTILES).read_text())["scores"])
     return Model(run, generator, critic, quantiles, digest, (folder / GRID).read_bytes())
 

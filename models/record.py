@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -12,6 +13,12 @@ from models.constraints import CONSTRAINTS, AnyConstraint
 from models.lipschitz import LipschitzBounds
 
 Severity = Literal["info", "warning", "critical"]
+FORMER_PROMISES = {
+    "the critic's slope is at most 1 with activations": 1.01,
+    "the critic's slope is then near 1 at most": 1.1,
+}
+"""Parts of sentences that former versions recorded as the guarantee, each with the largest
+certified slope for which it is true, rounding of the certificate included."""
 
 
 class DataCard(BaseModel, frozen=True, extra="forbid"):
@@ -148,13 +155,45 @@ class Run(BaseModel, frozen=True, extra="forbid"):
     history: list[dict[str, float]] = []
 
 
-def constraint_card(constraint: AnyConstraint) -> ConstraintCard:
-    """Describe a constraint."""
+def constraint_card(
+    constraint: AnyConstraint, critic: LipschitzBounds | None = None
+) -> ConstraintCard:
+    """Describe a constraint, and the slope of the critic that was built under it.
+
+    Args:
+        constraint: of the run.
+        critic: bounds of its critic; without any, the card says what holds for all critics.
+    """
+    guarantee = constraint.guarantee
+    if critic and critic.certified is not None:
+        bound = _rounded_up(critic.certified)
+        guarantee += f" This critic's slope is at most {bound}: its weights certify that."
+    elif critic and critic.reason:
+        guarantee += f" This critic's slope has no certified bound: {critic.reason}."
     return ConstraintCard(
         kind=constraint.kind,
         hyperparameters=constraint.model_dump(mode="json", exclude={"kind"}),
-        guarantee=constraint.guarantee,
+        guarantee=guarantee,
     )
+
+
+def without_false_guarantee(run: Run) -> Run:
+    """Describe the constraint anew if the record's guarantee does not hold for its critic.
+
+    Former versions promised a slope of 1 for whole critics whose layers have one.
+    """
+    certified = run.lipschitz.certified
+    for promise, largest in FORMER_PROMISES.items():
+        if promise in run.constraint.guarantee and not (certified and certified <= largest):
+            card = constraint_card(run.config.constraint, run.lipschitz)
+            return run.model_copy(update={"constraint": card})
+    return run
+
+
+def _rounded_up(value: float) -> str:
+    """Round up to four digits, so that what is at most ``value`` is at most the number said."""
+    digits = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
+    return f"{float(digits.create_decimal(value)):.6g}"
 
 
 def constraint_cards() -> list[ConstraintCard]:

@@ -177,6 +177,40 @@ def test_a_linear_critic_is_too_simple_and_its_norm_is_its_slope(data: Dataset) 
     assert not found(data, Replay(real(data)), bent)["critic_too_simple"].present
 
 
+@pytest.mark.parametrize(
+    ("constraint", "target"),
+    [
+        ({"kind": "zero_centered_penalty"}, None),
+        ({"kind": "max_gradient_penalty"}, None),
+        ({"kind": "max_gradient_penalty", "target": 5.0}, 5.0),
+        ({"kind": "gradient_penalty", "target": 5.0}, 5.0),
+        ({"kind": "weight_clipping", "target_lipschitz": 5.0}, 5.0),
+        ({"kind": "weight_clipping"}, 1.0),
+        ({"kind": "none"}, 1.0),
+    ],
+)
+def test_a_slope_is_compared_with_the_constraint_s_own_target(
+    data: Dataset, constraint: dict[str, Any], target: float | None
+) -> None:
+    config = tiny_config("vector", constraint=constraint)
+    critic = config.constraint.before_training(build_critic(config.critic, (2,)))
+    findings = found(data, Replay(real(data) + 3), critic, config)
+    if target is None:
+        assert "gradient_norm" not in findings
+        assert len(findings) > 4
+    else:
+        evidence = findings["gradient_norm"].evidence
+        mean = float(evidence.split(" is ")[1].split(",")[0])
+        assert findings["gradient_norm"].value == pytest.approx(
+            abs(math.log10(mean / target)), abs=0.01
+        )
+        assert f"where {target:g} is" in evidence
+    advice = " ".join(finding.remedy for finding in findings.values())
+    if "penalty" in constraint["kind"]:
+        assert "another constraint.strength" in advice
+        assert "use lipschitz_penalty" not in advice
+
+
 def test_the_share_of_the_distance_that_is_found(data: Dataset) -> None:
     """Samples moved by a vector: its length is the distance, its direction the optimal critic."""
     far = Replay(real(data) - torch.tensor([3.0, 4.0]))

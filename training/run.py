@@ -260,6 +260,7 @@ def _judge_and_save(
             "results": results,
             "findings": findings,
             "lipschitz": lipschitz,
+            "constraint": record.constraint_card(config.constraint, lipschitz),
         }
     )
     extracting = {PREFIX + name: t for name, t in extractor.weights.items()} if extractor else {}

@@ -32,7 +32,7 @@ class AdversarialLipschitz(TargetedPenalty):
 
     guarantee = (
         "Slopes from the sampled points to their adversarial neighbours are pushed down to the "
-        "target; nothing is certified elsewhere."
+        "target; slopes elsewhere are not limited."
     )
     published = adam(learning_rate=2e-4, betas=(0.0, 0.9), num_critic_steps=5)
 

@@ -23,8 +23,8 @@ class AlmostOrthogonal(Constraint):
     kind: Literal["aol"] = "aol"
 
     guarantee = (
-        "Each layer's operator norm is at most 1 by construction, so the critic's slope is at "
-        "most 1 with activations that are 1-Lipschitz."
+        "Each dense and convolutional layer's operator norm is at most 1 by construction; the "
+        "critic's slope follows from how they are joined."
     )
 
     def before_training(self, critic: nn.Module) -> nn.Module:

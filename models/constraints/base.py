@@ -62,7 +62,8 @@ class Constraint(BaseModel, frozen=True, extra="forbid"):
     needs_dropout: ClassVar[bool] = False
     """True if it compares two forwards that must differ by dropout."""
     guarantee: ClassVar[str]
-    """One sentence for people: what holds for a critic that was trained under it."""
+    """One sentence for people: what holds for any critic that was trained under it, whatever its
+    architecture; `models.record.constraint_card` adds the slope of the critic that was built."""
     published: ClassVar[dict[str, Any]] = adam(
         learning_rate=1e-4, betas=(0.5, 0.9), num_critic_steps=5
     )

@@ -38,8 +38,8 @@ class Bjorck(Constraint):
     """Number of iterations of method ``iterate``; ``project`` stops by itself after one or two."""
 
     guarantee = (
-        "Each layer's weight has singular values of 1 (with method iterate: at most 1), so the "
-        "critic's slope is at most 1 with activations that are 1-Lipschitz."
+        "Each dense layer's singular values are 1 (with method iterate: at most 1), and each "
+        "convolution's at most 1; the critic's slope follows from how they are joined."
     )
     published = adam(learning_rate=1e-3, betas=(0.9, 0.99), num_critic_steps=5)
 

@@ -27,7 +27,7 @@ class Consistency(TargetedPenalty):
     needs_dropout = True
     guarantee = (
         "The gradient norm is drawn to the target at the sampled points, and scores of real "
-        "samples hardly change under dropout; nothing is certified elsewhere."
+        "samples hardly change under dropout; slopes elsewhere are not limited."
     )
     published = adam(learning_rate=2e-4, betas=(0.5, 0.9), num_critic_steps=5)
 

@@ -17,7 +17,7 @@ class Dragan(TargetedPenalty):
     where: Where = "around_real"
 
     guarantee = (
-        "The gradient norm is drawn to the target near real samples; nothing is certified "
-        "elsewhere, and the way from fake to real is not looked at."
+        "The gradient norm is drawn to the target near real samples; slopes elsewhere are not "
+        "limited, and the way from fake to real is not looked at."
     )
     published = adam(learning_rate=2e-4, betas=(0.5, 0.999), num_critic_steps=1)

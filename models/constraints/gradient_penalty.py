@@ -16,5 +16,5 @@ class GradientPenalty(TargetedPenalty):
 
     guarantee = (
         "The gradient norm is drawn to the target at the sampled points (by default on segments "
-        "between real and fake); nothing is certified elsewhere."
+        "between real and fake); slopes elsewhere are not limited."
     )

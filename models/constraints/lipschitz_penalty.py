@@ -20,7 +20,7 @@ class LipschitzPenalty(TargetedPenalty):
 
     guarantee = (
         "Gradient norms above the target are pushed down at the sampled points (by default on "
-        "segments between real and fake); nothing is certified elsewhere."
+        "segments between real and fake); slopes elsewhere are not limited."
     )
 
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class MaxGradientPenalty(Penalty):
 
     guarantee = (
         "The steepest sampled point's gradient norm is pushed down to a finite slope that is not "
-        "1 (with target 0); nothing is certified elsewhere."
+        "1 (with target 0); slopes elsewhere are not limited."
     )
 
     @property

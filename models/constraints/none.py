@@ -10,4 +10,4 @@ class NoConstraint(Constraint):
 
     kind: Literal["none"] = "none"
 
-    guarantee = "None: nothing bounds the critic's slope."
+    guarantee = "None: nothing limits the critic's slope in training."

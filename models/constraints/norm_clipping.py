@@ -25,7 +25,7 @@ class NormClipping(Constraint):
     """Largest Euclidean length of a neuron's weights; c in the formula."""
 
     guarantee = (
-        "Each neuron's weight vector is at most max_norm long, so a layer's slope is at most "
+        "Each neuron's weight vector is at most max_norm long, so a dense layer's slope is at most "
         "max_norm times the square root of its neurons; that is not 1."
     )
 

@@ -30,8 +30,8 @@ class SpectralProjection(Constraint):
     """Number of iterations of the power method before each projection."""
 
     guarantee = (
-        "Each layer's operator norm is at most max_norm, but for what the power method "
-        "underestimates; with max_norm 1 the critic's slope is then near 1 at most."
+        "Each dense and convolutional layer's operator norm is at most max_norm, but for what the "
+        "power method underestimates; the critic's slope follows from how they are joined."
     )
 
     def before_training(self, critic: nn.Module) -> nn.Module:

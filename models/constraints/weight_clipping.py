@@ -48,9 +48,9 @@ class WeightClipping(Constraint):
     but the gains and offsets of normalisation layers."""
 
     guarantee = (
-        "The clipped parameters lie in [-clip_value, clip_value], so some Lipschitz constant "
-        "exists; it is not 1 and is not known, unless target_lipschitz names the one that the "
-        "layers' own ranges certify."
+        "The clipped parameters lie in [-clip_value, clip_value], which limits the slope to no "
+        "value known beforehand; with target_lipschitz they lie in the layers' own ranges, which "
+        "limit it to that target."
     )
     published = rmsprop(learning_rate=5e-5, num_critic_steps=5)
 

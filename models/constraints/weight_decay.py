@@ -21,7 +21,9 @@ class WeightDecay(Constraint):
     strength: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     """Factor of the term, in score units per squared unit of a weight."""
 
-    guarantee = "None: weights are drawn to zero, which bounds the slope at no known value."
+    guarantee = (
+        "None: weights are drawn to zero, which limits the slope to no value known beforehand."
+    )
 
     def before_training(self, critic: nn.Module) -> nn.Module:
         """Attach the hooks that add the term's gradient."""

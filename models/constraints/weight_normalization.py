@@ -21,8 +21,8 @@ class WeightNormalization(Constraint):
     gain: Literal["fixed", "trained"] = "fixed"
 
     guarantee = (
-        "With a fixed gain each neuron's weight vector has length 1, so a layer's slope is at "
-        "most the square root of its neurons; with a trained gain, nothing."
+        "With a fixed gain each neuron's weight vector has length 1, so a dense layer's slope is "
+        "at most the square root of its neurons; with a trained gain, nothing."
     )
 
     def before_training(self, critic: nn.Module) -> nn.Module:

@@ -21,7 +21,7 @@ class ZeroCenteredPenalty(Penalty):
 
     guarantee = (
         "Gradients shrink at the sampled points (by default the real ones), which makes the "
-        "equilibrium stable; the slope settles anywhere, and nothing is certified."
+        "equilibrium stable; the slope settles anywhere, and none is limited."
     )
     published = rmsprop(learning_rate=1e-4, num_critic_steps=1)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.artifact import load_artifact
+from models.record import constraint_card
 from training.presets import build_config
 from training.progress import TrainingBar, phase, say, track
 from training.run import run_training
@@ -75,6 +77,8 @@ def test_a_run_is_silent_by_default(tmp_path: Path, capsys: pytest.CaptureFixtur
     overrides = {"training.steps": 2, "evaluation.samples": 50}
     config = build_config("8gaussians", overrides=overrides)
     assert run_training(config, tmp_path, torch.device("cpu"), register=False) is None
-    assert (tmp_path / "artifact" / "run.json").is_file()
+    run = load_artifact(tmp_path / "artifact").run
+    assert run.constraint == constraint_card(config.constraint, run.lipschitz)
+    assert "This critic's slope is at most" in run.constraint.guarantee
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "")

@@ -166,7 +166,7 @@ def constraint_card(
     """
     guarantee = constraint.guarantee
     if critic and critic.certified is not None:
-        bound = _rounded_up(critic.certified)
+        bound = rounded_up(critic.certified)
         guarantee += f" This critic's slope is at most {bound}: its weights certify that."
     elif critic and critic.reason:
         guarantee += f" This critic's slope has no certified bound: {critic.reason}."
@@ -190,7 +190,7 @@ def without_false_guarantee(run: Run) -> Run:
     return run
 
 
-def _rounded_up(value: float) -> str:
+def rounded_up(value: float) -> str:
     """Round up to four digits, so that what is at most ``value`` is at most the number said."""
     digits = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
     return f"{float(digits.create_decimal(value)):.6g}"

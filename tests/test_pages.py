@@ -119,4 +119,6 @@ def test_a_model_card_is_markdown_and_not_escaped(tmp_path: Path) -> None:
     record["lipschitz"]["certified"] = 3.0
     card = model_card(Run.model_validate(record))
     assert "(found by ascent) and at most 3 (certified).\n" in card
+    record["lipschitz"]["certified"] = 3.0001  # a bound is rounded up
+    assert "and at most 3.001 (certified).\n" in model_card(Run.model_validate(record))
     assert "## Findings" not in card

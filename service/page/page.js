@@ -124,6 +124,10 @@ function text(value) {
 }
 
 const number = (value) => (Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(4))));
+const bound = (value) => {
+  const unit = 10 ** (Math.floor(Math.log10(value || 1)) - 3);
+  return number(Math.ceil(value / unit) * unit); // up, so that it stays a bound
+};
 const words = (name) => name.replaceAll("_", " ");
 
 // ---- charts: drawn anew whenever their width changes, so that their text keeps its size -----------
@@ -502,7 +506,7 @@ function showConstraint() {
   box.append(make("h3", {}, "Lipschitz constant of the critic"));
   if (sampled === null) box.append(note("Not measured in this run."));
   else {
-    const above = certified === null ? `no certified bound: ${reason}` : `${number(certified)} (certified)`;
+    const above = certified === null ? `no certified bound: ${reason}` : `${bound(certified)} (certified)`;
     box.append(list([["at least", `${number(sampled)} (found by ascent)`], ["at most", above]]));
   }
   box.append(make("h3", {}, "Gradient norm of the critic"));

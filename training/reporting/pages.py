@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jinja2
 
-from models.record import Finding, Run
+from models.record import Finding, Run, rounded_up
 from training.judging.doctor.checks import CHECKS
 from training.reporting import charts
 
@@ -64,5 +64,6 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["svg"] = charts.svg
+    environment.filters["rounded_up"] = rounded_up
     environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
     return environment

@@ -12,12 +12,14 @@ from numpy.random import default_rng
 from models import record
 from models.artifact import load_artifact
 from models.record import Finding
+from models.sampling import Scaling
 from tests.artifacts import make_artifact
-from training.judging.figures import HEADLINES
+from training.data.dataset import Dataset
+from training.judging.figures import HEADLINES, distances, figure
 from training.judging.intervals import Difference, Estimate, compare, measure
 from training.judging.metrics import nearest_distances
 from training.retraining import gates
-from training.retraining.evidence import DIFFERENCE_LEVEL
+from training.retraining.evidence import DIFFERENCE_LEVEL, Evidence, RegisteredModel
 
 
 def means(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
@@ -142,6 +144,59 @@ def test_data_must_look_to_the_champion_as_they_did() -> None:
     now = Estimate(value=2.9, floor=0.0, low=2.3, high=3.5, n=100)
     assert gates.familiar("loss", now, recorded, 2.0).passed
     assert not gates.familiar("loss", now._replace(low=2.5), recorded, 2.0).passed
+
+
+class Sampler:
+    """A champion that draws normal points around ``center``."""
+
+    shape = (32,)
+    scaling = Scaling((32,), [0.0] * 32, [1.0] * 32)
+
+    def __init__(self, center: float, judged_on: np.ndarray, loss: str) -> None:
+        self.center = center
+        training = default_rng(99).normal(size=judged_on.shape)
+        metric, samples = distances(loss), self.sample(0, len(judged_on))
+        figures = {loss: figure(loss, measure(metric, judged_on, samples, training)[loss])}
+        results = record.Results(extractor=None, figures=figures)
+        self.run = SimpleNamespace(results=results)
+
+    def sample(self, seed: int, count: int) -> np.ndarray:
+        return default_rng(1000 + seed).normal(self.center, 1, (count, 32)).astype(np.float32)
+
+
+def data_gate(loss: str, then: np.ndarray, now: np.ndarray, center: float = 0.05) -> gates.Gate:
+    """Judge a champion on items ``then``, and ask the gate about items ``now``."""
+    champion: Any = Sampler(center, then, loss)
+    count = len(now)
+    items = np.concatenate([now, default_rng(98).normal(size=(count, 32))]).astype(np.float32)
+    data: Any = Dataset(items, np.arange(2 * count) < count, None, None, None)  # type: ignore[arg-type]
+    evidence = Evidence(
+        champion, RegisteredModel("1", champion), None, data, data, None, loss, count
+    )
+    return gates.known_data(evidence, champion, 2.0)
+
+
+@pytest.mark.parametrize("counts", [(1000, 100), (500, 250), (100, 1000)])
+@pytest.mark.parametrize("loss", ["frechet_distance", "sliced_wasserstein_1", "kernel_distance"])
+def test_the_number_of_held_out_items_is_no_sign_of_spoiled_data(
+    loss: str, counts: tuple[int, int]
+) -> None:
+    """Sound data pass and spoiled data fail, whether there are fewer or more items than then."""
+    for seed in range(5):
+        rng = default_rng(seed)
+        then, now = (rng.normal(size=(count, 32)) for count in counts)
+        gate = data_gate(loss, then, now)
+        assert gate.passed, gate.reason
+        assert not data_gate(loss, then, now + 1).passed
+        assert not data_gate(loss, then, 4 * now).passed
+
+
+def test_few_items_judged_on_then_hide_no_spoiled_data_now() -> None:
+    """On 100 points the distance of equal distributions is 6, on 1,000 it is 0.6."""
+    rng = default_rng(7)
+    then, now = rng.normal(size=(100, 32)), rng.normal(0.7, 1, (1000, 32))
+    gate = data_gate("frechet_distance", then, now)
+    assert not gate.passed, gate.reason
 
 
 def test_every_headline_may_be_the_loss() -> None:

@@ -17,7 +17,7 @@ from models.model import Model
 from training.data.dataset import Dataset, load_data
 from training.judging.evaluate import SAMPLE_SEED
 from training.judging.extractors import FeatureExtractor, artifact_weights, load_extractor
-from training.judging.figures import HEADLINES, distances
+from training.judging.figures import HEADLINES, distance, distances
 from training.judging.intervals import Difference, Estimate, compare, measure
 from training.judging.metrics import precision_recall_density_coverage
 from training.run import load_frozen
@@ -77,10 +77,22 @@ class Evidence:
         """The challenger's precision, recall, density and coverage."""
         return measure(precision_recall_density_coverage, self.real, self.fake, self.training)
 
-    def loss_of(self, model: Model) -> Estimate:
-        """Measure a model's loss on the held-out items."""
-        samples = self._samples(model)
+    def loss_of(self, model: Model, most: int) -> Estimate:
+        """Measure a model's loss on the held-out items, on ``most`` points of each set or fewer."""
+        samples = self._samples(model)[:most]
         return measure(distances(self.loss), self.real, samples, self.training)[self.loss]
+
+    def loss_growth(self, model: Model, few: int, many: int) -> float:
+        """Measure how much the loss grows by chance alone on ``few`` points in place of ``many``.
+
+        A distance between n points of each of two equal distributions is above 0, the more so the
+        smaller n is. The model's own samples show by how much: there are as many as are wanted,
+        and spoiled data do not change them.
+        """
+        if few >= many:
+            return 0.0
+        points = self._points(model.sample(SAMPLE_SEED + 1, 2 * many))
+        return loss_floor(self.loss, points, few) - loss_floor(self.loss, points, many)
 
     def loss_difference(self, model: Model) -> Difference:
         """Compare the challenger's loss, which comes first, with a model's."""
@@ -108,6 +120,18 @@ class Evidence:
         alike = champion.shape == self.challenger.shape
         scaling = champion.scaling if alike else self.challenger.scaling
         return scaling.to_model(torch.from_numpy(items)).double().flatten(1).numpy()
+
+
+def loss_floor(loss: str, points: Array, n: int) -> float:
+    """Mean distance between disjoint sets of n points each of one distribution.
+
+    Args:
+        loss: name of the distance.
+        points: ``(N, D)``, independent; N at least ``2 * n``.
+        n: points in each set.
+    """
+    sets = points[: len(points) // (2 * n) * 2 * n].reshape(-1, 2, n, points.shape[1])
+    return float(np.mean([distance(loss, one, other) for one, other in sets]))
 
 
 def judged_data(reference: str | None, config: Config, data: Dataset) -> Dataset:

@@ -238,15 +238,21 @@ def not_copied(fake: Array, heldout: Array, training: Array, most: float) -> Gat
 
 
 def known_data(evidence: Evidence, champion: Model, ratio: float) -> Gate:
-    """Apply `familiar` to the champion, if its record is over the same features."""
+    """Apply `familiar` to the champion, if its record is over the same features.
+
+    Both losses are brought to one number of items, because most distances are larger on fewer. Of
+    more items than were judged on then, so many are taken; for fewer, the recorded loss is raised.
+    """
     if not evidence.judged_alike(champion):
         reason = "not asked: the champion was judged over other features"
         return Gate(name="data", passed=True, reason=reason)
     recorded = champion.run.results.figures[evidence.loss]
-    return familiar(evidence.loss, evidence.loss_of(champion), recorded, ratio)
+    now = evidence.loss_of(champion, recorded.n)
+    growth = evidence.loss_growth(champion, now.n, recorded.n)
+    return familiar(evidence.loss, now, recorded, ratio, growth)
 
 
-def familiar(loss: str, now: Estimate, recorded: Figure, ratio: float) -> Gate:
+def familiar(loss: str, now: Estimate, recorded: Figure, ratio: float, growth: float = 0.0) -> Gate:
     """Check that the new held-out items still look like what the champion was trained on.
 
     Spoiled data are spoiled in their held-out part too, where a model trained on them wins. The
@@ -257,8 +263,9 @@ def familiar(loss: str, now: Estimate, recorded: Figure, ratio: float) -> Gate:
         now: the champion's loss on the new held-out items.
         recorded: the champion's loss when it was judged.
         ratio: factor by which it may have grown, beyond both intervals.
+        growth: added to the recorded loss, which is of more items; see `Evidence.loss_growth`.
     """
-    most = ratio * recorded.interval[1]
+    most = ratio * (recorded.interval[1] + growth)
     passed = now.low <= most
     return Gate(
         name="data",
@@ -268,6 +275,7 @@ def familiar(loss: str, now: Estimate, recorded: Figure, ratio: float) -> Gate:
         interval=(now.low, now.high),
         reason=f"{loss} of the champion is {now.value:.4g} on the held-out items, and was "
         f"{recorded.value:.4g} when it was judged"
+        + (f" on {recorded.n}, {growth:.4g} less than on {now.n}" if growth else "")
         + (
             "" if passed else ": the data are spoiled, or of a new kind (then raise max_drift once)"
         ),

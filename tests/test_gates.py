@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from numpy.random import default_rng
+from scipy.spatial.distance import cdist
 
 from models import record
 from models.artifact import load_artifact
@@ -63,6 +64,19 @@ def test_nearest_distances_agree_with_all_pairs() -> None:
     points, others = rng.normal(size=(50, 3)), rng.normal(size=(70, 3))
     expected = np.linalg.norm(points[:, None] - others, axis=2).min(axis=1)
     np.testing.assert_allclose(nearest_distances(points, others, chunk=7), expected)
+
+
+def test_nearest_distances_do_not_round_copies_far_away_and_take_several_arrays() -> None:
+    rng = default_rng(1)
+    others = 1e6 + rng.normal(size=(300, 5))
+    points = np.concatenate([others[::3], others[::3] + 1e-4, 1e6 + rng.normal(size=(50, 5))])
+    expected = cdist(points, others).min(axis=1)
+    assert (expected[:100] == 0).all()
+    for parts in (others, [others[:1], others[1:299], others[299:]], iter([others])):
+        found = nearest_distances(points, parts, chunk=64)
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+    with pytest.raises(ValueError, match="at least 1"):
+        nearest_distances(points, [])
 
 
 @pytest.mark.parametrize(
@@ -137,6 +151,33 @@ def test_a_copier_is_caught_and_a_perfect_sampler_is_not() -> None:
     assert gates.not_copied(copies, heldout, training, 0.25).challenger == 1.0
     mixed = np.concatenate([copies[:400], fresh[:600]])
     assert not gates.not_copied(mixed, heldout, training, 0.25).passed
+
+
+def test_a_copier_of_a_hundred_thousand_items_is_caught() -> None:
+    """Each of its 1,000 samples is one of the training items, and an honest generator's none."""
+    rng = default_rng(5)
+    items = rng.normal(size=(101_000, 8)).astype(np.float32)
+    data: Any = Dataset(items, np.arange(101_000) < 1000, None, None, None)  # type: ignore[arg-type]
+
+    def memorisation(samples: np.ndarray) -> gates.Gate:
+        challenger: Any = SimpleNamespace(
+            shape=(8,),
+            scaling=Scaling((8,), [0.0] * 8, [1.0] * 8),
+            sample=lambda seed, count: samples[:count].astype(np.float32),
+        )
+        evidence = Evidence(challenger, None, None, data, data, None, "wasserstein_1", 1000)
+        found = gates.challenger_gates(evidence, gates.GatesConfig())
+        return next(gate for gate in found if gate.name == "memorisation")
+
+    copier = memorisation(rng.permutation(items[1000:])[:1000])
+    assert not copier.passed, copier.reason
+    assert copier.challenger == 1.0
+    honest = memorisation(rng.normal(size=(1000, 8)))
+    assert honest.passed, honest.reason
+    assert honest.challenger == pytest.approx(gates.NEAR_SHARE, abs=0.03)
+    third = items[1000:].copy()[rng.permutation(100_000)[:1000]]
+    third[330:] = rng.normal(size=(670, 8))
+    assert not memorisation(third).passed
 
 
 def test_data_must_look_to_the_champion_as_they_did() -> None:

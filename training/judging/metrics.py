@@ -9,7 +9,7 @@ around each, and `training.judging.figures` says which way is better.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -342,13 +342,16 @@ def autocovariance(sequences: Array, lags: int) -> Array:
     return np.stack([products.mean(axis=(0, 1)) for products in pairs])
 
 
-def nearest_distances(points: Array, others: Array, chunk: int = 512) -> Array:
-    """Euclidean distance from each point to the nearest point of another set.
+def nearest_distances(points: Array, others: Array | Iterable[Array], chunk: int = 1024) -> Array:
+    """Euclidean distance from each point to the nearest point of another set, which may be large.
+
+    Every other point is compared with. Matrix products find the nearest one of a chunk, and the
+    distance from it is then computed without their rounding, which is 1e-7 of the points' spread.
 
     Args:
         points: ``(N, D)``.
-        others: ``(M, D)``.
-        chunk: points at a time; memory grows with ``chunk * M``.
+        others: ``(M, D)``, or several such arrays, which are taken one after the other.
+        chunk: other points at a time; memory grows with ``N * (chunk + D)``.
 
     Returns:
         float64 ``(N,)``, in the points' units.
@@ -360,12 +363,23 @@ def nearest_distances(points: Array, others: Array, chunk: int = 512) -> Array:
         >>> nearest_distances(np.array([[0.0], [9.0]]), np.array([[1.0], [5.0]])).tolist()
         [1.0, 4.0]
     """
-    points, others = _checked(points, others, fewest=1)
-    parts = [
-        cdist(points[first : first + chunk], others).min(axis=1)
-        for first in range(0, len(points), chunk)
-    ]
-    return np.concatenate(parts)
+    nearest: Array | None = None
+    for array in [others] if isinstance(others, np.ndarray) else others:
+        points, array_64 = _checked(points, array, fewest=1)
+        if nearest is None:
+            nearest, center = np.full(len(points), np.inf), points.mean(axis=0)
+            doubled = 2 * (points - center)
+        for first in range(0, len(array_64), chunk):
+            candidates = array_64[first : first + chunk]
+            centred = candidates - center
+            # The squared distance of each point from each candidate, less the point's own square.
+            squares = doubled @ -centred.T
+            squares += np.einsum("ij,ij->i", centred, centred)
+            differences = points - candidates[squares.argmin(axis=1)]
+            np.minimum(nearest, np.linalg.norm(differences, axis=1), out=nearest)
+    if nearest is None:
+        raise ValueError("need at least 1 point in each set, got none")
+    return nearest
 
 
 def _checked(first: Array, second: Array, fewest: int) -> tuple[Array, Array]:

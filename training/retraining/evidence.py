@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +21,12 @@ from training.judging.extractors import FeatureExtractor, artifact_weights, load
 from training.judging.figures import HEADLINES, distance, distances
 from training.judging.intervals import Difference, Estimate, compare, measure
 from training.judging.metrics import precision_recall_density_coverage
+from training.progress import track
 from training.run import load_frozen
 
 Array = np.ndarray
-MAX_TRAINING_ITEMS = 20_000
-"""Training items, at most, among which a sample's nearest is looked for."""
+ITEMS_AT_ONCE = 4096
+"""Training items in memory at once, while a sample's nearest is looked for among all."""
 DIFFERENCE_LEVEL = 0.9
 """Confidence of the interval of a difference: its upper end is a 95% bound."""
 
@@ -64,8 +66,15 @@ class Evidence:
 
     @cached_property
     def training(self) -> Array:
-        """Training items as points ``(N, D)``."""
-        return self._points(self.data.sample(MAX_TRAINING_ITEMS, heldout=False))
+        """Some training items as points ``(n, D)``."""
+        return self._points(self.data.sample(self.n, heldout=False))
+
+    def all_training(self) -> Iterator[Array]:
+        """Yield all training items as points, a few thousand at a time."""
+        indices = np.flatnonzero(~self.data.is_heldout)
+        starts = range(0, len(indices), ITEMS_AT_ONCE)
+        for first in track(starts, "searching the training items"):
+            yield self._points(self.data.items_at(indices[first : first + ITEMS_AT_ONCE]))
 
     @cached_property
     def fake(self) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -84,7 +84,9 @@ def challenger_gates(evidence: Evidence, limits: GatesConfig) -> Iterator[Gate]:
     yield at_least("precision", shares["precision"], limits.precision)
     yield at_least("recall", shares["recall"], limits.recall)
     yield at_least("coverage", shares["coverage"], limits.coverage)
-    yield not_copied(evidence.fake, evidence.real, evidence.training, limits.max_near_training)
+    yield not_copied(
+        evidence.fake, evidence.real, evidence.all_training(), limits.max_near_training
+    )
     yield no_critical_finding(challenger.run.findings, limits.tolerated_findings)
     yield within_budget(challenger, limits.max_seconds)
 
@@ -209,7 +211,7 @@ def no_critical_finding(findings: list[Finding], tolerated: tuple[str, ...] = ()
     )
 
 
-def not_copied(fake: Array, heldout: Array, training: Array, most: float) -> Gate:
+def not_copied(fake: Array, heldout: Array, training: Array | Iterable[Array], most: float) -> Gate:
     """Check that samples keep as far from training items as held-out real items do.
 
     A sample is near if it is nearer to a training item than all but the nearest `NEAR_SHARE` of the
@@ -218,11 +220,13 @@ def not_copied(fake: Array, heldout: Array, training: Array, most: float) -> Gat
     Args:
         fake: ``(N, D)``.
         heldout: ``(M, D)``.
-        training: ``(L, D)``.
+        training: ``(L, D)``, or several such arrays: all items, since a copy of an item that is
+            left out is as far away as any sample.
         most: share of samples that may be near.
     """
-    limit = float(np.quantile(nearest_distances(heldout, training), NEAR_SHARE))
-    near = float((nearest_distances(fake, training) <= limit).mean())
+    distances = nearest_distances(np.concatenate([heldout, fake]), training)
+    limit = float(np.quantile(distances[: len(heldout)], NEAR_SHARE))
+    near = float((distances[len(heldout) :] <= limit).mean())
     margin = float(1.96 * np.sqrt(near * (1 - near) / len(fake)))
     passed = near - margin <= most
     return Gate(
@@ -231,8 +235,8 @@ def not_copied(fake: Array, heldout: Array, training: Array, most: float) -> Gat
         challenger=near,
         reference=most,
         interval=(near - margin, near + margin),
-        reason=f"{near:.1%} of the samples are within {limit:.4g} of one of {len(training)} "
-        f"training items, as {NEAR_SHARE:.0%} of the held-out items are"
+        reason=f"{near:.1%} of the samples are within {limit:.4g} of a training item, "
+        f"as {NEAR_SHARE:.0%} of the held-out items are"
         + ("" if passed else f"; at most {most:.0%} may be: it repeats training items"),
     )
 

@@ -234,7 +234,7 @@ def compare(
 
     Returns:
         The summary (docs/compare.md): ``recommendation``, a dict with ``constraint``, ``reason``
-        and ``probability``, and ``rows``, one for each constraint and budget.
+        and ``confidence``, and ``rows``, one for each constraint and budget.
 
     Raises:
         UserError: the data or the settings cannot be used.

@@ -50,11 +50,67 @@ def test_intervals_and_probabilities_are_students() -> None:
 def test_a_recommendation_says_how_sure_it_is() -> None:
     clear = recommend({"a": [3.0, 3.1, 2.9], "b": [1.0, 1.1, 0.9]}, "w")
     assert (clear["constraint"], clear["over"]) == ("b", "a")
-    assert clear["probability"] > 0.99
+    assert clear["confidence"] > 0.99
     close = recommend({"a": [1.0, 3.0, 2.0], "b": [1.1, 2.9, 1.9], "c": [9.0, 9.0, 9.0]}, "w")
     assert close["over"] != "c"
     assert "do not decide" in close["reason"]
     assert "--seeds 3" in recommend({"a": [1.0], "b": [2.0]}, "w")["reason"]
+
+
+def confidences(values: np.ndarray) -> np.ndarray:
+    """How sure the recommendations are: ``(R, K, S)``, comparisons, constraints, seeds, to (R,)."""
+    names = [str(kind) for kind in range(values.shape[1])]
+    return np.array(
+        [recommend(dict(zip(names, v, strict=True)), "w")["confidence"] for v in values]
+    )
+
+
+@pytest.mark.parametrize(("count", "seeds"), [(2, 3), (3, 3), (4, 3), (5, 3), (6, 3), (2, 5)])
+@pytest.mark.parametrize("case", ["equal", "skewed", "two best"])
+def test_equal_constraints_are_clearly_better_no_more_often_than_is_said(
+    case: str, count: int, seeds: int
+) -> None:
+    """In 2,000 comparisons; the worst case is two equal ones that are far better than the rest."""
+    rng, comparisons = np.random.default_rng(0), 2000
+    values = rng.normal(size=(comparisons, count, seeds))
+    if case == "skewed":
+        values = np.exp(values / 2)
+    if case == "two best":
+        values[:, 2:] += 50
+    found = confidences(values)
+    for level in (0.5, 0.8, 0.9, 0.95, 0.99):
+        # If the level holds, the count is above this with a probability below one in a thousand.
+        most = stats.binom.isf(1e-3, comparisons, 1 - level)
+        assert (found >= level).sum() <= most, (level, (found >= level).mean())
+    if case == "two best":  # nor much less often, or real differences would be missed
+        assert (found >= 0.9).mean() > 0.06
+        assert (found >= 0.5).mean() > 0.44
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_unequal_spreads_raise_false_recommendations_to_six_in_a_hundred(seeds: int) -> None:
+    values = np.random.default_rng(2).normal(size=(4000, 2, seeds)) * [[1], [6]]
+    assert (confidences(values) >= 0.95).sum() <= stats.binom.isf(1e-3, 4000, 0.06)
+
+
+@pytest.mark.parametrize(
+    ("count", "seeds", "lead", "least"),
+    [(2, 3, 4, 0.8), (2, 5, 3, 0.9), (6, 3, 6, 0.9), (6, 5, 3, 0.85)],
+)
+def test_real_differences_are_seen(count: int, seeds: int, lead: float, least: float) -> None:
+    """The best constraint leads by so many standard deviations between seeds."""
+    values = np.random.default_rng(1).normal(size=(500, count, seeds))
+    values[:, 0] -= lead
+    assert (confidences(values) >= 0.95).mean() > least
+
+
+def test_a_choice_must_beat_the_constraint_of_widest_spread_too() -> None:
+    values = {"a": [1.0, 1.1, 0.9], "b": [3.0, 3.1, 2.9], "c": [0.0, 20.0, 1.0]}
+    found = recommend(values, "w")
+    assert (found["constraint"], found["over"]) == ("a", "c")
+    assert found["confidence"] < 0.9
+    assert recommend({k: values[k] for k in "ab"}, "w")["confidence"] > 0.99
+    assert recommend({"a": [1.0, 1.0], "b": [1.0, 1.0]}, "w")["confidence"] == 0
 
 
 def test_both_budgets_give_each_constraint_its_steps() -> None:

@@ -17,7 +17,13 @@ from models.sampling import Scaling
 from tests.artifacts import make_artifact
 from training.data.dataset import Dataset
 from training.judging.figures import HEADLINES, distances, figure
-from training.judging.intervals import Difference, Estimate, compare, measure
+from training.judging.intervals import (
+    Difference,
+    Estimate,
+    compare,
+    compare_kernel_distances,
+    measure,
+)
 from training.judging.metrics import nearest_distances
 from training.retraining import gates
 from training.retraining.evidence import DIFFERENCE_LEVEL, Evidence, RegisteredModel
@@ -57,6 +63,50 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         found = compare(means, real, first + 0.3, second, level=DIFFERENCE_LEVEL, seed=seed)["mean"]
         above += found.high >= 0.3
     assert 0.91 < above / 300 < 0.99  # 95% and about four standard errors
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "least"),
+    [(0, 0, 0.95), (0.1, 0.1, 0.95), (0.3, 0.3, 0.95), (0.1, 0.3, 0.93), (0.3, 0.1, 0.93)],
+)
+def test_kernel_distances_differ_by_as_much_as_their_interval_says(
+    first: float, second: float, least: float
+) -> None:
+    """Each end holds the truth as often as said, a little less where the differences are skewed."""
+    rng, found = default_rng(3), list[Difference]()
+    for _ in range(2000):
+        real, one, other = rng.normal(size=(3, 100, 16))
+        found.append(
+            compare_kernel_distances(real, one + first, other + second, level=DIFFERENCE_LEVEL)
+        )
+    differences = np.array([x.first - x.second for x in found])
+    truth = differences.mean()
+    above = np.mean([x.high >= truth for x in found])
+    below = np.mean([x.low <= truth for x in found])
+    assert min(above, below) > least - 0.015  # three standard errors
+    width = np.mean([x.high - x.low for x in found]) / 2
+    assert 0.9 < width / (1.729 * differences.std()) < 1.15  # Student's t of 19 at 95%
+
+
+def test_a_small_true_gain_is_seen_by_the_kernel_distance() -> None:
+    """Half samples see it in some 40 of 100 cases; of equal models one in twenty is promoted."""
+    rng, scaling = default_rng(4), Scaling((16,), [0.0] * 16, [1.0] * 16)
+
+    def model(samples: np.ndarray) -> Any:
+        return SimpleNamespace(
+            shape=(16,), scaling=scaling, sample=lambda seed, count: samples.astype(np.float32)
+        )
+
+    better, equal = 0, 0
+    for _ in range(100):
+        real, one, other, third = rng.normal(size=(4, 150, 16))
+        data: Any = SimpleNamespace(sample=lambda n, heldout, real=real: real.astype(np.float32))
+        challenger = model(one + 0.05)
+        evidence = Evidence(challenger, None, None, data, data, None, "kernel_distance", 150)
+        better += evidence.loss_difference(model(other + 0.15)).high <= 0
+        equal += evidence.loss_difference(model(third + 0.05)).high <= 0
+    assert better >= 60
+    assert equal <= 12  # more than 5% by chance in fewer than one of a thousand cases
 
 
 def test_nearest_distances_agree_with_all_pairs() -> None:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from training.judging.metrics import Metric
+from training.judging.metrics import Metric, cubic_kernel, kernel_distance
 from training.progress import track
 
 Array = np.ndarray
@@ -202,3 +202,45 @@ def compare(
         )
         for name, margin in margins.items()
     }
+
+
+def compare_kernel_distances(
+    real: Array, first: Array, second: Array, *, level: float = 0.95
+) -> Difference:
+    """Compare the kernel distances of two sets of fake points, as `compare` does but more sharply.
+
+    The difference is a U-statistic of degree 2 over triples of a real, a first and a second point.
+    Its variance is ``(4 (n - 2) z1 + 2 z2) / (n (n - 1))`` (Hoeffding 1948), where z1 is the
+    covariance of two pairs of triples that share one, and z2 the variance of a pair. Both are
+    estimated without bias, as by Sutherland & Deka 2019 for one distance, and cut at 0. Between
+    sets of one distribution only z2 is left, and half samples take it for four times as much: there
+    their interval is twice as wide. t is the same as theirs, since the error too is an estimate.
+
+    Args:
+        real: float64 ``(N, D)``, N at least 4.
+        first: float64 ``(N, D)``; n of the three sets must be the same.
+        second: float64 ``(N, D)``.
+        level: confidence, between 0 and 1.
+
+    Raises:
+        ValueError: the arrays do not fit each other, or the level is outside (0, 1).
+    """
+    n = len(real)
+    if not n == len(first) == len(second):
+        raise ValueError(f"sets of {n}, {len(first)} and {len(second)} points; need equal")
+    if n < 4 or not 0 < level < 1:
+        raise ValueError("an interval needs at least 4 points, and a level between 0 and 1")
+    one, other = kernel_distance(real, first), kernel_distance(real, second)
+    across = cubic_kernel(real, second) - cubic_kernel(real, first)
+    pairs = cubic_kernel(first, first) - cubic_kernel(second, second) + across + across.T
+    np.fill_diagonal(pairs, 0)
+    squares = float((pairs**2).sum())
+    chains = float((pairs.sum(axis=1) ** 2).sum()) - squares  # products of pairs that share one
+    disjoint = float(pairs.sum()) ** 2 - 4 * chains - 2 * squares  # of pairs that share none
+    ordered = n * (n - 1)
+    square_of_mean = disjoint / (ordered * (n - 2) * (n - 3))
+    z1 = max(0.0, chains / (ordered * (n - 2)) - square_of_mean)
+    z2 = max(0.0, squares / ordered - square_of_mean)
+    error = np.sqrt((4 * (n - 2) * z1 + 2 * z2) / ordered)
+    margin = float(stdtrit(REPEATS - 1, (1 + level) / 2) * error)
+    return Difference(one, other, one - other - margin, one - other + margin, n)

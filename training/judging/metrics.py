@@ -217,16 +217,19 @@ def kernel_distance(real: Array, fake: Array) -> float:
     """
     real, fake = _checked(real, fake, fewest=2)
 
-    def kernel(x: Array, y: Array) -> Array:
-        values: Array = (x @ y.T / x.shape[1] + 1) ** 3
-        return values
-
     def mean_of_pairs(x: Array) -> float:
         # A point paired with itself is what biases the plain mean.
-        values = kernel(x, x)
+        values = cubic_kernel(x, x)
         return float((values.sum() - values.trace()) / (len(x) * (len(x) - 1)))
 
-    return mean_of_pairs(real) + mean_of_pairs(fake) - 2 * float(kernel(real, fake).mean())
+    between = float(cubic_kernel(real, fake).mean())
+    return mean_of_pairs(real) + mean_of_pairs(fake) - 2 * between
+
+
+def cubic_kernel(x: Array, y: Array) -> Array:
+    """The kernel of `kernel_distance`, of points ``(N, D)`` and ``(M, D)``: ``(N, M)``."""
+    values: Array = (x @ y.T / x.shape[1] + 1) ** 3
+    return values
 
 
 def frechet_distance(real: Array, fake: Array) -> float:

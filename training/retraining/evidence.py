@@ -19,7 +19,13 @@ from training.data.dataset import Dataset, load_data
 from training.judging.evaluate import SAMPLE_SEED
 from training.judging.extractors import FeatureExtractor, artifact_weights, load_extractor
 from training.judging.figures import HEADLINES, distance, distances
-from training.judging.intervals import Difference, Estimate, compare, measure
+from training.judging.intervals import (
+    Difference,
+    Estimate,
+    compare,
+    compare_kernel_distances,
+    measure,
+)
 from training.judging.metrics import precision_recall_density_coverage
 from training.progress import track
 from training.run import load_frozen
@@ -105,7 +111,10 @@ class Evidence:
 
     def loss_difference(self, model: Model) -> Difference:
         """Compare the challenger's loss, which comes first, with a model's."""
-        metric, samples = distances(self.loss), self._samples(model)
+        samples = self._samples(model)
+        if self.loss == "kernel_distance":
+            return compare_kernel_distances(self.real, self.fake, samples, level=DIFFERENCE_LEVEL)
+        metric = distances(self.loss)
         differences = compare(metric, self.real, self.fake, samples, level=DIFFERENCE_LEVEL)
         return differences[self.loss]
 

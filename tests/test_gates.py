@@ -16,6 +16,7 @@ from models.record import Finding
 from models.sampling import Scaling
 from tests.artifacts import make_artifact
 from training.data.dataset import Dataset
+from training.judging.copying import COPYING, copying_statistic
 from training.judging.figures import HEADLINES, distances, figure
 from training.judging.intervals import (
     Difference,
@@ -228,6 +229,33 @@ def test_a_copier_of_a_hundred_thousand_items_is_caught() -> None:
     third = items[1000:].copy()[rng.permutation(100_000)[:1000]]
     third[330:] = rng.normal(size=(670, 8))
     assert not memorisation(third).passed
+
+
+def test_the_data_copying_test_tells_copies_from_samples() -> None:
+    """Meehan et al. 2020: also where copies in one half are hidden by bad samples in the other."""
+    rng = default_rng(6)
+    for _ in range(5):
+        training, heldout, fresh = np.split(rng.normal(size=(7000, 6)), [5000, 6000])
+
+        def statistic(
+            samples: np.ndarray, training: np.ndarray = training, heldout: np.ndarray = heldout
+        ) -> float:
+            of_samples, of_heldout = (nearest_distances(x, training) for x in (samples, heldout))
+            found = copying_statistic(samples, heldout, of_samples, of_heldout)
+            assert found is not None
+            return found
+
+        assert abs(statistic(fresh)) < 1
+        assert statistic(training[:1000]) < 2 * COPYING
+        assert statistic(1.5 * fresh) > 3
+        hidden, side = 1.6 * fresh, fresh[:, 0] > 0
+        hidden[side] = training[training[:, 0] > 0][: side.sum()]
+        assert statistic(hidden) < -2
+        assert "C_T is" in gates.not_copied(fresh, heldout, training, 0.25).reason
+    collapsed = np.ones((1000, 6))
+    nearest = nearest_distances(collapsed, training)
+    assert copying_statistic(collapsed, heldout[:10], nearest, nearest[:10]) is None
+    assert copying_statistic(collapsed, collapsed, nearest, nearest) == 0
 
 
 def test_data_must_look_to_the_champion_as_they_did() -> None:

@@ -21,6 +21,7 @@ from models.artifact import load_artifact
 from models.errors import ArtifactError
 from models.model import Model
 from models.record import Figure, Finding
+from training.judging.copying import COPYING, copying_statistic
 from training.judging.doctor.diagnosis import in_one_line
 from training.judging.intervals import Difference, Estimate
 from training.judging.metrics import nearest_distances
@@ -215,7 +216,8 @@ def not_copied(fake: Array, heldout: Array, training: Array | Iterable[Array], m
     """Check that samples keep as far from training items as held-out real items do.
 
     A sample is near if it is nearer to a training item than all but the nearest `NEAR_SHARE` of the
-    held-out items are. A perfect sampler has `NEAR_SHARE` such samples, a copier nothing else.
+    held-out items are. A perfect sampler has `NEAR_SHARE` such samples, a copier nothing else. The
+    reason tells C_T too (`copying_statistic`), which decides nothing.
 
     Args:
         fake: ``(N, D)``.
@@ -225,8 +227,10 @@ def not_copied(fake: Array, heldout: Array, training: Array | Iterable[Array], m
         most: share of samples that may be near.
     """
     distances = nearest_distances(np.concatenate([heldout, fake]), training)
-    limit = float(np.quantile(distances[: len(heldout)], NEAR_SHARE))
-    near = float((distances[len(heldout) :] <= limit).mean())
+    of_heldout, of_fake = distances[: len(heldout)], distances[len(heldout) :]
+    limit = float(np.quantile(of_heldout, NEAR_SHARE))
+    near = float((of_fake <= limit).mean())
+    statistic = copying_statistic(fake, heldout, of_fake, of_heldout)
     margin = float(1.96 * np.sqrt(near * (1 - near) / len(fake)))
     passed = near - margin <= most
     return Gate(
@@ -237,7 +241,8 @@ def not_copied(fake: Array, heldout: Array, training: Array | Iterable[Array], m
         interval=(near - margin, near + margin),
         reason=f"{near:.1%} of the samples are within {limit:.4g} of a training item, "
         f"as {NEAR_SHARE:.0%} of the held-out items are"
-        + ("" if passed else f"; at most {most:.0%} may be: it repeats training items"),
+        + ("" if passed else f"; at most {most:.0%} may be: it repeats training items")
+        + ("" if statistic is None else f"; C_T is {statistic:.3g}, below {COPYING:g} for copies"),
     )
 
 

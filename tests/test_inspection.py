@@ -10,6 +10,8 @@ from PIL import Image, ImageColor
 
 from models.config import DataConfig
 from models.images import MARGIN
+from tests.artifacts import tiny_config
+from tests.runs import trained
 from tests.test_cli import wgan
 from tests.test_sources import encoded, photos, to_folder
 from training.data.dataset import Dataset, load_data
@@ -154,3 +156,13 @@ def test_inspect_on_the_command_line(tmp_path: Path) -> None:
         assert mistake.returncode == 2
         assert says in mistake.stderr
         assert len(mistake.stderr.splitlines()) == 1
+
+
+def test_training_says_which_columns_float32_holds_too_coarsely(tmp_path: Path) -> None:
+    second = 1.7e9 + RNG.integers(0, 100, 200)
+    frame = pd.DataFrame({"second": second, "value": RNG.standard_normal(200)})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    config = tiny_config("table", data={"source": str(tmp_path / "t.csv")}, training={"steps": 1})
+    _, _, said = trained(config, tmp_path / "run", register=False)
+    assert "warning: column 'second' " in said
+    assert "column 'value'" not in said

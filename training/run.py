@@ -29,6 +29,7 @@ from models.networks.conditional import WithLabels
 from models.record import Engine, Results, Run
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
+from training.data.inspection import precision_problems
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import train
 from training.engine.runs import Interrupted, Row, Watch, no_watch
@@ -172,6 +173,9 @@ def _say_data(data: Dataset, say: Callable[[str], None]) -> None:
     more = len(data.problems) - MAX_NAMED_PROBLEMS
     if more > 0:
         say(f"  skipped {more} more: see `wgan data inspect`")
+    if card.kind != "image":
+        for problem in precision_problems(data):
+            say(f"  warning: {problem}")
 
 
 def _say_results(run: Run, say: Callable[[str], None]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from training.data.dataset import Dataset
@@ -61,24 +63,37 @@ def _image_problems(data: Dataset) -> list[str]:
     return lines
 
 
-def _column_problems(data: Dataset) -> list[str]:
+def precision_problems(data: Dataset) -> list[str]:
+    """List the columns that float32, in which networks compute, holds too coarsely, a line each."""
     lines = []
-    rows = data.items.reshape(-1, data.items.shape[-1]).astype(np.float64)
-    names = data.card.columns or [f"x{i + 1}" for i in range(rows.shape[1])]
-    for name, values in zip(names, rows.T, strict=True):
+    for name, values in _columns(data):
         mean, sd = values.mean(), values.std()
-        distinct = len(np.unique(values))
-        if distinct == 1:
+        if values.min() == values.max():
             lines.append(
                 f"column {name!r} is always {values[0]:g} in float32: leave it out, or subtract a "
                 "constant if it does vary"
             )
-            continue
-        if abs(mean) > MAX_MEAN_OVER_SD * sd:
+        elif abs(mean) > MAX_MEAN_OVER_SD * sd:
             lines.append(
                 f"column {name!r} varies by {sd:.3g} about {mean:.6g}: float32 keeps few of its "
                 "digits; subtract a constant"
             )
+    return lines
+
+
+def _columns(data: Dataset) -> Iterator[tuple[str, Array]]:
+    """Yield the name and the values, float64 ``(N,)``, of each feature of vectors or sequences."""
+    rows = data.items.reshape(-1, data.items.shape[-1]).astype(np.float64)
+    names = data.card.columns or [f"x{i + 1}" for i in range(rows.shape[1])]
+    yield from zip(names, rows.T, strict=True)
+
+
+def _column_problems(data: Dataset) -> list[str]:
+    lines = precision_problems(data)
+    for name, values in _columns(data):
+        distinct = len(np.unique(values))
+        if distinct == 1:
+            continue
         first, median, third = np.quantile(values, [0.25, 0.5, 0.75])
         distances = np.abs(values - median)
         far = distances > FAR_RANGES * (third - first)

@@ -135,6 +135,25 @@ def test_a_difference_is_told_with_its_p_value() -> None:
     assert apart["interval"][0] < 1 < apart["interval"][1]
 
 
+def test_an_estimate_that_has_not_converged_says_so() -> None:
+    """Of 256 funnels in 32 dimensions, few samples and steps find too few."""
+    pair = FunnelPair(32, 256, seed=0)
+    true, _ = pair.w1(2**14)
+    a, b = (x.numpy() for x in pair.sample(4000, torch.Generator().manual_seed(0)))
+    report, _ = estimate(a, b, steps=300)
+    assert report["w1"] < 0.95 * true
+    assert "not converged" in report["cautions"][0]
+    assert report["interval"][1] > true
+
+
+@pytest.mark.parametrize("dimension", [1, 16])
+def test_a_converged_estimate_has_no_caution(dimension: int) -> None:
+    a, b = shifted(4000, *[2.0] * dimension)
+    report, _ = estimate(a, b, steps=200)
+    assert report["w1"] == pytest.approx(2 * dimension**0.5, rel=0.03)
+    assert report["cautions"] == []
+
+
 def test_validation_never_sees_half_of_a_split() -> None:
     source = torch.Generator().manual_seed(0)
     centers = 3 * torch.randn(8, 16, generator=source)

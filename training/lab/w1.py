@@ -41,6 +41,9 @@ Array = np.ndarray
 STEPS = 4000
 """Critic steps by default."""
 CONFIDENCE = 0.95
+MAX_APART = 0.1
+"""Largest difference of the estimates by fitted and by unseen samples, relative to their mean, of a
+fit that has converged."""
 HEAVY_TAIL = 0.25
 """A tail farther away than this share of the sum of all distances decides too much of W1."""
 MAX_NORM_POINTS = 4096
@@ -304,6 +307,14 @@ def estimate(
     least = bounds.gap_lower_bound(unseen_scores[0], unseen_scores[1], clip, both_sides, rng)
     # The gap on fitted samples and the exact distance of the samples are too large on average.
     margin = norm.ppf(both_sides) * _standard_error(known, unseen_scores)
+    apart = abs(sides[0] - sides[1]) / max(sum(sides) / 2, 1e-12)
+    if apart > MAX_APART and p_value <= 1 - CONFIDENCE and heaviest <= HEAVY_TAIL:
+        cautions.append(
+            f"not converged: the distance is {units.scale * sides[0]:.4g} by the samples that the "
+            f"critic was fitted to, and {units.scale * sides[1]:.4g} by others, so w1 may be off "
+            f"by {apart:.0%} or more, and is rather too low; more samples or steps bring the two "
+            "together"
+        )
     highest = max(units.scale * sides[0], plug_in, w1) + units.scale * margin / constant
     interval = [max(0.0, units.scale * least / constant), highest]
     report = {

@@ -37,7 +37,7 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 @contextmanager
 def phase(what: str) -> Iterator[None]:
     """Show on a terminal, for as long as the block runs, what is being done and for how long."""
-    if not sys.stderr.isatty():
+    if not is_shown():
         yield
         return
     done = threading.Event()

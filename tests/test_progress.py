@@ -1,5 +1,6 @@
 """Progress: bars on a terminal, lines elsewhere, and nothing at all unless it is asked for."""
 
+import multiprocessing
 import os
 import pty
 import subprocess
@@ -54,6 +55,19 @@ for item in track([1, 2], "downloading"):
     assert list(track([1, 2], "downloading")) == [1, 2]
     said = capsys.readouterr()
     assert (said.out, said.err) == ("figures\n", "")
+
+
+def test_processes_of_a_pool_do_not_draw_over_each_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with phase("judging"):
+        assert list(track([1], "downloading")) == [1]
+    assert "judging" in capsys.readouterr().err
+    monkeypatch.setattr(multiprocessing, "parent_process", object)
+    with phase("judging"):
+        assert list(track([1], "downloading")) == [1]
+    assert capsys.readouterr().err == ""
 
 
 def test_training_shows_a_bar_on_a_terminal() -> None:

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,10 +194,40 @@ def _exact_scores(critic: nn.Module, x: Tensor) -> Array:
     return _scores(copy.deepcopy(critic).double(), x).numpy()
 
 
-def _standard_error(*parts: list[Array]) -> float:
-    """Find the standard error of the gap over all samples, from the scores of A and B by part."""
-    sides = [np.concatenate(scores) for scores in zip(*parts, strict=True)]
-    return math.sqrt(sum(float(x.var()) / len(x) for x in sides))
+class _HeldOut(NamedTuple):
+    """What the held-out samples say of W1; distances in the critic's units."""
+
+    lower: float
+    """Lower bound, one-sided."""
+    interval_low: float
+    """Lower end of the interval."""
+    margin: float
+    """What chance may take from a gap over all samples, at the interval's upper end."""
+    p_value: float
+
+
+def _from_held_out(
+    critic: nn.Module, certified: float, parts: Sequence[tuple[Tensor, Tensor]], seed: int
+) -> _HeldOut:
+    """Bound W1 and test for a difference by a critic's scores of samples that it never saw.
+
+    Args:
+        critic: fitted to and chosen by the first two parts.
+        certified: its Lipschitz constant at most.
+        parts: A and B fitted to, validated on and held out, float64.
+        seed: for the orders of bets and the permutations.
+    """
+    known = [_exact_scores(critic, torch.cat(pair)) for pair in zip(*parts[:2], strict=True)]
+    a, b = (_exact_scores(critic, x) for x in parts[2])
+    rng, both_sides = np.random.default_rng(seed), (1 + CONFIDENCE) / 2
+    clip = bounds.choose_clip(known[0], known[1], min(len(a), len(b)), CONFIDENCE)
+    lower = bounds.gap_lower_bound(a, b, clip, CONFIDENCE, rng)
+    p_value = bounds.permutation_p_value(a, b, rng)
+    interval_low = bounds.gap_lower_bound(a, b, clip, both_sides, rng)
+    every = [np.concatenate(scores) for scores in zip(known, (a, b), strict=True)]
+    error = math.sqrt(sum(float(x.var()) / len(x) for x in every))
+    margin = norm.ppf(both_sides) * error
+    return _HeldOut(lower / certified, interval_low / certified, margin / certified, p_value)
 
 
 class Fitted(NamedTuple):
@@ -297,32 +327,23 @@ def estimate(
             f"each row of A occurs {copies[0]} times and each of B {copies[1]} times; "
             "copies were left out, for they are no further samples"
         )
-    rng = np.random.default_rng(seed)
-    known = [_exact_scores(best, torch.cat(pair)) for pair in zip(*exact[:2], strict=True)]
-    unseen_scores = [_exact_scores(best, x) for x in exact[2]]
-    clip = bounds.choose_clip(known[0], known[1], min(map(len, unseen_scores)), CONFIDENCE)
-    gap = bounds.gap_lower_bound(unseen_scores[0], unseen_scores[1], clip, CONFIDENCE, rng)
-    p_value = bounds.permutation_p_value(unseen_scores[0], unseen_scores[1], rng)
-    both_sides = (1 + CONFIDENCE) / 2
-    least = bounds.gap_lower_bound(unseen_scores[0], unseen_scores[1], clip, both_sides, rng)
-    # The gap on fitted samples and the exact distance of the samples are too large on average.
-    margin = norm.ppf(both_sides) * _standard_error(known, unseen_scores)
+    held_out = _from_held_out(best, constant, exact, seed)
     apart = abs(sides[0] - sides[1]) / max(sum(sides) / 2, 1e-12)
-    if apart > MAX_APART and p_value <= 1 - CONFIDENCE and heaviest <= HEAVY_TAIL:
+    if apart > MAX_APART and held_out.p_value <= 1 - CONFIDENCE and heaviest <= HEAVY_TAIL:
         cautions.append(
             f"not converged: the distance is {units.scale * sides[0]:.4g} by the samples that the "
             f"critic was fitted to, and {units.scale * sides[1]:.4g} by others, so w1 may be off "
             f"by {apart:.0%} or more, and is rather too low; more samples or steps bring the two "
             "together"
         )
-    highest = max(units.scale * sides[0], plug_in, w1) + units.scale * margin / constant
-    interval = [max(0.0, units.scale * least / constant), highest]
+    # The gap on fitted samples and the exact distance of the samples are too large on average.
+    highest = max(units.scale * sides[0], plug_in, w1) + units.scale * held_out.margin
     report = {
         "w1": max(0.0, w1),
-        "lower": max(0.0, units.scale * gap / constant),
-        "interval": interval,
-        "p_value": p_value,
-        "heldout": [len(x) for x in unseen_scores],
+        "lower": max(0.0, units.scale * held_out.lower),
+        "interval": [max(0.0, units.scale * held_out.interval_low), highest],
+        "p_value": held_out.p_value,
+        "heldout": [len(x) for x in heldout],
         "cautions": cautions,
         "plug_in": plug_in,
         "plug_in_bias": bias,

@@ -5,7 +5,7 @@ From a table to new rows, in ten lines::
     import wgan
 
     model = wgan.train("people.csv", constraint="gradient_penalty", steps=3000, out="runs/people")
-    rows = model.sample(seed=7, count=1000)         # float32 (1000, columns)
+    rows = model.sample(seed=7, count=1000)         # (1000, columns)
     scores = model.score(rows)                      # higher is more like real rows
     print(model.columns, model.figures["wasserstein_1"].value)
 

@@ -40,7 +40,7 @@ def stream(
     """Encode samples as one file, piece by piece; all formats but png and webp need little memory.
 
     Args:
-        parts: ``count`` samples in all: uint8 ``(n, H, W, C)``, float32 ``(n, D)`` or
+        parts: ``count`` samples in all: uint8 ``(n, H, W, C)``, float32 or float64 ``(n, D)`` or
             ``(n, T, D)``. Their division into parts does not change the file.
         count: number of samples.
         format: one of `SAMPLE_FORMATS`; png and webp are one grid, zip one PNG for each sample,
@@ -140,7 +140,7 @@ def _csv(parts: Iterable[Array], columns: Sequence[str]) -> Iterator[bytes]:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for part in parts:
-        # numpy writes a float32 with the fewest digits that read back exactly.
+        # numpy writes a number with the fewest digits that read back exactly.
         writer.writerows(part.astype(str).tolist())
         yield text.getvalue().encode()
         text.seek(0)

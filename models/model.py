@@ -61,7 +61,9 @@ class Model:
         self.certified: float | None = run.lipschitz.certified
         """An upper bound on the critic's Lipschitz constant; None where no honest one exists."""
         self.is_image = run.data.kind == "image"
-        self.scaling = sampling.Scaling(run.data.shape, run.data.offset, run.data.scale)
+        self.scaling = sampling.Scaling(
+            run.data.shape, run.data.offset, run.data.scale, run.data.dtype
+        )
         self.classes = run.data.classes if run.config.conditional else []
         """Names of the classes, by label; empty unless the model is class-conditional."""
 
@@ -198,7 +200,7 @@ class Model:
         return sampling.generate(self.forward, self.scaling, draw, count, start, labels, chunk)
 
     def sample(self, seed: int, count: int, label: int | Array | None = None) -> Array:
-        """Return a seed's samples: uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``."""
+        """Make a seed's samples: uint8 ``(N, H, W, C)``, or ``(N, *shape)`` in the data's type."""
         return np.concatenate(list(self.samples(seed, count, label=label)))
 
     def items(self, values: Array) -> Array:
@@ -209,7 +211,7 @@ class Model:
                 or ``(N, D)`` or ``(N, T, D)`` of finite numbers.
 
         Returns:
-            uint8 ``(N, H, W, C)`` or float32 ``(N, *shape)``.
+            uint8 ``(N, H, W, C)``, or ``(N, *shape)`` of the data's type, float32 or float64.
 
         Raises:
             ShapeError: the values are not that; the message says what is expected.
@@ -223,10 +225,10 @@ class Model:
         if self.is_image:
             return _pixels(values)
         with np.errstate(over="ignore"):
-            vectors = _numbers(values).astype(np.float32)
-        if not np.isfinite(vectors).all():
+            rounded = _numbers(values).astype(np.float32)
+        if not np.isfinite(rounded).all():
             raise ShapeError("the items hold values too large for float32")
-        return vectors
+        return rounded if self.run.data.dtype == "float32" else values.astype(np.float64)
 
     def resized(self, values: Array) -> Array:
         """Bring images of any size to the model's size and channels; see `images.fit`.

@@ -13,6 +13,8 @@ from models.constraints import CONSTRAINTS, AnyConstraint
 from models.lipschitz import LipschitzBounds
 
 Severity = Literal["info", "warning", "critical"]
+Numbers = Literal["float32", "float64"]
+"""How the numbers of items that are no images are held."""
 FORMER_PROMISES = {
     "the critic's slope is at most 1 with activations": 1.01,
     "the critic's slope is then near 1 at most": 1.1,
@@ -47,6 +49,9 @@ class DataCard(BaseModel, frozen=True, extra="forbid"):
     offset: list[float]
     """Subtracted from each feature, which is then divided by `scale`. Images: empty."""
     scale: list[float]
+    dtype: Numbers = Field(default="float32", exclude_if=lambda dtype: dtype == "float32")
+    """The type of vectors and sequences in data units, samples too. Written only if it is float64,
+    so that other records keep their bytes."""
 
 
 class ConstraintCard(BaseModel, frozen=True, extra="forbid"):

@@ -121,27 +121,36 @@ class Scaling:
     """Conversion between data units and the critic's units.
 
     Images: uint8 0..255 to [-1, 1], channels last to channels first. Vectors and sequences:
-    ``(x - offset) / scale`` for each feature.
+    ``(x - offset) / scale`` for each feature, in the type of the data: after it the numbers are
+    near 0, where float32 holds them.
     """
 
-    def __init__(self, shape: Shape, offset: list[float], scale: list[float]) -> None:
+    def __init__(
+        self, shape: Shape, offset: list[float], scale: list[float], dtype: str = "float32"
+    ) -> None:
+        """Take what the data card says; ``dtype`` is the type of items that are no images."""
         self.is_image = len(shape) == 3
         self.shape = shape
-        self.offset = torch.tensor(offset, dtype=torch.float32)
-        self.scale = torch.tensor(scale, dtype=torch.float32)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.offset = torch.tensor(offset, dtype=self.dtype)
+        self.scale = torch.tensor(scale, dtype=self.dtype)
 
     def to_model(self, items: Tensor) -> Tensor:
         """Convert uint8 ``(N, H, W, C)`` or numbers ``(N, D)`` to float32 ``(N, *shape)``."""
         if self.is_image:
             return items.permute(0, 3, 1, 2).float() / 127.5 - 1
-        return (items.float() - self.offset.to(items.device)) / self.scale.to(items.device)
+        # Items may be of another set, held in more digits than this model's data.
+        dtype = torch.promote_types(items.dtype, self.dtype)
+        offset, scale = (x.to(items.device, dtype) for x in (self.offset, self.scale))
+        return ((items.to(dtype) - offset) / scale).float()
 
     def to_data(self, samples: Tensor) -> Tensor:
-        """Convert float32 ``(N, *shape)`` to uint8 ``(N, H, W, C)`` or float32 ``(N, D)``."""
+        """Convert float32 ``(N, *shape)`` to uint8 ``(N, H, W, C)`` or `dtype` ``(N, D)``."""
         if self.is_image:
             pixels = (samples.float() + 1) * 127.5
             return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        return samples.float() * self.scale.to(samples.device) + self.offset.to(samples.device)
+        offset, scale = self.offset.to(samples.device), self.scale.to(samples.device)
+        return samples.to(self.dtype) * scale + offset
 
 
 @torch.inference_mode()
@@ -166,7 +175,8 @@ def generate(
         chunk: rows of each forward.
 
     Yields:
-        Parts of at most ``chunk`` items: uint8 ``(n, H, W, C)`` or float32 ``(n, D)``.
+        Parts of at most ``chunk`` items: uint8 ``(n, H, W, C)``, or ``(n, D)`` of the scaling's
+        type.
     """
     device = next(generator.parameters()).device
     stop = start + count

@@ -82,8 +82,9 @@ class TrainedModel:
                 often as in the data.
 
         Returns:
-            uint8 ``(count, H, W, C)`` for images, float32 ``(count, D)`` for vectors and tables,
-            ``(count, T, D)`` for sequences, in the data's own units.
+            uint8 ``(count, H, W, C)`` for images, ``(count, D)`` for vectors and tables,
+            ``(count, T, D)`` for sequences, in the data's own units. Numbers are float32, or
+            float64 where the data need it (docs/data.md).
 
         Raises:
             UserError: ``count`` or ``seed`` is out of range, or there is no such class.

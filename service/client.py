@@ -133,7 +133,7 @@ class Samples:
     """Samples and their origin."""
 
     items: Array
-    """uint8 ``(N, H, W, C)``, float32 ``(N, D)`` or ``(N, T, D)``."""
+    """uint8 ``(N, H, W, C)``; or ``(N, D)`` or ``(N, T, D)``, float32 or float64."""
     origin: Origin
 
 

@@ -73,6 +73,8 @@ def test_problems_of_tables(tmp_path: Path) -> None:
             "constant": 5.0,
             "date": 1.7e9 + 1e4 * RNG.standard_normal(1500),
             "second": 1.7e9 + RNG.standard_normal(1500),
+            "beyond": 1.7e18 + RNG.integers(0, 100, 1500),
+            "wide": np.exp(20 * RNG.standard_normal(1500)),
             "outlier": far,
             "kind": RNG.integers(0, 3, 1500),
         }
@@ -81,8 +83,9 @@ def test_problems_of_tables(tmp_path: Path) -> None:
     found = problems(load(tmp_path / "t.csv"))
     says = [
         "'constant' is always 5",
-        "'date' varies by",
-        "'second' is always 1.7e+09 in float32",
+        "'beyond' is always 1.7e+18 in float64",
+        "'wide' has 1500 different values, of which networks tell",
+        "'wide' has ",
         "'outlier' has 1 values over 20 interquartile ranges",
         "'kind' has only 3 different values",
     ]
@@ -158,11 +161,18 @@ def test_inspect_on_the_command_line(tmp_path: Path) -> None:
         assert len(mistake.stderr.splitlines()) == 1
 
 
-def test_training_says_which_columns_float32_holds_too_coarsely(tmp_path: Path) -> None:
-    second = 1.7e9 + RNG.integers(0, 100, 200)
-    frame = pd.DataFrame({"second": second, "value": RNG.standard_normal(200)})
+def test_training_says_which_columns_networks_cannot_tell_apart(tmp_path: Path) -> None:
+    columns = {
+        "second": 1.7e9 + RNG.integers(0, 100, 200),
+        "constant": 1.7e9,
+        "wide": np.exp(20 * RNG.standard_normal(200)),
+        "value": RNG.standard_normal(200),
+    }
+    frame = pd.DataFrame(columns)
     frame.to_csv(tmp_path / "t.csv", index=False)
     config = tiny_config("table", data={"source": str(tmp_path / "t.csv")}, training={"steps": 1})
     _, _, said = trained(config, tmp_path / "run", register=False)
-    assert "warning: column 'second' " in said
+    assert "warning: column 'constant' is always 1.7e+09" in said
+    assert "warning: column 'wide' has 200 different values" in said
+    assert "column 'second'" not in said
     assert "column 'value'" not in said

@@ -112,8 +112,9 @@ class SamplesRequest(BaseModel):
     format: SampleFormat = Field(
         default="png",
         description="png, webp (without loss): one grid, small images enlarged for the eye; zip: "
-        "one PNG each; npz: an array `samples`, uint8 (N,H,W,C) or float32 (N,D) or (N,T,D); "
-        "json: the same as nested lists; csv: a row for each, of vectors and tables alone.",
+        "one PNG each; npz: an array `samples`, uint8 (N,H,W,C), or (N,D) or (N,T,D) in float32, "
+        "or in float64 if `data.dtype` in GET /v1/model says so; json: the same as nested lists; "
+        "csv: a row for each, of vectors and tables alone.",
     )
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ import numpy as np
 from models.config import DataConfig
 from models.errors import DataError
 from models.images import MODES, fit
-from models.record import DataCard
+from models.record import DataCard, Numbers
 from models.sampling import Scaling
 from training.data.builtin import BUILT_IN
 from training.data.loading import read_source
@@ -22,6 +22,8 @@ Array = np.ndarray
 FEWEST_HELDOUT = 20
 KINDS: dict[int, Literal["vector", "sequence", "image"]] = {2: "vector", 3: "sequence", 4: "image"}
 """The kind of items, by the number of axes that `_canonical` leaves."""
+MAX_ROUNDING = 1e-4
+"""Rounding error of a feature, in its deviations, up to which float32 holds it well."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Dataset:
     """Items in data units, which of them are held out, and what is known about them."""
 
     items: Array
-    """uint8 ``(N, H, W, C)``, perhaps a memory map, float32 ``(N, D)`` or ``(N, T, D)``"""
+    """uint8 ``(N, H, W, C)``, perhaps a memory map; or ``(N, D)`` or ``(N, T, D)``, float32, or
+    float64 where float32 does not hold every feature well"""
     is_heldout: Array
     """bool ``(N,)``"""
     labels: Array | None
@@ -46,7 +49,7 @@ class Dataset:
     @property
     def scaling(self) -> Scaling:
         """Between data units and those of the networks."""
-        return Scaling(self.card.shape, self.card.offset, self.card.scale)
+        return Scaling(self.card.shape, self.card.offset, self.card.scale, self.card.dtype)
 
     @property
     def training(self) -> Array:
@@ -78,7 +81,7 @@ class Dataset:
         return items_at(self.items, indices)
 
 
-def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
+def load_data(config: DataConfig, batch_size: int = 2, dtype: Numbers | None = None) -> Dataset:
     """Load, check and split a data set.
 
     The hash of an item's decoded content alone decides if it is held out: a duplicate goes with
@@ -88,6 +91,8 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
     Args:
         config: what to load.
         batch_size: refuse data with fewer training items.
+        dtype: type of items that are no images, so that they are split as those that a model was
+            trained on; None: what the items need.
 
     Raises:
         DataError: the data cannot be used; one line says why and what to do.
@@ -98,7 +103,7 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
         ((1797, 8, 8, 1), 'image')
     """
     raw = read_source(config)
-    items = _resized(_canonical(raw.items, config.source), config)
+    items = _resized(_canonical(raw.items, config.source, dtype), config)
     digests = item_digests(items) if raw.digests is None else raw.digests
     is_heldout = _uniform(raw.groups, digests) < config.heldout_fraction
     training, heldout = int((~is_heldout).sum()), int(is_heldout.sum())
@@ -112,9 +117,11 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
     features = items.shape[-1]
     if kind != "image" and config.source not in BUILT_IN:
         other_axes = tuple(range(items.ndim - 1))  # items and, of sequences, steps
-        offset = items[~is_heldout].mean(axis=other_axes, dtype=np.float64)
-        scale = items[~is_heldout].std(axis=other_axes, dtype=np.float64)
-        scale[scale == 0] = 1  # a constant feature has no scale of its own
+        known = items[~is_heldout]
+        offset = known.mean(axis=other_axes, dtype=np.float64)
+        scale = known.std(axis=other_axes, dtype=np.float64)
+        # A constant feature has no scale of its own, but the rounding of its mean.
+        scale[(scale == 0) | (np.ptp(known, axis=other_axes) == 0)] = 1
     else:  # images have a range of their own; the built-in sets are scaled as published
         offset, scale = ([], []) if kind == "image" else (np.zeros(features), np.ones(features))
     return Dataset(
@@ -138,6 +145,7 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
             sha256=_content_hash(items, digests),
             offset=list(map(float, offset)),
             scale=list(map(float, scale)),
+            dtype="float64" if items.dtype == np.float64 else "float32",
         ),
         raw.mixture,
         raw.autocovariance,
@@ -146,8 +154,8 @@ def load_data(config: DataConfig, batch_size: int = 2) -> Dataset:
     )
 
 
-def _canonical(items: Array, source: str) -> Array:
-    """Bring an array to uint8 (N, H, W, C) or float32 (N, [T,] D), or say why it cannot be."""
+def _canonical(items: Array, source: str, dtype: Numbers | None) -> Array:
+    """Bring an array to uint8 (N, H, W, C) or floats (N, [T,] D), or say why it cannot be."""
     if items.dtype == object or items.dtype.kind not in "uif":
         raise DataError(f"{source}: holds {items.dtype}, not numbers; save one plain array")
     if items.ndim not in (2, 3, 4):
@@ -167,7 +175,9 @@ def _canonical(items: Array, source: str) -> Array:
                 f"{source}: {bad.sum()} of {len(items)} items hold NaN, infinite or too large "
                 f"values (the first is item {bad.argmax()}); remove or repair them"
             )
-        return vectors
+        if dtype == "float32" or (dtype is None and _holds(vectors, items)):
+            return vectors
+        return np.ascontiguousarray(items, np.float64) + 0
     if items.dtype != np.uint8:
         raise DataError(
             f"{source}: images must be uint8 (0 to 255), not {items.dtype}; convert them"
@@ -176,6 +186,27 @@ def _canonical(items: Array, source: str) -> Array:
         items = items[..., None]
     # A memory map stays one, which a copy would not.
     return items if items.flags.c_contiguous else np.ascontiguousarray(items)
+
+
+def _holds(rounded: Array, items: Array) -> bool:
+    """True if float32 ``(N, [T,] D)`` keeps what varies in each feature of the items.
+
+    Neither a mean nor a median of the rounding errors may be large against that of the deviations.
+    The median sees that times lie close together though a missing one is written as 0; the mean
+    sees what varies where more than half of the values are the same.
+    """
+    if np.can_cast(items.dtype, np.float32):
+        return True
+    features = items.shape[-1]
+    exact = items.astype(np.float64).reshape(-1, features)
+    errors = np.abs(rounded.reshape(-1, features) - exact)
+    rows = exact - exact[0]
+    for middle in (np.mean, np.median):
+        spreads = middle(np.abs(rows - middle(rows, axis=0)), axis=0)
+        coarse = middle(errors, axis=0) > MAX_ROUNDING * spreads
+        if (coarse & (spreads > 0)).any():  # a constant feature has nothing to keep
+            return False
+    return True
 
 
 def _resized(items: Array, config: DataConfig) -> Array:

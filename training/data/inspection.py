@@ -15,8 +15,8 @@ FEW_ITEMS_IN_CLASS = 20
 UNBALANCED_RATIO = 10
 FAR_RANGES = 20
 """Interquartile ranges from the median beyond which a value is suspicious."""
-MAX_MEAN_OVER_SD = 1e4
-"""Beyond it float32, which holds 7 digits, keeps less than 3 of those that vary."""
+MIN_TOLD_APART = 0.5
+"""Share of a column's different values that must still differ as networks take them."""
 FEW_VALUES = 10
 
 
@@ -64,19 +64,25 @@ def _image_problems(data: Dataset) -> list[str]:
 
 
 def precision_problems(data: Dataset) -> list[str]:
-    """List the columns that float32, in which networks compute, holds too coarsely, a line each."""
+    """List the columns that are constant, or whose values networks cannot tell apart, a line each.
+
+    Networks take values less the column's mean, over its standard deviation, in float32.
+    """
     lines = []
-    for name, values in _columns(data):
-        mean, sd = values.mean(), values.std()
-        if values.min() == values.max():
+    for i, (name, values) in enumerate(_columns(data)):
+        distinct = len(np.unique(values))
+        taken = ((values - data.card.offset[i]) / data.card.scale[i]).astype(np.float32)
+        told_apart = len(np.unique(taken))
+        if distinct == 1:
             lines.append(
-                f"column {name!r} is always {values[0]:g} in float32: leave it out, or subtract a "
-                "constant if it does vary"
+                f"column {name!r} is always {values[0]:g} in {data.card.dtype}: leave it out, or "
+                "subtract a constant if it does vary"
             )
-        elif abs(mean) > MAX_MEAN_OVER_SD * sd:
+        elif told_apart < MIN_TOLD_APART * distinct:
             lines.append(
-                f"column {name!r} varies by {sd:.3g} about {mean:.6g}: float32 keeps few of its "
-                "digits; subtract a constant"
+                f"column {name!r} has {distinct} different values, of which networks tell "
+                f"{told_apart} apart, because others are far away: take its logarithm, or leave "
+                "those rows out"
             )
     return lines
 

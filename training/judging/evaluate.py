@@ -186,7 +186,10 @@ def evaluate_artifact(folder: Path, source: str | None = None) -> Results:
     config, judged = model.run.config, model.run.results.extractor
     source = source or config.data.source
     with phase("loading the data"):
-        data = load_data(config.data.model_copy(update={"source": source}))
+        # Held as the model's data, which decides what is held out.
+        data = load_data(
+            config.data.model_copy(update={"source": source}), dtype=model.run.data.dtype
+        )
     if data.card.shape != model.shape:
         raise UserError(f"{source}: items of shape {data.card.shape}; the model's: {model.shape}")
     with phase("judging"):

@@ -180,17 +180,26 @@ def _range(values: Array) -> tuple[Array, Array]:
     return low - margin, high + margin
 
 
+def _ends(low: float, high: float) -> list[str]:
+    """Write the ends of a range in four digits, or in as many as tell them apart."""
+    digits = 4
+    while f"{low:.{digits}g}" == f"{high:.{digits}g}":
+        digits += 1
+    return [f"{low:.{digits}g}", f"{high:.{digits}g}"]
+
+
 def _histogram(axes: Axes, real: Array, fake: Array | None) -> None:
     low, high = np.quantile(real, [0.001, 0.999])
     if low == high:
-        low, high = low - 0.5, high + 0.5
+        room = max(0.5, 1e-9 * abs(low))
+        low, high = low - room, high + room
     edges = np.linspace(low, high, BINS + 1)
     shares = [np.histogram(x, edges)[0] / len(x) for x in (real, fake) if x is not None]
     axes.stairs(shares[0], edges, fill=True, color=REAL_COLOUR, antialiased=False)
     for share in shares[1:]:
         axes.stairs(share, edges, baseline=None, color=FAKE_COLOUR, linewidth=1.5)
     axes.set(xlim=(low, high), ylim=(0, 1.02 * max(share.max() for share in shares)), yticks=[])
-    axes.set_xticks([low, high], [f"{low:.4g}", f"{high:.4g}"])
+    axes.set_xticks([low, high], _ends(low, high))
     axes.tick_params(axis="x", length=0)
     axes.spines["left"].set_visible(False)
     first, last = axes.get_xticklabels()

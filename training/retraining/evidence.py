@@ -156,7 +156,7 @@ def judged_data(reference: str | None, config: Config, data: Dataset) -> Dataset
     """Load the data that judge, if they are not the new data themselves.
 
     An item is held out by its own hash: the held-out items of one set are trained on in no other
-    that holds out as large a share.
+    that holds out as large a share, if both are held in one type.
 
     Args:
         reference: as ``reference`` in the configuration file.
@@ -169,7 +169,7 @@ def judged_data(reference: str | None, config: Config, data: Dataset) -> Dataset
     """
     if reference is None:
         return data
-    trusted = load_data(config.data.model_copy(update={"source": reference}))
+    trusted = load_data(config.data.model_copy(update={"source": reference}), dtype=data.card.dtype)
     if trusted.card.shape != data.card.shape:
         raise ConfigError(
             f"reference: {reference} holds items of shape {trusted.card.shape}, the data "

@@ -80,7 +80,8 @@ def diagnose_run(folder: Path) -> list[Finding]:
     if artifact is not None:
         model = load_artifact(artifact)
         config, history, figures = model.run.config, model.run.history, model.run.results.figures
-        data, generator, critic = load_data(config.data), model.generator, model.critic
+        data = load_data(config.data, dtype=model.run.data.dtype)
+        generator, critic = model.generator, model.critic
     else:
         path = newest_checkpoint(folder / "checkpoints")
         if path is None:

@@ -155,7 +155,7 @@ def _surface(model: Model, data: Dataset) -> bytes:
     margin = 0.25 * (high - low)
     low, high = low - margin, high + margin
     picture = surface(
-        lambda points: model.score(points.astype(np.float32)),
+        lambda points: model.score(model.items(points)),
         low,
         high,
         [(real, REAL_POINTS), (fake, GENERATED_POINTS)],

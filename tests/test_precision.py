@@ -113,25 +113,25 @@ def spike(x: np.ndarray) -> np.ndarray:
     return np.where(np.arange(len(x)) == 7, 1e6 / 3, 0)
 
 
-@pytest.mark.parametrize(
-    ("column", "dtype"),
-    {
-        "near 0": (lambda x: x, "float32"),
-        "at 1000": (lambda x: 1000 + x, "float32"),
-        "years": (lambda x: 2000 + np.round(9 * x), "float32"),
-        "one that is constant": (lambda x: 0 * x + 0.1, "float32"),
-        "one far value": (spike, "float32"),
-        "a heavy tail": (lambda x: np.exp(9 * x), "float32"),
-        "identifiers all over": (lambda x: np.round(1e9 * (5 + x)), "float32"),
-        "rounded by who saved it": (lambda x: np.float32(1e6 + x), "float32"),
-        "at 1e6": (lambda x: 1e6 + x, "float64"),
-        "a day of seconds": (lambda x: 1.7e9 + 2e4 * x, "float64"),
-        "half of them the same": (lambda x: 1e6 + 0.1 + np.maximum(x, 0.3), "float64"),
-        "a missing time": (lambda x: np.where(x == x.max(), 0, 1.7e9 + 2e4 * x), "float64"),
-        "whole numbers": (lambda x: (10**9 + np.round(9 * x)).astype(np.int64), "float64"),
-        "below float32's range": (lambda x: 1e-60 * x, "float64"),
-    }.values(),
-)
+CASES = {
+    "near 0": (lambda x: x, "float32"),
+    "at 1000": (lambda x: 1000 + x, "float32"),
+    "years": (lambda x: 2000 + np.round(9 * x), "float32"),
+    "one that is constant": (lambda x: 0 * x + 0.1, "float32"),
+    "one far value": (spike, "float32"),
+    "a heavy tail": (lambda x: np.exp(9 * x), "float32"),
+    "identifiers all over": (lambda x: np.round(1e9 * (5 + x)), "float32"),
+    "rounded by who saved it": (lambda x: np.float32(1e6 + x), "float32"),
+    "at 1e6": (lambda x: 1e6 + x, "float64"),
+    "a day of seconds": (lambda x: 1.7e9 + 2e4 * x, "float64"),
+    "half of them the same": (lambda x: 1e6 + 0.1 + np.maximum(x, 0.3), "float64"),
+    "a missing time": (lambda x: np.where(x == x.max(), 0, 1.7e9 + 2e4 * x), "float64"),
+    "whole numbers": (lambda x: (10**9 + np.round(9 * x)).astype(np.int64), "float64"),
+    "below float32's range": (lambda x: 1e-60 * x, "float64"),
+}
+
+
+@pytest.mark.parametrize(("column", "dtype"), CASES.values(), ids=CASES)
 def test_float64_is_for_data_that_float32_does_not_hold(tmp_path, column, dtype) -> None:
     x = default_rng(1).normal(size=1000)
     values = column(x)

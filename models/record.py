@@ -82,7 +82,8 @@ class Figure(BaseModel, frozen=True, extra="forbid"):
     floor: float | None
     """The figure of real training data in place of generated samples, at the same n."""
     interval: tuple[float, float]
-    """95% interval, from half samples drawn without replacement."""
+    """95% interval: from half samples drawn without replacement, of the jackknife for the kernel
+    distance, and DeLong's for an area under a curve."""
     n: int
     """Number of samples."""
     better: Literal["lower", "higher"]

@@ -27,7 +27,7 @@ from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
 from training.engine.runs import Interrupted
-from training.judging.evaluate import class_accuracy
+from training.judging.evaluate import class_accuracy, critic_membership
 
 CPU = torch.device("cpu")
 COUNTS = {"cat": 10, "dog": 60, "no emu": 30}
@@ -300,6 +300,8 @@ def test_the_accuracy_sees_a_generator_that_confuses_classes(
     assert class_accuracy(wrong, data)["class_accuracy"].value < 0.1
     without = dataclasses.replace(data, labels=None)
     assert class_accuracy(model, without) == {}
+    assert critic_membership(model, without, 100) == {}
+    assert set(critic_membership(model, data, 100)) == {"critic_membership_auroc"}
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from numpy.random import default_rng
 from scipy.spatial.distance import cdist
+from sklearn.metrics import roc_auc_score
 
 from models import record
 from models.artifact import load_artifact
+from models.config import DataConfig, EvaluationConfig
 from models.record import Finding
 from models.sampling import Scaling
 from tests.artifacts import make_artifact
-from training.data.dataset import Dataset
-from training.judging.copying import COPYING, copying_statistic
+from training.data.dataset import Dataset, load_data
+from training.judging.copying import COPYING, copying_statistic, membership
+from training.judging.evaluate import judge
 from training.judging.figures import HEADLINES, distances, figure
 from training.judging.intervals import (
     Difference,
@@ -27,7 +30,7 @@ from training.judging.intervals import (
 )
 from training.judging.metrics import nearest_distances
 from training.retraining import gates
-from training.retraining.evidence import DIFFERENCE_LEVEL, Evidence, RegisteredModel
+from training.retraining.evidence import ATTACK_SAMPLES, DIFFERENCE_LEVEL, Evidence, RegisteredModel
 
 
 def means(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
@@ -210,25 +213,109 @@ def test_a_copier_of_a_hundred_thousand_items_is_caught() -> None:
     items = rng.normal(size=(101_000, 8)).astype(np.float32)
     data: Any = Dataset(items, np.arange(101_000) < 1000, None, None, None)  # type: ignore[arg-type]
 
-    def memorisation(samples: np.ndarray) -> gates.Gate:
+    def judged(samples: np.ndarray) -> dict[str, gates.Gate]:
+        samples = samples.astype(np.float32)
         challenger: Any = SimpleNamespace(
             shape=(8,),
             scaling=Scaling((8,), [0.0] * 8, [1.0] * 8),
-            sample=lambda seed, count: samples[:count].astype(np.float32),
+            sample=lambda seed, count: samples[:count],
+            samples=lambda seed, count, start: iter([samples[start : start + count]]),
         )
         evidence = Evidence(challenger, None, None, data, data, None, "wasserstein_1", 1000)
-        found = gates.challenger_gates(evidence, gates.GatesConfig())
-        return next(gate for gate in found if gate.name == "memorisation")
+        found = itertools.islice(gates.challenger_gates(evidence, gates.GatesConfig()), 6)
+        return {gate.name: gate for gate in found}
 
-    copier = memorisation(rng.permutation(items[1000:])[:1000])
-    assert not copier.passed, copier.reason
-    assert copier.challenger == 1.0
-    honest = memorisation(rng.normal(size=(1000, 8)))
-    assert honest.passed, honest.reason
-    assert honest.challenger == pytest.approx(gates.NEAR_SHARE, abs=0.03)
-    third = items[1000:].copy()[rng.permutation(100_000)[:1000]]
-    third[330:] = rng.normal(size=(670, 8))
-    assert not memorisation(third).passed
+    copier = judged(items[rng.integers(1000, 101_000, size=ATTACK_SAMPLES)])
+    assert not copier["memorisation"].passed, copier["memorisation"].reason
+    assert copier["memorisation"].challenger == 1.0
+    assert not copier["membership"].passed, copier["membership"].reason
+    assert "C_T is -" in copier["memorisation"].reason
+    honest = judged(rng.normal(size=(ATTACK_SAMPLES, 8)))
+    for name in ("memorisation", "membership"):
+        assert honest[name].passed, honest[name].reason
+    assert honest["memorisation"].challenger == pytest.approx(gates.NEAR_SHARE, abs=0.03)
+    assert honest["membership"].challenger == pytest.approx(0.5, abs=0.05)
+    quarter = rng.normal(size=(ATTACK_SAMPLES, 8))
+    quarter[::4] = items[rng.integers(1000, 101_000, size=ATTACK_SAMPLES // 4)]
+    assert not judged(quarter)["memorisation"].passed
+
+
+def test_a_membership_attack_is_the_area_under_its_curve() -> None:
+    """Of scikit-learn, with ties; DeLong's interval by its definition over all pairs."""
+    rng = default_rng(10)
+    members, others = rng.integers(0, 30, 80) + 3.0, rng.integers(0, 30, 50) + 0.0
+    found = membership(members, others)
+    truth = np.repeat([1, 0], [80, 50])
+    assert found.auroc == pytest.approx(roc_auc_score(truth, np.concatenate([members, others])))
+    wins = (members[:, None] > others) + 0.5 * (members[:, None] == others)
+    variance = wins.mean(axis=1).var(ddof=1) / 80 + wins.mean(axis=0).var(ddof=1) / 50
+    assert found.high - found.auroc == pytest.approx(1.96 * np.sqrt(variance))
+    assert found.auroc - found.low == pytest.approx(1.96 * np.sqrt(variance))
+    for bad in (members[:1], np.full(5, np.nan)):
+        with pytest.raises(ValueError, match="at least 2"):
+            membership(bad, others)
+
+
+def test_the_figures_of_membership_tell_a_copier() -> None:
+    """A generator that repeats 60 training items, and a critic that scores all of them higher."""
+    data = load_data(DataConfig(source="8gaussians"))
+    known = data.sample(200, heldout=False)
+    model: Any = SimpleNamespace(
+        is_image=False,
+        classes=[],
+        scaling=data.scaling,
+        sample=lambda seed, count: np.resize(known[:60], (count, 2)),
+        score=lambda items, labels: (items[:, None] == known).all(axis=2).any(axis=1) * 1.0,
+    )
+    figures = judge(model, data, EvaluationConfig(samples=200)).figures
+    assert list(figures)[-2:] == ["membership_auroc", "critic_membership_auroc"]
+    found = figures["membership_auroc"]
+    items = np.concatenate([known, data.sample(200, heldout=True)]).astype(np.float64)
+    nearest = cdist(items, known[:60].astype(np.float64)).min(axis=1)
+    expected = roc_auc_score(np.repeat([1, 0], 200), -nearest)
+    assert found.value == pytest.approx(expected)
+    assert (found.floor, found.better, found.n) == (0.5, "lower", 200)
+    assert 0.5 < found.interval[0] < found.value < found.interval[1] <= 1
+    assert figures["critic_membership_auroc"].value == 1
+
+
+def test_the_chance_of_a_membership_attack_is_as_large_as_it_says() -> None:
+    """Of items that are alike, p is below 5% in 5% of cases, and the interval holds 0.5 in 95%."""
+    rng = default_rng(11)
+    found = [membership(rng.normal(size=60), rng.normal(size=40)) for _ in range(1000)]
+    assert np.mean([x.p_value < 0.05 for x in found]) == pytest.approx(0.05, abs=0.02)
+    assert np.mean([x.low <= 0.5 <= x.high for x in found]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_trusted_set_is_no_part_of_the_membership_attack() -> None:
+    """Samples are nearer to the data of the training than to a trusted set of another kind."""
+    rng = default_rng(12)
+
+    def data(shift: float) -> Any:
+        items = (rng.normal(size=(1500, 8)) + shift).astype(np.float32)
+        return Dataset(items, np.arange(1500) < 500, None, None, None)  # type: ignore[arg-type]
+
+    samples = rng.normal(size=(1000, 8)).astype(np.float32)
+    challenger: Any = SimpleNamespace(
+        shape=(8,),
+        scaling=Scaling((8,), [0.0] * 8, [1.0] * 8),
+        samples=lambda seed, count, start: iter([samples[start : start + count]]),
+    )
+    evidence = Evidence(challenger, None, None, data(3.0), data(0.0), None, "wasserstein_1", 500)
+    assert gates.not_told_apart(evidence.membership, gates.GatesConfig().max_membership).passed
+
+
+def test_a_narrow_generator_gives_no_training_items_away() -> None:
+    """It is near to training items since it stays where they are dense: C_T calls that copying."""
+    rng = default_rng(13)
+    training, heldout = rng.normal(size=(2, 1000, 8))
+    narrow = 0.8 * rng.normal(size=(1000, 8))
+    of_narrow, of_heldout = (nearest_distances(x, training) for x in (narrow, heldout))
+    statistic = copying_statistic(narrow, heldout, of_narrow, of_heldout)
+    assert statistic is not None
+    assert statistic < COPYING
+    attack = membership(-nearest_distances(training, narrow), -nearest_distances(heldout, narrow))
+    assert gates.not_told_apart(attack, gates.GatesConfig().max_membership).passed
 
 
 def test_the_data_copying_test_tells_copies_from_samples() -> None:

@@ -1,5 +1,8 @@
-"""The page of performance is what its script makes of the results that are checked in."""
+"""Pages with measurements are what their scripts make of the results that are checked in."""
 
+import json
+
+from benchmarks import copying, intervals
 from benchmarks.performance import DOCS, page
 from benchmarks.performance_quality import over, seconds_by_seed
 
@@ -7,6 +10,13 @@ from benchmarks.performance_quality import over, seconds_by_seed
 def test_the_page_is_made_from_the_results() -> None:
     for name, content in page().items():
         assert (DOCS / name).read_text() == content, "run: python -m benchmarks.performance"
+
+
+def test_tables_are_made_from_the_results() -> None:
+    refused = copying.shown(json.loads(copying.RESULTS.read_text()))
+    assert refused in (DOCS / "operations.md").read_text()
+    held = intervals.shown(json.loads(intervals.RESULTS.read_text()))
+    assert held in (DOCS / "extractors.md").read_text()
 
 
 def test_what_was_not_reached_is_shown_as_a_bound() -> None:

@@ -110,8 +110,8 @@ def test_a_first_model_passes_the_absolute_gates_alone(home: Path) -> None:
     assert decision["champion"] is None
     names = [gate["name"] for gate in decision["gates"]]
     assert names == [
-        "checksums", "heldout", "precision", "recall", "coverage", "memorisation", "findings",
-        "latency",
+        "checksums", "heldout", "precision", "recall", "coverage", "memorisation", "membership",
+        "findings", "latency",
     ]  # fmt: skip
     assert decision["recorded"]
     assert not (folder.parent / "checkpoints").exists()
@@ -122,7 +122,7 @@ def test_a_first_model_passes_the_absolute_gates_alone(home: Path) -> None:
     assert json.loads(stored.read_text()) == decision
     (change,) = registry.history("corners")
     assert (change["from"], change["to"]) == (None, "1")
-    assert "retraining: passed 8 gates" in str(change["why"])
+    assert "retraining: passed 9 gates" in str(change["why"])
 
 
 def test_nothing_changed_is_no_reason_to_train(home: Path) -> None:

@@ -15,6 +15,7 @@ from models.model import Model
 from models.record import Results
 from training.data.dataset import Dataset, load_data
 from training.judging.classifier import classify, fit_classifier
+from training.judging.copying import membership
 from training.judging.extractors import (
     FeatureExtractor,
     artifact_weights,
@@ -27,6 +28,7 @@ from training.judging.metrics import (
     Metric,
     autocovariance,
     mode_coverage,
+    nearest_distances,
     precision_recall_density_coverage,
 )
 from training.progress import phase
@@ -47,7 +49,8 @@ def judge(
     """Judge the generator, as it is served, against held-out real data.
 
     Vectors and sequences are compared in the critic's units, images over an extractor's features. A
-    class-conditional generator is judged by `class_accuracy` too, if the data have its classes.
+    class-conditional generator is judged by `class_accuracy` too, if the data have its classes. How
+    well training items are told from held-out ones, by samples and by the critic, comes last.
 
     Args:
         model: the generator and its scaling.
@@ -73,6 +76,11 @@ def judge(
     training = points(data.sample(n, heldout=False))
     fake = points(model.sample(SAMPLE_SEED, n))
     estimates = measure(_figures(data), heldout, fake, training) | class_accuracy(model, data)
+    of_training, of_heldout = (
+        -nearest_distances(x.reshape(len(x), -1), fake.reshape(n, -1)) for x in (training, heldout)
+    )
+    estimates["membership_auroc"] = _area(of_training, of_heldout, n)
+    estimates |= critic_membership(model, data, n)
     return Results(
         extractor=extractor.card if extractor else None,
         figures={name: figure(name, estimate) for name, estimate in estimates.items()},
@@ -115,6 +123,37 @@ def class_accuracy(model: Model, data: Dataset) -> dict[str, Estimate]:
     assert asked is not None, "a model with classes has labels"
     fake = answers(model.sample(SAMPLE_SEED, n), asked)
     return measure(_accuracies, real, fake, real)
+
+
+def critic_membership(model: Model, data: Dataset, n: int) -> dict[str, Estimate]:
+    """Measure how well the critic's scores tell training items from held-out ones.
+
+    Args:
+        model: with its critic.
+        data: with labels, if the model is class-conditional.
+        n: items of each kind, at most.
+
+    Returns:
+        ``critic_membership_auroc``; empty if a conditional model and data do not have the same
+        classes.
+    """
+    if model.classes and (data.labels is None or model.classes != data.card.classes):
+        return {}
+
+    def scores(heldout: bool) -> Array:
+        indices = data.sample_indices(n, heldout=heldout)
+        labels = data.labels[indices] if model.classes and data.labels is not None else None
+        return model.score(data.items_at(indices), labels)
+
+    training, heldout = scores(False), scores(True)
+    n = min(len(training), len(heldout))
+    return {"critic_membership_auroc": _area(training, heldout, n)}
+
+
+def _area(training: Array, heldout: Array, n: int) -> Estimate:
+    """The area under the curve of an attack; the floor is that of one that knows nothing."""
+    found = membership(training, heldout)
+    return Estimate(found.auroc, 0.5, found.low, found.high, n)
 
 
 def _accuracies(real: Array, fake: Array) -> dict[str, float]:

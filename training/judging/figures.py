@@ -43,6 +43,8 @@ FIGURES = {
     "high_quality_share": FigureKind("higher", is_share=True),
     "class_accuracy": FigureKind("higher", is_share=True),
     "lowest_class_accuracy": FigureKind("higher", is_share=True),
+    "membership_auroc": FigureKind("lower", is_share=True),
+    "critic_membership_auroc": FigureKind("lower", is_share=True),
 }
 HEADLINES: dict[str, tuple[str, ...]] = {
     "image": ("kernel_distance", "frechet_distance"),

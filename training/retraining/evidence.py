@@ -16,6 +16,7 @@ from models.config import Config
 from models.errors import ConfigError
 from models.model import Model
 from training.data.dataset import Dataset, load_data
+from training.judging.copying import Membership, membership
 from training.judging.evaluate import SAMPLE_SEED
 from training.judging.extractors import FeatureExtractor, artifact_weights, load_extractor
 from training.judging.figures import HEADLINES, distance, distances
@@ -26,13 +27,15 @@ from training.judging.intervals import (
     compare_kernel_distances,
     measure,
 )
-from training.judging.metrics import precision_recall_density_coverage
+from training.judging.metrics import nearest_distances, precision_recall_density_coverage
 from training.progress import track
 from training.run import load_frozen
 
 Array = np.ndarray
 ITEMS_AT_ONCE = 4096
-"""Training items in memory at once, while a sample's nearest is looked for among all."""
+"""Training items or samples in memory at once, while nearest ones are looked for among all."""
+ATTACK_SAMPLES = 20_000
+"""Samples, at most, that the membership attack draws."""
 DIFFERENCE_LEVEL = 0.9
 """Confidence of the interval of a difference: its upper end is a 95% bound."""
 
@@ -88,6 +91,20 @@ class Evidence:
         return self._samples(self.challenger)
 
     @cached_property
+    def membership(self) -> Membership:
+        """How well samples of the challenger tell its training items from held-out ones.
+
+        As many samples are drawn as there are training items, so that a copier gives most of them
+        away, but no more than `ATTACK_SAMPLES`. Both kinds of items are of the data that it was
+        trained on: those of a trusted set may be farther from its samples for another reason.
+        """
+        heldout = self._points(self.data.sample(self.n, heldout=True))
+        items = np.concatenate([self.training, heldout])
+        count = max(self.n, min(ATTACK_SAMPLES, int((~self.data.is_heldout).sum())))
+        signal = -nearest_distances(items, self._parts_of_samples(count))
+        return membership(*np.split(signal, [len(self.training)]))
+
+    @cached_property
     def shares(self) -> dict[str, Estimate]:
         """The challenger's precision, recall, density and coverage."""
         return measure(precision_recall_density_coverage, self.real, self.fake, self.training)
@@ -122,6 +139,14 @@ class Evidence:
         """True if a model's recorded figures are over the features that are used here."""
         recorded = model.run.results.extractor
         return (recorded and recorded.sha256) == (self.extractor and self.extractor.card.sha256)
+
+    def _parts_of_samples(self, count: int) -> Iterator[Array]:
+        """Yield samples of the challenger as points, a few thousand at a time."""
+        for first in track(range(0, count, ITEMS_AT_ONCE), "drawing samples for the attack"):
+            rows = min(ITEMS_AT_ONCE, count - first)
+            yield self._points(
+                np.concatenate(list(self.challenger.samples(SAMPLE_SEED, rows, first)))
+            )
 
     def _samples(self, model: Model) -> Array:
         return self._points(model.sample(SAMPLE_SEED, self.n))

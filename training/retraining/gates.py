@@ -21,7 +21,7 @@ from models.artifact import load_artifact
 from models.errors import ArtifactError
 from models.model import Model
 from models.record import Figure, Finding
-from training.judging.copying import COPYING, copying_statistic
+from training.judging.copying import COPYING, Membership, copying_statistic
 from training.judging.doctor.diagnosis import in_one_line
 from training.judging.intervals import Difference, Estimate
 from training.judging.metrics import nearest_distances
@@ -55,9 +55,12 @@ class GatesConfig(BaseModel):
     max_drift: float = Field(default=2.0, ge=1, allow_inf_nan=False)
     """Factor by which the champion's own loss may be greater on the new held-out items than it was
     when the champion was judged."""
-    max_near_training: float = Field(default=0.25, ge=0, le=1)
+    max_near_training: float = Field(default=0.15, ge=0, le=1)
     """Share of samples that may be as near to a training item as the nearest 5% of held-out items
     are."""
+    max_membership: float = Field(default=0.55, ge=0.5, le=1)
+    """Area under the curve of an attack that tells training items from held-out ones by samples;
+    the lower end of its 95% interval may be no larger."""
     tolerated_findings: tuple[str, ...] = ()
     """Names of the doctor's findings that may be critical all the same."""
     max_seconds: float = Field(default=2.0, gt=0)
@@ -88,6 +91,7 @@ def challenger_gates(evidence: Evidence, limits: GatesConfig) -> Iterator[Gate]:
     yield not_copied(
         evidence.fake, evidence.real, evidence.all_training(), limits.max_near_training
     )
+    yield not_told_apart(evidence.membership, limits.max_membership)
     yield no_critical_finding(challenger.run.findings, limits.tolerated_findings)
     yield within_budget(challenger, limits.max_seconds)
 
@@ -243,6 +247,26 @@ def not_copied(fake: Array, heldout: Array, training: Array | Iterable[Array], m
         f"as {NEAR_SHARE:.0%} of the held-out items are"
         + ("" if passed else f"; at most {most:.0%} may be: it repeats training items")
         + ("" if statistic is None else f"; C_T is {statistic:.3g}, below {COPYING:g} for copies"),
+    )
+
+
+def not_told_apart(found: Membership, most: float) -> Gate:
+    """Check that samples do not tell which items were trained on.
+
+    Args:
+        found: by an attack that sees samples only.
+        most: area under its curve that the interval's lower end may reach.
+    """
+    passed = found.low <= most
+    return Gate(
+        name="membership",
+        passed=passed,
+        challenger=found.auroc,
+        reference=most,
+        interval=(found.low, found.high),
+        reason="the nearest sample tells a training item from a held-out one in "
+        f"{found.auroc:.1%} of the pairs, surely in {found.low:.1%} (p = {found.p_value:.2g})"
+        + ("" if passed else f"; at most {most:.0%} may be: it gives training items away"),
     )
 
 

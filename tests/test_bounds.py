@@ -1,11 +1,13 @@
 """Bounds on means and the permutation test hold for skewed samples, where normal ones fail."""
 
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy.stats import binom, kstest, norm
 
+from training.lab import bounds
 from training.lab.bounds import (
     Clip,
     choose_clip,
@@ -94,9 +96,46 @@ def test_p_values_of_equal_distributions_are_uniform() -> None:
     assert min(found) >= 1 / 200
 
 
+@pytest.mark.parametrize("heavy", [False, True])
+def test_p_values_of_many_equal_scores_are_uniform(
+    heavy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rounded scores too, and however coarse the levels are."""
+    monkeypatch.setattr(bounds, "MAX_PERMUTED", 500)
+    monkeypatch.setattr(bounds, "LEVELS", 16)
+    found = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        a, b = (rng.standard_cauchy(n) if heavy else rng.normal(size=n) for n in (300, 900))
+        found.append(permutation_p_value(a, b, rng, 199))
+    assert kstest(found, "uniform").pvalue > 0.001
+
+
+def test_levels_lose_hardly_anything_of_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded scores and the scores themselves have one p-value, up to the draws' own chance."""
+    rng = np.random.default_rng(0)
+    for shift in (0.0, 0.015, 0.03):
+        a, b = rng.standard_t(3, (2, 12_000)) + np.array([[shift], [0]])
+        rounded = permutation_p_value(a, b, np.random.default_rng(1), 999)
+        with monkeypatch.context() as patch:
+            patch.setattr(bounds, "MAX_PERMUTED", 30_000)
+            permuted = permutation_p_value(a, b, np.random.default_rng(2), 999)
+        error = (permuted * (1 - permuted) / 999) ** 0.5
+        assert rounded == pytest.approx(permuted, abs=5 * error + 0.002)
+
+
+def test_a_million_scores_a_side_take_seconds() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 1_000_000))
+    started = time.process_time()
+    assert permutation_p_value(a + 0.01, b, rng) == 1e-4
+    assert time.process_time() - started < 20  # permuted one by one: minutes
+
+
 def test_equal_scores_are_no_difference() -> None:
     rng = np.random.default_rng(0)
     assert permutation_p_value(np.full(9, 0.1), np.full(5, 0.1), rng, 99) == 1
+    assert permutation_p_value(np.full(20_000, 0.1), np.full(5000, 0.1), rng, 99) == 1
 
 
 def test_copies_of_a_whole_set_are_seen_and_left_out() -> None:

@@ -267,6 +267,8 @@ class Distance:
     """The estimate."""
     lower: float
     """The distance is at least this, at 95% confidence."""
+    verdict: str
+    """A sentence that says whether the sets are the same, and what differs most."""
     report: dict[str, Any]
     """Everything measured, as docs/w1.md describes it."""
     gradient: Callable[[Array], Array]
@@ -280,8 +282,11 @@ def wasserstein_1(
     constraint: str | None = None,
     *,
     seed: int = 0,
-    steps: int = 4000,
+    steps: int | None = None,
+    seconds: float | None = None,
+    until_converged: bool = False,
     batch_size: int = 512,
+    out: str | Path | None = None,
 ) -> Distance:
     """Measure the Wasserstein-1 distance between two sets of samples, as ``wgan w1`` does.
 
@@ -294,20 +299,36 @@ def wasserstein_1(
         True
 
     Args:
-        a: ``(N, D)``, or images ``(N, H, W)`` or ``(N, H, W, C)``.
+        a: ``(N, D)``, sequences ``(N, T, D)``, or images ``(N, H, W)`` or ``(N, H, W, C)``.
         b: likewise, with as many features.
         constraint: kind of the critic's constraint; by default what was found best.
         seed: seed of everything random.
-        steps: steps of the critic.
+        steps: steps of the critic; by default 4,000.
+        seconds: time for fitting, instead of ``steps``.
+        until_converged: double the steps until that brings nothing, or ``seconds`` are over.
         batch_size: samples of each step, from each set.
+        out: file of an HTML page that shows what differs.
 
     Raises:
-        UserError: the samples do not fit each other, or are too few.
+        UserError: the samples do not fit each other, or are too few; or ``steps`` are given beside
+            ``seconds`` or ``until_converged``.
     """
     from training.lab.w1 import estimate
+    from training.lab.w1_page import w1_page
 
-    report, gradient = estimate(a, b, constraint, seed=seed, steps=steps, batch_size=batch_size)
-    return Distance(report["w1"], report["lower"], report, gradient)
+    report, gradient = estimate(
+        a,
+        b,
+        constraint,
+        seed=seed,
+        steps=steps,
+        seconds=seconds,
+        until_converged=until_converged,
+        batch_size=batch_size,
+    )
+    if out is not None:
+        Path(out).write_text(w1_page(report, a, b, "A", "B"))
+    return Distance(report["w1"], report["lower"], report["verdict"], report, gradient)
 
 
 @needs("train")

@@ -15,7 +15,7 @@ from training.lab.bounds import (
     mean_lower_bound,
     permutation_p_value,
 )
-from training.lab.samples import repeats, without_repeats
+from training.lab.samples import repeats, rows_to_keep
 
 Array = np.ndarray
 TRIALS = 400
@@ -144,7 +144,7 @@ def test_copies_of_a_whole_set_are_seen_and_left_out() -> None:
     copied = rng.permutation(np.concatenate([rows, rows, rows]))
     assert repeats(rows) == 1
     assert repeats(copied) == 3
-    kept = without_repeats(copied, 3)
+    kept = copied[rows_to_keep(copied, 3)]
     assert kept.shape == rows.shape
     np.testing.assert_array_equal(np.unique(kept, axis=0), np.unique(rows, axis=0))
     assert repeats(rng.integers(0, 30, (4000, 1))) == 1

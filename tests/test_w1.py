@@ -18,8 +18,9 @@ from models.constraints import Bjorck, GradientPenalty, LipschitzPenalty
 from models.errors import DataError
 from models.networks import CriticConfig, build_critic
 from training.judging.metrics import wasserstein_1
+from training.lab.fitting import default_recipe, fit
 from training.lab.samples import load_samples
-from training.lab.w1 import critic_estimate, default_recipe, estimate, fit
+from training.lab.w1 import critic_estimate, estimate
 
 Array = np.ndarray
 

@@ -1,4 +1,4 @@
-"""The published recipe's fit: that of `training.lab.w1.fit`, faster, and resumable.
+"""The published recipe's fit: that of `training.lab.fitting.fit`, faster, and resumable.
 
 Sixty thousand steps a run make the peer most of the benchmark's hours. So the gradients are written
 out, some hundred samples at a time, which stay in a core's cache: 0.7 times autograd's cost.
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from models.constraints import GradientPenalty, LipschitzPenalty
 from models.networks import build_critic
+from training.lab.fitting import Recipe
 from training.lab.samples import Draw
-from training.lab.w1 import Recipe
 
 CHUNK = 512
 """Samples whose gradients are computed at a time."""
@@ -115,14 +115,14 @@ def fit_published(
     source: torch.Generator,
     checkpoint: Path,
 ) -> nn.Module:
-    """Fit as `training.lab.w1.fit` does with such a recipe: a constant rate, no average.
+    """Fit as `training.lab.fitting.fit` does with such a recipe: a constant rate, no average.
 
     Args:
         draw: see `Draw`; random by ``source`` alone.
         dimension: of the points.
         recipe: of a critic and a penalty as `WrittenOut` takes them.
         steps: of the critic.
-        seed: as `training.lab.w1.fit` takes it.
+        seed: as `training.lab.fitting.fit` takes it.
         source: its state is kept in the checkpoint.
         checkpoint: a file, written now and then and removed at the end.
     """

@@ -39,7 +39,8 @@ from models.constraints import (
     ZeroCenteredPenalty,
 )
 from models.networks import CriticConfig
-from training.lab.w1 import Recipe, critic_estimate, default_recipe, fit
+from training.lab.fitting import Recipe, default_recipe, fit
+from training.lab.w1 import critic_estimate
 
 RESULTS = Path(__file__).parents[1] / "results" / "w1"
 TEST_SAMPLES = 4096

@@ -117,7 +117,7 @@ def clipping(
 
 @app.command(epilog=example("wgan w1 a.npy b.npy --json w1.json"))
 def w1(
-    a: Annotated[Path, typer.Argument(metavar="A", help=".npy: N x D, or images")],
+    a: Annotated[Path, typer.Argument(metavar="A", help=".npy: N x D, sequences or images")],
     b: Annotated[Path, typer.Argument(metavar="B", help="likewise; the critic is larger on A")],
     report: Annotated[Path, typer.Option("--json", metavar="OUT", help="the report's file")],
     constraint: Annotated[
@@ -127,7 +127,18 @@ def w1(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, metavar="S")] = 0,
-    steps: Annotated[int, typer.Option(min=1, metavar="N", help="critic steps")] = 4000,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="critic steps; default: 4000")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="of fitting, instead of steps")
+    ] = None,
+    until_converged: Annotated[
+        bool, typer.Option("--until-converged", help="double the steps until that brings nothing")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="PAGE.html", help="a page that shows what differs")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="B")] = 512,
     gradients_at: Annotated[
         Path | None, typer.Option(metavar="P.npy", help="points like A's items")
@@ -143,34 +154,45 @@ def w1(
 
     from training.lab.samples import load_samples
     from training.lab.w1 import estimate
+    from training.lab.w1_page import w1_page
     from training.progress import phase, say
 
     samples = load_samples(a), load_samples(b)
     points = load_samples(gradients_at) if gradients_at else None
-    with phase("fitting critics"):
+    with phase("measuring W1"):
         found, gradient = estimate(
-            *samples, constraint, seed=seed, steps=steps, batch_size=batch_size
+            *samples,
+            constraint,
+            seed=seed,
+            steps=steps,
+            seconds=seconds,
+            until_converged=until_converged,
+            batch_size=batch_size,
         )
     report.write_text(json.dumps(found, indent=2) + "\n")
+    if out is not None:
+        out.write_text(w1_page(found, *samples, a.name, b.name))
     if points is not None and gradients_out is not None:
         with gradients_out.open("wb") as file:
             np.save(file, gradient(points))
     for caution in found["cautions"]:
         say(f"caution: {caution}")
+    say(found["verdict"])
     low, high = found["interval"]
     say(
         f"W1 {found['w1']:.5g}, at least {found['lower']:.5g} (95% confidence); about {low:.5g} to "
         f"{high:.5g}"
     )
-    verdict = "differ" if found["p_value"] <= 0.05 else "do not differ more than by chance"
     say(
-        f"A and B {verdict}: p {found['p_value']:.2g} by permutation of {found['heldout'][0]} and "
-        f"{found['heldout'][1]} held-out samples"
+        f"p by permutation of {found['heldout'][0]} and {found['heldout'][1]} held-out samples; "
+        f"{found['steps']} critic steps" + (f": {found['stopped']}" if found["stopped"] else "")
     )
     say(
         f"discrete estimate {found['plug_in']:.5g}, of which {found['plug_in_bias']:.5g} or so "
         f"is bias at {found['plug_in_samples']} samples"
     )
+    if out is not None:
+        say(f"page: {out}")
 
 
 def _goes_on() -> int:

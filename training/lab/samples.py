@@ -99,6 +99,10 @@ class Units:
             return x[:, None] if x.dim() == 3 else x.movedim(-1, 1).contiguous()
         return x
 
+    def from_critic(self, x: Tensor) -> Tensor:
+        """Bring ``(N, ...)`` of the critic's shape to the samples' own, ``(N, *item)``."""
+        return (x.movedim(1, -1) if self._is_image else x).reshape(-1, *self.item)
+
     @property
     def _is_image(self) -> bool:
         sides = self.item[:2]
@@ -117,9 +121,7 @@ class Units:
         for part in torch.split(self.to_critic(points), 1024):
             x = part.clone().requires_grad_()
             (gradient,) = torch.autograd.grad(exact(x).sum(), x)
-            if self._is_image:
-                gradient = gradient.movedim(1, -1)
-            parts.append(gradient.reshape(-1, *self.item))
+            parts.append(self.from_critic(gradient))
         # Scores and inputs are divided by one scale, so the gradient has no units.
         return torch.cat(parts).float().numpy()
 
@@ -188,12 +190,12 @@ def discrete(a: Array, b: Array, seed: int) -> float:
     return wasserstein_1(*points, *weights)
 
 
-def without_repeats(samples: Array, times: int) -> Array:
-    """Keep one of the copies of each row, where every row was copied ``times`` times."""
+def rows_to_keep(samples: Array, times: int) -> Array:
+    """Numbers of the rows that are left when each was copied ``times`` times, and copies go."""
     if times == 1:
-        return samples
+        return np.arange(len(samples))
     _, first, counts = np.unique(samples, axis=0, return_index=True, return_counts=True)
-    return samples[np.repeat(first, counts // times)]
+    return np.repeat(first, counts // times)
 
 
 def repeats(samples: Array) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,141 +14,37 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from models.config import constraint_class
-from models.constraints import Bjorck, Constraint, GradientPenalty, LipschitzPenalty, NoConstraint
+from models.constraints import Constraint, GradientPenalty, LipschitzPenalty
+from models.errors import ConfigError
 from models.lipschitz import certify, gradient_norms, interpolate, lipschitz_bracket
-from models.networks import CriticConfig, Shape, build_critic
 from models.networks.cones import Cones
-from training.engine.memory import keep_freed_memory
-from training.engine.optimisers import update_average
-from training.engine.step import CriticStep
 from training.lab import bounds
+from training.lab.differences import column_blame, column_names, scores_of, verdict
+from training.lab.fitting import Recipe, default_recipe, fit
 from training.lab.samples import (
-    Draw,
     Units,
     discrete,
     plug_in_estimate,
     repeats,
     require_samples,
+    rows_to_keep,
     sampler,
     split,
     tail_share,
-    without_repeats,
 )
+from training.lab.steps import MAX_APART, Attempt, Stopped, apart, fit_for, fit_until_converged
 
 Array = np.ndarray
 
 STEPS = 4000
 """Critic steps by default."""
 CONFIDENCE = 0.95
-MAX_APART = 0.1
-"""Largest difference of the estimates by fitted and by unseen samples, relative to their mean, of a
-fit that has converged."""
 HEAVY_TAIL = 0.25
 """A tail farther away than this share of the sum of all distances decides too much of W1."""
 MAX_NORM_POINTS = 4096
 """Points between A and B, at most, where gradient norms are taken."""
-VALIDATIONS = 20
-"""Times that validation chooses the best critic so far."""
-WARM_UP = 0.05
-"""Share of the steps in which the learning rate rises."""
-
-
-class Recipe(NamedTuple):
-    """Settings of a fit. docs/w1.md has the measurements behind the defaults."""
-
-    constraint: Constraint
-    critic: CriticConfig | None
-    """None: an envelope of `Cones`, which needs no constraint."""
-    learning_rate: float
-    betas: tuple[float, float] = (0.9, 0.99)
-    average: float = 0.998
-    """Decay a step of the weights' moving average, which is the critic that `fit` returns."""
-    cosine: bool = True
-    """True: the learning rate falls to zero along a cosine; False: it stays."""
-    splits: int = 10
-    """Times, in the first half of the steps, that idle cones get something to do."""
-
-
-def default_recipe(shape: Shape, constraint: Constraint | None = None) -> Recipe:
-    """The settings found best for a constraint; without one, those found best of all: cones."""
-    if constraint is None:
-        return Recipe(NoConstraint(), None, 1e-2, average=0.99)
-    tight = isinstance(constraint, Bjorck)
-    settings: dict[str, Any] = {"architecture": "mlp", "width": 128, "depth": 3}
-    settings["activation"] = "groupsort" if tight else "abs"
-    if len(shape) == 3:
-        settings |= {"architecture": "dcgan", "width": 32}
-    critic = CriticConfig(
-        **settings,
-        dropout=0.1 if constraint.needs_dropout else 0.0,
-    )
-    return Recipe(constraint, critic, 5e-3 if tight else 2e-3)
-
-
-def fit(
-    draw: Draw,
-    shape: Shape,
-    recipe: Recipe,
-    steps: int,
-    seed: int,
-    objective: Callable[[nn.Module], float] | None = None,
-) -> nn.Module:
-    """Fit a critic whose scores are larger on A than on B.
-
-    The optimiser is Adam with a short rise and a cosine fall of the rate. The critic returned is
-    a moving average of the weights, brought back under the constraint.
-
-    Args:
-        draw: gives the batches.
-        shape: shape of one item.
-        recipe: constraint, network and schedule.
-        steps: critic steps.
-        seed: for the initial weights and the points that a penalty draws.
-        objective: asked `VALIDATIONS` times on the way; the critic with the largest value is
-            returned. Without it the last one is.
-
-    Returns:
-        The critic, in eval mode.
-    """
-    keep_freed_memory()
-    torch.manual_seed(seed)
-    constraint = recipe.constraint
-    network = build_critic(recipe.critic, shape) if recipe.critic else Cones.between(*draw())
-    critic = constraint.before_training(network)
-    optimizer = torch.optim.Adam(
-        critic.parameters(), recipe.learning_rate, recipe.betas, fused=True
-    )
-    # Replaying a captured step saves a third of the time for dense layers, and none for others.
-    mode = "auto" if recipe.critic and recipe.critic.architecture == "mlp" else "eager"
-    find_gradients = CriticStep(mode, critic, constraint, steps, say=warnings.warn)
-    average = copy.deepcopy(critic).requires_grad_(False).eval()
-    validations = {round(steps * (i + 1) / VALIDATIONS) for i in range(VALIDATIONS)}
-    splits = {round(steps * (i + 1) / (2 * recipe.splits)) for i in range(recipe.splits)}
-    best, best_state = -math.inf, average.state_dict()
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = recipe.learning_rate * _rate(recipe, step, steps)
-        find_gradients(*draw(), [], step)
-        optimizer.step()
-        constraint.after_critic_step(critic)
-        if step + 1 in splits and isinstance(critic, Cones) and isinstance(average, Cones):
-            critic.split(torch.cat(draw()), average)
-        update_average(average.parameters(), critic.parameters(), recipe.average, step)
-        for buffer, now in zip(average.buffers(), critic.buffers(), strict=True):
-            buffer.copy_(now)
-        if step + 1 == steps or (objective and step + 1 in validations):
-            candidate = copy.deepcopy(average)
-            constraint.after_critic_step(candidate)
-            value = objective(candidate) if objective else 0.0
-            if value > best:
-                best, best_state = value, candidate.state_dict()
-    average.load_state_dict(best_state)
-    return average
-
-
-def _rate(recipe: Recipe, step: int, steps: int) -> float:
-    if not recipe.cosine:
-        return 1.0
-    return min(1, (step + 1) / (WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+TYPICAL = 16
+"""Held-out samples of A that score highest, and of B that score lowest, which the report names."""
 
 
 def critic_estimate(critic: nn.Module, constraint: Constraint, a: Tensor, b: Tensor) -> float:
@@ -245,17 +140,21 @@ def estimate(
     kind: str | None = None,
     *,
     seed: int = 0,
-    steps: int = STEPS,
+    steps: int | None = None,
+    seconds: float | None = None,
+    until_converged: bool = False,
     batch_size: int = 512,
 ) -> Fitted:
     """Estimate W1 between two sets of samples, with the Euclidean distance, and bound it.
 
     Args:
-        a: ``(N, D)``, or images ``(N, H, W)`` or ``(N, H, W, C)``.
+        a: ``(N, D)``, sequences ``(N, T, D)``, or images ``(N, H, W)`` or ``(N, H, W, C)``.
         b: likewise, with as many features.
         kind: the constraint's; by default the one found best.
         seed: for everything random.
-        steps: critic steps.
+        steps: critic steps; by default `STEPS`.
+        seconds: time for fitting, instead of ``steps``.
+        until_converged: double the steps until more bring nothing, or ``seconds`` are over.
         batch_size: samples from each set in a step.
 
     Returns:
@@ -263,19 +162,24 @@ def estimate(
 
     Raises:
         DataError: the samples do not fit each other, or are too few.
-        ConfigError: there is no such constraint.
+        ConfigError: there is no such constraint; or steps are given beside the other two; or the
+            time is not above 0.
     """
+    if steps is not None and (seconds is not None or until_converged):
+        raise ConfigError("a number of steps excludes seconds and until-converged: give either")
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise ConfigError(f"seconds {seconds:g}: must be above 0")
     started = time.perf_counter()
     require_samples(a, b)
     copies = [repeats(x.reshape(len(x), -1)) for x in (a, b)]
-    a, b = (without_repeats(x, times) for x, times in zip((a, b), copies, strict=True))
-    parts = split(a, b, seed)
+    kept = [rows_to_keep(x, times) for x, times in zip((a, b), copies, strict=True)]
+    numbers = split(kept[0], kept[1], seed)
+    parts = [(a[rows], b[others]) for rows, others in numbers]
     units = Units(*parts[:2])  # nothing of the critic may depend on the held-out samples
     exact = [(units.to_critic(x), units.to_critic(y)) for x, y in parts]
     fitted, validated, heldout = ((x.float(), y.float()) for x, y in exact)
     shape = tuple(fitted[0].shape[1:])
     recipe = default_recipe(shape, constraint_class(kind)() if kind else None)
-    draw = sampler(*fitted, batch_size, seed)
 
     def objective(recipe: Recipe) -> Callable[[nn.Module], float]:
         def value(critic: nn.Module) -> float:
@@ -288,20 +192,32 @@ def estimate(
 
         return value
 
-    def fitted_under(recipe: Recipe, steps: int) -> nn.Module:
-        return fit(draw, shape, recipe, steps, seed, objective(recipe))
+    def attempt(steps: int) -> Attempt:
+        draw = sampler(*fitted, batch_size, seed)
 
-    def best_cones(steps: int) -> nn.Module:
+        def fitted_under(recipe: Recipe, steps: int) -> nn.Module:
+            return fit(draw, shape, recipe, steps, seed, objective(recipe))
+
+        critic = fitted_under(recipe, steps) if kind else None
+        some = fitted_under(default_recipe(shape), max(steps // 2, 1) if kind else steps)
         # With a mere shift, or few samples, fitted cones learn noise: one cone may do better.
-        both = fitted_under(default_recipe(shape), steps), Cones.along(*fitted)
-        return max(both, key=lambda critic: _gap(critic, *validated))
+        cones = max(some, Cones.along(*fitted), key=lambda critic: _gap(critic, *validated))
+        critic = cones if critic is None else critic
+        found = [critic_estimate(critic, recipe.constraint, *x) for x in (fitted, validated)]
+        return Attempt(critic, cones, steps, *found)
 
-    critic = fitted_under(recipe, steps) if kind else best_cones(steps)
+    stopped: Stopped | None = None
+    if until_converged:
+        fits, stopped = fit_until_converged(attempt, seconds)
+    elif seconds is not None:
+        fits, stopped = fit_for(attempt, seconds)
+    else:
+        fits = attempt(STEPS if steps is None else steps)
+    critic, steps = fits.critic, fits.steps
     slopes = lipschitz_bracket(critic, *heldout)
     candidates = [(critic, slopes.certified)]
-    if kind:
-        cones = best_cones(max(steps // 2, 1))
-        candidates.append((cones, certify(cones)[0]))
+    if fits.cones is not critic:
+        candidates.append((fits.cones, certify(fits.cones)[0]))
     certain = [(c, float(k)) for c, k in candidates if isinstance(k, float)]
     # Chosen by validation, so that the held-out bound holds at its confidence.
     best, constant = max(certain, key=lambda pair: _gap(pair[0], *validated) / pair[1])
@@ -312,14 +228,15 @@ def estimate(
     # Fitting enlarges the gap on its own samples and shrinks it on others: take the mean of both.
     unseen = tuple(torch.cat(pair) for pair in zip(validated, heldout, strict=True))
     sides = [critic_estimate(critic, recipe.constraint, *side) for side in (fitted, unseen)]
-    rows = [units.rows(x) for x in (a, b)]
+    rows = [units.rows(x[keep]) for x, keep in zip((a, b), kept, strict=True)]
     plug_in, bias, count = plug_in_estimate(rows[0], rows[1], seed)
     w1, heaviest = units.scale * sum(sides) / 2, max(tail_share(x) for x in rows)
     cautions = []
     if heaviest > HEAVY_TAIL:
         cautions.append(
             f"heavy tail: 1% of the samples hold {heaviest:.0%} of all distances from the median, "
-            "so W1 depends on a few samples; w1 is the exact distance of the samples themselves"
+            "so W1 depends on a few samples; w1 is the exact distance of the samples themselves, "
+            "but blame is by a critic that may not have seen those few"
         )
         w1 = discrete(rows[0], rows[1], seed)
     if max(copies) > 1:
@@ -328,16 +245,19 @@ def estimate(
             "copies were left out, for they are no further samples"
         )
     held_out = _from_held_out(best, constant, exact, seed)
-    apart = abs(sides[0] - sides[1]) / max(sum(sides) / 2, 1e-12)
-    if apart > MAX_APART and held_out.p_value <= 1 - CONFIDENCE and heaviest <= HEAVY_TAIL:
+    off = apart(*sides)
+    if off > MAX_APART and held_out.p_value <= 1 - CONFIDENCE and heaviest <= HEAVY_TAIL:
+        needed = "more samples" if stopped and stopped.more_samples else "more samples or steps"
         cautions.append(
             f"not converged: the distance is {units.scale * sides[0]:.4g} by the samples that the "
             f"critic was fitted to, and {units.scale * sides[1]:.4g} by others, so w1 may be off "
-            f"by {apart:.0%} or more, and is rather too low; more samples or steps bring the two "
-            "together"
+            f"by {off:.0%} or more, and is rather too low; {needed} bring the two together"
         )
     # The gap on fitted samples and the exact distance of the samples are too large on average.
     highest = max(units.scale * sides[0], plug_in, w1) + units.scale * held_out.margin
+    scores = [units.scale * _exact_scores(critic, x) for x in exact[2]]
+    scores = [x - scores[1].mean() for x in scores]  # a critic's level means nothing
+    typical = zip(numbers[2], (-scores[0], scores[1]), strict=True)
     report = {
         "w1": max(0.0, w1),
         "lower": max(0.0, units.scale * held_out.lower),
@@ -345,6 +265,9 @@ def estimate(
         "p_value": held_out.p_value,
         "heldout": [len(x) for x in heldout],
         "cautions": cautions,
+        "blame": units.from_critic(column_blame(critic, *exact[2])[None])[0].tolist(),
+        "typical": [n[np.argsort(x, kind="stable")[:TYPICAL]].tolist() for n, x in typical],
+        "scores": scores_of(scores[0], scores[1]),
         "plug_in": plug_in,
         "plug_in_bias": bias,
         "plug_in_samples": count,
@@ -360,6 +283,9 @@ def estimate(
             },
         },
         "steps": steps,
+        "stopped": stopped.reason if stopped else None,
+        "converged": off <= MAX_APART,
         "seconds": time.perf_counter() - started,
     }
+    report = {"verdict": verdict(report, column_names(a.shape[1:])), **report}
     return Fitted(report, lambda points: units.gradient(critic, points))

@@ -101,25 +101,54 @@ def marginals(columns: Sequence[str], real: Array, fake: Array | None = None) ->
         return _pixels(figure)
 
 
-def traces(real: Array, fake: Array) -> Array:
+def traces(
+    real: Array,
+    fake: Array,
+    names: tuple[str, str] = ("real", "generated"),
+    whole: bool = False,
+) -> Array:
     """Draw the first feature of real sequences (grey, left) beside generated ones (orange, right).
 
     Args:
         real: ``(N, T, D)``.
         fake: ``(M, T, D)``.
+        names: titles of the two halves.
+        whole: both halves show the range of both sets, not of the real ones alone.
 
     Returns:
         uint8 ``(480, 960, 3)``, both halves on one scale.
     """
+    scale = np.concatenate([real, fake]) if whole else real
     with drawing():
         figure = _figure(2 * SIDE, SIDE, layout="constrained")
         halves = figure.subplots(1, 2, sharey=True)
-        parts = (("real", real, REAL_COLOUR), ("generated", fake, FAKE_COLOUR))
+        parts = ((names[0], real, REAL_COLOUR), (names[1], fake, FAKE_COLOUR))
         for axes, (name, sequences, colour) in zip(halves, parts, strict=True):
             axes.plot(sequences[..., 0].T, color=colour, linewidth=1)
             axes.set_title(name)
             axes.set_xlabel("step")
-        halves[0].set_ylim(*_range(real[..., 0].reshape(-1)))
+        halves[0].set_ylim(*_range(scale[..., 0].reshape(-1)))
+        return _pixels(figure)
+
+
+def heat_map(values: Array) -> Array:
+    """Draw a value for each pixel of an image, white for 0 and the darker the larger.
+
+    Args:
+        values: ``(H, W)``, each at least 0.
+
+    Returns:
+        uint8 ``(480, 480, 3)``, with a scale of the values.
+    """
+    with drawing():
+        figure = _figure(SIDE, SIDE, layout="constrained")
+        axes = figure.subplots()
+        axes.grid(visible=False)
+        rows, columns = values.shape
+        extent = (0.5, columns + 0.5, rows + 0.5, 0.5)  # pixels are counted from 1
+        shown = axes.imshow(values, cmap="Reds", vmin=0, extent=extent)
+        axes.set(xlabel="column", ylabel="row")
+        figure.colorbar(shown, location="bottom", shrink=0.8)
         return _pixels(figure)
 
 

@@ -24,6 +24,7 @@ from models.networks import build_critic
 from training.data.dataset import Dataset, load_data
 from training.judging.doctor.subject import TINY
 from training.judging.metrics import wasserstein_1
+from training.lab.fitting import Recipe, fit
 from training.lab.samples import sampler
 from training.lab.study.settings import (
     DATA_SETS,
@@ -38,7 +39,6 @@ from training.lab.study.settings import (
     jobs,
     name_of,
 )
-from training.lab.w1 import Recipe, fit
 from training.reporting.pictures import surface
 
 Array = np.ndarray

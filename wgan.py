@@ -310,22 +310,13 @@ def wasserstein_1(
         out: file of an HTML page that shows what differs.
 
     Raises:
-        UserError: the samples do not fit each other, or are too few; or ``steps`` are given beside
-            ``seconds`` or ``until_converged``.
+        UserError: the samples do not fit each other or are too few, or options contradict.
     """
     from training.lab.w1 import estimate
     from training.lab.w1_page import w1_page
 
-    report, gradient = estimate(
-        a,
-        b,
-        constraint,
-        seed=seed,
-        steps=steps,
-        seconds=seconds,
-        until_converged=until_converged,
-        batch_size=batch_size,
-    )
+    fit: dict[str, Any] = {"steps": steps, "seconds": seconds, "until_converged": until_converged}
+    report, gradient = estimate(a, b, constraint, seed=seed, batch_size=batch_size, **fit)
     if out is not None:
         Path(out).write_text(w1_page(report, a, b, "A", "B"))
     return Distance(report["w1"], report["lower"], report["verdict"], report, gradient)

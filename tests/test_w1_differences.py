@@ -269,7 +269,7 @@ def test_the_time_of_a_real_fit_is_kept_and_its_steps_repeat_it() -> None:
     a, b = normals(300, 2)
     a[:, 0] += 1
     timed, _ = estimate(a, b, seconds=1.5, batch_size=64)
-    assert timed["steps"] > policy.TRIAL_STEPS[1]
+    assert timed["steps"] >= policy.TRIAL_STEPS[1]  # more, unless the machine is very busy
     again, _ = estimate(a, b, steps=timed["steps"], batch_size=64)
     assert again["w1"] == timed["w1"]
     assert "1.5 seconds" in timed["stopped"]

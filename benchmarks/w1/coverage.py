@@ -78,17 +78,18 @@ def measure(name: str, seed: int) -> dict[str, float]:
     }
 
 
+def share(found: list[bool]) -> str:
+    """A share in percent and, in brackets, its 95% interval (Clopper and Pearson 1934)."""
+    interval = binomtest(sum(found), len(found)).proportion_ci(method="exact")
+    return f"{np.mean(found):.0%} ({interval.low:.0%} to {interval.high:.0%})"
+
+
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
     """Write the results as a Markdown table."""
     lines = [
         "| family | W1 | `lower` above W1 | `interval` ends below W1 | `p_value` at most .05 |",
         "|---|---|---|---|---|",
     ]
-
-    def share(found: list[bool]) -> str:
-        interval = binomtest(sum(found), len(found)).proportion_ci(method="exact")
-        return f"{np.mean(found):.0%} ({interval.low:.0%} to {interval.high:.0%})"
-
     for name, each in rows.items():
         above = [r["lower"] > r["w1"] for r in each]
         missed = [r["high"] < r["w1"] for r in each]

@@ -2,14 +2,24 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import brier_score_loss, roc_auc_score
 from torch import Tensor, nn
 
+from benchmarks.doctor_risk import (
+    RESULTS,
+    areas_of_findings,
+    design,
+    fit,
+    of_grid,
+)
 from models.artifact import load_artifact, save_artifact
 from models.config import Config
 from models.errors import UserError
@@ -21,9 +31,11 @@ from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import wgan
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import train
+from training.judging.doctor import risk
 from training.judging.doctor.base import Check
 from training.judging.doctor.checks import CHECKS
 from training.judging.doctor.diagnosis import diagnose, diagnose_run, watcher
+from training.judging.doctor.subject import gaussian_like
 from training.reporting.pages import findings_page
 
 CPU = torch.device("cpu")
@@ -239,6 +251,27 @@ def test_lost_modes_are_lost_diversity_and_the_only_critical_finding(data: Datas
     assert whole.remedy == ""
 
 
+def test_samples_are_compared_with_those_of_a_fitted_gaussian(data: Dataset) -> None:
+    points = np.random.default_rng(1).standard_normal((50, 3)) @ np.diag([1, 2, 3]) + 5
+    drawn = gaussian_like(points, 100_000)
+    np.testing.assert_allclose(drawn.mean(axis=0), points.mean(axis=0), atol=0.05)
+    np.testing.assert_allclose(np.cov(drawn.T), np.cov(points.T), atol=0.15)
+    critic = Linear([1.0, 0.0])
+    gaussian = torch.from_numpy(gaussian_like(real(data).numpy(), 1000, seed=1)).float()
+    as_good = found(data, Replay(gaussian), critic)["worse_than_gaussian"]
+    assert as_good.value == pytest.approx(1, abs=0.15)
+    # Far away every distance is the shift.
+    far = found(data, Replay(gaussian + torch.tensor([300.0, 400.0])), critic)[
+        "worse_than_gaussian"
+    ]
+    assert far.chart is not None
+    training, generated, of_gaussian = far.chart.lines[0].y
+    assert generated == pytest.approx(500, rel=0.01)
+    assert far.value == pytest.approx(generated / of_gaussian)  # type: ignore[operator]
+    assert training < of_gaussian  # type: ignore[operator]
+    assert not found(data, Replay(real(data)), critic)["worse_than_gaussian"].present
+
+
 def test_a_critic_that_knows_its_data_by_heart_is_seen(data: Dataset) -> None:
     noise = Replay(torch.randn(1000, 2))
     finding = found(data, noise, Memory(real(data)))["critic_overfitting"]
@@ -269,15 +302,96 @@ def test_every_finding_is_in_the_docs_with_its_threshold() -> None:
         assert math.isinf(check.critical) or f"critical: {check.critical:g}" in rows[name], name
 
 
-def test_what_predicts_nothing_does_not_alarm() -> None:
-    """`benchmarks/doctor.py` measured it, over runs that no threshold was chosen on."""
-    results = json.loads((ROOT / "benchmarks/results/doctor.json").read_text())
-    assert results["runs"] == len(results["answers"]) == results["failed"] + results["trained"]
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    """What `benchmarks/doctor.py` measured; the findings on runs that nothing was chosen on."""
+    return json.loads(RESULTS.read_text())
+
+
+def test_what_predicts_nothing_does_not_alarm(results: dict[str, Any]) -> None:
+    runs = of_grid(results["answers"], "judging", 0.2)
+    assert results["findings"]["0.2"] == areas_of_findings(runs, 0.2)
     for name, check in CHECKS.items():
-        area = results["findings"][name]["area"]
+        area = results["findings"]["0.2"][name]["area"]
         assert (check.ceiling == "info") == (area < 0.7) or not check.warns_early, f"{name}: {area}"
     # Lost diversity is measured on the samples themselves; during training it does not warn.
     assert [name for name, c in CHECKS.items() if c.ceiling == "critical"] == ["low_diversity"]
+
+
+def test_the_docs_tell_what_was_measured(results: dict[str, Any]) -> None:
+    lines = (ROOT / "docs/doctor.md").read_text().splitlines()
+
+    def in_words(entry: dict[str, float]) -> str:
+        return f"{entry['area']:.2f} ({entry['low']:.2f} to {entry['high']:.2f})"
+
+    early, late = results["findings"]["0.2"], results["findings"]["0.6"]
+    for name in CHECKS:
+        counts = f"{early[name]['failing']} / {early[name]['training']}"
+        row = f"| `{name}` | {counts} | {in_words(early[name])} | {in_words(late[name])} | "
+        assert any(line.startswith(row) for line in lines), row
+    for entry in results["risk"].values():
+        row = f" | {in_words(entry)} | {entry['brier']:.3f} | {entry['brier_of_base_rate']:.3f} |"
+        assert any(line.endswith(row) for line in lines), row
+
+
+def test_both_grids_have_runs_of_both_ends(results: dict[str, Any]) -> None:
+    for grid, counts in results["grids"].items():
+        ends = [a["failed"] for a in results["answers"].values() if a["grid"] == grid]
+        assert (counts["failed"], counts["trained"]) == (sum(ends), len(ends) - sum(ends))
+        assert min(counts.values()) >= 40
+    assert sum(results["grids"]["judging"].values()) >= 200
+    sources = [{a["data"] for a in results["answers"].values() if a["grid"] == grid}
+               for grid in ("fitting", "judging")]  # fmt: skip
+    assert sources[1] - sources[0] == {"swissroll", "iris", "china", "mnist5k"}
+
+
+def test_the_risk_is_scikit_learn_s_regression_of_the_fitting_runs(
+    results: dict[str, Any],
+) -> None:
+    answers = results["answers"]
+    for model, again in zip(risk.models(), fit(answers), strict=True):
+        assert (model.share, list(model.terms)) == (again.share, list(again.terms))
+        runs = of_grid(answers, "fitting", model.share)
+        x, _, _ = design(runs, model.share, list(model.terms))
+        regression = LogisticRegression().fit(x, [run["failed"] for run in runs])
+        found = [model.probability(run["looks"][f"{model.share:g}"]) for run in runs]
+        np.testing.assert_allclose(found, regression.predict_proba(x)[:, 1], atol=1e-4)
+
+
+def test_the_risk_s_figures_follow_from_the_judging_runs(results: dict[str, Any]) -> None:
+    for model in risk.models():
+        recorded = results["risk"][f"{model.share:g}"]
+        runs = of_grid(results["answers"], "judging", model.share)
+        failed = [run["failed"] for run in runs]
+        risks = [model.probability(run["looks"][f"{model.share:g}"]) for run in runs]
+        assert recorded["area"] == pytest.approx(roc_auc_score(failed, risks))
+        assert recorded["brier"] == pytest.approx(brier_score_loss(failed, risks))
+        assert recorded["low"] < recorded["area"] < recorded["high"]
+        assert sum(b["runs"] for b in recorded["bins"]) == len(runs)
+
+
+def test_the_risk_names_what_raises_it_and_leaves_out_what_does_not_apply() -> None:
+    (model, *_) = risk.models()
+    names = list(model.terms)
+    bad = {name: 1 + 2 * CHECKS[name].threshold for name in names}
+    findings = [
+        Finding(
+            name=name, value=value, threshold=CHECKS[name].threshold, present=True,
+            severity="info", evidence="", remedy=f"mend {name}",
+        )
+        for name, value in bad.items()
+    ]  # fmt: skip
+    assessed = risk.assess(findings, 0.25)
+    assert assessed.value == model.probability(bad) > 0.9
+    assert (assessed.present, assessed.severity) == (True, "warning")
+    parts = model.parts(bad)
+    worst = max(parts, key=lambda name: parts[name])
+    assert f"raised by {worst} {bad[worst]:.3g}" in assessed.evidence
+    assert assessed.remedy == f"mend {worst}"
+    odds = math.log(assessed.value / (1 - assessed.value))
+    assert odds == pytest.approx(model.intercept + sum(parts.values()))
+    without = risk.assess([f for f in findings if f.name != worst], 0.25)
+    assert math.log(without.value / (1 - without.value)) == pytest.approx(odds - parts[worst])
 
 
 def test_watching_warns_once_and_changes_nothing(data: Dataset, tmp_path: Path) -> None:
@@ -293,11 +407,16 @@ def test_watching_warns_once_and_changes_nothing(data: Dataset, tmp_path: Path) 
     alone, _ = train(config, data, tmp_path / "b", CPU)
     first, second = watched.tensors(), alone.tensors()
     assert all(torch.equal(first[name], second[name]) for name in first)
+    assert "\n".join(said).count("use lipschitz_penalty") == 1, "the same advice is given once"
+    about = [line.split()[1] for line in said]
+    risks = [line for line, name in zip(said, about, strict=True) if name == risk.NAME]
+    assert [line.rpartition(" (")[2] for line in risks] == ["at step 2)", "at step 6)"]
+    assert ["20% of their steps" in risks[0], "60% of their steps" in risks[1]] == [True, True]
+    said = [line for line in said if line not in risks]
     about = [line.split()[1] for line in said]
     assert "gradient_norm" in about
     assert "saturated_weights" not in about, "it is present, but predicts too little to warn"
     assert len(set(about)) == len(about) > 1
-    assert "\n".join(said).count("use lipschitz_penalty") == 1, "the same advice is given once"
     assert "lipschitz_penalty" in said[0]
     assert "low_diversity" not in about
     assert all(line.startswith("warning: ") for line in said)
@@ -319,9 +438,8 @@ def test_a_conditional_critic_of_images_is_examined_with_its_labels() -> None:
     generator, critic = build_networks(config, digits.card.shape, len(digits.card.classes))
     once, again = (diagnose(config, digits, generator, critic) for _ in range(2))
     assert once == again
-    assert [f.name for f in once] == [
-        n for n in CHECKS if n not in ("clip_range", "saturated_weights")
-    ]
+    expected = [name for name in CHECKS if name not in ("clip_range", "saturated_weights")]
+    assert [f.name for f in once] == [*expected, risk.NAME]
     assert next(f for f in once if f.name == "low_diversity").present
 
 
@@ -345,21 +463,28 @@ def test_the_command_says_what_the_run_recorded(tmp_path: Path) -> None:
         "--set", "critic.width=16", "--set", "training.checkpoint_every=5", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "warning: gradient_norm" in result.stdout
+    lines = [line for line in result.stdout.splitlines() if ": risk " in line]
+    assert ["(at step 3)" in lines[0], "(at step 8)" in lines[1]] == [True, True]
+    assert "of 100 short runs" in lines[0]
     recorded = json.loads((tmp_path / "run" / "artifact" / "run.json").read_text())["findings"]
     told = wgan("diagnose", "run", "--json", "--out", "page.html", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout) == recorded
-    assert {"clip_range", "saturated_weights"} <= {finding["name"] for finding in recorded}
+    assert {"clip_range", "saturated_weights", "risk"} <= {finding["name"] for finding in recorded}
     page = (tmp_path / "page.html").read_text()
     assert page.count("<svg") >= 7
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     assert "## Findings" in (tmp_path / "run" / "artifact" / "MODEL_CARD.md").read_text()
-    # An unfinished run has checkpoints only.
+    # An unfinished run has checkpoints only. It is compared with others at its share of the steps.
     (tmp_path / "run" / "artifact").rename(tmp_path / "elsewhere")
     told = wgan("diagnose", "run", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "gradient_norm" in told.stdout
+    assert "looked like this at the end" in told.stdout
+    (tmp_path / "run" / "checkpoints" / "step-00000012.safetensors").unlink()
+    told = wgan("diagnose", "run", cwd=tmp_path)
+    assert "looked like this at 100% of their steps" not in told.stdout
+    assert re.search("looked like this at [26]0% of their steps", told.stdout), told.stdout
     told = wgan("diagnose", tmp_path / "absent", cwd=tmp_path)
     assert told.returncode == 2
     assert "neither an artifact nor a checkpoint" in told.stderr

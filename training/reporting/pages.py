@@ -13,6 +13,7 @@ from pathlib import Path
 import jinja2
 
 from models.record import Finding, Run, rounded_up
+from training.judging.doctor import risk
 from training.judging.doctor.checks import CHECKS
 from training.reporting import charts
 
@@ -34,7 +35,7 @@ def render(template: str, **values: object) -> str:
 
 def findings_page(title: str, findings: Sequence[Finding]) -> str:
     """Write the doctor's findings, with a plot each, as one HTML file that needs nothing else."""
-    meanings = {name: check.meaning for name, check in CHECKS.items()}
+    meanings = {name: check.meaning for name, check in CHECKS.items()} | {risk.NAME: risk.MEANING}
     return render("diagnosis.html.j2", title=title, findings=findings, meanings=meanings)
 
 

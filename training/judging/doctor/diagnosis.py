@@ -23,6 +23,7 @@ from training.engine.checkpoint import (
     part_of,
 )
 from training.engine.runs import Row, Watch
+from training.judging.doctor import risk
 from training.judging.doctor.checks import CHECKS, shared_advice
 from training.judging.doctor.subject import Subject
 from training.progress import track
@@ -39,6 +40,7 @@ def diagnose(
     critic: nn.Module,
     history: Sequence[Row] = (),
     figures: Mapping[str, Figure] | None = None,
+    share: float = 1.0,
 ) -> list[Finding]:
     """Examine a critic and its generator, during training or after it.
 
@@ -50,17 +52,20 @@ def diagnose(
         history: the run so far, drawn beside `slow_optimisation`.
         figures: from `training.judging.evaluate.judge`, if the run has been judged: diversity is
             then theirs, over the extractor's features. Without them images are compared by pixels.
+        share: of the training steps that are done, 0 to 1.
 
     Returns:
-        Every finding that applies to such a critic, present or not, in the order of `CHECKS`. The
-        same run gives the same findings. Empty if scores are not finite: such a run has diverged,
-        as the loop is about to say.
+        Every finding that applies to such a critic, present or not, in the order of `CHECKS`; then
+        the risk that is made of them, see `training.judging.doctor.risk`. The same run gives the
+        same findings. Empty if scores are not finite: such a run has diverged, as the loop is about
+        to say.
     """
     subject = Subject.prepare(config, data, generator, critic, history, figures or {})
     if not all(np.isfinite(scores).all() for scores in subject.scores.values()):
         return []
-    findings = (check.examine(subject) for check in track(CHECKS.values(), "diagnosing"))
-    return [finding for finding in findings if finding is not None]
+    examined = (check.examine(subject) for check in track(CHECKS.values(), "diagnosing"))
+    findings = [finding for finding in examined if finding is not None]
+    return [*findings, risk.assess(findings, share)]
 
 
 def diagnose_run(folder: Path) -> list[Finding]:
@@ -80,6 +85,7 @@ def diagnose_run(folder: Path) -> list[Finding]:
     if artifact is not None:
         model = load_artifact(artifact)
         config, history, figures = model.run.config, model.run.history, model.run.results.figures
+        share = 1.0
         data = load_data(config.data, dtype=model.run.data.dtype)
         generator, critic = model.generator, model.critic
     else:
@@ -88,18 +94,21 @@ def diagnose_run(folder: Path) -> list[Finding]:
             raise UserError(f"{folder}: holds neither an artifact nor a checkpoint; see wgan train")
         saved = load_checkpoint(path)
         config, history, figures = parse_config(saved.config), saved.history, None
+        share = saved.step / config.training.steps
         data = load_data(config.data)
         generator, critic = build_networks(config, data.card.shape, len(data.card.classes))
         for network, prefix in ((generator, "ema."), (critic, "critic.")):
             network.load_state_dict(part_of(saved.tensors, prefix))
-    findings = diagnose(config, data, generator, critic, history, figures)
+    findings = diagnose(config, data, generator, critic, history, figures, share)
     if not findings:
         raise UserError(f"{folder}: the critic's scores are not finite: the run has diverged")
     return findings
 
 
 def watcher(config: Config, data: Dataset, say: Callable[[str], None]) -> Watch:
-    """Make a watch that examines a run while it trains, and warns once of each finding.
+    """Make a watch that examines a run while it trains: it says the risk, and warns of findings.
+
+    Each finding is warned of once.
 
     Args:
         config: the run's configuration.
@@ -112,18 +121,25 @@ def watcher(config: Config, data: Dataset, say: Callable[[str], None]) -> Watch:
     steps = {math.ceil(share * config.training.steps) for share in WATCHED_SHARES}
     told = set[str]()
     advice = shared_advice(config)
+    advised = False
 
     def watch(step: int, state: TrainingState) -> None:
+        nonlocal advised
         if step not in steps or step == config.training.steps:
             return
-        for finding in diagnose(config, data, state.ema, state.critic):
-            may_warn = finding.severity != "info" and CHECKS[finding.name].warns_early
-            if may_warn and finding.name not in told:
+        share = step / config.training.steps
+        for finding in diagnose(config, data, state.ema, state.critic, share=share):
+            if finding.name != risk.NAME:
+                may_warn = finding.severity != "info" and CHECKS[finding.name].warns_early
+                if not may_warn or finding.name in told:
+                    continue
                 told.add(finding.name)
-                if len(told) > 1:  # most remedies end in the same advice
-                    remedy = finding.remedy.replace(advice, "do as above")
-                    finding = finding.model_copy(update={"remedy": remedy})  # noqa: PLW2901
-                say(f"{in_one_line(finding)} (at step {step})")
+            remedy = finding.remedy
+            if advised:  # most remedies end in the same advice
+                remedy = remedy.replace(advice, "do as above")
+            advised = advised or advice in remedy
+            line = in_one_line(finding.model_copy(update={"remedy": remedy}))
+            say(f"{line} (at step {step})")
 
     return watch
 

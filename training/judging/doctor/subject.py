@@ -18,7 +18,11 @@ from models.record import Figure
 from models.sampling import latents
 from training.data.dataset import Dataset
 from training.engine.runs import Row
-from training.judging.metrics import mode_coverage, precision_recall_density_coverage
+from training.judging.metrics import (
+    mode_coverage,
+    precision_recall_density_coverage,
+    wasserstein_1,
+)
 
 Array = np.ndarray
 MAX_ITEMS = 1000
@@ -109,6 +113,22 @@ class Subject:
     def gradient_rows(self) -> slice:
         """The rows of each set that gradients and transport are computed with."""
         return slice(0, min(MAX_GRADIENTS, len(self.sets["fake"])))
+
+    @cached_property
+    def distances(self) -> dict[str, float]:
+        """Exact Wasserstein-1 distance from held-out items to as many of each kind.
+
+        ``training`` items, ``fake`` ones, and samples of a ``gaussian`` with the mean and the
+        covariance of the training items: what a generator must beat. In the critic's units.
+        """
+        rows = self.gradient_rows
+        heldout, training = self.points("heldout")[rows], self.points("training")
+        others = {
+            "training": training[rows],
+            "fake": self.points("fake")[rows],
+            "gaussian": gaussian_like(training, len(heldout)),
+        }
+        return {name: wasserstein_1(heldout, points) for name, points in others.items()}
 
     @cached_property
     def between(self) -> Tensor:
@@ -212,6 +232,24 @@ def slope(decades: Array) -> float:
         1.0
     """
     return float(-np.polyfit(np.arange(len(decades)), decades, 1)[0])
+
+
+def gaussian_like(points: Array, count: int, seed: int = 0) -> Array:
+    """Draw samples of a Gaussian with the mean and the covariance of some points.
+
+    Weighted sums of the points themselves, so that no covariance matrix is needed.
+
+    Args:
+        points: ``(N, D)``, at least two.
+        count: number of samples.
+        seed: of the samples.
+
+    Returns:
+        ``(count, D)``.
+    """
+    mean = points.mean(axis=0)
+    weights = np.random.default_rng(seed).standard_normal((count, len(points)))
+    return mean + weights @ (points - mean) / np.sqrt(len(points) - 1)
 
 
 def explained_variance(features: Array, scores: Array) -> float:

@@ -98,7 +98,7 @@ def study() -> None:
 @study_app.command(epilog=example("wgan study clipping --jobs 2 --out runs/study"))
 def clipping(
     out: LabFolder,
-    full: Annotated[bool, typer.Option("--full", help="overnight, not in minutes")] = False,
+    full: Annotated[bool, typer.Option("--full", help="in an hour, not in minutes")] = False,
     jobs: Annotated[int, typer.Option(min=1, metavar="N", help="at once")] = 2,
 ) -> int:
     """Judge the seven claims against weight clipping: each borne out or not."""

@@ -57,7 +57,7 @@ class Scale(NamedTuple):
 
 
 QUICK_SCALE = Scale(3, 1, 1000, 300, 100, 40, (128,), 200, 60)
-FULL_SCALE = Scale(3, 3, 4000, 4000, 2000, 1000, (128, 512), 8000, 2500)
+FULL_SCALE = Scale(3, 3, 4000, 4000, 1000, 300, (128, 256), 3000, 1000)
 
 
 def name_of(constraint: Values) -> str:

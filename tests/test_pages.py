@@ -55,6 +55,23 @@ def pages(surfaces: dict[str, bytes] | None = None) -> dict[str, str]:
             surfaces={HOSTILE: PNG} if surfaces is None else surfaces,
         ),
         "study": render("study.html.j2", title=HOSTILE, parts=parts),
+        "w1": render(
+            "w1.html.j2",
+            title=HOSTILE,
+            verdict=HOSTILE,
+            cautions=[HOSTILE],
+            a=HOSTILE,
+            b=HOSTILE,
+            figures=[[HOSTILE, HOSTILE]],
+            scores=(CHART, HOSTILE),
+            chance=True,
+            bars="",
+            bars_caption=HOSTILE,
+            charts=[(CHART, HOSTILE)],
+            pictures=[(PNG, HOSTILE, 100)],
+            tables=[(HOSTILE, [HOSTILE], [[HOSTILE]])],
+            items=[(PNG, HOSTILE, 100)],
+        ),
     }
 
 

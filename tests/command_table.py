@@ -96,7 +96,7 @@ COMMANDS: dict[str, list[Parameter]] = {
         Parameter("b", None, required=True),
         Parameter("constraint", "--constraint"),
         Parameter("seed", "--seed", default=0),
-        Parameter("steps", "--steps", default=4000),
+        Parameter("steps", "--steps"),
         Parameter("batch_size", "--batch-size", default=512),
         Parameter("json", "--json", required=True),
         Parameter("gradients_at", "--gradients-at"),

@@ -135,7 +135,9 @@ def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Model:
         raise ArtifactError(
             f"{folder / RUN}: {where}: {first['msg']}; was it made by another version of wgan?"
         ) from None
-    generator, critic = build_networks(run.config, run.data.shape, len(run.data.classes))
+    generator, critic = build_networks(
+        run.config, run.data.shape, len(run.data.classes), run.data.parts
+    )
     for network, name in ((generator, GENERATOR), (critic, CRITIC)):
         try:
             network.load_state_dict(load_file(folder / name))

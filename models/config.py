@@ -76,6 +76,14 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     """SHA-256 of that file. No other file is loaded, since loading one runs code from it."""
 
 
+class TableConfig(BaseModel, frozen=True, extra="forbid"):
+    """Settings of the training on a table; other data have no use for them."""
+
+    conditions: float = Field(default=0.5, ge=0, le=1)
+    """Share of the rows that are made under conditions which a real row meets; 0: no row can be
+    asked for by conditions, such as a category or a range."""
+
+
 class ServingConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of the finished generator's forward; it is judged as it is served."""
 
@@ -96,6 +104,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     training: TrainingConfig
     conditional: bool = False
     """Condition generator and critic on the class of each item; the data must have labels."""
+    table: TableConfig = TableConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     serving: ServingConfig = ServingConfig()
 

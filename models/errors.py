@@ -32,6 +32,10 @@ class ClassError(UserError):
     """An unknown class, or a class for a model without classes."""
 
 
+class ConditionError(UserError):
+    """No row can meet the conditions that are asked for."""
+
+
 class ShapeError(UserError):
     """Samples do not have the shape that the model was made for."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from models.folding import InHalf, channels_last, fold
 from models.images import MODES, fit
 from models.networks import Shape
 from models.record import Run
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Array = np.ndarray
 QUANTILE_LEVELS = np.linspace(0, 1, 1001)
@@ -64,6 +68,8 @@ class Model:
         self.scaling = sampling.Scaling(
             run.data.shape, run.data.offset, run.data.scale, run.data.dtype
         )
+        self.table = run.data.table
+        """The schema of the table that the model makes; None for other data."""
         self.classes = run.data.classes if run.config.conditional else []
         """Names of the classes, by label; empty unless the model is class-conditional."""
 
@@ -187,6 +193,16 @@ class Model:
         if not self.is_image:
             differences /= self.run.data.scale
         return float(differences.mean()), float(differences.max())
+
+    def rows(self, codes: Array, first: int = 0) -> pa.Table:
+        """Make the rows of samples of a table's model: `samples` yields their codes.
+
+        Args:
+            codes: ``(N, width)``.
+            first: index of the first sample, from which new identifiers follow.
+        """
+        assert self.table is not None, "the model makes no table"
+        return self.table.decode(codes, first)
 
     def _generate(
         self, draw: Callable[[int, int], Array], count: int, start: int, label: int | Array | None

@@ -11,6 +11,7 @@ from models import sampling
 from models.config import Config
 from models.constraints import CONSTRAINTS, AnyConstraint
 from models.lipschitz import LipschitzBounds
+from models.tables import Part, TableSchema
 
 Severity = Literal["info", "warning", "critical"]
 Numbers = Literal["float32", "float64"]
@@ -49,9 +50,16 @@ class DataCard(BaseModel, frozen=True, extra="forbid"):
     offset: list[float]
     """Subtracted from each feature, which is then divided by `scale`. Images: empty."""
     scale: list[float]
+    table: TableSchema | None = None
+    """What each column of a table is, and how it is coded; None for other data."""
     dtype: Numbers = Field(default="float32", exclude_if=lambda dtype: dtype == "float32")
     """The type of vectors and sequences in data units, samples too. Written only if it is float64,
     so that other records keep their bytes."""
+
+    @property
+    def parts(self) -> list[Part]:
+        """Parts of a table's code; empty for other data."""
+        return [] if self.table is None else self.table.parts
 
 
 class ConstraintCard(BaseModel, frozen=True, extra="forbid"):

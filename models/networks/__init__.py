@@ -4,8 +4,8 @@
 # ruff: noqa: F401
 # mypy: implicit-reexport
 
-from models.networks.build import Critic, build_critic, build_generator, build_networks
-from models.networks.parts import ACTIVATIONS, image_sizes
+from models.networks.build import build_critic, build_generator, build_networks
+from models.networks.parts import ACTIVATIONS, Critic, image_sizes
 from models.networks.piecewise import GroupSort
 from models.networks.settings import (
     ARCHITECTURES,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from models.errors import ConfigError
 from models.networks.conditional import ConditionalGenerator, ProjectionCritic
 from models.networks.dcgan import dcgan_critic, dcgan_generator
-from models.networks.parts import activation, normalization
+from models.networks.parts import Critic, activation, normalization
 from models.networks.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 from models.networks.resnet import resnet_critic, resnet_generator
+from models.networks.rows import RowCritic, RowGenerator
 from models.networks.settings import (
     CriticConfig,
     GeneratorConfig,
@@ -19,6 +21,7 @@ from models.networks.settings import (
     Shape,
     require_fit,
 )
+from models.tables.layout import Part, restriction_width
 
 if TYPE_CHECKING:
     from models.config import Config
@@ -29,19 +32,9 @@ STEP_EMBEDDING = 4
 """Size of the class embedding at each step of a sequence."""
 
 
-class Critic(nn.Module):
-    """Maps samples ``(N, *shape)`` to scores ``(N,)``."""
-
-    def __init__(self, body: nn.Sequential) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, samples: Tensor) -> Tensor:
-        """Score ``samples`` of shape ``(N, *shape)``; returns ``(N,)``."""
-        return self.body(samples).squeeze(1)
-
-
-def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> nn.Module:
+def build_generator(
+    config: GeneratorConfig, shape: Shape, classes: int = 0, parts: Sequence[Part] = ()
+) -> nn.Module:
     """Build a generator of items of ``shape``; image pixels lie in [-1, 1].
 
     Args:
@@ -50,6 +43,7 @@ def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> 
         classes: number of classes for a class-conditional generator, which also takes labels; 0 for
             any other. An image generator's normalisations become conditional; without any, and for
             other data, an embedding of the class is concatenated to the latents.
+        parts: of a table's code; the generator then also takes restrictions.
 
     Raises:
         ConfigError: the architecture or normalisation does not fit the shape.
@@ -59,7 +53,7 @@ def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> 
     embedded = 0 if norm_classes or not classes else EMBEDDING
     if embedded and len(shape) == 2:
         embedded = STEP_EMBEDDING * shape[0]
-    inputs = config.latent_size + embedded
+    inputs = config.latent_size + embedded + restriction_width(parts)
     match config.architecture:
         case "mlp":
             layers = _mlp(config, inputs, shape[0])
@@ -70,13 +64,19 @@ def build_generator(config: GeneratorConfig, shape: Shape, classes: int = 0) -> 
         case "gru" | "lstm":
             layers = _recurrent_generator(config, inputs, shape)
     body = nn.Sequential(*layers)
+    if parts:
+        return RowGenerator(body, parts)
     if not classes:
         return body
     return ConditionalGenerator(body, nn.Embedding(classes, embedded) if embedded else None)
 
 
-def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Module:
+def build_critic(
+    config: CriticConfig, shape: Shape, classes: int = 0, parts: Sequence[Part] = ()
+) -> nn.Module:
     """Build a critic of items of ``shape``; with ``classes``, it also takes labels.
+
+    With the ``parts`` of a table's code it also takes restrictions.
 
     Raises:
         ConfigError: the architecture or normalisation does not fit the shape.
@@ -84,7 +84,7 @@ def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Mod
     require_fit(config, shape, "critic")
     match config.architecture:
         case "mlp":
-            layers = _mlp(config, shape[0], 1)
+            layers = _mlp(config, shape[0] + restriction_width(parts), 1)
         case "dcgan":
             layers = dcgan_critic(config, shape, with_features=bool(classes))
         case "resnet":
@@ -94,6 +94,8 @@ def build_critic(config: CriticConfig, shape: Shape, classes: int = 0) -> nn.Mod
             layers = [*_recurrent(config, shape[1]), PoolSteps(), *dense]
             layers.append(nn.Linear(config.width, 1))
     layers = _with_dropout(layers, config)
+    if parts:
+        return RowCritic(nn.Sequential(*layers), restriction_width(parts))
     if not classes:
         return Critic(nn.Sequential(*layers))
     *features, head = layers
@@ -151,7 +153,7 @@ def _recurrent_generator(config: GeneratorConfig, inputs: int, shape: Shape) -> 
 
 
 def build_networks(
-    config: Config, shape: Shape, num_classes: int = 0
+    config: Config, shape: Shape, num_classes: int = 0, parts: Sequence[Part] = ()
 ) -> tuple[nn.Module, nn.Module]:
     """Build a new generator, and a critic as its constraint prepares it.
 
@@ -159,6 +161,7 @@ def build_networks(
         config: configuration of the run.
         shape: shape of one item.
         num_classes: number of classes in the data; 0 if it has no labels.
+        parts: of the code, if the data are a table.
 
     Raises:
         ConfigError: a network does not fit the data.
@@ -166,6 +169,6 @@ def build_networks(
     if config.conditional and not num_classes:
         raise ConfigError("conditional: the data has no labels; leave it out")
     classes = num_classes if config.conditional else 0
-    generator = build_generator(config.generator, shape, classes)
-    critic = build_critic(config.critic, shape, classes)
+    generator = build_generator(config.generator, shape, classes, parts)
+    critic = build_critic(config.critic, shape, classes, parts)
     return generator, config.constraint.before_training(critic)

@@ -64,6 +64,11 @@ class ProjectionCritic(nn.Module):
         return self.head(features).squeeze(1) + (classes * features).sum(dim=1)
 
 
+def repeated(labels: Tensor, count: int) -> Tensor:
+    """Labels ``(N,)`` or restrictions ``(N, C)`` one batch after another, ``count`` in all."""
+    return labels.repeat(count // len(labels), *[1] * (labels.dim() - 1))
+
+
 class WithLabels(nn.Module):
     """A conditional critic with its labels bound, so it takes samples only, like any critic.
 
@@ -77,4 +82,4 @@ class WithLabels(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         """Score samples ``(k * N, *shape)``, for N labels; returns ``(k * N,)``."""
-        return self.critic(samples, self.labels.repeat(len(samples) // len(self.labels)))
+        return self.critic(samples, repeated(self.labels, len(samples)))

@@ -23,6 +23,18 @@ SMALLEST_MAP = 4
 """Pixels; no network halves an image below this height or width."""
 
 
+class Critic(nn.Module):
+    """Maps samples ``(N, *shape)`` to scores ``(N,)``."""
+
+    def __init__(self, body: nn.Sequential) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """Score ``samples`` of shape ``(N, *shape)``; returns ``(N,)``."""
+        return self.body(samples).squeeze(1)
+
+
 class Residual(nn.Module):
     """``shortcut(x) + branch(x)``."""
 

@@ -16,6 +16,7 @@ from models.sampling import Scaling
 from training.data.builtin import BUILT_IN
 from training.data.loading import read_source
 from training.data.raw import Mixture
+from training.data.schema import fit_schema
 from training.data.sources.cache import item_digests, items_at
 
 Array = np.ndarray
@@ -103,9 +104,16 @@ def load_data(config: DataConfig, batch_size: int = 2, dtype: Numbers | None = N
         ((1797, 8, 8, 1), 'image')
     """
     raw = read_source(config)
-    items = _resized(_canonical(raw.items, config.source, dtype), config)
-    digests = item_digests(items) if raw.digests is None else raw.digests
-    is_heldout = _uniform(raw.groups, digests) < config.heldout_fraction
+    schema = None
+    if raw.table is not None:
+        digests = item_digests(raw.items)
+        is_heldout = _uniform(raw.groups, digests) < config.heldout_fraction
+        schema = fit_schema(raw.table, is_heldout)
+        items = schema.encode(raw.table)
+    else:
+        items = _resized(_canonical(raw.items, config.source, dtype), config)
+        digests = item_digests(items) if raw.digests is None else raw.digests
+        is_heldout = _uniform(raw.groups, digests) < config.heldout_fraction
     training, heldout = int((~is_heldout).sum()), int(is_heldout.sum())
     if training < batch_size or heldout < FEWEST_HELDOUT:
         raise DataError(
@@ -115,7 +123,7 @@ def load_data(config: DataConfig, batch_size: int = 2, dtype: Numbers | None = N
         )
     kind = KINDS[items.ndim]
     features = items.shape[-1]
-    if kind != "image" and config.source not in BUILT_IN:
+    if kind != "image" and schema is None and config.source not in BUILT_IN:
         other_axes = tuple(range(items.ndim - 1))  # items and, of sequences, steps
         known = items[~is_heldout]
         offset = known.mean(axis=other_axes, dtype=np.float64)
@@ -137,6 +145,7 @@ def load_data(config: DataConfig, batch_size: int = 2, dtype: Numbers | None = N
             classes=list(raw.classes),
             class_counts=_class_counts(raw.labels, is_heldout, len(raw.classes)),
             columns=list(raw.columns),
+            table=schema,
             count=len(items),
             skipped=len(raw.problems),
             training_count=training,

@@ -68,6 +68,8 @@ def precision_problems(data: Dataset) -> list[str]:
 
     Networks take values less the column's mean, over its standard deviation, in float32.
     """
+    if data.card.table is not None:  # of a table networks see normal scores
+        return []
     lines = []
     for i, (name, values) in enumerate(_columns(data)):
         distinct = len(np.unique(values))
@@ -95,6 +97,8 @@ def _columns(data: Dataset) -> Iterator[tuple[str, Array]]:
 
 
 def _column_problems(data: Dataset) -> list[str]:
+    if data.card.table is not None:
+        return []
     lines = precision_problems(data)
     for name, values in _columns(data):
         distinct = len(np.unique(values))

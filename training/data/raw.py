@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,8 @@ class RawData(NamedTuple):
     labels: Array | None = None
     """int64 ``(N,)``, indices into ``classes``."""
     classes: tuple[str, ...] = ()
+    table: Any = None
+    """A `pyarrow.Table`, of which ``items`` are the rows' hashes."""
     columns: tuple[str, ...] = ()
     """Names of a table's columns."""
     digests: Array | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from models.config import Config, TrainingConfig
 from models.errors import ConfigError
 from models.lipschitz import gradient_norms, interpolate
 from models.networks.conditional import WithLabels
+from models.networks.rows import draw_restrictions
 from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
 from training.engine.checkpoint import TrainingState, newest_checkpoint
@@ -21,6 +23,8 @@ from training.engine.runs import Interrupted, Row, Watch, begin, no_watch, step_
 from training.engine.step import CriticStep
 from training.engine.workers import ALONE, Workers
 from training.progress import never, silent
+
+SHARE = float(os.environ.get("SHARE", "0.5"))
 
 
 def train(
@@ -102,8 +106,10 @@ def train(
             numbers = next(order)[rows]
             real = scaling.to_model(items.take(numbers))
             labels: list[Tensor] = [items.labels(numbers)] if config.conditional else []
-            labelled_critic: nn.Module = WithLabels(critic, *labels) if labels else critic
             with autocast, draws, torch.no_grad():
+                if data.card.parts:
+                    labels = [draw_restrictions(data.card.parts, real, config.table.conditions)]
+                labelled_critic: nn.Module = WithLabels(critic, *labels) if labels else critic
                 z = torch.randn(*latent_shape, device=device)
                 fake = generator(z, *labels).float()
 

@@ -137,7 +137,9 @@ def begin(
     """
     settings = config.training
     torch.manual_seed(step_seed(settings.seed, -1))
-    generator, critic = build_networks(config, data.card.shape, len(data.card.classes))
+    generator, critic = build_networks(
+        config, data.card.shape, len(data.card.classes), data.card.parts
+    )
     generator, critic = (workers.prepare(network.to(device)) for network in (generator, critic))
     state = TrainingState(
         generator,

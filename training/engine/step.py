@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from models.constraints import Constraint
 from models.lipschitz import CriticFunction
-from models.networks.conditional import WithLabels
+from models.networks.conditional import WithLabels, repeated
 from training.engine.graphs import tidied
 from training.progress import silent
 
@@ -186,8 +186,8 @@ class CriticStep:
             tensors = dict(zip(names, [*leaves, *buffers], strict=True))
 
             def critic(samples: Tensor) -> Tensor:
-                repeated = [y.repeat(len(samples) // len(y)) for y in labels]
-                scores: Tensor = functional_call(self._critic, tensors, (samples, *repeated))
+                conditions = [repeated(y, len(samples)) for y in labels]
+                scores: Tensor = functional_call(self._critic, tensors, (samples, *conditions))
                 return scores
 
             with torch.enable_grad():

@@ -26,6 +26,7 @@ def load_table(location: Location, config: DataConfig) -> RawData:
         DataError: it cannot be read, or is not a table of finite numbers; names column and row.
     """
     import pandas as pd
+    import pyarrow as pa
 
     with reading(location.source), location.open() as file:
         if location.suffix == ".parquet":
@@ -35,8 +36,12 @@ def load_table(location: Location, config: DataConfig) -> RawData:
     columns = tuple(str(name) for name in frame.columns)
     if not columns or not len(frame):
         raise DataError(f"{location.source}: has {len(frame)} rows and {len(columns)} columns")
-    values = np.stack([_numbers(frame[c], c, location) for c in frame.columns], axis=1)
-    return RawData(values, location.name, location.source, columns=columns)
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    hashes = np.stack(
+        [pd.util.hash_array(frame[c].astype(object).map(str).to_numpy()) for c in frame.columns],
+        axis=1,
+    )
+    return RawData(hashes, location.name, location.source, columns=columns, table=table)
 
 
 def _read_csv(file: IO[bytes], location: Location) -> Any:

@@ -1,0 +1,143 @@
+"""The base of all kinds of columns: what they share in the code of a table."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, Field
+
+from models.errors import ConditionError
+from models.tables.conditions import Condition
+from models.tables.layout import LARGEST_SCORE, Choice, Part, Value
+
+Array = np.ndarray
+
+
+def arrow_type(name: str) -> pa.DataType:
+    """The Arrow type of a name, as ``str(type)`` gives it.
+
+    >>> arrow_type("timestamp[us, tz=UTC]")
+    TimestampType(timestamp[us, tz=UTC])
+    """
+    with_zone = re.fullmatch(r"timestamp\[(\w+), tz=(.+)\]", name)
+    if with_zone:
+        return pa.timestamp(with_zone[1], tz=with_zone[2])
+    return pa.type_for_alias({"double": "float64", "float": "float32"}.get(name, name))
+
+
+class Coded(NamedTuple):
+    """Values of a column, apart: which option each is, and where the numbers stand."""
+
+    options: Array
+    """int64 ``(N,)``, indices into the column's options."""
+    scores: Array | None
+    """float64 ``(N,)``, normal scores, 0 where the option is not the first; None if the column has
+    no number."""
+
+
+class Column(BaseModel, ABC, frozen=True, extra="forbid"):
+    """One column of a table: its values, and how they are coded.
+
+    The code has up to two parts. A `Value` holds where a number stands among the numbers of the
+    training rows. A `Choice` holds which of the column's options a value is: any number, one of
+    the listed values, one of those that are not listed, or missing. A column without either is
+    made anew in each table, like a constant.
+    """
+
+    name: str
+    type: str
+    """Arrow's name of the type, such as ``int64``, ``string`` or ``timestamp[us]``."""
+    missing: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training rows in which there is no value."""
+
+    can_be_restricted: ClassVar[bool] = True
+    """False for columns that are made anew: no condition can be put on them."""
+
+    @property
+    @abstractmethod
+    def has_number(self) -> bool:
+        """True if the first option is any number, whose `Value` stands before the `Choice`."""
+
+    @property
+    @abstractmethod
+    def option_count(self) -> int:
+        """Number of options; that of a missing value, if there is one, is the last."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Parts of the code; a single option needs no choice."""
+        choice = (Choice(self.option_count),) if self.option_count > 1 else ()
+        return (Value(), *choice) if self.has_number else choice
+
+    @abstractmethod
+    def split(self, values: pa.Array) -> Coded:
+        """Find the option and the score of each value.
+
+        Raises:
+            DataError: a value is none that the column may hold; the message names the first.
+        """
+
+    @abstractmethod
+    def join(self, coded: Coded, first: int) -> pa.Array:
+        """Make values of options and scores; `split` takes them apart again.
+
+        Args:
+            coded: options and scores.
+            first: number of the first row in its table, for values that are unique.
+        """
+
+    @abstractmethod
+    def allowed(self, condition: Condition) -> tuple[Array, tuple[float, float]]:
+        """Say which options, and which scores, meet a condition.
+
+        Returns:
+            bool ``(option_count,)``, and the lowest and the highest score of a number.
+
+        Raises:
+            ConditionError: no value does; the message says which there are.
+        """
+
+    def encode(self, values: pa.Array) -> Array:
+        """Code values: float32 ``(N, width)``."""
+        coded, columns = self.split(values), []
+        if coded.scores is not None:
+            columns.append(coded.scores[:, None])
+        if self.option_count > 1:
+            columns.append(np.eye(self.option_count)[coded.options])
+        return np.concatenate([np.zeros((len(values), 0)), *columns], axis=1).astype(np.float32)
+
+    def decode(self, code: Array, first: int = 0) -> pa.Array:
+        """Make the values of a code ``(N, width)``; of a choice, the option with the largest."""
+        options = np.zeros(len(code), np.int64)
+        if self.option_count > 1:
+            options = code[:, -self.option_count :].argmax(axis=1)
+        scores = code[:, 0].astype(np.float64) if self.has_number else None
+        return self.join(Coded(options, scores), first)
+
+    def restrict(self, condition: Condition) -> Array:
+        """Code a condition: float32 ``(restrictions,)``, all 0 where everything is allowed.
+
+        Raises:
+            ConditionError: see `allowed`.
+        """
+        if not self.can_be_restricted:
+            raise ConditionError(f"{self.name}: made anew for each table; it takes no condition")
+        options, (low, high) = self.allowed(condition)
+        numbers: list[float] = []
+        if self.has_number:
+            numbers += [low + LARGEST_SCORE, LARGEST_SCORE - high]
+        if self.option_count > 1:
+            numbers += (~options).tolist()
+        return np.array(numbers, np.float32)
+
+    @abstractmethod
+    def is_valid(self, values: pa.Array) -> Array:
+        """Tell for each value, bool ``(N,)``, if it is one that the column may hold."""
+
+    @abstractmethod
+    def in_words(self) -> dict[str, Any]:
+        """What a person wants to know of the column, by name: range, categories and the like."""

@@ -1,0 +1,91 @@
+"""Conditions that generated rows must meet, column by column."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from models.errors import ConditionError
+
+Scalar = bool | int | float | str
+_COMPARISON = re.compile(
+    r"\s*(?P<name>[^<>=!]+?)\s*(?P<operator><=|>=|!=|=|<|>)\s*(?P<value>.*?)\s*"
+)
+
+
+class Condition(BaseModel, frozen=True, extra="forbid"):
+    """What the values of one column must be; all that is given must hold.
+
+    >>> Condition(above=5000, at_most=6000).in_words("price")
+    'price > 5000 and price <= 6000'
+    """
+
+    one_of: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
+    none_of: tuple[Scalar, ...] = ()
+    above: float | str | None = None
+    """A number, or a date or time as ISO 8601 writes it."""
+    at_least: float | str | None = None
+    below: float | str | None = None
+    at_most: float | str | None = None
+    missing: bool | None = None
+    """True: there must be no value; False: there must be one. None: whatever else is given needs a
+    value."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self == Condition.model_construct():
+            raise ValueError("says nothing: give one_of, at_least, at_most or another")
+        return self
+
+    @property
+    def ends(self) -> tuple[float | str | None, float | str | None]:
+        """The lower and the upper end, whether they are included or not."""
+        return (
+            self.above if self.at_least is None else self.at_least,
+            self.below if self.at_most is None else self.at_most,
+        )
+
+    def in_words(self, name: str) -> str:
+        """The condition as a person writes it, for the column ``name``."""
+        words = [] if self.one_of is None else [f"{name} in {list(self.one_of)}"]
+        words += [f"{name} != {value}" for value in self.none_of]
+        for operator, end in (
+            (">", self.above), (">=", self.at_least), ("<", self.below), ("<=", self.at_most),
+        ):  # fmt: skip
+            words += [] if end is None else [f"{name} {operator} {end}"]
+        if self.missing is not None:
+            words.append(f"{name} is {'' if self.missing else 'not '}missing")
+        return " and ".join(words)
+
+
+def parse_conditions(texts: Iterable[str]) -> dict[str, Condition]:
+    """Read conditions as people write them: ``cut=Ideal``, ``price>5000``, ``income=`` (missing).
+
+    Several conditions on one column must all hold, but several values after ``=`` are
+    alternatives.
+
+    >>> parse_conditions(["cut=Ideal", "cut=Good", "price>=5000"])["cut"].one_of
+    ('Ideal', 'Good')
+
+    Raises:
+        ConditionError: a text is no condition.
+    """
+    fields: dict[str, dict[str, Any]] = {}
+    names = {">": "above", ">=": "at_least", "<": "below", "<=": "at_most"}
+    for text in texts:
+        match = _COMPARISON.fullmatch(text)
+        if match is None:
+            raise ConditionError(f"'{text}': write a condition as name=value, name>value or alike")
+        name, operator, value = match.group("name", "operator", "value")
+        of_column = fields.setdefault(name, {})
+        if operator in names:
+            of_column[names[operator]] = value
+        elif not value:
+            of_column["missing"] = operator == "="
+        else:
+            key = "one_of" if operator == "=" else "none_of"
+            of_column[key] = (*of_column.get(key, ()), value)
+    return {name: Condition(**of_column) for name, of_column in fields.items()}

@@ -1,0 +1,46 @@
+"""Normal scores: where a number stands among the training rows', on the scale of a normal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from models.tables.layout import LARGEST_SCORE
+
+Array = np.ndarray
+_OUTSIDE = float(torch.special.ndtr(torch.tensor(-LARGEST_SCORE, dtype=torch.float64)))
+"""Probability below the smallest score, which stands for the smallest number."""
+
+
+def to_scores(numbers: Array, quantiles: Sequence[float]) -> Array:
+    """Where numbers stand among quantiles at equal distances in probability.
+
+    Numbers between two quantiles are interpolated; several equal quantiles give the middle of
+    their ranks. `from_scores` undoes it exactly, up to rounding.
+
+    Args:
+        numbers: float64 ``(N,)``; beyond the quantiles they count as the outermost.
+        quantiles: ``(K,)``, ascending, K at least 2.
+
+    Returns:
+        float64 ``(N,)``, from -`LARGEST_SCORE` to `LARGEST_SCORE`.
+
+    >>> to_scores(np.array([0.0, 5.0, 10.0]), [0.0, 10.0]).round(1).tolist()
+    [-3.5, 0.0, 3.5]
+    """
+    knots = np.asarray(quantiles, np.float64)
+    levels = np.linspace(0, 1, len(knots))
+    ranks = np.interp(numbers, knots, levels) - np.interp(-numbers, -knots[::-1], -levels[::-1])
+    inside = _OUTSIDE + (1 - 2 * _OUTSIDE) * ranks / 2
+    scores = torch.special.ndtri(torch.from_numpy(inside)).numpy()
+    return scores.clip(-LARGEST_SCORE, LARGEST_SCORE)
+
+
+def from_scores(scores: Array, quantiles: Sequence[float]) -> Array:
+    """The numbers, float64 ``(N,)``, that stand where scores ``(N,)`` say; see `to_scores`."""
+    clipped = np.clip(scores, -LARGEST_SCORE, LARGEST_SCORE).astype(np.float64)
+    inside = torch.special.ndtr(torch.from_numpy(clipped)).numpy()
+    ranks = (inside - _OUTSIDE) / (1 - 2 * _OUTSIDE)
+    return np.interp(ranks, np.linspace(0, 1, len(quantiles)), np.asarray(quantiles, np.float64))

@@ -14,6 +14,27 @@ from models.networks import CriticConfig, GeneratorConfig
 M = TypeVar("M", bound=BaseModel)
 
 
+class ColumnConfig(BaseModel, frozen=True, extra="forbid"):
+    """The user's word on a column of a table; what is not given is found from the data."""
+
+    kind: (
+        Literal[
+            "number", "integer", "boolean", "category", "time", "constant", "identifier", "left_out"
+        ]
+        | None
+    ) = None
+    decimals: int | None = Field(default=None, ge=0, le=15)
+    """Digits after the point of generated numbers."""
+    low: float | None = Field(default=None, allow_inf_nan=False)
+    """The smallest value that the column may hold."""
+    high: float | None = Field(default=None, allow_inf_nan=False)
+    """The largest value that the column may hold."""
+    spikes: tuple[float, ...] | None = None
+    """Numbers that are options of their own, such as 0 where many rows have it."""
+    max_categories: int | None = Field(default=None, ge=1, le=1000)
+    """Categories that are options of their own; the rarer ones are one option together."""
+
+
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """Source of the data, and the split into training and held-out items."""
 
@@ -27,6 +48,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """Share of image files that may be broken and are then skipped; with more the run fails."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of the distinct items that is held out; an item's own hash decides."""
+    columns: dict[str, ColumnConfig] = {}
+    """The user's word on columns of a table, by name."""
 
 
 class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -206,6 +229,8 @@ def _in_words(error: Any, model: type[BaseModel]) -> str:
     location = [str(part) for part in error["loc"]]
     if location[:1] == ["constraint"] and len(location) > 1:
         fields = constraint_class(location.pop(1)).model_fields  # pydantic puts the kind there
+    elif location[:2] == ["data", "columns"] and len(location) > 3:
+        fields = ColumnConfig.model_fields
     elif location and location[0] in model.model_fields and len(location) > 1:
         fields = getattr(model.model_fields[location[0]].annotation, "model_fields", {})
     else:

@@ -234,7 +234,8 @@ def test_a_run_is_judged_again_on_the_same_items(run: Trained) -> None:
 def test_a_model_from_before_is_judged_on_the_items_held_out_then(tmp_path: Path) -> None:
     source = saved(tmp_path, rows(400))
     config = tiny_config("table", data={"source": source}, evaluation={"samples": 60})
-    data = load_data(config.data, dtype="float32")
+    card = load_data(config.data).card.model_copy(update={"dtype": "float32"})
+    data = load_data(config.data, card=card)
     # As the commit before split these rows.
     assert data.card.sha256[:16] == "e5b64ddd4509c152"
     run_training(config, tmp_path / "run", torch.device("cpu"), register=False, data=data)
@@ -255,7 +256,7 @@ def test_reference_items_are_held_out_as_those_of_the_data(run: Trained, tmp_pat
     reference = judged_data(str(tmp_path / "reference.npy"), run.config, run.data)
     assert reference.card.dtype == "float64"
     together = DataConfig(source=saved(tmp_path, np.concatenate([items, near])))
-    both = load_data(together, dtype="float64")
+    both = load_data(together, card=run.data.card)
     np.testing.assert_array_equal(both.is_heldout[len(items) :], reference.is_heldout)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from models.config import Config, parse_config
@@ -164,7 +165,45 @@ def build_config(
         if not name:
             values[section] = value
         elif isinstance(values.setdefault(section, {}), dict):
-            values[section][name] = value
+            if section == "data" and name.startswith("columns"):
+                _set_columns(values[section], name, value)
+            else:
+                values[section][name] = value
     if isinstance(values["data"], dict) and "source" not in values["data"]:
         raise ConfigError(f"preset '{preset}' brings no data of its own: name yours with --data")
     return parse_config(values)
+
+
+def _set_columns(data: Values, key: str, value: Any) -> None:
+    """Put the user's word on columns into the data section.
+
+    Args:
+        data: the section.
+        key: ``columns``, or ``columns.NAME.SETTING``, where the name may have points in it.
+        value: of ``columns`` a YAML file's path, or what it holds; of a setting its value.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    _, _, path = key.partition(".")
+    if not path:
+        data["columns"] = _read_columns(Path(value)) if isinstance(value, str) else value
+        return
+    name, _, setting = path.rpartition(".")
+    columns = data.setdefault("columns", {})
+    if not name or not isinstance(columns, dict):
+        raise ConfigError(f"data.{key}: write data.columns.NAME.SETTING, or data.columns=FILE.yaml")
+    columns[name] = {**columns.get(name, {}), setting: value}
+
+
+def _read_columns(path: Path) -> Any:
+    import yaml
+
+    try:
+        columns = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).replace("\n", " ")
+        raise ConfigError(f"data.columns: {path} cannot be read as YAML: {reason}") from None
+    if not isinstance(columns, dict):
+        raise ConfigError(f"data.columns: {path} holds no columns; write NAME: {{kind: integer}}")
+    return {str(name): told for name, told in columns.items()}  # 2024 is a name too

@@ -7,7 +7,7 @@ column may hold.
 
 from models.tables.category import BooleanColumn, CategoryColumn
 from models.tables.conditions import Condition, parse_conditions
-from models.tables.fixed import ConstantColumn, IdentifierColumn
+from models.tables.fixed import ConstantColumn, CopyColumn, IdentifierColumn
 from models.tables.kinds import AnyColumn
 from models.tables.layout import Choice, Part, Value
 from models.tables.number import NumberColumn
@@ -21,6 +21,7 @@ __all__ = [
     "Choice",
     "Condition",
     "ConstantColumn",
+    "CopyColumn",
     "IdentifierColumn",
     "NumberColumn",
     "Part",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.errors import ConditionError, DataError, suggestion
-from models.tables.column import Coded, Column
+from models.tables.column import Coded, Column, arrow_type
 from models.tables.conditions import Condition
 from models.tables.layout import LARGEST_SCORE
 
@@ -49,7 +50,7 @@ class CategoryColumn(Column, frozen=True):
         if options.null_count:
             row = int(np.argmax(options.is_null().to_numpy(zero_copy_only=False)))
             raise DataError(
-                f"column {self.name!r}: row {row} has "
+                f"column {self.name!r}: row {row + 1} has "
                 + (
                     f"the unknown category {texts[row].as_py()!r}"
                     if texts[row].is_valid
@@ -58,7 +59,7 @@ class CategoryColumn(Column, frozen=True):
             )
         return Coded(options.to_numpy(zero_copy_only=False).astype(np.int64), None)
 
-    def join(self, coded: Coded, first: int) -> pa.Array:
+    def join(self, coded: Coded, first: int, condition: Condition | None) -> pa.Array:
         """Make categories of options; of the others, each as often as among the training rows."""
         names = np.array(
             [*self.categories, *[None] * (bool(self.others) + (self.missing > 0))], object
@@ -66,28 +67,42 @@ class CategoryColumn(Column, frozen=True):
         texts = names[coded.options]
         if self.others:
             rows = np.flatnonzero(coded.options == len(self.categories))
-            # A function of the row's number, so that a longer table begins with a shorter one.
-            texts[rows] = self._drawn(first + rows)
+            wanted = set(self.others) if condition is None else self.wanted(condition)
+            counts = [
+                count if other in wanted else 0
+                for other, count in zip(self.others, self.other_counts, strict=True)
+            ]
+            if len(rows):
+                edges = np.cumsum(counts) / sum(counts)
+                # A function of the row's number, so that a longer table begins with a shorter one.
+                drawn = np.searchsorted(edges, _uniform(first + rows, self.name), side="right")
+                texts[rows] = np.array(self.others, object)[drawn]
         return self.array(pa.array(texts.tolist(), pa.string()))
-
-    def _drawn(self, numbers: Array) -> Array:
-        """Rare categories for rows with these numbers, in proportion to their counts."""
-        edges = np.cumsum(self.other_counts) / sum(self.other_counts)
-        # A low-discrepancy sequence (Roberts 2018): proportions hold in short tables too.
-        uniform = (0.5 + numbers * 0.6180339887498949) % 1
-        return np.array(self.others, object)[np.searchsorted(edges, uniform, side="right")]
 
     def texts(self, values: pa.Array) -> pa.Array:
         """The values as categories."""
+        kind = self._plain()
+        if not pa.types.is_string(kind) and pa.types.is_string(values.type):
+            values = values.cast(kind)  # a reader's "5.0" may be the number 5
         return values.cast(pa.string())
 
     def array(self, texts: pa.Array) -> pa.Array:
         """Categories as values of the column's type."""
-        return texts
+        kind = arrow_type(self.type)
+        if pa.types.is_dictionary(kind):
+            return texts.cast(kind.value_type).dictionary_encode().cast(kind)
+        return texts.cast(kind)
 
-    def allowed(self, condition: Condition) -> tuple[Array, tuple[float, float]]:
-        """Say which categories meet a condition."""
-        if condition.ends != (None, None):
+    def _plain(self) -> pa.DataType:
+        """The type of the values themselves."""
+        kind = arrow_type(self.type)
+        return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+    def wanted(self, condition: Condition) -> set[str]:
+        """The categories that meet a condition."""
+        if condition.missing:
+            return set()
+        if condition.has_ends:
             raise ConditionError(f"{self.name}: categories have no order; give one_of")
         known = (*self.categories, *self.others)
         for value in (*(condition.one_of or ()), *condition.none_of):
@@ -96,26 +111,28 @@ class CategoryColumn(Column, frozen=True):
                     f"{self.name}: no category '{value}'{suggestion(self.text(value), known)}"
                 )
         wanted = set(known) if condition.one_of is None else set(map(self.text, condition.one_of))
-        wanted -= set(map(self.text, condition.none_of))
-        if condition.missing is True:
-            wanted = set()
-        partly = wanted & set(self.others)
-        if partly and partly != set(self.others):
-            raise ConditionError(
-                f"{self.name}: {', '.join(sorted(partly))} is rare and cannot be asked for alone"
-            )
+        return wanted - set(map(self.text, condition.none_of))
+
+    def allowed(self, condition: Condition) -> tuple[Array, tuple[float, float]]:
+        """Say which categories meet a condition."""
+        wanted = self.wanted(condition)
         options = np.array(
-            [c in wanted for c in self.categories]
-            + [bool(partly)] * bool(self.others)
-            + [condition.missing is True] * (self.missing > 0)
+            [category in wanted for category in self.categories]
+            + [bool(wanted & set(self.others))] * bool(self.others)
+            + [bool(condition.missing)] * (self.missing > 0),
+            bool,
         )
         if not options.any():
-            raise ConditionError(f"no row has {condition.in_words(self.name)}")
+            never = "" if self.missing else f": {self.name} is never missing"
+            raise ConditionError(f"no row has {condition.in_words(self.name)}{never}")
         return options, (-LARGEST_SCORE, LARGEST_SCORE)
 
     def text(self, value: bool | float | str) -> str:
         """The category that a person means."""
-        return str(value)
+        try:
+            return str(pa.array([str(value)]).cast(self._plain()).cast(pa.string())[0].as_py())
+        except pa.ArrowInvalid:  # it is none
+            return str(value)
 
     def is_valid(self, values: pa.Array) -> Array:
         """Tell for each value if it is a category of the column."""
@@ -137,10 +154,18 @@ class BooleanColumn(CategoryColumn, frozen=True):
     type: str = "bool"
     categories: tuple[str, ...] = ("false", "true")
 
-    def array(self, texts: pa.Array) -> pa.Array:
-        """Truth values."""
-        return texts.cast(pa.bool_())
-
     def text(self, value: bool | float | str) -> str:
         """The truth value that a person means: ``true``, ``1`` or the like."""
         return {"1": "true", "0": "false"}.get(str(value).lower(), str(value).lower())
+
+
+def _uniform(numbers: Array, name: str) -> Array:
+    """Numbers in [0, 1), uniform, by the row's number and the column's name alone.
+
+    SplitMix64 (Steele, Lea & Flood 2014) of the two.
+    """
+    z = (numbers.astype(np.uint64) << np.uint64(32)) + np.uint64(zlib.crc32(name.encode()))
+    z = z * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) / 2.0**53

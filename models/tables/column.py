@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from models.errors import ConditionError
 from models.tables.conditions import Condition
 from models.tables.layout import LARGEST_SCORE, Choice, Part, Value
 
@@ -22,10 +21,15 @@ def arrow_type(name: str) -> pa.DataType:
 
     >>> arrow_type("timestamp[us, tz=UTC]")
     TimestampType(timestamp[us, tz=UTC])
+    >>> arrow_type("decimal128(10, 2)")
+    Decimal128Type(decimal128(10, 2))
     """
-    with_zone = re.fullmatch(r"timestamp\[(\w+), tz=(.+)\]", name)
-    if with_zone:
-        return pa.timestamp(with_zone[1], tz=with_zone[2])
+    if found := re.fullmatch(r"timestamp\[(\w+), tz=(.+)\]", name):
+        return pa.timestamp(found[1], tz=found[2])
+    if found := re.fullmatch(r"decimal128\((\d+), (-?\d+)\)", name):
+        return pa.decimal128(int(found[1]), int(found[2]))
+    if found := re.fullmatch(r"dictionary<values=(.+), indices=(\w+), ordered=(\d)>", name):
+        return pa.dictionary(arrow_type(found[2]), arrow_type(found[1]), found[3] == "1")
     return pa.type_for_alias({"double": "float64", "float": "float32"}.get(name, name))
 
 
@@ -54,9 +58,6 @@ class Column(BaseModel, ABC, frozen=True, extra="forbid"):
     missing: float = Field(default=0.0, ge=0, le=1)
     """Share of the training rows in which there is no value."""
 
-    can_be_restricted: ClassVar[bool] = True
-    """False for columns that are made anew: no condition can be put on them."""
-
     @property
     @abstractmethod
     def has_number(self) -> bool:
@@ -82,12 +83,13 @@ class Column(BaseModel, ABC, frozen=True, extra="forbid"):
         """
 
     @abstractmethod
-    def join(self, coded: Coded, first: int) -> pa.Array:
+    def join(self, coded: Coded, first: int, condition: Condition | None) -> pa.Array:
         """Make values of options and scores; `split` takes them apart again.
 
         Args:
-            coded: options and scores.
+            coded: options and scores; the options are allowed by the condition.
             first: number of the first row in its table, for values that are unique.
+            condition: what every value meets, whatever its score.
         """
 
     @abstractmethod
@@ -110,13 +112,25 @@ class Column(BaseModel, ABC, frozen=True, extra="forbid"):
             columns.append(np.eye(self.option_count)[coded.options])
         return np.concatenate([np.zeros((len(values), 0)), *columns], axis=1).astype(np.float32)
 
-    def decode(self, code: Array, first: int = 0) -> pa.Array:
-        """Make the values of a code ``(N, width)``; of a choice, the option with the largest."""
+    def decode(self, code: Array, first: int = 0, condition: Condition | None = None) -> pa.Array:
+        """Make the values of a code ``(N, width)``; of a choice, the option with the largest.
+
+        Args:
+            code: any numbers; networks keep to `restrict`, so that their values change little here.
+            first: number of the first row in its table.
+            condition: every value made meets it.
+
+        Raises:
+            ConditionError: see `allowed`.
+        """
         options = np.zeros(len(code), np.int64)
         if self.option_count > 1:
-            options = code[:, -self.option_count :].argmax(axis=1)
+            shares = code[:, -self.option_count :]
+            if condition is not None:
+                shares = np.where(self.allowed(condition)[0], shares, -np.inf)
+            options = shares.argmax(axis=1)
         scores = code[:, 0].astype(np.float64) if self.has_number else None
-        return self.join(Coded(options, scores), first)
+        return self.join(Coded(options, scores), first, condition)
 
     def restrict(self, condition: Condition) -> Array:
         """Code a condition: float32 ``(restrictions,)``, all 0 where everything is allowed.
@@ -124,8 +138,6 @@ class Column(BaseModel, ABC, frozen=True, extra="forbid"):
         Raises:
             ConditionError: see `allowed`.
         """
-        if not self.can_be_restricted:
-            raise ConditionError(f"{self.name}: made anew for each table; it takes no condition")
         options, (low, high) = self.allowed(condition)
         numbers: list[float] = []
         if self.has_number:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.errors import ConditionError
 
@@ -36,17 +36,17 @@ class Condition(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if self == Condition.model_construct():
+        nothing = Condition.model_construct()
+        if self == nothing:
             raise ValueError("says nothing: give one_of, at_least, at_most or another")
+        if self.missing and self != nothing.model_copy(update={"missing": True}):
+            raise ValueError("asks for no value and for more: what is missing is nothing else")
         return self
 
     @property
-    def ends(self) -> tuple[float | str | None, float | str | None]:
-        """The lower and the upper end, whether they are included or not."""
-        return (
-            self.above if self.at_least is None else self.at_least,
-            self.below if self.at_most is None else self.at_most,
-        )
+    def has_ends(self) -> bool:
+        """True if a value must lie above or below something."""
+        return any(end is not None for end in (self.above, self.at_least, self.below, self.at_most))
 
     def in_words(self, name: str) -> str:
         """The condition as a person writes it, for the column ``name``."""
@@ -82,10 +82,21 @@ def parse_conditions(texts: Iterable[str]) -> dict[str, Condition]:
         name, operator, value = match.group("name", "operator", "value")
         of_column = fields.setdefault(name, {})
         if operator in names:
+            if not value:
+                raise ConditionError(f"'{text}': write a value after {operator}")
+            if names[operator] in of_column:
+                raise ConditionError(f"'{text}': {name} has {operator} twice")
             of_column[names[operator]] = value
         elif not value:
             of_column["missing"] = operator == "="
         else:
             key = "one_of" if operator == "=" else "none_of"
             of_column[key] = (*of_column.get(key, ()), value)
-    return {name: Condition(**of_column) for name, of_column in fields.items()}
+    conditions = {}
+    for name, of_column in fields.items():
+        try:
+            conditions[name] = Condition(**of_column)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConditionError(f"{name}: {message}") from None
+    return conditions

@@ -1,8 +1,8 @@
-"""Columns that networks have no part in: constants, and identifiers."""
+"""Columns that networks have no part in: constants, copies, and identifiers."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -10,14 +10,13 @@ import pyarrow as pa
 from models.errors import ConditionError
 from models.tables.column import Coded, Column, arrow_type
 from models.tables.conditions import Condition
+from models.tables.times import from_ticks
 
 Array = np.ndarray
 
 
 class _FixedColumn(Column, frozen=True):
     """A column without a code."""
-
-    can_be_restricted: ClassVar[bool] = False
 
     @property
     def has_number(self) -> bool:
@@ -35,7 +34,8 @@ class _FixedColumn(Column, frozen=True):
 
     def allowed(self, condition: Condition) -> tuple[Array, tuple[float, float]]:
         """No condition can be put on the column."""
-        raise ConditionError(f"{self.name}: takes no condition")
+        words = ", ".join(f"{key} {value}" for key, value in self.in_words().items())
+        raise ConditionError(f"{self.name}: is made anew ({words}) and takes no condition")
 
 
 class ConstantColumn(_FixedColumn, frozen=True):
@@ -43,20 +43,50 @@ class ConstantColumn(_FixedColumn, frozen=True):
 
     kind: Literal["constant"] = "constant"
     value: bool | int | float | str | None
+    """A date, time or duration as a whole number of its type's unit, a decimal number as text."""
 
-    def join(self, coded: Coded, first: int) -> pa.Array:
+    def join(self, coded: Coded, first: int, condition: Condition | None) -> pa.Array:
         """Repeat the value."""
-        return pa.array([self.value] * len(coded.options)).cast(arrow_type(self.type))
+        return pa.repeat(self._value(), len(coded.options)).cast(arrow_type(self.type))
+
+    def _value(self) -> pa.Scalar:
+        kind = arrow_type(self.type)
+        if self.value is None:
+            return pa.scalar(None, kind)
+        if pa.types.is_temporal(kind):
+            return from_ticks(pa.array([self.value], pa.int64()), kind)[0]
+        return pa.array([self.value]).cast(kind)[0]
 
     def is_valid(self, values: pa.Array) -> Array:
         """Tell for each value if it is the constant."""
+        constant = self._value().as_py()
         return np.array(
-            [value == self.value for value in values.cast(arrow_type(self.type)).to_pylist()]
+            [value == constant for value in values.cast(arrow_type(self.type)).to_pylist()], bool
         )
 
     def in_words(self) -> dict[str, Any]:
         """The value."""
-        return {"value": self.value}
+        return {"value": None if self.value is None else str(self._value().as_py())}
+
+
+class CopyColumn(_FixedColumn, frozen=True):
+    """The same as another column in each row."""
+
+    kind: Literal["copy"] = "copy"
+    of: str
+    """The other column's name."""
+
+    def join(self, coded: Coded, first: int, condition: Condition | None) -> pa.Array:
+        """Nothing: `TableSchema.decode` copies the other column."""
+        return pa.nulls(len(coded.options), arrow_type(self.type))
+
+    def is_valid(self, values: pa.Array) -> Array:
+        """True of each value: whether it is the other column's is not known here."""
+        return np.ones(len(values), bool)
+
+    def in_words(self) -> dict[str, Any]:
+        """The other column."""
+        return {"of": self.of}
 
 
 class IdentifierColumn(_FixedColumn, frozen=True):
@@ -64,24 +94,29 @@ class IdentifierColumn(_FixedColumn, frozen=True):
 
     kind: Literal["identifier"] = "identifier"
     first: int
-    """Of whole numbers the first new one; of texts the number in the first new one."""
+    """Number in the first new one."""
     prefix: str = ""
     """Text before the number; identifiers of a numeric type have none."""
+    digits: int = 1
+    """Fewest digits of the number; zeros fill it up."""
 
-    def join(self, coded: Coded, first: int) -> pa.Array:
+    def join(self, coded: Coded, first: int, condition: Condition | None) -> pa.Array:
         """Number the rows."""
-        numbers = self.first + first + np.arange(len(coded.options))
+        numbers = range(self.first + first, self.first + first + len(coded.options))
         kind = arrow_type(self.type)
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            return pa.array([f"{self.prefix}{n}" for n in numbers], kind)
-        return pa.array(numbers, pa.int64()).cast(kind)
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            return pa.array(numbers, pa.int64()).cast(kind)
+        return pa.array([f"{self.prefix}{n:0{self.digits}d}" for n in numbers], pa.string()).cast(
+            kind
+        )
 
     def is_valid(self, values: pa.Array) -> Array:
-        """Tell for each value if it is the only one of its kind."""
-        texts = values.cast(pa.string()).to_numpy(zero_copy_only=False).astype(str)
-        _, inverse, counts = np.unique(texts, return_inverse=True, return_counts=True)
-        return counts[inverse] == 1
+        """Tell for each value if it is there, and the only one of its kind."""
+        texts = values.cast(pa.string())
+        known = texts.fill_null("").to_numpy(zero_copy_only=False).astype(str)
+        _, inverse, counts = np.unique(known, return_inverse=True, return_counts=True)
+        return (counts[inverse] == 1) & texts.is_valid().to_numpy(zero_copy_only=False)
 
     def in_words(self) -> dict[str, Any]:
         """How new ones are made."""
-        return {"new": f"{self.prefix}{self.first} and so on"}
+        return {"new": f"{self.prefix}{self.first:0{self.digits}d} and so on"}

@@ -7,11 +7,17 @@ from typing import Annotated
 from pydantic import Field
 
 from models.tables.category import BooleanColumn, CategoryColumn
-from models.tables.fixed import ConstantColumn, IdentifierColumn
+from models.tables.fixed import ConstantColumn, CopyColumn, IdentifierColumn
 from models.tables.number import NumberColumn
 from models.tables.times import TimeColumn
 
 AnyColumn = Annotated[
-    NumberColumn | TimeColumn | CategoryColumn | BooleanColumn | ConstantColumn | IdentifierColumn,
+    NumberColumn
+    | TimeColumn
+    | CategoryColumn
+    | BooleanColumn
+    | ConstantColumn
+    | CopyColumn
+    | IdentifierColumn,
     Field(discriminator="kind"),
 ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
 from models.errors import ConditionError, DataError, suggestion
-from models.tables.column import Column
+from models.tables.column import Column, arrow_type
 from models.tables.conditions import Condition
+from models.tables.fixed import CopyColumn
 from models.tables.kinds import AnyColumn
 from models.tables.layout import Part
 
@@ -57,24 +58,38 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         Raises:
             DataError: a column is missing, or holds what it may not.
         """
-        missing = [name for name in self.names if name not in table.column_names]
-        needed = [n for n in missing if self.column(n).parts]
-        if needed:
-            raise DataError(f"no column {needed[0]!r}{suggestion(needed[0], table.column_names)}")
-        codes = [c.encode(_whole(table[c.name])) for c in self.columns if c.parts]
+        coded = [column for column in self.columns if column.parts]
+        for column in coded:
+            if column.name not in table.column_names:
+                raise DataError(
+                    f"no column {column.name!r}{suggestion(column.name, table.column_names)}"
+                )
+        codes = [column.encode(whole(table[column.name])) for column in coded]
         return np.concatenate([np.zeros((len(table), 0), np.float32), *codes], axis=1)
 
-    def decode(self, codes: Array, first: int = 0) -> pa.Table:
-        """Make the rows of codes.
+    def decode(
+        self, codes: Array, first: int = 0, conditions: Mapping[str, Condition] | None = None
+    ) -> pa.Table:
+        """Make the rows of codes; every value is one that its column may hold.
 
         Args:
-            codes: ``(N, width)``.
+            codes: ``(N, width)``, any numbers.
             first: number of the first row, from which identifiers follow.
+            conditions: those that `restrict` was given; every row meets them exactly, though codes
+                are rounded.
+
+        Raises:
+            ConditionError: see `restrict`.
         """
-        arrays = []
-        for column, where in self._codes():
-            arrays.append(column.decode(codes[:, where], first))
-        return pa.Table.from_arrays(arrays, names=self.names)
+        conditions = self._known(conditions or {})
+        arrays = {
+            column.name: column.decode(codes[:, code], first, conditions.get(column.name))
+            for column, code, _ in self._placed()
+        }
+        for column in self.columns:
+            if isinstance(column, CopyColumn):
+                arrays[column.name] = arrays[column.of].cast(arrow_type(column.type))
+        return pa.Table.from_pydict(arrays)
 
     def restrict(self, conditions: Mapping[str, Condition]) -> Array:
         """Code conditions: float32 ``(restriction_width,)``, all 0 without any.
@@ -82,31 +97,38 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         Raises:
             ConditionError: a column is unknown, or no row meets the condition.
         """
+        conditions = self._known(conditions)
         restrictions = np.zeros(self.restriction_width, np.float32)
+        for column, _, restriction in self._placed():
+            if column.name in conditions:
+                restrictions[restriction] = column.restrict(conditions[column.name])
+        return restrictions
+
+    def _known(self, conditions: Mapping[str, Condition]) -> Mapping[str, Condition]:
         for name in conditions:
             if name not in self.names:
-                raise ConditionError(f"no column '{name}'{suggestion(name, self.names)}")
-        start = 0
-        for column in self.columns:
-            stop = start + sum(part.restrictions for part in column.parts)
-            if column.name in conditions:
-                restrictions[start:stop] = column.restrict(conditions[column.name])
-            start = stop
-        return restrictions
+                reason = f": left out, {self.left_out[name]}" if name in self.left_out else ""
+                raise ConditionError(f"no column '{name}'{reason or suggestion(name, self.names)}")
+        return conditions
 
     def column(self, name: str) -> Column:
         """The column of a name."""
         return self.columns[self.names.index(name)]
 
-    def _codes(self) -> Iterable[tuple[Column, slice]]:
-        """Each column with its place in a row's code."""
-        start = 0
+    def _placed(self) -> Iterator[tuple[Column, slice, slice]]:
+        """Each column with its place in a row's code, and in its restrictions."""
+        code = restriction = 0
         for column in self.columns:
-            stop = start + sum(part.width for part in column.parts)
-            yield column, slice(start, stop)
-            start = stop
+            parts = column.parts
+            ends = (
+                code + sum(part.width for part in parts),
+                restriction + sum(part.restrictions for part in parts),
+            )
+            yield column, slice(code, ends[0]), slice(restriction, ends[1])
+            code, restriction = ends
 
 
-def _whole(values: pa.ChunkedArray) -> pa.Array:
-    whole = values.combine_chunks()
-    return whole.dictionary_decode() if pa.types.is_dictionary(whole.type) else whole
+def whole(values: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece, its values themselves and no dictionary."""
+    array = values.combine_chunks()
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -13,11 +13,13 @@ from models.errors import DataError
 from models.images import MODES, fit
 from models.record import DataCard, Numbers
 from models.sampling import Scaling
+from models.tables import TableSchema
 from training.data.builtin import BUILT_IN
 from training.data.loading import read_source
-from training.data.raw import Mixture
-from training.data.schema import fit_schema
+from training.data.raw import Mixture, RawData
+from training.data.schema import column_values, find_structure, fit_schema, hash_values
 from training.data.sources.cache import item_digests, items_at
+from training.data.sources.tables import as_numbers
 
 Array = np.ndarray
 FEWEST_HELDOUT = 20
@@ -44,6 +46,8 @@ class Dataset:
     """``(T, D)``, by lag, of sequences from a known stationary process, in data units"""
     problems: tuple[str, ...] = ()
     """One line for each item that was skipped, with the reason"""
+    notes: tuple[str, ...] = ()
+    """One line for each column of a table that the user should know something of"""
     digests: Array | None = None
     """uint8 ``(N, 16)``, a hash of each item"""
 
@@ -82,18 +86,19 @@ class Dataset:
         return items_at(self.items, indices)
 
 
-def load_data(config: DataConfig, batch_size: int = 2, dtype: Numbers | None = None) -> Dataset:
+def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = None) -> Dataset:
     """Load, check and split a data set.
 
     The hash of an item's decoded content alone decides if it is held out: a duplicate goes with
     its twin, and the answer stays the same as data is added. Where items come in groups of
-    near-duplicates, the hash is of the group's name.
+    near-duplicates, the hash is of the group's name; of a table's row, of the columns that are
+    learned.
 
     Args:
         config: what to load.
         batch_size: refuse data with fewer training items.
-        dtype: type of items that are no images, so that they are split as those that a model was
-            trained on; None: what the items need.
+        card: of the data that a model was trained on: items are then held and coded as those
+            were, and so split as those were; None: as these items themselves need it.
 
     Raises:
         DataError: the data cannot be used; one line says why and what to do.
@@ -104,14 +109,17 @@ def load_data(config: DataConfig, batch_size: int = 2, dtype: Numbers | None = N
         ((1797, 8, 8, 1), 'image')
     """
     raw = read_source(config)
-    schema = None
-    if raw.table is not None:
-        digests = item_digests(raw.items)
-        is_heldout = _uniform(raw.groups, digests) < config.heldout_fraction
-        schema = fit_schema(raw.table, is_heldout)
-        items = schema.encode(raw.table)
+    schema, notes = None, raw.notes
+    if raw.table is not None and (card is None or card.table is not None):
+        coded = _coded(raw, config, None if card is None else card.table)
+        schema, items, digests, is_heldout = coded.schema, coded.items, coded.digests, coded.heldout
+        notes += coded.notes
     else:
-        items = _resized(_canonical(raw.items, config.source, dtype), config)
+        values = raw.items
+        if raw.table is not None and card is not None:
+            values = as_numbers(raw.table, card.columns or raw.columns, config.source)
+        items = _canonical(values, config.source, None if card is None else card.dtype)
+        items = _resized(items, config)
         digests = item_digests(items) if raw.digests is None else raw.digests
         is_heldout = _uniform(raw.groups, digests) < config.heldout_fraction
     training, heldout = int((~is_heldout).sum()), int(is_heldout.sum())
@@ -144,7 +152,7 @@ def load_data(config: DataConfig, batch_size: int = 2, dtype: Numbers | None = N
             shape=(features, *items.shape[1:3]) if kind == "image" else items.shape[1:],
             classes=list(raw.classes),
             class_counts=_class_counts(raw.labels, is_heldout, len(raw.classes)),
-            columns=list(raw.columns),
+            columns=list(raw.columns) if schema is None else schema.names,
             table=schema,
             count=len(items),
             skipped=len(raw.problems),
@@ -159,8 +167,38 @@ def load_data(config: DataConfig, batch_size: int = 2, dtype: Numbers | None = N
         raw.mixture,
         raw.autocovariance,
         raw.problems,
+        notes,
         digests,
     )
+
+
+class _Coded(NamedTuple):
+    """A table, coded and split."""
+
+    schema: TableSchema
+    items: Array
+    digests: Array
+    heldout: Array
+    notes: tuple[str, ...]
+
+
+def _coded(raw: RawData, config: DataConfig, schema: TableSchema | None) -> _Coded:
+    """Code a table by a schema, or else by its own."""
+    try:
+        if schema is not None:
+            seen = [column.name for column in schema.columns if column.parts]
+            items, notes = schema.encode(raw.table), ()
+            hashes = [hash_values(column_values(raw.table, name)) for name in seen]
+            digests = item_digests(np.stack(hashes, axis=1))
+            heldout = _uniform(raw.groups, digests) < config.heldout_fraction
+            return _Coded(schema, items, digests, heldout, notes)
+        structure = find_structure(raw.table, config.columns)
+        digests = item_digests(np.stack(list(structure.hashes.values()), axis=1))
+        heldout = _uniform(raw.groups, digests) < config.heldout_fraction
+        schema = fit_schema(raw.table, structure, config.columns, ~heldout)
+        return _Coded(schema, schema.encode(raw.table), digests, heldout, tuple(structure.notes))
+    except DataError as error:
+        raise DataError(f"{config.source}: {error}") from None
 
 
 def _canonical(items: Array, source: str, dtype: Numbers | None) -> Array:

@@ -32,7 +32,7 @@ class RawData(NamedTuple):
     """int64 ``(N,)``, indices into ``classes``."""
     classes: tuple[str, ...] = ()
     table: Any = None
-    """A `pyarrow.Table`, of which ``items`` are the rows' hashes."""
+    """A `pyarrow.Table`; ``items`` then have no values."""
     columns: tuple[str, ...] = ()
     """Names of a table's columns."""
     digests: Array | None = None
@@ -41,5 +41,7 @@ class RawData(NamedTuple):
     """Name of each item's group of near-duplicates: a group is held out as a whole."""
     problems: tuple[str, ...] = ()
     """One line for each item that was skipped, with the reason."""
+    notes: tuple[str, ...] = ()
+    """One line for each thing that the user should know of the data."""
     autocovariance: Array | None = None
     """``(T, D)``, by lag, of sequences from a known stationary process."""

@@ -1,126 +1,294 @@
-"""Fitting a table's schema: what kind each column is, and its range, quantiles and categories."""
+"""Fitting a table's schema: first what each column is, then its quantiles and categories."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from models.config import ColumnConfig
+from models.errors import ConfigError, DataError, suggestion
 from models.tables import (
     AnyColumn,
     BooleanColumn,
     CategoryColumn,
     ConstantColumn,
+    CopyColumn,
     IdentifierColumn,
     NumberColumn,
     TableSchema,
     TimeColumn,
+)
+from models.tables.schema import whole
+from models.tables.times import read_times, to_ticks
+from training.data.columns import (
+    FEW_VALUES,
+    Found,
+    date_format,
+    find_decimals,
+    find_kind,
+    is_number,
+    numbering,
 )
 
 Array = np.ndarray
 MAX_QUANTILES = 1000
 MIN_SPIKE = 0.05
 """Share of the rows from which on a number is an option of its own."""
-FEW_NUMBERS = 12
-"""Different numbers up to which each is an option of its own."""
 MAX_CATEGORIES = 50
 """Categories that are options of their own; the rarer ones are one option together."""
-MAX_DECIMALS = 9
 
 
-def fit_schema(table: pa.Table, is_heldout: Array) -> TableSchema:
-    """Find out what each column of a table is.
+@dataclass(frozen=True)
+class Structure:
+    """What the columns of a table are, found from all rows."""
 
-    Which categories there are, and whether values are missing, is asked of all rows; everything
-    that has a distribution is fitted to the training rows alone.
+    found: dict[str, Found]
+    hashes: dict[str, Array]
+    """uint64 ``(N,)``, of the values of each column that networks see."""
+    copies: dict[str, str]
+    """Columns that are equal to another, each with that one."""
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Columns that are not learned, each with the reason."""
+        return {name: f.note for name, f in self.found.items() if f.kind == "left_out"}
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, a line a column."""
+        return [
+            f"column {name!r}: {'left out: ' * (f.kind == 'left_out')}{f.note}"
+            for name, f in self.found.items()
+            if f.note
+        ]
+
+
+def find_structure(table: pa.Table, told: Mapping[str, ColumnConfig]) -> Structure:
+    """Find what each column of a table is.
+
+    Args:
+        table: all rows.
+        told: the user's word on some columns.
+
+    Raises:
+        ConfigError: the user speaks of columns that are not there.
+        DataError: columns cannot be used; the one line names them all.
     """
-    columns = [
-        fit_column(name, table[name].combine_chunks(), ~is_heldout) for name in table.column_names
-    ]
-    return TableSchema(columns=tuple(columns))
+    for name in told:
+        if name not in table.column_names:
+            raise ConfigError(
+                f"data.columns: no column '{name}'{suggestion(name, table.column_names)}"
+            )
+    found: dict[str, Found] = {}
+    hashes: dict[str, Array] = {}
+    copies: dict[str, str] = {}
+    faults, first_with = [], dict[bytes, str]()
+    for name in table.column_names:
+        values, own = column_values(table, name), told.get(name, ColumnConfig())
+        try:
+            found[name] = find_kind(name, values, own)
+        except DataError as error:
+            faults.append(str(error))
+            continue
+        if found[name].kind in ("left_out", "constant", "identifier"):
+            continue
+        hashed = hash_values(values)
+        twin = first_with.setdefault(hashed.tobytes(), name)
+        if twin != name and own.kind is None:
+            found[name] = Found("copy", f"equal to column {twin!r} in each row: a copy of it")
+            copies[name] = twin
+        else:
+            hashes[name] = hashed
+    if not faults and not hashes:
+        faults = [f"column {name!r}: {f.kind}, {f.note}" for name, f in found.items()]
+        faults.append("so there is nothing to learn")
+    if faults:
+        raise DataError("; ".join(faults))
+    return Structure(found, hashes, copies)
 
 
-def fit_column(name: str, values: pa.Array, is_training: Array) -> AnyColumn:
-    """Find out what a column is."""
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+def fit_schema(
+    table: pa.Table, structure: Structure, told: Mapping[str, ColumnConfig], is_training: Array
+) -> TableSchema:
+    """Fit the columns of a table.
+
+    Range, decimals, the set of categories, and whether values are missing, are those of all rows;
+    everything that has a distribution is fitted to the training rows alone.
+
+    Args:
+        table: all rows.
+        structure: what its columns are.
+        told: the user's word on some columns.
+        is_training: bool ``(N,)``.
+
+    Raises:
+        DataError: values contradict the user's word; the one line names all columns.
+    """
+    columns, faults = list[AnyColumn](), []
+    for name, found in structure.found.items():
+        if found.kind == "left_out":
+            continue
+        values = column_values(table, name)
+        known = values.filter(pa.array(is_training))
+        common = {
+            "name": name,
+            "type": str(table.schema.field(name).type),
+            # At least one row of all, if none of the training rows lacks a value.
+            "missing": max(known.null_count / len(known), bool(values.null_count) / len(values)),
+        }
+        if found.kind == "copy":
+            columns.append(CopyColumn(**common, of=structure.copies[name]))
+            continue
+        if not len(known.drop_null()):
+            known = values
+        own = told.get(name, ColumnConfig())
+        try:
+            columns.append(_FITS[found.kind](common, values.drop_null(), known.drop_null(), own))
+        except DataError as error:
+            faults.append(str(error))
+    if faults:
+        raise DataError("; ".join(faults))
+    return TableSchema(columns=tuple(columns), left_out=structure.left_out)
+
+
+def column_values(table: pa.Table, name: str) -> pa.Array:
+    """A column in one piece, without dictionary, NaN counted as missing."""
+    values = whole(table[name])
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), None, values)
+    return values
+
+
+def hash_values(values: pa.Array) -> Array:
+    """Hash values: uint64 ``(N,)``; equal numbers have equal hashes, whatever their type."""
     kind = values.type
-    present = values.drop_null()
-    known = values.filter(pa.array(is_training))
-    missing = known.null_count / len(known)
-    if values.null_count and not missing:
-        missing = 1 / len(values)
-    distinct = present.unique()
-    common = {"name": name, "type": str(kind), "missing": missing}
-    if len(distinct) == 0 or (len(distinct) == 1 and not values.null_count):
-        return ConstantColumn(
-            name=name, type=str(kind), value=distinct[0].as_py() if len(distinct) else None
-        )
-    if pa.types.is_boolean(kind):
-        return BooleanColumn(**common)
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return _number(common, present, known.drop_null())
-    if pa.types.is_temporal(kind):
-        return _time(common, present, known.drop_null())
-    texts = present.cast(pa.string())
-    if len(distinct) == len(texts) and len(texts) > 100:
-        return IdentifierColumn(**{**common, "missing": 0.0}, first=len(texts) + 1, prefix="id-")
-    counts = pd.Series(known.drop_null().cast(pa.string()).to_pandas()).value_counts()
-    names = [
-        *counts.index,
-        *(t for t in distinct.cast(pa.string()).to_pylist() if t not in counts.index),
-    ]
-    listed, others = names[:MAX_CATEGORIES], names[MAX_CATEGORIES:]
+    if is_number(kind):
+        numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        # Adding zero makes -0.0 into 0.0; one NaN stands for all.
+        return pd.util.hash_array(np.where(np.isnan(numbers), np.nan, numbers + 0.0))
+    texts = values.cast(pa.string()).fill_null("\0")
+    return pd.util.hash_array(texts.to_numpy(zero_copy_only=False).astype(object))
+
+
+def _constant(
+    common: dict[str, Any], present: pa.Array, known: pa.Array, told: ColumnConfig
+) -> ConstantColumn:
+    value = present[0].as_py() if len(present) else None
+    if value is not None and pa.types.is_temporal(present.type):
+        value = to_ticks(present)[0].as_py()
+    elif value is not None and pa.types.is_decimal(present.type):
+        value = str(value)
+    return ConstantColumn(**common, value=value)
+
+
+def _identifier(
+    common: dict[str, Any], present: pa.Array, known: pa.Array, told: ColumnConfig
+) -> IdentifierColumn:
+    common = {**common, "missing": 0.0}
+    if pa.types.is_integer(present.type):
+        return IdentifierColumn(**common, first=pc.max(present).as_py() + 1)
+    prefix, digits, largest = numbering(present) or (f"{common['name']}-", 1, 0)
+    return IdentifierColumn(**common, first=largest + 1, prefix=prefix, digits=digits)
+
+
+def _boolean(
+    common: dict[str, Any], present: pa.Array, known: pa.Array, told: ColumnConfig
+) -> BooleanColumn:
+    return BooleanColumn(**common)
+
+
+def _category(
+    common: dict[str, Any], present: pa.Array, known: pa.Array, told: ColumnConfig
+) -> CategoryColumn:
+    counts: dict[str, int] = known.cast(pa.string()).to_pandas().value_counts().to_dict()
+    ranked = sorted(counts, key=lambda text: (-counts[text], text))
+    unseen = set(present.unique().cast(pa.string()).to_pylist()) - set(counts)
+    names, most = [*ranked, *sorted(unseen)], told.max_categories or MAX_CATEGORIES
+    listed, others = names[:most], names[most:]
+    if len(others) == 1:
+        listed, others = names, []
     return CategoryColumn(
         **common,
         categories=tuple(listed),
         others=tuple(others),
-        other_counts=tuple(int(max(counts.get(o, 0), 1)) for o in others),
+        other_counts=tuple(max(counts.get(other, 0), 1) for other in others),
     )
 
 
-def _number(common: dict[str, Any], present: pa.Array, known: pa.Array) -> NumberColumn:
-    every = present.cast(pa.float64()).to_numpy()
-    numbers = known.cast(pa.float64()).to_numpy()
-    decimals = next(
-        (
-            d
-            for d in range(MAX_DECIMALS + 1)
-            if np.allclose(every, np.round(every, d), rtol=1e-12, atol=0)
-        ),
-        None,
+def _number(
+    common: dict[str, Any], present: pa.Array, known: pa.Array, told: ColumnConfig
+) -> NumberColumn:
+    name, kind = common["name"], present.type
+    every, numbers = (
+        values.cast(pa.float64(), safe=False).to_numpy() for values in (present, known)
     )
-    return NumberColumn(
-        **common,
-        low=float(every.min()),
-        high=float(every.max()),
-        decimals=decimals,
-        **_spread(every, numbers),
-    )
+    decimals = told.decimals
+    if decimals is None:
+        decimals = 0 if told.kind == "integer" else find_decimals(present)[0]
+    if not is_number(kind):
+        common = {**common, "type": "double" if decimals else "int64"}  # numbers, and no texts
+    low = float(every.min() if told.low is None else told.low)
+    high = float(every.max() if told.high is None else told.high)
+    outside = every[(every < low) | (every > high)]
+    if len(outside):
+        raise DataError(
+            f"column {name!r}: {len(outside)} values are outside {low:g} to {high:g}, such as "
+            f"{outside[0]:g}; repair them, or change low and high"
+        )
+    spread = _spread(every, numbers, told.spikes)
+    return NumberColumn(**common, low=low, high=high, decimals=decimals, **spread)
 
 
-def _time(common: dict[str, Any], present: pa.Array, known: pa.Array) -> TimeColumn:
-    def ticks(values: pa.Array) -> Array:
-        whole = values.cast(pa.int32()) if pa.types.is_date32(values.type) else values
-        return whole.cast(pa.int64()).to_numpy()
-
-    every, mine = ticks(present), ticks(known)
+def _time(
+    common: dict[str, Any], present: pa.Array, known: pa.Array, told: ColumnConfig
+) -> TimeColumn:
+    text_format = None if pa.types.is_temporal(present.type) else date_format(present)
+    if text_format is not None:
+        present, known = (read_times(v.cast(pa.string()), text_format) for v in (present, known))
+    every, mine = (to_ticks(values).to_numpy() for values in (present, known))
     origin = int(every.min())
     step = int(np.gcd.reduce(every - origin)) or 1
     every, mine = (every - origin) / step, (mine - origin) / step
     return TimeColumn(
-        **common, origin=origin, step=step, low=0.0, high=float(every.max()), **_spread(every, mine)
+        **common,
+        origin=origin,
+        step=step,
+        format=text_format,
+        low=0.0,
+        high=float(every.max()),
+        **_spread(every, mine, None),
     )
 
 
-def _spread(every: Array, numbers: Array) -> dict[str, Any]:
-    distinct, counts = np.unique(numbers, return_counts=True)
-    if len(np.unique(every)) <= FEW_NUMBERS:
-        return {"spikes": tuple(np.unique(every).tolist())}
-    spikes = distinct[counts > MIN_SPIKE * len(numbers)]
-    rest = numbers[~np.isin(numbers, spikes)]
-    count = min(MAX_QUANTILES, max(len(rest), 2))
-    quantiles = np.quantile(rest, np.linspace(0, 1, count))
-    return {"spikes": tuple(spikes.tolist()), "quantiles": tuple(quantiles.tolist())}
+def _spread(every: Array, numbers: Array, told: tuple[float, ...] | None) -> dict[str, Any]:
+    """Spikes and quantiles; a few different values are all spikes."""
+    if told is not None:
+        spikes = np.unique(told)
+    elif len(different := np.unique(every)) <= FEW_VALUES:
+        spikes = different
+    else:
+        distinct, counts = np.unique(numbers, return_counts=True)
+        spikes = distinct[counts > MIN_SPIKE * len(numbers)]
+    found: dict[str, Any] = {"spikes": tuple(spikes.tolist())}
+    others = [values[~np.isin(values, spikes)] for values in (numbers, every)]
+    rest = others[0] if len(others[0]) else others[1]
+    if len(rest):
+        count = min(MAX_QUANTILES, max(len(rest), 2))
+        found["quantiles"] = tuple(np.quantile(rest, np.linspace(0, 1, count)).tolist())
+    return found
+
+
+_FITS = {
+    "number": _number,
+    "time": _time,
+    "category": _category,
+    "boolean": _boolean,
+    "constant": _constant,
+    "identifier": _identifier,
+}

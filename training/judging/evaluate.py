@@ -226,9 +226,7 @@ def evaluate_artifact(folder: Path, source: str | None = None) -> Results:
     source = source or config.data.source
     with phase("loading the data"):
         # Held as the model's data, which decides what is held out.
-        data = load_data(
-            config.data.model_copy(update={"source": source}), dtype=model.run.data.dtype
-        )
+        data = load_data(config.data.model_copy(update={"source": source}), card=model.run.data)
     if data.card.shape != model.shape:
         raise UserError(f"{source}: items of shape {data.card.shape}; the model's: {model.shape}")
     with phase("judging"):

@@ -1,13 +1,15 @@
-"""Numeric tables: CSV and Parquet."""
+"""Tables: CSV and Parquet."""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Sequence
 from typing import IO, Any
 
 import numpy as np
 
 from models.config import DataConfig
-from models.errors import DataError
+from models.errors import DataError, suggestion
 from training.data.raw import RawData
 from training.data.sources.files import Location, reading
 
@@ -20,31 +22,39 @@ def load_table(location: Location, config: DataConfig) -> RawData:
     """Read a CSV (with a header row; separated by comma, semicolon, tab or bar) or Parquet file.
 
     Returns:
-        The rows as float64 ``(N, D)``, with the names of the columns.
+        The rows as a `pyarrow.Table`, with the names of the columns.
 
     Raises:
-        DataError: it cannot be read, or is not a table of finite numbers; names column and row.
+        DataError: it cannot be read, or has no rows or no names.
     """
-    import pandas as pd
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
+    notes: tuple[str, ...] = ()
     with reading(location.source), location.open() as file:
         if location.suffix == ".parquet":
-            frame = pd.read_parquet(file, engine="pyarrow")
+            table = pq.read_table(file)
         else:
-            frame = _read_csv(file, location)
-    columns = tuple(str(name) for name in frame.columns)
-    if not columns or not len(frame):
-        raise DataError(f"{location.source}: has {len(frame)} rows and {len(columns)} columns")
-    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-    hashes = np.stack(
-        [pd.util.hash_array(frame[c].astype(object).map(str).to_numpy()) for c in frame.columns],
-        axis=1,
+            frame, notes = _read_csv(file, location)
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata(None)
+    columns = tuple(table.column_names)
+    if not columns or not len(table):
+        raise DataError(f"{location.source}: has {len(table)} rows and {len(columns)} columns")
+    for name in columns:
+        if columns.count(name) > 1:
+            raise DataError(f"{location.source}: has several columns named {name!r}; rename them")
+    return RawData(
+        np.empty((len(table), 0)),
+        location.name,
+        location.source,
+        columns=columns,
+        table=table,
+        notes=notes,
     )
-    return RawData(hashes, location.name, location.source, columns=columns, table=table)
 
 
-def _read_csv(file: IO[bytes], location: Location) -> Any:
+def _read_csv(file: IO[bytes], location: Location) -> tuple[Any, tuple[str, ...]]:
     import pandas as pd
 
     header = file.readline().decode("utf-8-sig")
@@ -55,10 +65,45 @@ def _read_csv(file: IO[bytes], location: Location) -> Any:
             f"{location.source}: begins with numbers ({header.strip()[:60]}); put the names of the "
             "columns into the first row"
         )
-    return pd.read_csv(file, sep=separator, encoding="utf-8-sig", skipinitialspace=True)
+    frame = pd.read_csv(
+        file,
+        sep=separator,
+        encoding="utf-8-sig",
+        skipinitialspace=True,
+        low_memory=False,  # or else the type of a column may change on the way
+        dtype_backend="pyarrow",
+    )
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise DataError(
+            f"{location.source}: rows have more values than the first row has names "
+            f"({len(frame.columns)}); name each column"
+        )
+    frame.columns = frame.columns.map(str)
+    names = next(csv.reader([header], delimiter=separator, skipinitialspace=True), [])
+    twice = sorted({name for name in names if names.count(name) > 1 and name})
+    return frame, tuple(f"the name {name!r} stands above several columns" for name in twice)
 
 
-def _numbers(column: Any, name: str, location: Location) -> Array:
+def as_numbers(table: Any, columns: Sequence[str], source: str) -> Array:
+    """The rows of a table of numbers as float64 ``(N, D)``, for models of former versions.
+
+    Args:
+        table: a `pyarrow.Table`.
+        columns: names of the columns, in this order.
+        source: named in errors.
+
+    Raises:
+        DataError: a column is missing, or not all numbers; names column and row.
+    """
+    rows = []
+    for name in columns:
+        if name not in table.column_names:
+            raise DataError(f"{source}: no column {name!r}{suggestion(name, table.column_names)}")
+        rows.append(_numbers(table[name].to_pandas(), name, source))
+    return np.stack(rows, axis=1)
+
+
+def _numbers(column: Any, name: str, source: str) -> Array:
     """A column as float64, or what is wrong with its first bad row."""
     import pandas as pd
 
@@ -77,7 +122,7 @@ def _numbers(column: Any, name: str, location: Location) -> Array:
         )
         others = f" (and {bad.sum() - 1} more like it)" if bad.sum() > 1 else ""
         raise DataError(
-            f"{location.source}: column {name!r} {what} in row {row + 1} below the header"
+            f"{source}: column {name!r} {what} in row {row + 1} below the header"
             f"{others}; repair or remove the rows or the column"
         )
     return values

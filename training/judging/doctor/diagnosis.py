@@ -86,7 +86,7 @@ def diagnose_run(folder: Path) -> list[Finding]:
         model = load_artifact(artifact)
         config, history, figures = model.run.config, model.run.history, model.run.results.figures
         share = 1.0
-        data = load_data(config.data, dtype=model.run.data.dtype)
+        data = load_data(config.data, card=model.run.data)
         generator, critic = model.generator, model.critic
     else:
         path = newest_checkpoint(folder / "checkpoints")
@@ -96,7 +96,9 @@ def diagnose_run(folder: Path) -> list[Finding]:
         config, history, figures = parse_config(saved.config), saved.history, None
         share = saved.step / config.training.steps
         data = load_data(config.data)
-        generator, critic = build_networks(config, data.card.shape, len(data.card.classes))
+        generator, critic = build_networks(
+            config, data.card.shape, len(data.card.classes), data.card.parts
+        )
         for network, prefix in ((generator, "ema."), (critic, "critic.")):
             network.load_state_dict(part_of(saved.tensors, prefix))
     findings = diagnose(config, data, generator, critic, history, figures, share)

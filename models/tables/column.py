@@ -123,12 +123,14 @@ class Column(BaseModel, ABC, frozen=True, extra="forbid"):
         Raises:
             ConditionError: see `allowed`.
         """
-        options = np.zeros(len(code), np.int64)
+        allowed = np.arange(self.option_count)
+        if condition is not None:
+            allowed = np.flatnonzero(self.allowed(condition)[0])
         if self.option_count > 1:
             shares = code[:, -self.option_count :]
-            if condition is not None:
-                shares = np.where(self.allowed(condition)[0], shares, -np.inf)
-            options = shares.argmax(axis=1)
+            options = allowed[shares[:, allowed].argmax(axis=1)]
+        else:
+            options = np.zeros(len(code), np.int64)
         scores = code[:, 0].astype(np.float64) if self.has_number else None
         return self.join(Coded(options, scores), first, condition)
 

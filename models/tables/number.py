@@ -164,7 +164,8 @@ class NumberColumn(Column, frozen=True):
             high = min(high, self._end(condition.at_most, -1, is_open=False))
         if condition.below is not None:
             high = min(high, self._end(condition.below, -1, is_open=True))
-        but = tuple(sorted(map(self.number, condition.none_of)))
+        unwanted = np.array([self.number(value) for value in condition.none_of])
+        but = tuple(np.unique(self._typed(unwanted)).tolist())
         spikes = np.array(self.spikes)
         meets = (spikes >= low) & (spikes <= high) & ~np.isin(spikes, but)
         if condition.one_of is not None:

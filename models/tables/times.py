@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import time
 from typing import Any, Literal
 
 import numpy as np
@@ -97,6 +98,8 @@ class TimeColumn(NumberColumn, frozen=True):
                 moment = read_times(text, self.format)
                 if moment.null_count:
                     moment = text.cast(pa.timestamp("s"))
+            elif pa.types.is_time(kind):
+                moment = pa.array([time.fromisoformat(str(value))], kind)
             elif pa.types.is_timestamp(kind) and kind.tz is not None:
                 moment = _in_zone(text, kind)
             else:

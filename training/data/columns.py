@@ -98,10 +98,13 @@ def find_decimals(values: pa.Array) -> tuple[int | None, float]:
     if pa.types.is_decimal(kind):
         return max(0, kind.scale), 1.0
     numbers = np.unique(values.drop_null().cast(pa.float64(), safe=False).to_numpy())
-    # A reader of text may be a rounding error away from the number nearest to the digits.
     dtype = kind.to_pandas_dtype() if pa.types.is_floating(kind) else np.float64
+    coarsest = float(np.finfo(dtype).eps) * np.abs(numbers).max()
+    # A reader of text may be a rounding error away from the number nearest to the digits.
     rounding = max(2 * np.finfo(np.float64).eps, float(np.finfo(dtype).eps) / 2)
     for decimals in range(MAX_DECIMALS + 1):
+        if decimals and 10.0**-decimals < 10 * coarsest:
+            break  # so many digits hold any number of the type
         near = np.isclose(numbers, np.round(numbers, decimals), rtol=rounding, atol=0)
         if near.mean() >= (FEWEST_ROUNDED if len(numbers) > FEW_VALUES else 1):
             return decimals, float(near.mean())
@@ -135,7 +138,7 @@ def _infer(name: str, values: pa.Array) -> Found:
         return Found(
             "left_out", f"{kind} is no kind of column: spread it over several, or leave it"
         )
-    distinct = pc.count_distinct(values, mode="only_valid").as_py()
+    distinct = len(present.unique())
     if distinct <= 1 and (not len(present) or not values.null_count):
         return Found("constant", f"always {present[0]}" if len(present) else "always missing")
     is_unique = distinct == len(values)
@@ -239,7 +242,7 @@ def _told_integer(name: str, values: pa.Array) -> Found:
 def _told_boolean(name: str, values: pa.Array) -> Found:
     if pa.types.is_boolean(values.type):
         return Found("boolean")
-    distinct = pc.count_distinct(values, mode="only_valid").as_py()
+    distinct = len(values.drop_null().unique())
     if distinct > 2:
         raise DataError(f"column {name!r}: has {distinct} different values, a boolean has two")
     return _told_category(name, values)
@@ -266,7 +269,7 @@ def _told_time(name: str, values: pa.Array) -> Found:
 
 
 def _told_constant(name: str, values: pa.Array) -> Found:
-    distinct = pc.count_distinct(values, mode="all").as_py()
+    distinct = len(values.unique())
     if distinct > 1:
         raise DataError(f"column {name!r}: has {distinct} different values and is no constant")
     return Found("constant")

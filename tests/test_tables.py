@@ -1,0 +1,452 @@
+"""The codec of tables: each kind of column there and back, valid for any code, under conditions."""
+
+import datetime as dt
+import decimal
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from models.config import ColumnConfig
+from models.errors import ConditionError, DataError
+from models.networks.rows import RowHeads
+from models.tables import Condition, TableSchema, parse_conditions
+from models.tables.column import arrow_type
+from models.tables.layout import LARGEST_SCORE
+from models.tables.scores import from_scores, to_scores
+from training.data.schema import find_structure, fit_schema
+
+RNG = np.random.default_rng(0)
+N = 400
+MICROSECOND = np.arange(N)
+MOMENTS = 1_700_000_000 + RNG.integers(0, 10**6, N)
+
+
+def gaps(values: list[Any], every: int = 7) -> list[Any]:
+    return [None if i % every == 3 else value for i, value in enumerate(values)]
+
+
+def moments(unit: str, zone: str | None = None) -> pa.Array:
+    factor = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    return pa.array(MOMENTS * factor, pa.int64()).cast(pa.timestamp(unit, zone))
+
+
+CASES: dict[str, pa.Array] = {
+    "floats": pa.array(RNG.normal(size=N)),
+    "floats far off": pa.array(1e9 + RNG.normal(size=N)),
+    "float32": pa.array(RNG.normal(size=N).astype(np.float32)),
+    "tenths in float32": pa.array((RNG.integers(0, 500, N) / 10).astype(np.float32)),
+    "cents": pa.array(RNG.integers(-(10**6), 10**6, N) / 100),
+    "cents with gaps": pa.array(gaps((RNG.integers(0, 10**5, N) / 100).tolist())),
+    "whole": pa.array(RNG.integers(-5000, 5000, N)),
+    "whole to 2**53": pa.array(RNG.integers(2**53 - 10**6, 2**53, N)),
+    "int8 with gaps": pa.array(gaps(RNG.integers(-128, 128, N).tolist()), pa.int8()),
+    "uint16": pa.array(RNG.integers(0, 2**16, N), pa.uint16()),
+    "zero in half of the rows": pa.array(np.where(RNG.random(N) < 0.5, 0, RNG.random(N))),
+    "few values": pa.array(RNG.choice([1, 5, 20], N)),
+    "few values with gaps": pa.array(gaps(RNG.choice([0.5, 2.25], N).tolist())),
+    "one value or none": pa.array(gaps([3] * N)),
+    "decimal": pa.array(
+        [decimal.Decimal(int(x)) / 100 for x in RNG.integers(0, 10**6, N)], pa.decimal128(10, 2)
+    ),
+    "truth": pa.array(RNG.random(N) < 0.3),
+    "truth with gaps": pa.array(gaps((RNG.random(N) < 0.3).tolist())),
+    "categories": pa.array(RNG.choice(["a", "b", "c d", "é"], N)),
+    "categories with gaps": pa.array(gaps(RNG.choice(["a", "", "NA"], N).tolist())),
+    "dictionary": pa.array(RNG.choice(["x", "y"], N)).dictionary_encode(),
+    "large strings": pa.array(RNG.choice(["x", "y"], N), pa.large_string()),
+    "dates": pa.array(
+        [dt.date(2020, 1, 1) + dt.timedelta(int(x)) for x in RNG.integers(0, 900, N)]
+    ),
+    "dates with gaps": pa.array(
+        gaps([dt.date(2020, 1, 1 + int(x)) for x in RNG.integers(0, 30, N)])
+    ),
+    "date64": moments("s").cast(pa.date32()).cast(pa.date64()),
+    "seconds": moments("s"),
+    "nanoseconds": moments("ns"),
+    "with a zone": moments("us", "Europe/Berlin"),
+    "time of day": pa.array(RNG.integers(0, 1440, N) * 60, pa.int32()).cast(pa.time32("s")),
+    "time of day in microseconds": pa.array(RNG.integers(0, 10**6, N)).cast(pa.time64("us")),
+    "durations": pa.array(RNG.integers(0, 10**5, N)).cast(pa.duration("ms")),
+    "text dates": pc.strftime(moments("s"), "%d.%m.%Y"),
+    "text times": pc.strftime(moments("s"), "%Y-%m-%dT%H:%M:%SZ"),
+}
+
+
+def fitted(values: pa.Array, is_training: np.ndarray | None = None, **told: Any) -> TableSchema:
+    table = pa.table({"x": values, "y": RNG.normal(size=len(values))})
+    words = {"x": ColumnConfig(**told)} if told else {}
+    everything = np.ones(len(values), bool)
+    structure = find_structure(table, words)
+    return fit_schema(table, structure, words, everything if is_training is None else is_training)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_come_back_as_they_were(name: str) -> None:
+    """To the digit, from float32 codes too, which networks see."""
+    values = CASES[name]
+    column = fitted(values).column("x")
+    back = column.decode(column.encode(values))
+    assert back.type == values.type
+    assert column.is_valid(back).all()
+    assert column.is_valid(values).all()
+    if column.kind == "number" and column.decimals is None:  # type: ignore[attr-defined]
+        quantiles = np.array(column.quantiles)  # type: ignore[attr-defined]
+        steps = np.diff(quantiles).max()
+        assert np.abs(back.to_numpy() - values.to_numpy()).max() < 2e-4 * steps
+    else:
+        assert back.equals(values)
+
+
+def any_codes(width: int) -> np.ndarray:
+    """Codes as no network makes them."""
+    codes = RNG.normal(scale=RNG.choice([1e-3, 1, 10, 1e30], (300, 1)), size=(300, width))
+    codes[0], codes[1], codes[2] = 0, np.inf, -np.inf
+    codes[3] = np.nan
+    return codes.astype(np.float32)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_any_code_is_a_valid_value(name: str) -> None:
+    schema = fitted(CASES[name])
+    column = schema.column("x")
+    values = column.decode(any_codes(sum(part.width for part in column.parts)))
+    assert values.type == CASES[name].type
+    assert column.is_valid(values).all()
+    assert values.null_count == 0 or column.missing > 0
+
+
+def test_a_schema_is_kept_in_json_and_loses_nothing() -> None:
+    table = pa.table(CASES)
+    structure = find_structure(table, {})
+    schema = fit_schema(table, structure, {}, np.arange(N) % 5 > 0)
+    again = TableSchema.model_validate_json(schema.model_dump_json())
+    assert again == schema
+    codes = any_codes(schema.width)
+    assert again.decode(codes, 5).equals(schema.decode(codes, 5))
+    assert again.encode(table).tobytes() == schema.encode(table).tobytes()
+
+
+# ---- scores ----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=50))
+@settings(max_examples=60, deadline=None)
+def test_scores_are_undone(numbers: list[float]) -> None:
+    quantiles = np.sort(numbers)
+    back = from_scores(to_scores(quantiles, quantiles), quantiles)
+    np.testing.assert_allclose(back, quantiles, rtol=1e-9, atol=1e-9 * np.ptp(quantiles))
+
+
+def test_scores_of_a_normal_are_standard() -> None:
+    """The normal's own quantile function is the oracle."""
+    levels = np.linspace(0, 1, 1000)[1:-1]
+    quantiles = 5 + 2 * norm.ppf(levels)
+    numbers = 5 + 2 * np.linspace(-2, 2, 9)
+    assert np.abs(to_scores(numbers, quantiles) - np.linspace(-2, 2, 9)).max() < 0.02
+
+
+# ---- conditions ------------------------------------------------------------------------------
+
+
+def meets(value: Any, condition: Condition, read: Callable[[Any], Any]) -> bool:
+    """What a condition says, in plain Python."""
+    if condition.missing:
+        return value is None
+    if value is None:
+        return False
+    return (
+        (condition.one_of is None or value in [read(v) for v in condition.one_of])
+        and value not in [read(v) for v in condition.none_of]
+        and (condition.above is None or value > read(condition.above))
+        and (condition.at_least is None or value >= read(condition.at_least))
+        and (condition.below is None or value < read(condition.below))
+        and (condition.at_most is None or value <= read(condition.at_most))
+    )
+
+
+def obeying(schema: TableSchema, restrictions: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Codes brought into what restrictions allow, as the generator's last layer does."""
+    finite = torch.from_numpy(np.nan_to_num(codes).clip(-1e6, 1e6))
+    limits = torch.from_numpy(restrictions).expand(len(codes), -1)
+    return RowHeads(schema.parts)(finite, limits).numpy()
+
+
+def check(schema: TableSchema, condition: Condition, read: Callable[[Any], Any]) -> None:
+    """Every code gives a value that meets the condition, and the restriction lets it through."""
+    refused = ""
+    try:
+        restrictions = schema.restrict({"x": condition})
+    except ConditionError as error:
+        refused = str(error)
+    if refused:
+        every = schema.column("x").decode(any_codes(schema.width)).to_pylist()
+        assert "together" in refused or not any(meets(v, condition, read) for v in every)
+        return
+    for codes in (any_codes(schema.width), obeying(schema, restrictions, any_codes(schema.width))):
+        made = schema.decode(codes, conditions={"x": condition})["x"]
+        assert schema.column("x").is_valid(made.combine_chunks()).all()
+        assert all(meets(value, condition, read) for value in made.to_pylist()), condition
+
+
+def as_float(value: Any) -> float:
+    return float(value)
+
+
+NUMBERS = {
+    "floats": (CASES["floats"], as_float),
+    "float32": (CASES["float32"], lambda v: float(np.float32(v))),
+    "tenths in float32": (CASES["tenths in float32"], lambda v: float(np.float32(v))),
+    "cents with gaps": (CASES["cents with gaps"], as_float),
+    "whole to 2**53": (CASES["whole to 2**53"], as_float),
+    "int8 with gaps": (CASES["int8 with gaps"], as_float),
+    "zero in half of the rows": (CASES["zero in half of the rows"], as_float),
+    "few values": (CASES["few values"], as_float),
+    "few values with gaps": (CASES["few values with gaps"], as_float),
+}
+SCHEMAS = {name: fitted(values) for name, (values, _) in NUMBERS.items()}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_numbers_meet_every_condition(name: str, data: st.DataObject) -> None:
+    values, read = NUMBERS[name]
+    known = [v for v in values.to_pylist() if v is not None]
+    low, high = min(known), max(known)
+    number = st.one_of(
+        st.sampled_from(known),
+        st.floats(low - 0.1 * (high - low), high + 0.1 * (high - low)),
+        st.sampled_from(known).map(lambda v: round(float(v), 1)),
+    )
+    fields: dict[str, Any] = {}
+    for end in ("above", "at_least", "below", "at_most"):
+        if data.draw(st.integers(0, 3)) == 0:
+            fields[end] = float(data.draw(number))
+    if data.draw(st.integers(0, 3)) == 0:
+        fields["none_of"] = tuple(data.draw(st.lists(number, min_size=1, max_size=3)))
+    if data.draw(st.integers(0, 3)) == 0:
+        fields["one_of"] = tuple(data.draw(st.lists(number, min_size=1, max_size=3)))
+    if not fields:
+        fields["missing"] = data.draw(st.booleans())
+    check(SCHEMAS[name], Condition(**fields), read)
+
+
+RARE = pa.array([f"c{min(int(x), 99)}" for x in RNG.exponential(12, 4000)])
+CHOICES = {
+    "categories": fitted(CASES["categories"]),
+    "categories with gaps": fitted(CASES["categories with gaps"]),
+    "rare": fitted(RARE, max_categories=5),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_categories_meet_every_condition(name: str, data: st.DataObject) -> None:
+    column = CHOICES[name].column("x")
+    known = st.sampled_from([*column.categories, *column.others])  # type: ignore[attr-defined]
+    fields: dict[str, Any] = {}
+    for field in ("one_of", "none_of"):
+        if data.draw(st.booleans()):
+            fields[field] = tuple(data.draw(st.lists(known, min_size=1, max_size=4)))
+    if not fields:
+        fields["missing"] = data.draw(st.booleans())
+    check(CHOICES[name], Condition(**fields), str)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "meets"),
+    [
+        ("dates", "x>=2021-05-31", lambda v: v >= dt.date(2021, 5, 31)),
+        ("dates", "x=2021-05-31", lambda v: v == dt.date(2021, 5, 31)),
+        ("seconds", "x<2023-11-20 12:00", lambda v: v < dt.datetime(2023, 11, 20, 12)),
+        ("with a zone", "x>2023-11-20T12:00:00Z", lambda v: v.timestamp() > 1700481600),
+        # 12:00 in Berlin is 11:00 in UTC.
+        ("with a zone", "x>2023-11-20 12:00", lambda v: v.timestamp() > 1700478000),
+        ("time of day", "x<=06:30", lambda v: v <= dt.time(6, 30)),
+        ("durations", "x<5000", lambda v: v < dt.timedelta(seconds=5)),
+        ("text dates", "x>20.11.2023", lambda v: v[-4:] + v[3:5] + v[:2] > "20231120"),
+        ("text dates", "x>2023-11-20", lambda v: v[-4:] + v[3:5] + v[:2] > "20231120"),
+        ("text times", "x<2023-11-20", lambda v: v < "2023-11-20"),
+        ("truth", "x=true", lambda v: v is True),
+        ("truth with gaps", "x!=1", lambda v: v is False),
+        ("truth with gaps", "x=", lambda v: v is None),
+        ("cents with gaps", "x!=", lambda v: v is not None),
+        ("decimal", "x<=12.34", lambda v: v <= decimal.Decimal("12.34")),
+    ],
+)
+def test_times_and_others_meet_conditions(name: str, text: str, meets: Any) -> None:
+    schema, conditions = fitted(CASES[name]), parse_conditions([text])
+    assert schema.restrict(conditions).any()
+    for value in schema.decode(any_codes(schema.width), conditions=conditions)["x"].to_pylist():
+        assert meets(value), value
+
+
+@pytest.mark.parametrize(
+    ("name", "condition", "says"),
+    [
+        ("whole", "x>1e6", r"x is from -\d+ to \d+, and whole"),
+        ("whole", "x=1.5", "no row has x in"),
+        ("whole", "x=", "never missing"),
+        ("whole", "x>deep", "'deep' is not a number"),
+        ("whole", "x=nan", "'nan' is not a number"),
+        ("few values", "x=7", "one of 1, 5, 20"),
+        ("cents", "x=0.005", "of 2 decimals"),
+        ("categories", "x=q", "no category 'q'; there are"),
+        ("categories", "x>a", "no order"),
+        ("categories", "x=", "never missing"),
+        ("dates", "x>soon", "not a date or time such as 2020"),
+        ("dates", "x>2030-01-01", "from 2020-01-0"),
+        ("whole", "z=1", "no column 'z'"),
+    ],
+)
+def test_what_no_row_meets_is_one_clear_line(name: str, condition: str, says: str) -> None:
+    schema = fitted(CASES[name])
+    for ask in (schema.restrict, lambda c: schema.decode(np.zeros((1, schema.width)), 0, c)):
+        with pytest.raises(ConditionError, match=says) as caught:
+            ask(parse_conditions([condition]))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["x"], "write a condition as"),
+        (["x>"], "write a value after >"),
+        (["x>1", "x>2"], "twice"),
+        (["x=", "x=1"], "asks for no value and for more"),
+    ],
+)
+def test_conditions_that_are_none(texts: list[str], says: str) -> None:
+    with pytest.raises(ConditionError, match=says):
+        parse_conditions(texts)
+
+
+def test_all_ends_hold_together() -> None:
+    schema = fitted(CASES["whole"])
+    both = Condition(above=10, at_least=0, below=20, at_most=100)
+    made = schema.decode(any_codes(schema.width), conditions={"x": both})["x"].to_numpy()
+    assert made.min() == 11
+    assert made.max() == 19
+
+
+# ---- what is drawn or made anew --------------------------------------------------------------
+
+
+def test_rare_categories_are_drawn_by_their_counts() -> None:
+    schema = CHOICES["rare"]
+    column = schema.column("x")
+    codes = np.zeros((20_000, schema.width), np.float32)
+    codes[:, len(column.categories)] = 1  # type: ignore[attr-defined]
+    drawn = schema.decode(codes)["x"].to_pandas().value_counts()
+    counts = dict(zip(column.others, column.other_counts, strict=True))  # type: ignore[attr-defined]
+    total = sum(counts.values())
+    for other, count in counts.items():
+        share = count / total
+        bound = 5 * np.sqrt(share * (1 - share) / len(codes))
+        assert abs(drawn.get(other, 0) / len(codes) - share) < bound, other
+    first, second = schema.decode(codes[:9], 0), schema.decode(codes[:5], 4)
+    assert first["x"][4:].to_pylist() == second["x"].to_pylist()
+
+
+def test_rare_categories_of_two_columns_are_independent() -> None:
+    table = pa.table({"a": RARE, "b": RARE.take(pa.array(RNG.permutation(len(RARE))))})
+    words = {name: ColumnConfig(max_categories=1) for name in table.column_names}
+    schema = fit_schema(table, find_structure(table, words), words, np.ones(len(RARE), bool))
+    codes = np.zeros((5000, schema.width), np.float32)
+    codes[:, [1, 3]] = 1
+    made = schema.decode(codes).to_pandas()
+    by_chance = (made.a.value_counts(normalize=True) * made.b.value_counts(normalize=True)).sum()
+    assert abs((made.a == made.b).mean() - by_chance) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("values", "made"),
+    [
+        (pa.array(range(1, N + 1)), [N + 1, N + 2]),
+        (pa.array([f"C{i:05d}" for i in range(N)]), ["C00400", "C00401"]),
+        (pa.array([f"user-{7 * i}" for i in range(N)]), ["user-2794", "user-2795"]),
+    ],
+)
+def test_identifiers_are_made_anew(values: pa.Array, made: list[Any]) -> None:
+    schema = fitted(values)
+    column = schema.column("x")
+    assert column.kind == "identifier"  # type: ignore[attr-defined]
+    rows = schema.decode(any_codes(schema.width))["x"].combine_chunks()
+    assert rows[:2].to_pylist() == made
+    assert rows.type == values.type
+    assert column.is_valid(rows).all()
+    assert not set(rows.to_pylist()) & set(values.to_pylist())
+    assert schema.decode(any_codes(schema.width), 1)["x"][0].as_py() == made[1]
+    with pytest.raises(ConditionError, match="is made anew"):
+        schema.restrict({"x": Condition(one_of=(made[0],))})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, 5, -0.25, "text", True, dt.date(2024, 2, 29), dt.datetime(2024, 2, 29, 1, 2, 3),
+     dt.datetime(2024, 2, 29, tzinfo=dt.UTC), dt.time(3, 4), dt.timedelta(3, 4),
+     decimal.Decimal("1.50"), 2**60],
+)  # fmt: skip
+def test_constants_are_repeated(value: Any) -> None:
+    values = pa.array([value] * N)
+    schema = fitted(values)
+    again = TableSchema.model_validate_json(schema.model_dump_json())
+    made = again.decode(any_codes(schema.width)[:N])["x"].combine_chunks()
+    assert made.type == values.type
+    assert made.equals(values[: len(made)])
+    assert again.column("x").is_valid(values).all() or value is None
+
+
+def test_a_column_that_equals_another_stays_so() -> None:
+    whole = RNG.integers(0, 1000, N)
+    table = pa.table({"a": whole, "b": whole.astype(float), "c": RNG.normal(size=N)})
+    structure = find_structure(table, {})
+    schema = fit_schema(table, structure, {}, np.ones(N, bool))
+    made = schema.decode(any_codes(schema.width))
+    assert made.schema == table.schema
+    assert made["a"].cast(pa.float64()).equals(made["b"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["int8", "double", "float", "halffloat", "string", "large_string", "bool", "null",
+     "date32[day]", "date64[ms]", "timestamp[ns]", "timestamp[us, tz=Europe/Berlin]", "time64[us]",
+     "duration[ms]", "decimal128(10, 2)",
+     "dictionary<values=string, indices=int8, ordered=0>"],
+)  # fmt: skip
+def test_types_are_found_by_their_names(name: str) -> None:
+    assert str(arrow_type(name)) == name
+
+
+def test_values_that_a_column_may_not_hold_are_refused() -> None:
+    for name, values, says in (
+        ("whole", pa.array([1, None]), "row 2 has no value"),
+        ("few values", pa.array([7]), "7 is none of 1, 5, 20"),
+        ("categories", pa.array(["q"]), "row 1 has the unknown category 'q'"),
+        ("categories", pa.array([None], pa.string()), "row 1 has no value"),
+        ("floats", pa.array(["deep"]), "not numbers"),
+        ("floats", pa.array([np.inf]), "row 1 is infinite"),
+        ("text dates", pa.array(["2023-11-20"]), "is not written as %d.%m.%Y"),
+        ("dates", pa.array(["soon"]), "not dates or times"),
+    ):
+        with pytest.raises(DataError, match=says):
+            fitted(CASES[name]).column("x").encode(values)
+
+
+def test_a_restriction_of_the_outermost_number_is_none() -> None:
+    schema = fitted(CASES["whole"])
+    column = schema.column("x")
+    everything = Condition(at_least=column.low, at_most=column.high)  # type: ignore[attr-defined]
+    assert not schema.restrict({"x": everything}).any()
+    exact = schema.restrict({"x": Condition(one_of=(17,))})[:2]
+    code = column.encode(pa.array([17]))[0, 0]
+    np.testing.assert_allclose(exact, [code + LARGEST_SCORE, LARGEST_SCORE - code], rtol=1e-5)

@@ -1,6 +1,7 @@
 """`wgan data inspect`: the card, the picture and the problems found."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -64,34 +65,91 @@ def test_sizes_that_no_network_takes_are_told(tmp_path: Path) -> None:
     ]
 
 
-def test_problems_of_tables(tmp_path: Path) -> None:
+def test_problems_of_vectors(tmp_path: Path) -> None:
     far = RNG.standard_normal(1500)
     far[7] = 1e6
-    frame = pd.DataFrame(
-        {
-            "good": RNG.standard_normal(1500),
-            "constant": 5.0,
-            "date": 1.7e9 + 1e4 * RNG.standard_normal(1500),
-            "second": 1.7e9 + RNG.standard_normal(1500),
-            "beyond": 1.7e18 + RNG.integers(0, 100, 1500),
-            "wide": np.exp(20 * RNG.standard_normal(1500)),
-            "outlier": far,
-            "kind": RNG.integers(0, 3, 1500),
-        }
-    )
-    frame.to_csv(tmp_path / "t.csv", index=False)
-    found = problems(load(tmp_path / "t.csv"))
+    columns = {
+        "good": RNG.standard_normal(1500),
+        "constant": np.full(1500, 5.0),
+        "date": 1.7e9 + 1e4 * RNG.standard_normal(1500),
+        "second": 1.7e9 + RNG.standard_normal(1500),
+        "beyond": 1.7e18 + RNG.integers(0, 100, 1500),
+        "wide": np.exp(20 * RNG.standard_normal(1500)),
+        "outlier": far,
+        "kind": RNG.integers(0, 3, 1500),
+    }
+    np.save(tmp_path / "t.npy", np.stack(list(columns.values()), axis=1))
+    found = problems(load(tmp_path / "t.npy"))
     says = [
-        "'constant' is always 5",
-        "'beyond' is always 1.7e+18 in float64",
-        "'wide' has 1500 different values, of which networks tell",
-        "'wide' has ",
-        "'outlier' has 1 values over 20 interquartile ranges",
-        "'kind' has only 3 different values",
+        "'x2' is always 5",
+        "'x5' is always 1.7e+18 in float64",
+        "'x6' has 1500 different values, of which networks tell",
+        "'x6' has ",
+        "'x7' has 1 values over 20 interquartile ranges",
+        "'x8' has only 3 different values",
     ]
     assert len(found) == len(says)
     for line in says:
         assert any(line in f for f in found)
+
+
+def mixed(count: int = 1500) -> pd.DataFrame:
+    """A table with a problem in most columns."""
+    return pd.DataFrame(
+        {
+            "Unnamed: 0": np.arange(count),
+            "good": RNG.permutation(count) / 100,
+            "kind": RNG.choice(["a", "b"], count),
+            "constant": 5.0,
+            "id": RNG.permutation(count) + 10**9,
+            "comment": [f"{x:x} is what I think" for x in RNG.integers(0, 2**60, count)],
+            "again": 0.0,
+            "mixed": np.where(RNG.random(count) < 0.9, RNG.integers(0, 9, count).astype(str), "?"),
+            "nothing": None,
+        }
+    ).assign(again=lambda frame: frame["good"])
+
+
+def test_all_problems_of_a_table_are_said_at_once(tmp_path: Path) -> None:
+    mixed().to_csv(tmp_path / "t.csv", index=False)
+    found = problems(load(tmp_path / "t.csv"))
+    says = [
+        "'Unnamed: 0': left out: the number or name of the row",
+        "'constant': always 5",
+        "'id': a different whole number in each row: made anew",
+        "'comment': left out: 1500 different texts",
+        "'again': equal to column 'good'",
+        "and 1[0-9][0-9] texts such as '.', taken as categories",
+        "'nothing': always missing",
+    ]
+    assert len(found) == len(says)
+    for line in says:
+        assert any(re.search(line.replace("?", "."), f) for f in found), line
+
+
+def test_inspect_shows_each_column(tmp_path: Path) -> None:
+    mixed().to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "columns.yaml").write_text("comment: {kind: category, max_categories: 3}\n")
+    told = ("--set", "data.columns=columns.yaml", "--set", "data.columns.good.low=-9")
+    done = wgan("data", "inspect", "t.csv", *told, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    columns = {column.pop("name"): column for column in answer["columns"]}
+    assert columns["good"] == {
+        "kind": "number", "type": "double", "missing": 0, "low": -9, "decimals": 2, "spikes": [],
+        "high": columns["good"]["high"],
+    }  # fmt: skip
+    assert columns["comment"]["others"] == 1497
+    assert len(columns["comment"]["categories"]) == 3
+    assert columns["Unnamed: 0"] == {"kind": "left_out", "reason": "the number or name of the row"}
+    assert columns["id"]["new"] == "1000001500 and so on"
+    with Image.open(tmp_path / answer["picture"]) as image:
+        assert image.format == "PNG"
+    said = wgan("data", "inspect", "t.csv", cwd=tmp_path).stdout.splitlines()
+    line = next(line for line in said if line.startswith("good"))
+    assert line.split()[:3] == ["good", "number", "double"]
+    assert "2 decimals" in line
+    assert sum(line.startswith("problem: column") for line in said) == 7
 
 
 def test_the_picture_of_a_labelled_set_has_a_row_for_each_class(tmp_path: Path) -> None:
@@ -164,15 +222,28 @@ def test_inspect_on_the_command_line(tmp_path: Path) -> None:
 def test_training_says_which_columns_networks_cannot_tell_apart(tmp_path: Path) -> None:
     columns = {
         "second": 1.7e9 + RNG.integers(0, 100, 200),
-        "constant": 1.7e9,
+        "constant": np.full(200, 1.7e9),
         "wide": np.exp(20 * RNG.standard_normal(200)),
         "value": RNG.standard_normal(200),
     }
-    frame = pd.DataFrame(columns)
-    frame.to_csv(tmp_path / "t.csv", index=False)
-    config = tiny_config("table", data={"source": str(tmp_path / "t.csv")}, training={"steps": 1})
+    np.save(tmp_path / "t.npy", np.stack(list(columns.values()), axis=1))
+    config = tiny_config("table", data={"source": str(tmp_path / "t.npy")}, training={"steps": 1})
     _, _, said = trained(config, tmp_path / "run", register=False)
-    assert "warning: column 'constant' is always 1.7e+09" in said
-    assert "warning: column 'wide' has 200 different values" in said
-    assert "column 'second'" not in said
-    assert "column 'value'" not in said
+    assert "warning: column 'x2' is always 1.7e+09" in said
+    assert "warning: column 'x3' has 200 different values" in said
+    assert "column 'x1'" not in said
+    assert "column 'x4'" not in said
+
+
+def test_training_says_the_problems_of_a_table(tmp_path: Path) -> None:
+    mixed(300).to_csv(tmp_path / "t.csv", index=False)
+    config = tiny_config(
+        "table",
+        data={"source": str(tmp_path / "t.csv"), "columns": {"comment": {"kind": "left_out"}}},
+        training={"steps": 1},
+    )
+    model, _, said = trained(config, tmp_path / "run", register=False)
+    assert "warning: column 'Unnamed: 0': left out" in said
+    assert "warning: column 'comment': left out: as data.columns says" in said
+    assert model.run.data.table.left_out.keys() == {"Unnamed: 0", "comment"}
+    assert model.run.config.data.columns["comment"].kind == "left_out"

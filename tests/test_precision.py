@@ -62,15 +62,12 @@ def load(folder: Path, items: np.ndarray) -> Dataset:
 
 
 class Trained:
-    """A short run on a table or on sequences, with its data."""
+    """A short run on vectors or on sequences, with its data."""
 
     def __init__(self, kind: str, folder: Path) -> None:
-        if kind == "table":
-            source = str(folder / "items.csv")
-            pd.DataFrame(rows(400), columns=COLUMNS).to_csv(source, index=False)
-        else:
-            source = saved(folder, rows(300, 4))
-        self.config = tiny_config(kind, data={"source": source}, evaluation={"samples": 60})
+        source = saved(folder, rows(400) if kind == "vector" else rows(300, 4))
+        preset = "table" if kind == "vector" else kind
+        self.config = tiny_config(preset, data={"source": source}, evaluation={"samples": 60})
         self.folder = folder / "run"
         self.model, *_ = trained(self.config, self.folder, register=False)
         self.data = load_data(self.config.data)
@@ -78,10 +75,10 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
-    return {kind: Trained(kind, tmp_path_factory.mktemp(kind)) for kind in ("table", "sequence")}
+    return {kind: Trained(kind, tmp_path_factory.mktemp(kind)) for kind in ("vector", "sequence")}
 
 
-@pytest.fixture(params=["table", "sequence"])
+@pytest.fixture(params=["vector", "sequence"])
 def run(request: pytest.FixtureRequest, runs: dict[str, Trained]) -> Trained:
     return runs[request.param]
 

@@ -188,17 +188,19 @@ def inspect(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="default: named after D")
     ] = None,
+    settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a data set becomes and what is wrong with it, and draw it."""
-    from models.config import parse_data
     from training.data import inspection
     from training.data.dataset import load_data
+    from training.presets import build_config
     from training.progress import phase, say
     from training.reporting.preview import data_picture
 
     # Broken files are reported, however many there are: here they are no reason to stop.
-    config = parse_data({"source": data, "size": size, "max_broken_fraction": 0.999})
+    told = {"data.size": size, "data.max_broken_fraction": 0.999, **assignments(settings)}
+    config = build_config("table", data, None, told).data
     with phase("loading the data"):
         dataset = load_data(config)
         problems = inspection.problems(dataset)
@@ -208,13 +210,21 @@ def inspect(
         raise UserError(f"--out {out}: the picture is a .png")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data_picture(dataset))
+    described = card.model_dump(mode="json")
+    columns = []
+    if card.table is not None:
+        columns = inspection.describe_columns(card.table)
+        for key in ("table", "columns", "offset", "scale"):  # said column by column
+            del described[key]
     if as_json:
-        answer = {"card": card.model_dump(mode="json"), "problems": problems, "picture": str(out)}
-        print(json.dumps(answer, indent=2))
+        answer = {"card": described, "problems": problems, "picture": str(out)}
+        print(json.dumps({**answer, **({"columns": columns} if columns else {})}, indent=2))
         return
-    for key, field in card.model_dump(mode="json").items():
+    for key, field in described.items():
         if field not in ([], None):
             print(f"{key:18s} {field}")
+    for line in inspection.in_lines(columns) if columns else []:
+        print(line)
     for problem in problems:
         print(f"problem: {problem}")
     say(f"picture: {out}")

@@ -173,9 +173,12 @@ def _say_data(data: Dataset, say: Callable[[str], None]) -> None:
     more = len(data.problems) - MAX_NAMED_PROBLEMS
     if more > 0:
         say(f"  skipped {more} more: see `wgan data inspect`")
-    if card.kind != "image":
-        for problem in precision_problems(data):
-            say(f"  warning: {problem}")
+    warnings = [] if card.kind == "image" else precision_problems(data)
+    warnings += data.notes
+    for warning in warnings[:MAX_NAMED_PROBLEMS]:
+        say(f"  warning: {warning}")
+    if len(warnings) > MAX_NAMED_PROBLEMS:
+        say(f"  {len(warnings) - MAX_NAMED_PROBLEMS} more warnings: see `wgan data inspect`")
 
 
 def _say_results(run: Run, say: Callable[[str], None]) -> None:

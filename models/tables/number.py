@@ -252,4 +252,5 @@ class NumberColumn(Column, frozen=True):
 
     def in_words(self) -> dict[str, Any]:
         """Range, decimals and spikes."""
-        return {"range": [self.low, self.high], "decimals": self.decimals, "spikes": self.spikes}
+        ends = {"low": self.low, "high": self.high}
+        return {**ends, "decimals": self.decimals, "spikes": list(self.spikes)}

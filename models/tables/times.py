@@ -113,7 +113,7 @@ class TimeColumn(NumberColumn, frozen=True):
 
     def in_words(self) -> dict[str, Any]:
         """The first and the last time."""
-        words = {"range": [self.in_text(self.low), self.in_text(self.high)]}
+        words = {"low": self.in_text(self.low), "high": self.in_text(self.high)}
         return words if self.format is None else {**words, "format": self.format}
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from models.tables import TableSchema
 from training.data.dataset import Dataset
 from training.data.sources.cache import AT_ONCE, item_digests, release
 
@@ -18,6 +20,23 @@ FAR_RANGES = 20
 MIN_TOLD_APART = 0.5
 """Share of a column's different values that must still differ as networks take them."""
 FEW_VALUES = 10
+MOST_SHOWN = 6
+"""Categories or spikes in a line."""
+PHRASES = {
+    "low": "from {}",
+    "high": "to {}",
+    "format": "written as {}",
+    "decimals": "{} decimals",
+    "spikes": "often {}",
+    "categories": "{}",
+    "others": "{} rare ones",
+    "value": "always {}",
+    "of": "copy of {}",
+    "new": "new ones are {}",
+    "reason": "{}",
+    "missing": "missing {}",
+}
+"""What a line says of a column, in this order."""
 
 
 def problems(data: Dataset) -> list[str]:
@@ -33,7 +52,56 @@ def problems(data: Dataset) -> list[str]:
     if data.labels is not None:
         counts = np.bincount(data.labels, minlength=len(card.classes))
         lines += _class_problems(counts, card.classes)
+    lines += data.notes
     return lines + (_image_problems(data) if card.kind == "image" else _column_problems(data))
+
+
+def describe_columns(schema: TableSchema) -> list[dict[str, Any]]:
+    """Describe each column of a table: its ``name``, ``kind``, ``type``, ``missing``, and more.
+
+    Whole numbers are of the kind ``integer`` here, and columns that are not learned ``left_out``.
+    """
+    described = []
+    for column in schema.columns:
+        is_whole = column.kind == "number" and column.decimals == 0
+        described.append(
+            {
+                "name": column.name,
+                "kind": "integer" if is_whole else column.kind,
+                "type": column.type,
+                "missing": column.missing,
+                **column.in_words(),
+            }
+        )
+    left_out = schema.left_out.items()
+    return described + [{"name": n, "kind": "left_out", "reason": reason} for n, reason in left_out]
+
+
+def in_lines(columns: list[dict[str, Any]]) -> list[str]:
+    """Put the columns of `describe_columns` in a line each, one below the other."""
+    rows = []
+    for column in columns:
+        words = [
+            phrase.format(_shortly(column[key]))
+            for key, phrase in PHRASES.items()
+            if column.get(key) not in (None, 0, [], ())
+        ]
+        rows.append((column["name"], column["kind"], column.get("type", ""), ", ".join(words)))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return [
+        "  ".join([*(text.ljust(w) for text, w in zip(row, widths, strict=False)), row[3]])
+        for row in rows
+    ]
+
+
+def _shortly(field: Any) -> str:
+    """A share or number, a text, or the first of several with the number of the others."""
+    if isinstance(field, list | tuple):
+        more = [f"{len(field) - MOST_SHOWN} more"] if len(field) > MOST_SHOWN else []
+        return ", ".join([*map(_shortly, field[:MOST_SHOWN]), *more])
+    if isinstance(field, float):
+        return f"{field:.0f}" if field.is_integer() else f"{field:.6g}"
+    return str(field)[:60]
 
 
 def _class_problems(counts: Array, classes: list[str]) -> list[str]:

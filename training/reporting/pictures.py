@@ -66,7 +66,7 @@ def marginals(columns: Sequence[str], real: Array, fake: Array | None = None) ->
 
     Args:
         columns: names; without any x1, x2 and so on.
-        real: ``(N, D)``.
+        real: ``(N, D)``; NaN, where there is no value, is left out.
         fake: ``(M, D)``, or None.
 
     Returns:
@@ -97,7 +97,7 @@ def marginals(columns: Sequence[str], real: Array, fake: Array | None = None) ->
                 title = list(tables)[panel - len(names)]
                 axes.set_title(title, pad=3)
                 axes.set_axis_off()
-                axes.imshow(correlations(tables[title]), cmap="bwr", vmin=-1, vmax=1)
+                axes.imshow(correlations(_filled(tables[title])), cmap="bwr", vmin=-1, vmax=1)
         return _pixels(figure)
 
 
@@ -217,13 +217,23 @@ def _ends(low: float, high: float) -> list[str]:
     return [f"{low:.{digits}g}", f"{high:.{digits}g}"]
 
 
+def _filled(rows: Array) -> Array:
+    """Rows ``(N, D)`` with each column's mean in place of NaN."""
+    is_nan = np.isnan(rows)
+    means = np.where(is_nan, 0, rows).sum(axis=0) / np.maximum(1, (~is_nan).sum(axis=0))
+    return np.where(is_nan, means, rows)
+
+
 def _histogram(axes: Axes, real: Array, fake: Array | None) -> None:
+    real, fake = (None if x is None else x[~np.isnan(x)] for x in (real, fake))
+    if not len(real):
+        return
     low, high = np.quantile(real, [0.001, 0.999])
     if low == high:
         room = max(0.5, 1e-9 * abs(low))
         low, high = low - room, high + room
     edges = np.linspace(low, high, BINS + 1)
-    shares = [np.histogram(x, edges)[0] / len(x) for x in (real, fake) if x is not None]
+    shares = [np.histogram(x, edges)[0] / max(1, len(x)) for x in (real, fake) if x is not None]
     axes.stairs(shares[0], edges, fill=True, color=REAL_COLOUR, antialiased=False)
     for share in shares[1:]:
         axes.stairs(share, edges, baseline=None, color=FAKE_COLOUR, linewidth=1.5)

@@ -7,6 +7,8 @@ import numpy as np
 from models.formats import encode
 from models.images import MODES, encode_png, enlarge, grid
 from models.model import Model
+from models.tables import NumberColumn, TableSchema
+from models.tables.schema import whole
 from training.data.dataset import Dataset
 from training.reporting.pictures import marginals, scatter, traces
 
@@ -28,6 +30,9 @@ LEGIBLE_SIDE = 32
 
 def data_picture(data: Dataset) -> bytes:
     """Draw items, as PNG: a grid of images, a row for each class; or a histogram of each column."""
+    if data.card.table is not None:
+        codes = data.sample(MAX_ROWS, heldout=False)
+        return encode_png(marginals(*_drawn(data.card.table, codes)))
     if data.card.kind != "image":
         values = data.sample(MAX_ROWS, heldout=False).reshape(-1, data.items.shape[-1])
         return encode_png(marginals(data.card.columns, values))
@@ -44,6 +49,25 @@ def data_picture(data: Dataset) -> bytes:
         images = images[..., :1]
     factor = max(1, LEGIBLE_SIDE // max(images.shape[1:3]))
     return encode_png(grid(enlarge(images, factor), columns))
+
+
+def _drawn(schema: TableSchema, codes: Array) -> tuple[list[str], Array]:
+    """Names and values ``(N, D)`` of the columns that are drawn.
+
+    Of categories the values are their ranks, the most frequent first, and of dates and times the
+    steps since the earliest; NaN stands for a missing value.
+    """
+    table, names, values = schema.decode(codes), [], []
+    for column in schema.columns:
+        if not column.parts:
+            continue
+        made = whole(table[column.name])
+        names.append(column.name)
+        if isinstance(column, NumberColumn):
+            values.append(column.numbers(made))
+        else:
+            values.append(column.split(made).options)
+    return names, np.stack(values, axis=1).astype(np.float64)
 
 
 def samples_picture(model: Model, data: Dataset, heldout: Array) -> bytes:
@@ -63,6 +87,9 @@ def samples_picture(model: Model, data: Dataset, heldout: Array) -> bytes:
             samples = samples[..., :1]
         return encode(samples, "png")
     samples = model.sample(seed, MAX_POINTS)
+    if model.table is not None:
+        names, real = _drawn(model.table, heldout[:MAX_POINTS])
+        return encode_png(marginals(names, real, _drawn(model.table, samples)[1]))
     if data.card.kind == "sequence":
         drawn = traces(data.heldout[:MAX_SEQUENCES], samples[:MAX_SEQUENCES])
     elif data.card.columns:

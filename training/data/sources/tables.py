@@ -33,7 +33,7 @@ def load_table(location: Location, config: DataConfig) -> RawData:
     notes: tuple[str, ...] = ()
     with reading(location.source), location.open() as file:
         if location.suffix == ".parquet":
-            table = pq.read_table(file)
+            table = pq.ParquetFile(file).read()
         else:
             frame, notes = _read_csv(file, location)
             table = pa.Table.from_pandas(frame, preserve_index=False)

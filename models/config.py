@@ -48,8 +48,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """Share of image files that may be broken and are then skipped; with more the run fails."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of the distinct items that is held out; an item's own hash decides."""
-    columns: dict[str, ColumnConfig] = {}
-    """The user's word on columns of a table, by name."""
+    columns: dict[str, ColumnConfig] = Field(default={}, exclude_if=lambda columns: not columns)
+    """The user's word on columns of a table, by name. Written only if there is one."""
 
 
 class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -127,7 +127,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     training: TrainingConfig
     conditional: bool = False
     """Condition generator and critic on the class of each item; the data must have labels."""
-    table: TableConfig = TableConfig()
+    table: TableConfig = Field(
+        default=TableConfig(), exclude_if=lambda table: table == TableConfig()
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
     serving: ServingConfig = ServingConfig()
 

@@ -50,8 +50,9 @@ class DataCard(BaseModel, frozen=True, extra="forbid"):
     offset: list[float]
     """Subtracted from each feature, which is then divided by `scale`. Images: empty."""
     scale: list[float]
-    table: TableSchema | None = None
-    """What each column of a table is, and how it is coded; None for other data."""
+    table: TableSchema | None = Field(default=None, exclude_if=lambda table: table is None)
+    """What each column of a table is, and how it is coded; None for other data, whose records then
+    keep their bytes."""
     dtype: Numbers = Field(default="float32", exclude_if=lambda dtype: dtype == "float32")
     """The type of vectors and sequences in data units, samples too. Written only if it is float64,
     so that other records keep their bytes."""

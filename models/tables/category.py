@@ -61,23 +61,21 @@ class CategoryColumn(Column, frozen=True):
 
     def join(self, coded: Coded, first: int, condition: Condition | None) -> pa.Array:
         """Make categories of options; of the others, each as often as among the training rows."""
-        names = np.array(
-            [*self.categories, *[None] * (bool(self.others) + (self.missing > 0))], object
-        )
-        texts = names[coded.options]
-        if self.others:
-            rows = np.flatnonzero(coded.options == len(self.categories))
+        named = [*self.categories, *[None] * (self.option_count - len(self.categories))]
+        options = coded.options
+        rows = np.flatnonzero(options == len(self.categories)) if self.others else np.array([], int)
+        if len(rows):
             wanted = set(self.others) if condition is None else self.wanted(condition)
             counts = [
                 count if other in wanted else 0
                 for other, count in zip(self.others, self.other_counts, strict=True)
             ]
-            if len(rows):
-                edges = np.cumsum(counts) / sum(counts)
-                # A function of the row's number, so that a longer table begins with a shorter one.
-                drawn = np.searchsorted(edges, _uniform(first + rows, self.name), side="right")
-                texts[rows] = np.array(self.others, object)[drawn]
-        return self.array(pa.array(texts.tolist(), pa.string()))
+            edges = np.cumsum(counts) / sum(counts)
+            # A function of the row's number, so that a longer table begins with a shorter one.
+            drawn = np.searchsorted(edges, _uniform(first + rows, self.name), side="right")
+            options = options.copy()
+            options[rows] = len(named) + drawn
+        return self.array(pa.array([*named, *self.others], pa.string()).take(pa.array(options)))
 
     def texts(self, values: pa.Array) -> pa.Array:
         """The values as categories."""

@@ -54,8 +54,8 @@ def data_picture(data: Dataset) -> bytes:
 def _drawn(schema: TableSchema, codes: Array) -> tuple[list[str], Array]:
     """Names and values ``(N, D)`` of the columns that are drawn.
 
-    Of categories the values are their ranks, the most frequent first, and of dates and times the
-    steps since the earliest; NaN stands for a missing value.
+    Of categories the values are their ranks, the most frequent first and missing ones last, and of
+    dates and times the steps since the earliest; NaN stands for a missing number or time.
     """
     table, names, values = schema.decode(codes), [], []
     for column in schema.columns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from models.constraints import CONSTRAINTS, AnyConstraint
 from models.errors import ConfigError, suggestion
@@ -35,12 +35,43 @@ class ColumnConfig(BaseModel, frozen=True, extra="forbid"):
     """Categories that are options of their own; the rarer ones are one option together."""
 
 
+class CsvConfig(BaseModel, frozen=True, extra="forbid"):
+    """The user's word on how a CSV file is written; what is not given is found from its text."""
+
+    separator: str | None = Field(default=None, min_length=1, max_length=1)
+    """Between values; found: comma, semicolon, tab or bar."""
+    decimal: Literal[".", ","] | None = None
+    """The decimal sign."""
+    encoding: str | None = None
+    """Such as utf-8, cp1252 or utf-16; found: by the byte order mark, UTF-8, or else cp1252."""
+    missing: tuple[str, ...] | None = None
+    """Texts for no value, beside the empty one; found: NA, N/A, null, ?, - and the like."""
+    quote: str = Field(default='"', min_length=1, max_length=1)
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+    """Before a quote within quotes, such as a backslash; None: the quote is doubled."""
+    comment: str | None = Field(default=None, min_length=1)
+    """What lines begin with that are no rows; found: # at the beginning of the file."""
+    skip: int = Field(default=0, ge=0)
+    """Lines before the header; lines that are empty or narrower than the rows are found."""
+    header: bool = True
+    """False: the columns have no names, and are called x1, x2 and so on."""
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _texts(cls, missing: Any) -> Any:
+        """A single text is one of one; numbers such as -99 stand for their texts."""
+        if missing is None:
+            return None
+        return tuple(map(str, missing if isinstance(missing, list | tuple) else [missing]))
+
+
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """Source of the data, and the split into training and held-out items."""
 
     source: str
     """A built-in name (digits, mnist5k, emoji32, 8gaussians, 25gaussians, swissroll, ar2); a .npy,
-    .npz, .csv, .tsv or .parquet file; a folder, .zip or .tar of images; or a URL of these."""
+    .npz, .csv, .tsv, .parquet, .arrow or .feather file; a folder, .zip or .tar of images; or a URL
+    of these."""
     size: int | None = Field(default=None, ge=4, le=1024)
     """Pixels a side: images are cropped in the middle and resized to this square. None: as they
     are."""
@@ -50,6 +81,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """Share of the distinct items that is held out; an item's own hash decides."""
     columns: dict[str, ColumnConfig] = Field(default={}, exclude_if=lambda columns: not columns)
     """The user's word on columns of a table, by name. Written only if there is one."""
+    csv: CsvConfig = Field(default=CsvConfig(), exclude_if=lambda csv: csv == CsvConfig())
+    """How a CSV file is written. Written only if it says something, as other data have none."""
 
 
 class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -233,6 +266,8 @@ def _in_words(error: Any, model: type[BaseModel]) -> str:
         fields = constraint_class(location.pop(1)).model_fields  # pydantic puts the kind there
     elif location[:2] == ["data", "columns"] and len(location) > 3:
         fields = ColumnConfig.model_fields
+    elif location[:2] == ["data", "csv"] and len(location) > 2:
+        fields = CsvConfig.model_fields
     elif location and location[0] in model.model_fields and len(location) > 1:
         fields = getattr(model.model_fields[location[0]].annotation, "model_fields", {})
     else:

@@ -408,12 +408,6 @@ BAD_TABLES = {
         "'b': holds infinite values.*'c': holds infinite values",
     ),
     "nothing to learn": ("a,b\n1,2\n1,2\n", "nothing to learn"),
-    "shifted": ("a,b\n1,2,3\n1,2,4\n", "more values than the first row has names"),
-    "no header": ("1.5,2\n3,4\n", "names of the columns"),
-    "no rows": ("a,b\n", "has 0 rows"),
-    "nothing": ("", "cannot be read"),
-    "ragged": ("a,b\n1,2\n1,2,3\n", "line 3"),
-    "binary": ("\x00\x01", "bad.csv"),
 }
 
 

@@ -137,9 +137,10 @@ def evaluate(
     """Judge a model on held-out data again."""
     from models.trained import artifact_folder
     from training.judging.evaluate import evaluate_artifact
+    from training.progress import say, silent
 
     with artifact_folder(model) as folder:
-        results = evaluate_artifact(folder, data)
+        results = evaluate_artifact(folder, data, silent if as_json else say)
     if as_json:
         print(results.model_dump_json(indent=2))
         return

@@ -167,6 +167,9 @@ def build_config(
         elif isinstance(values.setdefault(section, {}), dict):
             if section == "data" and name.startswith("columns"):
                 _set_columns(values[section], name, value)
+            elif section == "data" and name.startswith("csv."):
+                csv = values[section].setdefault("csv", {})
+                values[section]["csv"] = {**csv, name.removeprefix("csv."): value}
             else:
                 values[section][name] = value
     if isinstance(values["data"], dict) and "source" not in values["data"]:

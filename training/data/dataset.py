@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -13,11 +13,11 @@ from models.errors import DataError
 from models.images import MODES, fit
 from models.record import DataCard, Numbers
 from models.sampling import Scaling
-from models.tables import TableSchema
 from training.data.builtin import BUILT_IN
+from training.data.coding import PackedCodes, code_table
+from training.data.digests import uniform
 from training.data.loading import read_source
-from training.data.raw import Mixture, RawData
-from training.data.schema import column_values, find_structure, fit_schema, hash_values
+from training.data.raw import Mixture
 from training.data.sources.cache import item_digests, items_at
 from training.data.sources.tables import as_numbers
 
@@ -33,7 +33,7 @@ MAX_ROUNDING = 1e-4
 class Dataset:
     """Items in data units, which of them are held out, and what is known about them."""
 
-    items: Array
+    items: Array | PackedCodes
     """uint8 ``(N, H, W, C)``, perhaps a memory map; or ``(N, D)`` or ``(N, T, D)``, float32, or
     float64 where float32 does not hold every feature well"""
     is_heldout: Array
@@ -111,9 +111,10 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
     raw = read_source(config)
     schema, notes = None, raw.notes
     if raw.table is not None and (card is None or card.table is not None):
-        coded = _coded(raw, config, None if card is None else card.table)
-        schema, items, digests, is_heldout = coded.schema, coded.items, coded.digests, coded.heldout
-        notes += coded.notes
+        schema, items, digests, is_heldout, found = code_table(
+            raw, config, None if card is None else card.table
+        )
+        notes += found
     else:
         values = raw.items
         if raw.table is not None and card is not None:
@@ -170,35 +171,6 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
         notes,
         digests,
     )
-
-
-class _Coded(NamedTuple):
-    """A table, coded and split."""
-
-    schema: TableSchema
-    items: Array
-    digests: Array
-    heldout: Array
-    notes: tuple[str, ...]
-
-
-def _coded(raw: RawData, config: DataConfig, schema: TableSchema | None) -> _Coded:
-    """Code a table by a schema, or else by its own."""
-    try:
-        if schema is not None:
-            seen = [column.name for column in schema.columns if column.parts]
-            items, notes = schema.encode(raw.table), ()
-            hashes = [hash_values(column_values(raw.table, name)) for name in seen]
-            digests = item_digests(np.stack(hashes, axis=1))
-            heldout = _uniform(raw.groups, digests) < config.heldout_fraction
-            return _Coded(schema, items, digests, heldout, notes)
-        structure = find_structure(raw.table, config.columns)
-        digests = item_digests(np.stack(list(structure.hashes.values()), axis=1))
-        heldout = _uniform(raw.groups, digests) < config.heldout_fraction
-        schema = fit_schema(raw.table, structure, config.columns, ~heldout)
-        return _Coded(schema, schema.encode(raw.table), digests, heldout, tuple(structure.notes))
-    except DataError as error:
-        raise DataError(f"{config.source}: {error}") from None
 
 
 def _canonical(items: Array, source: str, dtype: Numbers | None) -> Array:
@@ -276,7 +248,7 @@ def _uniform(groups: tuple[str, ...], digests: Array) -> Array:
     if groups:
         hashes = [hashlib.blake2b(g.encode(), digest_size=digests.shape[1]) for g in groups]
         digests = np.array([np.frombuffer(h.digest(), np.uint8) for h in hashes])
-    return np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0].astype(np.float64) / 2.0**64
+    return uniform(digests)
 
 
 def _class_counts(labels: Array | None, is_heldout: Array, classes: int) -> list[int]:
@@ -286,7 +258,7 @@ def _class_counts(labels: Array | None, is_heldout: Array, classes: int) -> list
     return list(map(int, np.bincount(labels[~is_heldout], minlength=classes)))
 
 
-def _content_hash(items: Array, digests: Array) -> str:
+def _content_hash(items: Array | PackedCodes, digests: Array) -> str:
     """SHA-256 in hex of all items, whatever their order."""
     content = hashlib.sha256(f"{items.dtype.str}{items.shape[1:]}".encode())
     words = digests.view(">u8")

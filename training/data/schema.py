@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ from training.data.columns import (
     is_number,
     numbering,
 )
+from training.data.digests import RowDigests
+from training.progress import track
 
 Array = np.ndarray
 MAX_QUANTILES = 1000
@@ -49,8 +52,8 @@ class Structure:
     """What the columns of a table are, found from all rows."""
 
     found: dict[str, Found]
-    hashes: dict[str, Array]
-    """uint64 ``(N,)``, of the values of each column that networks see."""
+    digests: RowDigests
+    """Of the columns that networks see."""
     copies: dict[str, str]
     """Columns that are equal to another, each with that one."""
 
@@ -86,10 +89,10 @@ def find_structure(table: pa.Table, told: Mapping[str, ColumnConfig]) -> Structu
                 f"data.columns: no column '{name}'{suggestion(name, table.column_names)}"
             )
     found: dict[str, Found] = {}
-    hashes: dict[str, Array] = {}
     copies: dict[str, str] = {}
+    digests = RowDigests(len(table))
     faults, first_with = [], dict[bytes, str]()
-    for name in table.column_names:
+    for name in track(table.column_names, "looking at columns"):
         values, own = column_values(table, name), told.get(name, ColumnConfig())
         try:
             found[name] = find_kind(name, values, own)
@@ -99,18 +102,18 @@ def find_structure(table: pa.Table, told: Mapping[str, ColumnConfig]) -> Structu
         if found[name].kind in ("left_out", "constant", "identifier"):
             continue
         hashed = hash_values(values)
-        twin = first_with.setdefault(hashed.tobytes(), name)
+        twin = first_with.setdefault(hashlib.sha256(hashed.data).digest(), name)
         if twin != name and own.kind is None:
             found[name] = Found("copy", f"equal to column {twin!r} in each row: a copy of it")
             copies[name] = twin
         else:
-            hashes[name] = hashed
-    if not faults and not hashes:
+            digests.add(name, hashed)
+    if not faults and not first_with:
         faults = [f"column {name!r}: {f.kind}, {f.note}" for name, f in found.items()]
         faults.append("so there is nothing to learn")
     if faults:
         raise DataError("; ".join(faults))
-    return Structure(found, hashes, copies)
+    return Structure(found, digests, copies)
 
 
 def fit_schema(
@@ -131,7 +134,7 @@ def fit_schema(
         DataError: values contradict the user's word; the one line names all columns.
     """
     columns, faults = list[AnyColumn](), []
-    for name, found in structure.found.items():
+    for name, found in track(structure.found.items(), "fitting columns", len(structure.found)):
         if found.kind == "left_out":
             continue
         values = column_values(table, name)
@@ -172,8 +175,13 @@ def hash_values(values: pa.Array) -> Array:
         numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         # Adding zero makes -0.0 into 0.0; one NaN stands for all.
         return pd.util.hash_array(np.where(np.isnan(numbers), np.nan, numbers + 0.0))
+    if pa.types.is_timestamp(kind):
+        ticks = values.cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.int64())
+        return pd.util.hash_array(ticks.fill_null(-1).to_numpy(zero_copy_only=False))
     texts = values.cast(pa.string()).fill_null("\0")
-    return pd.util.hash_array(texts.to_numpy(zero_copy_only=False).astype(object))
+    coded = texts.dictionary_encode()  # so that each different text is hashed once
+    hashes = pd.util.hash_array(coded.dictionary.to_numpy(zero_copy_only=False).astype(object))
+    return np.asarray(hashes[coded.indices.to_numpy(zero_copy_only=False)])
 
 
 def _constant(
@@ -206,7 +214,8 @@ def _boolean(
 def _category(
     common: dict[str, Any], present: pa.Array, known: pa.Array, told: ColumnConfig
 ) -> CategoryColumn:
-    counts: dict[str, int] = known.cast(pa.string()).to_pandas().value_counts().to_dict()
+    counted = known.cast(pa.string()).value_counts()
+    counts = dict(zip(*(counted.field(i).to_pylist() for i in range(2)), strict=True))
     ranked = sorted(counts, key=lambda text: (-counts[text], text))
     unseen = set(present.unique().cast(pa.string()).to_pylist()) - set(counts)
     names, most = [*ranked, *sorted(unseen)], told.max_categories or MAX_CATEGORIES

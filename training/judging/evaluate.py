@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from training.judging.metrics import (
     nearest_distances,
     precision_recall_density_coverage,
 )
-from training.progress import phase
+from training.progress import phase, silent
 
 Array = np.ndarray
 SAMPLE_SEED = 0
@@ -208,12 +209,15 @@ def _autocovariance_error(real: Array, fake: Array, known: Array | None) -> floa
     return float(np.sqrt(np.mean((autocovariance(fake, lags) - expected) ** 2)))
 
 
-def evaluate_artifact(folder: Path, source: str | None = None) -> Results:
+def evaluate_artifact(
+    folder: Path, source: str | None = None, say: Callable[[str], None] = silent
+) -> Results:
     """Judge a finished model again, over the features that it was judged over in its run.
 
     Args:
         folder: the artifact's.
         source: data to compare with, as ``data.source``; by default those it was trained on.
+        say: takes a line for each thing that the user should know of how the data were read.
 
     Returns:
         Every figure with its floor and interval. On the same data, those of the run.
@@ -227,6 +231,8 @@ def evaluate_artifact(folder: Path, source: str | None = None) -> Results:
     with phase("loading the data"):
         # Held as the model's data, which decides what is held out.
         data = load_data(config.data.model_copy(update={"source": source}), card=model.run.data)
+    for note in data.notes:
+        say(f"{source}: {note}")
     if data.card.shape != model.shape:
         raise UserError(f"{source}: items of shape {data.card.shape}; the model's: {model.shape}")
     with phase("judging"):

@@ -136,6 +136,9 @@ def _run(
     key = run_key(config, data.card)
     folder = settings.folder / f"{config.name}-{key[:12]}"
     judged = judged_data(settings.reference, config, data)
+    if workers.is_main and settings.reference is not None:
+        for note in judged.notes:
+            say(f"reference: {note}")
     loss = choose_loss(settings.gates.loss, data.card.kind)
     cycle = Cycle(settings, config, data, key, folder, judged, loss, say, stop_requested)
     with contextlib.ExitStack() as stack:

@@ -27,6 +27,8 @@ def release(items: Array) -> None:
 
     Without this, each page that was ever touched counts as resident memory of the process.
     """
+    if hasattr(items, "release"):  # packed codes are in several maps
+        items.release()
     mapped = getattr(items, "_mmap", None)  # None of an array, and of a map's copy in memory
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)

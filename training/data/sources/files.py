@@ -19,6 +19,8 @@ from models.errors import DataError
 from training.progress import track
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
+"""Endings of the names of compressed files, each with the method's name."""
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 2**26
 """Limit for one image file: a small archive may unpack to far more."""
@@ -38,7 +40,8 @@ class Location(NamedTuple):
     def suffix(self) -> str:
         """The end of the name that tells the format, in lower case, such as ``.tar.gz``."""
         path = PurePosixPath(self.path.lower())
-        return next((s for s in ARCHIVES if path.name.endswith(s)), path.suffix)
+        found = next((s for s in ARCHIVES if path.name.endswith(s)), path.suffix)
+        return "".join(path.suffixes[-2:]) if found in COMPRESSIONS else found
 
     @property
     def name(self) -> str:

@@ -1,0 +1,272 @@
+"""CSV files as people have them: each case is a small file, what it holds, and what is said."""
+
+import bz2
+import datetime
+import gzip
+import lzma
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pytest
+
+from models.config import parse_data
+from models.errors import ConfigError, DataError
+from training.data.raw import RawData
+from training.data.sources.files import locate
+from training.data.sources.tables import load_table
+
+
+def read(path: Path, **csv: Any) -> RawData:
+    return load_table(locate(str(path)), parse_data({"source": str(path), "csv": csv}))
+
+
+class Case(NamedTuple):
+    content: str | bytes
+    columns: dict[str, list[Any]]
+    says: tuple[str, ...] = ()
+    """Parts of notes; without any there are none."""
+    csv: Mapping[str, Any] = MappingProxyType({})
+
+
+CASES = {
+    "plain": Case("a,b,c\n1,x,1.5\n2,y,2\n", {"a": [1, 2], "b": ["x", "y"], "c": [1.5, 2.0]}),
+    "no last newline": Case("a,b\r\n1,2\r\n3,4", {"a": [1, 3], "b": [2, 4]}),
+    "one column": Case("price\n1,5\n2,25\n", {"price": [1.5, 2.25]}, ("'1,5' is read as 1.5",)),
+    "German Excel": Case(
+        "Ort;Preis;Stück\nKöln;1.234,50;3\nBonn;9,99;1.000\n".encode("cp1252"),
+        {"Ort": ["Köln", "Bonn"], "Preis": [1234.5, 9.99], "Stück": [3, 1000]},
+        (
+            "cp1252",
+            "';' is taken for the separator",
+            "'1.234,50' is read as 1234.5",
+            "'1.000' is read as 1000 (or",
+        ),
+    ),
+    "byte order mark": Case("\ufeffname,n\né,1\n".encode(), {"name": ["é"], "n": [1]}),
+    "UTF-16 of Excel": Case(
+        "a\tb\n1\té\n2\t\n".encode("utf-16"),
+        {"a": [1, 2], "b": ["é", None]},
+        ("utf-16", "separator"),
+    ),
+    "UTF-16 without mark": Case(
+        "aa,bb\n1,2\n3,4\n".encode("utf-16-le"), {"aa": [1, 3], "bb": [2, 4]}, ("utf-16-le",)
+    ),
+    "told encoding": Case(
+        "a,b\n1,ж\n".encode("cp1251"), {"a": [1], "b": ["ж"]}, csv={"encoding": "cp1251"}
+    ),
+    "separators in quotes": Case(
+        'name,note\n"Smith, John","said ""hi"""\n"Lee","two\nlines"\n',
+        {"name": ["Smith, John", "Lee"], "note": ['said "hi"', "two\nlines"]},
+    ),
+    "spaces before quotes": Case(
+        'LatD, "NS", City\n41, "N", "Youngstown, OH"\n42, "S", "Yankton"\n',
+        {"LatD": [41, 42], "NS": ["N", "S"], "City": ["Youngstown, OH", "Yankton"]},
+    ),
+    "spaces after commas": Case(
+        "age, work, income\n39, State-gov, <=50K\n50, ?, >50K\n",
+        {"age": [39, 50], "work": ["State-gov", None], "income": ["<=50K", ">50K"]},
+        ("'?' stands for no value in work",),
+    ),
+    "money": Case(
+        'item,cost\na,"$1,234.50"\nb,($20.00)\nc,-$3\nd,N/A\n',
+        {"item": ["a", "b", "c", "d"], "cost": [1234.5, -20.0, -3.0, None]},
+        (r"'cost': '$1,234.50' is read as 1234.5", "'N/A'"),
+    ),
+    "percent": Case("rate\n12.5%\n-3%\n", {"rate": [12.5, -3.0]}, ("'12.5%' is read as 12.5",)),
+    "some percent": Case("rate\n12.5%\n3\n", {"rate": ["12.5%", "3"]}),
+    "two currencies": Case("cost\n$5\n€6\n", {"cost": ["$5", "€6"]}),
+    "thousands": Case(
+        'n\n"1,234"\n"12"\n"1,234,567"\n', {"n": [1234, 12, 1234567]}, ("'1,234' is read as 1234",)
+    ),
+    "ambiguous comma": Case(
+        'n\n"1,234"\n"5,678"\n', {"n": [1234, 5678]}, ("or set data.csv.decimal",)
+    ),
+    "told comma": Case(
+        'n\n"1,234"\n"5,678"\n', {"n": [1.234, 5.678]}, ("read as 1.234",), {"decimal": ","}
+    ),
+    "Swiss and French thousands": Case(
+        "a;b\n1'234.5;1 234\n10;2 000 000\n",
+        {"a": [1234.5, 10.0], "b": [1234, 2000000]},
+        ("separator", "1'234.5", "'1 234'"),
+    ),
+    "three decimals": Case(
+        "lat,lon\n61.123,24.567\n60.000,25.100\n", {"lat": [61.123, 60.0], "lon": [24.567, 25.1]}
+    ),
+    "missing whole numbers": Case(
+        "n,m\n1,9007199254740993\n,NA\n3,-9223372036854775808\n",
+        {"n": [1, None, 3], "m": [9007199254740993, None, -(2**63)]},
+        ("'NA' stands for no value in m",),
+    ),
+    "unsigned": Case("n\n18446744073709551615\n1\n", {"n": [2**64 - 1, 1]}),
+    "beyond 64 bits": Case(
+        "n\n123456789012345678901234567890\n1\n",
+        {"n": ["123456789012345678901234567890", "1"]},
+        ("more than 64 bits",),
+    ),
+    "leading zeros": Case(
+        "zip\n01234\n98765\n", {"zip": ["01234", "98765"]}, ("01234 begins with a zero",)
+    ),
+    "signs and exponents": Case(
+        "x\n+1\n-2e3\n.5\n\u22124\n", {"x": [1.0, -2000.0, 0.5, -4.0]}, ("'+1' is read as 1",)
+    ),
+    "truth": Case(
+        "a,b,c\ntrue,yes,0\nFALSE,no,1\n,,\n",
+        {"a": [True, False], "b": ["yes", "no"], "c": [0, 1]},
+        ("1 rows without any value",),
+    ),
+    "blood groups": Case("g\n+\n-\n", {"g": ["+", "-"]}),
+    "dash for nothing": Case(
+        "g,n\nx,-\n-,5\n", {"g": ["x", None], "n": [None, 5]}, ("'-' stands for no value in g, n",)
+    ),
+    "told missing": Case(
+        "g,n\nNA,-99\nx,5\n", {"g": ["NA", "x"], "n": [None, 5]}, ("'-99'",), {"missing": ["-99"]}
+    ),
+    "nothing at all": Case("a,b\n1,\n2,\n", {"a": [1, 2], "b": [None, None]}),
+    "dates stay as they are written": Case(
+        "d,t\n03/04/2024,2024-04-03T10:00:00Z\n25/12/2023,2023-12-25T00:00:00Z\n",
+        {"d": ["03/04/2024", "25/12/2023"], "t": ["2024-04-03T10:00:00Z", "2023-12-25T00:00:00Z"]},
+    ),
+    "comments": Case(
+        "# made by a tool\n# on Monday\na,b\n1,2\n# half\n3,4\n#5,6\n",
+        {"a": [1, 3], "b": [2, 4]},
+        ("comments",),
+    ),
+    "header in a comment": Case(
+        "#chrom\tstart\nchr1\t5\nchr2\t7\n",
+        {"chrom": ["chr1", "chr2"], "start": [5, 7]},
+        ("separator", "comments"),
+    ),
+    "hash in values": Case(
+        "id,colour\n1,#ff0000\n2,#00ff00\n", {"id": [1, 2], "colour": ["#ff0000", "#00ff00"]}
+    ),
+    "title and blank lines": Case(
+        "\n\nSales 2024\n\na,b,c\n1,2,3\n4,5,6\n\n\n   \n",
+        {"a": [1, 4], "b": [2, 5], "c": [3, 6]},
+        ("line 5 is the header, after 'Sales 2024'",),
+    ),
+    "empty rows of Excel": Case(
+        "a;b\n1;2\n;\n;\n", {"a": [1], "b": [2]}, ("separator", "2 rows without any value")
+    ),
+    "separator at the end": Case("a,b,\n1,2,\n3,4,\n", {"a": [1, 3], "b": [2, 4]}),
+    "names": Case(
+        " a b ,x,x,\n1,2,3,4\n",
+        {"a b": [1], "x": [2], "x.1": [3], "Unnamed: 3": [4]},
+        ("'x' stands above several columns",),
+    ),
+    "row names of R": Case(
+        '"mpg","cyl"\n"Mazda",21,6\n"Fiat",32.4,4\n',
+        {"Unnamed: 0": ["Mazda", "Fiat"], "mpg": [21.0, 32.4], "cyl": [6, 4]},
+        ("one name less",),
+    ),
+    "no header": Case("1,a\n2,b\n", {"x1": [1, 2], "x2": ["a", "b"]}, csv={"header": False}),
+    "told all": Case(
+        "junk\na|b\n'x|y'|1\n",
+        {"a": ["x|y"], "b": [1]},
+        csv={"separator": "|", "quote": "'", "skip": 1},
+    ),
+    "backslashes": Case(
+        'a,b\n"say \\"hi\\", now",1\n', {"a": ['say "hi", now'], "b": [1]}, csv={"escape": "\\"}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_as_people_have_them(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    content = case.content if isinstance(case.content, bytes) else case.content.encode()
+    (tmp_path / "t.csv").write_bytes(content)
+    found = read(tmp_path / "t.csv", **case.csv)
+    assert found.table.to_pydict() == case.columns
+    for column, values in case.columns.items():  # 1 == 1.0 == True in Python
+        assert list(map(type, found.table[column].to_pylist())) == list(map(type, values))
+    assert len(found.notes) == len(case.says), found.notes
+    for part in case.says:
+        assert any(part in note for note in found.notes), found.notes
+
+
+BAD = {
+    "too long": (
+        "a,b\n1,2\n1,2,3\n4,5,6\n7,8\n",
+        "row 2 below the header has 3 values, .* 2 columns .and 1 more",
+    ),
+    "too short": ("a,b,c\n1,2,3\n1,2\n4,5,6\n", "row 2 below the header has 2 values"),
+    "footer": ("a,b\n1,2\n3,4\n5,6\nTotal: 345\n", "row 4 .*'Total: 345'"),
+    "no header": ("1.5,2\n3,4\n", r"data.csv.header=false"),
+    "no rows": ("a,b\n", "has 0 rows"),
+    "nothing": ("", "holds no rows"),
+    "blank": ("\n  \n", "holds no rows"),
+    "zeros": ("a,b\n1,\x00\n", "line 2 holds a zero byte"),
+    "open quote": ('a,b\n1,"x\n2,3\n', "bad.csv"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    content, says = BAD[name]
+    (tmp_path / "bad.csv").write_text(content)
+    with pytest.raises(DataError, match=says) as caught:
+        read(tmp_path / "bad.csv")
+    assert "bad.csv" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_encodings_are_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"a,b\n1,\x81\n")
+    with pytest.raises(DataError, match=r"line 2 holds byte 0x81, .*data\.csv\.encoding"):
+        read(tmp_path / "t.csv")
+    with pytest.raises(DataError, match="there is no 'klingon'"):
+        read(tmp_path / "t.csv", encoding="klingon")
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.csv\.seperator: no such key; did you mean 'sep"):
+        parse_data({"source": "t.csv", "csv": {"seperator": ";"}})
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_compressed_files(tmp_path: Path, suffix: str) -> None:
+    def zst(plain: bytes) -> bytes:
+        return pa.Codec("zstd").compress(plain, asbytes=True)  # type: ignore[no-any-return]
+
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zst}
+    for name, content in ("t.csv", b"a,b\n1,2\n"), ("t.v2.tsv", b"a\tb\n1\t2\n"):
+        path = tmp_path / (name + suffix)
+        path.write_bytes(compress[suffix](content))
+        found = read(path)
+        assert found.table.to_pydict() == {"a": [1], "b": [2]}
+        assert found.name == name.removesuffix(".csv").removesuffix(".tsv")
+        path.write_bytes(b"no such thing")
+        with pytest.raises(DataError, match="cannot be read"):
+            read(path)
+
+
+def test_typed_files_keep_their_types(tmp_path: Path) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        {
+            "n": pd.array([1, None, 2**62 + 1], "Int64"),
+            "when": pd.to_datetime(["2024-01-01", None, "2024-01-03"]),
+            "kind": pd.Categorical(["a", "b", "a"]),
+            "price": pa.array([1, 2, None], pa.decimal128(10, 2)),
+        },
+        index=[5, 7, 9],
+    )
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = pa.Table.from_pandas(frame)
+    with (
+        pa.OSFile(str(tmp_path / "t.arrow"), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as out,
+    ):
+        out.write_table(table)
+    for name in ("t.parquet", "t.arrow"):
+        found = read(tmp_path / name)
+        assert found.notes == ()
+        assert found.table["n"].to_pylist() == [1, None, 2**62 + 1]
+        assert found.table["when"].to_pylist()[2] == datetime.datetime(2024, 1, 3)
+        assert found.table["kind"].to_pylist() == ["a", "b", "a"]
+    frame.rename_axis("year").to_parquet(tmp_path / "named.parquet")
+    assert read(tmp_path / "named.parquet").table["year"].to_pylist() == [5, 7, 9]

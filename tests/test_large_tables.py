@@ -1,0 +1,132 @@
+"""Tables that are not held in memory: the same rows, codes and split as of those that are."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from models.config import parse_data
+from models.errors import DataError
+from models.tables import Choice, Value
+from training.data import coding
+from training.data.coding import PackedCodes
+from training.data.dataset import Dataset, load_data
+from training.data.sources import parquet
+
+RNG = np.random.default_rng(0)
+COUNT = 3000
+
+
+def frame(count: int = COUNT) -> pd.DataFrame:
+    """Columns of all kinds, some with gaps."""
+    number = RNG.normal(size=count)
+    return pd.DataFrame(
+        {
+            "number": np.where(RNG.random(count) < 0.1, np.nan, number),
+            "whole": RNG.integers(-5000, 5000, count),
+            "kind": RNG.choice(["oak", "ash", "elm"], count, p=[0.6, 0.3, 0.1]),
+            "when": pd.Timestamp("2024-01-01") + pd.to_timedelta(RNG.integers(0, 9999, count), "h"),
+            "is": RNG.random(count) < 0.3,
+            "id": np.arange(count) + 17,
+        }
+    )
+
+
+def load(path: Path) -> Dataset:
+    return load_data(parse_data({"source": str(path)}))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> tuple[Path, Dataset]:
+    frame().to_parquet(tmp_path / "t.parquet", row_group_size=700)
+    return tmp_path / "t.parquet", load(tmp_path / "t.parquet")
+
+
+def test_large_tables_are_the_same_as_small_ones(
+    small: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, inside = small
+    monkeypatch.setattr(parquet, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(parquet, "BATCH", 512)
+    monkeypatch.setattr(coding, "BATCH", 512)
+    monkeypatch.setattr(coding, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
+    for _ in range(2):  # the second comes from the cache
+        outside = load(path)
+        assert isinstance(outside.items, PackedCodes)
+        assert outside.card == inside.card
+        np.testing.assert_array_equal(outside.is_heldout, inside.is_heldout)
+        np.testing.assert_array_equal(outside.digests, inside.digests)
+        indices = RNG.integers(0, COUNT, 400)
+        np.testing.assert_array_equal(outside.items_at(indices), inside.items_at(indices))
+        np.testing.assert_array_equal(outside.training, inside.training)
+    assert len(list((tmp_path / "cache" / "tables").iterdir())) == 1
+
+
+def test_rows_are_taken_from_a_file(
+    small: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = small
+    monkeypatch.setattr(parquet, "BATCH", 512)
+    monkeypatch.setattr(parquet, "MAX_BYTES_IN_MEMORY", 0)
+    from training.data.sources.files import locate
+    from training.data.sources.tables import load_table
+
+    rows = load_table(locate(str(path)), parse_data({"source": str(path)})).table
+    assert isinstance(rows, parquet.ParquetRows)
+    indices = pa.array(RNG.integers(0, COUNT, 100))
+    assert rows.take(indices).equals(pq.read_table(path).take(indices))
+    assert rows.take(pa.array([], pa.int64())).num_rows == 0
+
+
+def test_packed_codes_are_those_that_were_packed() -> None:
+    parts = (Value(), Choice(3), Choice(2), Value(), Choice(400))
+    scores = RNG.normal(size=(50, 2)).astype(np.float32)
+    options = np.stack([RNG.integers(0, n, 50) for n in (3, 2, 400)], axis=1).astype(np.uint16)
+    codes = PackedCodes(parts, scores, options)
+    assert codes.shape == (50, 407)
+    one_hot = [np.eye(n, dtype=np.float32)[options[:, i]] for i, n in enumerate((3, 2, 400))]
+    expected = np.hstack([scores[:, :1], *one_hot[:2], scores[:, 1:], one_hot[2]])
+    np.testing.assert_array_equal(codes[:], expected)
+    np.testing.assert_array_equal(codes[np.array([7, 3, 7])], expected[[7, 3, 7]])
+    np.testing.assert_array_equal(codes[expected[:, 0] > 0], expected[expected[:, 0] > 0])
+
+
+def test_a_full_disk_is_named(
+    small: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, _ = small
+    monkeypatch.setattr(coding, "MAX_BYTES_IN_MEMORY", 0)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"t\.parquet: .*set WGAN_CACHE"):
+        load(path)
+
+
+def test_columns_are_matched_by_name(small: tuple[Path, Dataset], tmp_path: Path) -> None:
+    path, data = small
+    rows = pd.read_parquet(path)
+    order = ["when", "is", "whole", "id", "kind", "number"]
+    rows[order].to_parquet(tmp_path / "other.parquet")
+    config = parse_data({"source": str(tmp_path / "other.parquet")})
+    for other in (load_data(config, card=data.card), load_data(config)):
+        # The split does not depend on the order, in training either.
+        np.testing.assert_array_equal(other.is_heldout, data.is_heldout)
+    other = load_data(config, card=data.card)
+    np.testing.assert_array_equal(other.items, data.items)
+    assert other.card.shape == data.card.shape
+    assert other.card.columns == data.card.columns
+    assert other.notes == ()
+
+    rows.drop(columns="id").assign(new=1, newer=2).to_parquet(tmp_path / "other.parquet")
+    other = load_data(config, card=data.card)
+    assert other.notes == ("columns that the model does not know: new, newer",)
+    np.testing.assert_array_equal(other.items, data.items)
+    np.testing.assert_array_equal(other.is_heldout, data.is_heldout)
+
+    rows.drop(columns=["kind", "is"]).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(DataError, match=r"other.parquet: has no column 'kind', 'is'"):
+        load_data(config, card=data.card)

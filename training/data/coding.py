@@ -1,0 +1,209 @@
+"""The codes of a table's rows, which networks see: in memory, or packed on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from models.cache import cache_folder
+from models.config import DataConfig
+from models.errors import DataError, suggestion
+from models.tables import Choice, Part, TableSchema, Value
+from models.tables.layout import place
+from training.data.digests import RowDigests, uniform
+from training.data.raw import RawData
+from training.data.schema import column_values, find_structure, fit_schema, hash_values
+from training.data.sources.cache import release
+from training.progress import track
+
+Array = np.ndarray
+MAX_BYTES_IN_MEMORY = 2**28
+"""Size of codes up to which they are held in memory."""
+BATCH = 2**14
+"""Rows that are coded at once."""
+LAYOUT = 1
+"""Version of the packed files."""
+
+
+class CodedTable(NamedTuple):
+    """A table, coded and split."""
+
+    schema: TableSchema
+    items: Any
+    """Codes: an array, float32 ``(N, width)``, or `PackedCodes`."""
+    digests: Array
+    is_heldout: Array
+    notes: tuple[str, ...]
+
+
+class PackedCodes:
+    """Codes as `TableSchema.encode` returns them, of which one choice takes two bytes.
+
+    Has of an array what training needs: ``shape``, ``dtype``, and rows by indices.
+    """
+
+    dtype = np.dtype(np.float32)
+    ndim = 2
+
+    def __init__(self, parts: Iterable[Part], scores: Array, options: Array) -> None:
+        """Take packed codes.
+
+        Args:
+            parts: of the code.
+            scores: float32 ``(N, values)``.
+            options: uint16 ``(N, choices)``: which of the options is 1.
+        """
+        self.scores, self.options = scores, options
+        self._values, self._choices = _places(parts)
+        width = max([*(self._values + 1), *(c.stop for c in self._choices), 0])
+        self.shape = (len(scores), int(width))
+        self._firsts = np.array([c.start for c in self._choices], np.int64)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes that are not packed."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def __getitem__(self, rows: Any) -> Array:
+        """Unpack rows: float32 ``(n, width)``."""
+        scores, options = np.asarray(self.scores[rows]), np.asarray(self.options[rows])
+        codes = np.zeros((len(scores), self.shape[1]), np.float32)
+        codes[:, self._values] = scores
+        codes[np.arange(len(codes))[:, None], self._firsts + options] = 1
+        return codes
+
+    def release(self) -> None:
+        """Free the memory that reading from the disk has taken."""
+        release(self.scores)
+        release(self.options)
+
+
+def code_table(raw: RawData, config: DataConfig, schema: TableSchema | None) -> CodedTable:
+    """Code a table by a schema, or else by its own, and split it.
+
+    Raises:
+        DataError: it cannot be coded; the line names the source and what is wrong.
+    """
+    try:
+        return _code(raw.table, config, schema)
+    except DataError as error:
+        raise DataError(f"{config.source}: {error}") from None
+
+
+def _code(table: Any, config: DataConfig, schema: TableSchema | None) -> CodedTable:
+    notes: list[str]
+    if schema is not None:
+        notes = match_columns(table.column_names, schema)
+        rows = RowDigests(len(table))
+        for column in schema.columns:
+            if column.parts:
+                rows.add(column.name, hash_values(column_values(table, column.name)))
+        digests = rows.bytes()
+        is_heldout = uniform(digests) < config.heldout_fraction
+    else:
+        structure = find_structure(table, config.columns)
+        digests, notes = structure.digests.bytes(), structure.notes
+        is_heldout = uniform(digests) < config.heldout_fraction
+        schema = fit_schema(table, structure, config.columns, ~is_heldout)
+    if len(table) * schema.width * PackedCodes.dtype.itemsize <= MAX_BYTES_IN_MEMORY:
+        batches = _batches(table, schema)
+        items: Any = np.concatenate(list(batches))
+    else:
+        items = _packed(table, schema, digests)
+    return CodedTable(schema, items, digests, is_heldout, tuple(notes))
+
+
+def match_columns(names: Iterable[str], schema: TableSchema) -> list[str]:
+    """Compare the columns of a table with those of a schema, by name, in whatever order.
+
+    Returns:
+        A line on those that the schema does not know, if there are any.
+
+    Raises:
+        DataError: some that it needs are missing; the line names them all.
+    """
+    names = list(names)
+    needed = [column.name for column in schema.columns if column.parts]
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise DataError(
+            f"has no column {', '.join(map(repr, missing))}{suggestion(missing[0], names)}"
+        )
+    known = {*schema.names, *schema.left_out}
+    unknown = [name for name in names if name not in known]
+    return [f"columns that the model does not know: {', '.join(unknown)}"] if unknown else []
+
+
+def _batches(table: Any, schema: TableSchema) -> Iterable[Array]:
+    """Yield the codes of some rows at once, float32 ``(n, width)``."""
+    total = -(-len(table) // BATCH)
+    first = 0
+    for batch in track(table.to_batches(max_chunksize=BATCH), "coding rows", total):
+        try:
+            yield schema.encode(pa.Table.from_batches([batch]))
+        except DataError as error:
+            raise DataError(f"rows from {first} on: {error}") from None
+        first += len(batch)
+
+
+def _packed(table: Any, schema: TableSchema, digests: Array) -> PackedCodes:
+    """Codes on the disk, from the cache if they have been written before."""
+    content = hashlib.sha256(f"{LAYOUT}{json.dumps(schema.model_dump(mode='json'))}".encode())
+    content.update(digests.tobytes())
+    folder = cache_folder() / "tables" / content.hexdigest()
+    if not folder.is_dir():
+        try:
+            _write(folder, table, schema)
+        except OSError as error:
+            raise DataError(
+                f"{folder}: cannot be written ({error}); set WGAN_CACHE to a folder with room for "
+                "coded rows"
+            ) from None
+    values, choices = _places(schema.parts)
+    return PackedCodes(
+        schema.parts,
+        _open(folder / "scores", np.float32, (len(table), len(values))),
+        _open(folder / "options", np.uint16, (len(table), len(choices))),
+    )
+
+
+def _open(path: Path, dtype: Any, shape: tuple[int, int]) -> Array:
+    if not shape[1]:  # a file without bytes cannot be mapped
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", shape=shape)
+
+
+def _write(folder: Path, table: Any, schema: TableSchema) -> None:
+    """Write packed codes into ``folder``, which appears whole or not at all."""
+    values, choices = _places(schema.parts)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        with (new / "scores").open("wb") as scores, (new / "options").open("wb") as options:
+            for codes in _batches(table, schema):
+                scores.write(codes[:, values].tobytes())
+                chosen = [codes[:, choice].argmax(axis=1) for choice in choices]
+                options.write(np.array(chosen, np.uint16).T.tobytes())
+        if not folder.is_dir():  # or else another run has made it meanwhile
+            os.replace(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _places(parts: Iterable[Part]) -> tuple[Array, list[slice]]:
+    """Where the values stand in a code, int64, and where the choices do."""
+    placed = list(place(parts))
+    values = [p.code.start for p in placed if isinstance(p.part, Value)]
+    return np.array(values, np.int64), [p.code for p in placed if isinstance(p.part, Choice)]

@@ -1,0 +1,216 @@
+"""The dialect of a CSV file: encoding, separator and header, told by the user or else found."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from models.config import CsvConfig
+from models.errors import DataError
+
+SEPARATORS = "\t;|,"
+"""Where several fit, the first does: commas stand in numbers and texts more often."""
+SAMPLE = 2**18
+"""Characters that are looked at."""
+MAX_LINES_BEFORE = 50
+"""Lines before the header that may be something else."""
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Byte order marks at the beginning of a file, each with the encoding it stands for."""
+
+
+class Dialect(NamedTuple):
+    """How a CSV file is written."""
+
+    separator: str
+    names: tuple[str, ...]
+    """Of the columns; each is unique."""
+    first_line: int
+    """Number of lines before the first row of values."""
+    comment: str | None
+    """What lines begin with that are no rows."""
+    has_padding: bool
+    """True if spaces stand between separators and quotes."""
+    notes: tuple[str, ...]
+    """What was guessed, for the user to read."""
+
+
+def decoded(content: bytes, config: CsvConfig) -> tuple[str, str]:
+    """Decode a file: the text, and the name of its encoding.
+
+    The encoding is the one that is told; or that of the byte order mark; or UTF-8, if all bytes
+    are; or else Windows' for western languages, in which few files are wrong.
+
+    Raises:
+        DataError: the bytes are not of the encoding, or no text.
+    """
+    told = config.encoding
+    mark = next((m for m in MARKS if content.startswith(m)), None)
+    sample = content[:SAMPLE]
+    candidates = ["utf-8", "cp1252"]
+    if told is not None:
+        candidates = ["utf-8-sig" if told.lower().replace("_", "-") in ("utf-8", "utf8") else told]
+    elif mark is not None:
+        candidates = [MARKS[mark]]
+    elif sample[1::2].count(0) > len(sample) / 5:
+        candidates = ["utf-16-le"]
+    elif sample[::2].count(0) > len(sample) / 5:
+        candidates = ["utf-16-be"]
+    for encoding in candidates:
+        try:
+            text = content.decode(encoding)
+        except LookupError:
+            raise DataError(f"data.csv.encoding: there is no {encoding!r}") from None
+        except UnicodeDecodeError as error:
+            line = content[: error.start].count(b"\n") + 1
+            byte = content[error.start]
+        else:
+            if "\0" in text:
+                row = text[: text.index("\0")].count("\n") + 1
+                raise DataError(f"line {row} holds a zero byte: this is no text, or broken")
+            return text, encoding
+    raise DataError(
+        f"line {line} holds byte 0x{byte:02x}, which is not {' or '.join(candidates)}: set "
+        "data.csv.encoding"
+    )
+
+
+def find_dialect(text: str, config: CsvConfig, suffix: str = ".csv") -> Dialect:
+    """Find how a text is written, from its beginning.
+
+    Lines before the header are those that begin with a comment's mark, are empty, or have fewer
+    values than the rows.
+
+    Raises:
+        DataError: it has no header.
+    """
+    sample = text[:SAMPLE]
+    if len(text) > SAMPLE:  # its last line may be cut off
+        sample = sample[: max(sample.rfind("\n"), sample.rfind("\r")) + 1] or sample
+    notes = list[str]()
+    comment, lines = config.comment, io.StringIO(sample, newline=None).readlines()
+    content = [line for line in lines if line.strip()]
+    if comment is None and content and content[0].startswith("#") and not config.skip:
+        comment = "#"
+    told = config.separator or ("\t" if suffix.startswith(".tsv") else None)
+    separator = told or _find_separator(lines, comment, config)
+    has_padding = separator != " " and any(
+        f"{separator} {config.quote}" in line for line in content
+    )
+    rows = list(_rows(lines, separator, comment, config))
+    if not rows:
+        raise DataError("holds no rows: bring a header and values")
+    width = _usual([len(values) for _, values in rows])
+    if told is None and separator != "," and width > 1:
+        notes.append(f"{separator!r} is taken for the separator")
+    start = _header(rows, width, config)
+    before = [line for line in lines[config.skip : rows[start][0] - 1] if line.strip()]
+    others = [line for line in before if not (comment and line.startswith(comment))]
+    names, first_line = [value.strip() for value in rows[start][1]], rows[start][0]
+    if comment and len(before) > len(others) and not config.comment:
+        last = next(csv.reader([before[-1].lstrip(comment)], delimiter=separator), [])
+        if len(last) == width > 1 and any(map(_is_number, names)):
+            # As in bioinformatics, the header itself begins with the mark.
+            names, first_line = [value.strip() for value in last], rows[start][0] - 1
+        notes.append(f"lines that begin with {comment!r} are comments")
+    if others:
+        notes.append(f"line {rows[start][0]} is the header, after {others[0].strip()[:40]!r}")
+    if not config.header:
+        names, first_line = [f"x{i + 1}" for i in range(width)], rows[start][0] - 1
+    elif all(map(_is_number, names)):
+        raise DataError(
+            f"begins with numbers ({separator.join(names)[:60]}); put the names of the columns "
+            "into the first row, or set data.csv.header=false"
+        )
+    elif len(names) == width - 1 > 1:
+        names = ["", *names]
+        notes.append("the header has one name less: the first column is the rows' names")
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    notes += [f"the name {name!r} stands above several columns" for name in twice]
+    return Dialect(separator, _unique(names), first_line, comment, has_padding, tuple(notes))
+
+
+def _find_separator(lines: list[str], comment: str | None, config: CsvConfig) -> str:
+    """Find the separator by which the largest share of rows has one number of values."""
+    shares = dict.fromkeys(SEPARATORS, 0.0)
+    for separator in SEPARATORS:
+        rows = list(_rows(lines, separator, comment, config))
+        widths = [len(values) for _, values in rows]
+        width = _usual(widths)
+        if width > 1 and not all(map(_is_number, rows[_header(rows, width, config)][1])):
+            shares[separator] = widths.count(width) / len(widths)
+    if any(shares.values()):
+        return max(shares, key=lambda separator: shares[separator])
+    # One column, in which commas may be decimal signs; or rows that are refused.
+    unused = (s for s in ",;\t|" if not any(s in line for line in lines))
+    header = next((line for line in lines if line.strip()), "")
+    return "," if "," in header else next(unused, ",")
+
+
+def _rows(
+    lines: list[str], separator: str, comment: str | None, config: CsvConfig
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row that is no comment, and no empty one, with the number of its last line."""
+    numbers = iter(range(config.skip, len(lines)))
+    current = config.skip
+
+    def uncommented() -> Iterator[str]:
+        nonlocal current
+        for number in numbers:
+            current = number + 1
+            is_comment = comment and lines[number].startswith(comment)
+            if not is_comment and lines[number].strip():
+                yield lines[number]
+
+    reader = csv.reader(
+        uncommented(), delimiter=separator, quotechar=config.quote, escapechar=config.escape,
+        skipinitialspace=True,
+    )  # fmt: skip
+    try:
+        for row in reader:
+            yield current, row
+    except csv.Error:  # a quote that is never closed: pyarrow says where
+        return
+
+
+def _usual(widths: list[int]) -> int:
+    """The most frequent width, of two the one that comes first."""
+    return Counter(widths).most_common(1)[0][0] if widths else 0
+
+
+def _header(rows: list[tuple[int, list[str]]], width: int, config: CsvConfig) -> int:
+    """Index of the header: the first row that is as wide as the rows, or one narrower."""
+    if not config.header:
+        return 0
+    for i, (_, values) in enumerate(itertools.islice(rows, MAX_LINES_BEFORE)):
+        follows = len(rows[i + 1][1]) if i + 1 < len(rows) else width
+        if len(values) == width or (len(values) == width - 1 > 1 and follows == width):
+            return i
+    return 0
+
+
+def _unique(names: list[str]) -> tuple[str, ...]:
+    """Names as pandas makes them unique: ``a``, ``a.1``, and ``Unnamed: 2`` for an empty one."""
+    unique = list[str]()
+    for i, name in enumerate(names):
+        first = name or f"Unnamed: {i}"
+        candidates = (first, *(f"{first}.{k}" for k in range(1, len(names) + 1)))
+        unique.append(next(c for c in candidates if c not in unique))
+    return tuple(unique)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.strip())
+    except ValueError:
+        return False
+    return True

@@ -22,6 +22,7 @@ from models.errors import UserError, needs, suggestion
 COMMANDS = {
     "train": "training.commands",
     "sample": "models.commands",
+    "impute": "models.commands",
     "score": "models.commands",
     "evaluate": "training.commands",
     "diagnose": "training.commands",

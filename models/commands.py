@@ -20,52 +20,111 @@ def _at_least_one(count: int) -> int:
     return count
 
 
+SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="S")]
+
+
 @app.command()
 def sample(
     model: ModelArgument,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help=".png, .webp, .zip, .npz, .npy, .json or .csv")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help=".png, .webp, .zip, .npz, .npy, .json, .csv; of tables also .parquet or .arrow",
+        ),
     ],
     n: Annotated[
         int, typer.Option("-n", metavar="N", help="how many, 1 or more", callback=_at_least_one)
     ] = 16,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="S")] = 0,
+    seed: SeedOption = 0,
     class_name: ClassOption = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="of a table's rows: cut=Ideal, 'price>5000', or income= for no value; may be "
+            "repeated",
+        ),
+    ] = None,
 ) -> None:
     """Write samples to a file."""
-    from models.formats import SAMPLE_FORMATS, encode
+    from models.formats import SAMPLE_FORMATS, stream_samples
 
     suffix = out.suffix.removeprefix(".")
     if suffix not in SAMPLE_FORMATS:
         raise UserError(f"--out {out}: ends in none of {', '.join(SAMPLE_FORMATS)}")
     from models.progress import say
+    from models.tables import parse_conditions
     from models.trained import load
 
-    trained = load(model)
-    samples = trained.sample(seed, n, class_name)
+    made = load(model).model
+    label = None if class_name is None else made.label(class_name)
+    restrictions = made.restrict(parse_conditions(where)) if where else None
+    pieces = stream_samples(made, made.samples(seed, n, 0, label, None, restrictions), n, suffix)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(encode(samples, suffix, trained.columns))
+    with out.open("wb") as file:
+        file.writelines(pieces)
     say(f"wrote {n} samples to {out}")
+
+
+@app.command()
+def impute(
+    model: ModelArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="rows: CSV, Parquet or Arrow")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help=".csv, .json, .npz, .parquet or .arrow")
+    ],
+    seed: SeedOption = 0,
+) -> None:
+    """Fill the gaps of a table's rows; each seed gives another completion."""
+    from models.formats import TABLE_FORMATS
+
+    suffix = out.suffix.removeprefix(".")
+    if suffix not in TABLE_FORMATS:
+        raise UserError(f"--out {out}: ends in none of {', '.join(TABLE_FORMATS)}")
+    from models.progress import say
+    from models.tables.files import write_rows
+    from models.tables.records import read_rows
+    from models.trained import load
+
+    made = load(model).model
+    if made.table is None:
+        raise UserError(f"{model}: makes no table of mixed columns, which alone can be completed")
+    rows = read_rows(_content(file), str(file))
+    try:
+        completed = made.impute(rows, seed)
+    except DataError as error:
+        raise UserError(f"{file}: {error}") from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("wb") as opened:
+        opened.writelines(write_rows([completed], suffix))
+    say(f"wrote {len(completed)} rows to {out}")
 
 
 @app.command()
 def score(
     model: ModelArgument,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="images or arrays")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", help="images or arrays; of tables CSV or Parquet"),
+    ],
     class_name: ClassOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score image or array files with the critic."""
+    """Score the items in image or array files, or the rows in a table's, with the critic."""
     from models.formats import read_items
+    from models.tables.records import read_rows
     from models.trained import load
 
     trained = load(model)
     names, scores, percentiles = [], [], []
     for path in files:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
+        content = _content(path)
         try:
-            items = read_items(path.read_bytes(), path.name)
+            if trained.model.table is None:
+                items = read_items(content, path.name)
+            else:
+                items = read_rows(content, path.name)
             of_file = trained.score(items, class_name)
         except (DataError, ShapeError) as error:
             raise UserError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from None
@@ -77,6 +136,12 @@ def score(
         return
     for name, of_item, percentile in zip(names, scores, percentiles, strict=True):
         print(f"{of_item:12.5g}   percentile among real {percentile:5.1f}   {name}")
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return path.read_bytes()
 
 
 @app.command("models")

@@ -9,15 +9,21 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from models.errors import DataError, ShapeError
 from models.images import MARGIN, MAX_PIXELS, decode_image, encode_png, encode_webp, enlarge, grid
+from models.pipe import Pipe
+
+if TYPE_CHECKING:  # torch is for the service's worker alone: importing it costs its supervisor too
+    from models.model import Model
 
 Array = np.ndarray
-SAMPLE_FORMATS = ("png", "webp", "zip", "npz", "npy", "json", "csv")
+SAMPLE_FORMATS = ("png", "webp", "zip", "npz", "npy", "json", "csv", "parquet", "arrow")
+TABLE_FORMATS = ("csv", "json", "npz", "parquet", "arrow")
+"""Those of `SAMPLE_FORMATS` in which a table of mixed columns is written."""
 MIN_TILE_SIDE = 32
 """Pixels; smaller images are enlarged in a grid, by a whole factor."""
 MAX_GRID_PIXELS = 2**25
@@ -28,6 +34,29 @@ MAX_BYTES = 2**28
 def encode(samples: Array, format: str, columns: Sequence[str] = ()) -> bytes:
     """Encode samples as one file; see `stream`."""
     return b"".join(stream([samples], len(samples), format, columns))
+
+
+def stream_samples(
+    model: Model,
+    parts: Iterable[Array],
+    count: int,
+    format: str,
+    facts: Mapping[str, object] | None = None,
+) -> Iterator[bytes]:
+    """Encode a model's samples as one file, piece by piece.
+
+    For a table's rows see `models.tables.files.write_rows`, for other samples `stream`.
+
+    Raises:
+        ShapeError: the format does not fit what the model makes.
+    """
+    if model.table is None:
+        return stream(parts, count, format, model.run.data.columns, facts)
+    if format not in TABLE_FORMATS:
+        raise ShapeError(f"the model makes rows, not {format}; ask for {', '.join(TABLE_FORMATS)}")
+    from models.tables.files import write_rows  # with pyarrow, which other data do without
+
+    return write_rows(model.tables(parts), format, facts)
 
 
 def stream(
@@ -64,32 +93,14 @@ def stream(
         if first.ndim != 2:
             raise ShapeError("only vectors make a csv; ask for npz or, of images, png")
         return _csv(parts, columns or [f"x{i + 1}" for i in range(first.shape[1])])
+    if format in ("parquet", "arrow"):
+        raise ShapeError(f"only tables of mixed columns make a {format} file; ask for npz or csv")
     if first.ndim != 4:
         kind = "vectors" if first.ndim == 2 else "sequences"
         raise ShapeError(f"the model makes {kind}, which have no {format}; ask for npz")
     if format == "zip":
         return _zip(parts)
     return _picture(first, parts, count, encode_png if format == "png" else encode_webp)
-
-
-class _Pipe(io.RawIOBase):
-    """File object that collects what is written until it is taken."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, part: object, /) -> int:
-        content = bytes(part)  # type: ignore[call-overload] # whatever has a buffer
-        self.parts.append(content)
-        return len(content)
-
-    def take(self) -> bytes:
-        content = b"".join(self.parts)
-        self.parts.clear()
-        return content
 
 
 def _npy(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
@@ -105,7 +116,7 @@ def _npy(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
 
 
 def _npz(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
-    pipe = _Pipe()
+    pipe = Pipe()
     with zipfile.ZipFile(pipe, "w") as archive:
         # np.savez does this too: the member may exceed 2 GB, and its date is fixed.
         with archive.open("samples.npy", "w", force_zip64=True) as member:
@@ -117,7 +128,7 @@ def _npz(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
 
 
 def _zip(parts: Iterable[Array]) -> Iterator[bytes]:
-    pipe = _Pipe()
+    pipe = Pipe()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not shrink further
         for i, image in enumerate(itertools.chain.from_iterable(parts)):
             # A fixed date, so that the same samples give the same bytes.

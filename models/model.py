@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
 from models import refinement, sampling
-from models.errors import ClassError, ShapeError
+from models.errors import ClassError, ConditionError, ShapeError
 from models.folding import InHalf, channels_last, fold
 from models.images import MODES, fit
 from models.networks import Shape
 from models.record import Run
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from models.tables import Condition
+from models.tables.gaps import fill, restrict_to_known
+from models.tables.records import typed
 
 Array = np.ndarray
 QUANTILE_LEVELS = np.linspace(0, 1, 1001)
@@ -27,6 +27,8 @@ SLOPE_LATENTS = 64
 """Number of latents from which a refined generator takes its mean slope."""
 ERROR_SAMPLES = 256
 """Number of samples on which an engine's error is measured."""
+ROWS_AT_ONCE = 4096
+"""Rows of a table from which on they are made of their codes: few calls, and little memory."""
 
 
 class Model:
@@ -117,6 +119,7 @@ class Model:
         start: int = 0,
         label: int | Array | None = None,
         truncation: float | None = None,
+        restrictions: Array | None = None,
     ) -> Iterator[Array]:
         """Yield a seed's samples in parts; see `sampling.generate`.
 
@@ -126,6 +129,7 @@ class Model:
             start: index of the first one.
             label: one class for all samples, or ``(count,)`` with one for each; None: see `labels`.
             truncation: bound of the latents, in standard deviations; None: unbounded.
+            restrictions: as `restrict` returns them, ``(C,)`` for all rows or ``(count, C)``.
 
         Raises:
             ClassError: a label for a model without classes.
@@ -136,9 +140,14 @@ class Model:
         def draw(first: int, rows: int) -> Array:
             return self.latents(seed, rows, first, truncation)
 
-        return self._generate(draw, count, start, label)
+        return self._generate(draw, count, start, label, restrictions)
 
-    def decode(self, latents: Array, label: int | Array | None = None) -> Iterator[Array]:
+    def decode(
+        self,
+        latents: Array,
+        label: int | Array | None = None,
+        restrictions: Array | None = None,
+    ) -> Iterator[Array]:
         """Yield the samples of given latents, float32 ``(N, latent_size)``, in parts.
 
         Raises:
@@ -155,7 +164,7 @@ class Model:
             part = latents[first : first + rows]
             return np.pad(part, ((0, rows - len(part)), (0, 0)))
 
-        return self._generate(draw, count, 0, label)
+        return self._generate(draw, count, 0, label, restrictions)
 
     def walk(
         self,
@@ -164,6 +173,7 @@ class Model:
         at: Array,
         label: int | None = None,
         truncation: float | None = None,
+        restrictions: Array | None = None,
     ) -> Iterator[Array]:
         """Yield samples between the first of one seed and the first of another, in parts.
 
@@ -173,11 +183,12 @@ class Model:
             at: ``(N,)``, positions along the walk, 0 to 1; see `sampling.slerp`.
             label: class of the whole walk; None: the class of the first sample.
             truncation: bound of both latents, in standard deviations; None: unbounded.
+            restrictions: as `restrict` returns them, for all rows.
         """
         first, last = (self.latents(s, 1, truncation=truncation)[0] for s in (seed, to))
         if label is None and (labels := self.labels(seed, 1)) is not None:
             label = int(labels[0])
-        return self.decode(sampling.slerp(first, last, at), label)
+        return self.decode(sampling.slerp(first, last, at), label, restrictions)
 
     def error(self, seed: int = 0, count: int = ERROR_SAMPLES) -> tuple[float, float]:
         """Measure how far the engine's samples lie from those of the generator as trained.
@@ -194,6 +205,18 @@ class Model:
             differences /= self.run.data.scale
         return float(differences.mean()), float(differences.max())
 
+    def restrict(self, conditions: Mapping[str, Condition]) -> Array:
+        """Code conditions on the rows of a table, by column: float32 ``(C,)``.
+
+        Raises:
+            ConditionError: no row can meet them, or the model takes none; the message says why.
+        """
+        if self.table is None:
+            raise ConditionError("the model makes no table of mixed columns; leave out conditions")
+        if not self.run.config.table.conditions:
+            raise ConditionError("the model was trained with table.conditions=0: it takes none")
+        return self.table.restrict(conditions)
+
     def rows(self, codes: Array, first: int = 0) -> pa.Table:
         """Make the rows of samples of a table's model: `samples` yields their codes.
 
@@ -204,16 +227,72 @@ class Model:
         assert self.table is not None, "the model makes no table"
         return self.table.decode(codes, first)
 
+    def tables(self, parts: Iterable[Array], first: int = 0) -> Iterator[pa.Table]:
+        """Make the rows of samples in parts, some thousands at once; see `rows`."""
+        held, count = list[Array](), 0
+        for part in parts:
+            held.append(part)
+            count += len(part)
+            if count >= ROWS_AT_ONCE:
+                yield self.rows(np.concatenate(held), first)
+                held, count, first = [], 0, first + count
+        if held:
+            yield self.rows(np.concatenate(held), first)
+
+    def codes(self, rows: pa.Table) -> Array:
+        """Code rows, whose columns are found by name, for `score`: float32 ``(N, width)``.
+
+        Raises:
+            ShapeError: the model makes no table.
+            DataError: a column is missing, or holds what it may not.
+        """
+        if self.table is None:
+            raise ShapeError("the model takes no rows of mixed columns; give numbers")
+        return self.table.encode(typed(self.table, rows))
+
+    def impute(self, rows: pa.Table, seed: int) -> pa.Table:
+        """Fill the gaps of rows with what the model makes beside their known cells.
+
+        Args:
+            rows: columns in any order; those of the model that are not there are all gaps, and
+                those that it left out when it was trained stay as they are.
+            seed: another one gives another completion. A row's depends on the seed, its cells and
+                its index alone.
+
+        Returns:
+            The rows, known cells as they were, without gaps. Columns that were not there come last.
+
+        Raises:
+            ConditionError: the model takes no conditions.
+            DataError: a column is unknown, or a cell holds what it may not.
+        """
+        self.restrict({})
+        assert self.table is not None
+        done = []
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            some = typed(self.table, rows.slice(start, ROWS_AT_ONCE))
+            restrictions = restrict_to_known(self.table, some)
+            parts = self.samples(seed, len(some), start, restrictions=restrictions)
+            done += [fill(some, made) for made in self.tables(parts, start)]
+        return pa.concat_tables(done)
+
     def _generate(
-        self, draw: Callable[[int, int], Array], count: int, start: int, label: int | Array | None
+        self,
+        draw: Callable[[int, int], Array],
+        count: int,
+        start: int,
+        label: int | Array | None,
+        restrictions: Array | None,
     ) -> Iterator[Array]:
-        labels = None
+        given = None
         if label is not None:
             if not self.classes:
                 raise ClassError("the model is not class-conditional; leave out the class")
-            labels = np.broadcast_to(np.asarray(label, np.int64), (count,))
+            given = np.broadcast_to(np.asarray(label, np.int64), (count,))
+        if restrictions is not None:
+            given = np.broadcast_to(restrictions, (count, restrictions.shape[-1]))
         chunk = self.run.engine.chunk
-        return sampling.generate(self.forward, self.scaling, draw, count, start, labels, chunk)
+        return sampling.generate(self.forward, self.scaling, draw, count, start, given, chunk)
 
     def sample(self, seed: int, count: int, label: int | Array | None = None) -> Array:
         """Make a seed's samples: uint8 ``(N, H, W, C)``, or ``(N, *shape)`` in the data's type."""

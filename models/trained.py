@@ -6,17 +6,20 @@ import contextlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+import pyarrow as pa
 
 from models import registry
 from models.artifact import load_artifact
 from models.errors import UserError
 from models.progress import phase
 from models.record import Figure, Finding, Run
+from models.tables.conditions import conditions_of
+from models.tables.frames import to_frame, to_table
 
 Array = np.ndarray
 
@@ -38,7 +41,8 @@ class TrainedModel:
         """
         self.artifact = artifact
         """The artifact's folder; a temporary one goes with this object: see `save`."""
-        self._model = load_artifact(artifact)
+        self.model = load_artifact(artifact)
+        """What samples and scores, in codes where the data are a table."""
 
     def __repr__(self) -> str:
         run = self.record
@@ -47,7 +51,7 @@ class TrainedModel:
     @property
     def record(self) -> Run:
         """Everything that is recorded of the run: configuration, data, results, history."""
-        return self._model.run
+        return self.model.run
 
     @property
     def figures(self) -> dict[str, Figure]:
@@ -70,9 +74,15 @@ class TrainedModel:
     @property
     def classes(self) -> list[str]:
         """Names of the classes that can be asked for; empty without classes."""
-        return self._model.classes
+        return self.model.classes
 
-    def sample(self, seed: int = 0, count: int = 1, class_name: str | None = None) -> Array:
+    def sample(
+        self,
+        seed: int = 0,
+        count: int = 1,
+        class_name: str | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> Any:
         """Generate samples; the same seed gives the same ones, and more continue them.
 
         Args:
@@ -80,27 +90,56 @@ class TrainedModel:
             count: number of samples.
             class_name: class to sample, if the model is class-conditional; by default all, as
                 often as in the data.
+            where: conditions that every row of a table meets, by column: a value, a list of values,
+                None for no value, or a `Condition`, such as
+                ``{"cut": ["Ideal", "Good"], "price": {"above": 5000}}``.
 
         Returns:
-            uint8 ``(count, H, W, C)`` for images, ``(count, D)`` for vectors and tables,
-            ``(count, T, D)`` for sequences, in the data's own units. Numbers are float32, or
-            float64 where the data need it (docs/data.md).
+            A pandas DataFrame for tables of mixed columns; an array for all other data: uint8
+            ``(count, H, W, C)`` for images, ``(count, D)`` for vectors, ``(count, T, D)`` for
+            sequences, in the data's own units. Numbers are float32, or float64 where the data need
+            it (docs/data.md).
 
         Raises:
-            UserError: ``count`` or ``seed`` is out of range, or there is no such class.
+            UserError: ``count`` or ``seed`` is out of range, there is no such class, no row can
+                meet the conditions, or pandas is not installed.
         """
         if count < 1:
             raise UserError(f"count {count}: ask for at least one sample")
-        if not 0 <= seed < 2**63:
-            raise UserError(f"seed {seed}: must be from 0 to 2**63 - 1")
-        return self._model.sample(seed, count, self._label(class_name))
+        require_seed(seed)
+        label = self._label(class_name)
+        restrictions = self.model.restrict(conditions_of(where)) if where else None
+        if self.model.table is None:
+            return self.model.sample(seed, count, label)
+        parts = self.model.samples(seed, count, label=label, restrictions=restrictions)
+        return to_frame(pa.concat_tables(self.model.tables(parts)))
 
-    def score(self, items: ArrayLike, class_name: str | None = None) -> Array:
+    def impute(self, rows: Any, seed: int = 0) -> Any:
+        """Fill the gaps of a table's rows with what the model makes beside their known cells.
+
+        Args:
+            rows: a pandas DataFrame or a `pyarrow.Table`. Missing values are gaps, and so are all
+                cells of a column that is not there.
+            seed: 0 to 2**63 - 1; each gives another completion, the same one every time.
+
+        Returns:
+            A pandas DataFrame of the completed rows: known cells as they were, and no gaps.
+
+        Raises:
+            UserError: the model takes no conditions, a column is unknown, or a cell holds what its
+                column may not.
+        """
+        require_seed(seed)
+        frame = to_frame(self.model.impute(to_table(rows), seed))
+        return frame.set_index(rows.index) if hasattr(rows, "index") else frame
+
+    def score(self, items: Any, class_name: str | None = None) -> Array:
         """Score items with the critic.
 
         Args:
-            items: items in the data's own units, like those of `sample`; images of one channel may
-                also be ``(N, H, W)``, and rows of a table a DataFrame.
+            items: items in the data's own units, like those of `sample`: an array, where images of
+                one channel may also be ``(N, H, W)``. Of a table of mixed columns, a DataFrame or a
+                `pyarrow.Table` whose columns are found by name.
             class_name: class of all items, if the model is class-conditional.
 
         Returns:
@@ -108,23 +147,36 @@ class TrainedModel:
             scores of one model mean anything; `percentiles` puts them among real items.
 
         Raises:
-            UserError: the items have another shape, or there is no such class.
+            UserError: the items have another shape, a column is missing, or there is no such class.
         """
-        checked = self._model.items(np.asarray(items))
+        if self.model.table is None:
+            checked = self.model.items(np.asarray(items))
+        else:
+            checked = self.model.codes(to_table(items))
         label = self._label(class_name)
         labels = None if label is None else np.full(len(checked), label)
-        return self._model.score(checked, labels)
+        return self.model.score(checked, labels)
 
     def percentiles(self, scores: Array) -> Array:
         """Percentile, 0 to 100, of each score ``(N,)`` among those of real held-out items."""
-        return self._model.percentiles(scores)
+        return self.model.percentiles(scores)
 
     def save(self, folder: str | Path) -> None:
         """Copy the artifact to a new folder, from which `load` and ``wgan serve`` take it."""
         shutil.copytree(self.artifact, folder)
 
     def _label(self, class_name: str | None) -> int | None:
-        return None if class_name is None else self._model.label(class_name)
+        return None if class_name is None else self.model.label(class_name)
+
+
+def require_seed(seed: int) -> None:
+    """Require a seed in range.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed {seed}: must be from 0 to 2**63 - 1")
 
 
 @contextlib.contextmanager

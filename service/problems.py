@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
-from models.errors import ClassError, DataError, ShapeError
+from models.errors import ClassError, ConditionError, DataError, ShapeError
 from service.keys import Forbidden, Unauthorized
 
 MEDIA_TYPE = "application/problem+json"
@@ -63,6 +63,7 @@ STATUSES: dict[type[Exception], int] = {
     DataError: 415,
     ShapeError: 422,
     ClassError: 422,
+    ConditionError: 422,
 }
 """Statuses of errors that are answered with their message alone."""
 EXPECTED: tuple[type[Exception], ...] = (

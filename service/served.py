@@ -81,16 +81,22 @@ def run_once(model: Model, version: str) -> None:
         raw = model.forward(z, *([] if labels is None else [torch.from_numpy(labels)]))
     if not torch.isfinite(raw).all():  # as pixels, NaN would pass for black
         raise ArtifactError(f"{version}: its generator makes values that are not finite")
-    score = model.score(model.sample(seed=0, count=CHUNK), labels)
+    samples = model.sample(seed=0, count=CHUNK)
+    if model.table:
+        model.rows(samples)
+    score = model.score(samples, labels)
     if not np.isfinite(score).all():
         raise ArtifactError(f"{version}: its own sample has the score {score[0]}")
 
 
 def inline_limit(model: Model) -> int:
-    """Count the samples of one forward if it is fast enough for the event loop; otherwise 0."""
+    """Count the samples of one forward if it is fast enough for the event loop; otherwise 0.
+
+    It never is for tables, whose rows are made of codes by many small steps.
+    """
     from models.sampling import CHUNK
 
-    if CHUNK * math.prod(model.shape) > MAX_INLINE_NUMBERS:
+    if model.table or CHUNK * math.prod(model.shape) > MAX_INLINE_NUMBERS:
         return 0
     seconds = []
     for _ in range(3):

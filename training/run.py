@@ -27,6 +27,7 @@ from models.lipschitz import (
 from models.model import QUANTILE_LEVELS, Model
 from models.networks.conditional import WithLabels
 from models.record import Engine, Results, Run
+from models.sampling import CHUNK, TABLE_CHUNK
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import precision_problems
@@ -229,7 +230,9 @@ def _new_record(
         data=data.card,
         provenance=provenance,
         results=Results(extractor=None, figures={}),
-        engine=Engine(precision=config.serving.precision),
+        engine=Engine(
+            precision=config.serving.precision, chunk=TABLE_CHUNK if data.card.table else CHUNK
+        ),
         history=history,
     )
 

@@ -54,8 +54,11 @@ class RowGenerator(nn.Module):
     def forward(self, latents: Tensor, restrictions: Tensor | None = None) -> Tensor:
         """Generate a row under each restriction; without any, whatever rows there are."""
         if restrictions is None:
-            restrictions = latents.new_zeros(len(latents), self.restriction_width)
-        return self.heads(self.body(torch.cat([latents, restrictions], dim=1)), restrictions)
+            dtype = torch.promote_types(latents.dtype, torch.float32)
+            restrictions = latents.new_zeros(len(latents), self.restriction_width, dtype=dtype)
+        # The heads stay in float32 when the body is in bfloat16: a bound must not be rounded.
+        inputs = torch.cat([latents, restrictions], dim=1).to(latents.dtype)
+        return self.heads(self.body(inputs).to(restrictions.dtype), restrictions)
 
 
 class RowCritic(Critic):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema
 
 from models.errors import ConditionError
 
@@ -19,6 +20,11 @@ _COMPARISON = re.compile(
 class Condition(BaseModel, frozen=True, extra="forbid"):
     """What the values of one column must be; all that is given must hold.
 
+    In short, a value stands for itself, a list for any of its values and None for a missing value:
+    `Condition.model_validate` takes these too.
+
+    >>> Condition.model_validate(["D", "E"]) == Condition(one_of=("D", "E"))
+    True
     >>> Condition(above=5000, at_most=6000).in_words("price")
     'price > 5000 and price <= 6000'
     """
@@ -47,6 +53,33 @@ class Condition(BaseModel, frozen=True, extra="forbid"):
     def has_ends(self) -> bool:
         """True if a value must lie above or below something."""
         return any(end is not None for end in (self.above, self.at_least, self.below, self.at_most))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_short(cls, given: Any) -> Any:
+        """A value stands for itself, a list for any of its values, None for a missing one."""
+        if given is None:
+            return {"missing": True}
+        if isinstance(given, bool | int | float | str):
+            return {"one_of": [given]}
+        return {"one_of": given} if isinstance(given, list | tuple) else given
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """The short forms too."""
+        full = handler.resolve_ref_schema(handler(schema))
+        scalar = {"type": ["boolean", "number", "string"]}
+        return {
+            "description": full.pop("description", ""),
+            "anyOf": [
+                full,
+                {**scalar, "description": "The value itself."},
+                {"type": "array", "items": scalar, "minItems": 1, "description": "One of these."},
+                {"type": "null", "description": "No value."},
+            ],
+        }
 
     def in_words(self, name: str) -> str:
         """The condition as a person writes it, for the column ``name``."""
@@ -92,10 +125,19 @@ def parse_conditions(texts: Iterable[str]) -> dict[str, Condition]:
         else:
             key = "one_of" if operator == "=" else "none_of"
             of_column[key] = (*of_column.get(key, ()), value)
+    return conditions_of(fields)
+
+
+def conditions_of(given: Mapping[str, Any]) -> dict[str, Condition]:
+    """Read conditions by column, each a `Condition` or what stands for one in short.
+
+    Raises:
+        ConditionError: one is neither.
+    """
     conditions = {}
-    for name, of_column in fields.items():
+    for name, condition in given.items():
         try:
-            conditions[name] = Condition(**of_column)
+            conditions[name] = Condition.model_validate(condition)
         except ValidationError as error:
             message = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise ConditionError(f"{name}: {message}") from None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from models.tables.layout import LARGEST_SCORE
 
 Array = np.ndarray
-_OUTSIDE = float(torch.special.ndtr(torch.tensor(-LARGEST_SCORE, dtype=torch.float64)))
+_OUTSIDE = math.erfc(LARGEST_SCORE / math.sqrt(2)) / 2
 """Probability below the smallest score, which stands for the smallest number."""
 
 
@@ -30,6 +30,8 @@ def to_scores(numbers: Array, quantiles: Sequence[float]) -> Array:
     >>> to_scores(np.array([0.0, 5.0, 10.0]), [0.0, 10.0]).round(1).tolist()
     [-3.5, 0.0, 3.5]
     """
+    import torch  # the service's supervisor reads conditions, and does without it
+
     knots = np.asarray(quantiles, np.float64)
     levels = np.linspace(0, 1, len(knots))
     ranks = np.interp(numbers, knots, levels) - np.interp(-numbers, -knots[::-1], -levels[::-1])
@@ -40,6 +42,8 @@ def to_scores(numbers: Array, quantiles: Sequence[float]) -> Array:
 
 def from_scores(scores: Array, quantiles: Sequence[float]) -> Array:
     """The numbers, float64 ``(N,)``, that stand where scores ``(N,)`` say; see `to_scores`."""
+    import torch
+
     clipped = np.clip(scores, -LARGEST_SCORE, LARGEST_SCORE).astype(np.float64)
     inside = torch.special.ndtr(torch.from_numpy(clipped)).numpy()
     ranks = (inside - _OUTSIDE) / (1 - 2 * _OUTSIDE)

@@ -2,10 +2,11 @@
 
 from service import page
 from service.endpoint import Endpoint
-from service.endpoints import docs, drift, metrics, model, samples, scores
+from service.endpoints import docs, drift, imputations, metrics, model, samples, scores
 
 ENDPOINTS: list[Endpoint] = [
     samples.ENDPOINT,
+    imputations.ENDPOINT,
     scores.ENDPOINT,
     model.RECORD,
     model.VERSIONS,

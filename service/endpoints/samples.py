@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from models.errors import ShapeError
-from models.formats import stream
+from models.formats import stream_samples
+from models.tables.conditions import Condition
 from service.endpoint import Context, Endpoint, model_headers, read_json
 from service.holder import Role
 from service.metrics import SampleTimer
@@ -33,7 +34,11 @@ MAX_LATENT = 4096
 """Numbers in one latent."""
 TURN_SECONDS, TURN_BYTES = 0.1, 2**18
 """Time and bytes after which a request gives its processor up and queues again."""
-SampleFormat = Literal["png", "webp", "zip", "npz", "json", "csv"]
+MAX_VALUES = 1024
+"""Values that a column is asked to have one of, or none of."""
+MAX_TEXT = 1000
+"""Characters in a name or value of a condition."""
+SampleFormat = Literal["png", "webp", "zip", "npz", "json", "csv", "parquet", "arrow"]
 MEDIA_TYPES: dict[SampleFormat, str] = {
     "png": "image/png",
     "webp": "image/webp",
@@ -41,6 +46,8 @@ MEDIA_TYPES: dict[SampleFormat, str] = {
     "npz": "application/octet-stream",
     "json": "application/json",
     "csv": "text/csv; charset=utf-8",
+    "parquet": "application/vnd.apache.parquet",
+    "arrow": "application/vnd.apache.arrow.file",
 }
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Latent = Annotated[float, Field(ge=-100, le=100)]
@@ -102,6 +109,12 @@ class SamplesRequest(BaseModel):
         "count, seed, truncation and interpolation.",
     )
     interpolation: Interpolation | None = None
+    where: dict[str, Condition] | None = Field(
+        default=None,
+        min_length=1,
+        description="Of a table: what every row must meet, by column. A value, a list of values, "
+        "null for no value, or a range. `data.table` in GET /v1/model has the columns.",
+    )
     refine: bool = Field(
         default=False,
         description="Move each latent one step up the critic's score first: some more samples lie "
@@ -114,7 +127,8 @@ class SamplesRequest(BaseModel):
         description="png, webp (without loss): one grid, small images enlarged for the eye; zip: "
         "one PNG each; npz: an array `samples`, uint8 (N,H,W,C), or (N,D) or (N,T,D) in float32, "
         "or in float64 if `data.dtype` in GET /v1/model says so; json: the same as nested lists; "
-        "csv: a row for each, of vectors and tables alone.",
+        "csv: a row for each, of vectors and tables alone. Of a model with `data.table`: csv; "
+        "json, as records; npz, an array for each column; parquet; arrow (Feather).",
     )
 
     @model_validator(mode="after")
@@ -126,9 +140,23 @@ class SamplesRequest(BaseModel):
             raise ValueError("latents: leave out count, seed, truncation and interpolation")
         if self.interpolation and self.interpolation.at is not None and "count" in fields:
             raise ValueError("interpolation.at: its length is the count; leave out count")
+        for name, condition in (self.where or {}).items():
+            ends = condition.above, condition.at_least, condition.below, condition.at_most
+            values = name, *(condition.one_of or ()), *condition.none_of, *ends
+            if len(values) > MAX_VALUES:
+                raise ValueError(f"where: at most {MAX_VALUES} values of a column")
+            if any(is_too_large(value) for value in values):
+                raise ValueError(f"where: numbers of 64 bits, texts up to {MAX_TEXT} characters")
         if self.format in ("png", "webp") and self.count > MAX_PICTURES:
             raise ValueError(f"count: at most {MAX_PICTURES} as {self.format}; ask for zip")
         return self
+
+
+def is_too_large(value: object) -> bool:
+    """Tell if a value of a condition is longer than any that a column has."""
+    if isinstance(value, str):
+        return len(value) > MAX_TEXT
+    return isinstance(value, int) and abs(value) >= 2**64
 
 
 async def post_samples(context: Context, request: Request) -> Response:
@@ -147,8 +175,9 @@ async def post_samples(context: Context, request: Request) -> Response:
 
     def encode() -> Iterator[bytes]:
         # A generator, so that nothing is made before the first turn.
-        columns = served.model.run.data.columns
-        yield from stream(work.watch(batches), count, wanted.format, columns, seed_fact)
+        yield from stream_samples(
+            served.model, work.watch(batches), count, wanted.format, seed_fact
+        )
 
     pieces = encode()
     headers = {**model_headers(served), **seed_header}
@@ -172,17 +201,21 @@ def generate(model: Model, wanted: SamplesRequest, seed: int | None) -> tuple[It
     """Return an iterator that makes samples in batches, and how many there are in all."""
     model = model.refined if wanted.refine else model
     label = None if wanted.class_ is None else model.label(wanted.class_)
+    restrictions = None if wanted.where is None else model.restrict(wanted.where)
     if wanted.latents is not None:
         sizes = {len(latent) for latent in wanted.latents}
         if wrong := sizes - {model.latent_size}:
             raise ShapeError(f"a latent has {model.latent_size} numbers here, not {min(wrong)}")
-        return model.decode(np.array(wanted.latents, np.float32), label), len(wanted.latents)
+        latents = np.array(wanted.latents, np.float32)
+        return model.decode(latents, label, restrictions), len(latents)
     assert seed is not None
     if wanted.interpolation is not None:
         to, at = wanted.interpolation.to, wanted.interpolation.at
         points = np.linspace(0, 1, wanted.count) if at is None else np.array(at)
-        return model.walk(seed, to, points, label, wanted.truncation), len(points)
-    return model.samples(seed, wanted.count, 0, label, wanted.truncation), wanted.count
+        walk = model.walk(seed, to, points, label, wanted.truncation, restrictions)
+        return walk, len(points)
+    samples = model.samples(seed, wanted.count, 0, label, wanted.truncation, restrictions)
+    return samples, wanted.count
 
 
 class SampleWork:
@@ -237,6 +270,14 @@ SEED_EXAMPLE = {"count": 16, "seed": 7, "format": "png"}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "grid": {"summary": "A picture of 16 samples", "value": SEED_EXAMPLE},
     "table": {"summary": "A thousand rows", "value": {"count": 1000, "seed": 7, "format": "csv"}},
+    "where": {
+        "summary": "Rows under conditions (here of a table with these columns)",
+        "value": {
+            "count": 100,
+            "where": {"cut": "Ideal", "color": ["D", "E"], "price": {"above": 5000}},
+            "format": "json",
+        },
+    },
     "typical": {
         "summary": "Samples near the middle of the distribution",
         "value": {**SEED_EXAMPLE, "truncation": 0.7},

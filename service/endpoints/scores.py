@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import anyio.from_thread
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -35,6 +35,7 @@ from service.openapi import (
     ref,
 )
 from service.problems import BadRequest
+from service.rows import to_table, unsuitable
 from service.scoring import ScoreJob
 from service.served import Served
 
@@ -48,13 +49,20 @@ MAX_FILES = 256
 
 
 class ScoresRequest(BaseModel):
-    """What to score: (N,H,W[,C]) whole numbers 0 to 255, (N,D) or (N,T,D) numbers."""
+    """What to score: (N,H,W[,C]) whole numbers 0 to 255, (N,D) or (N,T,D) numbers, or rows."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, json_schema_extra={"example": {"samples": [[0.5, -0.25]]}}
     )
 
-    samples: list[Any] = Field(description="Items, each of the shape in GET /v1/model.")
+    samples: list[Any] | None = Field(
+        default=None, description="Items, each of the shape in GET /v1/model."
+    )
+    rows: list[dict[str, Any]] | None = Field(
+        default=None,
+        min_length=1,
+        description="In place of samples, for a model with `data.table`: records by column name.",
+    )
     classes: list[str] | None = Field(
         default=None, description="The class of each item: for a class-conditional model only."
     )
@@ -64,6 +72,12 @@ class ScoresRequest(BaseModel):
         description="Bring images of other sizes or channels to the model's: the middle is cut out "
         "and resized, transparency laid on white. Otherwise such images are refused.",
     )
+
+    @model_validator(mode="after")
+    def _has_items(self) -> Self:
+        if (self.samples is None) == (self.rows is None):
+            raise ValueError("give samples; or rows, for a table with named columns")
+        return self
 
 
 class ScoresForm(BaseModel):
@@ -116,7 +130,10 @@ async def post_scores(context: Context, request: Request) -> Response:
         def read() -> ScoreJob:
             wanted = parse_json(body, ScoresRequest)
             served = context.holder.require(wanted.model or role)
-            items = to_items(served.model, to_array(wanted.samples), wanted.resize)
+            if wanted.rows is not None:
+                items = to_codes(served.model, wanted.rows)
+            else:
+                items = to_items(served.model, to_array(wanted.samples or []), wanted.resize)
             return make_job(served, items, wanted.classes)
 
     result = await context.batcher.score(read, alone)
@@ -157,8 +174,17 @@ def to_array(rows: list[Any]) -> Array:
         raise ShapeError("the samples hold numbers too large for float64") from None
 
 
+def to_codes(model: Model, rows: list[dict[str, Any]]) -> Array:
+    """Code rows as the model takes them."""
+    table = to_table(model, rows)
+    with unsuitable():
+        return model.codes(table)
+
+
 def to_items(model: Model, values: Array, resize: bool) -> Array:
     """Convert values to items as the model takes them; an error says when resizing would help."""
+    if model.table is not None:
+        raise ShapeError("the model takes rows of named columns: give rows, in JSON")
     if resize:
         return model.resized(values)
     try:
@@ -217,6 +243,10 @@ async def read_form(request: Request) -> tuple[list[tuple[str, bytes]], list[str
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "vectors": {"summary": "Two vectors", "value": {"samples": [[0.5, -0.25], [3, 0]]}},
+    "rows": {
+        "summary": "A row of a table (here with these columns)",
+        "value": {"rows": [{"carat": 0.23, "cut": "Ideal", "price": 326}]},
+    },
     "image": {
         "summary": "A grey image of another size than the model's",
         "value": {"samples": [[[0, 255], [255, 0]]], "resize": True},

@@ -1,0 +1,56 @@
+"""pandas DataFrames and the Arrow tables that we compute with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from models.errors import DataError, ShapeError, needs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def to_table(rows: Any) -> pa.Table:
+    """Make a table of a DataFrame, without its index; a table stays as it is.
+
+    Raises:
+        ShapeError: the rows are neither.
+        DataError: a column holds values of several types.
+    """
+    if isinstance(rows, pa.Table):
+        return rows
+    if not hasattr(rows, "columns"):
+        raise ShapeError("the model takes rows with named columns: a DataFrame or a pyarrow.Table")
+    try:
+        return pa.Table.from_pandas(rows, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(f"a column holds no values of one type ({error})") from None
+
+
+@needs("train")
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """Make a DataFrame; whole numbers and truth values stay what they are beside missing values.
+
+    Raises:
+        UserError: pandas is not installed.
+    """
+    import pandas as pd
+
+    frame = table.to_pandas()
+    nullable = {
+        pa.bool_(): pd.BooleanDtype(),
+        **{
+            getattr(pa, f"int{bits}")(): getattr(pd, f"Int{bits}Dtype")()
+            for bits in (8, 16, 32, 64)
+        },
+        **{
+            getattr(pa, f"uint{bits}")(): getattr(pd, f"UInt{bits}Dtype")()
+            for bits in (8, 16, 32, 64)
+        },
+    }
+    for name in table.column_names:
+        if table[name].null_count and table[name].type in nullable:
+            frame[name] = table[name].to_pandas(types_mapper=nullable.get)
+    return frame

@@ -1,0 +1,67 @@
+"""Gaps in rows: the conditions that the known cells put on what fills them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.tables.conditions import Condition
+from models.tables.layout import LARGEST_SCORE, Choice, place
+from models.tables.schema import TableSchema
+
+Array = np.ndarray
+
+
+def restrict_to_known(schema: TableSchema, rows: pa.Table) -> Array:
+    """Code, for each row, that known cells are what they are and that the others have a value.
+
+    Args:
+        schema: of the model.
+        rows: in the types of the schema.
+
+    Returns:
+        float32 ``(N, restriction_width)``.
+
+    Raises:
+        DataError: a cell holds what its column may not.
+    """
+    pieces = [np.zeros((len(rows), 0), np.float32)]
+    for column in schema.columns:
+        if not column.parts:
+            continue
+        has_value = column.restrict(Condition(missing=False)) if column.missing else 0.0
+        width = sum(part.restrictions for part in column.parts)
+        restrictions = np.full((len(rows), width), has_value, np.float32)
+        if column.name in rows.column_names:
+            values = rows[column.name].combine_chunks()
+            is_known = values.is_valid().to_numpy(zero_copy_only=False)
+            # A column without gaps in training has no code for one: any value stands in for it.
+            filler = column.decode(np.zeros((1, sum(p.width for p in column.parts)), np.float32))
+            codes = column.encode(values.fill_null(filler[0]))
+            restrictions[is_known] = _exactly(column.parts, codes)[is_known]
+        pieces.append(restrictions)
+    return np.concatenate(pieces, axis=1)
+
+
+def _exactly(parts: tuple, codes: Array) -> Array:
+    """Restrictions that allow nothing but codes ``(N, width)``."""
+    pieces = []
+    for placed in place(parts):
+        code = codes[:, placed.code]
+        if isinstance(placed.part, Choice):
+            pieces.append(1 - code)
+        else:
+            pieces += [code + LARGEST_SCORE, LARGEST_SCORE - code]
+    return np.concatenate(pieces, axis=1)
+
+
+def fill(rows: pa.Table, made: pa.Table) -> pa.Table:
+    """Put values of made rows where rows have gaps; columns that they do not have come last."""
+    columns = {
+        name: pc.coalesce(rows[name], made[name].cast(rows[name].type))
+        if name in made.column_names
+        else rows[name]
+        for name in rows.column_names
+    }
+    return pa.table({**columns, **{n: made[n] for n in made.column_names if n not in columns}})

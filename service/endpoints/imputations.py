@@ -1,0 +1,86 @@
+"""`POST /v1/imputations`: fill the gaps of rows."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from service.endpoint import Context, Endpoint, model_headers, read_json
+from service.endpoints.samples import Seed
+from service.holder import Role
+from service.openapi import HEADERS, ROLE_DESCRIPTION, errors, json_answer, ref
+from service.rows import MAX_ROWS, to_table, unsuitable
+
+
+class ImputationsRequest(BaseModel):
+    """Rows with gaps."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"rows": [{"cut": "Ideal", "price": None}], "seed": 0}},
+    )
+
+    rows: list[dict[str, Any]] = Field(
+        min_length=1,
+        description=f"Records by column name, at most {MAX_ROWS}. A cell that is null, or is not "
+        "there, is a gap.",
+    )
+    seed: Seed | None = Field(
+        default=None,
+        description="Each seed gives another completion, and the same one every time. Left out: a "
+        "random one, told in X-Seed.",
+    )
+    model: Role | None = Field(default=None, description=ROLE_DESCRIPTION)
+
+
+class Imputations(BaseModel):
+    """Completed rows, in order."""
+
+    rows: list[dict[str, Any]] = Field(
+        description="Known cells as they were, and a value in every gap."
+    )
+    seed: int
+
+
+async def post_imputations(context: Context, request: Request) -> Response:
+    """Fill the gaps of rows with what the model makes beside their known cells."""
+    wanted = await read_json(context, request, ImputationsRequest)
+    served = context.holder.require(wanted.model)
+    seed = secrets.randbelow(2**63) if wanted.seed is None else wanted.seed
+
+    def complete() -> dict[str, Any]:
+        from models.tables.files import records
+
+        rows = to_table(served.model, wanted.rows)
+        with unsuitable():
+            completed = served.model.impute(rows, seed)
+        context.metrics.samples.labels(served.role).inc(len(completed))
+        return {"rows": records(completed), "seed": seed}
+
+    answer = await context.processors.run("imputations", complete)
+    return JSONResponse(answer, headers={**model_headers(served), "X-Seed": str(seed)})
+
+
+ENDPOINT = Endpoint(
+    "POST",
+    "/v1/imputations",
+    post_imputations,
+    {
+        "summary": "Fill the gaps of a table's rows",
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": ref(ImputationsRequest)}},
+        },
+        "responses": {
+            **json_answer("The completed rows.", ref(Imputations), HEADERS),
+            **errors(400, 401, 403, 413, 415, 422, 431, 503, 504),
+        },
+    },
+    schemas=(ImputationsRequest, Imputations),
+    scope="samples",
+)

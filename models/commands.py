@@ -59,8 +59,10 @@ def sample(
 
     made = load(model).model
     label = None if class_name is None else made.label(class_name)
-    restrictions = made.restrict(parse_conditions(where)) if where else None
-    pieces = stream_samples(made, made.samples(seed, n, 0, label, None, restrictions), n, suffix)
+    conditions = parse_conditions(where or [])
+    restrictions = made.restrict(conditions) if where else None
+    samples = made.samples(seed, n, label=label, restrictions=restrictions)
+    pieces = stream_samples(made, samples, n, suffix, conditions=conditions)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("wb") as file:
         file.writelines(pieces)

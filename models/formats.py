@@ -19,6 +19,7 @@ from models.pipe import Pipe
 
 if TYPE_CHECKING:  # torch is for the service's worker alone: importing it costs its supervisor too
     from models.model import Model
+    from models.tables import Condition
 
 Array = np.ndarray
 SAMPLE_FORMATS = ("png", "webp", "zip", "npz", "npy", "json", "csv", "parquet", "arrow")
@@ -42,10 +43,19 @@ def stream_samples(
     count: int,
     format: str,
     facts: Mapping[str, object] | None = None,
+    conditions: Mapping[str, Condition] | None = None,
 ) -> Iterator[bytes]:
     """Encode a model's samples as one file, piece by piece.
 
     For a table's rows see `models.tables.files.write_rows`, for other samples `stream`.
+
+    Args:
+        model: that made them.
+        parts: ``count`` samples in all, as `Model.samples` yields them.
+        count: number of samples.
+        format: one of `SAMPLE_FORMATS`, or for a table's rows of `TABLE_FORMATS`.
+        facts: further entries of a json file, after the samples.
+        conditions: under which a table's samples were made.
 
     Raises:
         ShapeError: the format does not fit what the model makes.
@@ -56,7 +66,7 @@ def stream_samples(
         raise ShapeError(f"the model makes rows, not {format}; ask for {', '.join(TABLE_FORMATS)}")
     from models.tables.files import write_rows  # with pyarrow, which other data do without
 
-    return write_rows(model.tables(parts), format, facts)
+    return write_rows(model.tables(parts, 0, conditions), format, facts)
 
 
 def stream(

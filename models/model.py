@@ -18,7 +18,7 @@ from models.images import MODES, fit
 from models.networks import Shape
 from models.record import Run
 from models.tables import Condition
-from models.tables.gaps import fill, restrict_to_known
+from models.tables.gaps import fill, restrict_to_known, share_copies
 from models.tables.records import typed
 
 Array = np.ndarray
@@ -217,27 +217,35 @@ class Model:
             raise ConditionError("the model was trained with table.conditions=0: it takes none")
         return self.table.restrict(conditions)
 
-    def rows(self, codes: Array, first: int = 0) -> pa.Table:
+    def rows(
+        self, codes: Array, first: int = 0, conditions: Mapping[str, Condition] | None = None
+    ) -> pa.Table:
         """Make the rows of samples of a table's model: `samples` yields their codes.
 
         Args:
             codes: ``(N, width)``.
             first: index of the first sample, from which new identifiers follow.
+            conditions: those of `restrict`; every row meets them exactly, though codes are rounded.
         """
         assert self.table is not None, "the model makes no table"
-        return self.table.decode(codes, first)
+        return self.table.decode(codes, first, conditions)
 
-    def tables(self, parts: Iterable[Array], first: int = 0) -> Iterator[pa.Table]:
+    def tables(
+        self,
+        parts: Iterable[Array],
+        first: int = 0,
+        conditions: Mapping[str, Condition] | None = None,
+    ) -> Iterator[pa.Table]:
         """Make the rows of samples in parts, some thousands at once; see `rows`."""
         held, count = list[Array](), 0
         for part in parts:
             held.append(part)
             count += len(part)
             if count >= ROWS_AT_ONCE:
-                yield self.rows(np.concatenate(held), first)
+                yield self.rows(np.concatenate(held), first, conditions)
                 held, count, first = [], 0, first + count
         if held:
-            yield self.rows(np.concatenate(held), first)
+            yield self.rows(np.concatenate(held), first, conditions)
 
     def codes(self, rows: pa.Table) -> Array:
         """Code rows, whose columns are found by name, for `score`: float32 ``(N, width)``.
@@ -271,6 +279,7 @@ class Model:
         done = []
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = typed(self.table, rows.slice(start, ROWS_AT_ONCE))
+            some = share_copies(self.table, some)
             restrictions = restrict_to_known(self.table, some)
             parts = self.samples(seed, len(some), start, restrictions=restrictions)
             done += [fill(some, made) for made in self.tables(parts, start)]

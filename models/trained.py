@@ -108,11 +108,12 @@ class TrainedModel:
             raise UserError(f"count {count}: ask for at least one sample")
         require_seed(seed)
         label = self._label(class_name)
-        restrictions = self.model.restrict(conditions_of(where)) if where else None
+        conditions = conditions_of(where or {})
+        restrictions = self.model.restrict(conditions) if where else None
         if self.model.table is None:
             return self.model.sample(seed, count, label)
         parts = self.model.samples(seed, count, label=label, restrictions=restrictions)
-        return to_frame(pa.concat_tables(self.model.tables(parts)))
+        return to_frame(pa.concat_tables(self.model.tables(parts, 0, conditions)))
 
     def impute(self, rows: Any, seed: int = 0) -> Any:
         """Fill the gaps of a table's rows with what the model makes beside their known cells.

@@ -12,6 +12,8 @@ from models import artifact, networks, record
 from models.config import Config, parse_config
 from models.images import encode_png, grid
 from models.model import QUANTILE_LEVELS
+from models.sampling import CHUNK, TABLE_CHUNK
+from models.tables import TableSchema
 
 SHAPES = {"image": (1, 8, 8), "rgb": (3, 16, 12), "vector": (2,)}
 ALL_SHAPES: dict[str, tuple[int, ...]] = {**SHAPES, "sequence": (4, 2), "table": (3,)}
@@ -32,7 +34,8 @@ def tiny_config(
         "constraint": {"kind": "gradient_penalty"},
         "training": {"steps": 4, "batch_size": 8, "num_critic_steps": 2},
     }
-    for section, keys in changes.items():
+    for name, keys in changes.items():
+        section = name.removesuffix("_")  # `table_`, where an argument has that name
         values[section] = {**values.get(section, {}), **keys}
     return parse_config({"name": "tiny", "conditional": conditional, **values})
 
@@ -42,18 +45,22 @@ def make_artifact(
     kind: str = "image",
     seed: int = 0,
     class_counts: dict[str, int] | None = None,
+    table: TableSchema | None = None,
     **changes: dict[str, Any],
 ) -> Path:
     """Save an artifact of untrained networks at ``folder`` and return the folder.
 
-    With ``class_counts``, by the classes' names, it is class-conditional.
+    With ``class_counts``, by the classes' names, it is class-conditional. Of the kind table, it
+    makes the rows of ``table`` if that is given.
     """
     torch.manual_seed(seed)
     counts = class_counts or {}
     config = tiny_config(kind, conditional=bool(counts), **changes)
-    shape = ALL_SHAPES[kind]
+    shape = ALL_SHAPES[kind] if table is None else (table.width,)
     features = 0 if len(shape) == 3 else shape[-1]
-    generator, critic = networks.build_networks(config, shape, len(counts))
+    generator, critic = networks.build_networks(
+        config, shape, len(counts), [] if table is None else table.parts
+    )
     generator.eval()
     critic.eval()
     run = record.Run(
@@ -68,7 +75,8 @@ def make_artifact(
             shape=shape,
             classes=list(counts),
             class_counts=list(counts.values()),
-            columns=COLUMNS if kind == "table" else [],
+            columns=table.names if table else COLUMNS if kind == "table" else [],
+            table=table,
             count=10,
             training_count=8,
             heldout_count=2,
@@ -78,7 +86,9 @@ def make_artifact(
             scale=[1.0] * features,
         ),
         provenance={},
-        engine=record.Engine(precision=config.serving.precision),
+        engine=record.Engine(
+            precision=config.serving.precision, chunk=TABLE_CHUNK if table else CHUNK
+        ),
         results=record.Results(
             extractor=None,
             figures={

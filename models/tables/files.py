@@ -15,6 +15,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from models.pipe import Pipe
+from models.tables.schema import whole
 
 Array = np.ndarray
 ROW_GROUP = 2**16
@@ -55,11 +56,16 @@ def _tuples(table: pa.Table) -> Iterator[tuple[object, ...]]:
 
 
 def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Values as JSON and CSV have them: numbers, truth values and texts."""
+    """Values as JSON and CSV have them: numbers, truth values and texts.
+
+    A duration is a number of its type's unit.
+    """
     kind = values.type
     if pa.types.is_timestamp(kind):
         zone = "Z" if kind.tz == "UTC" else "%z" if kind.tz else ""
         return pc.strftime(values, format=f"%Y-%m-%dT%H:%M:%S{zone}")
+    if pa.types.is_duration(kind):
+        return values.cast(pa.int64())
     if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
         return values.cast(pa.string())
     if pa.types.is_float32(kind):  # with its own fewest digits, not those of a float64
@@ -136,9 +142,11 @@ def _arrow(parts: Iterable[pa.Table]) -> Iterator[bytes]:
     pipe = Pipe()
     writer: pyarrow.ipc.RecordBatchFileWriter | None = None
     for part in parts:
+        # A file has one dictionary for each column, but each part may have its own.
+        plain = pa.table({name: whole(part[name]) for name in part.column_names})
         if writer is None:
-            writer = pyarrow.ipc.new_file(pipe, part.schema)
-        writer.write_table(part)
+            writer = pyarrow.ipc.new_file(pipe, plain.schema)
+        writer.write_table(plain)
         yield pipe.take()
     assert writer is not None, "there is at least one table"
     writer.close()

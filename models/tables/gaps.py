@@ -6,9 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.tables.column import arrow_type
 from models.tables.conditions import Condition
-from models.tables.layout import LARGEST_SCORE, Choice, place
-from models.tables.schema import TableSchema
+from models.tables.fixed import CopyColumn
+from models.tables.layout import LARGEST_SCORE, Choice, Part, place
+from models.tables.schema import TableSchema, whole
 
 Array = np.ndarray
 
@@ -34,17 +36,18 @@ def restrict_to_known(schema: TableSchema, rows: pa.Table) -> Array:
         width = sum(part.restrictions for part in column.parts)
         restrictions = np.full((len(rows), width), has_value, np.float32)
         if column.name in rows.column_names:
-            values = rows[column.name].combine_chunks()
+            values = whole(rows[column.name])
             is_known = values.is_valid().to_numpy(zero_copy_only=False)
             # A column without gaps in training has no code for one: any value stands in for it.
-            filler = column.decode(np.zeros((1, sum(p.width for p in column.parts)), np.float32))
-            codes = column.encode(values.fill_null(filler[0]))
+            any_code = np.zeros((1, sum(part.width for part in column.parts)), np.float32)
+            filler = column.decode(any_code).cast(values.type)[0]
+            codes = column.encode(values.fill_null(filler))
             restrictions[is_known] = _exactly(column.parts, codes)[is_known]
         pieces.append(restrictions)
     return np.concatenate(pieces, axis=1)
 
 
-def _exactly(parts: tuple, codes: Array) -> Array:
+def _exactly(parts: tuple[Part, ...], codes: Array) -> Array:
     """Restrictions that allow nothing but codes ``(N, width)``."""
     pieces = []
     for placed in place(parts):
@@ -54,6 +57,20 @@ def _exactly(parts: tuple, codes: Array) -> Array:
         else:
             pieces += [code + LARGEST_SCORE, LARGEST_SCORE - code]
     return np.concatenate(pieces, axis=1)
+
+
+def share_copies(schema: TableSchema, rows: pa.Table) -> pa.Table:
+    """Let a column and its copy know each other's values, so that both have the same gaps."""
+    columns = dict(zip(rows.column_names, rows.columns, strict=True))
+    for column in schema.columns:
+        if isinstance(column, CopyColumn):
+            known = [n for n in (column.of, column.name) if n in columns]
+            for name, other in ((column.of, column.name), (column.name, column.of)):
+                if other in known:
+                    kind = arrow_type(schema.column(name).type)
+                    values = columns[other].cast(kind)
+                    columns[name] = pc.coalesce(columns[name], values) if name in known else values
+    return pa.table(columns)
 
 
 def fill(rows: pa.Table, made: pa.Table) -> pa.Table:

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet
 
 from models.errors import DataError, suggestion
-from models.tables.column import arrow_type
-from models.tables.kinds import AnyColumn
-from models.tables.schema import TableSchema
+from models.tables.column import Column, arrow_type
+from models.tables.schema import TableSchema, whole
 
 MISSING = [
     *("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "None"),
@@ -45,17 +45,29 @@ def typed(schema: TableSchema, table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _typed(column: AnyColumn, values: pa.ChunkedArray) -> pa.Array:
-    whole, kind = values.combine_chunks(), arrow_type(column.type)
-    if pa.types.is_dictionary(whole.type):
-        whole = whole.dictionary_decode()
-    if pa.types.is_boolean(whole.type) and not pa.types.is_boolean(kind):
+def _typed(column: Column, values: pa.ChunkedArray) -> pa.Array:
+    """A column's values in its type, that of its categories if it is a dictionary."""
+    plain, kind = whole(values), arrow_type(column.type)
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_boolean(plain.type) and not pa.types.is_boolean(kind):
         raise DataError(f"column {column.name!r}: true and false are no {kind}")
+    if pa.types.is_floating(plain.type):
+        plain = pc.if_else(pc.is_nan(plain), None, plain)
+    if pa.types.is_string(plain.type) and pa.types.is_time(kind):  # Arrow reads none from a text
+        day = pc.binary_join_element_wise("1970-01-01", plain, "T")
+        plain = _cast(column, day, pa.timestamp(kind.unit))
+    if pa.types.is_string(plain.type) and pa.types.is_duration(kind):
+        plain = _cast(column, plain, pa.int64())
+    return _cast(column, plain, kind)
+
+
+def _cast(column: Column, plain: pa.Array, kind: pa.DataType) -> pa.Array:
     try:
-        return whole.cast(kind)
+        return plain.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         try:  # whole numbers with a point, as tools write columns that have gaps
-            return whole.cast(pa.float64()).cast(kind)
+            return plain.cast(pa.float64()).cast(kind)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             raise DataError(f"column {column.name!r}: not {kind} ({_first(error)})") from None
 

@@ -175,8 +175,9 @@ async def post_samples(context: Context, request: Request) -> Response:
 
     def encode() -> Iterator[bytes]:
         # A generator, so that nothing is made before the first turn.
+        parts = work.watch(batches)
         yield from stream_samples(
-            served.model, work.watch(batches), count, wanted.format, seed_fact
+            served.model, parts, count, wanted.format, seed_fact, wanted.where
         )
 
     pieces = encode()

@@ -8,6 +8,7 @@ with Client("http://127.0.0.1:3000") as client:
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ import httpx
 import numpy as np
 
 Array = np.ndarray
-Format = Literal["png", "webp", "zip", "npz", "json", "csv"]
+Record = dict[str, Any]
+"""A row of a table, by column name; None where there is no value."""
+Format = Literal["png", "webp", "zip", "npz", "json", "csv", "parquet", "arrow"]
 Role = Literal["champion", "challenger"]
 
 
@@ -124,6 +127,9 @@ class SampleOptions(TypedDict, total=False):
     """True: the critic guides the generator, which takes four to eight times as long."""
     model: Role
     """Which served model; without it, the champion, or the challenger for its share of requests."""
+    where: dict[str, Any]
+    """What every row of a table meets, by column: a value, a list of values, None for no value, or
+    a range such as ``{"above": 5000}``."""
     walk_to: int
     """A second seed: samples at even steps on the way from `seed` to it, both ends included."""
 
@@ -134,6 +140,15 @@ class Samples:
 
     items: Array
     """uint8 ``(N, H, W, C)``; or ``(N, D)`` or ``(N, T, D)``, float32 or float64."""
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table and their origin."""
+
+    items: list[Record]
+    """In order; ``pandas.DataFrame(rows.items)`` makes a DataFrame."""
     origin: Origin
 
 
@@ -194,10 +209,33 @@ class Client:
         self._http.close()
 
     def samples(self, count: int | None = None, **options: Unpack[SampleOptions]) -> Samples:
-        """Generate samples as an array; ``count`` is 1 unless given."""
+        """Generate samples as an array; ``count`` is 1 unless given. For tables see `rows`."""
         file = self.file("npz", count, **options)
         with np.load(io.BytesIO(file.content)) as arrays:
             return Samples(arrays["samples"], file.origin)
+
+    def rows(self, count: int | None = None, **options: Unpack[SampleOptions]) -> Rows:
+        """Generate rows of a table of mixed columns; ``count`` is 1 unless given."""
+        file = self.file("json", count, **options)
+        return Rows(json.loads(file.content)["samples"], file.origin)
+
+    def impute(
+        self, rows: Sequence[Record], seed: int | None = None, *, model: Role | None = None
+    ) -> Rows:
+        """Fill the gaps of rows: what is None, or is not there.
+
+        Args:
+            rows: of the model's table.
+            seed: another one gives another completion; without it, the service takes a random one.
+            model: which served model.
+        """
+        body: dict[str, Any] = {"rows": list(rows)}
+        if seed is not None:
+            body["seed"] = seed
+        if model is not None:
+            body["model"] = model
+        response = self._send("POST", "/v1/imputations", json=body)
+        return Rows(response.json()["rows"], _origin(response))
 
     def file(
         self, format: Format = "png", count: int | None = None, **options: Unpack[SampleOptions]
@@ -217,7 +255,7 @@ class Client:
 
     def score(
         self,
-        items: Array,
+        items: Array | Sequence[Record],
         classes: Sequence[str] | None = None,
         *,
         resize: bool = False,
@@ -226,12 +264,17 @@ class Client:
         """Score items.
 
         Args:
-            items: ``(N, H, W[, C])`` whole numbers from 0 to 255, ``(N, D)`` or ``(N, T, D)``.
+            items: ``(N, H, W[, C])`` whole numbers from 0 to 255, ``(N, D)`` or ``(N, T, D)``; of a
+                table of mixed columns, rows as `rows` returns them.
             classes: the class of each item, for a class-conditional model.
             resize: bring images to the model's size and channels.
             model: which served model.
         """
-        body: dict[str, Any] = {"samples": np.asarray(items).tolist(), "resize": resize}
+        body: dict[str, Any] = {"resize": resize}
+        if isinstance(items, Sequence) and items and isinstance(items[0], dict):
+            body["rows"] = list(items)
+        else:
+            body["samples"] = np.asarray(items).tolist()
         if classes is not None:
             body["classes"] = list(classes)
         if model is not None:

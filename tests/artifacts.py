@@ -13,11 +13,11 @@ from models.config import Config, parse_config
 from models.images import encode_png, grid
 from models.model import QUANTILE_LEVELS
 from models.sampling import CHUNK, TABLE_CHUNK
-from models.tables import TableSchema
+from tests.mixed import people_schema
 
 SHAPES = {"image": (1, 8, 8), "rgb": (3, 16, 12), "vector": (2,)}
 ALL_SHAPES: dict[str, tuple[int, ...]] = {**SHAPES, "sequence": (4, 2), "table": (3,)}
-ARCHITECTURES = {"vector": "mlp", "table": "mlp", "sequence": "gru"}
+ARCHITECTURES = {"vector": "mlp", "table": "mlp", "rows": "mlp", "sequence": "gru"}
 SOURCES = {"vector": "8gaussians", "sequence": "ar2"}
 COLUMNS = ["height", "mass", "age"]
 
@@ -34,8 +34,7 @@ def tiny_config(
         "constraint": {"kind": "gradient_penalty"},
         "training": {"steps": 4, "batch_size": 8, "num_critic_steps": 2},
     }
-    for name, keys in changes.items():
-        section = name.removesuffix("_")  # `table_`, where an argument has that name
+    for section, keys in changes.items():
         values[section] = {**values.get(section, {}), **keys}
     return parse_config({"name": "tiny", "conditional": conditional, **values})
 
@@ -45,17 +44,17 @@ def make_artifact(
     kind: str = "image",
     seed: int = 0,
     class_counts: dict[str, int] | None = None,
-    table: TableSchema | None = None,
     **changes: dict[str, Any],
 ) -> Path:
     """Save an artifact of untrained networks at ``folder`` and return the folder.
 
-    With ``class_counts``, by the classes' names, it is class-conditional. Of the kind table, it
-    makes the rows of ``table`` if that is given.
+    With ``class_counts``, by the classes' names, it is class-conditional. One of the kind rows
+    makes a table of mixed columns.
     """
     torch.manual_seed(seed)
     counts = class_counts or {}
     config = tiny_config(kind, conditional=bool(counts), **changes)
+    table = people_schema() if kind == "rows" else None
     shape = ALL_SHAPES[kind] if table is None else (table.width,)
     features = 0 if len(shape) == 3 else shape[-1]
     generator, critic = networks.build_networks(

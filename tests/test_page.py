@@ -38,7 +38,7 @@ FLAGS = [
 CLASSES = {"even": 3, "<b>odd</b>": 5}
 PATIENCE = 60_000
 """Milliseconds: the machine may be busy."""
-KINDS = ("image", "rgb", "vector", "table", "sequence")
+KINDS = ("image", "rgb", "vector", "table", "rows", "sequence")
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="there is no chromium here; .ci/run installs Debian's"
 )
@@ -366,6 +366,36 @@ def test_sequences_and_tables(sites: Sites, visit: Callable[..., Page]) -> None:
     expected = sites["table"].model.sample(7, 1)[0]
     np.testing.assert_allclose([float(cell) for cell in row], expected, rtol=1e-3)
     assert page.locator("#walk dt").all_inner_texts() == ["height", "mass", "age"]
+
+
+@needs_chromium
+def test_rows_of_a_table_under_conditions(sites: Sites, visit: Callable[..., Page]) -> None:
+    page = settled(visit(sites["rows"].url))
+    table = sites["rows"].model.table
+    assert table is not None
+    head = page.locator("#samples thead th").all_inner_texts()
+    assert head == ["sample", *table.names]
+    assert page.locator("#walk dt").all_inner_texts() == table.names
+    page.locator("#conditions summary").click()
+    page.get_by_label("home").select_option("rent, old")
+    page.get_by_label("age from").fill("40")
+    page.get_by_label("age to").fill("45")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    has(page, "#curl", '"where":{"age":{"at_least":40,"at_most":45},"home":["rent, old"]}')
+    expect(page.locator("#samples tbody td").nth(head.index("home") - 1)).to_have_text("rent, old")
+    rows = [
+        dict(zip(head[1:], row.locator("td").all_inner_texts(), strict=True))
+        for row in page.locator("#samples tbody tr").all()
+    ]
+    assert len(rows) == 10
+    for row in rows:
+        assert row["home"] == "rent, old"
+        assert 40 <= int(row["age"]) <= 45
+    page.get_by_role("button", name="Score the samples").click()
+    has(page, "#score-status", "512 items scored")
+    page.get_by_label("age from").fill("400")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    has(page, "#generate-status", "age is from 18 to 89")
 
 
 @needs_chromium

@@ -18,49 +18,22 @@ import wgan
 from models.artifact import load_artifact
 from models.errors import ConditionError, DataError, ShapeError, UserError
 from models.model import Model
-from models.tables import Condition, TableSchema
+from models.tables import Condition
 from models.tables.files import write_rows
 from models.tables.records import read_rows, rows_of_records, typed
 from models.trained import TrainedModel, load
 from tests.artifacts import make_artifact
+from tests.mixed import people
 from tests.test_tables import CASES, fitted
-from training.data.schema import find_structure, fit_schema
 from wgan_cli import main
 
 RNG = np.random.default_rng(0)
 FORMATS = ["csv", "json", "npz", "parquet", "arrow"]
 
 
-def people(count: int = 300) -> pa.Table:
-    """Rows with every kind of column, and gaps in two."""
-    income = [None if i % 5 == 0 else round(float(x), 2) for i, x in enumerate(RNG.random(count))]
-    home = [
-        None if i % 7 == 0 else x for i, x in enumerate(RNG.choice(["own", "rent, old"], count))
-    ]
-    age = RNG.integers(18, 90, count)
-    return pa.table(
-        {
-            "id": pa.array([f"p{i:04d}" for i in range(count)]),
-            "age": pa.array(age),
-            "income": pa.array(income),
-            "home": pa.array(home),
-            "member": pa.array(RNG.random(count) < 0.5),
-            "since": pa.array([dt.date(2020, 1, 1) + dt.timedelta(int(x)) for x in age * 10]),
-            "country": pa.array(["NL"] * count),
-            "years": pa.array(age),
-        }
-    )
-
-
 @pytest.fixture(scope="module")
-def schema() -> TableSchema:
-    table = people()
-    return fit_schema(table, find_structure(table, {}), {}, np.arange(len(table)) % 5 > 0)
-
-
-@pytest.fixture(scope="module")
-def artifact(schema: TableSchema, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_artifact(tmp_path_factory.mktemp("rows") / "artifact", "table", table=schema)
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_artifact(tmp_path_factory.mktemp("rows") / "artifact", "rows")
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +134,9 @@ def test_each_row_may_have_its_own_conditions(model: Model) -> None:
     assert homes == ["own", "rent, old"] * 200
 
 
-def test_a_condition_holds_in_bfloat16_too(schema: TableSchema, tmp_path: Path) -> None:
+def test_a_condition_holds_in_bfloat16_too(tmp_path: Path) -> None:
     serving = {"precision": "bf16"}
-    folder = make_artifact(tmp_path / "a", "table", table=schema, serving=serving)
+    folder = make_artifact(tmp_path / "a", "rows", serving=serving)
     model = load_artifact(folder)
     wanted = {"age": Condition(one_of=(33,)), "home": Condition(one_of=("own",))}
     codes = np.concatenate(list(model.samples(0, 300, restrictions=model.restrict(wanted))))
@@ -173,13 +146,13 @@ def test_a_condition_holds_in_bfloat16_too(schema: TableSchema, tmp_path: Path) 
     assert model.error()[0] < 0.1
 
 
-def test_models_that_take_no_conditions_say_so(schema: TableSchema, tmp_path: Path) -> None:
+def test_models_that_take_no_conditions_say_so(tmp_path: Path) -> None:
     plain = load_artifact(make_artifact(tmp_path / "plain", "table"))
     with pytest.raises(ConditionError, match="no table of mixed columns"):
         plain.restrict({"age": Condition(above=1)})
     with pytest.raises(ShapeError, match="give numbers"):
         plain.codes(people())
-    folder = make_artifact(tmp_path / "without", "table", table=schema, table_={"conditions": 0})
+    folder = make_artifact(tmp_path / "without", "rows", table={"conditions": 0})
     with pytest.raises(ConditionError, match=r"table\.conditions=0"):
         load_artifact(folder).impute(people(), 0)
 

@@ -117,8 +117,8 @@ function list(entries) {
 
 const note = (words) => make("p", { class: "note" }, words);
 
-function text(value) {
-  if (value === null || value === undefined) return "none";
+function text(value, missing = "none") {
+  if (value === null || value === undefined) return missing;
   if (typeof value === "number") return number(value);
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
@@ -218,13 +218,16 @@ const pathOf = (points) => `M${points.map(([x, y]) => `${x.toFixed(1)} ${y.toFix
 // What draws samples of the model's kind: given the samples, and of a walk also the place on it, it
 // returns what makes the picture for a width. All places of a walk share one scale.
 function numbersDrawing(samples, label, place = null) {
+  if (isTable()) return null;
   if (model.data.kind === "sequence") return (width) => sequences(width, samples, label, place);
   if (model.shape[0] === 1 && place === null) return (width) => valuesHistogram(width, samples, label);
   if (model.shape[0] === 2) return (width) => scatter(width, samples, label, place);
   return null;
 }
 
+const isTable = () => Boolean(model.data.table); // its samples are records, by column name
 const columns = () =>
+  isTable() ? model.data.table.columns.map((column) => column.name) :
   model.data.columns?.length ? model.data.columns : Array.from({ length: model.shape.at(-1) }, (_, i) => `x${i + 1}`);
 
 function scatter(width, samples, label, place) {
@@ -283,8 +286,53 @@ const samplesTable = (samples, label) =>
   table(
     samples.length > SHOWN_ROWS ? `${label}: the first ${SHOWN_ROWS}` : label,
     ["sample", ...columns()],
-    samples.slice(0, SHOWN_ROWS).map((s, i) => [i + 1, ...s.map(number)]),
+    samples.slice(0, SHOWN_ROWS).map((s, i) => [i + 1, ...valuesOf(s).map((value) => text(value, ""))]),
   );
+
+const valuesOf = (sample) => (isTable() ? columns().map((name) => sample[name]) : sample);
+
+// ---- conditions on a table's rows, one field or two for each column of the schema ----------------
+
+const OF_CHOICES = ["category", "boolean"];
+
+function prepareConditions() {
+  const asked = isTable() && model.config.table?.conditions !== 0;
+  $("conditions").hidden = !asked;
+  $("where").replaceChildren();
+  if (!asked) return;
+  for (const column of model.data.table.columns) {
+    if (OF_CHOICES.includes(column.kind)) $("where").append(choiceField(column));
+    if (["number", "time"].includes(column.kind)) $("where").append(...rangeFields(column));
+  }
+}
+
+function choiceField({ name, categories, others, missing }) {
+  const select = make("select", { "data-column": name, "data-key": "one_of" });
+  const known = [...categories, ...(others ?? [])].map((c) => [JSON.stringify([c]), c]);
+  options(select, [["", "any"], ...known, ...(missing ? [["null", "no value"]] : [])]);
+  return make("label", {}, `${name} `, select);
+}
+
+function rangeFields({ name, kind, low, high }) {
+  const type = kind === "number" ? "number" : "text";
+  return [["at_least", "from", low], ["at_most", "to", high]].map(([key, word, end]) => {
+    const about = kind === "number" ? number(end) : "2024-05-31";
+    const input = make("input", { type, placeholder: about, "data-column": name, "data-key": key });
+    if (type === "number") input.step = "any";
+    return make("label", {}, `${name} ${word} `, input);
+  });
+}
+
+function conditions() {
+  const where = {};
+  for (const field of $("where").querySelectorAll("[data-column]")) {
+    const { column, key } = field.dataset;
+    if (field.value === "") continue;
+    if (key === "one_of") where[column] = JSON.parse(field.value);
+    else where[column] = { ...where[column], [key]: field.type === "number" ? Number(field.value) : field.value };
+  }
+  return where;
+}
 
 // ---- generate ------------------------------------------------------------------------------------
 
@@ -294,6 +342,8 @@ const isConditional = () => model.config.conditional;
 function generateBody() {
   const body = { count: Number($("count").value), seed: Number($("seed").value) };
   if (isConditional() && $("class").value) body.class = $("class").value;
+  const where = conditions();
+  if (Object.keys(where).length) body.where = where;
   return body;
 }
 
@@ -302,7 +352,7 @@ async function generate(signal) {
   const format = isImage() ? "png" : "json";
   const shown = `${body.count} ${body.count === 1 ? "sample" : "samples"} of seed ${body.seed}`;
   const label = body.class === undefined ? shown : `${shown}, class ${body.class}`;
-  showCurl({ ...body, format });
+  showCurl({ ...body, format: isTable() ? "csv" : format });
   const response = await post("v1/samples", { ...body, format }, signal);
   if (isImage()) {
     const picture = await picturesOf(response);
@@ -369,7 +419,7 @@ function numberFrames(samples, label) {
   return (place) => {
     const draw = numbersDrawing(samples, label, place);
     if (draw) show($("walk"), draw);
-    else showStill($("walk"), list(columns().map((name, i) => [name, samples[place][i]])));
+    else showStill($("walk"), list(columns().map((name, i) => [name, valuesOf(samples[place])[i]])));
   };
 }
 
@@ -488,7 +538,7 @@ async function scoreShown(signal) {
 }
 
 async function scoreItems(samples, label, signal) {
-  const body = { samples };
+  const body = isTable() ? { rows: samples } : { samples };
   if (isConditional()) body.classes = samples.map(() => label);
   return showScores(await (await post("v1/scores", body, signal)).json(), [], []);
 }
@@ -620,7 +670,7 @@ function showRecord() {
     ["version", model.version],
     ["data", data.name],
     ["licence", data.licence ?? "unknown"],
-    ["one item", `${data.kind}, ${shapeText()}`],
+    ["one item", isTable() ? shapeText() : `${data.kind}, ${shapeText()}`],
     ["items", `${data.training_count} to train on, ${data.heldout_count} held out`],
   ];
   if (data.classes.length) entries.push(["classes", data.classes.join(", ")]);
@@ -640,6 +690,7 @@ function showRecord() {
 
 function shapeText() {
   const shape = model.shape;
+  if (isTable()) return `a row of ${columns().length} columns`;
   if (!isImage()) return shape.join(" × ");
   return `${shape[2]} × ${shape[1]}, ${shape[0] === 1 ? "grey" : `${shape[0]} channels`}`;
 }
@@ -664,7 +715,9 @@ function prepare() {
   options($("count"), counts.map((count) => [count, count]));
   $("count").value = isImage() ? 64 : 512;
   const size = model.shape.reduce((a, b) => a * b, 1);
-  $("row-form").hidden = isImage() || size > 64;
+  $("row-form").hidden = isImage() || isTable() || size > 64;
+  $("file-form").hidden = isTable();
+  prepareConditions();
   $("row-label").textContent = `${size} numbers${size === 1 ? "" : ": " + columns().join(", ")}`;
   if (!isImage()) {
     $("drop").querySelector("span").textContent = "Drop .npy or .npz files of items here, or choose them";

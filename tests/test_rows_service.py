@@ -1,0 +1,164 @@
+"""Rows of a table over HTTP, and by the client."""
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+
+from service.client import Client, UnsuitableError
+from tests.servers import Server, is_problem
+
+GAPS = [{"age": 40, "home": None}, {"home": "own", "income": 0.5}]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server("rows", tmp_path_factory.mktemp("service")).running() as server:
+        yield server
+
+
+def post(server: Server, path: str, **body: Any) -> httpx.Response:
+    return server.client.post(f"/v1/{path}", json=body)
+
+
+WHERE = {"home": "own", "age": {"above": 40}, "income": None, "member": [True, False]}
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet", "arrow", "npz", "json"])
+def test_rows_under_conditions_in_every_format(server: Server, format: str) -> None:
+    response = server.samples(count=5000, seed=7, where=WHERE, format=format)
+    assert response.status_code == 200, response.text
+    file = io.BytesIO(response.content)
+    match format:
+        case "csv":
+            frame = pd.read_csv(file)
+        case "parquet":
+            frame = pd.read_parquet(file)
+        case "arrow":
+            frame = pd.read_feather(file)
+        case "npz":
+            with np.load(file) as arrays:
+                frame = pd.DataFrame(dict(arrays))
+        case _:
+            frame = pd.DataFrame(response.json()["samples"])
+            assert response.json()["seed"] == 7
+    assert len(frame) == 5000
+    assert (frame.home == "own").all()
+    assert (frame.age > 40).all()
+    assert frame.age.dtype == np.int64
+    assert frame.member.dtype == bool
+    assert frame.income.isna().all()
+    assert frame.id.is_unique
+    again = server.samples(count=5000, seed=7, where=WHERE, format=format)
+    assert again.content == response.content
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "says"),
+    [
+        ({"hom": "own"}, 422, "no column 'hom'; did you mean 'home'?"),
+        ({"home": "castle"}, 422, "no category 'castle'"),
+        ({"age": {"above": 400}}, 422, "age is from 18 to 89"),
+        ({"age": None}, 422, "never missing"),
+        ({"age": {"over": 4}}, 400, "/where/age/over"),
+        ({"age": {}}, 400, "says nothing"),
+        ({"age": []}, 400, "at least 1"),
+        ({"home": [["own"]]}, 400, "/where/home"),
+        ({"home": "o" * 1001}, 400, "1000 characters"),
+        ({"home" * 300: "own"}, 400, "1000 characters"),
+        ({"age": 10**400}, 400, "64 bits"),
+        ({"age": list(range(2000))}, 400, "at most 1024"),
+        ({}, 400, "/where"),
+    ],
+)
+def test_conditions_that_cannot_be_met(
+    server: Server, where: dict[str, Any], status: int, says: str
+) -> None:
+    problem = is_problem(server.samples(where=where, format="json"), status)
+    assert says in json.dumps(problem)
+
+
+def test_gaps_are_filled(server: Server) -> None:
+    answer = post(server, "imputations", rows=GAPS, seed=3)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["X-Seed"] == "3"
+    first, second = answer.json()["rows"]
+    assert first["age"] == first["years"] == 40
+    assert first["home"] is not None
+    assert (second["home"], second["income"]) == ("own", 0.5)
+    assert answer.json() == post(server, "imputations", rows=GAPS, seed=3).json()
+    assert "X-Seed" in post(server, "imputations", rows=GAPS).headers
+
+
+@pytest.mark.parametrize(
+    ("rows", "status", "says"),
+    [
+        ([{"hom": "own"}], 422, "did you mean 'home'"),
+        ([{"home": "castle"}], 422, "unknown category 'castle'"),
+        ([{"age": "forty"}], 422, "column 'age'"),
+        ([{"age": [1]}], 422, "column 'age'"),
+        ([{"age": {"a": 1}}], 422, "column 'age'"),
+        ([{"age": 10**400}], 422, "column 'age'"),
+        ([{"age": 1}, {"age": "x"}], 422, "column 'age'"),
+        ([{"home": "c" * 10**6}], 422, "unknown category"),
+        ([{"x" * 10**6: 1}], 422, "no column"),
+        ([{"age": 40}] * 1025, 422, "at most 1024"),
+        ([], 400, "/rows"),
+        (["own"], 400, "/rows/0"),
+    ],
+)
+def test_rows_that_are_refused(server: Server, rows: list[Any], status: int, says: str) -> None:
+    for path in ("imputations", "scores"):
+        response = post(server, path, rows=rows)
+        problem = json.dumps(is_problem(response, status))
+        assert says in problem or (path == "scores" and "no column 'age'" in problem)
+        assert len(response.content) < 2000
+
+
+def test_rows_are_scored_by_the_names_of_their_columns(server: Server) -> None:
+    rows = server.samples(count=20, seed=1, format="json").json()["samples"]
+    scores = post(server, "scores", rows=rows).json()["scores"]
+    turned = [dict(reversed(row.items())) for row in rows]
+    assert post(server, "scores", rows=turned).json()["scores"] == scores
+    model = server.model
+    codes = np.concatenate(list(model.samples(1, 20)))
+    assert len(scores) == len(codes)
+    is_problem(post(server, "scores", samples=codes.tolist()), 422)
+    is_problem(post(server, "scores", samples=[], rows=rows), 400)
+    del rows[0]["age"]
+    assert "age" in str(is_problem(post(server, "scores", rows=rows), 422)["detail"])
+
+
+def test_pictures_and_files_of_items_are_refused(server: Server) -> None:
+    assert "parquet" in str(is_problem(server.samples(count=1), 422)["detail"])
+    files = [("files", ("a.csv", b"age\n1\n"))]
+    assert server.client.post("/v1/scores", files=files).status_code in (415, 422)
+
+
+def test_the_description_has_the_short_forms(server: Server) -> None:
+    document = server.client.get("/docs.json").json()
+    condition = document["components"]["schemas"]["Condition"]
+    types = [form.get("type") for form in condition["anyOf"]]
+    assert types == ["object", ["boolean", "number", "string"], "array", "null"]
+    assert "/v1/imputations" in document["paths"]
+    columns = server.client.get("/v1/model").json()["data"]["table"]["columns"]
+    assert [column["name"] for column in columns][:2] == ["id", "age"]
+
+
+def test_the_client(server: Server) -> None:
+    with Client(str(server.client.base_url)) as client:
+        rows = client.rows(30, seed=2, where={"home": "own"})
+        assert {row["home"] for row in rows.items} == {"own"}
+        assert rows.origin.seed == 2
+        assert len(client.score(rows.items).scores) == 30
+        filled = client.impute(GAPS, seed=1, model="champion")
+        assert filled.items[0]["age"] == 40
+        frame = pd.read_parquet(io.BytesIO(client.file("parquet", 5, seed=2).content))
+        assert frame.id.tolist() == [row["id"] for row in client.rows(5, seed=2).items]
+        with pytest.raises(UnsuitableError, match="did you mean"):
+            client.rows(where={"hom": 1})

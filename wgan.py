@@ -5,7 +5,7 @@ From a table to new rows, in ten lines::
     import wgan
 
     model = wgan.train("people.csv", constraint="gradient_penalty", steps=3000, out="runs/people")
-    rows = model.sample(seed=7, count=1000)         # (1000, columns)
+    rows = model.sample(seed=7, count=1000)         # a DataFrame; where={"age": 40} asks for some
     scores = model.score(rows)                      # higher is more like real rows
     print(model.columns, model.figures["wasserstein_1"].value)
 
@@ -104,7 +104,7 @@ def train(
     Args:
         data: a built-in name, file, folder or URL (docs/data.md); an array of images, uint8
             ``(N, H, W)`` or ``(N, H, W, C)``, vectors ``(N, D)`` or sequences ``(N, T, D)``; or a
-            DataFrame of numbers. By default the preset's own.
+            DataFrame. By default the preset's own.
         preset: settings to start from, see `presets`; by default those that suit the data.
         constraint: kind of the critic constraint, see `constraints`, or one with other
             hyperparameters, such as ``wgan.GradientPenalty(strength=1)``.

@@ -20,7 +20,7 @@ from deploy.checks.shared import pod_spec, run
 from tests.s3 import KEY, SECRET, s3_server
 
 COMPILERS = ["gcc", "cc", "g++", "clang", "make", "ld"]
-TRAINING_ONLY = ["mlflow", "scikit-learn", "scipy", "pandas", "pyarrow", "POT", "s3fs"]
+TRAINING_ONLY = ["mlflow", "scikit-learn", "scipy", "pandas", "POT", "s3fs"]
 LABELS = ["title", "description", "licenses", "version", "revision", "created"]
 MAX_SIZE_GB = 1.6
 MEMORY = "1g"

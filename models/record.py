@@ -96,6 +96,8 @@ class Figure(BaseModel, frozen=True, extra="forbid"):
     n: int
     """Number of samples."""
     better: Literal["lower", "higher"]
+    baseline: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The figure of a Gaussian copula that was fitted to the training rows; None but for tables."""
 
 
 class Extractor(BaseModel, frozen=True, extra="forbid"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,6 +50,8 @@ class Dataset:
     """One line for each column of a table that the user should know something of"""
     digests: Array | None = None
     """uint8 ``(N, 16)``, a hash of each item"""
+    table: Any = None
+    """The rows as they were read, a `pyarrow.Table`, of which ``items`` are the codes; or None"""
 
     @property
     def scaling(self) -> Scaling:
@@ -170,6 +172,7 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
         raw.problems,
         notes,
         digests,
+        None if schema is None else raw.table,
     )
 
 

@@ -23,7 +23,7 @@ from training.judging.extractors import (
     choose_extractor,
     load_extractor,
 )
-from training.judging.figures import HEADLINES, distances, figure
+from training.judging.figures import distances, figure, headlines
 from training.judging.intervals import Estimate, measure
 from training.judging.metrics import (
     Metric,
@@ -32,6 +32,7 @@ from training.judging.metrics import (
     nearest_distances,
     precision_recall_density_coverage,
 )
+from training.judging.tables.judge import judge_table
 from training.progress import phase, silent
 
 Array = np.ndarray
@@ -49,7 +50,8 @@ def judge(
 ) -> Results:
     """Judge the generator, as it is served, against held-out real data.
 
-    Vectors and sequences are compared in the critic's units, images over an extractor's features. A
+    Vectors and sequences are compared in the critic's units, images over an extractor's features,
+    tables by their rows (`training.judging.tables.judge.judge_table`). A
     class-conditional generator is judged by `class_accuracy` too, if the data have its classes. How
     well training items are told from held-out ones, by samples and by the critic, comes last.
 
@@ -63,6 +65,11 @@ def judge(
         Every figure with its floor and interval, and the extractor.
     """
     n = config.samples
+    if data.card.table is not None:
+        figures = judge_table(model, data, config, SAMPLE_SEED)
+        for name, estimate in critic_membership(model, data, n).items():
+            figures[name] = figure(name, estimate)
+        return Results(extractor=None, figures=figures)
     extractor = extractor if model.is_image else None
     if model.is_image:  # features of more items would not be used
         n = min(n, data.card.heldout_count, data.card.training_count)
@@ -177,7 +184,7 @@ def _figures(data: Dataset) -> Metric:
     It takes points ``(N, D)``, or sequences ``(N, T, D)``.
     """
     kind, mixture = data.card.kind, data.mixture
-    headlines = distances(*HEADLINES[kind])
+    compared = distances(*headlines(data.card))
     column_distances = distances("marginal_wasserstein_1", "correlation_difference")
 
     def compute(real: Array, fake: Array) -> dict[str, float]:
@@ -186,7 +193,7 @@ def _figures(data: Dataset) -> Metric:
             error = _autocovariance_error(real, fake, data.autocovariance)
             found["autocovariance_error"] = error
             real, fake = (x.reshape(len(x), -1) for x in (real, fake))
-        found |= headlines(real, fake) | precision_recall_density_coverage(real, fake)
+        found |= compared(real, fake) | precision_recall_density_coverage(real, fake)
         if data.card.columns:
             found |= column_distances(real, fake)
         if mixture:

@@ -10,9 +10,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from models.record import Figure
+from models.record import DataCard, Figure
 from training.judging import metrics
 from training.judging.intervals import Estimate
+from training.judging.tables import likeness
 
 Array = np.ndarray
 
@@ -43,6 +44,17 @@ FIGURES = {
     "high_quality_share": FigureKind("higher", is_share=True),
     "class_accuracy": FigureKind("higher", is_share=True),
     "lowest_class_accuracy": FigureKind("higher", is_share=True),
+    "column_shapes": FigureKind("higher", is_share=True),
+    "pair_trends": FigureKind("higher", is_share=True),
+    "table_error": FigureKind("lower", is_share=True, distance=likeness.table_error),
+    "missing_difference": FigureKind("lower", is_share=True),
+    "rare_category_coverage": FigureKind("higher", is_share=True),
+    "valid_share": FigureKind("higher", is_share=True),
+    "tstr": FigureKind("higher"),
+    "detection_auroc": FigureKind("lower", is_share=True),
+    "nearer_to_training": FigureKind("lower", is_share=True),
+    "distance_ratio": FigureKind("higher"),
+    "exact_copies": FigureKind("lower", is_share=True),
     "membership_auroc": FigureKind("lower", is_share=True),
     "critic_membership_auroc": FigureKind("lower", is_share=True),
 }
@@ -50,9 +62,15 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     "image": ("kernel_distance", "frechet_distance"),
     "vector": ("wasserstein_1", "sliced_wasserstein_1"),
     "sequence": ("sliced_wasserstein_1",),
+    "table": ("table_error",),
 }
 """Distances between whole distributions, by kind of data; the first decides unless told otherwise.
-Images are compared over an extractor's features."""
+Images are compared over an extractor's features, tables as `tables.rows.comparable` makes them."""
+
+
+def headlines(card: DataCard) -> tuple[str, ...]:
+    """`HEADLINES` of a data set."""
+    return HEADLINES["table" if card.table is not None else card.kind]
 
 
 def distance(name: str, real: Array, fake: Array) -> float:
@@ -60,8 +78,8 @@ def distance(name: str, real: Array, fake: Array) -> float:
 
     Args:
         name: of a figure that has a distance in `FIGURES`.
-        real: ``(N, D)``.
-        fake: ``(M, D)``.
+        real: ``(N, D)``, or comparable rows of a table.
+        fake: ``(M, D)``, likewise.
 
     Raises:
         KeyError: there is no such figure.
@@ -82,8 +100,8 @@ def distances(*names: str) -> metrics.Metric:
     return compute
 
 
-def figure(name: str, estimate: Estimate) -> Figure:
-    """Turn an estimate into the figure that ``run.json`` holds."""
+def figure(name: str, estimate: Estimate, baseline: float | None = None) -> Figure:
+    """Turn an estimate, and the baseline's figure, into the figure that ``run.json`` holds."""
     kind, (low, high) = FIGURES[name], (estimate.low, estimate.high)
     return Figure(
         value=estimate.value,
@@ -91,4 +109,5 @@ def figure(name: str, estimate: Estimate) -> Figure:
         interval=(max(low, 0), min(high, 1)) if kind.is_share else (low, high),
         n=estimate.n,
         better=kind.better,
+        baseline=baseline,
     )

@@ -1,0 +1,90 @@
+"""Generated rows that are training rows, or nearer to them than chance has it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from training.judging.copying import membership
+from training.judging.metrics import nearest_distances
+from training.judging.tables.uses import Reading
+
+Array = np.ndarray
+
+
+def nearer_to_training(fake: Array, training: Array, heldout: Array) -> Reading:
+    """Share of generated rows that are nearer to a training row than to any held-out row.
+
+    The distance to the closest record, against a holdout (Platzer & Reutterer 2021, section 2.3).
+    There are as many rows of both kinds, so that a generator that does not know which were trained
+    on has 0.5 in the mean, however good it is. Ties count half.
+
+    Args:
+        fake: codes ``(N, width)``.
+        training: codes ``(M, width)``.
+        heldout: codes ``(M, width)``.
+    """
+    to_training, to_heldout = (nearest_distances(fake, x) for x in (training, heldout))
+    nearer = (to_training < to_heldout) + 0.5 * (to_training == to_heldout)
+    return _share(nearer)
+
+
+def distance_ratio(fake_distances: Array, heldout_distances: Array) -> Reading:
+    """Median distance of generated rows from their nearest training row, over that of held-out rows.
+
+    1 for rows like real ones, 0 for copies, above 1 for rows that are far from the data.
+
+    Args:
+        fake_distances: ``(N,)``, from each generated row to its nearest training row.
+        heldout_distances: ``(M,)``, the same for held-out rows.
+
+    Returns:
+        The interval is of 200 bootstrap samples of both, seed 0. 1 where both medians are 0.
+    """
+    rng = np.random.default_rng(0)
+
+    def ratio(a: Array, b: Array) -> float:
+        low, high = float(np.median(a)), float(np.median(b))
+        return low / high if high else float(low == 0) or 1e9
+
+    draws = [
+        ratio(rng.choice(fake_distances, len(fake_distances)),
+              rng.choice(heldout_distances, len(heldout_distances)))
+        for _ in range(200)
+    ]  # fmt: skip
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Reading(ratio(fake_distances, heldout_distances), float(low), float(high))
+
+
+def exact_copies(fake: Array, training: Array) -> Reading:
+    """Share of the generated rows that equal a training row in every learned column.
+
+    Args:
+        fake: rows, as `training.judging.tables.rows.comparable` makes them.
+        training: all training rows, likewise.
+    """
+    known = set(_as_bytes(training))
+    return _share(np.array([row in known for row in _as_bytes(fake)], float))
+
+
+def membership_attack(fake: Array, training: Array, heldout: Array) -> Reading:
+    """How well the nearest generated row tells a training row from a held-out one.
+
+    See `training.judging.copying.membership`; arguments are codes ``(N, width)``.
+    """
+    signals = (-nearest_distances(x, fake) for x in (training, heldout))
+    found = membership(*signals)
+    return Reading(found.auroc, found.low, found.high)
+
+
+def _share(hits: Array) -> Reading:
+    share = float(hits.mean())
+    margin = float(1.96 * hits.std() / np.sqrt(len(hits)))
+    return Reading(share, share - margin, share + margin)
+
+
+def _as_bytes(rows: Array) -> list[bytes]:
+    rows = rows.copy()
+    for name in rows.dtype.names or ():
+        if rows.dtype[name].kind == "f":  # one NaN and one zero
+            rows[name] = np.where(np.isnan(rows[name]), np.nan, rows[name] + 0.0)
+    return rows.view(f"V{rows.dtype.itemsize}").tolist()

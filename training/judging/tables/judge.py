@@ -1,0 +1,244 @@
+"""All figures of a table's model, each beside its floor and the Gaussian copula's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from models.config import EvaluationConfig
+from models.errors import ConfigError, suggestion
+from models.model import Model
+from models.record import Figure
+from models.tables import TableSchema
+from training.data.dataset import Dataset
+from training.judging.figures import figure
+from training.judging.intervals import Estimate, half_sample_margins
+from training.judging.metrics import nearest_distances, precision_recall_density_coverage
+from training.judging.tables import copies, likeness, uses
+from training.judging.tables.copula import copula_rows
+from training.judging.tables.rows import comparable, learned
+from training.judging.tables.uses import Reading
+from training.progress import track
+
+Array = np.ndarray
+MAX_ROWS = 20_000
+"""Rows, at most, that a model learns from or is tested on, that the copula is fitted to, and among
+which the nearest training row is sought."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows in each form that figures take; each is made when it is first asked for."""
+
+    table: pa.Table
+    schema: TableSchema
+
+    @cached_property
+    def values(self) -> Array:
+        """As `comparable` makes them."""
+        return comparable(self.table, self.schema)
+
+    @cached_property
+    def codes(self) -> Array:
+        """float64 ``(N, width)``."""
+        return self.schema.encode(self.table).astype(np.float64)
+
+    def first(self, count: int) -> Rows:
+        """The first rows."""
+        return Rows(self.table.slice(0, count), self.schema)
+
+
+@dataclass(frozen=True)
+class Reals:
+    """The real rows that generated ones are compared with."""
+
+    heldout: Rows
+    training: Rows
+    """At most `MAX_ROWS` of each, in random order."""
+    all_training: Rows
+    n: int
+    """Rows of each kind where as many of both are compared."""
+    target: str | None
+    """Field of the target, if there is one."""
+
+    @cached_property
+    def heldout_distances(self) -> Array:
+        """From each of n held-out rows to its nearest training row, ``(n,)``."""
+        return nearest_distances(self.heldout.codes[: self.n], self.training.codes)
+
+
+Measure = Callable[[Reals, Rows], Reading | None]
+"""Takes real rows, and generated ones or others in their place; None where it does not apply."""
+
+
+class TableMetric(NamedTuple):
+    """One figure of a table."""
+
+    measure: Measure
+    floor: float | Literal["training", "heldout"] = "training"
+    """What a perfect sampler gets, or which real rows in the samples' place get that."""
+
+
+def valid_share(reals: Reals, fake: Rows) -> Reading:
+    """Share of the values that their columns may hold, in the mean over all columns."""
+    table, schema = fake.table, fake.schema
+    valid = np.mean([c.is_valid(table[c.name].combine_chunks()) for c in schema.columns], axis=0)
+    margin = float(1.96 * valid.std() / np.sqrt(len(valid)))
+    value = float(valid.mean())
+    return Reading(value, value - margin, value + margin)
+
+
+def _utility(reals: Reals, fake: Rows) -> Reading | None:
+    if reals.target is None:
+        return None
+    return uses.utility(fake.values, reals.heldout.values, reals.target)
+
+
+def _distance_ratio(reals: Reals, fake: Rows) -> Reading:
+    distances = nearest_distances(fake.codes[: reals.n], reals.training.codes)
+    return copies.distance_ratio(distances, reals.heldout_distances)
+
+
+def _nearer(reals: Reals, fake: Rows) -> Reading:
+    count = min(len(reals.training.codes), len(reals.heldout.codes))
+    return copies.nearer_to_training(
+        fake.codes[: reals.n], reals.training.codes[:count], reals.heldout.codes[:count]
+    )
+
+
+METRICS: dict[str, TableMetric] = {
+    "valid_share": TableMetric(valid_share),
+    "tstr": TableMetric(_utility),
+    "detection_auroc": TableMetric(
+        lambda reals, fake: uses.detection(reals.heldout.values[: reals.n], fake.values[: reals.n])
+    ),
+    "nearer_to_training": TableMetric(_nearer, floor=0.5),
+    "distance_ratio": TableMetric(_distance_ratio, floor=1.0),
+    "exact_copies": TableMetric(
+        lambda reals, fake: copies.exact_copies(fake.values, reals.all_training.values),
+        floor="heldout",
+    ),
+    "membership_auroc": TableMetric(
+        lambda reals, fake: copies.membership_attack(
+            fake.codes[: reals.n], reals.training.codes[: reals.n], reals.heldout.codes[: reals.n]
+        ),
+        floor=0.5,
+    ),
+}
+"""Figures that have an interval of their own; those of `_measure_likeness` have one of half samples.
+A new one is a function and a line here, and a line in `training.judging.figures.FIGURES`."""
+
+
+def judge_table(
+    model: Model, data: Dataset, config: EvaluationConfig, seed: int
+) -> dict[str, Figure]:
+    """Judge a table's generator, as it is served, against held-out rows.
+
+    Args:
+        model: makes rows.
+        data: a table with the model's columns.
+        config: ``samples`` rows of each kind are compared, or as many as there are; ``target``.
+        seed: of the generated rows, and of the copula's.
+
+    Returns:
+        Figures by name. Left out are those that such a table does not have: missing values, rare
+        categories, pairs of columns with a trend, a target.
+
+    Raises:
+        ConfigError: see `target_field`.
+    """
+    reals = _reals(data, config)
+    many = max(reals.n, min(data.card.training_count, MAX_ROWS))
+    schema = reals.heldout.schema
+    fake = Rows(model.rows(model.sample(seed, many)), schema)
+    copula = Rows(copula_rows(reals.training.table, schema, many, seed), schema)
+    found = _measure_likeness(reals, fake, copula)
+    sides = {"training": reals.training, "heldout": reals.heldout}
+    for name, metric in track(METRICS.items(), "judging rows"):
+        reading = metric.measure(reals, fake)
+        if reading is None:
+            continue
+        floor, baseline = (
+            side if isinstance(side, float) else metric.measure(reals, side)
+            for side in (
+                metric.floor if isinstance(metric.floor, float) else sides[metric.floor],
+                copula,
+            )
+        )
+        estimate = Estimate(reading.value, _value(floor), reading.low, reading.high, reals.n)
+        found[name] = figure(name, estimate, _value(baseline))
+    return found
+
+
+def target_field(target: str | None, schema: TableSchema) -> str | None:
+    """The field of ``evaluation.target`` in comparable rows; None without a target.
+
+    Raises:
+        ConfigError: there is no such column, or it is not learned.
+    """
+    if target is None:
+        return None
+    names = [column.name for column in learned(schema)]
+    if target not in names:
+        raise ConfigError(
+            f"evaluation.target: no column '{target}' that is learned{suggestion(target, names)}"
+        )
+    return str(names.index(target))
+
+
+def _reals(data: Dataset, config: EvaluationConfig) -> Reals:
+    schema, table = data.card.table, data.table
+    assert schema is not None, "only tables have a schema"
+
+    def rows(indices: Array) -> Rows:
+        return Rows(table.take(pa.array(indices)), schema)
+
+    sets = [
+        rows(np.random.default_rng(0).permutation(data.sample_indices(MAX_ROWS, heldout=heldout)))
+        for heldout in (True, False)
+    ]
+    return Reals(
+        *sets,
+        all_training=rows(np.flatnonzero(~data.is_heldout)),
+        n=min(config.samples, *(len(s.table) for s in sets)),
+        target=target_field(config.target, schema),
+    )
+
+
+def _measure_likeness(reals: Reals, fake: Rows, copula: Rows) -> dict[str, Figure]:
+    """Figures of n held-out and n other rows, or of their codes."""
+    n, found = reals.n, dict[str, Figure]()
+    pairs = likeness.trending_pairs(reals.heldout.values[:n])
+
+    def of_values(real: Array, fake: Array) -> dict[str, float]:
+        figures = {
+            "column_shapes": likeness.column_shapes(real, fake),
+            "pair_trends": likeness.pair_trends(real, fake, pairs),
+            "table_error": likeness.table_error(real, fake, pairs),
+            "missing_difference": likeness.missing_difference(real, fake),
+            "rare_category_coverage": likeness.rare_category_coverage(real, fake),
+        }
+        return {name: value for name, value in figures.items() if value is not None}
+
+    for metric, form in (
+        (of_values, "values"), (precision_recall_density_coverage, "codes"),
+    ):  # fmt: skip
+        real, training, drawn, baseline = (
+            getattr(side, form)[:n] for side in (reals.heldout, reals.training, fake, copula)
+        )
+        margins = half_sample_margins(metric, real, drawn)
+        floors, baselines = metric(real, training), metric(real, baseline)
+        for name, value in metric(real, drawn).items():
+            margin = margins.get(name, 0.0)
+            estimate = Estimate(value, floors.get(name), value - margin, value + margin, n)
+            found[name] = figure(name, estimate, baselines.get(name))
+    return found
+
+
+def _value(reading: Reading | float | None) -> float | None:
+    return reading.value if isinstance(reading, Reading) else reading

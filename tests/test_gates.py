@@ -168,11 +168,21 @@ def test_too_little_data_rejects() -> None:
 
 
 def test_shares_must_surely_reach_their_least_value() -> None:
-    figure = Estimate(value=0.5, floor=0.9, low=0.4, high=0.6, n=100)
-    assert gates.at_least("recall", figure, 0.4).passed
-    gate = gates.at_least("recall", figure, 0.45)
+    recall = figure("recall", Estimate(value=0.5, floor=0.9, low=0.4, high=0.6, n=100))
+    assert gates.within("recall", recall, least=0.4).passed
+    gate = gates.within("recall", recall, least=0.45)
     assert not gate.passed
     assert (gate.challenger, gate.reference, gate.interval) == (0.5, 0.45, (0.4, 0.6))
+    assert gates.within("recall", recall, most=0.6).passed
+    assert not gates.within("recall", recall, most=0.55).passed
+    unknown = gates.within("tstr", None, least=0.1)
+    assert not unknown.passed
+    assert "set evaluation.target" in unknown.reason
+
+
+def test_limits_are_of_figures_that_there_are() -> None:
+    with pytest.raises(ValueError, match="no figure 'pair_trend'; did you mean 'pair_trends'"):
+        gates.GatesConfig(least={"pair_trend": 0.8})
 
 
 def test_only_critical_findings_count() -> None:
@@ -411,13 +421,13 @@ def test_every_headline_may_be_the_loss() -> None:
 
 def test_items_of_another_shape_are_compared_with_no_champion() -> None:
     def version(number: str, shape: tuple[int, ...]) -> Any:
-        return SimpleNamespace(version=number, model=SimpleNamespace(shape=shape))
+        return SimpleNamespace(version=number, model=SimpleNamespace(shape=shape, table=None))
 
     def names(champion: Any, best: Any) -> list[str]:
         evidence: Any = SimpleNamespace(
             champion=champion,
             best=best,
-            challenger=SimpleNamespace(shape=(2,)),
+            challenger=SimpleNamespace(shape=(2,), table=None),
             loss="wasserstein_1",
             judged_alike=lambda model: False,
             loss_difference=lambda model: Difference(1.0, 1.1, -0.5, -0.1, 50),

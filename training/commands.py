@@ -132,21 +132,32 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(metavar="D", help="default: the data it was trained on")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="of a table: pictures of each column")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge a model on held-out data again."""
+    if report and report.suffix != ".html":
+        raise UserError(f"--report {report}: the page is an .html file")
     from models.trained import artifact_folder
-    from training.judging.evaluate import evaluate_artifact
+    from training.judging.evaluate import judge_again
     from training.progress import say, silent
+    from training.reporting.pages import figures_in_words
+    from training.reporting.table_report import table_report
 
     with artifact_folder(model) as folder:
-        results = evaluate_artifact(folder, data, silent if as_json else say)
+        judged, rows, results = judge_again(folder, data, silent if as_json else say)
+    if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text(table_report(judged, rows, results))
     if as_json:
         print(results.model_dump_json(indent=2))
         return
-    for name, f in results.figures.items():
-        floor = "" if f.floor is None else f"   floor {f.floor:.4g}"
-        print(f"{name:24s} {f.value:9.4g}   [{f.interval[0]:.4g}, {f.interval[1]:.4g}]{floor}")
+    for line in figures_in_words(results.figures):
+        print(line)
+    if report:
+        say(f"page: {report}")
 
 
 @app.command(epilog=example("wgan diagnose runs/first --out diagnosis.html"))

@@ -36,7 +36,7 @@ from training.engine.loop import train
 from training.engine.runs import Interrupted, Row, Watch, no_watch
 from training.engine.workers import ALONE, Workers
 from training.judging.doctor.diagnosis import diagnose, in_one_line, watcher
-from training.judging.evaluate import judge
+from training.judging.evaluate import judge, require_target
 from training.judging.extractors import (
     CLASSIFIER,
     PREFIX,
@@ -46,8 +46,14 @@ from training.judging.extractors import (
     load_extractor,
 )
 from training.progress import never, phase, silent
-from training.reporting.pages import findings_page, model_card, serving_in_words
+from training.reporting.pages import (
+    figures_in_words,
+    findings_page,
+    model_card,
+    serving_in_words,
+)
 from training.reporting.preview import samples_picture
+from training.reporting.table_report import table_report
 from training.tracking import track_and_register
 
 Array = np.ndarray
@@ -55,6 +61,8 @@ ARTIFACT = "artifact"
 CHECKPOINTS = "checkpoints"
 REGISTERED = "registered.json"
 DIAGNOSIS = "diagnosis.html"
+REPORT = "report.html"
+"""Of a table: its figures, with pictures of each column."""
 MAX_GRADIENT_POINTS = 512
 """Items, at most, at which the critic's gradient is measured."""
 MAX_NAMED_PROBLEMS = 20
@@ -108,6 +116,7 @@ def run_training(
     if data is None:
         with phase("loading the data"):
             data = load_data(config.data, config.training.batch_size)
+    require_target(config.evaluation, data)
     _say_data(data, say)
 
     if watch is None:
@@ -140,6 +149,8 @@ def run_training(
     _say_results(model.run, say)
     page = findings_page(f"Diagnosis of {config.name}", model.run.findings)
     (folder / DIAGNOSIS).write_text(page)
+    if model.table is not None:
+        (folder / REPORT).write_text(table_report(model, data, model.run.results))
     return _register_once(model, folder) if register else None
 
 
@@ -183,10 +194,8 @@ def _say_data(data: Dataset, say: Callable[[str], None]) -> None:
 
 
 def _say_results(run: Run, say: Callable[[str], None]) -> None:
-    for name, figure in run.results.figures.items():
-        floor = "" if figure.floor is None else f"   floor {figure.floor:.4g}"
-        low, high = figure.interval
-        say(f"  {name:22s} {figure.value:9.4g}   [{low:.4g}, {high:.4g}]{floor}")
+    for line in figures_in_words(run.results.figures):
+        say(f"  {line}")
     if run.engine.precision == "bf16":
         say(f"  served {serving_in_words(run)}")
     for finding in run.findings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from models.artifact import load_artifact
 from models.config import EvaluationConfig
-from models.errors import UserError
+from models.errors import ConfigError, UserError
 from models.model import Model
 from models.record import Results
 from training.data.dataset import Dataset, load_data
@@ -32,7 +33,7 @@ from training.judging.metrics import (
     nearest_distances,
     precision_recall_density_coverage,
 )
-from training.judging.tables.judge import judge_table
+from training.judging.tables.judge import judge_table, target_field
 from training.progress import phase, silent
 
 Array = np.ndarray
@@ -93,6 +94,18 @@ def judge(
         extractor=extractor.card if extractor else None,
         figures={name: figure(name, estimate) for name, estimate in estimates.items()},
     )
+
+
+def require_target(config: EvaluationConfig, data: Dataset) -> None:
+    """Require that ``evaluation.target``, if it is set, is a column that can be predicted.
+
+    Raises:
+        ConfigError: it is not, or the data are no table.
+    """
+    if config.target is not None and data.card.table is None:
+        raise ConfigError("evaluation.target: only a table has columns; leave it out (null)")
+    if data.card.table is not None:
+        target_field(config.target, data.card.table)
 
 
 def class_accuracy(model: Model, data: Dataset) -> dict[str, Estimate]:
@@ -216,9 +229,17 @@ def _autocovariance_error(real: Array, fake: Array, known: Array | None) -> floa
     return float(np.sqrt(np.mean((autocovariance(fake, lags) - expected) ** 2)))
 
 
-def evaluate_artifact(
+class Evaluation(NamedTuple):
+    """A model that was judged again, the data that it was judged on, and its figures."""
+
+    model: Model
+    data: Dataset
+    results: Results
+
+
+def judge_again(
     folder: Path, source: str | None = None, say: Callable[[str], None] = silent
-) -> Results:
+) -> Evaluation:
     """Judge a finished model again, over the features that it was judged over in its run.
 
     Args:
@@ -227,7 +248,7 @@ def evaluate_artifact(
         say: takes a line for each thing that the user should know of how the data were read.
 
     Returns:
-        Every figure with its floor and interval. On the same data, those of the run.
+        With every figure, its floor and interval. On the same data, those of the run.
 
     Raises:
         UserError: the artifact or the data cannot be used, or do not fit each other.
@@ -249,4 +270,9 @@ def evaluate_artifact(
             if judged
             else None
         )
-        return judge(model, data, config.evaluation, extractor)
+        return Evaluation(model, data, judge(model, data, config.evaluation, extractor))
+
+
+def evaluate_artifact(folder: Path, source: str | None = None) -> Results:
+    """The figures of `judge_again`."""
+    return judge_again(folder, source).results

@@ -58,6 +58,11 @@ FIGURES = {
     "membership_auroc": FigureKind("lower", is_share=True),
     "critic_membership_auroc": FigureKind("lower", is_share=True),
 }
+COPY_FIGURES = (
+    "nearer_to_training", "distance_ratio", "exact_copies",
+    "membership_auroc", "critic_membership_auroc",
+)  # fmt: skip
+"""Figures that tell if samples, or the critic, give training items away."""
 HEADLINES: dict[str, tuple[str, ...]] = {
     "image": ("kernel_distance", "frechet_distance"),
     "vector": ("wasserstein_1", "sliced_wasserstein_1"),

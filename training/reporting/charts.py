@@ -6,6 +6,7 @@ matplotlib is imported when something is drawn, because importing it takes half 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import warnings
@@ -29,6 +30,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 """Okabe & Ito 2008: told apart by colour-blind people too."""
 MAX_POINTS_WITH_MARKERS = 40
 MAX_NAMED_TICKS = 30
+NAMES_WITH_NUMBERS = 12
+"""Names, at most, of a heat map with a number in each cell."""
 NAMES_FIT = 50
 """Characters of all names under an axis that fit side by side; longer ones are slanted."""
 SVG_NAMESPACE = "http://www.w3.org/2000/svg"
@@ -148,6 +151,38 @@ def horizontal_bars(
         axes.set_xlim(0, 1.12 * max(reference, *values))
         axes.invert_yaxis()
         axes.axvline(reference, color=COLOURS[1], linestyle="--", gid=f"{reference:g}")
+        return _to_svg(figure, title)
+
+
+def heat_map(
+    title: str, names: Sequence[str], values: Array, limit: float = 1.0, width: int = 720
+) -> str:
+    """Draw a square matrix: blue for -limit, white for 0, red for limit; numbers if there is room.
+
+    Args:
+        title: above the matrix.
+        names: of its rows and columns, ``(C,)``.
+        values: ``(C, C)``.
+        limit: the value of the strongest colour.
+        width: in pixels.
+
+    Returns:
+        An SVG element.
+    """
+    places = range(len(names))
+    settings = {"svg.hashsalt": repr((title, names, values.tobytes())), "axes.grid": False}
+    size = max(7.0, min(11.0, 420 / max(len(names), 1)))
+    with drawing(**settings, **{"xtick.labelsize": size, "ytick.labelsize": size}):
+        figure, axes = _figure(width, width)
+        axes.set_title(title)
+        image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        axes.set_xticks(places, names, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(places, names)
+        if len(names) <= NAMES_WITH_NUMBERS:
+            for i, j in itertools.product(places, places):
+                colour = "white" if abs(values[i, j]) > 0.7 * limit else "black"
+                axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color=colour)
+        figure.colorbar(image, shrink=0.6)
         return _to_svg(figure, title)
 
 

@@ -6,13 +6,13 @@ What a template prints into HTML is escaped, so a name such as ``<script>`` stay
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import jinja2
 
-from models.record import Finding, Run, rounded_up
+from models.record import Figure, Finding, Run, rounded_up
 from training.judging.doctor import risk
 from training.judging.doctor.checks import CHECKS
 from training.reporting import charts
@@ -42,6 +42,16 @@ def findings_page(title: str, findings: Sequence[Finding]) -> str:
 def model_card(run: Run) -> str:
     """Describe a run in Markdown: its model, how good that is and what is wrong with it."""
     return render("model_card.md.j2", run=run, serving=serving_in_words(run))
+
+
+def figures_in_words(figures: Mapping[str, Figure]) -> list[str]:
+    """A line for each figure: its value, interval and floor, and the Gaussian copula's figure."""
+    lines = []
+    for name, f in figures.items():
+        line = f"{name:24s} {f.value:9.4g}   [{f.interval[0]:.4g}, {f.interval[1]:.4g}]"
+        line += "" if f.floor is None else f"   floor {f.floor:.4g}"
+        lines.append(line + ("" if f.baseline is None else f"   copula {f.baseline:.4g}"))
+    return lines
 
 
 def serving_in_words(run: Run) -> str:

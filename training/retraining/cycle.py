@@ -139,7 +139,7 @@ def _run(
     if workers.is_main and settings.reference is not None:
         for note in judged.notes:
             say(f"reference: {note}")
-    loss = choose_loss(settings.gates.loss, data.card.kind)
+    loss = choose_loss(settings.gates.loss, data.card)
     cycle = Cycle(settings, config, data, key, folder, judged, loss, say, stop_requested)
     with contextlib.ExitStack() as stack:
         done: Outcome | None = None
@@ -259,6 +259,7 @@ def _decide(cycle: Cycle, version: str) -> Decision:
             extractor,
             cycle.loss,
             n,
+            cycle.data.card.table,
         )
         with phase("judging the challenger"):
             gates += challenger_gates(evidence, limits)

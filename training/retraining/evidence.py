@@ -15,11 +15,13 @@ from models import registry
 from models.config import Config
 from models.errors import ConfigError
 from models.model import Model
+from models.record import DataCard, Figure
+from models.tables import TableSchema
 from training.data.dataset import Dataset, load_data
 from training.judging.copying import Membership, membership
-from training.judging.evaluate import SAMPLE_SEED
+from training.judging.evaluate import SAMPLE_SEED, judge
 from training.judging.extractors import FeatureExtractor, artifact_weights, load_extractor
-from training.judging.figures import HEADLINES, distance, distances
+from training.judging.figures import COPY_FIGURES, distance, distances, headlines
 from training.judging.intervals import (
     Difference,
     Estimate,
@@ -28,6 +30,7 @@ from training.judging.intervals import (
     measure,
 )
 from training.judging.metrics import nearest_distances, precision_recall_density_coverage
+from training.judging.tables.rows import comparable, comparable_codes, decided
 from training.progress import track
 from training.run import load_frozen
 
@@ -67,6 +70,8 @@ class Evidence:
     """Name of the distance that challenger and champion are compared by."""
     n: int
     """Held-out items and samples."""
+    schema: TableSchema | None = None
+    """Of the table that the challenger was trained on; None for other data."""
 
     @cached_property
     def real(self) -> Array:
@@ -105,14 +110,32 @@ class Evidence:
         return membership(*np.split(signal, [len(self.training)]))
 
     @cached_property
+    def figures(self) -> dict[str, Figure]:
+        """The challenger's figures on the held-out items that judge.
+
+        They are those of its run unless a trusted set judges; those of copies always are, since
+        only its own data tell which items it was trained on.
+        """
+        recorded = self.challenger.run.results.figures
+        if self.judged is self.data:
+            return recorded
+        config = self.challenger.run.config.evaluation
+        judged = judge(self.challenger, self.judged, config, self.extractor).figures
+        return judged | {name: recorded[name] for name in COPY_FIGURES if name in recorded}
+
+    @cached_property
     def shares(self) -> dict[str, Estimate]:
         """The challenger's precision, recall, density and coverage."""
         return measure(precision_recall_density_coverage, self.real, self.fake, self.training)
 
     def loss_of(self, model: Model, most: int) -> Estimate:
         """Measure a model's loss on the held-out items, on ``most`` points of each set or fewer."""
-        samples = self._samples(model)[:most]
-        return measure(distances(self.loss), self.real, samples, self.training)[self.loss]
+        samples = self._compared_samples(model, SAMPLE_SEED, self.n)[:most]
+        real, training = (
+            self._compared(data, heldout)
+            for data, heldout in ((self.judged, True), (self.data, False))
+        )
+        return measure(distances(self.loss), real, samples, training)[self.loss]
 
     def loss_growth(self, model: Model, few: int, many: int) -> float:
         """Measure how much the loss grows by chance alone on ``few`` points in place of ``many``.
@@ -123,16 +146,18 @@ class Evidence:
         """
         if few >= many:
             return 0.0
-        points = self._points(model.sample(SAMPLE_SEED + 1, 2 * many))
+        points = self._compared_samples(model, SAMPLE_SEED + 1, 2 * many)
         return loss_floor(self.loss, points, few) - loss_floor(self.loss, points, many)
 
     def loss_difference(self, model: Model) -> Difference:
         """Compare the challenger's loss, which comes first, with a model's."""
-        samples = self._samples(model)
+        real = self._compared(self.judged, heldout=True)
+        first, second = (
+            self._compared_samples(m, SAMPLE_SEED, self.n) for m in (self.challenger, model)
+        )
         if self.loss == "kernel_distance":
-            return compare_kernel_distances(self.real, self.fake, samples, level=DIFFERENCE_LEVEL)
-        metric = distances(self.loss)
-        differences = compare(metric, self.real, self.fake, samples, level=DIFFERENCE_LEVEL)
+            return compare_kernel_distances(real, first, second, level=DIFFERENCE_LEVEL)
+        differences = compare(distances(self.loss), real, first, second, level=DIFFERENCE_LEVEL)
         return differences[self.loss]
 
     def judged_alike(self, model: Model) -> bool:
@@ -151,18 +176,40 @@ class Evidence:
     def _samples(self, model: Model) -> Array:
         return self._points(model.sample(SAMPLE_SEED, self.n))
 
+    def _compared(self, data: Dataset, heldout: bool) -> Array:
+        """Items as the loss takes them: rows of a table, or else points."""
+        items = data.sample(self.n, heldout=heldout)
+        return self._points(items) if self.schema is None else comparable_codes(items, self.schema)
+
+    def _compared_samples(self, model: Model, seed: int, count: int) -> Array:
+        """A model's samples as the loss takes them."""
+        samples = model.sample(seed, count)
+        if self.schema is None:
+            return self._points(samples)
+        return comparable(model.rows(samples), self.schema)
+
     def _points(self, items: Array) -> Array:
-        """Turn items into points: an extractor's features, or else the champion critic's units.
+        """Turn items into points: an extractor's features, codes of rows, or the champion's units.
 
         The challenger's own units follow from the new data, and one outlier there can make every
         distance small.
         """
         if self.extractor:
             return self.extractor(items)
+        if self.schema is not None:
+            return decided(items, self.schema).astype(np.float64)
         champion = self.champion.model if self.champion else self.challenger
         alike = champion.shape == self.challenger.shape
         scaling = champion.scaling if alike else self.challenger.scaling
         return scaling.to_model(torch.from_numpy(items)).double().flatten(1).numpy()
+
+
+def make_the_same(one: Model, other: Model) -> bool:
+    """True if samples of two models compare: items of one shape, or rows of the same columns."""
+    if one.table is None or other.table is None:
+        return one.shape == other.shape
+    first, second = ({c.name: c.kind for c in m.table.columns} for m in (one, other))
+    return first == second
 
 
 def loss_floor(loss: str, points: Array, n: int) -> float:
@@ -170,10 +217,10 @@ def loss_floor(loss: str, points: Array, n: int) -> float:
 
     Args:
         loss: name of the distance.
-        points: ``(N, D)``, independent; N at least ``2 * n``.
+        points: ``(N, D)`` or rows ``(N,)``, independent; N at least ``2 * n``.
         n: points in each set.
     """
-    sets = points[: len(points) // (2 * n) * 2 * n].reshape(-1, 2, n, points.shape[1])
+    sets = points[: len(points) // (2 * n) * 2 * n].reshape(-1, 2, n, *points.shape[1:])
     return float(np.mean([distance(loss, one, other) for one, other in sets]))
 
 
@@ -203,18 +250,19 @@ def judged_data(reference: str | None, config: Config, data: Dataset) -> Dataset
     return trusted
 
 
-def choose_loss(asked: str | None, kind: str) -> str:
+def choose_loss(asked: str | None, card: DataCard) -> str:
     """Choose what challenger and champion are compared by.
 
     Args:
-        asked: ``gates.loss``; None: the first of `HEADLINES` for the kind of data.
-        kind: of the data: image, vector or sequence.
+        asked: ``gates.loss``; None: the first of `headlines` for the data.
+        card: of the data.
 
     Raises:
         ConfigError: the loss does not suit such data.
     """
-    suitable = HEADLINES[kind]
+    suitable = headlines(card)
     if asked is not None and asked not in suitable:
+        kind = "table" if card.table is not None else card.kind
         raise ConfigError(f"gates.loss: {asked} is not for {kind}s; use {' or '.join(suitable)}")
     return asked or suitable[0]
 

@@ -15,20 +15,25 @@ from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models.artifact import load_artifact
-from models.errors import ArtifactError
+from models.errors import ArtifactError, suggestion
 from models.model import Model
 from models.record import Figure, Finding
 from training.judging.copying import COPYING, Membership, copying_statistic
 from training.judging.doctor.diagnosis import in_one_line
+from training.judging.figures import FIGURES, figure
 from training.judging.intervals import Difference, Estimate
 from training.judging.metrics import nearest_distances
-from training.retraining.evidence import Evidence, RegisteredModel
+from training.retraining.evidence import Evidence, RegisteredModel, make_the_same
 
 Array = np.ndarray
-Loss = Literal["kernel_distance", "frechet_distance", "wasserstein_1", "sliced_wasserstein_1"]
+Loss = Literal[
+    "kernel_distance", "frechet_distance", "wasserstein_1", "sliced_wasserstein_1", "table_error"
+]
+TABLE_LEAST = {"valid_share": 1.0}
+"""Least values for tables, unless `GatesConfig.least` has others."""
 LATENCY_COUNT = 64
 LATENCY_REPEATS = 5
 NEAR_SHARE = 0.05
@@ -42,7 +47,7 @@ class GatesConfig(BaseModel):
 
     loss: Loss | None = None
     """Distance that challenger and champion are compared by. None: kernel_distance for images,
-    wasserstein_1 for vectors, sliced_wasserstein_1 for sequences."""
+    wasserstein_1 for vectors, sliced_wasserstein_1 for sequences, table_error for tables."""
     margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Most by which the challenger's loss may be greater, in the loss's own unit; 0: it must be
     less."""
@@ -51,7 +56,13 @@ class GatesConfig(BaseModel):
     precision: float = Field(default=0.4, ge=0, le=1)
     recall: float = Field(default=0.4, ge=0, le=1)
     coverage: float = Field(default=0.4, ge=0, le=1)
-    """Least values; the lower end of the figure's 95% interval must reach them."""
+    """Least values; the lower end of the figure's 95% interval must reach them. For tables they
+    stand in ``least``."""
+    least: dict[str, float] = {}
+    """Least values of any of the figures that `wgan evaluate` prints, by name; the lower end of the
+    figure's interval must reach them. Tables: ``valid_share`` is 1 unless it is named."""
+    most: dict[str, float] = {}
+    """Greatest values, likewise; the upper end of the interval must not be above them."""
     max_drift: float = Field(default=2.0, ge=1, allow_inf_nan=False)
     """Factor by which the champion's own loss may be greater on the new held-out items than it was
     when the champion was judged."""
@@ -65,6 +76,14 @@ class GatesConfig(BaseModel):
     """Names of the doctor's findings that may be critical all the same."""
     max_seconds: float = Field(default=2.0, gt=0)
     """Seconds that 64 samples may take, on the machine that retrains, in one thread."""
+
+    @field_validator("least", "most")
+    @classmethod
+    def _are_figures(cls, limits: dict[str, float]) -> dict[str, float]:
+        for name in limits:
+            if name not in FIGURES:
+                raise ValueError(f"no figure '{name}'{suggestion(name, FIGURES)}")
+        return limits
 
 
 class Gate(BaseModel):
@@ -83,17 +102,23 @@ class Gate(BaseModel):
 
 def challenger_gates(evidence: Evidence, limits: GatesConfig) -> Iterator[Gate]:
     """Apply the gates that need no champion, in the order of ``decision.json``."""
-    shares, challenger = evidence.shares, evidence.challenger
+    challenger = evidence.challenger
     yield enough_heldout(evidence.n, limits.min_heldout)
-    yield at_least("precision", shares["precision"], limits.precision)
-    yield at_least("recall", shares["recall"], limits.recall)
-    yield at_least("coverage", shares["coverage"], limits.coverage)
+    if evidence.schema is None:
+        for name in ("precision", "recall", "coverage"):
+            share = figure(name, evidence.shares[name])
+            yield within(name, share, least=getattr(limits, name))
     yield not_copied(
         evidence.fake, evidence.real, evidence.all_training(), limits.max_near_training
     )
     yield not_told_apart(evidence.membership, limits.max_membership)
     yield no_critical_finding(challenger.run.findings, limits.tolerated_findings)
     yield within_budget(challenger, limits.max_seconds)
+    least = {**({} if evidence.schema is None else TABLE_LEAST), **limits.least}
+    for name, value in least.items():
+        yield within(name, evidence.figures.get(name), least=value)
+    for name, value in limits.most.items():
+        yield within(name, evidence.figures.get(name), most=value)
 
 
 def champion_gates(evidence: Evidence, limits: GatesConfig) -> Iterator[Gate]:
@@ -101,7 +126,7 @@ def champion_gates(evidence: Evidence, limits: GatesConfig) -> Iterator[Gate]:
     champion, best = evidence.champion, evidence.best
     if champion is None or best is None:
         return
-    if champion.model.shape == evidence.challenger.shape:
+    if make_the_same(champion.model, evidence.challenger):
         yield known_data(evidence, champion.model, limits.max_drift)
     yield no_worse_than(evidence, "champion", "the champion", champion, limits.margin)
     if best.version != champion.version:
@@ -176,30 +201,47 @@ def no_worse_than(
         rival: the other model.
         margin: in the loss's unit.
     """
-    shape = evidence.challenger.shape
-    if rival.model.shape != shape:
-        reason = (
-            f"{other} makes items of shape {rival.model.shape}, the challenger of {shape}: "
-            "no figure compares them; promote by hand"
+    if not make_the_same(rival.model, evidence.challenger):
+        what = (
+            f"items of shape {rival.model.shape}, the challenger of {evidence.challenger.shape}"
+            if evidence.challenger.table is None
+            else "rows of other columns than the challenger"
         )
+        reason = f"{other} makes {what}: no figure compares them; promote by hand"
         return Gate(name=name, passed=False, reason=reason)
     called = f"{other} (version {rival.version})"
     difference = evidence.loss_difference(rival.model)
     return not_worse(name, called, evidence.loss, difference, margin)
 
 
-def at_least(name: str, figure: Estimate, least: float) -> Gate:
-    """Check that a share reaches its least value even at the lower end of its interval."""
-    passed = figure.low >= least
+def within(
+    name: str, figure: Figure | None, *, least: float | None = None, most: float | None = None
+) -> Gate:
+    """Check that a figure keeps to its limit even at the end of its interval.
+
+    Args:
+        name: of the figure.
+        figure: None if the data have no such figure.
+        least: limit from below; give one of the two.
+        most: limit from above.
+    """
+    limit = least if most is None else most
+    if figure is None:
+        missing = "set evaluation.target" if name == "tstr" else "the data do not have it"
+        reason = f"{name} was not measured: {missing}"
+        return Gate(name=name, passed=False, reference=limit, reason=reason)
+    low, high = figure.interval
+    passed = (least is None or low >= least) and (most is None or high <= most)
+    bound, side, verdict = (low, "least", "too low") if most is None else (high, "most", "too high")
+    floor = "" if figure.floor is None else f", and real data have {figure.floor:.3g}"
     return Gate(
         name=name,
         passed=passed,
         challenger=figure.value,
-        reference=least,
-        interval=(figure.low, figure.high),
-        reason=f"{name} is {figure.value:.3f}, surely at least {figure.low:.3f}; "
-        f"{'enough' if passed else 'too low'}: {least:.3g} is wanted, and real data have "
-        f"{figure.floor:.3f}",
+        reference=limit,
+        interval=figure.interval,
+        reason=f"{name} is {figure.value:.3f}, surely at {side} {bound:.3f}; "
+        f"{'enough' if passed else verdict}: at {side} {limit:.3g} is wanted{floor}",
     )
 
 

@@ -23,6 +23,7 @@ from training.judging.metrics import (
     precision_recall_density_coverage,
     wasserstein_1,
 )
+from training.judging.tables.rows import decided
 
 Array = np.ndarray
 MAX_ITEMS = 1000
@@ -203,6 +204,8 @@ class Subject:
         if judged:
             return judged
         heldout, training, fake = (self.points(n) for n in ("heldout", "training", "fake"))
+        if self.data.card.table is not None:  # the shares of a generated choice are no row yet
+            fake = decided(fake, self.data.card.table).astype(np.float64)
         generated = precision_recall_density_coverage(heldout, fake)
         real = precision_recall_density_coverage(heldout, training)
         diversity = {name: (generated[name], real[name]) for name in ("recall", "coverage")}

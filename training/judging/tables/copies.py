@@ -18,18 +18,30 @@ def nearer_to_training(fake: Array, training: Array, heldout: Array) -> Reading:
     There are as many rows of both kinds, so that a generator that does not know which were trained
     on has 0.5 in the mean, however good it is. Ties count half.
 
+    The interval takes the generated rows that have one nearest row as one draw together, since that
+    row's kind decides for all of them.
+
     Args:
         fake: codes ``(N, width)``.
         training: codes ``(M, width)``.
         heldout: codes ``(M, width)``.
     """
-    to_training, to_heldout = (nearest_distances(fake, x) for x in (training, heldout))
-    nearer = (to_training < to_heldout) + 0.5 * (to_training == to_heldout)
-    return _share(nearer)
+    from sklearn.metrics import pairwise_distances_argmin_min
+
+    (near, to_training), (other, to_heldout) = (
+        pairwise_distances_argmin_min(fake, x) for x in (training, heldout)
+    )
+    ties = np.isclose(to_training, to_heldout, rtol=1e-6, atol=1e-6)  # beyond rounding
+    nearer = np.where(ties, 0.5, to_training < to_heldout)
+    share = float(nearer.mean())
+    nearest = np.where(to_training < to_heldout, near, len(training) + other)
+    sums = np.bincount(nearest, nearer - share)
+    margin = float(1.96 * np.sqrt((sums**2).sum())) / len(fake)
+    return Reading(share, share - margin, share + margin)
 
 
 def distance_ratio(fake_distances: Array, heldout_distances: Array) -> Reading:
-    """Median distance of generated rows from their nearest training row, over that of held-out rows.
+    """Median distance of generated rows from the nearest training rows, over that of held-out ones.
 
     1 for rows like real ones, 0 for copies, above 1 for rows that are far from the data.
 

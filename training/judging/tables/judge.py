@@ -130,7 +130,7 @@ METRICS: dict[str, TableMetric] = {
         floor=0.5,
     ),
 }
-"""Figures that have an interval of their own; those of `_measure_likeness` have one of half samples.
+"""Figures with an interval of their own; those of `_measure_likeness` have one of half samples.
 A new one is a function and a line here, and a line in `training.judging.figures.FIGURES`."""
 
 
@@ -152,7 +152,7 @@ def judge_table(
     Raises:
         ConfigError: see `target_field`.
     """
-    reals = _reals(data, config)
+    reals = real_rows(data, config)
     many = max(reals.n, min(data.card.training_count, MAX_ROWS))
     schema = reals.heldout.schema
     fake = Rows(model.rows(model.sample(seed, many)), schema)
@@ -191,7 +191,8 @@ def target_field(target: str | None, schema: TableSchema) -> str | None:
     return str(names.index(target))
 
 
-def _reals(data: Dataset, config: EvaluationConfig) -> Reals:
+def real_rows(data: Dataset, config: EvaluationConfig) -> Reals:
+    """The real rows that a model of the data is compared with."""
     schema, table = data.card.table, data.table
     assert schema is not None, "only tables have a schema"
 

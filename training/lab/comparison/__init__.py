@@ -14,7 +14,7 @@ from models.artifact import load_artifact
 from models.config import Config
 from models.errors import UserError
 from training.data.dataset import load_data
-from training.judging.figures import HEADLINES
+from training.judging.figures import headlines
 from training.lab.comparison.page import comparison_page
 from training.lab.comparison.runs import (
     BUDGETS,
@@ -118,7 +118,7 @@ def compare(
     if track:
         for name in jobs:
             _track(out / "runs" / name, out.name)
-    summary = summarise(plan, answers, seeds, data.card.name, HEADLINES[data.card.kind][0])
+    summary = summarise(plan, answers, seeds, data.card.name, headlines(data.card)[0])
     (out / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")
     (out / REPORT).write_text(comparison_page(plan, answers, seeds, data, out, summary))
     return summary

@@ -24,7 +24,8 @@ from training.engine.runs import Row
 from training.engine.stack import NotStackable
 from training.engine.stacked import train_together
 from training.judging.extractors import FeatureExtractor, choose_extractor
-from training.judging.figures import HEADLINES, distance
+from training.judging.figures import distance, headlines
+from training.judging.tables.rows import comparable_codes
 from training.run import ARTIFACT, CHECKPOINTS, run_training
 
 Budget = Literal["steps", "seconds"]
@@ -159,7 +160,7 @@ def headline(
         extractor: the features to compare images over; None for other data.
 
     Returns:
-        The first of `HEADLINES` for the kind of data; lower is better.
+        The first of `headlines` for the data; lower is better.
     """
     indices = data.sample_indices(MAX_COMPARED_SAMPLES, heldout=True)
     real = data.items_at(indices)
@@ -168,12 +169,14 @@ def headline(
     if config.conditional and data.labels is not None:
         labels = [torch.from_numpy(data.labels[indices])]
     fake = copy.deepcopy(generator).eval()(z, *labels)
-    if extractor is not None:
+    if data.card.table is not None:
+        points, samples = (comparable_codes(x, data.card.table) for x in (real, fake.numpy()))
+    elif extractor is not None:
         points, samples = extractor(real), extractor(data.scaling.to_data(fake).numpy())
     else:
         points = data.scaling.to_model(torch.from_numpy(real)).flatten(1).double().numpy()
         samples = fake.flatten(1).double().numpy()
-    return distance(HEADLINES[data.card.kind][0], points, samples)
+    return distance(headlines(data.card)[0], points, samples)
 
 
 def train_group(group: Group) -> str | None:

@@ -60,7 +60,6 @@ def judged(real: pd.DataFrame, fake: pd.DataFrame) -> dict:
     return {
         "column_shapes": scores["Column Shapes"],
         "pair_trends": scores["Column Pair Trends"],
-        "quality": report.get_score(),
         "columns": dict(zip(shapes["Column"], shapes["Score"], strict=True)),
         "pairs": [[row["Column 1"], row["Column 2"], row["Score"]] for _, row in trends.iterrows()],
     }

@@ -46,7 +46,7 @@ FIGURES = {
     "lowest_class_accuracy": FigureKind("higher", is_share=True),
     "column_shapes": FigureKind("higher", is_share=True),
     "pair_trends": FigureKind("higher", is_share=True),
-    "table_error": FigureKind("lower", is_share=True, distance=likeness.table_error),
+    "pair_distance": FigureKind("lower", is_share=True, distance=likeness.pair_distance),
     "missing_difference": FigureKind("lower", is_share=True),
     "rare_category_coverage": FigureKind("higher", is_share=True),
     "valid_share": FigureKind("higher", is_share=True),
@@ -67,7 +67,7 @@ HEADLINES: dict[str, tuple[str, ...]] = {
     "image": ("kernel_distance", "frechet_distance"),
     "vector": ("wasserstein_1", "sliced_wasserstein_1"),
     "sequence": ("sliced_wasserstein_1",),
-    "table": ("table_error",),
+    "table": ("pair_distance",),
 }
 """Distances between whole distributions, by kind of data; the first decides unless told otherwise.
 Images are compared over an extractor's features, tables as `tables.rows.comparable` makes them."""

@@ -30,7 +30,7 @@ MAX_PAIRS = 12
 MEANINGS = {
     "column_shapes": "likeness of the columns' distributions: sdmetrics' Column Shapes",
     "pair_trends": "likeness of the trends between columns: sdmetrics' Column Pair Trends",
-    "table_error": "1 less the mean of these two: what models are compared by",
+    "pair_distance": "distance of the joint distributions of all pairs of columns: what models are compared by",
     "missing_difference": "difference of the shares of missing values",
     "rare_category_coverage": f"rare categories (below {likeness.RARE:.0%}) that are generated too",
     "precision": "generated rows that lie among real ones",
@@ -38,11 +38,13 @@ MEANINGS = {
     "density": "how dense real rows are where generated ones lie",
     "coverage": "real rows with a generated one near",
     "valid_share": "values that their columns may hold",
-    "tstr": "a model that learned from generated rows, tested on real ones: R2 of a number, area under "
-    "the ROC curve of a category; the floor learned from real rows",
+    "tstr": "a model that learned from generated rows, tested on real ones: R2 of a number, area "
+    "under the ROC curve of a category; the floor learned from real rows",
     "detection_auroc": "a classifier that tells generated rows from real ones; 0.5: it cannot",
-    "nearer_to_training": "generated rows nearer to a training row than to a held-out one; 0.5: no copies",
-    "distance_ratio": "distance from the nearest training row, over that of held-out rows; 0: copies",
+    "nearer_to_training": "generated rows nearer to a training row than to a held-out one; 0.5: "
+    "no copies",
+    "distance_ratio": "distance from the nearest training row, over that of held-out rows; 0: "
+    "copies",
     "exact_copies": "generated rows that equal a training row; the floor is of held-out rows",
     "membership_auroc": "an attack that tells training rows by generated ones; 0.5: it cannot",
     "critic_membership_auroc": "the same by the critic's scores",

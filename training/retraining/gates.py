@@ -30,7 +30,7 @@ from training.retraining.evidence import Evidence, RegisteredModel, make_the_sam
 
 Array = np.ndarray
 Loss = Literal[
-    "kernel_distance", "frechet_distance", "wasserstein_1", "sliced_wasserstein_1", "table_error"
+    "kernel_distance", "frechet_distance", "wasserstein_1", "sliced_wasserstein_1", "pair_distance"
 ]
 TABLE_LEAST = {"valid_share": 1.0}
 """Least values for tables, unless `GatesConfig.least` has others."""
@@ -47,7 +47,7 @@ class GatesConfig(BaseModel):
 
     loss: Loss | None = None
     """Distance that challenger and champion are compared by. None: kernel_distance for images,
-    wasserstein_1 for vectors, sliced_wasserstein_1 for sequences, table_error for tables."""
+    wasserstein_1 for vectors, sliced_wasserstein_1 for sequences, pair_distance for tables."""
     margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Most by which the challenger's loss may be greater, in the loss's own unit; 0: it must be
     less."""

@@ -220,7 +220,7 @@ def _measure_likeness(reals: Reals, fake: Rows, copula: Rows) -> dict[str, Figur
         figures = {
             "column_shapes": likeness.column_shapes(real, fake),
             "pair_trends": likeness.pair_trends(real, fake, pairs),
-            "table_error": likeness.table_error(real, fake, pairs),
+            "pair_distance": likeness.pair_distance(real, fake),
             "missing_difference": likeness.missing_difference(real, fake),
             "rare_category_coverage": likeness.rare_category_coverage(real, fake),
         }

@@ -19,6 +19,8 @@ Pair = tuple[str, str]
 MIN_CORRELATION, MIN_ASSOCIATION = 0.5, 0.3
 """Pearson's correlation and Cramér's V of real rows above which a pair has a trend, as sdmetrics
 has them."""
+FEW_CELLS = 20_000
+"""Cells of a contingency table that are all counted, also those without rows."""
 RARE = 0.05
 """Share of the real rows below which a category is rare."""
 
@@ -120,14 +122,33 @@ def associations(rows: Array) -> Array:
     return table
 
 
-def table_error(real: Array, fake: Array, pairs: Sequence[Pair] | None = None) -> float:
-    """1 less the mean of `column_shapes` and `pair_trends`: 0 for rows that are alike in both.
+def pair_distance(real: Array, fake: Array) -> float:
+    """Mean total variation distance between the joint distributions of all pairs of columns.
 
-    sdmetrics' overall score of quality, turned into a distance. Without pairs that have a trend,
-    shapes alone count.
+    The mean error of the two-way marginals, by which contests of synthetic tables are judged
+    (McKenna et al. 2021, "Winning the NIST Contest", section 4). Numbers are in tenths of the real
+    rows, missing is a category of its own. Unlike `pair_trends` it takes every pair, and bins that
+    do not move with one far value: so it tells models apart that trends do not.
+
+    Returns:
+        0 for rows that are alike in all pairs, at most 1; of a single column its own distance. It
+        is larger on fewer rows: compare it only with its floor.
     """
-    found = [column_shapes(real, fake), pair_trends(real, fake, pairs)]
-    return float(1 - np.mean([share for share in found if share is not None]))
+    fields = _fields(real)
+    edges = {f: _tenths(real[f]) for f in fields if is_number(real, f)}
+    first, second = (
+        [_ranked(rows[f], edges[f]) if f in edges else rows[f] + 1 for f in fields]
+        for rows in (real, fake)
+    )
+    sizes = [int(max(a.max(), b.max())) + 1 for a, b in zip(first, second, strict=True)]
+    pairs = list(itertools.combinations(range(len(fields)), 2)) or [(0, 0)]
+    found = [
+        _total_variation(
+            first[i] * sizes[j] + first[j], second[i] * sizes[j] + second[j], sizes[i] * sizes[j]
+        )
+        for i, j in pairs
+    ]
+    return float(np.mean(found))
 
 
 def missing_difference(real: Array, fake: Array) -> float | None:
@@ -162,11 +183,9 @@ def _pair_trend(
     if is_number(real, a) and is_number(real, b):
         gap = _correlation(real[a], real[b]) - _correlation(fake[a], fake[b])
         return 1 - abs(gap) / 2
-    first, second = (_cells(bins[a], bins[b]) for bins in (real_bins, fake_bins))
-    cells = np.concatenate([first[0], second[0]])
-    shares = np.concatenate([first[1] / len(real), -second[1] / len(fake)])
-    _, where = np.unique(cells, return_inverse=True)
-    return float(1 - np.abs(np.bincount(where, shares)).sum() / 2)
+    size = 2 + max(int(bins[b].max()) for bins in (real_bins, fake_bins))
+    first, second = ((bins[a] + 1) * size + bins[b] + 1 for bins in (real_bins, fake_bins))
+    return 1 - _total_variation(first, second, int(max(first.max(), second.max())) + 1)
 
 
 def _fields(rows: Array) -> tuple[str, ...]:
@@ -190,10 +209,24 @@ def _bins(rows: Array, fields: Sequence[str] | set[str]) -> dict[str, Array]:
     return bins
 
 
-def _cells(a: Array, b: Array) -> tuple[Array, Array]:
-    """The cells of a contingency table that hold rows, each as one number, and their counts."""
-    keys = (a + 1) * (1 << 32) + b + 1
-    return np.unique(keys, return_counts=True)
+def _tenths(values: Array) -> Array:
+    """Edges of ten bins that hold a tenth of the numbers each; fewer where many are equal."""
+    present = values[~is_missing(values)]
+    return np.unique(np.quantile(present, np.arange(1, 10) / 10)) if len(present) else present
+
+
+def _ranked(values: Array, edges: Array) -> Array:
+    """Numbers as categories from 1 on, by the edges of bins; 0 where there is none."""
+    return np.where(is_missing(values), 0, 1 + np.searchsorted(edges, values, side="right"))
+
+
+def _total_variation(first: Array, second: Array, count: int) -> float:
+    """Total variation distance between two sets of categories from 0 to ``count - 1``."""
+    if count > FEW_CELLS:  # count only those that there are
+        names, both = np.unique(np.concatenate([first, second]), return_inverse=True)
+        first, second, count = both[: len(first)], both[len(first) :], len(names)
+    shares = [np.bincount(x, minlength=count) / len(x) for x in (first, second)]
+    return float(np.abs(shares[0] - shares[1]).sum() / 2)
 
 
 def _cramers_v(a: Array, b: Array) -> float:

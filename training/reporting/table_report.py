@@ -30,7 +30,8 @@ MAX_PAIRS = 12
 MEANINGS = {
     "column_shapes": "likeness of the columns' distributions: sdmetrics' Column Shapes",
     "pair_trends": "likeness of the trends between columns: sdmetrics' Column Pair Trends",
-    "pair_distance": "distance of the joint distributions of all pairs of columns: what models are compared by",
+    "pair_distance": "distance of the joint distributions of all pairs of columns: what models are "
+    "compared by",
     "missing_difference": "difference of the shares of missing values",
     "rare_category_coverage": f"rare categories (below {likeness.RARE:.0%}) that are generated too",
     "precision": "generated rows that lie among real ones",

@@ -18,8 +18,8 @@ def nearer_to_training(fake: Array, training: Array, heldout: Array) -> Reading:
     There are as many rows of both kinds, so that a generator that does not know which were trained
     on has 0.5 in the mean, however good it is. Ties count half.
 
-    The interval takes the generated rows that have one nearest row as one draw together, since that
-    row's kind decides for all of them.
+    The interval takes the generated rows that share their nearest row as one draw, since that row's
+    kind decides for all of them, and each kind to have the chance 0.5.
 
     Args:
         fake: codes ``(N, width)``.
@@ -35,8 +35,8 @@ def nearer_to_training(fake: Array, training: Array, heldout: Array) -> Reading:
     nearer = np.where(ties, 0.5, to_training < to_heldout)
     share = float(nearer.mean())
     nearest = np.where(to_training < to_heldout, near, len(training) + other)
-    sums = np.bincount(nearest, nearer - share)
-    margin = float(1.96 * np.sqrt((sums**2).sum())) / len(fake)
+    sizes = np.bincount(nearest)
+    margin = float(1.96 * 0.5 * np.sqrt((sizes**2).sum())) / len(fake)
     return Reading(share, share - margin, share + margin)
 
 

@@ -16,9 +16,11 @@ def copula_rows(table: pa.Table, schema: TableSchema, count: int, seed: int = 0)
     """Fit a Gaussian copula to rows and draw new ones.
 
     Every column becomes a normal score by its rank: numbers by size, categories by frequency as in
-    SDV, missing values last, ties in random order. The scores are drawn from a normal distribution
-    with their correlations, and each becomes the value of its rank. Marginals are therefore the
-    table's own, and every value is one that its column has; SDV fits a parametric family instead.
+    SDV, with missing as one of them, ties in random order. Where a number is missing, a random one
+    of the column stands in its place, so that values are missing at random. The scores are drawn
+    from a normal distribution with their correlations, and each becomes the value of its rank.
+    Marginals are therefore the table's own, and every value is one that its column has; SDV fits a
+    parametric family instead.
 
     Patki et al. 2016, "The Synthetic Data Vault", section III.
 
@@ -48,9 +50,10 @@ def copula_rows(table: pa.Table, schema: TableSchema, count: int, seed: int = 0)
 
 def _order(values: Array, rng: np.random.Generator) -> Array:
     """Indices of the rows in the order of their values, of equal ones in a random order."""
-    keys = values.astype(np.float64)
     if values.dtype.kind == "i":
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        keys = (-counts[inverse]).astype(np.float64) + inverse * 1e-9  # equal counts stay apart
-    keys[is_missing(values)] = np.inf
-    return np.lexsort((rng.random(len(keys)), keys))
+        return np.lexsort((rng.random(len(values)), inverse, -counts[inverse]))
+    missing = is_missing(values)
+    if missing.any() and not missing.all():
+        values = np.where(missing, rng.choice(values[~missing], len(values)), values)
+    return np.lexsort((rng.random(len(values)), values))

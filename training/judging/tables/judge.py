@@ -9,12 +9,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.config import EvaluationConfig
 from models.errors import ConfigError, suggestion
 from models.model import Model
 from models.record import Figure
 from models.tables import TableSchema
+from models.tables.column import Column
+from models.tables.fixed import CopyColumn
+from models.tables.schema import whole
 from training.data.dataset import Dataset
 from training.judging.figures import figure
 from training.judging.intervals import Estimate, half_sample_margins
@@ -85,12 +89,24 @@ class TableMetric(NamedTuple):
 
 
 def valid_share(reals: Reals, fake: Rows) -> Reading:
-    """Share of the values that their columns may hold, in the mean over all columns."""
+    """Share of the values that their columns may hold, in the mean over the columns that there are.
+
+    Of a column that copies another one, the values that are the other's.
+    """
     table, schema = fake.table, fake.schema
-    valid = np.mean([c.is_valid(table[c.name].combine_chunks()) for c in schema.columns], axis=0)
+    there = [column for column in schema.columns if column.name in table.column_names]
+    valid = np.mean([_valid(table, column) for column in there], axis=0)
     margin = float(1.96 * valid.std() / np.sqrt(len(valid)))
     value = float(valid.mean())
     return Reading(value, value - margin, value + margin)
+
+
+def _valid(table: pa.Table, column: Column) -> Array:
+    values = whole(table[column.name])
+    if isinstance(column, CopyColumn):
+        same = pc.equal(values.cast(pa.string()), whole(table[column.of]).cast(pa.string()))
+        return same.fill_null(True).to_numpy(zero_copy_only=False)
+    return column.is_valid(values)
 
 
 def _utility(reals: Reals, fake: Rows) -> Reading | None:

@@ -8,12 +8,13 @@ import pyarrow.compute as pc
 
 from models.tables import CategoryColumn, NumberColumn, TableSchema
 from models.tables.column import Column
+from models.tables.schema import whole
 
 Array = np.ndarray
 
 
 def learned(schema: TableSchema) -> list[Column]:
-    """The columns that a generator learns: neither constant nor identifiers."""
+    """The columns that a generator learns, and that are not made anew or copied."""
     return [column for column in schema.columns if column.parts]
 
 
@@ -29,7 +30,7 @@ def comparable(table: pa.Table, schema: TableSchema) -> Array:
         times, NaN where there is none; int64 for categories, -1 where there is none, and one number
         more than there are categories for a category that the schema does not know.
     """
-    fields = [_comparable(table[column.name], column) for column in learned(schema)]
+    fields = [_comparable(whole(table[column.name]), column) for column in learned(schema)]
     rows = np.empty(len(table), [(str(i), values.dtype) for i, values in enumerate(fields)])
     for i, values in enumerate(fields):
         rows[str(i)] = values
@@ -56,14 +57,11 @@ def is_missing(values: Array) -> Array:
     return np.isnan(values) if values.dtype.kind == "f" else values < 0
 
 
-def _comparable(values: pa.ChunkedArray, column: Column) -> Array:
-    whole = values.combine_chunks()
-    if pa.types.is_dictionary(whole.type):
-        whole = whole.dictionary_decode()
+def _comparable(values: pa.Array, column: Column) -> Array:
     if isinstance(column, NumberColumn):
-        return column.numbers(whole)
+        return column.numbers(values)
     assert isinstance(column, CategoryColumn), "only numbers and categories are learned"
-    texts = column.texts(whole)
+    texts = column.texts(values)
     known = (*column.categories, *column.others)
     numbers = pc.index_in(texts, pa.array(known, pa.string())).fill_null(len(known))
     numbers = pc.if_else(texts.is_null(), -1, numbers)

@@ -1,0 +1,266 @@
+"""Judging of tables: use, detection, copies, the copula, and all of it on a trained model."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.random import default_rng
+from scipy.stats import norm, spearmanr
+from sklearn.metrics import roc_auc_score
+
+from models.config import EvaluationConfig
+from models.errors import ConfigError, UserError
+from models.model import Model
+from models.record import Figure
+from tests.runs import trained
+from tests.test_table_likeness import fitted
+from training.data.dataset import load_data
+from training.judging.doctor.diagnosis import diagnose, diagnose_run
+from training.judging.evaluate import evaluate_artifact, require_target
+from training.judging.figures import COPY_FIGURES, FIGURES
+from training.judging.tables import copies, uses
+from training.judging.tables.copula import copula_rows
+from training.judging.tables.judge import METRICS
+from training.judging.tables.rows import comparable
+from training.presets import build_config
+from training.reporting.pages import figures_in_words, model_card
+from training.reporting.table_report import table_report
+from training.retraining.evidence import Evidence, RegisteredModel
+from training.retraining.gates import GatesConfig, challenger_gates, champion_gates
+
+
+def rows(**columns: list | np.ndarray) -> np.ndarray:
+    """Comparable rows of plain columns: numbers, or whole numbers for categories."""
+    arrays = {name: np.asarray(values) for name, values in columns.items()}
+    made = np.empty(len(next(iter(arrays.values()))), [(n, a.dtype) for n, a in arrays.items()])
+    for name, values in arrays.items():
+        made[name] = values
+    return made
+
+
+def test_use_is_r2_for_numbers_and_0_for_rows_without_the_trend() -> None:
+    """y is x plus noise of a tenth of the variance: R2 is 1 / 1.1 for the best model there is."""
+    rng = default_rng(0)
+    x = rng.normal(size=(2, 2000))
+    y = x + np.sqrt(0.1) * rng.normal(size=x.shape)
+    train, test = (rows(x=x[i], y=y[i]) for i in range(2))
+    found = uses.utility(train, test, "y")
+    assert found is not None
+    assert found.value == pytest.approx(1 / 1.1, abs=0.03)
+    assert found.low < found.value < found.high
+    without = uses.utility(rows(x=rng.permutation(x[0]), y=y[0]), test, "y")
+    assert without is not None
+    assert without.value < 0.05
+    assert uses.utility(train, rows(x=x[1], y=np.ones(2000)), "y") is None
+
+
+def test_use_is_the_area_under_the_curve_for_categories() -> None:
+    """The mean over several classes is scikit-learn's; with one class learned nothing is told."""
+    rng = default_rng(1)
+    truth, shares = rng.integers(0, 3, 200), rng.dirichlet([1, 1, 1], 200)
+    expected = roc_auc_score(truth, shares, multi_class="ovr", average="weighted")
+    assert uses._area(np.column_stack([truth, shares])) == pytest.approx(expected)
+    x = rng.normal(size=(2, 4000))
+    y = (x + rng.normal(size=x.shape) > 0).astype(int)
+    found = uses.utility(rows(x=x[0], y=y[0]), rows(x=x[1], y=y[1]), "y")
+    assert found is not None
+    assert found.value == pytest.approx(roc_auc_score(y[1], x[1]), abs=0.03)
+    one_class = uses.utility(rows(x=x[0], y=np.zeros(4000, int)), rows(x=x[1], y=y[1]), "y")
+    assert one_class is not None
+    assert one_class.value == 0.5
+
+
+def test_rows_are_told_apart_as_well_as_they_can_be() -> None:
+    """Of normal rows whose means differ by 1 the best classifier has the area Phi(1 / sqrt(2))."""
+    rng = default_rng(2)
+    real, same = (rows(x=rng.normal(size=4000), c=rng.integers(0, 3, 4000)) for _ in range(2))
+    found = uses.detection(real, same)
+    assert found.low < 0.5 < found.high
+    shifted = rows(x=rng.normal(size=4000) + 1, c=rng.integers(0, 3, 4000))
+    assert uses.detection(real, shifted).value == pytest.approx(norm.cdf(1 / np.sqrt(2)), abs=0.03)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.02])
+def test_no_copies_are_as_near_to_training_as_to_held_out_rows(spread: float) -> None:
+    """The interval holds 0.5 as often as it says, also for a generator that makes one kind of row.
+
+    Rows that share their nearest row are no evidence of their own: with the plain interval of a
+    share the narrow generator would be called a copier in more than half of the cases.
+    """
+    rng, outside = default_rng(3), 0
+    for _ in range(100):
+        fake, training, heldout = (rng.normal(size=(200, 3)) for _ in range(3))
+        found = copies.nearer_to_training(spread * fake, training, heldout)
+        outside += not found.low <= 0.5 <= found.high
+    assert outside <= 14  # 5 are expected; 15 or more by chance once in 10,000
+    copied = copies.nearer_to_training(training[:50], training, heldout)
+    assert copied.value == 1.0
+    assert copied.low > 0.8
+
+
+def test_distances_and_copies_are_counted() -> None:
+    training = rows(x=np.arange(100.0), c=np.zeros(100, int))
+    fake = rows(x=[3.0, np.nan, 5.5, -0.0], c=[0, 0, 0, 0])
+    found = copies.exact_copies(fake, training)
+    assert found.value == 0.5
+    known = rows(x=[np.nan, 0.0], c=[0, 0])
+    assert copies.exact_copies(fake, known).value == 0.5
+    ratio = copies.distance_ratio(np.full(50, 1.5), np.full(50, 3.0))
+    assert tuple(ratio) == (0.5, 0.5, 0.5)
+    assert copies.distance_ratio(np.zeros(50), np.ones(50)).value == 0
+
+
+def test_the_copula_keeps_marginals_and_normal_correlations() -> None:
+    """Spearman's correlation of normal scores with correlation r is 6 / pi * asin(r / 2).
+
+    A tenth of one column is missing, which takes a tenth of the correlation.
+    """
+    rng = default_rng(4)
+    z = rng.multivariate_normal([0, 0], [[1, 0.7], [0.7, 1]], 4000)
+    names = np.where(rng.random(4000) < 0.25, "b", "a")
+    table = pa.table({
+        "x": pa.array(np.exp(z[:, 0])),
+        "y": pa.array(z[:, 1], mask=rng.random(4000) < 0.1),
+        "c": names,
+        "k": ["one"] * 4000,
+        "id": [f"row-{i}" for i in range(4000)],
+    })  # fmt: skip
+    schema = fitted(table)
+    drawn = copula_rows(table, schema, 4000)
+    assert drawn.column_names == schema.names
+    both = comparable(drawn, schema)
+    expected = 6 / np.pi * np.arcsin(0.9 * 0.7 / 2)
+    found = spearmanr(both["0"], both["1"], nan_policy="omit")[0]
+    assert found == pytest.approx(expected, abs=0.04)
+    assert np.isin(both["0"], comparable(table, schema)["0"]).all()
+    assert np.isnan(both["1"]).mean() == pytest.approx(0.1, abs=0.02)
+    assert (both["2"] == 1).mean() == pytest.approx(0.25, abs=0.03)
+    assert set(drawn["k"].to_pylist()) == {"one"}
+    assert not set(drawn["id"].to_pylist()) & set(table["id"].to_pylist())
+    assert drawn.equals(copula_rows(table, schema, 4000))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path]:
+    """A model of a small table, hardly trained."""
+    folder = tmp_path_factory.mktemp("table")
+    rng = default_rng(5)
+    with (folder / "shop.csv").open("w", newline="") as file:
+        write = csv.writer(file)
+        write.writerow(["size", "price", "kind", "gap"])
+        for size in rng.gamma(2, 2, 700):
+            price = round(10 * size * np.exp(0.1 * rng.normal()), 2)
+            kind = "big" if size > 5 else "small" if rng.random() < 0.97 else "odd"
+            write.writerow([round(size, 3), price, kind, "" if rng.random() < 0.2 else int(size)])
+    config = build_config(
+        "table",
+        str(folder / "shop.csv"),
+        None,
+        {
+            "training.steps": 40,
+            "evaluation.samples": 120,
+            "evaluation.target": "price",
+            "generator.width": 32,
+            "critic.width": 32,
+        },
+    )
+    model, _, _ = trained(config, folder / "run", register=False)
+    return model, folder / "run"
+
+
+def test_a_table_is_judged_by_its_rows(run: tuple[Model, Path]) -> None:
+    """All figures are there, beside floor and copula; judging again finds the same."""
+    model, folder = run
+    figures = model.run.results.figures
+    assert {*METRICS, "column_shapes", "pair_trends", "pair_distance", "recall"} <= {*figures}
+    assert {*figures} <= {*FIGURES}
+    for name, figure in figures.items():
+        low, high = figure.interval
+        assert low <= figure.value <= high, name
+        assert (figure.baseline is None) == (name == "critic_membership_auroc"), name
+        assert figure.floor is not None, name
+    assert (figures["valid_share"].value, figures["valid_share"].interval) == (1, (1, 1))
+    assert figures["exact_copies"].floor == 0  # equal rows are on one side
+    tstr = figures["tstr"]
+    assert tstr.floor is not None
+    assert tstr.value < 0.9 < tstr.floor
+    assert figures["pair_distance"].floor < figures["pair_distance"].value
+    assert evaluate_artifact(folder / "artifact") == model.run.results
+    assert {f.name for f in diagnose_run(folder)} >= {"low_diversity"}
+    (line,) = (x for x in figures_in_words(figures) if x.startswith("column_shapes"))
+    assert f"copula {figures['column_shapes'].baseline:.4g}" in line
+    assert "| Gaussian copula |" in model_card(model.run)
+
+
+def test_diversity_is_of_rows_before_the_run_is_judged(run: tuple[Model, Path]) -> None:
+    """A generator gives shares of options, which lie between the rows that they become."""
+    model, _ = run
+    config = model.run.config
+    data = load_data(config.data)
+    found = diagnose(config, data, model.generator, model.critic)
+    (judged,) = (f for f in found if f.name == "low_diversity")
+    (recorded,) = (f for f in model.run.findings if f.name == "low_diversity")
+    assert judged.value == pytest.approx(recorded.value, abs=0.15)
+
+
+def test_the_report_shows_each_column(run: tuple[Model, Path]) -> None:
+    """It is written with the run, the worst column first, and escapes what it prints."""
+    model, folder = run
+    page = (folder / "report.html").read_text()
+    data = load_data(model.run.config.data)
+    assert page == table_report(model, data, model.run.results)
+    scores = [float(text.split("<")[0].split(";")[0]) for text in page.split(": score ")[1:]]
+    assert len(scores) == 4
+    assert scores == sorted(scores)
+    for text in ("generated less real", "<b>price</b>", "missing in", "tstr", "what it is"):
+        assert text in page
+    images = load_data(build_config("digits").data)
+    with pytest.raises(UserError, match="models of tables"):
+        table_report(model, images, model.run.results)
+
+
+def test_an_unknown_target_is_told_before_training(run: tuple[Model, Path]) -> None:
+    model, _ = run
+    data = load_data(model.run.config.data)
+    with pytest.raises(ConfigError, match="no column 'prise' that is learned; did you mean"):
+        require_target(EvaluationConfig(target="prise"), data)
+    with pytest.raises(ConfigError, match="only a table has columns"):
+        require_target(EvaluationConfig(target="price"), load_data(build_config("digits").data))
+
+
+def test_tables_pass_gates_by_their_figures(run: tuple[Model, Path]) -> None:
+    """Values must be valid, any figure may be limited, and models compare by their rows."""
+    model, _ = run
+    data = load_data(model.run.config.data)
+    same = RegisteredModel("1", model)
+    evidence = Evidence(model, same, same, data, data, None, "pair_distance", 120, model.table)
+    limits = GatesConfig(least={"column_shapes": 0.999}, most={"detection_auroc": 1.0})
+    found = {gate.name: gate for gate in challenger_gates(evidence, limits)}
+    assert {"memorisation", "membership"} <= {*found}
+    assert not {"precision", "recall", "coverage"} & {*found}
+    assert found["valid_share"].passed
+    assert found["detection_auroc"].passed
+    assert not found["column_shapes"].passed
+    known, champion = champion_gates(evidence, limits)
+    assert known.passed, known.reason
+    assert champion.challenger == champion.reference
+    assert champion.challenger == pytest.approx(
+        model.run.results.figures["pair_distance"].value, rel=0.05
+    )
+
+
+def test_a_trusted_set_judges_all_but_copies(run: tuple[Model, Path]) -> None:
+    """What gives training rows away is known of the training rows only."""
+    model, _ = run
+    data, judged = (load_data(model.run.config.data, card=model.run.data) for _ in range(2))
+    evidence = Evidence(model, None, None, judged, data, None, "pair_distance", 120, model.table)
+    recorded = dict[str, Figure](model.run.results.figures)
+    assert evidence.figures == recorded
+    changed = {name: figure.model_copy(update={"value": -1.0}) for name, figure in recorded.items()}
+    results = model.run.results.model_copy(update={"figures": changed})
+    model.run = model.run.model_copy(update={"results": results})
+    again = Evidence(model, None, None, judged, data, None, "pair_distance", 120, model.table)
+    copied = {name for name, figure in again.figures.items() if figure.value == -1.0}
+    assert copied == {*COPY_FIGURES}

@@ -173,7 +173,7 @@ def heat_map(
     settings = {"svg.hashsalt": repr((title, names, values.tobytes())), "axes.grid": False}
     size = max(7.0, min(11.0, 420 / max(len(names), 1)))
     with drawing(**settings, **{"xtick.labelsize": size, "ytick.labelsize": size}):
-        figure, axes = _figure(width, width)
+        figure, axes = _figure(width, round(0.85 * width))
         axes.set_title(title)
         image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit)
         axes.set_xticks(places, names, rotation=60, ha="right", rotation_mode="anchor")

@@ -116,11 +116,11 @@ def table_report(model: Model, data: Dataset, results: Results) -> str:
 
 def _column(column: Column, real: Array, fake: Array) -> ColumnPart:
     """Compare the values of one column."""
-    missing = [float(is_missing(x).mean()) for x in (real, fake)]
+    gaps, fake_gaps = (float(is_missing(x).mean()) for x in (real, fake))
     sets = {"real": real[~is_missing(real)], "generated": fake[~is_missing(fake)]}
     chart = _categories if isinstance(column, CategoryColumn) else _numbers
     drawn = charts.svg(chart(column, sets), width=500, height=300)
-    return ColumnPart(column.name, likeness.column_shape(real, fake), *missing, drawn)
+    return ColumnPart(column.name, likeness.column_shape(real, fake), gaps, fake_gaps, drawn)
 
 
 def _categories(column: Column, sets: dict[str, Array]) -> Chart:

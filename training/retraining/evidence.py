@@ -208,7 +208,7 @@ def make_the_same(one: Model, other: Model) -> bool:
     """True if samples of two models compare: items of one shape, or rows of the same columns."""
     if one.table is None or other.table is None:
         return one.shape == other.shape
-    first, second = ({c.name: c.kind for c in m.table.columns} for m in (one, other))
+    first, second = ({c.name: c.kind for c in t.columns} for t in (one.table, other.table))
     return first == second
 
 

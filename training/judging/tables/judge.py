@@ -186,7 +186,9 @@ def judge_table(
                 copula,
             )
         )
-        estimate = Estimate(reading.value, _value(floor), reading.low, reading.high, reals.n)
+        expected = _value(floor)
+        assert expected is not None, "what is measured of generated rows is of real ones too"
+        estimate = Estimate(reading.value, expected, reading.low, reading.high, reals.n)
         found[name] = figure(name, estimate, _value(baseline))
     return found
 
@@ -215,14 +217,15 @@ def real_rows(data: Dataset, config: EvaluationConfig) -> Reals:
     def rows(indices: Array) -> Rows:
         return Rows(table.take(pa.array(indices)), schema)
 
-    sets = [
+    heldout, training = (
         rows(np.random.default_rng(0).permutation(data.sample_indices(MAX_ROWS, heldout=heldout)))
         for heldout in (True, False)
-    ]
+    )
     return Reals(
-        *sets,
+        heldout,
+        training,
         all_training=rows(np.flatnonzero(~data.is_heldout)),
-        n=min(config.samples, *(len(s.table) for s in sets)),
+        n=min(config.samples, len(heldout.table), len(training.table)),
         target=target_field(config.target, schema),
     )
 
@@ -252,7 +255,8 @@ def _measure_likeness(reals: Reals, fake: Rows, copula: Rows) -> dict[str, Figur
         floors, baselines = metric(real, training), metric(real, baseline)
         for name, value in metric(real, drawn).items():
             margin = margins.get(name, 0.0)
-            estimate = Estimate(value, floors.get(name), value - margin, value + margin, n)
+            # Only a difference of missing values may be of generated rows alone.
+            estimate = Estimate(value, floors.get(name, 0.0), value - margin, value + margin, n)
             found[name] = figure(name, estimate, baselines.get(name))
     return found
 

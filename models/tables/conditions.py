@@ -31,11 +31,11 @@ class Condition(BaseModel, frozen=True, extra="forbid"):
 
     one_of: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
     none_of: tuple[Scalar, ...] = ()
-    above: float | str | None = None
+    above: int | float | str | None = None
     """A number, or a date or time as ISO 8601 writes it."""
-    at_least: float | str | None = None
-    below: float | str | None = None
-    at_most: float | str | None = None
+    at_least: int | float | str | None = None
+    below: int | float | str | None = None
+    at_most: int | float | str | None = None
     missing: bool | None = None
     """True: there must be no value; False: there must be one. None: whatever else is given needs a
     value."""

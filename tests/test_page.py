@@ -377,9 +377,9 @@ def test_rows_of_a_table_under_conditions(sites: Sites, visit: Callable[..., Pag
     assert head == ["sample", *table.names]
     assert page.locator("#walk dt").all_inner_texts() == table.names
     page.locator("#conditions summary").click()
-    page.get_by_label("home").select_option("rent, old")
-    page.get_by_label("age from").fill("40")
-    page.get_by_label("age to").fill("45")
+    page.locator("#where [data-column=home]").select_option("rent, old")
+    page.locator("#where [data-column=age][data-key=at_least]").fill("40")
+    page.locator("#where [data-column=age][data-key=at_most]").fill("45")
     page.get_by_role("button", name="Generate", exact=True).click()
     has(page, "#curl", '"where":{"age":{"at_least":40,"at_most":45},"home":["rent, old"]}')
     expect(page.locator("#samples tbody td").nth(head.index("home") - 1)).to_have_text("rent, old")
@@ -393,7 +393,7 @@ def test_rows_of_a_table_under_conditions(sites: Sites, visit: Callable[..., Pag
         assert 40 <= int(row["age"]) <= 45
     page.get_by_role("button", name="Score the samples").click()
     has(page, "#score-status", "512 items scored")
-    page.get_by_label("age from").fill("400")
+    page.locator("#where [data-column=age][data-key=at_least]").fill("400")
     page.get_by_role("button", name="Generate", exact=True).click()
     has(page, "#generate-status", "age is from 18 to 89")
 

@@ -13,7 +13,7 @@ import pytest
 from service.client import Client, UnsuitableError
 from tests.servers import Server, is_problem
 
-GAPS = [{"age": 40, "home": None}, {"home": "own", "income": 0.5}]
+GAPS: list[dict[str, Any]] = [{"age": 40, "home": None}, {"home": "own", "income": 0.5}]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from models.record import Run
 from models.tables import Condition
 from models.tables.gaps import fill, restrict_to_known, share_copies
 from models.tables.records import typed
+from models.values import numbers, pixels
 
 Array = np.ndarray
 QUANTILE_LEVELS = np.linspace(0, 1, 1001)
@@ -327,9 +328,9 @@ class Model:
             sizes = ", ".join(map(str, ("N", *expected)))
             raise ShapeError(f"the model takes items of shape ({sizes}), not {values.shape}")
         if self.is_image:
-            return _pixels(values)
+            return pixels(values)
         with np.errstate(over="ignore"):
-            rounded = _numbers(values).astype(np.float32)
+            rounded = numbers(values).astype(np.float32)
         if not np.isfinite(rounded).all():
             raise ShapeError("the items hold values too large for float32")
         return rounded if self.run.data.dtype == "float32" else values.astype(np.float64)
@@ -353,7 +354,7 @@ class Model:
         if values.ndim != 4 or not values.size or values.shape[3] not in MODES:
             raise ShapeError(f"images have the shape (N, H, W, 1 to 4), not {values.shape}")
         channels, height, width = self.shape
-        return np.stack([fit(image, height, width, channels) for image in _pixels(values)])
+        return np.stack([fit(image, height, width, channels) for image in pixels(values)])
 
     def score(self, items: Array, labels: Array | None = None) -> Array:
         """Score items; a higher score means more like real data, and scores have no bound.
@@ -391,18 +392,3 @@ class Model:
     def percentiles(self, scores: Array) -> Array:
         """Percentile, 0 to 100, of each score ``(N,)`` among those of real held-out items."""
         return np.interp(scores, self.quantiles, 100 * QUANTILE_LEVELS)
-
-
-def _numbers(values: Array) -> Array:
-    if values.dtype.kind not in "uif":
-        raise ShapeError(f"the model takes numbers, not {values.dtype}")
-    if not np.isfinite(values).all():
-        raise ShapeError("the items hold NaN or infinite values")
-    return values
-
-
-def _pixels(values: Array) -> Array:
-    values = _numbers(values)
-    if values.min() < 0 or values.max() > 255 or (values % 1).any():
-        raise ShapeError("pixels are whole numbers from 0 to 255")
-    return values.astype(np.uint8)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pytest
 
-from models.config import parse_data
+from models.config import ColumnConfig, parse_data
 from models.errors import ConfigError, DataError
+from training.data.columns import find_kind
 from training.data.raw import RawData
 from training.data.sources.files import locate
 from training.data.sources.tables import load_table
@@ -241,6 +242,16 @@ def test_compressed_files(tmp_path: Path, suffix: str) -> None:
         path.write_bytes(b"no such thing")
         with pytest.raises(DataError, match="cannot be read"):
             read(path)
+
+
+@pytest.mark.parametrize("days", [12, 28])
+def test_days_that_may_be_months_are_named(days: int) -> None:
+    dates = [f"{day:02}/{month:02}/2024" for day in range(1, days + 1) for month in range(1, 13)]
+    found = find_kind("d", pa.array(dates), ColumnConfig())
+    assert found.kind == "time"
+    assert found.note == "01/01/2024 could begin with the day or the month: taken for the day" * (
+        days == 12
+    )
 
 
 def test_typed_files_keep_their_types(tmp_path: Path) -> None:

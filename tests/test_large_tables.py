@@ -7,14 +7,17 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from models.config import parse_data
 from models.errors import DataError
 from models.tables import Choice, Value
+from tests.artifacts import tiny_config
 from training.data import coding
 from training.data.coding import PackedCodes
 from training.data.dataset import Dataset, load_data
 from training.data.sources import parquet
+from training.engine.loop import train
 
 RNG = np.random.default_rng(0)
 COUNT = 3000
@@ -93,6 +96,24 @@ def test_packed_codes_are_those_that_were_packed() -> None:
     np.testing.assert_array_equal(codes[:], expected)
     np.testing.assert_array_equal(codes[np.array([7, 3, 7])], expected[[7, 3, 7]])
     np.testing.assert_array_equal(codes[expected[:, 0] > 0], expected[expected[:, 0] > 0])
+
+
+def test_training_on_the_disk_is_training_in_memory(
+    small: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, _ = small
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
+    states = []
+    for limit in (2**28, 0):
+        monkeypatch.setattr(parquet, "MAX_BYTES_IN_MEMORY", limit)
+        monkeypatch.setattr(coding, "MAX_BYTES_IN_MEMORY", limit)
+        settings = {"data": {"source": str(path)}, "training": {"steps": 2}}
+        config = tiny_config("table", **settings)
+        folder = tmp_path / f"checkpoints{limit}"
+        state, _ = train(config, load(path), folder, torch.device("cpu"))
+        states.append(state.generator.state_dict())
+    for name, weights in states[0].items():
+        torch.testing.assert_close(states[1][name], weights, rtol=0, atol=0)
 
 
 def test_a_full_disk_is_named(

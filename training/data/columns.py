@@ -180,8 +180,11 @@ def _infer_number(name: str, values: pa.Array, is_unique: bool) -> Found:
 
 def _infer_text(values: pa.Array, distinct: int) -> Found:
     present = values.drop_null()
-    if distinct > FEW_VALUES and date_format(present):
-        return Found("time")
+    written = date_format(present) if distinct > FEW_VALUES else None
+    if written is not None:
+        is_unclear = written == "%d/%m/%Y" and not read_times(present, "%m/%d/%Y").null_count
+        note = f"{present[0]} could begin with the day or the month: taken for the day"
+        return Found("time", note if is_unclear else "")
     if distinct == len(values) >= FEWEST_IDENTIFIERS and numbering(values):
         return Found("identifier", "a different text in each row: made anew")
     texts = present.cast(pa.string())

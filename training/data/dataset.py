@@ -14,7 +14,7 @@ from models.images import MODES, fit
 from models.record import DataCard, Numbers
 from models.sampling import Scaling
 from training.data.builtin import BUILT_IN
-from training.data.coding import PackedCodes, code_table
+from training.data.coding import code_table
 from training.data.digests import uniform
 from training.data.loading import read_source
 from training.data.raw import Mixture
@@ -33,9 +33,9 @@ MAX_ROUNDING = 1e-4
 class Dataset:
     """Items in data units, which of them are held out, and what is known about them."""
 
-    items: Array | PackedCodes
+    items: Array
     """uint8 ``(N, H, W, C)``, perhaps a memory map; or ``(N, D)`` or ``(N, T, D)``, float32, or
-    float64 where float32 does not hold every feature well"""
+    float64 where float32 does not hold every feature well; of a large table a `PackedCodes`"""
     is_heldout: Array
     """bool ``(N,)``"""
     labels: Array | None
@@ -261,7 +261,7 @@ def _class_counts(labels: Array | None, is_heldout: Array, classes: int) -> list
     return list(map(int, np.bincount(labels[~is_heldout], minlength=classes)))
 
 
-def _content_hash(items: Array | PackedCodes, digests: Array) -> str:
+def _content_hash(items: Array, digests: Array) -> str:
     """SHA-256 in hex of all items, whatever their order."""
     content = hashlib.sha256(f"{items.dtype.str}{items.shape[1:]}".encode())
     words = digests.view(">u8")

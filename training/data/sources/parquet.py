@@ -42,7 +42,10 @@ class ParquetRows:
             self.location.open() as file,
             pq.ParquetFile(file) as parquet,
         ):
-            yield from parquet.iter_batches(max_chunksize, columns=self.column_names)
+            for group in range(parquet.num_row_groups):
+                # One iterator over all groups would keep what it has read of each.
+                yield from parquet.iter_batches(max_chunksize, [group])
+                pa.default_memory_pool().release_unused()
 
     def take(self, indices: pa.Array) -> pa.Table:
         """Read the rows at indices, in their order."""

@@ -1,4 +1,11 @@
-"""Networks of a table's rows: codes whose parts are numbers and choices, made under conditions."""
+"""Networks of a table's rows: codes whose parts are numbers and choices, made under conditions.
+
+A condition is a set of allowed values per column, coded as restrictions (`models.tables.layout`).
+Like CTGAN (Xu et al. 2019), we show networks conditions that real rows meet, and give them to
+generator and critic alike. CTGAN's condition is one category of one column, and its loss asks the
+generator to obey. Here conditions may be on any columns, ranges of numbers too, and the
+generator's last layer obeys by construction.
+"""
 
 from __future__ import annotations
 
@@ -13,33 +20,59 @@ from models.tables.layout import LARGEST_SCORE, Choice, Part, place, restriction
 
 TEMPERATURE = 0.5
 """Of the softmax of a choice: below 1 its largest share is nearer to 1."""
+FORBIDDEN = 1e9
+"""Taken off the logit of an option that is not allowed: its share is exactly 0."""
+EXACT_NUMBERS, EXACT_CHOICES = 0.4, 0.7
+"""Shares of restrictions that allow one value only, and no range or several options."""
 
 
 class RowHeads(nn.Module):
     """Last layer of a generator of rows: brings each part into what it may be.
 
-    A number lies between its ends, by a logistic function; of a choice, the shares of the options
-    sum to 1, and those of options that are not allowed are 0.
+    A number x becomes the value at the same rank of a standard normal distribution that is cut off
+    at the ends of what is allowed: ``F^-1(F(a) + (F(b) - F(a)) F(x))`` with the normal's
+    distribution function F and ends a, b. So if x is normal, the row's number has the
+    distribution that a normal has within the ends; and without a restriction it is x itself, but
+    for a tail of 0.05%. Of a choice, the shares of the options sum to 1, by a softmax over the
+    allowed ones.
+
+    Args:
+        parts: of a row's code.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
         super().__init__()
-        self.values = [p for p in place(parts) if not isinstance(p.part, Choice)]
-        self.choices = [p for p in place(parts) if isinstance(p.part, Choice)]
+        placed = list(place(parts))
+        values = [p for p in placed if not isinstance(p.part, Choice)]
+        choices = [p for p in placed if isinstance(p.part, Choice)]
+        self._index("values", [p.code.start for p in values])
+        self._index("ends", [p.restriction.start for p in values])
+        order = [p.code.start for p in values]
+        # Choices between equally many options go through one softmax.
+        self.widths = sorted({p.part.width for p in choices})
+        for width in self.widths:
+            alike = [p for p in choices if p.part.width == width]
+            codes = [k for p in alike for k in _numbers(p.code)]
+            self._index(f"choices_{width}", codes)
+            self._index(f"options_{width}", [k for p in alike for k in _numbers(p.restriction)])
+            order += codes
+        self._index("order", torch.tensor(order).argsort().tolist())
+
+    def _index(self, name: str, numbers: list[int]) -> None:
+        """Hold column numbers where the weights are; they are no weights themselves."""
+        self.register_buffer(name, torch.tensor(numbers, dtype=torch.long), persistent=False)
 
     def forward(self, x: Tensor, restrictions: Tensor) -> Tensor:
         """Bring ``(N, width)`` into what ``(N, restriction_width)`` allows."""
-        pieces = list[tuple[int, Tensor]]()
-        for placed in self.values:
-            raised, lowered = restrictions[:, placed.restriction].chunk(2, dim=1)
-            low, high = raised - LARGEST_SCORE, LARGEST_SCORE - lowered
-            ranks = torch.lerp(ndtr(low), ndtr(high), x[:, placed.code].sigmoid())
-            pieces.append((placed.code.start, ndtri(ranks).clamp(low, high)))
-        for placed in self.choices:
-            forbidden = restrictions[:, placed.restriction]
-            logits = x[:, placed.code] / TEMPERATURE - 1e9 * forbidden
-            pieces.append((placed.code.start, logits.softmax(dim=1)))
-        return torch.cat([piece for _, piece in sorted(pieces, key=lambda p: p[0])], dim=1)
+        low = restrictions[:, self.ends] - LARGEST_SCORE
+        high = LARGEST_SCORE - restrictions[:, self.ends + 1]
+        ranks = torch.lerp(ndtr(low), ndtr(high), ndtr(x[:, self.values]))
+        pieces = [ndtri(ranks).clamp(low, high)]
+        for width in self.widths:
+            choices, options = getattr(self, f"choices_{width}"), getattr(self, f"options_{width}")
+            logits = x[:, choices] / TEMPERATURE - FORBIDDEN * restrictions[:, options]
+            pieces.append(logits.unflatten(1, (-1, width)).softmax(2).flatten(1))
+        return torch.cat(pieces, dim=1)[:, self.order]
 
 
 class RowGenerator(nn.Module):
@@ -52,7 +85,12 @@ class RowGenerator(nn.Module):
         self.restriction_width = restriction_width(parts)
 
     def forward(self, latents: Tensor, restrictions: Tensor | None = None) -> Tensor:
-        """Generate a row under each restriction; without any, whatever rows there are."""
+        """Generate a row under each restriction; without any, whatever rows there are.
+
+        Args:
+            latents: ``(N, latent_size)``.
+            restrictions: ``(N, restriction_width)``.
+        """
         if restrictions is None:
             dtype = torch.promote_types(latents.dtype, torch.float32)
             restrictions = latents.new_zeros(len(latents), self.restriction_width, dtype=dtype)
@@ -62,55 +100,78 @@ class RowGenerator(nn.Module):
 
 
 class RowCritic(Critic):
-    """Critic of codes ``(N, width)`` and the restrictions that they were made under."""
+    """Critic of codes ``(N, width)`` and the restrictions that they were made under.
+
+    It compares real rows that meet a condition with rows that were made under it. A bound on its
+    slope by codes and restrictions together bounds its slope by the codes alone.
+    """
 
     def __init__(self, body: nn.Sequential, restriction_width: int) -> None:
         super().__init__(body)
         self.restriction_width = restriction_width
 
     def forward(self, samples: Tensor, restrictions: Tensor | None = None) -> Tensor:
-        """Score each row; returns ``(N,)``."""
+        """Score each row ``(N, width)``, by default as one made without conditions; ``(N,)``."""
         if restrictions is None:
             restrictions = samples.new_zeros(len(samples), self.restriction_width)
         return super().forward(torch.cat([samples, restrictions], dim=1))
 
 
-def draw_restrictions(parts: Sequence[Part], codes: Tensor, share: float) -> Tensor:
-    """Draw conditions that real rows meet, so that a generator learns to make rows under them.
+class RestrictionSampler:
+    """Draws conditions that real rows meet, so that a generator learns to make rows under them.
 
-    A share of the rows gets conditions, on one part or several. A number is restricted to its own
-    value, to one side of a random value, or to a random interval around it; a choice to its own
-    option, or to a random set that holds it.
+    A share of the rows gets conditions, on one part or several: from a single one, as if a user
+    asked for a category, to nearly all, as if one gap were to be filled; most often few. A number
+    is restricted to its own value, to one side of a random value or to an interval around it; a
+    choice to its own option, or to a random set that holds it. Conditions follow from rows drawn
+    as they are, so rows under conditions and rows without are distributed as the data: CTGAN draws
+    rare categories more often (training by sampling), and its marginals are off by that.
 
     Args:
         parts: of a row's code.
-        codes: real rows, ``(N, width)``.
-        share: of the rows that get conditions.
-
-    Returns:
-        ``(N, restriction_width)``; 0 where everything is allowed.
+        share: of the rows that get conditions, from 0 to 1.
+        device: of the rows.
     """
-    count, device = len(codes), codes.device
-    parts = list(parts)
 
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, device=device)
+    def __init__(self, parts: Sequence[Part], share: float, device: torch.device) -> None:
+        self.share, self.part_count = share, len(parts)
+        # For each restriction the number of its part, the number in the row's code that decides
+        # it, and a sign: 1 for a lower end, -1 for an upper one, 0 for an option.
+        entries = list[tuple[int, int, int]]()
+        for number, (part, code, _) in enumerate(place(parts)):
+            if isinstance(part, Choice):
+                entries += [(number, option, 0) for option in _numbers(code)]
+            else:
+                entries += [(number, code.start, 1), (number, code.start, -1)]
+        self.parts, self.codes, self.signs = torch.tensor(entries, device=device).T
+        exact = [EXACT_CHOICES if isinstance(p, Choice) else EXACT_NUMBERS for p in parts]
+        self.exact = torch.tensor(exact, device=device)
 
-    # How often a part of a row is restricted: from one part to nearly all, most often few.
-    rate = uniform(count, 1).square().clamp(min=1 / len(parts))
-    is_restricted = (uniform(count, len(parts)) < rate) & (uniform(count, 1) < share)
-    pieces = []
-    for number, placed in enumerate(place(parts)):
-        code, chosen = codes[:, placed.code], is_restricted[:, number, None]
-        if isinstance(placed.part, Choice):
-            is_exact = uniform(count, 1) < 0.7
-            dropped = is_exact | (uniform(count, placed.part.width) < uniform(count, 1))
-            pieces.append((chosen & dropped & (code < 0.5)).to(codes.dtype))
-        else:
-            is_exact = uniform(count, 1) < 0.4
-            # Ends at random between the value and the outermost score, or beyond: not restricted.
-            below, above = code + LARGEST_SCORE, LARGEST_SCORE - code
-            kept = torch.where(is_exact, 1.0, (1.5 * uniform(count, 2)).clamp(max=1.0))
-            kept = torch.where(~is_exact & (uniform(count, 2) < 0.4), 0.0, kept)
-            pieces.append(chosen * kept * torch.cat([below, above], dim=1))
-    return torch.cat(pieces, dim=1)
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Draw the restrictions of each row.
+
+        Args:
+            rows: codes of real rows, ``(N, width)``.
+
+        Returns:
+            ``(N, restriction_width)``; 0 where everything is allowed.
+        """
+
+        def uniform(width: int) -> Tensor:
+            return torch.rand(len(rows), width, device=rows.device)
+
+        rate = uniform(1).square().clamp(min=1 / self.part_count)
+        is_restricted = (uniform(self.part_count) < rate) & (uniform(1) < self.share)
+        is_exact = (uniform(self.part_count) < self.exact)[:, self.parts]
+        own, drawn = rows[:, self.codes], uniform(len(self.parts))
+        # An end lies between the value and the outermost score, or is not restricted.
+        distance = (1.5 * drawn).clamp(max=1) * (uniform(len(self.parts)) > 0.4)
+        moved = torch.where(is_exact, 1.0, distance) * (LARGEST_SCORE + self.signs * own)
+        # The other options of a choice are dropped, each with the choice's own probability.
+        is_dropped = is_exact | (drawn < uniform(self.part_count)[:, self.parts])
+        forbidden = (is_dropped & (own < 0.5)).to(rows.dtype)
+        return is_restricted[:, self.parts] * torch.where(self.signs != 0, moved, forbidden)
+
+
+def _numbers(where: slice) -> range:
+    return range(where.start, where.stop)

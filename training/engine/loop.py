@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from models.config import Config, TrainingConfig
 from models.errors import ConfigError
 from models.lipschitz import gradient_norms, interpolate
 from models.networks.conditional import WithLabels
-from models.networks.rows import draw_restrictions
+from models.networks.rows import RestrictionSampler
 from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
 from training.engine.checkpoint import TrainingState, newest_checkpoint
@@ -23,8 +22,6 @@ from training.engine.runs import Interrupted, Row, Watch, begin, no_watch, step_
 from training.engine.step import CriticStep
 from training.engine.workers import ALONE, Workers
 from training.progress import never, silent
-
-SHARE = float(os.environ.get("SHARE", "0.5"))
 
 
 def train(
@@ -81,6 +78,10 @@ def train(
     rows, draws = workers.rows(settings.batch_size), workers.draws(settings.batch_size)
     latent_shape = rows.stop - rows.start, config.generator.latent_size
     autocast = torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16")
+    parts = data.card.parts
+    draw_restrictions = (
+        RestrictionSampler(parts, config.table.conditions, device) if parts else None
+    )
     find_critic_gradients = CriticStep(
         run.critic_step if workers.count == 1 else "eager",
         critic,
@@ -107,8 +108,8 @@ def train(
             real = scaling.to_model(items.take(numbers))
             labels: list[Tensor] = [items.labels(numbers)] if config.conditional else []
             with autocast, draws, torch.no_grad():
-                if data.card.parts:
-                    labels = [draw_restrictions(data.card.parts, real, config.table.conditions)]
+                if draw_restrictions:
+                    labels = [draw_restrictions(real)]
                 labelled_critic: nn.Module = WithLabels(critic, *labels) if labels else critic
                 z = torch.randn(*latent_shape, device=device)
                 fake = generator(z, *labels).float()

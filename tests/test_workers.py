@@ -226,6 +226,23 @@ def test_two_processes_equal_one_and_take_over_from_it(preset: str, tmp_path: Pa
     assert_close(final(tmp_path / "3"), final(tmp_path / "1"))
 
 
+@pytest.mark.slow
+def test_two_processes_draw_the_conditions_of_one(tmp_path: Path) -> None:
+    lines = [f"{k % 7 * 1.5},{'abc'[k % 3]},{k * k % 101}" for k in range(400)]
+    (tmp_path / "rows.csv").write_text("\n".join(["number,letter,square", *lines]) + "\n")
+    options = [
+        "--preset",
+        "table",
+        "--data",
+        str(tmp_path / "rows.csv"),
+        "--set",
+        "critic.width=16",
+    ]
+    for count in (1, 2):
+        finish(start(tmp_path / str(count), count, *options))
+    assert_close(final(tmp_path / "2"), final(tmp_path / "1"))
+
+
 ENDED = """
 import sys
 from pathlib import Path

@@ -45,6 +45,8 @@ def train_together(
         CheckpointError: a checkpoint is broken or belongs to another configuration.
     """
     _require_alike(configs)
+    if data.card.parts:
+        raise NotStackable("rows of tables are made under conditions, which are not stacked")
     keep_freed_memory()
     config, settings, count = configs[0], configs[0].training, len(configs)
 

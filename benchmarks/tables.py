@@ -19,6 +19,7 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -66,20 +67,31 @@ class Bench:
     def answer(self, name: str, method: str, seed: int) -> None:
         """Make rows and judge them, unless that was done before."""
         folder = self.folder / name
-        saved = folder / f"{method}-{seed}.json"
-        if saved.exists():
-            return
         if not (folder / "table.json").exists():
             self.peer("data", name, folder)
-        made = folder / ("train.csv" if method == "real" else f"{method}-{seed}.csv")
-        found: Answer = {"table": name, "method": method, "seed": seed}
-        if method == "ours":
-            found |= ours(folder, made, seed)
-        elif method != "real":
-            found |= self.peer("fit", method, folder, made, seed)
-        found |= self.peer("judge", folder, made)
-        saved.write_text(json.dumps(found, indent=1) + "\n")
-        print(json.dumps(found), flush=True)
+        rows = folder / ("train.csv" if method == "real" else f"{method}-{seed}.csv")
+
+        def make() -> Answer:
+            return (
+                ours(folder, rows, seed)
+                if method == "ours"
+                else self.peer("fit", method, folder, rows, seed)
+            )
+
+        made = {} if method == "real" else once(rows.with_suffix(".seconds"), make)
+        asked = {"table": name, "method": method, "seed": seed}
+        judged = folder / f"{method}-{seed}.json"
+        once(judged, lambda: {**asked, **made, **self.peer("judge", folder, rows)})
+
+
+def once(path: Path, find: Callable[[], Answer]) -> Answer:
+    """What was found before, or is found now and saved."""
+    if not path.exists():
+        found = find()
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        print(path, json.dumps(found), flush=True)
+    saved: Answer = json.loads(path.read_text())
+    return saved
 
 
 def ours(folder: Path, made: Path, seed: int) -> Answer:

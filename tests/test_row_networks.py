@@ -24,7 +24,9 @@ from tests.artifacts import tiny_config
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
-from training.engine.runs import Interrupted
+from training.engine.runs import Interrupted, no_watch
+from training.engine.stack import NotStackable
+from training.engine.stacked import train_together
 from training.engine.workers import Workers
 
 CPU = torch.device("cpu")
@@ -221,6 +223,12 @@ def test_a_captured_step_is_an_eager_one(table: Dataset, tmp_path: Path) -> None
     ]
     for name, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_runs_on_tables_are_not_stacked(table: Dataset, tmp_path: Path) -> None:
+    config = tiny_config("table", data={"source": table.card.source})
+    with pytest.raises(NotStackable, match="conditions"):
+        train_together([config], table, [tmp_path], [no_watch])
 
 
 @pytest.mark.parametrize("kind", ["bjorck", "spectral_norm", "weight_clipping"])

@@ -1,0 +1,298 @@
+"""Rows in and out of a model of a table: formats, conditions, gaps, DataFrames, commands."""
+
+import datetime as dt
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+
+import wgan
+from models.artifact import load_artifact
+from models.errors import ConditionError, DataError, ShapeError, UserError
+from models.model import Model
+from models.tables import Condition
+from models.tables.files import write_rows
+from models.tables.records import read_rows, rows_of_records, typed
+from models.trained import TrainedModel, load
+from tests.artifacts import make_artifact
+from tests.mixed import people
+from tests.test_tables import CASES, fitted
+from wgan_cli import main
+
+RNG = np.random.default_rng(0)
+FORMATS = ["csv", "json", "npz", "parquet", "arrow"]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_artifact(tmp_path_factory.mktemp("rows") / "artifact", "rows")
+
+
+@pytest.fixture(scope="module")
+def model(artifact: Path) -> Model:
+    return load_artifact(artifact)
+
+
+@pytest.fixture(scope="module")
+def trained(artifact: Path) -> TrainedModel:
+    return load(str(artifact))
+
+
+def rows_of(model: Model, seed: int, count: int, start: int = 0, **conditions: Any) -> pa.Table:
+    wanted = {name: Condition.model_validate(given) for name, given in conditions.items()}
+    parts = model.samples(seed, count, start, restrictions=model.restrict(wanted))
+    return pa.concat_tables(model.tables(parts, start, wanted))
+
+
+# ---- formats -----------------------------------------------------------------------------------
+
+
+def as_file(table: pa.Table, format: str, cut: int) -> bytes:
+    return b"".join(write_rows([table.slice(0, cut), table.slice(cut)], format))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_come_back_from_every_format(name: str) -> None:
+    values = CASES[name]
+    table, schema = pa.table({"x": values}), fitted(values)
+    plain = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    for cut in (1, 200):
+        parquet = pq.read_table(io.BytesIO(as_file(table, "parquet", cut)))
+        assert typed(schema, parquet)["x"].combine_chunks() == plain
+        arrow = pyarrow.feather.read_table(io.BytesIO(as_file(table, "arrow", cut)))
+        assert arrow["x"].combine_chunks() == plain
+        content = json.loads(as_file(table, "json", cut))
+        again = typed(schema, rows_of_records(schema, content["samples"]))
+        assert again["x"].combine_chunks() == plain
+    if name == "categories with gaps":
+        return  # a CSV file does not tell an empty text or "NA" from a missing one
+    text = as_file(table, "csv", 7)
+    assert text == as_file(table, "csv", 300), "its parts do not change the file"
+    assert typed(schema, read_rows(text, "x.csv"))["x"].combine_chunks() == plain
+
+
+def test_arrays_of_npz_are_plain_ones(model: Model) -> None:
+    table = rows_of(model, 0, 300)
+    with np.load(io.BytesIO(as_file(table, "npz", 9))) as arrays:
+        found = {name: arrays[name] for name in arrays}
+    assert list(found) == table.column_names
+    assert found["age"].dtype == np.int64
+    assert found["member"].dtype == bool
+    assert found["since"].dtype == np.dtype("datetime64[D]")
+    np.testing.assert_array_equal(found["income"], table["income"].to_numpy())
+    assert (found["home"] == table["home"].fill_null("").to_numpy()).all()
+
+
+# ---- conditions --------------------------------------------------------------------------------
+
+
+CONDITIONS: list[dict[str, Any]] = [
+    {"home": "own"},
+    {"home": None, "age": {"above": 40, "at_most": 50}},
+    {"home": ["own", "rent, old"], "member": True},
+    {"income": {"missing": False, "below": 0.25}},
+    {"since": {"at_least": "2021-06-01"}},
+]
+
+
+@pytest.mark.parametrize("conditions", CONDITIONS)
+def test_rows_meet_conditions_whatever_their_division(
+    model: Model, conditions: dict[str, Any]
+) -> None:
+    table = rows_of(model, 3, 700, **conditions)
+    homes, ages = table["home"].to_pylist(), table["age"].to_pylist()
+    for name, given in conditions.items():
+        if name == "home":
+            assert set(homes) <= (set(given) if isinstance(given, list) else {given})
+        if name == "age":
+            assert all(40 < age <= 50 for age in ages)
+        if name == "member":
+            assert all(table["member"].to_pylist())
+        if name == "income":
+            assert all(x is not None and x < 0.25 for x in table["income"].to_pylist())
+        if name == "since":
+            assert min(table["since"].to_pylist()) >= dt.date(2021, 6, 1)
+    assert table["years"] == table["age"]
+    again = rows_of(model, 3, 300, 100, **conditions)
+    assert again.equals(table.slice(100, 300).combine_chunks()), "a row depends on its index alone"
+    assert not again.equals(rows_of(model, 4, 300, 100, **conditions))
+
+
+def test_each_row_may_have_its_own_conditions(model: Model) -> None:
+    each = [model.restrict({"home": Condition(one_of=(home,))}) for home in ("own", "rent, old")]
+    restrictions = np.stack(each * 200)
+    parts = model.samples(0, 400, restrictions=restrictions)
+    homes = pa.concat_tables(model.tables(parts))["home"].to_pylist()
+    assert homes == ["own", "rent, old"] * 200
+
+
+def test_a_condition_holds_in_bfloat16_too(tmp_path: Path) -> None:
+    serving = {"precision": "bf16"}
+    folder = make_artifact(tmp_path / "a", "rows", serving=serving)
+    model = load_artifact(folder)
+    wanted = {"age": Condition(one_of=(33,)), "home": Condition(one_of=("own",))}
+    codes = np.concatenate(list(model.samples(0, 300, restrictions=model.restrict(wanted))))
+    table = model.rows(codes)  # by the network alone, without the conditions
+    assert set(table["age"].to_pylist()) == {33}
+    assert set(table["home"].to_pylist()) == {"own"}
+    assert model.error()[0] < 0.1
+
+
+def test_models_that_take_no_conditions_say_so(tmp_path: Path) -> None:
+    plain = load_artifact(make_artifact(tmp_path / "plain", "table"))
+    with pytest.raises(ConditionError, match="no table of mixed columns"):
+        plain.restrict({"age": Condition(above=1)})
+    with pytest.raises(ShapeError, match="give numbers"):
+        plain.codes(people())
+    folder = make_artifact(tmp_path / "without", "rows", table={"conditions": 0})
+    with pytest.raises(ConditionError, match=r"table\.conditions=0"):
+        load_artifact(folder).impute(people(), 0)
+
+
+# ---- gaps --------------------------------------------------------------------------------------
+
+
+def test_gaps_are_filled_and_known_cells_stay(model: Model) -> None:
+    real = people(200)
+    holes = {
+        name: pc.if_else(pa.array(RNG.random(200) < 0.6), real[name], None)
+        for name in ("age", "income", "home", "member", "since")
+    }
+    rows = pa.table({"home": holes.pop("home"), **holes})
+    filled = model.impute(rows, 1)
+    assert filled.column_names[:5] == rows.column_names
+    assert set(filled.column_names) == set(real.column_names)
+    for name in rows.column_names:
+        known = rows[name].is_valid()
+        assert filled[name].null_count == 0, name
+        assert filled[name].filter(known).equals(rows[name].filter(known)), name
+        assert filled[name].type == rows[name].type
+    assert filled["years"] == filled["age"]
+    assert set(filled["country"].to_pylist()) == {"NL"}
+    assert len(set(filled["id"].to_pylist())) == 200
+    assert model.impute(rows.slice(0, 50), 1).equals(filled.slice(0, 50).combine_chunks())
+    assert not model.impute(rows, 2).equals(filled)
+
+
+def test_a_known_copy_fills_what_it_copies(model: Model) -> None:
+    filled = model.impute(pa.table({"years": [20, 30, None], "age": [None, None, 40]}), 0)
+    assert filled["age"].to_pylist() == filled["years"].to_pylist() == [20, 30, 40]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ({"hom": ["own"]}, "no column 'hom'; did you mean 'home'"),
+        ({"home": ["castle"]}, "unknown category 'castle'"),
+        ({"age": ["old"]}, "column 'age': not int64"),
+        ({"age": [True]}, "true and false are no int64"),
+        ({"age": [33.5]}, "column 'age': not int64"),
+    ],
+)
+def test_cells_that_a_column_may_not_hold(
+    model: Model, rows: dict[str, list[Any]], says: str
+) -> None:
+    with pytest.raises(DataError, match=says):
+        model.impute(pa.table(rows), 0)
+
+
+# ---- Python ------------------------------------------------------------------------------------
+
+
+def test_frames_go_out_and_in(trained: TrainedModel) -> None:
+    frame = trained.sample(seed=7, count=400, where={"home": ["own", "rent, old"], "age": 50})
+    assert isinstance(frame, pd.DataFrame)
+    assert (frame.age == 50).all()
+    assert frame.age.dtype == np.int64
+    scores = trained.score(frame)
+    assert scores.shape == (400,)
+    np.testing.assert_array_equal(scores, trained.score(frame[frame.columns[::-1]]))
+    holed = frame.set_index(pd.RangeIndex(1000, 1400)).assign(age=None).drop(columns="years")
+    filled = trained.impute(holed, seed=1)
+    assert list(filled.index) == list(range(1000, 1400))
+    assert filled.notna().all().all()
+    assert (filled.home.to_numpy() == frame.home.to_numpy()).all()
+
+
+def test_what_python_callers_get_wrong(trained: TrainedModel) -> None:
+    with pytest.raises(ConditionError, match="did you mean 'home'"):
+        trained.sample(where={"hom": "own"})
+    with pytest.raises(ConditionError, match="age"):
+        trained.sample(where={"age": {"over": 3}})
+    with pytest.raises(ShapeError, match="a DataFrame"):
+        trained.score(np.zeros((3, 8)))
+    with pytest.raises(UserError, match="seed"):
+        trained.impute(people(2), seed=-1)
+
+
+def test_whole_numbers_with_gaps_stay_whole() -> None:
+    from models.tables.frames import to_frame
+
+    frame = to_frame(pa.table({"n": pa.array([2**60 + 1, None]), "b": pa.array([True, None])}))
+    assert frame.n.dtype == pd.Int64Dtype()
+    assert frame.n[0] == 2**60 + 1
+    assert frame.b.dtype == pd.BooleanDtype()
+
+
+# ---- commands ----------------------------------------------------------------------------------
+
+
+def test_commands(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.parquet"
+    where = ["--where", "home=own", "--where", "age>30"]
+    assert main(["sample", str(artifact), "-n", "500", "--out", str(out), *where]) == 0
+    rows = pd.read_parquet(out)
+    assert len(rows) == 500
+    assert (rows.home == "own").all()
+    assert (rows.age > 30).all()
+    gaps = tmp_path / "gaps.csv"
+    rows.assign(income=None, age=rows.age.where(rows.age > 60)).drop(columns="years").to_csv(
+        gaps, index=False
+    )
+    for seed in ("0", "1"):
+        completed = tmp_path / f"{seed}.csv"
+        arguments = ["impute", str(artifact), str(gaps), "--out", str(completed), "--seed", seed]
+        assert main(arguments) == 0
+    zero, one = (pd.read_csv(tmp_path / f"{seed}.csv") for seed in "01")
+    assert zero.notna().all().all()
+    assert (zero.age[rows.age > 60] == rows.age[rows.age > 60]).all()
+    assert (zero.income != one.income).any()
+    capsys.readouterr()
+    assert main(["score", str(artifact), str(tmp_path / "0.csv"), str(out), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    np.testing.assert_array_equal(
+        np.float32(answer["scores"][500:]), wgan.load(artifact).score(rows)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["sample", "A", "--out", "x.csv", "--where", "home=castle"], "no category 'castle'"),
+        (["sample", "A", "--out", "x.csv", "--where", "age>200"], "age is from 18 to 89"),
+        (["sample", "A", "--out", "x.png"], "the model makes rows, not png"),
+        (["impute", "A", "none.csv", "--out", "x.csv"], "none.csv: no such file"),
+        (["impute", "A", "bad.parquet", "--out", "x.csv"], "no table as CSV, Parquet or Arrow"),
+        (["impute", "A", "bad.parquet", "--out", "x.png"], "ends in none of"),
+    ],
+)
+def test_commands_say_what_is_wrong(
+    artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.parquet").write_bytes(b"PAR1 and no more")
+    assert main([str(artifact) if a == "A" else a for a in arguments]) == 2
+    assert says in capsys.readouterr().err

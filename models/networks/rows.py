@@ -40,6 +40,10 @@ class RowHeads(nn.Module):
         parts: of a row's code.
     """
 
+    values: Tensor
+    ends: Tensor
+    order: Tensor
+
     def __init__(self, parts: Sequence[Part]) -> None:
         super().__init__()
         placed = list(place(parts))
@@ -71,7 +75,7 @@ class RowHeads(nn.Module):
         for width in self.widths:
             choices, options = getattr(self, f"choices_{width}"), getattr(self, f"options_{width}")
             logits = x[:, choices] / TEMPERATURE - FORBIDDEN * restrictions[:, options]
-            pieces.append(logits.unflatten(1, (-1, width)).softmax(2).flatten(1))
+            pieces.append(logits.reshape(len(x), -1, width).softmax(2).flatten(1))
         return torch.cat(pieces, dim=1)[:, self.order]
 
 

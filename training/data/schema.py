@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -293,7 +293,7 @@ def _spread(every: Array, numbers: Array, told: tuple[float, ...] | None) -> dic
     return found
 
 
-_FITS = {
+_FITS: dict[str, Callable[..., AnyColumn]] = {
     "number": _number,
     "time": _time,
     "category": _category,

@@ -225,7 +225,8 @@ def _filled(rows: Array) -> Array:
 
 
 def _histogram(axes: Axes, real: Array, fake: Array | None) -> None:
-    real, fake = (None if x is None else x[~np.isnan(x)] for x in (real, fake))
+    real = real[~np.isnan(real)]
+    fake = None if fake is None else fake[~np.isnan(fake)]
     if not len(real):
         return
     low, high = np.quantile(real, [0.001, 0.999])

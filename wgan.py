@@ -7,7 +7,7 @@ From a table to new rows, in ten lines::
     model = wgan.train("people.csv", constraint="gradient_penalty", steps=3000, out="runs/people")
     rows = model.sample(seed=7, count=1000)         # a DataFrame; where={"age": 40} asks for some
     scores = model.score(rows)                      # higher is more like real rows
-    print(model.columns, model.figures["wasserstein_1"].value)
+    print(model.columns, model.figures["column_shapes"].value)
 
     same = wgan.load("runs/people/artifact")        # or a registry name: "people@champion"
     print(wgan.evaluate(same).figures)              # judged on held-out rows again

@@ -67,20 +67,21 @@ class Bench:
     def answer(self, name: str, method: str, seed: int) -> None:
         """Make rows and judge them, unless that was done before."""
         folder = self.folder / name
+        judged = folder / f"{method}-{seed}.json"
+        if judged.exists():
+            return
         if not (folder / "table.json").exists():
             self.peer("data", name, folder)
         rows = folder / ("train.csv" if method == "real" else f"{method}-{seed}.csv")
 
-        def make() -> Answer:
-            return (
-                ours(folder, rows, seed)
-                if method == "ours"
-                else self.peer("fit", method, folder, rows, seed)
-            )
-
-        made = {} if method == "real" else once(rows.with_suffix(".seconds"), make)
+        if method == "real":
+            made: Answer = {}
+        elif method == "ours":
+            made = once(rows.with_suffix(".seconds"), lambda: ours(folder, rows, seed))
+        else:
+            fit = ("fit", method, folder, rows, seed)
+            made = once(rows.with_suffix(".seconds"), lambda: self.peer(*fit))
         asked = {"table": name, "method": method, "seed": seed}
-        judged = folder / f"{method}-{seed}.json"
         once(judged, lambda: {**asked, **made, **self.peer("judge", folder, rows)})
 
 

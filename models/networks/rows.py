@@ -73,9 +73,10 @@ class RowHeads(nn.Module):
         ranks = torch.lerp(ndtr(low), ndtr(high), ndtr(x[:, self.values]))
         pieces = [ndtri(ranks).clamp(low, high)]
         for width in self.widths:
-            choices, options = getattr(self, f"choices_{width}"), getattr(self, f"options_{width}")
+            choices, options = (self.get_buffer(f"{n}_{width}") for n in ("choices", "options"))
             logits = x[:, choices] / TEMPERATURE - FORBIDDEN * restrictions[:, options]
-            pieces.append(logits.reshape(len(x), -1, width).softmax(2).flatten(1))
+            shares = logits.reshape(len(x), -1, width).softmax(dim=2)
+            pieces.append(shares.flatten(1))
         return torch.cat(pieces, dim=1)[:, self.order]
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from models.constraints import CONSTRAINTS, AnyConstraint
 from models.errors import ConfigError, suggestion
 from models.networks import CriticConfig, GeneratorConfig
+from models.tables.rules import parse_rule
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -83,6 +84,28 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """The user's word on columns of a table, by name. Written only if there is one."""
     csv: CsvConfig = Field(default=CsvConfig(), exclude_if=lambda csv: csv == CsvConfig())
     """How a CSV file is written. Written only if it says something, as other data have none."""
+    rules: tuple[str, ...] = Field(default=(), exclude_if=lambda rules: not rules)
+    """What the values of a table's row are together: a < b, a <= b, c = a + b, combination(a, b),
+    one_of(a, b), unique(a). Written only if there are any."""
+    rows_that_break_rules: Literal["refuse", "leave_out"] = Field(
+        default="refuse", exclude_if=lambda what: what == "refuse"
+    )
+    """What becomes of rows of the data that break a rule. Written only if they are left out."""
+
+    @field_validator("rules", mode="before")
+    @classmethod
+    def _one_rule_is_a_list(cls, rules: Any) -> Any:
+        return (rules,) if isinstance(rules, str) else rules
+
+    @field_validator("rules")
+    @classmethod
+    def _are_rules(cls, rules: tuple[str, ...]) -> tuple[str, ...]:
+        for text in rules:
+            try:
+                parse_rule(text)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return rules
 
 
 class TrainingConfig(BaseModel, frozen=True, extra="forbid"):

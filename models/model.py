@@ -272,7 +272,7 @@ class Model:
             The rows, known cells as they were, without gaps. Columns that were not there come last.
 
         Raises:
-            ConditionError: the model takes no conditions.
+            ConditionError: the model takes no conditions, or keeps to rules between columns.
             DataError: a column is unknown, or a cell holds what it may not.
         """
         self.restrict({})

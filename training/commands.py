@@ -204,6 +204,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Say what a data set becomes and what is wrong with it, and draw it."""
+    from models.tables import rule_shares
     from training.data import inspection
     from training.data.dataset import load_data
     from training.presets import build_config
@@ -223,20 +224,24 @@ def inspect(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data_picture(dataset))
     described = card.model_dump(mode="json")
-    columns = []
+    columns, rules = [], dict[str, float]()
     if card.table is not None:
         columns = inspection.describe_columns(card.table)
+        rules = rule_shares(card.table, dataset.table)
         for key in ("table", "columns", "offset", "scale"):  # said column by column
             del described[key]
     if as_json:
-        answer = {"card": described, "problems": problems, "picture": str(out)}
-        print(json.dumps({**answer, **({"columns": columns} if columns else {})}, indent=2))
+        answer: dict[str, Any] = {"card": described, "problems": problems, "picture": str(out)}
+        answer |= {"columns": columns} if columns else {}
+        print(json.dumps(answer | ({"rules": rules} if rules else {}), indent=2))
         return
     for key, field in described.items():
         if field not in ([], None):
             print(f"{key:18s} {field}")
     for line in inspection.in_lines(columns) if columns else []:
         print(line)
+    for rule, share in rules.items():
+        print(f"rule: {rule}: {share:.4g} of the rows")
     for problem in problems:
         print(f"problem: {problem}")
     say(f"picture: {out}")

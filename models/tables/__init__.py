@@ -11,11 +11,13 @@ from models.tables.fixed import ConstantColumn, CopyColumn, IdentifierColumn
 from models.tables.kinds import AnyColumn
 from models.tables.layout import Choice, Part, Value
 from models.tables.number import NumberColumn
-from models.tables.schema import TableSchema
+from models.tables.rules import AnyRule, parse_rule
+from models.tables.schema import TableSchema, rule_shares
 from models.tables.times import TimeColumn
 
 __all__ = [
     "AnyColumn",
+    "AnyRule",
     "BooleanColumn",
     "CategoryColumn",
     "Choice",
@@ -29,4 +31,6 @@ __all__ = [
     "TimeColumn",
     "Value",
     "parse_conditions",
+    "parse_rule",
+    "rule_shares",
 ]

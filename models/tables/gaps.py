@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.errors import ConditionError
 from models.tables.column import arrow_type
 from models.tables.conditions import Condition
 from models.tables.fixed import CopyColumn
@@ -26,8 +27,15 @@ def restrict_to_known(schema: TableSchema, rows: pa.Table) -> Array:
         float32 ``(N, restriction_width)``.
 
     Raises:
+        ConditionError: the schema has rules that take columns out of the code.
         DataError: a cell holds what its column may not.
     """
+    for rule in schema.rules:
+        if rule.makes:
+            raise ConditionError(
+                f"the model keeps to the rule '{rule}', and does not fill gaps beside rules; "
+                "train one without data.rules to fill them"
+            )
     pieces = [np.zeros((len(rows), 0), np.float32)]
     for column in schema.columns:
         if not column.parts:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from models.errors import ConditionError, DataError, suggestion
 from models.tables.column import Column, arrow_type
@@ -14,30 +15,46 @@ from models.tables.conditions import Condition
 from models.tables.fixed import CopyColumn
 from models.tables.kinds import AnyColumn
 from models.tables.layout import Part
+from models.tables.rules import AnyRule
 
 Array = np.ndarray
 
 
 class TableSchema(BaseModel, frozen=True, extra="forbid"):
-    """What each column of a table is.
+    """What each column of a table is, and what columns are together.
 
-    A row's code is one after the other what its columns' codes are; so are its restrictions, the
-    code of the conditions that it must meet.
+    A row's code is one after the other what the codes of its `coded` columns are; so are its
+    restrictions, the code of the conditions that it must meet.
     """
 
     columns: tuple[AnyColumn, ...]
     left_out: dict[str, str] = {}
     """Columns of the data that are not learned, each with the reason."""
+    rules: tuple[AnyRule, ...] = Field(default=(), exclude_if=lambda rules: not rules)
+    """What the values of a row must be together; each stands after those that make what it reads.
+    Written only if there are any."""
 
     @property
     def names(self) -> list[str]:
         """Names of the columns."""
         return [column.name for column in self.columns]
 
+    @functools.cached_property
+    def by_name(self) -> dict[str, AnyColumn]:
+        """The columns, by name."""
+        return {column.name: column for column in self.columns}
+
+    @functools.cached_property
+    def coded(self) -> tuple[AnyColumn, ...]:
+        """Columns of the code: those of the table, but for columns that rules make of others."""
+        made = {name for rule in self.rules for name in rule.makes}
+        own = [column for column in self.columns if column.name not in made]
+        return (*own, *(column for rule in self.rules for column in rule.coded(self.by_name)))
+
     @property
     def parts(self) -> list[Part]:
         """Parts of a row's code."""
-        return [part for column in self.columns for part in column.parts]
+        return [part for column in self.coded for part in column.parts]
 
     @property
     def width(self) -> int:
@@ -58,13 +75,19 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         Raises:
             DataError: a column is missing, or holds what it may not.
         """
-        coded = [column for column in self.columns if column.parts]
-        for column in coded:
-            if column.name not in table.column_names:
+        rules = [rule for rule in self.rules if rule.makes]
+        ruled = {name for rule in rules for name in rule.names}
+        for column in self.columns:
+            if (column.parts or column.name in ruled) and column.name not in table.column_names:
                 raise DataError(
                     f"no column {column.name!r}{suggestion(column.name, table.column_names)}"
                 )
-        codes = [column.encode(whole(table[column.name])) for column in coded]
+        for rule in reversed(rules):
+            is_broken = ~rule.satisfied(table, self.by_name)
+            if is_broken.any():
+                raise DataError(f"row {is_broken.argmax() + 1} breaks the rule '{rule}'")
+            table = rule.before_coding(table, self.by_name)
+        codes = [column.encode(whole(table[column.name])) for column in self.coded if column.parts]
         return np.concatenate([np.zeros((len(table), 0), np.float32), *codes], axis=1)
 
     def decode(
@@ -81,11 +104,16 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         Raises:
             ConditionError: see `restrict`.
         """
-        conditions = self._known(conditions or {})
-        arrays = {
-            column.name: column.decode(codes[:, code], first, conditions.get(column.name))
-            for column, code, _ in self._placed()
-        }
+        asked = self._translated(conditions or {})
+        table = pa.Table.from_pydict(
+            {
+                column.name: column.decode(codes[:, code], first, asked.get(column.name))
+                for column, code, _ in self._placed()
+            }
+        )
+        for rule in self.rules:
+            table = rule.after_decoding(table, self.by_name, set(conditions or {}))
+        arrays = {name: table[name] for name in self.names}
         for column in self.columns:
             if isinstance(column, CopyColumn):
                 arrays[column.name] = arrays[column.of].cast(arrow_type(column.type))
@@ -97,28 +125,31 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         Raises:
             ConditionError: a column is unknown, or no row meets the condition.
         """
-        conditions = self._known(conditions)
+        conditions = self._translated(conditions)
         restrictions = np.zeros(self.restriction_width, np.float32)
         for column, _, restriction in self._placed():
             if column.name in conditions:
                 restrictions[restriction] = column.restrict(conditions[column.name])
         return restrictions
 
-    def _known(self, conditions: Mapping[str, Condition]) -> Mapping[str, Condition]:
+    def _translated(self, conditions: Mapping[str, Condition]) -> Mapping[str, Condition]:
+        """Conditions on the columns of the code that say what those on the table's do."""
         for name in conditions:
             if name not in self.names:
                 reason = f": left out, {self.left_out[name]}" if name in self.left_out else ""
                 raise ConditionError(f"no column '{name}'{reason or suggestion(name, self.names)}")
+        for rule in self.rules:
+            conditions = rule.translated(conditions, self.by_name)
         return conditions
 
     def column(self, name: str) -> Column:
         """The column of a name."""
-        return self.columns[self.names.index(name)]
+        return self.by_name[name]
 
     def _placed(self) -> Iterator[tuple[Column, slice, slice]]:
         """Each column with its place in a row's code, and in its restrictions."""
         code = restriction = 0
-        for column in self.columns:
+        for column in self.coded:
             parts = column.parts
             ends = (
                 code + sum(part.width for part in parts),
@@ -126,6 +157,11 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
             )
             yield column, slice(code, ends[0]), slice(restriction, ends[1])
             code, restriction = ends
+
+
+def rule_shares(schema: TableSchema, table: pa.Table) -> dict[str, float]:
+    """The share of a table's rows that satisfies each rule, by the rule as a person writes it."""
+    return {str(rule): float(rule.satisfied(table, schema.by_name).mean()) for rule in schema.rules}
 
 
 def whole(values: pa.ChunkedArray) -> pa.Array:

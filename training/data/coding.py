@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from models.cache import cache_folder
-from models.config import DataConfig
+from models.config import ColumnConfig, DataConfig
 from models.errors import DataError, suggestion
 from models.tables import Choice, Part, TableSchema, Value
 from models.tables.layout import place
 from training.data.digests import RowDigests, uniform
 from training.data.raw import RawData
+from training.data.rules import broken_rows, fit_rules, keys, with_rules
 from training.data.schema import column_values, find_structure, fit_schema, hash_values
 from training.data.sources.cache import release
 from training.progress import track
@@ -43,6 +44,8 @@ class CodedTable(NamedTuple):
     digests: Array
     is_heldout: Array
     notes: tuple[str, ...]
+    table: Any
+    """Its rows, without those that are left out."""
 
 
 class PackedCodes:
@@ -103,26 +106,55 @@ def code_table(raw: RawData, config: DataConfig, schema: TableSchema | None) -> 
 
 
 def _code(table: Any, config: DataConfig, schema: TableSchema | None) -> CodedTable:
-    notes: list[str]
-    if schema is not None:
-        notes = match_columns(table.column_names, schema)
+    fitted = schema
+    if fitted is not None:
+        notes = match_columns(table.column_names, fitted)
         rows = RowDigests(len(table))
-        for column in schema.columns:
+        for column in fitted.columns:
             if column.parts:
                 rows.add(column.name, hash_values(column_values(table, column.name)))
         digests = rows.bytes()
-        is_heldout = uniform(digests) < config.heldout_fraction
     else:
-        structure = find_structure(table, config.columns)
+        told = config.columns | {
+            name: config.columns.get(name, ColumnConfig()).model_copy(update={"kind": "identifier"})
+            for name in keys(config.rules)
+            if name in table.column_names
+        }
+        structure = find_structure(table, told)
         digests, notes = structure.digests.bytes(), structure.notes
-        is_heldout = uniform(digests) < config.heldout_fraction
-        schema = fit_schema(table, structure, config.columns, ~is_heldout)
-    if len(table) * schema.width * PackedCodes.dtype.itemsize <= MAX_BYTES_IN_MEMORY:
-        batches = _batches(table, schema)
-        items: Any = np.concatenate(list(batches))
+    is_heldout = uniform(digests) < config.heldout_fraction
+    if fitted is None:
+        fitted = with_rules(fit_schema(table, structure, told, ~is_heldout), config.rules)
+    is_broken, broken = broken_rows(fitted, table)
+    if is_broken.any():
+        kept, said = _without(table, is_broken, broken, config)
+        # Nothing is fitted to rows that are left out.
+        coded = _code(kept, config, schema)
+        return coded._replace(notes=(*said, *coded.notes))
+    if schema is None:
+        fitted = fit_rules(fitted, table, ~is_heldout)
+    if len(table) * fitted.width * PackedCodes.dtype.itemsize <= MAX_BYTES_IN_MEMORY:
+        items: Any = np.concatenate(list(_batches(table, fitted)))
     else:
-        items = _packed(table, schema, digests)
-    return CodedTable(schema, items, digests, is_heldout, tuple(notes))
+        items = _packed(table, fitted, digests)
+    return CodedTable(fitted, items, digests, is_heldout, (*notes, *broken), table)
+
+
+def _without(
+    table: Any, is_broken: Array, lines: list[str], config: DataConfig
+) -> tuple[pa.Table, list[str]]:
+    """Leave out rows that break rules, if the user says so; and lines on them."""
+    if config.rows_that_break_rules == "refuse":
+        raise DataError(
+            f"{'; '.join(lines)}; repair them, or set data.rows_that_break_rules=leave_out"
+        )
+    if not isinstance(table, pa.Table):
+        raise DataError(
+            f"{'; '.join(lines)}; repair them: rows of a file too large for memory cannot be left "
+            "out"
+        )
+    note = f"{is_broken.sum()} rows that break rules are left out"
+    return table.filter(pa.array(~is_broken)), [*lines, note]
 
 
 def match_columns(names: Iterable[str], schema: TableSchema) -> list[str]:
@@ -135,7 +167,8 @@ def match_columns(names: Iterable[str], schema: TableSchema) -> list[str]:
         DataError: some that it needs are missing; the line names them all.
     """
     names = list(names)
-    needed = [column.name for column in schema.columns if column.parts]
+    ruled = {name for rule in schema.rules for name in rule.names}
+    needed = [column.name for column in schema.columns if column.parts or column.name in ruled]
     missing = [name for name in needed if name not in names]
     if missing:
         raise DataError(

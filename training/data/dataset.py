@@ -111,9 +111,9 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
         ((1797, 8, 8, 1), 'image')
     """
     raw = read_source(config)
-    schema, notes = None, raw.notes
+    schema, table, notes = None, None, raw.notes
     if raw.table is not None and (card is None or card.table is not None):
-        schema, items, digests, is_heldout, found = code_table(
+        schema, items, digests, is_heldout, found, table = code_table(
             raw, config, None if card is None else card.table
         )
         notes += found
@@ -172,7 +172,7 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
         raw.problems,
         notes,
         digests,
-        None if schema is None else raw.table,
+        table,
     )
 
 

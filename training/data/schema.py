@@ -137,27 +137,46 @@ def fit_schema(
     for name, found in track(structure.found.items(), "fitting columns", len(structure.found)):
         if found.kind == "left_out":
             continue
-        values = column_values(table, name)
-        known = values.filter(pa.array(is_training))
-        common = {
-            "name": name,
-            "type": str(table.schema.field(name).type),
-            # At least one row of all, if none of the training rows lacks a value.
-            "missing": max(known.null_count / len(known), bool(values.null_count) / len(values)),
-        }
+        values, own = column_values(table, name), told.get(name, ColumnConfig())
         if found.kind == "copy":
+            common = _common(name, values, is_training)
             columns.append(CopyColumn(**common, of=structure.copies[name]))
             continue
-        if not len(known.drop_null()):
-            known = values
-        own = told.get(name, ColumnConfig())
         try:
-            columns.append(_FITS[found.kind](common, values.drop_null(), known.drop_null(), own))
+            column = fit_values(found.kind, name, values, is_training, own)
         except DataError as error:
             faults.append(str(error))
+        else:
+            kind = str(table.schema.field(name).type)  # of a dictionary, not only of its values
+            is_same = column.type == str(values.type)
+            columns.append(column.model_copy(update={"type": kind}) if is_same else column)
     if faults:
         raise DataError("; ".join(faults))
     return TableSchema(columns=tuple(columns), left_out=structure.left_out)
+
+
+def fit_values(
+    kind: str,
+    name: str,
+    values: pa.Array,
+    is_training: Array,
+    told: ColumnConfig = ColumnConfig(),  # noqa: B008
+) -> AnyColumn:
+    """Fit one column of a kind that is known; see `fit_schema`."""
+    known = values.filter(pa.array(is_training)).drop_null()
+    present = values.drop_null()
+    common = _common(name, values, is_training)
+    return _FITS[kind](common, present, known if len(known) else present, told)
+
+
+def _common(name: str, values: pa.Array, is_training: Array) -> dict[str, Any]:
+    known = values.filter(pa.array(is_training))
+    return {
+        "name": name,
+        "type": str(values.type),
+        # At least one row of all, if none of the training rows lacks a value.
+        "missing": max(known.null_count / len(known), bool(values.null_count) / len(values)),
+    }
 
 
 def column_values(table: pa.Table, name: str) -> pa.Array:

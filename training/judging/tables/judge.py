@@ -49,8 +49,8 @@ class Rows:
 
     @cached_property
     def codes(self) -> Array:
-        """float64 ``(N, width)``."""
-        return self.schema.encode(self.table).astype(np.float64)
+        """float64 ``(N, width)``: of each column by itself, since other rows may break rules."""
+        return TableSchema(columns=self.schema.columns).encode(self.table).astype(np.float64)
 
     def first(self, count: int) -> Rows:
         """The first rows."""

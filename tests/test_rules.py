@@ -1,0 +1,361 @@
+"""Rules between columns: there and back, kept to by rows of any codes, under conditions too."""
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from models.config import parse_data
+from models.errors import ConditionError, ConfigError, DataError
+from models.tables import TableSchema, parse_conditions, parse_rule, rule_shares
+from training.data import coding
+from training.data.dataset import load_data
+from training.data.rules import broken_rows, fit_rules, with_rules
+from training.data.schema import find_structure, fit_schema
+from training.data.sources import parquet
+
+N = 60
+
+
+def fitted(table: pa.Table, *rules: str) -> TableSchema:
+    everything = np.ones(len(table), bool)
+    schema = fit_schema(table, find_structure(table, {}), {}, everything)
+    schema = with_rules(schema, rules)
+    is_broken, lines = broken_rows(schema, table)
+    assert not is_broken.any(), lines
+    return fit_rules(schema, table, everything)
+
+
+def any_codes(width: int, seed: int, count: int = 300) -> np.ndarray:
+    """Codes as no network makes them."""
+    rng = np.random.default_rng(seed)
+    scales = rng.choice([1e-3, 1, 10], (count, 1))
+    return rng.normal(scale=scales, size=(count, width)).astype(np.float32)
+
+
+def assert_kept(schema: TableSchema, table: pa.Table) -> None:
+    assert set(rule_shares(schema, table).values()) == {1.0}
+    for column in schema.columns:
+        values = table[column.name].combine_chunks()
+        is_valid = column.is_valid(values)
+        assert is_valid.all(), (column, values.filter(pa.array(~is_valid)))
+
+
+def check(table: pa.Table, *rules: str, seed: int = 0, exact: bool = True) -> TableSchema:
+    """Rows come back through the code; rows of any codes keep to rules and ranges."""
+    schema = fitted(table, *rules)
+    back = schema.decode(schema.encode(table))
+    if exact:
+        assert back.select(table.column_names).equals(table)
+    assert_kept(schema, back)
+    made = schema.decode(any_codes(schema.width, seed))
+    assert made.schema.types == [table.schema.field(n).type for n in schema.names]
+    assert_kept(schema, made)
+    assert TableSchema.model_validate_json(schema.model_dump_json()) == schema
+    return schema
+
+
+def with_gaps(values: np.ndarray, rng: np.random.Generator, share: float) -> list[Any]:
+    return [None if rng.random() < share else v for v in values.tolist()]
+
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=seeds,
+    span=st.sampled_from([3, 40, 5000]),
+    unit=st.sampled_from([1, 100]),
+    missing=st.sampled_from([0, 0.2]),
+    strict=st.booleans(),
+)
+def test_inequalities_of_numbers(
+    seed: int, span: int, unit: int, missing: float, strict: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    a = rng.integers(-span, span, N)
+    b = a + rng.integers(strict, span, N)
+    a, b = (x / unit if unit > 1 else x for x in (a, b))
+    table = pa.table(
+        {"a": with_gaps(a, rng, missing), "b": with_gaps(b, rng, missing), "x": rng.normal(size=N)}
+    )
+    check(table.select(["a", "b"]), "a < b" if strict else "a <= b", seed=seed)
+    check(table, "b > a" if strict else "b >= a", seed=seed, exact=False)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, dtype=st.sampled_from(["float64", "float32"]))
+def test_inequalities_of_real_numbers(seed: int, dtype: str) -> None:
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=N)
+    b = a + rng.exponential(scale=rng.choice([1e-6, 1, 1e6]), size=N) * (rng.random(N) < 0.8)
+    table = pa.table({"a": pa.array(a.astype(dtype)), "b": pa.array(b.astype(dtype))})
+    check(table, "a <= b", seed=seed, exact=False)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds)
+def test_chains_of_times_of_several_types(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    days = rng.integers(0, 400, N)
+    hours = days * 24 + rng.integers(0, 100, N)
+    start = [dt.date(2020, 2, 1) + dt.timedelta(int(d)) for d in days]
+    due = [dt.datetime(2020, 2, 1) + dt.timedelta(hours=int(h)) for h in hours]
+    end = [(t + dt.timedelta(1 + int(d))).date() for t, d in zip(due, days, strict=True)]
+    gaps = [None if rng.random() < 0.2 else t for t in due]
+    table = pa.table({"start": start, "due": gaps, "end": list(map(str, end))})
+    schema = check(table, "start <= due < end", seed=seed)
+    assert [str(rule) for rule in schema.rules] == ["start <= due", "due < end"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=seeds,
+    span=st.sampled_from([3, 40, 3000]),
+    unit=st.sampled_from([1, 100]),
+    missing=st.sampled_from([0, 0.2]),
+    sign=st.sampled_from("+-"),
+)
+def test_sums(seed: int, span: int, unit: int, missing: float, sign: str) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, span, (2, N))
+    if sign == "-":
+        a = np.maximum(a, b)  # the difference is never negative, and must stay so
+    c = a + b if sign == "+" else a - b
+    a, b, c = (x / unit if unit > 1 else x for x in (a, b, c))
+    is_missing = rng.random((3, N)) < missing
+    is_missing[2] |= is_missing[0] | is_missing[1]
+    table = pa.table(
+        {name: pa.array(x, mask=m) for name, x, m in zip("abc", (a, b, c), is_missing, strict=True)}
+    )
+    schema = check(table, f"c = a {sign} b", seed=seed)
+    if span == 3000 and schema.rules[0].keeps_range:  # type: ignore[union-attr]
+        assert schema.column("c").low == pc.min(table["c"]).as_py()  # type: ignore[attr-defined]
+
+
+def test_sums_with_factors_and_sums_of_sums() -> None:
+    rng = np.random.default_rng(0)
+    net, fee = rng.integers(100, 10**5, N) / 100, rng.integers(0, 10, N)
+    tax = np.round(0.19 * net, 2)
+    gross = np.round(net + tax + fee, 2)
+    table = pa.table({"net": net, "fee": fee, "tax": tax, "gross": gross})
+    check(table, "gross = net + tax + fee", "tax = 0.19 * net")
+
+
+def test_a_total_keeps_its_range() -> None:
+    rng = np.random.default_rng(0)
+    used = rng.integers(0, 1000, N)
+    total = used + rng.integers(0, 500, N)
+    table = pa.table({"used": used, "total": total, "left": total - used})
+    schema = fitted(table, "left = total - used")
+    made = schema.decode(any_codes(schema.width, 1))
+    assert min(made["left"].to_pylist()) >= 0
+    with pytest.raises(ConditionError, match="could leave its range"):
+        schema.restrict(parse_conditions(["total<100", "used>900"]))
+    conditions = parse_conditions(["total<600"])
+    made = schema.decode(any_codes(schema.width, 2), conditions=conditions)
+    assert max(made["total"].to_pylist()) < 600
+    assert_kept(schema, made)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds, many=st.booleans(), missing=st.sampled_from([0, 0.2]))
+def test_combinations(seed: int, many: bool, missing: float) -> None:
+    rng = np.random.default_rng(seed)
+    city = rng.integers(0, 70 if many else 5, N)
+    table = pa.table(
+        {
+            "city": with_gaps(np.char.add('c"', city.astype(str)), rng, missing),
+            "country": pa.array((city % 3).astype(str)).dictionary_encode(),
+            "zone": city % 2,
+            "since": [dt.date(2020, 1, 1 + int(c) % 4) for c in city],
+            "x": rng.integers(0, 1000, N),
+        }
+    )
+    schema = check(table, "combination(city, country, zone, since)", seed=seed, exact=not many)
+    conditions = parse_conditions(["country=1", "zone=0"])
+    if not any(z == 0 and c % 3 == 1 for c, z in zip(city, city % 2, strict=True)):
+        return
+    made = schema.decode(any_codes(schema.width, seed), conditions=conditions)
+    assert set(made["country"].to_pylist()) == {"1"}
+    assert set(made["zone"].to_pylist()) == {0}
+    assert_kept(schema, made)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=seeds)
+def test_one_of(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    which = rng.integers(0, 3, N)
+    which[:3] = range(3)
+    table = pa.table(
+        {
+            "card": pa.array(rng.integers(1000, 9999, N), mask=which != 0),
+            "bank": pa.array(rng.choice(["x", "y"], N), mask=which != 1),
+            "paid": pa.array([dt.date(2020, 1, 1)] * N, mask=which != 2),
+            "x": rng.integers(0, 1000, N),
+        }
+    )
+    schema = check(table, "one_of(card, bank, paid)", seed=seed)
+    codes = any_codes(schema.width, seed)
+    made = schema.decode(codes, conditions=parse_conditions(["bank="]))
+    assert made["bank"].null_count == len(made)
+    assert_kept(schema, made)
+    made = schema.decode(codes, conditions=parse_conditions(["bank=x"]))
+    assert set(made["bank"].to_pylist()) == {"x"}
+    with pytest.raises(ConditionError, match=r"one_of\(card, bank, paid\)"):
+        schema.restrict(parse_conditions(["bank=x", "card>2000"]))
+
+
+def test_keys() -> None:
+    rng = np.random.default_rng(0)
+    table = pa.table(
+        {"order": rng.permutation(N) * 3, "line": rng.integers(0, 3, N), "x": rng.normal(size=N)}
+    )
+    schema = fitted(table, "unique(order)", "unique(order, line)")
+    made = schema.decode(any_codes(schema.width, 0, 50))
+    assert rule_shares(schema, made) == {"unique(order)": 1.0, "unique(order, line)": 1.0}
+    assert not set(made["order"].to_pylist()) & set(table["order"].to_pylist())
+    schema = with_rules(fitted(table), ["unique(line, x)", "unique(line)"])
+    shares = rule_shares(schema, table)
+    assert shares == {"unique(line, x)": 1.0, "unique(line)": 3 / N}
+
+
+def test_rules_together() -> None:
+    rng = np.random.default_rng(0)
+    low, city = rng.integers(0, 500, N), rng.integers(0, 6, N)
+    high = low + rng.integers(0, 500, N)
+    table = pa.table(
+        {"spread": high - low, "high": high, "low": low, "city": city + 10, "region": city % 2}
+    )
+    rules = ("spread = high - low", "low <= high", "combination(city, region)")
+    schema = check(table, *rules)
+    made = schema.decode(any_codes(schema.width, 3))
+    assert min(made["spread"].to_pylist()) >= 0
+    with pytest.raises(ConditionError, match=r"high: the rule 'low <= high' computes it.* low"):
+        schema.restrict(parse_conditions(["high>5"]))
+    with pytest.raises(DataError, match="row 1 breaks the rule 'spread = high - low'"):
+        schema.encode(table.set_column(0, "spread", pa.array(high - low + 1)))
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        (["a << b"], "write a rule as"),
+        (["a < bb"], "no column 'bb'; did you mean 'b'"),
+        (["a < b", "b < a"], "go in a circle"),
+        (["a < c", "b < c"], "both make c"),
+        (["a < t"], "t is a category"),
+    ],
+)
+def test_rules_that_cannot_be(rules: list[str], message: str) -> None:
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 50, N)
+    table = pa.table({"a": a, "b": a + 1, "c": a + 2, "t": rng.choice(["x", "y"], N)})
+    with pytest.raises((ConfigError, DataError), match=message):
+        fitted(table, *rules)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a < b", "c = a - 2 * `b-x` + 4", "unique(id)", "combination(a, the b)", "one_of(a, b)"],
+)
+def test_rules_are_read_as_they_are_written(text: str) -> None:
+    (rule,) = parse_rule(text)
+    assert str(rule) == text
+
+
+def write(path: Path, *, broken: int = 0) -> str:
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 500, 200)
+    b = a + rng.integers(0, 300, 200)
+    a[:broken] = b[:broken] + 1
+    lines = [f"{x},{y},{x + y},{x % 4},{x % 2}" for x, y in zip(a, b, strict=True)]
+    path.write_text("\n".join(["a,b,c,town,side", *lines]))
+    return str(path)
+
+
+def test_data_that_break_a_rule_are_refused_or_left_out(tmp_path: Path) -> None:
+    source = write(tmp_path / "t.csv", broken=3)
+    values: dict[str, Any] = {"source": source, "rules": ["a <= b"]}
+    with pytest.raises(DataError, match="3 of 200 rows break the rule 'a <= b', such as row 1: a"):
+        load_data(parse_data(values))
+    data = load_data(parse_data({**values, "rows_that_break_rules": "leave_out"}))
+    assert len(data.items) == data.card.count == 197
+    with pytest.raises(DataError, match="row 1 breaks the rule"):
+        data.card.table.encode(pa.csv.read_csv(source))  # type: ignore[union-attr]
+    assert any("3 rows that break rules are left out" in note for note in data.notes)
+
+
+def test_rules_of_large_tables_are_those_of_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.parquet"
+    pq.write_table(pyarrow.csv.read_csv(write(tmp_path / "t.csv")), path, row_group_size=70)
+    rules = ["a <= b", "c = a + b", "combination(town, side)"]
+    config = parse_data({"source": str(path), "rules": rules})
+    inside = load_data(config)
+    monkeypatch.setattr(parquet, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(coding, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(coding, "BATCH", 32)
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
+    for card in (None, inside.card):
+        outside = load_data(config, card=card)
+        assert isinstance(outside.items, coding.PackedCodes)
+        assert outside.card == inside.card
+        np.testing.assert_array_equal(outside.items[:], inside.items)
+    assert inside.card.table is not None
+    assert rule_shares(inside.card.table, outside.table) == dict.fromkeys(rules, 1.0)
+
+    pq.write_table(pyarrow.csv.read_csv(write(tmp_path / "t.csv", broken=3)), path)
+    values = {"source": str(path), "rules": rules[:1], "rows_that_break_rules": "leave_out"}
+    with pytest.raises(DataError, match=r"t\.parquet: 3 of 200 rows break .* cannot be left out"):
+        load_data(parse_data(values))
+
+
+def test_rows_are_held_out_by_other_columns_than_their_key(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    keys, x = rng.permutation(200) * 3, rng.normal(size=200)
+    pq.write_table(pa.table({"order": keys, "x": x}), tmp_path / "t.parquet")
+    values: dict[str, Any] = {"source": str(tmp_path / "t.parquet")}
+    plain = load_data(parse_data(values))
+    assert plain.card.table is not None
+    assert plain.card.table.column("order").kind == "number"  # type: ignore[attr-defined]
+    config = parse_data({**values, "rules": ["unique(order)"]})
+    data = load_data(config)
+    again = load_data(config, card=data.card)
+    np.testing.assert_array_equal(again.is_heldout, data.is_heldout)
+    assert again.card == data.card
+
+
+def test_a_model_keeps_to_rules_through_the_command_line(tmp_path: Path) -> None:
+    from models.artifact import load_artifact
+    from wgan_cli import app
+
+    source, out = write(tmp_path / "t.csv"), tmp_path / "run"
+    rules = '["a <= b", "c = a + b", "combination(town, side)"]'
+    sets = [f"data.rules={rules}", "training.batch_size=16", "evaluation.samples=50"]
+    command = ["train", "--preset", "table", "--data", source, "--steps", "3", "--out", str(out)]
+    command += ["--no-register", *(part for one in sets for part in ("--set", one))]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    model = load_artifact(out / "artifact")
+    made = model.rows(np.concatenate(list(model.samples(0, 100))))
+    assert model.table is not None
+    assert_kept(model.table, made)
+    with pytest.raises(ConditionError, match="rule 'a <= b', and does not fill gaps"):
+        model.impute(made.drop_columns(["a"]), 0)
+    settings = ["--set", sets[0], "--json", "--out", str(tmp_path / "t.png")]
+    result = CliRunner().invoke(app, ["data", "inspect", source, *settings])
+    assert json.loads(result.stdout)["rules"] == rule_shares(model.table, made)

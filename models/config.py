@@ -186,11 +186,15 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     training: TrainingConfig
     conditional: bool = False
     """Condition generator and critic on the class of each item; the data must have labels."""
-    table: TableConfig = Field(
-        default=TableConfig(), exclude_if=lambda table: table == TableConfig()
-    )
+    table: TableConfig | None = Field(default=None, exclude_if=lambda table: table is None)
+    """Written if it is set, as the preset ``table`` sets it; None: as by default."""
     evaluation: EvaluationConfig = EvaluationConfig()
     serving: ServingConfig = ServingConfig()
+
+    @property
+    def conditions_share(self) -> float:
+        """Share of a table's rows that are made under conditions while training."""
+        return (self.table or TableConfig()).conditions
 
     @model_validator(mode="after")
     def _inception_is_named(self) -> Self:

@@ -214,7 +214,7 @@ class Model:
         """
         if self.table is None:
             raise ConditionError("the model makes no table of mixed columns; leave out conditions")
-        if not self.run.config.table.conditions:
+        if not self.run.config.conditions_share:
             raise ConditionError("the model was trained with table.conditions=0: it takes none")
         return self.table.restrict(conditions)
 

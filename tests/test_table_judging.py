@@ -14,6 +14,8 @@ from models.config import EvaluationConfig
 from models.errors import ConfigError, UserError
 from models.model import Model
 from models.record import Figure
+from models.tables import NumberColumn, TableSchema
+from models.tables.rules import parse_rule
 from tests.runs import trained
 from tests.test_table_likeness import fitted
 from training.data.dataset import load_data
@@ -22,7 +24,7 @@ from training.judging.evaluate import evaluate_artifact, require_target
 from training.judging.figures import COPY_FIGURES, FIGURES
 from training.judging.tables import copies, uses
 from training.judging.tables.copula import copula_rows
-from training.judging.tables.judge import METRICS
+from training.judging.tables.judge import METRICS, Rows, rules_kept
 from training.judging.tables.rows import comparable
 from training.presets import build_config
 from training.reporting.pages import figures_in_words, model_card
@@ -228,6 +230,21 @@ def test_an_unknown_target_is_told_before_training(run: tuple[Model, Path]) -> N
         require_target(EvaluationConfig(target="prise"), data)
     with pytest.raises(ConfigError, match="only a table has columns"):
         require_target(EvaluationConfig(target="price"), load_data(build_config("digits").data))
+
+
+def test_the_share_of_rows_that_keep_to_all_rules() -> None:
+    """Two rows of four keep to both rules; without rules there is no figure."""
+    table = pa.table(
+        {"a": [1.0, 2.0, 3.0, 4.0], "b": [2.0, 3.0, 4.0, 1.0], "c": [3.0, 5.0, 6.0, 5.0]}
+    )
+    columns = tuple(
+        NumberColumn(name=name, type="double", low=0, high=9) for name in table.column_names
+    )
+    schema = TableSchema(columns=columns, rules=(*parse_rule("a < b"), *parse_rule("c = a + b")))
+    reading = rules_kept(None, Rows(table, schema))  # type: ignore[arg-type]
+    assert reading is not None
+    assert reading.value == 0.5
+    assert rules_kept(None, Rows(table, TableSchema(columns=columns))) is None  # type: ignore[arg-type]
 
 
 def test_tables_pass_gates_by_their_figures(run: tuple[Model, Path]) -> None:

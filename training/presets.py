@@ -66,6 +66,7 @@ PRESETS: dict[str, Values] = {
         "critic": {"architecture": "mlp", "width": 128, "depth": 3},
         "constraint": {"kind": "lipschitz_penalty"},
         "training": {"steps": 3000, "batch_size": 64, "decay_from": 0.3, "ema_decay": 0.995},
+        "table": {"conditions": 0.5},
     },
     "8gaussians": {"data": {"source": "8gaussians"}, **_TOY},
     "25gaussians": {

@@ -80,7 +80,7 @@ def train(
     autocast = torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16")
     parts = data.card.parts
     draw_restrictions = (
-        RestrictionSampler(parts, config.table.conditions, device) if parts else None
+        RestrictionSampler(parts, config.conditions_share, device) if parts else None
     )
     find_critic_gradients = CriticStep(
         run.critic_step if workers.count == 1 else "eager",

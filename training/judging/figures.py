@@ -50,6 +50,7 @@ FIGURES = {
     "missing_difference": FigureKind("lower", is_share=True),
     "rare_category_coverage": FigureKind("higher", is_share=True),
     "valid_share": FigureKind("higher", is_share=True),
+    "rules_kept": FigureKind("higher", is_share=True),
     "tstr": FigureKind("higher"),
     "detection_auroc": FigureKind("lower", is_share=True),
     "nearer_to_training": FigureKind("lower", is_share=True),

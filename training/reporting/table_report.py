@@ -39,6 +39,7 @@ MEANINGS = {
     "density": "how dense real rows are where generated ones lie",
     "coverage": "real rows with a generated one near",
     "valid_share": "values that their columns may hold",
+    "rules_kept": "rows that keep to all rules between columns",
     "tstr": "a model that learned from generated rows, tested on real ones: R2 of a number, area "
     "under the ROC curve of a category; the floor learned from real rows",
     "detection_auroc": "a classifier that tells generated rows from real ones; 0.5: it cannot",

@@ -30,6 +30,8 @@ from training.judging.tables.uses import Reading
 from training.progress import track
 
 Array = np.ndarray
+MAX_COPIED = 1_000_000
+"""Training rows, at most, of which copies are sought."""
 MAX_ROWS = 20_000
 """Rows, at most, that a model learns from or is tested on, that the copula is fitted to, and among
 which the nearest training row is sought."""
@@ -65,6 +67,7 @@ class Reals:
     training: Rows
     """At most `MAX_ROWS` of each, in random order."""
     all_training: Rows
+    """At most `MAX_COPIED`, among which copies are sought."""
     n: int
     """Rows of each kind where as many of both are compared."""
     target: str | None
@@ -109,6 +112,17 @@ def _valid(table: pa.Table, column: Column) -> Array:
     return column.is_valid(values)
 
 
+def rules_kept(reals: Reals, fake: Rows) -> Reading | None:
+    """Share of the rows that satisfy every rule between columns; None without rules."""
+    schema = fake.schema
+    if not schema.rules:
+        return None
+    kept = np.all([rule.satisfied(fake.table, schema.by_name) for rule in schema.rules], axis=0)
+    margin = float(1.96 * kept.std() / np.sqrt(len(kept)))
+    value = float(kept.mean())
+    return Reading(value, value - margin, value + margin)
+
+
 def _utility(reals: Reals, fake: Rows) -> Reading | None:
     if reals.target is None:
         return None
@@ -129,6 +143,7 @@ def _nearer(reals: Reals, fake: Rows) -> Reading:
 
 METRICS: dict[str, TableMetric] = {
     "valid_share": TableMetric(valid_share),
+    "rules_kept": TableMetric(rules_kept),
     "tstr": TableMetric(_utility),
     "detection_auroc": TableMetric(
         lambda reals, fake: uses.detection(reals.heldout.values[: reals.n], fake.values[: reals.n])
@@ -224,7 +239,7 @@ def real_rows(data: Dataset, config: EvaluationConfig) -> Reals:
     return Reals(
         heldout,
         training,
-        all_training=rows(np.flatnonzero(~data.is_heldout)),
+        all_training=rows(data.sample_indices(MAX_COPIED, heldout=False)),
         n=min(config.samples, len(heldout.table), len(training.table)),
         target=target_field(config.target, schema),
     )

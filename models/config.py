@@ -144,9 +144,9 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
 
     samples: int = Field(default=2500, ge=10)
     """Maximal number of generated samples; comparisons with held-out items take as many of each."""
-    target: str | None = None
+    target: str | None = Field(default=None, exclude_if=lambda target: target is None)
     """Column of a table that a model is trained to predict from generated rows, and tested on real
-    ones; None: no such figure."""
+    ones; None: no such figure. Written if there is one."""
     extractor: Literal[
         "auto", "digits-cnn-v1", "classifier", "efficientnet-lite0", "inception", "pixels"
     ] = "auto"

@@ -104,7 +104,9 @@ def mixed(count: int = 1500) -> pd.DataFrame:
             "id": RNG.permutation(count) + 10**9,
             "comment": [f"{x:x} is what I think" for x in RNG.integers(0, 2**60, count)],
             "again": 0.0,
-            "mixed": np.where(RNG.random(count) < 0.9, RNG.integers(0, 9, count).astype(str), "?"),
+            "mixed": np.where(
+                RNG.random(count) < 0.9, RNG.integers(0, 9, count).astype(str), "unclear"
+            ),
             "nothing": None,
         }
     ).assign(again=lambda frame: frame["good"])
@@ -119,12 +121,12 @@ def test_all_problems_of_a_table_are_said_at_once(tmp_path: Path) -> None:
         "'id': a different whole number in each row: made anew",
         "'comment': left out: 1500 different texts",
         "'again': equal to column 'good'",
-        "and 1[0-9][0-9] texts such as '.', taken as categories",
+        "and 1[0-9][0-9] texts such as 'unclear', taken as categories",
         "'nothing': always missing",
     ]
     assert len(found) == len(says)
     for line in says:
-        assert any(re.search(line.replace("?", "."), f) for f in found), line
+        assert any(re.search(line, f) for f in found), line
 
 
 def test_inspect_shows_each_column(tmp_path: Path) -> None:

@@ -2,21 +2,24 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
 from models.images import encode_png
-from models.record import Chart, Finding, Line, Run
+from models.record import Chart, Figure, Finding, Line, Run
 from tests.artifacts import make_artifact
 from training.lab.study.page import Part
 from training.reporting.pages import TEMPLATES, model_card, render
+from training.reporting.table_report import ColumnPart
 
 HOSTILE = "<script>alert('&\"')</script>"
 CHART = Chart(title=HOSTILE, x_label=HOSTILE, y_label=HOSTILE, lines=[
     Line(name=HOSTILE, x=[1, 2], y=[1, 2]), Line(name=f"b{HOSTILE}", x=[1, 2], y=[2, 1]),
 ])  # fmt: skip
+FIGURE = Figure(value=0.5, floor=None, interval=(0.4, 0.6), n=5, better="higher")
 PNG = encode_png(np.zeros((2, 2, 1), np.uint8))
 
 
@@ -55,6 +58,19 @@ def pages(surfaces: dict[str, bytes] | None = None) -> dict[str, str]:
             surfaces={HOSTILE: PNG} if surfaces is None else surfaces,
         ),
         "study": render("study.html.j2", title=HOSTILE, parts=parts),
+        "table_report": render(
+            "table_report.html.j2",
+            title=HOSTILE,
+            run=SimpleNamespace(config=SimpleNamespace(name=HOSTILE)),
+            card=SimpleNamespace(name=HOSTILE, training_count=9, heldout_count=5),
+            n=5,
+            figures={HOSTILE: FIGURE},
+            meanings={HOSTILE: HOSTILE},
+            columns=[ColumnPart(HOSTILE, 0.5, 0.1, 0.2, "")],
+            pairs=[(HOSTILE, HOSTILE, 0.5, 0.1, 0.2)],
+            pair_count=1,
+            heat_maps=[],
+        ),
         "w1": render(
             "w1.html.j2",
             title=HOSTILE,

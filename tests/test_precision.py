@@ -198,7 +198,7 @@ def test_figures_do_not_depend_on_where_the_origin_lies(tmp_path: Path) -> None:
         for scaling, sets in ((data.scaling, near + 1e6), (there, np.float32(near)))
     ]
     for name, figure in FIGURES.items():
-        if figure.distance:
+        if figure.distance and name != "pair_distance":  # which compares rows of tables
             far, close = (figure.distance(real, 0.9 * fake + 0.2) for real, fake in pairs)
             assert far == pytest.approx(close, rel=1e-6), name
     far, close = (precision_recall_density_coverage(*pair) for pair in pairs)

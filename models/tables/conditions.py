@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError, model_validator
-from pydantic_core import CoreSchema
 
 from models.errors import ConditionError
 
@@ -66,7 +65,7 @@ class Condition(BaseModel, frozen=True, extra="forbid"):
 
     @classmethod
     def __get_pydantic_json_schema__(
-        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+        cls, schema: Any, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         """The short forms too."""
         full = handler.resolve_ref_schema(handler(schema))

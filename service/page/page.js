@@ -302,7 +302,7 @@ function prepareConditions() {
   if (!asked) return;
   for (const column of model.data.table.columns) {
     if (OF_CHOICES.includes(column.kind)) $("where").append(choiceField(column));
-    if (["number", "time"].includes(column.kind)) $("where").append(...rangeFields(column));
+    if (["number", "time"].includes(column.kind)) $("where").append(make("div", { class: "range" }, ...rangeFields(column)));
   }
 }
 

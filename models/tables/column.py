@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
 from models.tables.conditions import Condition
@@ -31,6 +32,20 @@ def arrow_type(name: str) -> pa.DataType:
     if found := re.fullmatch(r"dictionary<values=(.+), indices=(\w+), ordered=(\d)>", name):
         return pa.dictionary(arrow_type(found[2]), arrow_type(found[1]), found[3] == "1")
     return pa.type_for_alias({"double": "float64", "float": "float32"}.get(name, name))
+
+
+def whole(values: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece, its values themselves and no dictionary."""
+    array = values.combine_chunks()
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def column_values(table: pa.Table, name: str) -> pa.Array:
+    """A column in one piece, without dictionary, NaN counted as missing."""
+    values = whole(table[name])
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), None, values)
+    return values
 
 
 class Coded(NamedTuple):

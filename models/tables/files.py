@@ -15,7 +15,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from models.pipe import Pipe
-from models.tables.schema import whole
+from models.tables.column import whole
 
 Array = np.ndarray
 ROW_GROUP = 2**16

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.errors import ConditionError
-from models.tables.column import arrow_type
+from models.tables.column import arrow_type, whole
 from models.tables.conditions import Condition
 from models.tables.fixed import CopyColumn
 from models.tables.layout import LARGEST_SCORE, Choice, Part, place
-from models.tables.schema import TableSchema, whole
+from models.tables.schema import TableSchema
 
 Array = np.ndarray
 

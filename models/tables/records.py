@@ -14,8 +14,8 @@ import pyarrow.ipc
 import pyarrow.parquet
 
 from models.errors import DataError, suggestion
-from models.tables.column import Column, arrow_type
-from models.tables.schema import TableSchema, whole
+from models.tables.column import Column, arrow_type, column_values
+from models.tables.schema import TableSchema
 
 MISSING = [
     *("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "None"),
@@ -39,21 +39,21 @@ def typed(schema: TableSchema, table: pa.Table) -> pa.Table:
         if table.column_names.count(name) > 1:
             raise DataError(f"column {name!r}: there are several of this name")
     columns = {
-        name: _typed(schema.column(name), table[name]) if name in schema.names else table[name]
+        name: _typed(schema.column(name), column_values(table, name))
+        if name in schema.names
+        else table[name]
         for name in table.column_names
     }
     return pa.table(columns)
 
 
-def _typed(column: Column, values: pa.ChunkedArray) -> pa.Array:
+def _typed(column: Column, plain: pa.Array) -> pa.Array:
     """A column's values in its type, that of its categories if it is a dictionary."""
-    plain, kind = whole(values), arrow_type(column.type)
+    kind = arrow_type(column.type)
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_boolean(plain.type) and not pa.types.is_boolean(kind):
         raise DataError(f"column {column.name!r}: true and false are no {kind}")
-    if pa.types.is_floating(plain.type):
-        plain = pc.if_else(pc.is_nan(plain), None, plain)
     if pa.types.is_string(plain.type) and pa.types.is_time(kind):  # Arrow reads none from a text
         day = pc.binary_join_element_wise("1970-01-01", plain, "T")
         plain = _cast(column, day, pa.timestamp(kind.unit))

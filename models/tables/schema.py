@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from models.errors import ConditionError, DataError, suggestion
-from models.tables.column import Column, arrow_type
+from models.tables.column import Column, arrow_type, whole
 from models.tables.conditions import Condition
 from models.tables.fixed import CopyColumn
 from models.tables.kinds import AnyColumn
@@ -162,9 +162,3 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
 def rule_shares(schema: TableSchema, table: pa.Table) -> dict[str, float]:
     """The share of a table's rows that satisfies each rule, by the rule as a person writes it."""
     return {str(rule): float(rule.satisfied(table, schema.by_name).mean()) for rule in schema.rules}
-
-
-def whole(values: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece, its values themselves and no dictionary."""
-    array = values.combine_chunks()
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array

@@ -18,11 +18,12 @@ from models.cache import cache_folder
 from models.config import ColumnConfig, DataConfig
 from models.errors import DataError, suggestion
 from models.tables import Choice, Part, TableSchema, Value
+from models.tables.column import column_values
 from models.tables.layout import place
 from training.data.digests import RowDigests, uniform
 from training.data.raw import RawData
 from training.data.rules import broken_rows, fit_rules, keys, with_rules
-from training.data.schema import column_values, find_structure, fit_schema, hash_values
+from training.data.schema import find_structure, fit_schema, hash_values
 from training.data.sources.cache import release
 from training.progress import track
 

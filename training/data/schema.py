@@ -25,7 +25,7 @@ from models.tables import (
     TableSchema,
     TimeColumn,
 )
-from models.tables.schema import whole
+from models.tables.column import column_values
 from models.tables.times import read_times, to_ticks
 from training.data.columns import (
     FEW_VALUES,
@@ -177,14 +177,6 @@ def _common(name: str, values: pa.Array, is_training: Array) -> dict[str, Any]:
         # At least one row of all, if none of the training rows lacks a value.
         "missing": max(known.null_count / len(known), bool(values.null_count) / len(values)),
     }
-
-
-def column_values(table: pa.Table, name: str) -> pa.Array:
-    """A column in one piece, without dictionary, NaN counted as missing."""
-    values = whole(table[name])
-    if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_nan(values), None, values)
-    return values
 
 
 def hash_values(values: pa.Array) -> Array:

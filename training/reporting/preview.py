@@ -8,7 +8,7 @@ from models.formats import encode
 from models.images import MODES, encode_png, enlarge, grid
 from models.model import Model
 from models.tables import NumberColumn, TableSchema
-from models.tables.schema import whole
+from models.tables.column import whole
 from training.data.dataset import Dataset
 from training.reporting.pictures import marginals, scatter, traces
 

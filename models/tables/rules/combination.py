@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 
 from models.errors import ConditionError, DataError
 from models.tables.category import CategoryColumn
-from models.tables.column import Column, arrow_type
+from models.tables.column import Column, arrow_type, column_values
 from models.tables.conditions import Condition
 from models.tables.fixed import IdentifierColumn
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
 from models.tables.rules.base import Columns, Fit, Rule, call, written
-from models.tables.rules.numbers import put, whole
+from models.tables.rules.numbers import put
 
 Array = np.ndarray
 
@@ -52,7 +52,7 @@ class Combination(Rule, frozen=True):
     def fitted(self, table: pa.Table, columns: Columns, shared: Set[str], fit: Fit) -> Self:
         """Find the combinations."""
         for name in self.columns:
-            values = whole(table, name)
+            values = column_values(table, name)
             if isinstance(columns[name], IdentifierColumn):
                 raise DataError(f"rule '{self}': {name} is an identifier, which goes with nothing")
             try:
@@ -78,7 +78,7 @@ class Combination(Rule, frozen=True):
     def after_decoding(self, table: pa.Table, columns: Columns, fixed: Set[str]) -> pa.Table:
         """Take the values apart."""
         assert self.joint is not None
-        encoded = whole(table, self.joint.name).dictionary_encode()
+        encoded = column_values(table, self.joint.name).dictionary_encode()
         table = table.drop_columns([self.joint.name])
         for name, values in self._apart(encoded.dictionary, columns).items():
             taken, kind = values.take(encoded.indices), arrow_type(columns[name].type)
@@ -119,7 +119,7 @@ class Combination(Rule, frozen=True):
     def _texts(self, table: pa.Table) -> pa.Array:
         """Each row's combination."""
         encoded = [
-            whole(table, name).cast(pa.string()).dictionary_encode("encode")
+            column_values(table, name).cast(pa.string()).dictionary_encode("encode")
             for name in self.columns
         ]
         indices = np.stack([e.indices.to_numpy(zero_copy_only=False) for e in encoded], axis=1)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.errors import DataError
+from models.tables.column import column_values
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
 from models.tables.rules.base import NAME, Columns, Fit, Rule, quoted, unquoted
@@ -19,7 +20,6 @@ from models.tables.rules.numbers import (
     number_column,
     on_scale_of,
     put,
-    whole,
 )
 
 Array = np.ndarray
@@ -99,8 +99,8 @@ class Inequality(Rule, frozen=True):
         """
         assert self.gap is not None
         low, high = self._columns(columns)
-        ends = on_scale_of(low.numbers(whole(table, self.low)), low, high)
-        gaps = self.gap.numbers(whole(table, self.gap.name))
+        ends = on_scale_of(low.numbers(column_values(table, self.low)), low, high)
+        gaps = self.gap.numbers(column_values(table, self.gap.name))
         sums = nearest(high, np.where(np.isnan(ends), high.low, ends) + gaps)
         with np.errstate(invalid="ignore"):
             is_small = (sums <= ends) if self.strict else (sums < ends)
@@ -110,8 +110,8 @@ class Inequality(Rule, frozen=True):
     def satisfied(self, table: pa.Table, columns: Columns) -> Array:
         """Compare the two; a missing value is no fault."""
         low, high = self._columns(columns)
-        ends = on_scale_of(low.numbers(whole(table, self.low)), low, high)
-        numbers = high.numbers(whole(table, self.high))
+        ends = on_scale_of(low.numbers(column_values(table, self.low)), low, high)
+        numbers = high.numbers(column_values(table, self.high))
         with np.errstate(invalid="ignore"):
             return ~((numbers <= ends) if self.strict else (numbers < ends))
 
@@ -120,8 +120,8 @@ class Inequality(Rule, frozen=True):
 
     def _gaps(self, table: pa.Table, columns: Columns) -> Array:
         low, high = self._columns(columns)
-        ends = on_scale_of(low.numbers(whole(table, self.low)), low, high)
-        numbers = high.numbers(whole(table, self.high))
+        ends = on_scale_of(low.numbers(column_values(table, self.low)), low, high)
+        numbers = high.numbers(column_values(table, self.high))
         gaps = numbers - np.where(np.isnan(ends), high.low, ends)
         if low.decimals is not None and high.decimals is not None and low.kind == "number":
             gaps = gaps.round(max(low.decimals, high.decimals))

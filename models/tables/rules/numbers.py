@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from models.errors import DataError
 from models.tables.column import Column, arrow_type
@@ -15,16 +14,6 @@ from models.tables.times import TimeColumn
 
 Array = np.ndarray
 _NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-
-
-def whole(table: pa.Table, name: str) -> pa.Array:
-    """A column in one piece, its values themselves and no dictionary, NaN counted as missing."""
-    values = table[name].combine_chunks()
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_nan(values), None, values)
-    return values
 
 
 def put(table: pa.Table, name: str, values: pa.Array) -> pa.Table:

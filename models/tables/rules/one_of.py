@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 
 from models.errors import ConditionError, DataError
 from models.tables.category import CategoryColumn
-from models.tables.column import Column, arrow_type
+from models.tables.column import Column, arrow_type, column_values
 from models.tables.conditions import Condition
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
 from models.tables.rules.base import Columns, Fit, Rule, call, written
-from models.tables.rules.numbers import put, whole
+from models.tables.rules.numbers import put
 
 Array = np.ndarray
 
@@ -64,21 +64,24 @@ class OneOf(Rule, frozen=True):
     def before_coding(self, table: pa.Table, columns: Columns) -> pa.Table:
         """Say which column has a value, and fill the gaps of the others."""
         has_value = np.stack(
-            [whole(table, n).is_valid().to_numpy(zero_copy_only=False) for n in self.columns]
+            [
+                column_values(table, n).is_valid().to_numpy(zero_copy_only=False)
+                for n in self.columns
+            ]
         )
         which = pa.array(self.columns, pa.string()).take(pa.array(has_value.argmax(axis=0)))
         for name in self.columns:
             filler = _filler(self._without_gaps(columns[name]))
-            values = whole(table, name)
+            values = column_values(table, name)
             table = put(table, name, values.fill_null(filler.cast(values.type)))
         return put(table, str(self), which)
 
     def after_decoding(self, table: pa.Table, columns: Columns, fixed: Set[str]) -> pa.Table:
         """Leave a value in one column."""
-        which = whole(table, str(self))
+        which = column_values(table, str(self))
         table = table.drop_columns([str(self)])
         for name in self.columns:
-            values = whole(table, name)
+            values = column_values(table, name)
             kept = pc.if_else(pc.equal(which, name), values, pa.scalar(None, values.type))
             kind = arrow_type(columns[name].type)
             if pa.types.is_dictionary(kind):
@@ -112,7 +115,7 @@ class OneOf(Rule, frozen=True):
     def satisfied(self, table: pa.Table, columns: Columns) -> Array:
         """Count the values."""
         has_value = [
-            whole(table, n).is_valid().to_numpy(zero_copy_only=False) for n in self.columns
+            column_values(table, n).is_valid().to_numpy(zero_copy_only=False) for n in self.columns
         ]
         return np.sum(has_value, axis=0) == 1
 

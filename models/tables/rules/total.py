@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from models.errors import ConditionError, DataError
 from models.tables.category import BooleanColumn
+from models.tables.column import column_values
 from models.tables.conditions import Condition
 from models.tables.kinds import AnyColumn
 from models.tables.rules.base import NAME, Columns, Fit, Rule, quoted, unquoted
-from models.tables.rules.numbers import nearest, number_column, put, whole
+from models.tables.rules.numbers import nearest, number_column, put
 from models.tables.times import TimeColumn
 
 Array = np.ndarray
@@ -139,7 +140,9 @@ class Total(Rule, frozen=True):
         total = number_column([columns[self.total]], self)[0]
         has_total = np.ones(len(table), bool)
         if self.may_be_missing:
-            has_total = ~whole(table, self._flag).to_numpy(zero_copy_only=False).astype(bool)
+            has_total = ~column_values(table, self._flag).to_numpy(zero_copy_only=False).astype(
+                bool
+            )
             table = table.drop_columns([self._flag])
         if self.keeps_range:
             table = self._within(table, columns, has_total, fixed)
@@ -160,7 +163,7 @@ class Total(Rule, frozen=True):
             excess[np.abs(excess) < 10.0 ** -(total.decimals or 0) / 2] = 0
             if excess.any():
                 term = number_column([columns[name]], self)[0]
-                numbers = term.numbers(whole(table, name))
+                numbers = term.numbers(column_values(table, name))
                 moved = np.where(excess == 0, numbers, nearest(term, numbers - excess / factor))
                 table = put(table, name, term.array(moved))
         return table
@@ -189,7 +192,7 @@ class Total(Rule, frozen=True):
         totals, sums = self._totals(table, columns), self._sums(table, columns)
         terms = [number_column([columns[name]], self)[0] for name in self.reads]
         sizes = [
-            abs(factor) * np.abs(term.numbers(whole(table, term.name)))
+            abs(factor) * np.abs(term.numbers(column_values(table, term.name)))
             for (factor, _), term in zip(self.terms, terms, strict=True)
         ]
         is_coarse = any(c.type in ("float", "halffloat") for c in (total, *terms))
@@ -242,9 +245,9 @@ class Total(Rule, frozen=True):
         sums = np.full(len(table), self.constant)
         for factor, name in self.terms:
             term = number_column([columns[name]], self)[0]
-            sums = sums + factor * term.numbers(whole(table, name))
+            sums = sums + factor * term.numbers(column_values(table, name))
         return sums
 
     def _totals(self, table: pa.Table, columns: Columns) -> Array:
         total = number_column([columns[self.total]], self)[0]
-        return total.numbers(whole(table, self.total))
+        return total.numbers(column_values(table, self.total))

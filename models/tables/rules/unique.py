@@ -7,9 +7,9 @@ from typing import Literal, Self
 import numpy as np
 import pyarrow as pa
 
+from models.tables.column import column_values
 from models.tables.fixed import IdentifierColumn
 from models.tables.rules.base import Columns, Fit, Rule, call, written
-from models.tables.rules.numbers import whole
 
 Array = np.ndarray
 
@@ -49,15 +49,15 @@ class Unique(Rule, frozen=True):
         name = self.columns[0]
         if not self.by_construction or isinstance(columns[name], IdentifierColumn):
             return {}
-        return {name: fit("identifier", name, whole(table, name))}
+        return {name: fit("identifier", name, column_values(table, name))}
 
     def satisfied(self, table: pa.Table, columns: Columns) -> Array:
         """Tell for each row if no row before it has its key."""
         keys, has_key = [], np.ones(len(table), bool)
         for name in self.columns:
-            indices = whole(table, name).dictionary_encode("encode").indices
+            indices = column_values(table, name).dictionary_encode("encode").indices
             keys.append(indices.to_numpy(zero_copy_only=False))
-            has_key &= whole(table, name).is_valid().to_numpy(zero_copy_only=False)
+            has_key &= column_values(table, name).is_valid().to_numpy(zero_copy_only=False)
         _, firsts = np.unique(np.stack(keys, axis=1), axis=0, return_index=True)
         is_first = np.zeros(len(table), bool)
         is_first[firsts] = True

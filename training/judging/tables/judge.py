@@ -16,9 +16,8 @@ from models.errors import ConfigError, suggestion
 from models.model import Model
 from models.record import Figure
 from models.tables import TableSchema
-from models.tables.column import Column
+from models.tables.column import Column, whole
 from models.tables.fixed import CopyColumn
-from models.tables.schema import whole
 from training.data.dataset import Dataset
 from training.judging.figures import figure
 from training.judging.intervals import Estimate, half_sample_margins

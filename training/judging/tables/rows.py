@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.tables import CategoryColumn, NumberColumn, TableSchema
-from models.tables.column import Column
-from models.tables.schema import whole
+from models.tables.column import Column, whole
 
 Array = np.ndarray
 

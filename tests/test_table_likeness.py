@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from scipy import stats
 
 from models.tables import TableSchema
 from training.data.schema import find_structure, fit_schema
+from training.judging.intervals import half_sample_margins
 from training.judging.tables import likeness
 from training.judging.tables.rows import comparable, learned
 
@@ -135,3 +137,23 @@ def test_an_unknown_category_is_not_a_missing_one() -> None:
     fake = comparable(pa.table({"c": ["a", "x", None] * 10}), schema)
     assert fake["0"].tolist()[:3] == [0, 2, -1]
     assert likeness.column_shapes(real, fake) == pytest.approx(0.5)
+
+
+def test_a_figure_that_some_halves_lack_has_the_margin_of_the_others() -> None:
+    """One item in ten is rare: halves without it have no figure of it."""
+    real = np.arange(10.0)[:, None]
+
+    def metric(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+        figures = {"mean": float(real.mean())}
+        return figures | ({"of the rare": float(real.sum())} if 9 in real else {})
+
+    margins = half_sample_margins(metric, real, real, repeats=20)
+    assert set(margins) == {"mean", "of the rare"}
+    rng = np.random.default_rng(0)
+    draws = [
+        (rng.choice(real, 5, replace=False), rng.choice(real, 5, replace=False)) for _ in range(20)
+    ]
+    sums = [half.sum() for half, _ in draws if 9 in half]
+    assert 2 < len(sums) < 20
+    expected = stats.t(len(sums) - 1).ppf(0.975) * np.std(sums, ddof=1)
+    assert margins["of the rare"] == pytest.approx(expected)

@@ -24,6 +24,7 @@ distributions, whose error there falls as 1/n. It may leave the range of a share
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -84,7 +85,7 @@ def half_sample_margins(
 
     Returns:
         Margins by the metric's names, in the figures' units; each interval is the figure plus and
-        minus its margin.
+        minus its margin. A figure that fewer than two pairs of halves have gets none.
 
     Raises:
         ValueError: too few repeats, a level outside (0, 1), or what the metric raises.
@@ -97,9 +98,15 @@ def half_sample_margins(
         return rng.choice(x, len(x) // 2, replace=False)
 
     halves = [metric(half(real), half(fake)) for _ in track(range(repeats), "measuring intervals")]
-    t = stdtrit(repeats - 1, (1 + level) / 2)
+    # A figure may not apply to some halves, as that of a category which only a few items have.
+    values = {
+        name: [figures[name] for figures in halves if name in figures]
+        for name in dict.fromkeys(itertools.chain.from_iterable(halves))
+    }
     return {
-        name: float(t * np.std([figures[name] for figures in halves], ddof=1)) for name in halves[0]
+        name: float(stdtrit(len(found) - 1, (1 + level) / 2) * np.std(found, ddof=1))
+        for name, found in values.items()
+        if len(found) > 1
     }
 
 

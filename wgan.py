@@ -153,7 +153,7 @@ def train(
             resume=resume,
             register=register,
             say=say,
-            report=TrainingBar(config.training.steps, lines=False),
+            report=lambda steps: TrainingBar(steps, lines=False),
             workers=workers,
         )
         trained = TrainedModel(folder / ARTIFACT)

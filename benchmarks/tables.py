@@ -1,10 +1,13 @@
-"""Tables: real rows, ours, CTGAN, TVAE and a Gaussian copula, each at its defaults.
+"""Tables: real rows, ours, CTGAN, TVAE and a Gaussian copula, at defaults and at equal time.
 
     python -m benchmarks.tables --peers VENV/bin/python --answers FOLDER
 
 ``VENV`` holds the peers (see `benchmarks.tables_peers`), apart from our own packages. Each answer
 is saved as soon as it is there, and is not asked for again: a run that was interrupted goes on. The
 last step writes ``benchmarks/results/tables.json`` and the tables of ``docs/tables.md``.
+
+At equal time CTGAN and TVAE get as many epochs as fit into the CPU seconds of our run with the same
+seed, by the seconds that their default epochs took.
 
 Times are CPU seconds. Ours are those of the whole commands ``wgan train``, judging included, and
 ``wgan sample``; a peer's are those of its calls of ``fit`` and ``sample``, without its imports.
@@ -25,7 +28,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.markdown import table
-from benchmarks.tables_peers import TABLES
+from benchmarks.tables_peers import DEFAULT_EPOCHS, TABLES
 
 Answer = dict[str, Any]
 RESULTS = Path(__file__).with_name("results") / "tables.json"
@@ -35,7 +38,9 @@ METHODS = {
     "real": "real rows",
     "ours": "ours",
     "ctgan": "CTGAN",
+    "ctgan_equal": "CTGAN, equal time",
     "tvae": "TVAE",
+    "tvae_equal": "TVAE, equal time",
     "copula": "Gaussian copula",
 }
 BEGIN, END = "<!-- made by benchmarks.tables -->", "<!-- end -->"
@@ -45,10 +50,11 @@ HELD_OUT = "0.05"
 
 def jobs(seeds: int) -> list[tuple[str, str, int]]:
     """Table, method and seed of each answer, in the order in which they are asked for."""
-    first = [(name, method, 0) for name in TABLES for method in ("real", "copula", "ours")]
-    peers = [(name, method, 0) for name in TABLES for method in ("ctgan", "tvae")]
-    again = [(name, "ours", seed) for seed in range(1, seeds) for name in TABLES]
-    return first + again + peers
+    once_only = [(name, method, 0) for name in TABLES for method in ("real", "copula")]
+    trained = [method for method in METHODS if method not in ("real", "copula")]
+    return once_only + [
+        (name, method, seed) for seed in range(seeds) for name in TABLES for method in trained
+    ]
 
 
 class Bench:
@@ -79,10 +85,21 @@ class Bench:
         elif method == "ours":
             made = once(rows.with_suffix(".seconds"), lambda: ours(folder, rows, seed))
         else:
-            fit = ("fit", method, folder, rows, seed)
+            peer, _, is_equal = method.partition("_")
+            epochs = [equal_epochs(folder, peer, seed)] if is_equal else []
+            fit = ("fit", peer, folder, rows, seed, *epochs)
             made = once(rows.with_suffix(".seconds"), lambda: self.peer(*fit))
         asked = {"table": name, "method": method, "seed": seed}
         once(judged, lambda: {**asked, **made, **self.peer("judge", folder, rows)})
+
+
+def equal_epochs(folder: Path, peer: str, seed: int) -> int:
+    """Epochs of a peer in the CPU seconds of our run with the same seed."""
+    ours, default = (
+        json.loads((folder / f"{method}-{seed}.seconds").read_text())["seconds"]
+        for method in ("ours", peer)
+    )
+    return max(1, round(DEFAULT_EPOCHS * ours / default))
 
 
 def once(path: Path, find: Callable[[], Answer]) -> Answer:
@@ -184,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", type=Path, required=True, help="Python of the peers' venv")
     parser.add_argument("--answers", type=Path, required=True, help="folder")
-    parser.add_argument("--seeds", type=int, default=3, help="of ours; a peer has one")
+    parser.add_argument("--seeds", type=int, default=3, help="of each method")
     parser.add_argument("--only", choices=METHODS, nargs="*", default=list(METHODS))
     arguments = parser.parse_args()
     bench = Bench(arguments.peers, arguments.answers)

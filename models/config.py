@@ -111,9 +111,10 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
     """The training loop. The constraint's published settings fill in what is not given."""
 
-    steps: int = Field(ge=1)
-    """Generator steps."""
-    batch_size: int = Field(default=64, ge=2)
+    steps: int = Field(ge=0)
+    """Generator steps; 0: as many as suit the data, which a run's own configuration then says."""
+    batch_size: int = Field(default=64, ge=0)
+    """Real items in a step, and as many generated ones; 0: as suits the data."""
     num_critic_steps: int = Field(ge=1)
     """Critic steps before each generator step."""
     optimizer: Literal["adam", "rmsprop"]
@@ -137,6 +138,13 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
     """Generator steps between checkpoints."""
     divergence_gap: float = Field(default=1e6, gt=0)
     """A critic gap whose absolute value is above this counts as divergence."""
+
+    @field_validator("batch_size")
+    @classmethod
+    def _is_no_single_item(cls, batch_size: int) -> int:
+        if batch_size == 1:
+            raise ValueError("a batch has at least 2 items")
+        return batch_size
 
 
 class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):

@@ -97,7 +97,7 @@ def train(
 
     from training.engine.runs import Diverged, Interrupted
     from training.engine.workers import join_workers
-    from training.progress import TrainingBar, say, silent
+    from training.progress import TrainingBar, no_report, say, silent
     from training.run import run_training
 
     workers = join_workers(device)
@@ -110,7 +110,7 @@ def train(
             resume=resume,
             register=not no_register,
             say=say,
-            report=TrainingBar(config.training.steps) if workers.is_main else silent,
+            report=TrainingBar if workers.is_main else no_report,
             stop_requested=StopRequest(),
             workers=workers,
         )

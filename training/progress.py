@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from tqdm import tqdm
 
 from models.progress import is_shown, phase, say, silent, track
 
-__all__ = ["TrainingBar", "never", "phase", "say", "silent", "track"]
+__all__ = ["TrainingBar", "never", "no_report", "phase", "say", "silent", "track"]
 
 SECONDS_BETWEEN_LINES = 5
 
@@ -16,6 +17,11 @@ SECONDS_BETWEEN_LINES = 5
 def never() -> bool:
     """Do not stop: the default of every ``stop_requested``."""
     return False
+
+
+def no_report(steps: int) -> Callable[[dict[str, float]], None]:
+    """Show no rows of a history of so many steps: the default of every ``report``."""
+    return silent
 
 
 class TrainingBar:

@@ -45,7 +45,8 @@ from training.judging.extractors import (
     choose_extractor,
     load_extractor,
 )
-from training.progress import never, phase, silent
+from training.presets import fill_in
+from training.progress import never, no_report, phase, silent
 from training.reporting.pages import (
     figures_in_words,
     findings_page,
@@ -77,7 +78,7 @@ def run_training(
     resume: bool = False,
     register: bool = True,
     say: Callable[[str], None] = silent,
-    report: Callable[[Row], None] = silent,
+    report: Callable[[int], Callable[[Row], None]] = no_report,
     stop_requested: Callable[[], bool] = never,
     workers: Workers = ALONE,
     data: Dataset | None = None,
@@ -92,7 +93,8 @@ def run_training(
         resume: continue what is in ``folder``; without it, ``folder`` must hold no run.
         register: write the run to MLflow and register the artifact as a new version.
         say: takes a line for people.
-        report: see `training.engine.loop.train`; `training.progress.TrainingBar` is one.
+        report: takes the number of steps, and returns what takes each new row of the history, such
+            as `training.progress.TrainingBar`.
         stop_requested: see `training.engine.loop.train`.
         workers: processes that train together; ``folder`` must be the same for all. Only the main
             one goes on after training.
@@ -116,6 +118,7 @@ def run_training(
     if data is None:
         with phase("loading the data"):
             data = load_data(config.data, config.training.batch_size)
+    config = fill_in(config, data.card)
     require_target(config.evaluation, data)
     _say_data(data, say)
 
@@ -124,7 +127,15 @@ def run_training(
         watch = watcher(config, data, say) if workers.is_main else no_watch
     try:
         state, history = train(
-            config, data, checkpoints, device, report, stop_requested, workers, watch, say
+            config,
+            data,
+            checkpoints,
+            device,
+            report(config.training.steps),
+            stop_requested,
+            workers,
+            watch,
+            say,
         )
     finally:
         workers.leave()

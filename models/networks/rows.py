@@ -9,6 +9,7 @@ generator's last layer obeys by construction.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -40,44 +41,55 @@ class RowHeads(nn.Module):
         parts: of a row's code.
     """
 
-    values: Tensor
-    ends: Tensor
-    order: Tensor
+    restriction_order: Tensor
+    code_order: Tensor
 
     def __init__(self, parts: Sequence[Part]) -> None:
         super().__init__()
         placed = list(place(parts))
         values = [p for p in placed if not isinstance(p.part, Choice)]
         choices = [p for p in placed if isinstance(p.part, Choice)]
-        self._index("values", [p.code.start for p in values])
-        self._index("ends", [p.restriction.start for p in values])
-        order = [p.code.start for p in values]
-        # Choices between equally many options go through one softmax.
-        self.widths = sorted({p.part.width for p in choices})
-        for width in self.widths:
-            alike = [p for p in choices if p.part.width == width]
-            codes = [k for p in alike for k in _numbers(p.code)]
-            self._index(f"choices_{width}", codes)
-            self._index(f"options_{width}", [k for p in alike for k in _numbers(p.restriction)])
-            order += codes
-        self._index("order", torch.tensor(order).argsort().tolist())
+        # What comes in has an order of its own: numbers, then choices by their number of options,
+        # since those between equally many go through one softmax.
+        self.value_count = len(values)
+        self.widths = sorted(Counter(p.part.width for p in choices).items())
+        choices.sort(key=lambda p: p.part.width)
+        ends = [p.restriction for p in values]
+        self._index(
+            "restriction_order",
+            [end.start for end in ends]
+            + [end.start + 1 for end in ends]
+            + [k for p in choices for k in _numbers(p.restriction)],
+        )
+        codes = [k for p in (*values, *choices) for k in _numbers(p.code)]
+        self._index("code_order", torch.tensor(codes).argsort().tolist())
 
     def _index(self, name: str, numbers: list[int]) -> None:
         """Hold column numbers where the weights are; they are no weights themselves."""
         self.register_buffer(name, torch.tensor(numbers, dtype=torch.long), persistent=False)
 
     def forward(self, x: Tensor, restrictions: Tensor) -> Tensor:
-        """Bring ``(N, width)`` into what ``(N, restriction_width)`` allows."""
-        low = restrictions[:, self.ends] - LARGEST_SCORE
-        high = LARGEST_SCORE - restrictions[:, self.ends + 1]
-        ranks = torch.lerp(ndtr(low), ndtr(high), ndtr(x[:, self.values]))
+        """Bring ``(N, width)`` into what ``(N, restriction_width)`` allows.
+
+        Args:
+            x: numbers, then choices by their number of options.
+            restrictions: in the order of the parts, as the codes that are returned.
+        """
+        count = self.value_count
+        raised, lowered, forbidden = restrictions.index_select(1, self.restriction_order).split(
+            [count, count, x.shape[1] - count], dim=1
+        )
+        low, high = raised - LARGEST_SCORE, LARGEST_SCORE - lowered
+        ranks = torch.lerp(ndtr(low), ndtr(high), ndtr(x[:, :count]))
         pieces = [ndtri(ranks).clamp(low, high)]
-        for width in self.widths:
-            choices, options = (self.get_buffer(f"{n}_{width}") for n in ("choices", "options"))
-            logits = x[:, choices] / TEMPERATURE - FORBIDDEN * restrictions[:, options]
-            shares = logits.reshape(len(x), -1, width).softmax(dim=2)
-            pieces.append(shares.flatten(1))
-        return torch.cat(pieces, dim=1)[:, self.order]
+        logits = x[:, count:] / TEMPERATURE - FORBIDDEN * forbidden
+        for part, (width, _) in zip(
+            logits.split([width * choices for width, choices in self.widths], dim=1),
+            self.widths,
+            strict=True,
+        ):
+            pieces.append(part.unflatten(1, (-1, width)).softmax(dim=2).flatten(1))
+        return torch.cat(pieces, dim=1).index_select(1, self.code_order)
 
 
 class RowGenerator(nn.Module):

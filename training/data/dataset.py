@@ -98,7 +98,7 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
 
     Args:
         config: what to load.
-        batch_size: refuse data with fewer training items.
+        batch_size: refuse data with fewer training items; 0: with fewer than 2.
         card: of the data that a model was trained on: items are then held and coded as those
             were, and so split as those were; None: as these items themselves need it.
 
@@ -126,6 +126,7 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
         digests = item_digests(items) if raw.digests is None else raw.digests
         is_heldout = _uniform(raw.groups, digests) < config.heldout_fraction
     training, heldout = int((~is_heldout).sum()), int(is_heldout.sum())
+    batch_size = max(2, batch_size)
     if training < batch_size or heldout < FEWEST_HELDOUT:
         raise DataError(
             f"{config.source}: too few items: {len(items)}, of which {training} to train on and "

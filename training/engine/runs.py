@@ -136,6 +136,8 @@ def begin(
         CheckpointError: it is broken or belongs to another configuration.
     """
     settings = config.training
+    assert settings.steps, "see training.presets.fill_in"
+    assert settings.batch_size, "see training.presets.fill_in"
     torch.manual_seed(step_seed(settings.seed, -1))
     generator, critic = build_networks(
         config, data.card.shape, len(data.card.classes), data.card.parts

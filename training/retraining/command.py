@@ -34,10 +34,9 @@ def retrain(
     from training.retraining.cycle import retrain as run_cycle
 
     settings = read_config(config)
-    steps = settings.build().training.steps
     from training.engine.runs import Diverged
     from training.engine.workers import join_workers
-    from training.progress import TrainingBar, say, silent
+    from training.progress import TrainingBar, no_report, say, silent
 
     workers = join_workers(device)
     say = say if workers.is_main else silent
@@ -45,7 +44,7 @@ def retrain(
         outcome = run_cycle(
             settings,
             say=say,
-            report=TrainingBar(steps) if workers.is_main else silent,
+            report=TrainingBar if workers.is_main else no_report,
             stop_requested=StopRequest(),
             workers=workers,
         )

@@ -28,7 +28,7 @@ from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.engine.runs import Interrupted, Row
 from training.engine.workers import ALONE, Workers
-from training.progress import never, phase, silent
+from training.progress import never, no_report, phase, silent
 from training.retraining.config import RetrainConfig
 from training.retraining.evidence import (
     Evidence,
@@ -85,7 +85,7 @@ def retrain(
     settings: RetrainConfig,
     *,
     say: Callable[[str], None] = silent,
-    report: Callable[[Row], None] = silent,
+    report: Callable[[int], Callable[[Row], None]] = no_report,
     stop_requested: Callable[[], bool] = never,
     workers: Workers = ALONE,
 ) -> Outcome:
@@ -94,7 +94,7 @@ def retrain(
     Args:
         settings: what is trained, and the limits of the gates.
         say: takes a line for people.
-        report: see `training.engine.loop.train`.
+        report: see `training.run.run_training`.
         stop_requested: see `training.engine.loop.train`.
         workers: processes that train together; one of them decides. The folder must be the same for
             all.
@@ -128,7 +128,7 @@ def _run(
     settings: RetrainConfig,
     config: Config,
     say: Callable[[str], None],
-    report: Callable[[Row], None],
+    report: Callable[[int], Callable[[Row], None]],
     stop_requested: Callable[[], bool],
     workers: Workers,
 ) -> Outcome:

@@ -27,7 +27,7 @@ from training.lab.comparison.runs import (
 )
 from training.lab.comparison.statistics import summarise
 from training.lab.jobs import run_jobs
-from training.presets import build_config, suitable_preset
+from training.presets import build_config, fill_in, suitable_preset
 from training.progress import silent
 from training.run import ARTIFACT
 from training.tracking import track_and_register
@@ -85,12 +85,13 @@ def compare(
     configs = {kind: build_config(preset, source, kind, overrides) for kind in kinds}
     any_config = next(iter(configs.values()))
     data = load_data(any_config.data, any_config.training.batch_size)
+    configs = {kind: fill_in(config, data.card) for kind, config in configs.items()}
     paces = dict[str, float]()
     for kind, config in configs.items():
         paces |= run_jobs(measure_pace, {kind: config}, out / "pace", 1, say)
     fastest = min(paces.values())
     if budget_seconds is None:
-        own = build_config(preset, source, None, overrides).training
+        own = fill_in(build_config(preset, source, None, overrides), data.card).training
         critic_steps = (steps or own.steps) * own.num_critic_steps
     else:
         critic_steps = max(1, int(budget_seconds / fastest))

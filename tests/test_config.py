@@ -4,8 +4,9 @@ import pytest
 
 from models.config import Config, constraint_class, parse_config
 from models.errors import ConfigError
+from models.record import DataCard
 from tests.artifacts import tiny_config
-from training.presets import PRESETS, TUNED, build_config
+from training.presets import PRESETS, TUNED, build_config, fill_in
 
 
 @pytest.mark.parametrize(
@@ -121,3 +122,21 @@ def test_the_dump_holds_every_default() -> None:
         "where": "between",
         "spread": 0.5,
     }
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "steps", "batch_size"),
+    [(3600, 64, 1500, 256), (3600, 256, 3000, 256), (3600, 5, 1500, 256), (140, 5, 300, 35)],
+)
+def test_steps_and_batches_suit_the_table(
+    rows: int, width: int, steps: int, batch_size: int
+) -> None:
+    card = DataCard.model_construct(shape=(width,), training_count=rows)
+    training = fill_in(build_config("table", "mine"), card).training
+    assert (training.steps, training.batch_size) == (steps, batch_size)
+
+
+def test_steps_and_batches_that_are_given_stay() -> None:
+    card = DataCard.model_construct(shape=(5,), training_count=9)
+    told = build_config("table", "mine", None, {"training.steps": 7, "training.batch_size": 3})
+    assert fill_in(told, card) == told

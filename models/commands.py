@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from models.command_line import ClassOption, JsonOption, ModelArgument, new_app
 from models.errors import DataError, ShapeError, UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from models.model import Model
 
 app = new_app()
 
@@ -72,7 +77,10 @@ def sample(
 @app.command()
 def impute(
     model: ModelArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="rows: CSV, Parquet or Arrow")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="rows: CSV, Parquet or Arrow"),
+    ],
     out: Annotated[
         Path, typer.Option(metavar="FILE", help=".csv, .json, .npz, .parquet or .arrow")
     ],
@@ -86,13 +94,12 @@ def impute(
         raise UserError(f"--out {out}: ends in none of {', '.join(TABLE_FORMATS)}")
     from models.progress import say
     from models.tables.files import write_rows
-    from models.tables.records import read_rows
     from models.trained import load
 
     made = load(model).model
     if made.table is None:
         raise UserError(f"{model}: makes no table of mixed columns, which alone can be completed")
-    rows = read_rows(_content(file), str(file))
+    rows = _rows(made, file)
     try:
         completed = made.impute(rows, seed)
     except DataError as error:
@@ -108,28 +115,26 @@ def score(
     model: ModelArgument,
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE", help="images or arrays; of tables CSV or Parquet"),
+        typer.Argument(metavar="FILE", help="images or arrays; of tables CSV, Parquet or Arrow"),
     ],
     class_name: ClassOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score the items in image or array files, or the rows in a table's, with the critic."""
     from models.formats import read_items
-    from models.tables.records import read_rows
     from models.trained import load
 
     trained = load(model)
     names, scores, percentiles = [], [], []
     for path in files:
-        content = _content(path)
         try:
             if trained.model.table is None:
-                items = read_items(content, path.name)
+                items = read_items(_content(path), str(path))
             else:
-                items = read_rows(content, path.name)
+                items = _rows(trained.model, path)
             of_file = trained.score(items, class_name)
         except (DataError, ShapeError) as error:
-            raise UserError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from None
+            raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
         scores += of_file.tolist()
         percentiles += trained.percentiles(of_file).tolist()
         names += [f"{path}[{i}]" if len(items) > 1 else str(path) for i in range(len(items))]
@@ -138,6 +143,16 @@ def score(
         return
     for name, of_item, percentile in zip(names, scores, percentiles, strict=True):
         print(f"{of_item:12.5g}   percentile among real {percentile:5.1f}   {name}")
+
+
+def _rows(model: Model, path: Path) -> pa.Table:
+    """Read a file of rows for a model; a CSV file as it was told in training, or else found."""
+    from models.progress import say
+    from models.tables.reading.texts import decompressed
+    from models.tables.records import read_rows
+
+    config = model.run.config.data.csv
+    return read_rows(decompressed(_content(path)), str(path), model.table, config, say)
 
 
 def _content(path: Path) -> bytes:

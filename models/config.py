@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from models.constraints import CONSTRAINTS, AnyConstraint
 from models.errors import ConfigError, suggestion
 from models.networks import CriticConfig, GeneratorConfig
+from models.tables.reading.dialect import CsvConfig
 from models.tables.rules import parse_rule
 
 M = TypeVar("M", bound=BaseModel)
@@ -34,36 +35,6 @@ class ColumnConfig(BaseModel, frozen=True, extra="forbid"):
     """Numbers that are options of their own, such as 0 where many rows have it."""
     max_categories: int | None = Field(default=None, ge=1, le=1000)
     """Categories that are options of their own; the rarer ones are one option together."""
-
-
-class CsvConfig(BaseModel, frozen=True, extra="forbid"):
-    """The user's word on how a CSV file is written; what is not given is found from its text."""
-
-    separator: str | None = Field(default=None, min_length=1, max_length=1)
-    """Between values; found: comma, semicolon, tab or bar."""
-    decimal: Literal[".", ","] | None = None
-    """The decimal sign."""
-    encoding: str | None = None
-    """Such as utf-8, cp1252 or utf-16; found: by the byte order mark, UTF-8, or else cp1252."""
-    missing: tuple[str, ...] | None = None
-    """Texts for no value, beside the empty one; found: NA, N/A, null, ?, - and the like."""
-    quote: str = Field(default='"', min_length=1, max_length=1)
-    escape: str | None = Field(default=None, min_length=1, max_length=1)
-    """Before a quote within quotes, such as a backslash; None: the quote is doubled."""
-    comment: str | None = Field(default=None, min_length=1)
-    """What lines begin with that are no rows; found: # at the beginning of the file."""
-    skip: int = Field(default=0, ge=0)
-    """Lines before the header; lines that are empty or narrower than the rows are found."""
-    header: bool = True
-    """False: the columns have no names, and are called x1, x2 and so on."""
-
-    @field_validator("missing", mode="before")
-    @classmethod
-    def _texts(cls, missing: Any) -> Any:
-        """A single text is one of one; numbers such as -99 stand for their texts."""
-        if missing is None:
-            return None
-        return tuple(map(str, missing if isinstance(missing, list | tuple) else [missing]))
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):

@@ -9,11 +9,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from models.config import ColumnConfig, parse_data
 from models.errors import ConfigError, DataError
+from models.tables import TableSchema
+from models.tables.reading.texts import decompressed
+from models.tables.records import read_rows, typed
+from training.data.coding import code_table
 from training.data.columns import find_kind
 from training.data.raw import RawData
 from training.data.sources.files import locate
@@ -239,7 +244,7 @@ def test_compressed_files(tmp_path: Path, suffix: str) -> None:
         found = read(path)
         assert found.table.to_pydict() == {"a": [1], "b": [2]}
         assert found.name == name.removesuffix(".csv").removesuffix(".tsv")
-        path.write_bytes(b"no such thing")
+        path.write_bytes(path.read_bytes()[:-10])
         with pytest.raises(DataError, match="cannot be read"):
             read(path)
 
@@ -281,3 +286,104 @@ def test_typed_files_keep_their_types(tmp_path: Path) -> None:
         assert found.table["kind"].to_pylist() == ["a", "b", "a"]
     frame.rename_axis("year").to_parquet(tmp_path / "named.parquet")
     assert read(tmp_path / "named.parquet").table["year"].to_pylist() == [5, 7, 9]
+
+
+# ---- rows for a model, by its schema ------------------------------------------------------------
+
+
+def fitted(path: Path, **csv: Any) -> TableSchema:
+    """The schema that training finds in a file."""
+    config = parse_data({"source": str(path), "csv": csv})
+    raw = load_table(locate(str(path)), config)
+    return code_table(raw, config, None).schema
+
+
+@pytest.fixture
+def german(tmp_path: Path) -> Path:
+    """Decimal commas, and a category of which some texts are numbers and some are not."""
+    rng = np.random.default_rng(0)
+    lines = ["Preis;Code;Art;Neu"] + [
+        f"{x:.3f};{code};{kind};{new}".replace(".", ",", 1)
+        for x, code, kind, new in zip(
+            rng.gamma(2, 3, 200),
+            rng.choice(["1.0", "2.50", "3+", "NA-1"], 200),
+            rng.choice(["true", "false", "perhaps"], 200),
+            rng.choice(["true", "false"], 200),
+            strict=True,
+        )
+    ]
+    path = tmp_path / "german.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_few_rows_are_read_as_the_file_that_was_trained_on(german: Path) -> None:
+    schema = fitted(german)
+    assert schema.decimal == ","
+    notes = list[str]()
+    few = b"Preis;Code;Art;Neu\n1,234;2.50;true;true\n9,876;1.0;false;false\n"
+    rows = typed(schema, read_rows(few, "few.csv", schema, say=notes.append))
+    assert rows.to_pydict() == {
+        "Preis": [1.234, 9.876],
+        "Code": ["2.50", "1.0"],
+        "Art": ["true", "false"],
+        "Neu": [True, False],
+    }
+    assert any("';' is taken for the separator" in note for note in notes)
+    assert not any("data.csv" in note for note in notes), "nothing can be set here"
+    # A file of another dialect, such as the samples': its commas are separators.
+    plain = b"Preis,Code,Art,Neu\n1.234,2.50,true,true\n9.876,1.0,false,false\n"
+    assert typed(schema, read_rows(plain, "plain.csv", schema)).equals(rows)
+    for method in (gzip.compress, bz2.compress, lzma.compress):
+        assert decompressed(method(few)) == few
+
+
+def test_the_other_reader_of_rows_for_a_model_reads_them_alike(
+    german: Path, tmp_path: Path
+) -> None:
+    schema = fitted(german)
+    path = tmp_path / "next.csv"
+    path.write_text("Preis;Code;Art;Neu\n1,234;2.50;true;true\n9,876;1.0;false;false\n")
+    config = parse_data({"source": str(path)})
+    again = load_table(locate(str(path)), config, schema).table
+    assert again.equals(read_rows(path.read_bytes(), "next.csv", schema))
+
+
+def test_what_was_told_in_training_holds_for_rows(tmp_path: Path) -> None:
+    path = tmp_path / "told.csv"
+    lines = ["a|b"] + [f"{'-99' if i % 4 == 0 else i}|x{i % 3}" for i in range(200)]
+    path.write_text("\n".join(lines))
+    schema = fitted(path, missing=["-99"])
+    config = parse_data({"source": str(path), "csv": {"missing": ["-99"]}}).csv
+    rows = read_rows(b"a|b\n-99|x1\n|x2\n5|NA\n", "x.csv", schema, config)
+    assert rows.to_pydict() == {"a": [None, None, 5], "b": ["x1", "x2", "NA"]}
+
+
+def test_no_value_and_a_category_of_the_same_text(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    path = tmp_path / "countries.parquet"
+    pyarrow.parquet.write_table(pa.table({"land": ["NA", "DE", "-"] * 70, "n": range(210)}), path)
+    schema = fitted(path)
+    rows = read_rows(b"land,n\nNA,1\n-,2\n?,3\n", "x.csv", schema)
+    assert rows["land"].to_pylist() == ["NA", "-", None]
+
+
+def test_rows_without_a_value_are_gaps_of_rows_for_a_model(german: Path) -> None:
+    schema = fitted(german)
+    rows = read_rows(b"Preis;Code;Art;Neu\n;;;\n1,5;1.0;true;true\n", "x.csv", schema)
+    assert rows["Preis"].to_pylist() == [None, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"a,b\n1,2,3\n", "x.csv: row 1 below the header has 3 values"),
+        (b"", "x.csv: holds no rows"),
+        (b"a\0,b\n", "zero byte"),
+        (b"PAR1 and no more", "no table as CSV, Parquet or Arrow"),
+    ],
+)
+def test_broken_rows_for_a_model(content: bytes, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        read_rows(content, "x.csv")

@@ -56,6 +56,7 @@ WITHIN = {
         "kinds",
         "rules",
         "schema",
+        "reading",
         "frames",
         "files",
         "records",

@@ -76,7 +76,7 @@ def test_values_come_back_from_every_format(name: str) -> None:
         return  # a CSV file does not tell an empty text or "NA" from a missing one
     text = as_file(table, "csv", 7)
     assert text == as_file(table, "csv", 300), "its parts do not change the file"
-    assert typed(schema, read_rows(text, "x.csv"))["x"].combine_chunks() == plain
+    assert typed(schema, read_rows(text, "x.csv", schema))["x"].combine_chunks() == plain
 
 
 def test_arrays_of_npz_are_plain_ones(model: Model) -> None:

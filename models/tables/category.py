@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.errors import ConditionError, DataError, suggestion
-from models.tables.column import Coded, Column, arrow_type
+from models.tables.column import Coded, Column, arrow_type, value_type
 from models.tables.conditions import Condition
 from models.tables.layout import LARGEST_SCORE
 
@@ -79,7 +79,7 @@ class CategoryColumn(Column, frozen=True):
 
     def texts(self, values: pa.Array) -> pa.Array:
         """The values as categories."""
-        kind = self._plain()
+        kind = value_type(self.type)
         if not pa.types.is_string(kind) and pa.types.is_string(values.type):
             values = values.cast(kind)  # a reader's "5.0" may be the number 5
         return values.cast(pa.string())
@@ -90,11 +90,6 @@ class CategoryColumn(Column, frozen=True):
         if pa.types.is_dictionary(kind):
             return texts.cast(kind.value_type).dictionary_encode().cast(kind)
         return texts.cast(kind)
-
-    def _plain(self) -> pa.DataType:
-        """The type of the values themselves."""
-        kind = arrow_type(self.type)
-        return kind.value_type if pa.types.is_dictionary(kind) else kind
 
     def wanted(self, condition: Condition) -> set[str]:
         """The categories that meet a condition."""
@@ -128,7 +123,8 @@ class CategoryColumn(Column, frozen=True):
     def text(self, value: bool | float | str) -> str:
         """The category that a person means."""
         try:
-            return str(pa.array([str(value)]).cast(self._plain()).cast(pa.string())[0].as_py())
+            plain = pa.array([str(value)]).cast(value_type(self.type))
+            return str(plain.cast(pa.string())[0].as_py())
         except pa.ArrowInvalid:  # it is none
             return str(value)
 

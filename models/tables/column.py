@@ -34,6 +34,17 @@ def arrow_type(name: str) -> pa.DataType:
     return pa.type_for_alias({"double": "float64", "float": "float32"}.get(name, name))
 
 
+def value_type(name: str) -> pa.DataType:
+    """The type of the values themselves, where the type of a name is a dictionary of them."""
+    kind = arrow_type(name)
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """True of whole, floating and decimal numbers."""
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+
+
 def whole(values: pa.ChunkedArray) -> pa.Array:
     """A column in one piece, its values themselves and no dictionary."""
     array = values.combine_chunks()

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet
 
 from models.errors import DataError, suggestion
-from models.tables.column import Column, arrow_type, column_values
+from models.progress import silent
+from models.tables.column import Column, column_values, value_type
+from models.tables.reading.dialect import CsvConfig
+from models.tables.reading.texts import read_csv
 from models.tables.schema import TableSchema
 
-MISSING = [
-    *("", "#N/A", "<NA>", "N/A", "NA", "NULL", "NaN", "None"),
-    *("n/a", "nan", "null", "-NaN", "-nan", "#NA"),
-]
-"""Texts in a CSV file that say that there is no value, as pandas takes them."""
 LONGEST_NAME = 100
 """Characters of a column's name that a message repeats."""
 
@@ -49,9 +45,7 @@ def typed(schema: TableSchema, table: pa.Table) -> pa.Table:
 
 def _typed(column: Column, plain: pa.Array) -> pa.Array:
     """A column's values in its type, that of its categories if it is a dictionary."""
-    kind = arrow_type(column.type)
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = value_type(column.type)
     if pa.types.is_boolean(plain.type) and not pa.types.is_boolean(kind):
         raise DataError(f"column {column.name!r}: true and false are no {kind}")
     if pa.types.is_string(plain.type) and pa.types.is_time(kind):  # Arrow reads none from a text
@@ -103,15 +97,24 @@ def _first(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
 
 
-def read_rows(content: bytes, name: str) -> pa.Table:
+def read_rows(
+    content: bytes,
+    name: str,
+    schema: TableSchema | None = None,
+    config: CsvConfig = CsvConfig(),  # noqa: B008
+    say: Callable[[str], None] = silent,
+) -> pa.Table:
     """Read a CSV, Parquet or Arrow file; its bytes alone decide which it is.
 
     Args:
-        content: the file's bytes.
+        content: the file's bytes, not compressed.
         name: the file's name, for error messages.
+        schema: of the model that the rows are for: see `read_csv`.
+        config: the user's word on how a CSV file is written.
+        say: takes a line for each thing that was guessed of a CSV file.
 
     Returns:
-        Columns as they are; those of a CSV file are texts, which `typed` reads.
+        Columns as they are, which `typed` brings to the schema's types.
 
     Raises:
         DataError: the file is broken.
@@ -120,20 +123,14 @@ def read_rows(content: bytes, name: str) -> pa.Table:
     source = pa.BufferReader(content)
     try:
         if content.startswith(b"PAR1"):
-            table = pyarrow.parquet.read_table(source, use_threads=False)
-        elif content.startswith(b"ARROW1"):
-            table = pyarrow.ipc.open_file(source).read_all()
-        else:
-            text = content[: 2**20].decode("utf-8-sig", errors="ignore")
-            names = next(csv.reader(io.StringIO(text)), [])
-            options = pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()),
-                null_values=MISSING,
-                strings_can_be_null=True,
-            )
-            table = pyarrow.csv.read_csv(
-                source, pyarrow.csv.ReadOptions(use_threads=False), convert_options=options
-            )
-    except (pa.ArrowException, csv.Error) as error:
+            return pyarrow.parquet.read_table(source, use_threads=False)
+        if content.startswith(b"ARROW1"):
+            return pyarrow.ipc.open_file(source).read_all()
+        read = read_csv(content, config, PurePath(name).suffix, schema)
+    except pa.ArrowException as error:
         raise DataError(f"{name}: no table as CSV, Parquet or Arrow ({_first(error)})") from None
-    return table
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    for note in read.notes:
+        say(f"{name}: {note}")
+    return read.table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,9 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
     rules: tuple[AnyRule, ...] = Field(default=(), exclude_if=lambda rules: not rules)
     """What the values of a row must be together; each stands after those that make what it reads.
     Written only if there are any."""
+    decimal: Literal[".", ","] = Field(default=".", exclude_if=lambda sign: sign == ".")
+    """The decimal sign of the CSV file that the columns were found in, by which others are read
+    that could be read in two ways. Written only if it is a comma."""
 
     @property
     def names(self) -> list[str]:

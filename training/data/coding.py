@@ -101,9 +101,13 @@ def code_table(raw: RawData, config: DataConfig, schema: TableSchema | None) -> 
         DataError: it cannot be coded; the line names the source and what is wrong.
     """
     try:
-        return _code(raw.table, config, schema)
+        coded = _code(raw.table, config, schema)
     except DataError as error:
         raise DataError(f"{config.source}: {error}") from None
+    if schema is None and raw.decimal != coded.schema.decimal:
+        found = coded.schema.model_copy(update={"decimal": raw.decimal})
+        return coded._replace(schema=found)
+    return coded
 
 
 def _code(table: Any, config: DataConfig, schema: TableSchema | None) -> CodedTable:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from models.config import ColumnConfig
 from models.errors import DataError
+from models.tables.column import is_number
 from models.tables.number import LARGEST_WHOLE
 from models.tables.times import read_times
 
@@ -109,11 +110,6 @@ def find_decimals(values: pa.Array) -> tuple[int | None, float]:
         if near.mean() >= (FEWEST_ROUNDED if len(numbers) > FEW_VALUES else 1):
             return decimals, float(near.mean())
     return None, 1.0
-
-
-def is_number(kind: pa.DataType) -> bool:
-    """True of whole, floating and decimal numbers."""
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def numbering(values: pa.Array) -> tuple[str, int, int] | None:

@@ -110,7 +110,7 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
         >>> data.items.shape, data.card.kind
         ((1797, 8, 8, 1), 'image')
     """
-    raw = read_source(config)
+    raw = read_source(config, None if card is None else card.table)
     schema, table, notes = None, None, raw.notes
     if raw.table is not None and (card is None or card.table is not None):
         schema, items, digests, is_heldout, found, table = code_table(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from models.config import DataConfig
 from models.errors import DataError
+from models.tables import TableSchema
 from training.data.builtin import BUILT_IN
 from training.data.raw import RawData
 from training.data.sources.arrays import ARRAYS, load_array
@@ -25,8 +26,12 @@ READERS: dict[str, Reader] = {
 """The reader of each kind of file, by the suffix of its name. A folder is read for its images."""
 
 
-def read_source(config: DataConfig) -> RawData:
+def read_source(config: DataConfig, schema: TableSchema | None = None) -> RawData:
     """Read a built-in set, or a user's own file or folder, here or behind a URL.
+
+    Args:
+        config: what to read.
+        schema: of the model that a table is for, if there is one.
 
     Raises:
         DataError: nothing is there, or it cannot be read; one line says why.
@@ -43,4 +48,6 @@ def read_source(config: DataConfig) -> RawData:
     reader = load_images if kind == "folder" else READERS.get(location.suffix)
     if reader is None:
         raise DataError(f"{source}: not a kind of file that is read: {', '.join(READERS)}")
+    if reader is load_table:
+        return load_table(location, config, schema)
     return reader(location, config)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from models.tables.reading.dialect import Sign
+
 Array = np.ndarray
 
 
@@ -35,6 +37,8 @@ class RawData(NamedTuple):
     """A `pyarrow.Table`; ``items`` then have no values."""
     columns: tuple[str, ...] = ()
     """Names of a table's columns."""
+    decimal: Sign = "."
+    """The decimal sign of a CSV file."""
     digests: Array | None = None
     """uint8 ``(N, 16)``, a hash of each item, if the source has it already."""
     groups: tuple[str, ...] = ()

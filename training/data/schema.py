@@ -25,7 +25,7 @@ from models.tables import (
     TableSchema,
     TimeColumn,
 )
-from models.tables.column import column_values
+from models.tables.column import column_values, is_number
 from models.tables.times import read_times, to_ticks
 from training.data.columns import (
     FEW_VALUES,
@@ -33,7 +33,6 @@ from training.data.columns import (
     date_format,
     find_decimals,
     find_kind,
-    is_number,
     numbering,
 )
 from training.data.digests import RowDigests

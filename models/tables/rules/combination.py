@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from models.errors import ConditionError, DataError
 from models.tables.category import CategoryColumn
-from models.tables.column import Column, arrow_type, column_values
+from models.tables.column import Column, arrow_type, column_values, value_type
 from models.tables.conditions import Condition
 from models.tables.fixed import IdentifierColumn
 from models.tables.kinds import AnyColumn
@@ -141,8 +141,7 @@ class Combination(Rule, frozen=True):
 
 
 def _typed(texts: pa.Array, column: Column) -> pa.Array:
-    kind = arrow_type(column.type)
-    return texts.cast(kind.value_type if pa.types.is_dictionary(kind) else kind)
+    return texts.cast(value_type(column.type))
 
 
 def _meets(column: Column, values: pa.Array, condition: Condition) -> Array:

@@ -8,9 +8,10 @@ import io
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from models.config import CsvConfig
+from pydantic import BaseModel, Field, field_validator
+
 from models.errors import DataError
 
 SEPARATORS = "\t;|,"
@@ -26,6 +27,40 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """Byte order marks at the beginning of a file, each with the encoding it stands for."""
+
+
+Sign = Literal[".", ","]
+"""A decimal sign."""
+
+
+class CsvConfig(BaseModel, frozen=True, extra="forbid"):
+    """The user's word on how a CSV file is written; what is not given is found from its text."""
+
+    separator: str | None = Field(default=None, min_length=1, max_length=1)
+    """Between values; found: comma, semicolon, tab or bar."""
+    decimal: Sign | None = None
+    """The decimal sign."""
+    encoding: str | None = None
+    """Such as utf-8, cp1252 or utf-16; found: by the byte order mark, UTF-8, or else cp1252."""
+    missing: tuple[str, ...] | None = None
+    """Texts for no value, beside the empty one; found: NA, N/A, null, ?, - and the like."""
+    quote: str = Field(default='"', min_length=1, max_length=1)
+    escape: str | None = Field(default=None, min_length=1, max_length=1)
+    """Before a quote within quotes, such as a backslash; None: the quote is doubled."""
+    comment: str | None = Field(default=None, min_length=1)
+    """What lines begin with that are no rows; found: # at the beginning of the file."""
+    skip: int = Field(default=0, ge=0)
+    """Lines before the header; lines that are empty or narrower than the rows are found."""
+    header: bool = True
+    """False: the columns have no names, and are called x1, x2 and so on."""
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _texts(cls, missing: Any) -> Any:
+        """A single text is one of one; numbers such as -99 stand for their texts."""
+        if missing is None:
+            return None
+        return tuple(map(str, missing if isinstance(missing, list | tuple) else [missing]))
 
 
 class Dialect(NamedTuple):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.config import CsvConfig
+from models.tables.category import CategoryColumn
+from models.tables.column import Column, is_number, value_type
+from models.tables.reading.dialect import CsvConfig, Sign
+from models.tables.schema import TableSchema
 
 NO_VALUE = (
     *("NA", "N/A", "n/a", "#N/A", "<NA>", "#NA", "NULL", "null", "Null", "NaN", "nan", "-nan"),
@@ -40,27 +43,47 @@ class Cells(NamedTuple):
     """The reason why what looks like numbers was left as texts."""
 
 
-def understand(texts: Mapping[str, pa.ChunkedArray], config: CsvConfig) -> dict[str, Cells]:
+def understand(
+    texts: Mapping[str, pa.ChunkedArray],
+    decimal: str,
+    config: CsvConfig,
+    schema: TableSchema | None = None,
+) -> dict[str, Cells]:
     """Find what columns of texts hold.
 
     Numbers become int64, uint64 or float64, ``true`` and ``false`` bool; all else stays text: dates
-    too, of which the schema keeps how they were written. Whether a comma is the decimal sign is
-    asked of all columns together, since one alone may not tell: ``1,234``.
+    too, of which the schema keeps how they were written.
+
+    Args:
+        texts: columns by name.
+        decimal: the decimal sign, as `find_decimal` finds it.
+        config: the user's word.
+        schema: of a model that the rows are for. Its categories and dates are texts.
     """
-    decimal = config.decimal or _find_decimal(texts, config)
-    return {name: _understand(values, decimal, config) for name, values in texts.items()}
+    columns = {} if schema is None else schema.by_name
+    cells = {
+        name: _understand(values, decimal, config, columns.get(name))
+        for name, values in texts.items()
+    }
+    if schema is None:
+        return cells
+    # The schema tells its decimal sign; of these rows none can be set.
+    return {name: column._replace(is_ambiguous=False) for name, column in cells.items()}
 
 
-def _understand(values: pa.ChunkedArray, decimal: str, config: CsvConfig) -> Cells:
+def _understand(
+    values: pa.ChunkedArray, decimal: str, config: CsvConfig, column: Column | None
+) -> Cells:
     texts = values.combine_chunks()
     trimmed = pc.utf8_trim_whitespace(texts)
-    is_missing, without_value = _missing(trimmed, config)
+    categories = (*column.categories, *column.others) if isinstance(column, CategoryColumn) else ()
+    is_missing, without_value = _missing(trimmed, config, categories)
     trimmed = pc.if_else(is_missing, None, trimmed)
     if trimmed.null_count == len(trimmed):
         return Cells(pa.nulls(len(trimmed)), without_value=without_value)
-    if _all(pc.match_substring_regex(trimmed, "^(?i:true|false)$")):
+    if not _holds_texts(column) and _all(pc.match_substring_regex(trimmed, "^(?i:true|false)$")):
         return Cells(pc.equal(pc.utf8_lower(trimmed), "true"), without_value=without_value)
-    cells = _numbers(trimmed, decimal, config)
+    cells = None if _holds_texts(column) else _numbers(trimmed, decimal, config)
     if cells is None:
         padded = _all(pc.if_else(is_missing, True, pc.match_substring_regex(texts, r"^\s")))
         cells = Cells(trimmed if padded else pc.if_else(is_missing, None, texts))
@@ -69,9 +92,20 @@ def _understand(values: pa.ChunkedArray, decimal: str, config: CsvConfig) -> Cel
     return cells._replace(without_value=without_value)
 
 
-def _missing(trimmed: pa.Array, config: CsvConfig) -> tuple[pa.Array, tuple[str, ...]]:
-    """Which values are missing, and by which texts this is said."""
+def _holds_texts(column: Column | None) -> bool:
+    """True of a column whose values are texts, or other than numbers and truth values."""
+    if column is None:
+        return False
+    kind = value_type(column.type)
+    return not (is_number(kind) or pa.types.is_boolean(kind))
+
+
+def _missing(
+    trimmed: pa.Array, config: CsvConfig, categories: Collection[str] = ()
+) -> tuple[pa.Array, tuple[str, ...]]:
+    """Which values are missing, and by which texts this is said, none of which is a category."""
     said = NO_VALUE if config.missing is None else config.missing
+    said = tuple(text for text in said if text not in categories)
     if config.missing is None and pc.any(pc.equal(trimmed, "+")).as_py():
         said = tuple(text for text in said if text not in SIGNS)
     is_said = pc.is_in(trimmed, pa.array(said, pa.string()))
@@ -79,12 +113,32 @@ def _missing(trimmed: pa.Array, config: CsvConfig) -> tuple[pa.Array, tuple[str,
     return pc.or_(is_said, pc.equal(trimmed, "")), tuple(text for text in found if text)
 
 
-def _find_decimal(texts: Mapping[str, pa.ChunkedArray], config: CsvConfig) -> str:
-    """The decimal sign: a comma, if it can only be one in some column, and a point in none."""
+def find_decimal(
+    texts: Mapping[str, pa.ChunkedArray],
+    config: CsvConfig,
+    schema: TableSchema | None = None,
+    usual: Sign = ".",
+) -> Sign:
+    """Find the decimal sign: of comma and point, the one that can only be one in some column.
+
+    All columns are asked together, since one alone may not tell: ``1,234``.
+
+    Args:
+        texts: columns by name.
+        config: the user's word.
+        schema: of a model that the rows are for; its texts tell nothing of numbers.
+        usual: the sign if no column tells, or they contradict.
+    """
+    if config.decimal is not None:
+        return config.decimal
+    columns = {} if schema is None else schema.by_name
 
     def is_only(sign: str, other: str) -> bool:
-        for values in texts.values():
-            if pc.any(pc.match_substring(values, sign)).as_py():
+        for name, values in texts.items():
+            if (
+                not _holds_texts(columns.get(name))
+                and pc.any(pc.match_substring(values, sign)).as_py()
+            ):
                 bare = pc.utf8_trim_whitespace(values.combine_chunks())
                 bare = _bare(bare.filter(pc.invert(_missing(bare, config)[0])))[0]
                 fits = [_all(pc.match_substring_regex(bare, _grammar(s))) for s in (sign, other)]
@@ -92,7 +146,8 @@ def _find_decimal(texts: Mapping[str, pa.ChunkedArray], config: CsvConfig) -> st
                     return True
         return False
 
-    return "," if is_only(",", ".") and not is_only(".", ",") else "."
+    is_comma, is_point = is_only(",", "."), is_only(".", ",")
+    return usual if is_comma == is_point else "," if is_comma else "."
 
 
 def _grammar(decimal: str) -> str:

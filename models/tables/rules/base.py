@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -127,25 +127,40 @@ def unquoted(text: str) -> str:
     return text.strip().strip("`")
 
 
-def call(text: str, function: str, fewest: int) -> tuple[str, ...]:
-    """The columns of a rule such as ``unique(a, b)``; none if the text states another.
+class RuleOnColumns(Rule, ABC, frozen=True):
+    """A rule that a person writes as a function of its columns, such as ``one_of(a, b)``."""
 
-    Raises:
-        ConfigError: it has too few columns, or one twice.
-    """
-    found = re.fullmatch(rf"\s*{function}\s*\((.*)\)\s*", text)
-    if found is None:
-        return ()
-    names = tuple(map(unquoted, re.findall(rf"\s*({NAME})\s*(?:,|$)", found[1])))
-    # Nothing but names and commas may stand there.
-    rest = re.sub(rf"\s*({NAME})\s*(,|$)", "", found[1])
-    if rest.strip() or len(names) < fewest or len(set(names)) < len(names):
-        raise ConfigError(
-            f"'{text}': write {function}(a, b), with at least {fewest} different columns"
-        )
-    return names
+    fewest: ClassVar[int] = 2
+    """Columns, at least."""
+    kind: str
+    """The function's name too."""
+    columns: tuple[str, ...]
 
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.columns
 
-def written(function: str, names: tuple[str, ...]) -> str:
-    """A rule such as ``unique(a, b)``; `call` undoes it."""
-    return f"{function}({', '.join(map(quoted, names))})"
+    def __str__(self) -> str:
+        """Such as ``one_of(a, b)``."""
+        return f"{self.kind}({', '.join(map(quoted, self.columns))})"
+
+    @classmethod
+    def read(cls, text: str) -> tuple[Self, ...]:
+        """Read what `__str__` writes.
+
+        Raises:
+            ConfigError: it has too few columns, or one twice.
+        """
+        function = cls.model_fields["kind"].default
+        found = re.fullmatch(rf"\s*{function}\s*\((.*)\)\s*", text)
+        if found is None:
+            return ()
+        names = tuple(map(unquoted, re.findall(rf"\s*({NAME})\s*(?:,|$)", found[1])))
+        # Nothing but names and commas may stand there.
+        rest = re.sub(rf"\s*({NAME})\s*(,|$)", "", found[1])
+        if rest.strip() or len(names) < cls.fewest or len(set(names)) < len(names):
+            raise ConfigError(
+                f"'{text}': write {function}(a, b), with at least {cls.fewest} different columns"
+            )
+        return (cls(columns=names),)  # type: ignore[call-arg]  # each kind has a default

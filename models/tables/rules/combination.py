@@ -17,37 +17,21 @@ from models.tables.conditions import Condition
 from models.tables.fixed import IdentifierColumn
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
-from models.tables.rules.base import Columns, Fit, Rule, call, written
+from models.tables.rules.base import Columns, Fit, RuleOnColumns
 from models.tables.rules.numbers import put
 
 Array = np.ndarray
 
 
-class Combination(Rule, frozen=True):
+class Combination(RuleOnColumns, frozen=True):
     """The columns' values are together as in some row of the data, such as city and country.
 
     Networks see them as one category; the rare combinations of many are one option together.
     """
 
-    kind: Literal["combination"] = "combination"
-    columns: tuple[str, ...]
+    kind: Literal["combination"] = "combination"  # type: ignore[assignment]
     joint: CategoryColumn | None = None
     """The combinations, each as a JSON list of texts; None before it is fitted."""
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        """All of them."""
-        return self.columns
-
-    def __str__(self) -> str:
-        """Such as ``combination(city, country)``."""
-        return written("combination", self.columns)
-
-    @classmethod
-    def read(cls, text: str) -> tuple[Self, ...]:
-        """Read ``combination(a, b)``."""
-        names = call(text, "combination", 2)
-        return (cls(columns=names),) if names else ()
 
     def fitted(self, table: pa.Table, columns: Columns, shared: Set[str], fit: Fit) -> Self:
         """Find the combinations."""

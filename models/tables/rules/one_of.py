@@ -15,35 +15,19 @@ from models.tables.column import Column, arrow_type, column_values
 from models.tables.conditions import Condition
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
-from models.tables.rules.base import Columns, Fit, Rule, call, written
+from models.tables.rules.base import Columns, Fit, RuleOnColumns
 from models.tables.rules.numbers import put
 
 Array = np.ndarray
 
 
-class OneOf(Rule, frozen=True):
+class OneOf(RuleOnColumns, frozen=True):
     """In each row exactly one of the columns has a value.
 
     Networks see which one as a category, and the columns as if they had a value in every row.
     """
 
-    kind: Literal["one_of"] = "one_of"
-    columns: tuple[str, ...]
-
-    @property
-    def makes(self) -> tuple[str, ...]:
-        """All of them."""
-        return self.columns
-
-    def __str__(self) -> str:
-        """Such as ``one_of(a, b, c)``."""
-        return written("one_of", self.columns)
-
-    @classmethod
-    def read(cls, text: str) -> tuple[Self, ...]:
-        """Read ``one_of(a, b)``."""
-        names = call(text, "one_of", 2)
-        return (cls(columns=names),) if names else ()
+    kind: Literal["one_of"] = "one_of"  # type: ignore[assignment]
 
     def fitted(self, table: pa.Table, columns: Columns, shared: Set[str], fit: Fit) -> Self:
         """Nothing is fitted, but the columns must be learned, and empty in some rows."""

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from models.tables.column import column_values
 from models.tables.fixed import IdentifierColumn
-from models.tables.rules.base import Columns, Fit, Rule, call, written
+from models.tables.rules.base import Columns, Fit, RuleOnColumns
 
 Array = np.ndarray
 
 
-class Unique(Rule, frozen=True):
+class Unique(RuleOnColumns, frozen=True):
     """No two rows have the same values in the columns, and none is missing.
 
     One column is an identifier: each row gets a new one. Several are learned as they are, since a
     row is made without knowing the others: how many rows keep to the rule is only counted.
     """
 
-    kind: Literal["unique"] = "unique"
-    columns: tuple[str, ...]
+    fewest: ClassVar[int] = 1
+    kind: Literal["unique"] = "unique"  # type: ignore[assignment]
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """None: networks see a key of several columns, and one column is no part of the code."""
+        return ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -33,16 +38,6 @@ class Unique(Rule, frozen=True):
     def by_construction(self) -> bool:
         """True of one column."""
         return len(self.columns) == 1
-
-    def __str__(self) -> str:
-        """Such as ``unique(id)``."""
-        return written("unique", self.columns)
-
-    @classmethod
-    def read(cls, text: str) -> tuple[Self, ...]:
-        """Read ``unique(a)`` or ``unique(a, b)``."""
-        names = call(text, "unique", 1)
-        return (cls(columns=names),) if names else ()
 
     def revised(self, table: pa.Table, columns: Columns, fit: Fit) -> Columns:
         """Make a key of one column an identifier."""

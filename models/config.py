@@ -57,7 +57,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     """How a CSV file is written. Written only if it says something, as other data have none."""
     rules: tuple[str, ...] = Field(default=(), exclude_if=lambda rules: not rules)
     """What the values of a table's row are together: a < b, a <= b, c = a + b, combination(a, b),
-    one_of(a, b), unique(a). Written only if there are any."""
+    one_of(a, b), unique(a). On the command line also the YAML file of such a list. Written only if
+    there are any."""
     rows_that_break_rules: Literal["refuse", "leave_out"] = Field(
         default="refuse", exclude_if=lambda what: what == "refuse"
     )

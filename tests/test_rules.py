@@ -23,6 +23,7 @@ from training.data.dataset import load_data
 from training.data.rules import broken_rows, fit_rules, with_rules
 from training.data.schema import find_structure, fit_schema
 from training.data.sources import parquet
+from training.presets import build_config
 
 N = 60
 
@@ -296,6 +297,23 @@ def test_data_that_break_a_rule_are_refused_or_left_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row 1 breaks the rule"):
         data.card.table.encode(pa.csv.read_csv(source))  # type: ignore[union-attr]
     assert any("3 rows that break rules are left out" in note for note in data.notes)
+
+
+def test_rules_from_a_file(tmp_path: Path) -> None:
+    source, file = write(tmp_path / "t.csv"), tmp_path / "rules.yaml"
+    file.write_text("- a <= b\n- c = a + b\n- combination(town, side)\n")
+
+    def rules(told: Any) -> tuple[str, ...]:
+        return build_config("table", source, None, {"data.rules": told}).data.rules
+
+    assert rules(str(file)) == ("a <= b", "c = a + b", "combination(town, side)")
+    assert rules("a <= b") == ("a <= b",)
+    for content, says in ("a: b", "holds no list"), ("[", "cannot be read as YAML"):
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=f"data.rules: .*rules.yaml {says}"):
+            rules(str(file))
+    with pytest.raises(ConfigError, match="nowhere.yaml cannot be read"):
+        rules("nowhere.yaml")
 
 
 def test_rules_of_large_tables_are_those_of_small_ones(

@@ -196,6 +196,8 @@ def build_config(
             elif section == "data" and name.startswith("csv."):
                 csv = values[section].setdefault("csv", {})
                 values[section]["csv"] = {**csv, name.removeprefix("csv."): value}
+            elif key == "data.rules":
+                values[section][name] = _read_rules(value)
             else:
                 values[section][name] = value
     if isinstance(values["data"], dict) and "source" not in values["data"]:
@@ -216,7 +218,7 @@ def _set_columns(data: Values, key: str, value: Any) -> None:
     """
     _, _, path = key.partition(".")
     if not path:
-        data["columns"] = _read_columns(Path(value)) if isinstance(value, str) else value
+        data["columns"] = _read_columns(value) if isinstance(value, str) else value
         return
     name, _, setting = path.rpartition(".")
     columns = data.setdefault("columns", {})
@@ -225,14 +227,29 @@ def _set_columns(data: Values, key: str, value: Any) -> None:
     columns[name] = {**columns.get(name, {}), setting: value}
 
 
-def _read_columns(path: Path) -> Any:
-    import yaml
+def _read_rules(rules: Any) -> Any:
+    """The rules in a YAML file, if that is what is named; else what was given."""
+    if not isinstance(rules, str) or Path(rules).suffix not in (".yaml", ".yml"):
+        return rules
+    listed = _read_yaml("data.rules", rules)
+    if not isinstance(listed, list):
+        raise ConfigError(f"data.rules: {rules} holds no list; write each rule as - a < b")
+    return listed
 
-    try:
-        columns = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).replace("\n", " ")
-        raise ConfigError(f"data.columns: {path} cannot be read as YAML: {reason}") from None
+
+def _read_columns(path: str) -> Any:
+    columns = _read_yaml("data.columns", path)
     if not isinstance(columns, dict):
         raise ConfigError(f"data.columns: {path} holds no columns; write NAME: {{kind: integer}}")
     return {str(name): told for name, told in columns.items()}  # 2024 is a name too
+
+
+def _read_yaml(key: str, path: str) -> Any:
+    """What a file holds that a setting names."""
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).replace("\n", " ")
+        raise ConfigError(f"{key}: {path} cannot be read as YAML: {reason}") from None

@@ -278,17 +278,15 @@ def not_copied(fake: Array, heldout: Array, training: Array | Iterable[Array], m
     near = float((of_fake <= limit).mean())
     statistic = copying_statistic(fake, heldout, of_fake, of_heldout)
     margin = float(1.96 * np.sqrt(near * (1 - near) / len(fake)))
-    passed = near - margin <= most
-    return Gate(
-        name="memorisation",
-        passed=passed,
-        challenger=near,
-        reference=most,
-        interval=(near - margin, near + margin),
-        reason=f"{near:.1%} of the samples are within {limit:.4g} of a training item, "
-        f"as {NEAR_SHARE:.0%} of the held-out items are"
-        + ("" if passed else f"; at most {most:.0%} may be: it repeats training items")
+    return _not_surely_above(
+        most,
+        "memorisation",
+        near,
+        (near - margin, near + margin),
+        f"{near:.1%} of the samples are within {limit:.4g} of a training item, as {NEAR_SHARE:.0%} "
+        "of the held-out items are"
         + ("" if statistic is None else f"; C_T is {statistic:.3g}, below {COPYING:g} for copies"),
+        f"; at most {most:.0%} may be: it repeats training items",
     )
 
 
@@ -299,16 +297,14 @@ def not_told_apart(found: Membership, most: float) -> Gate:
         found: by an attack that sees samples only.
         most: area under its curve that the interval's lower end may reach.
     """
-    passed = found.low <= most
-    return Gate(
-        name="membership",
-        passed=passed,
-        challenger=found.auroc,
-        reference=most,
-        interval=(found.low, found.high),
-        reason="the nearest sample tells a training item from a held-out one in "
-        f"{found.auroc:.1%} of the pairs, surely in {found.low:.1%} (p = {found.p_value:.2g})"
-        + ("" if passed else f"; at most {most:.0%} may be: it gives training items away"),
+    return _not_surely_above(
+        most,
+        "membership",
+        found.auroc,
+        (found.low, found.high),
+        "the nearest sample tells a training item from a held-out one in "
+        f"{found.auroc:.1%} of the pairs, surely in {found.low:.1%} (p = {found.p_value:.2g})",
+        f"; at most {most:.0%} may be: it gives training items away",
     )
 
 
@@ -341,19 +337,39 @@ def familiar(loss: str, now: Estimate, recorded: Figure, ratio: float, growth: f
         growth: added to the recorded loss, which is of more items; see `Evidence.loss_growth`.
     """
     most = ratio * (recorded.interval[1] + growth)
-    passed = now.low <= most
-    return Gate(
-        name="data",
-        passed=passed,
-        challenger=now.value,
-        reference=most,
-        interval=(now.low, now.high),
-        reason=f"{loss} of the champion is {now.value:.4g} on the held-out items, and was "
+    return _not_surely_above(
+        most,
+        "data",
+        now.value,
+        (now.low, now.high),
+        f"{loss} of the champion is {now.value:.4g} on the held-out items, and was "
         f"{recorded.value:.4g} when it was judged"
-        + (f" on {recorded.n}, {growth:.4g} less than on {now.n}" if growth else "")
-        + (
-            "" if passed else ": the data are spoiled, or of a new kind (then raise max_drift once)"
-        ),
+        + (f" on {recorded.n}, {growth:.4g} less than on {now.n}" if growth else ""),
+        ": the data are spoiled, or of a new kind (then raise max_drift once)",
+    )
+
+
+def _not_surely_above(
+    most: float, name: str, value: float, interval: tuple[float, float], found: str, fault: str
+) -> Gate:
+    """Check that the lower end of a figure's interval is not above a limit.
+
+    Args:
+        most: the limit.
+        name: of the gate.
+        value: the figure.
+        interval: of the figure, 95%.
+        found: the reason, in words.
+        fault: what follows if the gate is not passed.
+    """
+    passed = interval[0] <= most
+    return Gate(
+        name=name,
+        passed=passed,
+        challenger=value,
+        reference=most,
+        interval=interval,
+        reason=found if passed else found + fault,
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
+from training.data.digests import row_digests
 from training.judging.copying import membership
 from training.judging.metrics import nearest_distances
 from training.judging.tables.uses import Reading
@@ -71,11 +73,17 @@ def exact_copies(fake: Array, training: Array) -> Reading:
     """Share of the generated rows that equal a training row in every learned column.
 
     Args:
-        fake: rows, as `training.judging.tables.rows.comparable` makes them.
-        training: all training rows, likewise.
+        fake: rows' hashes, as `hashes` makes them.
+        training: those of all training rows.
     """
     known = set(_as_bytes(training))
     return _share(np.array([row in known for row in _as_bytes(fake)], float))
+
+
+def hashes(rows: Array) -> Array:
+    """Hash rows, as `training.judging.tables.rows.comparable` makes them: uint8 ``(N, 16)``."""
+    names = rows.dtype.names or ()
+    return row_digests(((name, pa.array(rows[name])) for name in names), len(rows))
 
 
 def membership_attack(fake: Array, training: Array, heldout: Array) -> Reading:
@@ -94,9 +102,5 @@ def _share(hits: Array) -> Reading:
     return Reading(share, share - margin, share + margin)
 
 
-def _as_bytes(rows: Array) -> list[bytes]:
-    rows = rows.copy()
-    for name in rows.dtype.names or ():
-        if rows.dtype[name].kind == "f":  # one NaN and one zero
-            rows[name] = np.where(np.isnan(rows[name]), np.nan, rows[name] + 0.0)
-    return rows.view(f"V{rows.dtype.itemsize}").tolist()
+def _as_bytes(hashes: Array) -> list[bytes]:
+    return np.ascontiguousarray(hashes).view("V16")[:, 0].tolist()

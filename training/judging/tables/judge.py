@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,8 @@ from training.progress import track
 Array = np.ndarray
 MAX_COPIED = 1_000_000
 """Training rows, at most, of which copies are sought."""
+AT_ONCE = 2**14
+"""Rows that are hashed at once."""
 MAX_ROWS = 20_000
 """Rows, at most, that a model learns from or is tested on, that the copula is fitted to, and among
 which the nearest training row is sought."""
@@ -57,6 +59,10 @@ class Rows:
         """The first rows."""
         return Rows(self.table.slice(0, count), self.schema)
 
+    def after(self, count: int) -> Rows:
+        """All but the first rows."""
+        return Rows(self.table.slice(count), self.schema)
+
 
 @dataclass(frozen=True)
 class Reals:
@@ -65,8 +71,8 @@ class Reals:
     heldout: Rows
     training: Rows
     """At most `MAX_ROWS` of each, in random order."""
-    all_training: Rows
-    """At most `MAX_COPIED`, among which copies are sought."""
+    copied: Array
+    """Hashes of at most `MAX_COPIED` training rows, among which copies are sought."""
     n: int
     """Rows of each kind where as many of both are compared."""
     target: str | None
@@ -150,7 +156,7 @@ METRICS: dict[str, TableMetric] = {
     "nearer_to_training": TableMetric(_nearer, floor=0.5),
     "distance_ratio": TableMetric(_distance_ratio, floor=1.0),
     "exact_copies": TableMetric(
-        lambda reals, fake: copies.exact_copies(fake.values, reals.all_training.values),
+        lambda reals, fake: copies.exact_copies(copies.hashes(fake.values), reals.copied),
         floor="heldout",
     ),
     "membership_auroc": TableMetric(
@@ -228,20 +234,32 @@ def real_rows(data: Dataset, config: EvaluationConfig) -> Reals:
     schema, table = data.card.table, data.table
     assert schema is not None, "only tables have a schema"
 
-    def rows(indices: Array) -> Rows:
-        return Rows(table.take(pa.array(indices)), schema)
-
-    heldout, training = (
-        rows(np.random.default_rng(0).permutation(data.sample_indices(MAX_ROWS, heldout=heldout)))
+    sides = [
+        np.random.default_rng(0).permutation(data.sample_indices(MAX_ROWS, heldout=heldout))
         for heldout in (True, False)
-    )
+    ]
+    taken = Rows(table.take(pa.array(np.concatenate(sides))), schema)  # a file is read once
+    heldout, training = taken.first(len(sides[0])), taken.after(len(sides[0]))
     return Reals(
         heldout,
         training,
-        all_training=rows(data.sample_indices(MAX_COPIED, heldout=False)),
+        _hashes(table, schema, data.sample_indices(MAX_COPIED, heldout=False)),
         n=min(config.samples, len(heldout.table), len(training.table)),
         target=target_field(config.target, schema),
     )
+
+
+def _hashes(table: Any, schema: TableSchema, indices: Array) -> Array:
+    """Hash the rows at indices, of which few are in memory at once."""
+    wanted = np.zeros(len(table), bool)
+    wanted[indices] = True
+    found, first = list[Array](), 0
+    for batch in track(table.to_batches(max_chunksize=AT_ONCE), "hashing rows"):
+        mask = pa.array(wanted[first : first + len(batch)])
+        rows = pa.Table.from_batches([batch]).filter(mask)
+        found.append(copies.hashes(comparable(rows, schema)))
+        first += len(batch)
+    return np.concatenate(found)
 
 
 def _measure_likeness(reals: Reals, fake: Rows, copula: Rows) -> dict[str, Figure]:

@@ -16,9 +16,11 @@ from models.errors import ConfigError, DataError, UserError
 from models.record import DataCard
 from models.tables import TableSchema
 from tests.test_cli import wgan
+from training.data import columns, digests
 from training.data.columns import date_format, find_decimals, find_kind, numbering
 from training.data.dataset import Dataset, load_data
-from training.data.schema import find_structure, fit_schema, hash_values
+from training.data.digests import hash_values, row_digests
+from training.data.schema import MIN_SPIKE, _frequent, find_structure, fit_schema
 from training.presets import build_config
 
 RNG = np.random.default_rng(0)
@@ -333,3 +335,49 @@ def test_the_command_line_names_what_is_wrong(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert says in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_values_that_many_rows_share_are_found() -> None:
+    for share in (0.04, 0.049, 0.051, 0.3):
+        numbers = RNG.normal(size=2000)
+        numbers[: int(share * 2000)] = 7.5
+        numbers[1000 : 1000 + int(share * 2000)] = -3.0
+        RNG.shuffle(numbers)
+        distinct, counts = np.unique(numbers, return_counts=True)
+        np.testing.assert_array_equal(_frequent(numbers), distinct[counts > MIN_SPIKE * 2000])
+
+
+@pytest.mark.parametrize("limit", [0, 2**20])
+def test_texts_in_many_rows_are_what_they_are_in_few(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "MANY_DIFFERENT", limit)
+    monkeypatch.setattr(digests, "AT_ONCE", 300)
+    texts = {
+        "id": [f"c{n:05d}" for n in RNG.permutation(2000)],
+        "day": [f"2024-{n % 12 + 1:02d}-{n % 28 + 1:02d}" for n in range(2000)],
+        "free": [f"{n} words {n}" for n in range(2000)],
+        "kind": [f"k{n % 20}" for n in range(2000)],
+        "mixed": ["12"] * 1500 + ["many"] * 500,
+    }
+    found = {n: find_kind(n, pa.array(v), ColumnConfig()) for n, v in texts.items()}
+    kinds = ("identifier", "time", "left_out", "category", "category")
+    assert tuple(f.kind for f in found.values()) == kinds
+    assert found["free"].note.startswith("2000 different texts")
+    assert found["mixed"].note.startswith("1500 numbers and 500 texts such as 'many'")
+    assert numbering(pa.array(texts["id"])) == ("c", 5, 1999)
+    assert numbering(pa.array([*texts["id"], "d7"])) is None
+    assert numbering(pa.array(["a1234567890123456"])) == ("a1", 1, 234567890123456)
+
+
+def test_hashes_do_not_depend_on_how_many_rows_are_hashed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arrays = [
+        pa.array(RNG.choice([0.5, -0.0, np.nan, 7], 500)),
+        pa.array(RNG.choice(["ash", "oak", None], 500)),
+        pa.array(RNG.integers(0, 9, 500), pa.timestamp("s")),
+    ]
+    whole = row_digests(zip("abc", arrays, strict=True), 500)
+    monkeypatch.setattr(digests, "AT_ONCE", 37)
+    np.testing.assert_array_equal(row_digests(zip("abc", arrays, strict=True), 500), whole)

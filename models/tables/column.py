@@ -54,7 +54,7 @@ def whole(values: pa.ChunkedArray) -> pa.Array:
 def column_values(table: pa.Table, name: str) -> pa.Array:
     """A column in one piece, without dictionary, NaN counted as missing."""
     values = whole(table[name])
-    if pa.types.is_floating(values.type):
+    if pa.types.is_floating(values.type) and pc.any(pc.is_nan(values)).as_py():
         values = pc.if_else(pc.is_nan(values), None, values)
     return values
 
@@ -131,7 +131,7 @@ class Column(BaseModel, ABC, frozen=True, extra="forbid"):
 
     def encode(self, values: pa.Array) -> Array:
         """Code values: float32 ``(N, width)``."""
-        coded, columns = self.split(values), []
+        coded, columns = self.split(values), list[Array]()
         if coded.scores is not None:
             columns.append(coded.scores[:, None])
         if self.option_count > 1:

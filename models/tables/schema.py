@@ -79,6 +79,29 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         Raises:
             DataError: a column is missing, or holds what it may not.
         """
+        codes = [column.encode(values) for column, values in self._before_coding(table)]
+        return np.concatenate([np.zeros((len(table), 0), np.float32), *codes], axis=1)
+
+    def pack(self, table: pa.Table) -> tuple[Array, Array]:
+        """Code a table without writing out its choices; see `encode`.
+
+        Returns:
+            The numbers of the code, float32 ``(N, values)``; and which option is chosen, uint16
+            ``(N, choices)``.
+        """
+        scores, options = list[Array](), list[Array]()
+        for column, values in self._before_coding(table):
+            coded = column.split(values)
+            scores += [] if coded.scores is None else [coded.scores]
+            options += [coded.options] if column.option_count > 1 else []
+        empty = np.empty((0, len(table)))
+        return (
+            np.array(scores or empty, np.float32).T.copy(),
+            np.array(options or empty, np.uint16).T.copy(),
+        )
+
+    def _before_coding(self, table: pa.Table) -> Iterator[tuple[Column, pa.Array]]:
+        """Each column of the code with its values, which rules may have changed."""
         rules = [rule for rule in self.rules if rule.makes]
         ruled = {name for rule in rules for name in rule.names}
         for column in self.columns:
@@ -91,8 +114,9 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
             if is_broken.any():
                 raise DataError(f"row {is_broken.argmax() + 1} breaks the rule '{rule}'")
             table = rule.before_coding(table, self.by_name)
-        codes = [column.encode(whole(table[column.name])) for column in self.coded if column.parts]
-        return np.concatenate([np.zeros((len(table), 0), np.float32), *codes], axis=1)
+        for column in self.coded:
+            if column.parts:
+                yield column, whole(table[column.name])
 
     def decode(
         self, codes: Array, first: int = 0, conditions: Mapping[str, Condition] | None = None

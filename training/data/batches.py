@@ -81,10 +81,12 @@ def batch_indices(seed: int, count: int, first: int, size: int) -> Array:
     Returns:
         int64 ``(size,)``, each below ``count``.
     """
-    epochs = range(first // count, (first + size - 1) // count + 1)
-    order = np.concatenate([_permutation(seed, count, epoch) for epoch in epochs])
-    start = first - epochs[0] * count
-    return order[start : start + size]
+    last = first + size
+    parts = [
+        _permutation(seed, count, epoch)[max(first - epoch * count, 0) : last - epoch * count]
+        for epoch in range(first // count, (last - 1) // count + 1)
+    ]
+    return np.concatenate(parts)
 
 
 @functools.lru_cache(maxsize=2)  # a batch may end one epoch and begin the next

@@ -7,9 +7,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,14 +20,15 @@ from models.errors import DataError, suggestion
 from models.tables import Choice, Part, TableSchema, Value
 from models.tables.column import column_values
 from models.tables.layout import place
-from training.data.digests import RowDigests, uniform
+from training.data.digests import row_digests, uniform
 from training.data.raw import RawData
 from training.data.rules import broken_rows, fit_rules, keys, with_rules
-from training.data.schema import find_structure, fit_schema, hash_values
-from training.data.sources.cache import release
+from training.data.schema import find_structure, fit_schema
+from training.data.sources.cache import StoredRows
 from training.progress import track
 
 Array = np.ndarray
+T = TypeVar("T")
 MAX_BYTES_IN_MEMORY = 2**28
 """Size of codes up to which they are held in memory."""
 BATCH = 2**14
@@ -58,8 +59,10 @@ class PackedCodes:
     dtype = np.dtype(np.float32)
     ndim = 2
 
-    def __init__(self, parts: Iterable[Part], scores: Array, options: Array) -> None:
-        """Take packed codes.
+    def __init__(
+        self, parts: Iterable[Part], scores: Array | StoredRows, options: Array | StoredRows
+    ) -> None:
+        """Take packed codes, in memory or on the disk.
 
         Args:
             parts: of the code.
@@ -82,16 +85,11 @@ class PackedCodes:
 
     def __getitem__(self, rows: Any) -> Array:
         """Unpack rows: float32 ``(n, width)``."""
-        scores, options = np.asarray(self.scores[rows]), np.asarray(self.options[rows])
+        scores, options = self.scores[rows], self.options[rows]
         codes = np.zeros((len(scores), self.shape[1]), np.float32)
         codes[:, self._values] = scores
         codes[np.arange(len(codes))[:, None], self._firsts + options] = 1
         return codes
-
-    def release(self) -> None:
-        """Free the memory that reading from the disk has taken."""
-        release(self.scores)
-        release(self.options)
 
 
 def code_table(raw: RawData, config: DataConfig, schema: TableSchema | None) -> CodedTable:
@@ -114,11 +112,8 @@ def _code(table: Any, config: DataConfig, schema: TableSchema | None) -> CodedTa
     fitted = schema
     if fitted is not None:
         notes = match_columns(table.column_names, fitted)
-        rows = RowDigests(len(table))
-        for column in fitted.columns:
-            if column.parts:
-                rows.add(column.name, hash_values(column_values(table, column.name)))
-        digests = rows.bytes()
+        learned = (column.name for column in fitted.columns if column.parts)
+        digests = row_digests(((n, column_values(table, n)) for n in learned), len(table))
     else:
         told = config.columns | {
             name: config.columns.get(name, ColumnConfig()).model_copy(update={"kind": "identifier"})
@@ -139,7 +134,7 @@ def _code(table: Any, config: DataConfig, schema: TableSchema | None) -> CodedTa
     if schema is None:
         fitted = fit_rules(fitted, table, ~is_heldout)
     if len(table) * fitted.width * PackedCodes.dtype.itemsize <= MAX_BYTES_IN_MEMORY:
-        items: Any = np.concatenate(list(_batches(table, fitted)))
+        items: Any = np.concatenate(list(_coded(table, fitted.encode)))
     else:
         items = _packed(table, fitted, digests)
     return CodedTable(fitted, items, digests, is_heldout, (*notes, *broken), table)
@@ -184,13 +179,13 @@ def match_columns(names: Iterable[str], schema: TableSchema) -> list[str]:
     return [f"columns that the model does not know: {', '.join(unknown)}"] if unknown else []
 
 
-def _batches(table: Any, schema: TableSchema) -> Iterable[Array]:
-    """Yield the codes of some rows at once, float32 ``(n, width)``."""
+def _coded(table: Any, code: Callable[[pa.Table], T]) -> Iterator[T]:
+    """Yield what is made of some rows at once."""
     total = -(-len(table) // BATCH)
     first = 0
     for batch in track(table.to_batches(max_chunksize=BATCH), "coding rows", total):
         try:
-            yield schema.encode(pa.Table.from_batches([batch]))
+            yield code(pa.Table.from_batches([batch]))
         except DataError as error:
             raise DataError(f"rows from {first} on: {error}") from None
         first += len(batch)
@@ -212,28 +207,20 @@ def _packed(table: Any, schema: TableSchema, digests: Array) -> PackedCodes:
     values, choices = _places(schema.parts)
     return PackedCodes(
         schema.parts,
-        _open(folder / "scores", np.float32, (len(table), len(values))),
-        _open(folder / "options", np.uint16, (len(table), len(choices))),
+        StoredRows(folder / "scores", np.float32, (len(table), len(values))),
+        StoredRows(folder / "options", np.uint16, (len(table), len(choices))),
     )
-
-
-def _open(path: Path, dtype: Any, shape: tuple[int, int]) -> Array:
-    if not shape[1]:  # a file without bytes cannot be mapped
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", shape=shape)
 
 
 def _write(folder: Path, table: Any, schema: TableSchema) -> None:
     """Write packed codes into ``folder``, which appears whole or not at all."""
-    values, choices = _places(schema.parts)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
         with (new / "scores").open("wb") as scores, (new / "options").open("wb") as options:
-            for codes in _batches(table, schema):
-                scores.write(codes[:, values].tobytes())
-                chosen = [codes[:, choice].argmax(axis=1) for choice in choices]
-                options.write(np.array(chosen, np.uint16).T.tobytes())
+            for numbers, chosen in _coded(table, schema.pack):
+                scores.write(numbers.tobytes())
+                options.write(chosen.tobytes())
         if not folder.is_dir():  # or else another run has made it meanwhile
             os.replace(new, folder)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from models.config import ColumnConfig
 from models.errors import DataError
 from models.tables.column import is_number
 from models.tables.number import LARGEST_WHOLE
-from models.tables.times import read_times
+from models.tables.times import read_times, to_ticks
+from training.data.digests import hash_values, slices
 
 FEW_VALUES = 12
 """Different numbers up to which each is an option of its own; so many texts are no dates."""
@@ -24,6 +26,8 @@ MANY_TEXTS = 500
 MANY_TEXTS_SHARE = 0.2
 """Different texts, and their share of the rows, beyond which they are no categories."""
 MAX_DECIMALS = 9
+MANY_DIFFERENT = 2**20
+"""Different texts beyond which all rows are looked at, rather than a count of each text."""
 FEWEST_ROUNDED = 0.9
 """Share of the different numbers that tell how many decimals there are."""
 FORMATS = (
@@ -48,7 +52,7 @@ ROW_NUMBER = re.compile(r"(Unnamed: \d+|index|level_\d+|__index_level_\d+__|rown
 """Names that tables give to the numbers of their rows."""
 IDENTIFIER = re.compile(r"(.*[ _.-])?(id|key|uuid|guid)|.*[a-z](Id|ID|Key)")
 """Names of whole numbers that are told apart by their values and not measured."""
-NUMBERED = re.compile(r"(.*?)(\d{1,15})")
+NUMBERED = r"^(?P<prefix>.*?)(?P<number>[0-9]{1,15})$"
 
 
 class Found(NamedTuple):
@@ -106,9 +110,12 @@ def find_decimals(values: pa.Array) -> tuple[int | None, float]:
     for decimals in range(MAX_DECIMALS + 1):
         if decimals and 10.0**-decimals < 10 * coarsest:
             break  # so many digits hold any number of the type
-        near = np.isclose(numbers, np.round(numbers, decimals), rtol=rounding, atol=0)
-        if near.mean() >= (FEWEST_ROUNDED if len(numbers) > FEW_VALUES else 1):
-            return decimals, float(near.mean())
+        near = sum(
+            int(np.isclose(some, np.round(some, decimals), rtol=rounding, atol=0).sum())
+            for some in (numbers[at] for at in slices(len(numbers)))
+        )
+        if near / len(numbers) >= (FEWEST_ROUNDED if len(numbers) > FEW_VALUES else 1):
+            return decimals, near / len(numbers)
     return None, 1.0
 
 
@@ -117,15 +124,34 @@ def numbering(values: pa.Array) -> tuple[str, int, int] | None:
 
     None if they are not numbered so. The digits are 1 unless zeros fill the numbers up.
     """
-    matches = [NUMBERED.fullmatch(text) for text in values.cast(pa.string()).to_pylist()]
-    found = [match.groups() for match in matches if match]
-    prefixes = {prefix for prefix, _ in found}
-    if len(found) < len(values) or len(prefixes) != 1:
-        return None
-    numbers = [number for _, number in found]
-    is_filled = any(number.startswith("0") and number != "0" for number in numbers)
-    digits = min(map(len, numbers)) if is_filled else 1
-    return prefixes.pop(), digits, max(map(int, numbers))
+    prefixes, is_filled, fewest, largest = set[str](), False, math.inf, 0
+    for at in slices(len(values)):
+        found = pc.extract_regex(values[at].cast(pa.string()), NUMBERED)
+        prefixes.update(found.field("prefix").unique().to_pylist())
+        if found.null_count or len(prefixes) != 1:
+            return None
+        numbers = found.field("number")
+        zeros = pc.and_(pc.starts_with(numbers, "0"), pc.not_equal(numbers, "0"))
+        is_filled |= pc.any(zeros).as_py()
+        fewest = min(fewest, pc.min(pc.utf8_length(numbers)).as_py())
+        largest = max(largest, pc.max(numbers.cast(pa.int64())).as_py())
+    return (prefixes.pop(), int(fewest) if is_filled else 1, largest) if prefixes else None
+
+
+def count_different(values: pa.Array) -> int:
+    """Number of different values; of texts in many rows, of their hashes.
+
+    Two of n texts have the same hash of 64 bits with a probability of n**2 / 2**65: 3e-6 for ten
+    million.
+    """
+    kind = values.type
+    if pa.types.is_temporal(kind):
+        values = to_ticks(values)
+    if pa.types.is_integer(values.type) or pa.types.is_floating(kind):
+        return len(np.unique(values.to_numpy(zero_copy_only=False)))
+    if _is_text(kind) and len(values) > MANY_DIFFERENT:
+        return len(np.unique(hash_values(values)))
+    return len(values.unique())
 
 
 def _infer(name: str, values: pa.Array) -> Found:
@@ -134,7 +160,7 @@ def _infer(name: str, values: pa.Array) -> Found:
         return Found(
             "left_out", f"{kind} is no kind of column: spread it over several, or leave it"
         )
-    distinct = len(present.unique())
+    distinct = count_different(present)
     if distinct <= 1 and (not len(present) or not values.null_count):
         return Found("constant", f"always {present[0]}" if len(present) else "always missing")
     is_unique = distinct == len(values)
@@ -175,31 +201,35 @@ def _infer_number(name: str, values: pa.Array, is_unique: bool) -> Found:
 
 
 def _infer_text(values: pa.Array, distinct: int) -> Found:
-    present = values.drop_null()
-    written = date_format(present) if distinct > FEW_VALUES else None
+    texts, counts = values.drop_null().cast(pa.string()), None
+    rows = len(texts)
+    if distinct <= MANY_DIFFERENT:
+        counted = texts.value_counts()
+        texts, counts = (counted.field(i) for i in range(2))
+    written = date_format(texts) if distinct > FEW_VALUES else None
     if written is not None:
-        is_unclear = written == "%d/%m/%Y" and not read_times(present, "%m/%d/%Y").null_count
-        note = f"{present[0]} could begin with the day or the month: taken for the day"
+        is_unclear = written == "%d/%m/%Y" and not read_times(texts, "%m/%d/%Y").null_count
+        note = f"{texts[0]} could begin with the day or the month: taken for the day"
         return Found("time", note if is_unclear else "")
-    if distinct == len(values) >= FEWEST_IDENTIFIERS and numbering(values):
+    if distinct == len(values) >= FEWEST_IDENTIFIERS and numbering(texts):
         return Found("identifier", "a different text in each row: made anew")
-    texts = present.cast(pa.string())
     example = f"{texts[0].as_py()[:30]!r}"
-    if distinct > MANY_TEXTS and distinct > MANY_TEXTS_SHARE * len(present):
+    if distinct > MANY_TEXTS and distinct > MANY_TEXTS_SHARE * rows:
         return Found(
             "left_out",
             f"{distinct} different texts, such as {example}: no categories, unless told so",
         )
     are_numbers = pc.match_substring_regex(texts, r"^\s*[-+]?[0-9]+([.,][0-9]+)?\s*$")
-    numbers = pc.sum(are_numbers.cast(pa.int64())).as_py()
-    if len(texts) > numbers > len(texts) / 2:
+    of_each = are_numbers.cast(pa.int64())
+    numbers = pc.sum(of_each if counts is None else pc.multiply(of_each, counts)).as_py()
+    if rows > numbers > rows / 2:
         other = texts.filter(pc.invert(are_numbers))[0].as_py()[:30]
         return Found(
             "category",
-            f"{numbers} numbers and {len(texts) - numbers} texts such as {other!r}, taken as "
+            f"{numbers} numbers and {rows - numbers} texts such as {other!r}, taken as "
             "categories: repair the texts to make it a number",
         )
-    if numbers == len(texts) and distinct > FEW_VALUES:
+    if numbers == rows and distinct > FEW_VALUES:
         return Found("category", f"numbers as texts, such as {example}: is its kind number?")
     return Found("category")
 

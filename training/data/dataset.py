@@ -15,7 +15,7 @@ from models.record import DataCard, Numbers
 from models.sampling import Scaling
 from training.data.builtin import BUILT_IN
 from training.data.coding import code_table
-from training.data.digests import uniform
+from training.data.digests import digest_order, slices, uniform
 from training.data.loading import read_source
 from training.data.raw import Mixture
 from training.data.sources.cache import item_digests, items_at
@@ -265,6 +265,7 @@ def _class_counts(labels: Array | None, is_heldout: Array, classes: int) -> list
 def _content_hash(items: Array, digests: Array) -> str:
     """SHA-256 in hex of all items, whatever their order."""
     content = hashlib.sha256(f"{items.dtype.str}{items.shape[1:]}".encode())
-    words = digests.view(">u8")
-    content.update(digests[np.lexsort((words[:, 1], words[:, 0]))].tobytes())
+    order = digest_order(digests)
+    for at in slices(len(order)):
+        content.update(digests[order[at]])
     return content.hexdigest()

@@ -1,12 +1,19 @@
-"""Hashes of a table's rows, made of those of its columns, in whatever order these come."""
+"""Hashes of a table's values, and of its rows, in whatever order their columns come."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from models.tables.column import is_number
 
 Array = np.ndarray
+AT_ONCE = 2**18
+"""Rows that are hashed at once, so that what it takes does not grow with the table."""
 
 
 class RowDigests:
@@ -23,18 +30,64 @@ class RowDigests:
     def add(self, name: str, hashes: Array) -> None:
         """Take in a column by its name and the hashes of its values, uint64 ``(N,)``."""
         salts = np.frombuffer(hashlib.blake2b(name.encode(), digest_size=16).digest(), np.uint64)
-        for i, salt in enumerate(salts):
-            self._words[:, i] += _mixed(hashes ^ salt)
+        for at in slices(len(hashes)):
+            self._words[at] += _mixed(hashes[at, None] ^ salts)
 
     def bytes(self) -> Array:
         """The hashes, uint8 ``(N, 16)``."""
-        words = np.stack([_mixed(word) for word in self._words.T], axis=1)
-        return words.astype(">u8").view(np.uint8)
+        words = np.empty(self._words.shape, ">u8")
+        for at in slices(len(words)):
+            words[at] = _mixed(self._words[at])
+        return words.view(np.uint8)
+
+
+def row_digests(columns: Iterable[tuple[str, pa.Array]], count: int) -> Array:
+    """Hash ``count`` rows of columns, each given by its name and values: uint8 ``(count, 16)``."""
+    rows = RowDigests(count)
+    for name, values in columns:
+        rows.add(name, hash_values(values))
+    return rows.bytes()
+
+
+def hash_values(values: pa.Array) -> Array:
+    """Hash values: uint64 ``(N,)``; equal numbers have equal hashes, whatever their type."""
+    hashes = np.empty(len(values), np.uint64)
+    for at in slices(len(values)):
+        hashes[at] = _hashes(values[at])
+    return hashes
+
+
+def slices(count: int) -> Iterator[slice]:
+    """Yield slices of `AT_ONCE` rows that make up ``count``."""
+    for first in range(0, count, AT_ONCE):
+        yield slice(first, min(first + AT_ONCE, count))
+
+
+def _hashes(values: pa.Array) -> Array:
+    kind = values.type
+    if is_number(kind):
+        numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+        # Adding zero makes -0.0 into 0.0; one NaN stands for all.
+        return pd.util.hash_array(np.where(np.isnan(numbers), np.nan, numbers + 0.0))
+    if pa.types.is_timestamp(kind):
+        ticks = values.cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.int64())
+        return pd.util.hash_array(ticks.fill_null(-1).to_numpy(zero_copy_only=False))
+    texts = values.cast(pa.string()).fill_null("\0")
+    coded = texts.dictionary_encode()  # so that each different text is hashed once
+    different = coded.dictionary.to_numpy(zero_copy_only=False).astype(object)
+    hashes = pd.util.hash_array(different, categorize=False)
+    return np.asarray(hashes[coded.indices.to_numpy(zero_copy_only=False)])
 
 
 def uniform(digests: Array) -> Array:
     """A number in [0, 1) for each item, uniform, from its hash, uint8 ``(N, 16)``."""
     return np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0].astype(np.float64) / 2.0**64
+
+
+def digest_order(digests: Array) -> Array:
+    """Indices, int64 ``(N,)``, that put hashes, uint8 ``(N, 16)``, in ascending order."""
+    words = digests.view(">u8")
+    return np.lexsort((words[:, 1], words[:, 0]))
 
 
 def _mixed(words: Array) -> Array:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -35,7 +34,7 @@ from training.data.columns import (
     find_kind,
     numbering,
 )
-from training.data.digests import RowDigests
+from training.data.digests import RowDigests, hash_values
 from training.progress import track
 
 Array = np.ndarray
@@ -169,29 +168,13 @@ def fit_values(
 
 
 def _common(name: str, values: pa.Array, is_training: Array) -> dict[str, Any]:
-    known = values.filter(pa.array(is_training))
+    missing = values.is_null().filter(pa.array(is_training))
     return {
         "name": name,
         "type": str(values.type),
         # At least one row of all, if none of the training rows lacks a value.
-        "missing": max(known.null_count / len(known), bool(values.null_count) / len(values)),
+        "missing": max(missing.true_count / len(missing), bool(values.null_count) / len(values)),
     }
-
-
-def hash_values(values: pa.Array) -> Array:
-    """Hash values: uint64 ``(N,)``; equal numbers have equal hashes, whatever their type."""
-    kind = values.type
-    if is_number(kind):
-        numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        # Adding zero makes -0.0 into 0.0; one NaN stands for all.
-        return pd.util.hash_array(np.where(np.isnan(numbers), np.nan, numbers + 0.0))
-    if pa.types.is_timestamp(kind):
-        ticks = values.cast(pa.timestamp("us", kind.tz), safe=False).cast(pa.int64())
-        return pd.util.hash_array(ticks.fill_null(-1).to_numpy(zero_copy_only=False))
-    texts = values.cast(pa.string()).fill_null("\0")
-    coded = texts.dictionary_encode()  # so that each different text is hashed once
-    hashes = pd.util.hash_array(coded.dictionary.to_numpy(zero_copy_only=False).astype(object))
-    return np.asarray(hashes[coded.indices.to_numpy(zero_copy_only=False)])
 
 
 def _constant(
@@ -289,18 +272,37 @@ def _spread(every: Array, numbers: Array, told: tuple[float, ...] | None) -> dic
     """Spikes and quantiles; a few different values are all spikes."""
     if told is not None:
         spikes = np.unique(told)
-    elif len(different := np.unique(every)) <= FEW_VALUES:
-        spikes = different
+    elif (few := _few_different(every)) is not None:
+        spikes = few
     else:
-        distinct, counts = np.unique(numbers, return_counts=True)
-        spikes = distinct[counts > MIN_SPIKE * len(numbers)]
+        spikes = _frequent(numbers)
     found: dict[str, Any] = {"spikes": tuple(spikes.tolist())}
-    others = [values[~np.isin(values, spikes)] for values in (numbers, every)]
-    rest = others[0] if len(others[0]) else others[1]
+    rest = numbers[~np.isin(numbers, spikes)]
+    if not len(rest):
+        rest = every[~np.isin(every, spikes)]
     if len(rest):
         count = min(MAX_QUANTILES, max(len(rest), 2))
-        found["quantiles"] = tuple(np.quantile(rest, np.linspace(0, 1, count)).tolist())
+        knots = np.quantile(rest, np.linspace(0, 1, count), overwrite_input=True)
+        found["quantiles"] = tuple(knots.tolist())
     return found
+
+
+def _few_different(numbers: Array) -> Array | None:
+    """The different numbers, ascending; None if there are more than `FEW_VALUES`."""
+    for some in (numbers[: 100 * FEW_VALUES], numbers):  # mostly, the first ones tell
+        different = np.unique(some)
+        if len(different) > FEW_VALUES:
+            return None
+    return different
+
+
+def _frequent(numbers: Array) -> Array:
+    """The numbers, ascending, that over `MIN_SPIKE` of all share."""
+    ordered, most = np.sort(numbers), MIN_SPIKE * len(numbers)
+    # So many equal ones in a row stand at one of these places.
+    candidates = np.unique(ordered[:: max(1, int(most))])
+    first, last = (np.searchsorted(ordered, candidates, side) for side in ("left", "right"))
+    return ordered[first[last - first > most]]
 
 
 _FITS: dict[str, Callable[..., AnyColumn]] = {

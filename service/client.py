@@ -288,7 +288,10 @@ class Client:
         resize: bool = False,
         model: Role | None = None,
     ) -> Scores:
-        """Score the items in image, .npy and .npz files, in order; for the rest see `score`."""
+        """Score the items in image, .npy and .npz files, in order; for the rest see `score`.
+
+        Of a table, the rows in CSV, Parquet and Arrow files.
+        """
         parts = [("files", (Path(file).name, Path(file).read_bytes())) for file in files]
         form: dict[str, Any] = {"resize": str(resize).lower()}
         if classes is not None:

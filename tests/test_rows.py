@@ -182,6 +182,11 @@ def test_gaps_are_filled_and_known_cells_stay(model: Model) -> None:
     assert not model.impute(rows, 2).equals(filled)
 
 
+def test_no_rows_to_complete(model: Model) -> None:
+    with pytest.raises(DataError, match="no rows"):
+        model.impute(people(0), 0)
+
+
 def test_a_known_copy_fills_what_it_copies(model: Model) -> None:
     filled = model.impute(pa.table({"years": [20, 30, None], "age": [None, None, 40]}), 0)
     assert filled["age"].to_pylist() == filled["years"].to_pylist() == [20, 30, 40]
@@ -231,6 +236,20 @@ def test_what_python_callers_get_wrong(trained: TrainedModel) -> None:
         trained.score(np.zeros((3, 8)))
     with pytest.raises(UserError, match="seed"):
         trained.impute(people(2), seed=-1)
+
+
+def test_conditions_as_python_has_values(trained: TrainedModel) -> None:
+    """Dates and numpy's scalars ask for the same as what JSON has."""
+    asked = {"since": {"at_least": dt.date(2021, 6, 1), "below": dt.date(2021, 7, 1)}}
+    frame = trained.sample(count=50, where={**asked, "age": {"above": np.int64(50)}})
+    same = {"since": {"at_least": "2021-06-01", "below": "2021-07-01"}, "age": {"above": 50}}
+    pd.testing.assert_frame_equal(frame, trained.sample(count=50, where=same))
+    wanted = [np.int64(30), 40]
+    with pytest.raises(ConditionError, match="cannot be asked for together"):
+        trained.sample(where={"age": wanted})
+    one = trained.sample(count=9, where={"since": pd.Timestamp("2021-08-23"), "member": np.True_})
+    assert set(one.since) == {dt.date(2021, 8, 23)}
+    assert one.member.all()
 
 
 def test_whole_numbers_with_gaps_stay_whole() -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,7 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from models.images import encode_png
 from service.client import Client, UnsuitableError
+from service.endpoints.samples import MEDIA_TYPES
 from tests.servers import Server, is_problem
 
 GAPS: list[dict[str, Any]] = [{"age": 40, "home": None}, {"home": "own", "income": 0.5}]
@@ -134,10 +137,53 @@ def test_rows_are_scored_by_the_names_of_their_columns(server: Server) -> None:
     assert "age" in str(is_problem(post(server, "scores", rows=rows), 422)["detail"])
 
 
-def test_pictures_and_files_of_items_are_refused(server: Server) -> None:
+def test_pictures_are_refused(server: Server) -> None:
     assert "parquet" in str(is_problem(server.samples(count=1), 422)["detail"])
-    files = [("files", ("a.csv", b"age\n1\n"))]
-    assert server.client.post("/v1/scores", files=files).status_code in (415, 422)
+    files = [("files", ("a.png", encode_png(np.zeros((8, 8, 1), np.uint8))))]
+    is_problem(server.client.post("/v1/scores", files=files), 415)
+
+
+def test_files_of_rows_are_scored_as_records_are(server: Server, tmp_path: Path) -> None:
+    record = server.samples(count=60, seed=1, format="json").json()["samples"]
+    scores = post(server, "scores", rows=record).json()["scores"]
+    files = {
+        format: server.samples(count=60, seed=1, format=format).content
+        for format in ("csv", "parquet", "arrow")
+    }
+    frame = pd.read_parquet(io.BytesIO(files["parquet"]))
+    frame = frame[frame.columns[::-1]].assign(home=frame.home.astype("category"))
+    out = io.BytesIO()
+    frame.to_feather(out, compression="zstd")
+    files["feather"] = out.getvalue()
+    for format, content in files.items():
+        kind = MEDIA_TYPES.get(format, MEDIA_TYPES["arrow"])
+        headers = {"content-type": kind}
+        raw = server.client.post("/v1/scores", content=content, headers=headers)
+        assert raw.json()["scores"] == scores, format
+        (tmp_path / format).write_bytes(content)
+    parts = [("files", (name, content)) for name, content in files.items()]
+    form = server.client.post("/v1/scores", files=parts)
+    assert form.json()["scores"] == scores * len(files)
+    with Client(str(server.client.base_url)) as client:
+        assert client.score_files(tmp_path / "parquet").scores.tolist() == scores
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "says"),
+    [
+        (b"age,home\n40,own\n", 422, "file 0 (rows.csv): no column"),
+        (b"age\nforty\n", 422, "column 'age': not int64"),
+        (b"PAR1 and no more", 415, "no table as CSV, Parquet or Arrow"),
+        (b"ARROW1 and no more", 415, "no table as CSV, Parquet or Arrow"),
+        (b"age\n" + b"40\n" * 1025, 422, "at most 1024 rows"),
+        (b"age,home,income,member,since\n", 422, "no rows"),
+    ],
+)
+def test_files_of_rows_that_are_refused(
+    server: Server, content: bytes, status: int, says: str
+) -> None:
+    answer = server.client.post("/v1/scores", files=[("files", ("rows.csv", content))])
+    assert says in str(is_problem(answer, status)["detail"])
 
 
 def test_the_description_has_the_short_forms(server: Server) -> None:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import date, datetime, time
 from typing import Any, Self
 
-from pydantic import BaseModel, Field, GetJsonSchemaHandler, ValidationError, model_validator
+import numpy as np
+from pydantic import (
+    BaseModel,
+    Field,
+    GetJsonSchemaHandler,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 
 from models.errors import ConditionError
 
 Scalar = bool | int | float | str
+End = StrictInt | StrictFloat | StrictStr
 _COMPARISON = re.compile(
     r"\s*(?P<name>[^<>=!]+?)\s*(?P<operator><=|>=|!=|=|<|>)\s*(?P<value>.*?)\s*"
 )
@@ -30,11 +42,11 @@ class Condition(BaseModel, frozen=True, extra="forbid"):
 
     one_of: tuple[Scalar, ...] | None = Field(default=None, min_length=1)
     none_of: tuple[Scalar, ...] = ()
-    above: int | float | str | None = None
+    above: End | None = None
     """A number, or a date or time as ISO 8601 writes it."""
-    at_least: int | float | str | None = None
-    below: int | float | str | None = None
-    at_most: int | float | str | None = None
+    at_least: End | None = None
+    below: End | None = None
+    at_most: End | None = None
     missing: bool | None = None
     """True: there must be no value; False: there must be one. None: whatever else is given needs a
     value."""
@@ -57,6 +69,7 @@ class Condition(BaseModel, frozen=True, extra="forbid"):
     @classmethod
     def _in_short(cls, given: Any) -> Any:
         """A value stands for itself, a list for any of its values, None for a missing one."""
+        given = _plain(given)
         if given is None:
             return {"missing": True}
         if isinstance(given, bool | int | float | str):
@@ -91,6 +104,19 @@ class Condition(BaseModel, frozen=True, extra="forbid"):
         if self.missing is not None:
             words.append(f"{name} is {'' if self.missing else 'not '}missing")
         return " and ".join(words)
+
+
+def _plain(given: Any) -> Any:
+    """What Python callers give, as JSON has it: numpy's scalars, dates and times."""
+    if isinstance(given, dict):
+        return {key: _plain(value) for key, value in given.items()}
+    if isinstance(given, list | tuple):
+        return [_plain(value) for value in given]
+    if isinstance(given, datetime) and given.time() == time() and given.tzinfo is None:
+        return given.date().isoformat()  # which columns of dates take too
+    if isinstance(given, date | time):
+        return given.isoformat()
+    return given.item() if isinstance(given, np.generic) else given
 
 
 def parse_conditions(texts: Iterable[str]) -> dict[str, Condition]:

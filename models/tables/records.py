@@ -48,6 +48,12 @@ def _typed(column: Column, plain: pa.Array) -> pa.Array:
     kind = value_type(column.type)
     if pa.types.is_boolean(plain.type) and not pa.types.is_boolean(kind):
         raise DataError(f"column {column.name!r}: true and false are no {kind}")
+    if pa.types.is_boolean(kind) and (
+        pa.types.is_integer(plain.type) or pa.types.is_floating(plain.type)
+    ):
+        wrong = plain.filter(pc.invert(pc.is_in(plain, pa.array([0, 1, None]).cast(plain.type))))
+        if len(wrong):
+            raise DataError(f"column {column.name!r}: {wrong[0]} is not true or false")
     if pa.types.is_string(plain.type) and pa.types.is_time(kind):  # Arrow reads none from a text
         day = pc.binary_join_element_wise("1970-01-01", plain, "T")
         plain = _cast(column, day, pa.timestamp(kind.unit))
@@ -123,14 +129,19 @@ def read_rows(
     source = pa.BufferReader(content)
     try:
         if content.startswith(b"PAR1"):
-            return pyarrow.parquet.read_table(source, use_threads=False)
-        if content.startswith(b"ARROW1"):
-            return pyarrow.ipc.open_file(source).read_all()
-        read = read_csv(content, config, PurePath(name).suffix, schema)
-    except pa.ArrowException as error:
+            table = pyarrow.parquet.read_table(source, use_threads=False)
+        elif content.startswith(b"ARROW1"):
+            table = pyarrow.ipc.open_file(source).read_all()
+        else:
+            read = read_csv(content, config, PurePath(name).suffix, schema)
+            for note in read.notes:
+                say(f"{name}: {note}")
+            return read.table
+        table.validate(full=True)  # a spoilt file may name values that are not there
+    except MemoryError:  # some are Arrow's too
+        raise
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise DataError(f"{name}: no table as CSV, Parquet or Arrow ({_first(error)})") from None
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
-    for note in read.notes:
-        say(f"{name}: {note}")
-    return read.table
+    return table

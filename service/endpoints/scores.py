@@ -27,6 +27,7 @@ from service.endpoint import (
 from service.holder import Role
 from service.limits import SMALL_BODY
 from service.openapi import (
+    BINARY,
     MODEL_HEADERS,
     ROLE_DESCRIPTION,
     ROLE_PARAMETER,
@@ -38,6 +39,7 @@ from service.problems import BadRequest
 from service.rows import to_table, unsuitable
 from service.scoring import ScoreJob
 from service.served import Served
+from service.uploads import read_tables
 
 if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
     from models.model import Model
@@ -46,6 +48,8 @@ Array = np.ndarray
 MAX_ITEMS = 1024
 """Items to score in one request."""
 MAX_FILES = 256
+TABLE_TYPES = ("text/csv", "application/vnd.apache.parquet", "application/vnd.apache.arrow.file")
+"""Media types of a file of rows that is a body by itself; its bytes alone decide what it is."""
 
 
 class ScoresRequest(BaseModel):
@@ -87,7 +91,8 @@ class ScoresForm(BaseModel):
         min_length=1,
         max_length=MAX_FILES,
         description="PNG, JPEG or WebP images; npy arrays; npz files with one array, or one named "
-        "`samples`. Never unpickled.",
+        "`samples`. Of a model with `data.table`: CSV, Parquet or Arrow files of rows, whose "
+        "columns are found by name. Never unpickled.",
     )
     classes: list[str] | None = Field(
         default=None, description="The class of each item: for a class-conditional model only."
@@ -115,9 +120,9 @@ class Scores(BaseModel):
 
 async def post_scores(context: Context, request: Request) -> Response:
     """Score items given as JSON or as files."""
-    role = queried_role(request)
-    if content_type(request) == "multipart/form-data":
-        uploads, classes, resize = await read_form(request)
+    role, kind = queried_role(request), content_type(request)
+    if kind == "multipart/form-data" or kind in TABLE_TYPES:
+        uploads, classes, resize = await read_upload(request, kind)
         alone = True  # a small file may hold a large image
 
         def read() -> ScoreJob:
@@ -184,7 +189,7 @@ def to_codes(model: Model, rows: list[dict[str, Any]]) -> Array:
 def to_items(model: Model, values: Array, resize: bool) -> Array:
     """Convert values to items as the model takes them; an error says when resizing would help."""
     if model.table is not None:
-        raise ShapeError("the model takes rows of named columns: give rows, in JSON")
+        raise ShapeError("the model takes rows of named columns: give rows, or a file of them")
     if resize:
         return model.resized(values)
     try:
@@ -196,11 +201,28 @@ def to_items(model: Model, values: Array, resize: bool) -> Array:
         raise
 
 
+def read_rows(model: Model, uploads: list[tuple[str, bytes]]) -> Array:
+    """Code the rows in files, in order."""
+    parts = []
+    for (name, _), table in zip(uploads, read_tables(uploads), strict=True):
+        try:
+            with unsuitable():
+                parts.append(model.codes(table))
+        except ShapeError as error:
+            raise ShapeError(f"{name}: {error}") from None
+    codes = np.concatenate(parts)
+    if not len(codes):
+        raise ShapeError("there are no rows to score")
+    return codes
+
+
 def read_files(model: Model, uploads: list[tuple[str, bytes]], resize: bool) -> Array:
     """Read the items in files, in order; nothing beyond a bound is unpacked.
 
     The bounds hold for all files together: a small file can decode to a thousand times its size.
     """
+    if model.table is not None:
+        return read_rows(model, uploads)
     parts, pixels, items = [], MAX_PIXELS, MAX_ITEMS
     max_bytes = 4 * MAX_PIXELS if resize else min(MAX_BYTES, 8 * MAX_ITEMS * math.prod(model.shape))
     for name, content in uploads:
@@ -216,6 +238,15 @@ def read_files(model: Model, uploads: list[tuple[str, bytes]], resize: bool) -> 
             raise ShapeError(f"{name}: at most {MAX_ITEMS} items, or {MAX_PIXELS} pixels, at once")
         parts.append(part)
     return np.concatenate(parts)
+
+
+async def read_upload(
+    request: Request, kind: str
+) -> tuple[list[tuple[str, bytes]], list[str] | None, bool]:
+    """Read a form, as `read_form` does, or a file of rows that is the body."""
+    if kind == "multipart/form-data":
+        return await read_form(request)
+    return [("the body", await request.body())], None, False
 
 
 async def read_form(request: Request) -> tuple[list[tuple[str, bytes]], list[str] | None, bool]:
@@ -264,6 +295,7 @@ ENDPOINT = Endpoint(
             "content": {
                 "application/json": {"schema": ref(ScoresRequest), "examples": EXAMPLES},
                 "multipart/form-data": {"schema": ref(ScoresForm)},
+                **{kind: {"schema": BINARY} for kind in TABLE_TYPES},
             },
         },
         "responses": {

@@ -1,0 +1,124 @@
+"""Files of rows in requests, read by a process of its own: CSV, Parquet and Arrow.
+
+A small file can unpack to a thousand times its size, and a broken one can make a reader crash. So
+the process that reads it may take so much memory and time and no more, and nothing else runs in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from models.errors import DataError, ShapeError
+from service.rows import LONGEST_MESSAGE, MAX_ROWS
+
+if TYPE_CHECKING:  # the supervisor imports this module, and reads nothing
+    import pyarrow as pa
+
+MAX_BYTES = 256 * 2**20
+"""Bytes that reading may take, beyond those that the process begins with."""
+MAX_SECONDS = 20
+"""Seconds, of the clock and of the processor, that reading may take."""
+BROKEN, UNSUITABLE = 65, 66
+"""Exit statuses, whose message is in the output: `DataError`, `ShapeError`."""
+SPARING = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # others reserve gigabytes that they may never use
+    "MALLOC_ARENA_MAX": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+def read_tables(uploads: Sequence[tuple[str, bytes]]) -> list[pa.Table]:
+    """Read files of rows.
+
+    Args:
+        uploads: name, for error messages, and content of each.
+
+    Returns:
+        A table of each; columns are as they are in the file, those of a CSV file are texts.
+
+    Raises:
+        DataError: a file is broken, or of another kind.
+        ShapeError: there are more than `MAX_ROWS` rows, or reading takes too much memory or time.
+    """
+    import pyarrow as pa
+    import pyarrow.ipc
+
+    head = json.dumps([(name, len(content)) for name, content in uploads]).encode() + b"\n"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", __name__],
+            input=b"".join([head, *(content for _, content in uploads)]),
+            capture_output=True,
+            timeout=MAX_SECONDS,
+            env={**os.environ, **SPARING},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        done = None
+    if done is None or done.returncode not in (0, BROKEN, UNSUITABLE):
+        raise ShapeError(
+            f"reading the rows takes over {MAX_BYTES // 2**20} MiB of memory or {MAX_SECONDS} "
+            f"seconds; send fewer, at most {MAX_ROWS}, or shorter ones"
+        )
+    if done.returncode:
+        message = done.stdout.decode()[:LONGEST_MESSAGE]
+        raise (DataError if done.returncode == BROKEN else ShapeError)(message)
+    source = pa.BufferReader(done.stdout)
+    return [pyarrow.ipc.open_stream(source).read_all() for _ in uploads]
+
+
+def main() -> int:
+    """Read what `read_tables` sends, and answer with a table of each file as an Arrow stream."""
+    import pyarrow as pa
+    import pyarrow.ipc
+
+    from models.tables.column import whole
+    from models.tables.records import read_rows
+
+    _bound()
+    files, rows = json.loads(sys.stdin.buffer.readline()), 0
+    out = pa.BufferOutputStream()
+    try:
+        for name, size in files:
+            table = read_rows(sys.stdin.buffer.read(size), name)
+            rows += len(table)
+            if rows > MAX_ROWS:
+                raise ShapeError(f"{name}: at most {MAX_ROWS} rows are taken at once")
+            plain = [whole(column) for column in table.columns]  # a dictionary may unpack to more
+            table = pa.Table.from_arrays(plain, names=table.column_names)
+            with pyarrow.ipc.new_stream(out, table.schema) as writer:
+                writer.write_table(table)
+    except DataError as error:
+        return _answer(BROKEN, str(error))
+    except ShapeError as error:
+        return _answer(UNSUITABLE, str(error))
+    sys.stdout.buffer.write(out.getvalue())
+    return 0
+
+
+def _bound() -> None:
+    """Bound this process' memory and time, where the system can: not on Windows."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return
+    resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
+    if os.path.exists("/proc/self/statm"):
+        with open("/proc/self/statm") as file:
+            held = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + MAX_BYTES, held + MAX_BYTES))
+
+
+def _answer(status: int, message: str) -> int:
+    sys.stdout.buffer.write(message.encode(errors="replace"))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

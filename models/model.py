@@ -12,13 +12,19 @@ import torch
 from torch import nn
 
 from models import refinement, sampling
-from models.errors import ClassError, ConditionError, ShapeError
+from models.errors import ClassError, ConditionError, DataError, ShapeError
 from models.folding import InHalf, channels_last, fold
 from models.images import MODES, fit
 from models.networks import Shape
 from models.record import Run
 from models.tables import Condition
-from models.tables.gaps import fill, restrict_to_known, share_copies
+from models.tables.gaps import (
+    fill,
+    require_rules,
+    restrict_to_known,
+    settle,
+    with_all_columns,
+)
 from models.tables.records import typed
 from models.values import numbers, pixels
 
@@ -269,22 +275,37 @@ class Model:
                 its index alone.
 
         Returns:
-            The rows, known cells as they were, without gaps. Columns that were not there come last.
+            The rows, known cells as they were, without gaps, but for those that a rule between
+            columns asks for. Columns that were not there come last.
 
         Raises:
-            ConditionError: the model takes no conditions, or keeps to rules between columns.
-            DataError: a column is unknown, or a cell holds what it may not.
+            ConditionError: the model takes no conditions.
+            DataError: there are no rows, a column is unknown, a cell holds what it may not, or the
+                known cells of a row break a rule.
         """
         self.restrict({})
         assert self.table is not None
+        if not len(rows):
+            raise DataError("there are no rows to complete")
         done = []
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = typed(self.table, rows.slice(start, ROWS_AT_ONCE))
-            some = share_copies(self.table, some)
-            restrictions = restrict_to_known(self.table, some)
-            parts = self.samples(seed, len(some), start, restrictions=restrictions)
-            done += [fill(some, made) for made in self.tables(parts, start)]
+            known = with_all_columns(self.table, some)
+            if any(rule.makes for rule in self.table.rules):
+                # First what rules need of the row; then the rest beside it.
+                made = self._beside(known, seed, start)
+                known = settle(self.table, known, made, start)
+            completed = fill(known, self._beside(known, seed, start), some.column_names)
+            require_rules(self.table, completed, start)
+            done.append(completed)
         return pa.concat_tables(done)
+
+    def _beside(self, known: pa.Table, seed: int, start: int) -> pa.Table:
+        """Make rows in which known cells are what they are, as far as the code tells."""
+        assert self.table is not None
+        restrictions = restrict_to_known(self.table, known)
+        parts = self.samples(seed, len(known), start, restrictions=restrictions)
+        return pa.concat_tables(self.tables(parts, start))
 
     def _generate(
         self,

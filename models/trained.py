@@ -124,11 +124,12 @@ class TrainedModel:
             seed: 0 to 2**63 - 1; each gives another completion, the same one every time.
 
         Returns:
-            A pandas DataFrame of the completed rows: known cells as they were, and no gaps.
+            A pandas DataFrame of the completed rows: known cells as they were, and no gaps but for
+            those that a rule between columns asks for.
 
         Raises:
-            UserError: the model takes no conditions, a column is unknown, or a cell holds what its
-                column may not.
+            UserError: there are no rows, the model takes no conditions, a column is unknown, a cell
+                holds what its column may not, or the known cells of a row break a rule.
         """
         require_seed(seed)
         frame = to_frame(self.model.impute(to_table(rows), seed))

@@ -13,6 +13,7 @@ from models.config import Config, parse_config
 from models.images import encode_png, grid
 from models.model import QUANTILE_LEVELS
 from models.sampling import CHUNK, TABLE_CHUNK
+from models.tables import TableSchema
 from tests.mixed import people_schema
 
 SHAPES = {"image": (1, 8, 8), "rgb": (3, 16, 12), "vector": (2,)}
@@ -44,17 +45,18 @@ def make_artifact(
     kind: str = "image",
     seed: int = 0,
     class_counts: dict[str, int] | None = None,
+    table_schema: TableSchema | None = None,
     **changes: dict[str, Any],
 ) -> Path:
     """Save an artifact of untrained networks at ``folder`` and return the folder.
 
     With ``class_counts``, by the classes' names, it is class-conditional. One of the kind rows
-    makes a table of mixed columns.
+    makes a table of mixed columns, of a schema if one is given.
     """
     torch.manual_seed(seed)
     counts = class_counts or {}
     config = tiny_config(kind, conditional=bool(counts), **changes)
-    table = people_schema() if kind == "rows" else None
+    table = (table_schema or people_schema()) if kind == "rows" else None
     shape = ALL_SHAPES[kind] if table is None else (table.width,)
     features = 0 if len(shape) == 3 else shape[-1]
     generator, critic = networks.build_networks(

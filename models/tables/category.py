@@ -72,7 +72,7 @@ class CategoryColumn(Column, frozen=True):
             ]
             edges = np.cumsum(counts) / sum(counts)
             # A function of the row's number, so that a longer table begins with a shorter one.
-            drawn = np.searchsorted(edges, _uniform(first + rows, self.name), side="right")
+            drawn = np.searchsorted(edges, uniform(first + rows, self.name), side="right")
             options = options.copy()
             options[rows] = len(named) + drawn
         return self.array(pa.array([*named, *self.others], pa.string()).take(pa.array(options)))
@@ -153,7 +153,7 @@ class BooleanColumn(CategoryColumn, frozen=True):
         return {"1": "true", "0": "false"}.get(str(value).lower(), str(value).lower())
 
 
-def _uniform(numbers: Array, name: str) -> Array:
+def uniform(numbers: Array, name: str) -> Array:
     """Numbers in [0, 1), uniform, by the row's number and the column's name alone.
 
     SplitMix64 (Steele, Lea & Flood 2014) of the two.

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from models.errors import ConditionError
-from models.tables.column import arrow_type, whole
+from models.errors import DataError
+from models.tables.column import arrow_type, column_values, whole
 from models.tables.conditions import Condition
 from models.tables.fixed import CopyColumn
 from models.tables.layout import LARGEST_SCORE, Choice, Part, place
+from models.tables.number import NumberColumn
+from models.tables.rules.base import Ranges
+from models.tables.rules.numbers import put
 from models.tables.schema import TableSchema
 
 Array = np.ndarray
+
+
+def with_all_columns(schema: TableSchema, rows: pa.Table) -> pa.Table:
+    """Add the columns that are learned, or under rules, or copies, and not there: all gaps.
+
+    A column and its copy know each other's values, so that both have the same gaps.
+
+    Args:
+        schema: of the model.
+        rows: in the types of the schema.
+    """
+    ruled = {name for rule in schema.rules for name in rule.names if rule.makes}
+    for column in schema.columns:
+        is_needed = column.parts or column.name in ruled or isinstance(column, CopyColumn)
+        if is_needed and column.name not in rows.column_names:
+            kind = arrow_type(column.type)
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            rows = rows.append_column(column.name, pa.nulls(len(rows), kind))
+    return _share_copies(schema, rows)
 
 
 def restrict_to_known(schema: TableSchema, rows: pa.Table) -> Array:
@@ -21,38 +45,99 @@ def restrict_to_known(schema: TableSchema, rows: pa.Table) -> Array:
 
     Args:
         schema: of the model.
-        rows: in the types of the schema.
+        rows: as `with_all_columns` returns them.
 
     Returns:
         float32 ``(N, restriction_width)``.
 
     Raises:
-        ConditionError: the schema has rules that take columns out of the code.
         DataError: a cell holds what its column may not.
     """
-    for rule in schema.rules:
-        if rule.makes:
-            raise ConditionError(
-                f"the model keeps to the rule '{rule}', and does not fill gaps beside rules; "
-                "train one without data.rules to fill them"
-            )
+    narrowed = dict[str, Array]()
+    ranges, coded = _ranges(schema, rows), rows
+    for rule in reversed(schema.rules):
+        narrowed |= rule.narrowed(rows, schema.by_name, ranges)
+        coded = rule.with_gaps(coded, schema.by_name)
     pieces = [np.zeros((len(rows), 0), np.float32)]
-    for column in schema.columns:
+    for column in schema.coded:
         if not column.parts:
             continue
         has_value = column.restrict(Condition(missing=False)) if column.missing else 0.0
         width = sum(part.restrictions for part in column.parts)
         restrictions = np.full((len(rows), width), has_value, np.float32)
-        if column.name in rows.column_names:
-            values = whole(rows[column.name])
-            is_known = values.is_valid().to_numpy(zero_copy_only=False)
-            # A column without gaps in training has no code for one: any value stands in for it.
-            any_code = np.zeros((1, sum(part.width for part in column.parts)), np.float32)
-            filler = column.decode(any_code).cast(values.type)[0]
-            codes = column.encode(values.fill_null(filler))
-            restrictions[is_known] = _exactly(column.parts, codes)[is_known]
+        restrictions = narrowed.get(column.name, restrictions)
+        values = whole(coded[column.name])
+        is_known = values.is_valid().to_numpy(zero_copy_only=False)
+        # A column without gaps in training has no code for one: any value stands in for it.
+        any_code = np.zeros((1, sum(part.width for part in column.parts)), np.float32)
+        filler = column.decode(any_code)
+        if pa.types.is_dictionary(filler.type):
+            filler = filler.dictionary_decode()
+        codes = column.encode(values.fill_null(filler.cast(values.type)[0]))
+        restrictions[is_known] = _exactly(column.parts, codes)[is_known]
         pieces.append(restrictions)
     return np.concatenate(pieces, axis=1)
+
+
+def settle(schema: TableSchema, rows: pa.Table, made: pa.Table, first: int) -> pa.Table:
+    """Fill the gaps of columns under rules so that the rules are kept, as far as that can be.
+
+    Args:
+        schema: of the model.
+        rows: as `with_all_columns` returns them.
+        made: rows that were made under `restrict_to_known`: they keep to all rules, but may differ
+            from known cells that rules make of others.
+        first: number of the first row.
+    """
+    for has_makes in (True, False):  # first where what a rule makes is known, and says most
+        for rule in reversed(schema.rules):
+            settled = rule.settled(rows, made, schema.by_name, _ranges(schema, rows), first)
+            if has_makes:
+                is_known = [column_values(rows, name).is_valid() for name in rule.makes]
+                mask = functools.reduce(pc.and_, is_known, pa.array(np.ones(len(rows), bool)))
+                for name in rule.names:
+                    values = (column_values(table, name) for table in (settled, rows))
+                    settled = put(settled, name, pc.if_else(mask, *values))
+            rows = settled
+    return _share_copies(schema, rows)
+
+
+def require_rules(schema: TableSchema, rows: pa.Table, first: int) -> None:
+    """Require that completed rows keep to the rules.
+
+    Raises:
+        DataError: known cells break a rule, or leave no value that keeps to it.
+    """
+    for rule in schema.rules:
+        if not rule.makes:
+            continue
+        is_wrong = ~rule.satisfied(rows, schema.by_name)
+        for name in rule.names:
+            if not schema.column(name).missing:
+                is_wrong |= column_values(rows, name).is_null().to_numpy(zero_copy_only=False)
+        if is_wrong.any():
+            raise DataError(
+                f"row {first + is_wrong.argmax() + 1}: its known cells break the rule '{rule}', or "
+                "leave no value that keeps to it"
+            )
+
+
+def _ranges(schema: TableSchema, rows: pa.Table) -> Ranges:
+    """The range in which each cell of a number can lie beside the known cells of its row."""
+    ranges: Ranges = {}
+    if not any(rule.makes for rule in schema.rules):
+        return ranges
+    for column in schema.columns:
+        if isinstance(column, NumberColumn) and column.name in rows.column_names:
+            numbers = column.numbers(column_values(rows, column.name))
+            low, high = (
+                np.where(np.isnan(numbers), end, numbers) for end in (column.low, column.high)
+            )
+            ranges[column.name] = low, high
+    for _ in schema.rules:  # at most as many steps as a chain has
+        for rule in schema.rules:
+            rule.tightened(ranges, schema.by_name)
+    return ranges
 
 
 def _exactly(parts: tuple[Part, ...], codes: Array) -> Array:
@@ -67,7 +152,7 @@ def _exactly(parts: tuple[Part, ...], codes: Array) -> Array:
     return np.concatenate(pieces, axis=1)
 
 
-def share_copies(schema: TableSchema, rows: pa.Table) -> pa.Table:
+def _share_copies(schema: TableSchema, rows: pa.Table) -> pa.Table:
     """Let a column and its copy know each other's values, so that both have the same gaps."""
     columns = dict(zip(rows.column_names, rows.columns, strict=True))
     for column in schema.columns:
@@ -81,12 +166,25 @@ def share_copies(schema: TableSchema, rows: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def fill(rows: pa.Table, made: pa.Table) -> pa.Table:
-    """Put values of made rows where rows have gaps; columns that they do not have come last."""
-    columns = {
-        name: pc.coalesce(rows[name], made[name].cast(rows[name].type))
-        if name in made.column_names
-        else rows[name]
-        for name in rows.column_names
-    }
-    return pa.table({**columns, **{n: made[n] for n in made.column_names if n not in columns}})
+def fill(rows: pa.Table, made: pa.Table, names: list[str]) -> pa.Table:
+    """Put values of made rows where rows have gaps.
+
+    Args:
+        rows: with gaps.
+        made: values to take.
+        names: columns that come first; those that rows do not have come last.
+    """
+    columns = {}
+    for name in (*names, *(name for name in made.column_names if name not in names)):
+        if name not in rows.column_names:
+            columns[name] = made[name]
+        elif name not in made.column_names:
+            columns[name] = rows[name]
+        else:
+            known = column_values(rows, name)
+            filled = pc.coalesce(known, column_values(made, name).cast(known.type))
+            kind = made[name].type
+            if name not in names and pa.types.is_dictionary(kind):
+                filled = filled.dictionary_encode().cast(kind)
+            columns[name] = filled
+    return pa.table(columns)

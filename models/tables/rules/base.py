@@ -19,6 +19,8 @@ Array = np.ndarray
 Columns = Mapping[str, AnyColumn]
 Fit = Callable[[str, str, pa.Array], AnyColumn]
 """Fits a column of a kind and a name to values, of which those of the training rows count."""
+Ranges = dict[str, tuple[Array, Array]]
+"""The smallest and the largest value of each row, float64 ``(N,)`` both, by column of numbers."""
 NAME = r"`[^`]+`|[^<>=+*`,()\s-](?:[^<>=+*`,()-]*[^<>=+*`,()\s-])?"
 """A column's name as rules have it: in backquotes if it has a sign in it that rules use."""
 
@@ -111,6 +113,35 @@ class Rule(BaseModel, ABC, frozen=True, extra="forbid"):
                     f"ask for {others}"
                 )
         return dict(conditions)
+
+    def tightened(self, ranges: Ranges, columns: Columns) -> None:
+        """Tighten the ranges in which cells can lie beside the known cells of their rows."""
+
+    def with_gaps(self, rows: pa.Table, columns: Columns) -> pa.Table:
+        """Do as `before_coding` does, for rows with gaps: what is not known of the code is one."""
+        return rows
+
+    def narrowed(self, rows: pa.Table, columns: Columns, ranges: Ranges) -> dict[str, Array]:
+        """Say what known cells leave of columns of `coded`, where they do not decide them.
+
+        Returns:
+            By column, its restrictions: float32 ``(N, restrictions)``, for rows where it is a gap.
+        """
+        return {}
+
+    def settled(
+        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, first: int
+    ) -> pa.Table:
+        """Fill the gaps in the rule's columns so that the rule is kept, if that can be.
+
+        Args:
+            rows: with gaps, which may be filled by other rules in part.
+            made: rows that keep to the rule, but may differ from known cells.
+            columns: of the schema.
+            ranges: see `tightened`.
+            first: number of the first row.
+        """
+        return rows
 
     @abstractmethod
     def satisfied(self, table: pa.Table, columns: Columns) -> Array:

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.errors import ConditionError, DataError
-from models.tables.category import CategoryColumn
+from models.tables.category import CategoryColumn, uniform
 from models.tables.column import Column, arrow_type, column_values, value_type
 from models.tables.conditions import Condition
 from models.tables.fixed import IdentifierColumn
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
-from models.tables.rules.base import Columns, Fit, RuleOnColumns
-from models.tables.rules.numbers import put
+from models.tables.rules.base import Columns, Fit, Ranges, RuleOnColumns
+from models.tables.rules.numbers import put, put_in_gaps
 
 Array = np.ndarray
 
@@ -92,6 +92,78 @@ class Combination(RuleOnColumns, frozen=True):
             raise ConditionError(f"no row has {words}, by the rule '{self}'")
         wanted = tuple(texts.filter(pa.array(meets)).to_pylist())
         return {**others, self.joint.name: Condition(one_of=wanted)}
+
+    def with_gaps(self, rows: pa.Table, columns: Columns) -> pa.Table:
+        """Join the values, where all are known."""
+        assert self.joint is not None
+        is_known = np.all(
+            [
+                column_values(rows, name).is_valid().to_numpy(zero_copy_only=False)
+                for name in self.columns
+            ],
+            axis=0,
+        )
+        known = pa.array([*self.joint.categories, *self.joint.others], pa.string())
+        texts = self._texts(rows)
+        is_known = pc.and_(pa.array(is_known), pc.is_in(texts, known))  # `satisfied` tells others
+        texts = pc.if_else(is_known, texts, None)
+        return put(rows.drop_columns(list(self.columns)), self.joint.name, texts)
+
+    def narrowed(self, rows: pa.Table, columns: Columns, ranges: Ranges) -> dict[str, Array]:
+        """Ask for combinations with the known values."""
+        assert self.joint is not None
+        fits, places = self._fitting(rows)
+        common = len(self.joint.categories)
+        options = [fits[:, :common]]
+        if self.joint.others:
+            options.append(fits[:, common:].any(axis=1, keepdims=True))
+        if self.joint.option_count < 2:
+            return {}
+        return {self.joint.name: (~np.concatenate(options, axis=1)).astype(np.float32)[places]}
+
+    def settled(
+        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, first: int
+    ) -> pa.Table:
+        """Take the combination that was made, or one of the rare ones that fits known values."""
+        assert self.joint is not None
+        texts = pa.array([*self.joint.categories, *self.joint.others], pa.string())
+        chosen = pc.index_in(self._texts(made), texts).to_numpy(zero_copy_only=False).copy()
+        fits, places = self._fitting(rows)
+        counts = np.array([*[0] * len(self.joint.categories), *self.joint.other_counts])
+        for row in np.flatnonzero(~fits[places, chosen]):
+            weights = np.cumsum(fits[places[row]] * counts)
+            draw = uniform(np.array([first + row]), self.joint.name) * weights[-1]
+            chosen[row] = np.searchsorted(weights, draw[0], side="right")
+        for name, values in self._apart(texts, columns).items():
+            rows = put_in_gaps(rows, name, values.take(pa.array(chosen)))
+        return rows
+
+    def _fitting(self, rows: pa.Table) -> tuple[Array, Array]:
+        """The combinations that have the known values of rows, and a value in each gap.
+
+        Returns:
+            bool ``(P, K)``, for each of P patterns of known values which of the K combinations do:
+            without a value in each gap if none has, and all if none has the known values. And the
+            pattern of each row, ``(N,)``.
+        """
+        assert self.joint is not None
+        combinations = [json.loads(t) for t in (*self.joint.categories, *self.joint.others)]
+        encoded = self._texts(rows).dictionary_encode()
+        patterns = [json.loads(text) for text in encoded.dictionary.to_pylist()]
+        matches = np.ones((len(patterns), len(combinations)), bool)
+        complete = matches.copy()
+        for i in range(len(self.columns)):
+            numbers: dict[str | None, int] = {None: 0}
+            for values in (*combinations, *patterns):
+                numbers.setdefault(values[i], len(numbers))
+            have = np.array([numbers[values[i]] for values in combinations])
+            want = np.array([numbers[values[i]] for values in patterns])[:, None]
+            matches &= (want == 0) | (want == have)
+            complete &= (want > 0) | (have > 0)
+        fits = matches & complete
+        fits |= matches & ~fits.any(axis=1, keepdims=True)
+        fits |= ~fits.any(axis=1, keepdims=True)
+        return fits, encoded.indices.to_numpy(zero_copy_only=False)
 
     def satisfied(self, table: pa.Table, columns: Columns) -> Array:
         """Look the combinations up; before the rule is fitted, every one is right."""

@@ -13,13 +13,15 @@ from models.errors import DataError
 from models.tables.column import column_values
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
-from models.tables.rules.base import NAME, Columns, Fit, Rule, quoted, unquoted
+from models.tables.rules.base import NAME, Columns, Fit, Ranges, Rule, quoted, unquoted
 from models.tables.rules.numbers import (
+    between,
     first_from,
     nearest,
     number_column,
     on_scale_of,
     put,
+    put_in_gaps,
 )
 
 Array = np.ndarray
@@ -106,6 +108,56 @@ class Inequality(Rule, frozen=True):
             is_small = (sums <= ends) if self.strict else (sums < ends)
         sums[is_small] = first_from(high, ends[is_small], beyond=self.strict)
         return put(table.drop_columns([self.gap.name]), self.high, high.array(sums))
+
+    def tightened(self, ranges: Ranges, columns: Columns) -> None:
+        """Raise the range of the larger to the smaller's, and lower that to the larger's."""
+        low, high = self._columns(columns)
+        (least, most), (high_least, high_most) = ranges[self.low], ranges[self.high]
+        above = first_from(high, on_scale_of(least, low, high), beyond=self.strict)
+        below = first_from(low, on_scale_of(high_most, high, low), beyond=self.strict, step=-1)
+        ranges[self.low] = least, np.fmin(most, below)
+        ranges[self.high] = np.fmax(high_least, above), high_most
+
+    def with_gaps(self, rows: pa.Table, columns: Columns) -> pa.Table:
+        """Put the gap in place of the larger, where both are known."""
+        assert self.gap is not None
+        low, _ = self._columns(columns)
+        is_gap = np.isnan(low.numbers(column_values(rows, self.low)))
+        gaps = nearest(self.gap, np.where(is_gap, np.nan, self._gaps(rows, columns)))
+        values = pa.array(gaps, pa.float64(), from_pandas=True)
+        return put(rows.drop_columns([self.high]), self.gap.name, values)
+
+    def narrowed(self, rows: pa.Table, columns: Columns, ranges: Ranges) -> dict[str, Array]:
+        """Ask for gaps that lead from one range to the other."""
+        assert self.gap is not None
+        low, high = self._columns(columns)
+        ends = [on_scale_of(end, low, high) for end in ranges[self.low]]
+        least, most = ranges[self.high]
+        return {self.gap.name: between(self.gap, least - ends[1], most - ends[0])}
+
+    def settled(
+        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, first: int
+    ) -> pa.Table:
+        """Keep to the gap that was made: below a known larger value, else above the smaller."""
+        low, high = self._columns(columns)
+        gaps = self._gaps(made, columns)
+        lows, highs, made_lows, made_highs = (
+            column.numbers(column_values(table, column.name))
+            for table in (rows, made)
+            for column in (low, high)
+        )
+        below = nearest(low, on_scale_of(highs - gaps, high, low))
+        wanted = np.where(np.isnan(highs), made_lows, below).clip(*ranges[self.low])
+        # A value that is missing in the row that was made is so by another rule.
+        wanted[np.isnan(made_lows)] = np.nan
+        lows = np.where(np.isnan(lows), wanted, lows)
+        ends = on_scale_of(lows, low, high)
+        above = nearest(high, np.where(np.isnan(ends), high.low, ends) + gaps)
+        above = np.fmax(above, first_from(high, ends, beyond=self.strict))
+        above = above.clip(*ranges[self.high])
+        above[np.isnan(made_highs)] = np.nan
+        rows = put_in_gaps(rows, self.low, low.array(lows))
+        return put_in_gaps(rows, self.high, high.array(above))
 
     def satisfied(self, table: pa.Table, columns: Columns) -> Array:
         """Compare the two; a missing value is no fault."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.errors import DataError
-from models.tables.column import Column, arrow_type
+from models.tables.column import Column, arrow_type, column_values
+from models.tables.layout import LARGEST_SCORE
 from models.tables.number import NumberColumn
+from models.tables.scores import to_scores
 from models.tables.times import TimeColumn
 
 Array = np.ndarray
@@ -76,24 +80,67 @@ def nearest(column: NumberColumn, numbers: Array) -> Array:
     return np.where(np.isnan(numbers), np.nan, spikes[places])
 
 
-def first_from(column: NumberColumn, ends: Array, *, beyond: bool) -> Array:
+def first_from(
+    column: NumberColumn, ends: Array, *, beyond: bool, step: Literal[1, -1] = 1
+) -> Array:
     """The smallest values that a column may hold at or above ends, or only above them.
 
-    NaN where there is none.
+    With a step of -1 the largest ones at or below them. NaN where there is none.
     """
     if not column.has_number:
-        spikes = np.array([*column.spikes, np.nan])
-        side = "right" if beyond else "left"
-        return spikes[np.searchsorted(spikes[:-1], ends, side=side)]  # type: ignore[call-overload]
+        spikes = np.array([np.nan, *column.spikes, np.nan])
+        side = "right" if beyond == (step > 0) else "left"
+        places = np.searchsorted(spikes[1:-1], ends, side=side)  # type: ignore[call-overload]
+        return np.where(np.isnan(ends), np.nan, spikes[places + (step > 0)])
+
+    def is_short(numbers: Array) -> Array:
+        return (numbers - ends) * step <= 0 if beyond else (numbers - ends) * step < 0
+
     numbers = np.asarray(column.rounded(ends))
+    kind = arrow_type(column.type)
+    dtype = kind.to_pandas_dtype() if pa.types.is_floating(kind) else np.float64
     for _ in range(2):
-        low = (numbers <= ends) if beyond else (numbers < ends)
         if column.decimals is not None:
-            following = np.asarray(column.rounded(numbers + 10.0**-column.decimals))
-            numbers = np.where(low, following, numbers)
-            low = (numbers <= ends) if beyond else (numbers < ends)
-        kind = arrow_type(column.type)
-        dtype = kind.to_pandas_dtype() if pa.types.is_floating(kind) else np.float64
-        numbers = np.where(low, np.nextafter(numbers.astype(dtype), dtype(np.inf)), numbers)
-    numbers = np.maximum(numbers, column.low)
-    return np.where(numbers > column.high, np.nan, numbers)
+            following = np.asarray(column.rounded(numbers + step * 10.0**-column.decimals))
+            numbers = np.where(is_short(numbers), following, numbers)
+        following = np.nextafter(numbers.astype(dtype), dtype(step * np.inf))
+        numbers = np.where(is_short(numbers), following, numbers)
+    if step > 0:
+        numbers = np.maximum(numbers, column.low)
+        return np.where(numbers > column.high, np.nan, numbers)
+    numbers = np.minimum(numbers, column.high)
+    return np.where(numbers < column.low, np.nan, numbers)
+
+
+def put_in_gaps(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    """A table with other values in the gaps of a column."""
+    known = column_values(table, name)
+    plain = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    return put(table, name, pc.coalesce(known, plain.cast(known.type)))
+
+
+def between(column: NumberColumn, low: Array, high: Array) -> Array:
+    """Restrict a column to numbers from low ``(N,)`` to high, and not missing.
+
+    Returns:
+        float32 ``(N, restrictions)``; where it may hold none of these, anything but missing.
+    """
+    spikes = np.array(column.spikes)
+    meets = (spikes >= low[:, None]) & (spikes <= high[:, None])
+    if column.has_number:
+        meets = np.column_stack([low <= high, meets])
+    meets |= ~meets.any(axis=1, keepdims=True)
+    pieces = []
+    if column.has_number:
+        lower, upper = (
+            np.nan_to_num(to_scores(np.nan_to_num(ends), column.quantiles)) for ends in (low, high)
+        )
+        # The outermost numbers are not restricted: they may lie beyond those of training.
+        lower[(low <= column.quantiles[0]) | (low > high)] = -LARGEST_SCORE
+        upper[(high >= column.quantiles[-1]) | (low > high)] = LARGEST_SCORE
+        pieces += [lower[:, None] + LARGEST_SCORE, LARGEST_SCORE - upper[:, None]]
+    if column.option_count > 1:
+        pieces.append(~meets)
+        if column.missing:
+            pieces.append(np.ones((len(low), 1)))
+    return np.concatenate(pieces, axis=1).astype(np.float32)

@@ -15,8 +15,8 @@ from models.tables.column import Column, arrow_type, column_values
 from models.tables.conditions import Condition
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
-from models.tables.rules.base import Columns, Fit, RuleOnColumns
-from models.tables.rules.numbers import put
+from models.tables.rules.base import Columns, Fit, Ranges, RuleOnColumns
+from models.tables.rules.numbers import put, put_in_gaps
 
 Array = np.ndarray
 
@@ -95,6 +95,24 @@ class OneOf(RuleOnColumns, frozen=True):
         if len(possible) < len(self.columns):
             result[str(self)] = Condition(one_of=tuple(sorted(possible)))
         return result
+
+    def with_gaps(self, rows: pa.Table, columns: Columns) -> pa.Table:
+        """Say which column has a value, where one is known; the others then have none."""
+        which = pa.nulls(len(rows), pa.string())
+        for name in self.columns:
+            which = pc.if_else(column_values(rows, name).is_valid(), name, which)
+        return put(rows, str(self), which)
+
+    def settled(
+        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, first: int
+    ) -> pa.Table:
+        """Take the value that was made where none is known."""
+        has_value = [column_values(rows, name).is_valid() for name in self.columns]
+        is_known = pa.array(np.any([v.to_numpy(zero_copy_only=False) for v in has_value], axis=0))
+        for name in self.columns:
+            values = column_values(made, name)
+            rows = put_in_gaps(rows, name, pc.if_else(is_known, None, values))
+        return rows
 
     def satisfied(self, table: pa.Table, columns: Columns) -> Array:
         """Count the values."""

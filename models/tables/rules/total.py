@@ -8,14 +8,15 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.errors import ConditionError, DataError
 from models.tables.category import BooleanColumn
 from models.tables.column import column_values
 from models.tables.conditions import Condition
 from models.tables.kinds import AnyColumn
-from models.tables.rules.base import NAME, Columns, Fit, Rule, quoted, unquoted
-from models.tables.rules.numbers import nearest, number_column, put
+from models.tables.rules.base import NAME, Columns, Fit, Ranges, Rule, quoted, unquoted
+from models.tables.rules.numbers import nearest, number_column, put, put_in_gaps
 from models.tables.times import TimeColumn
 
 Array = np.ndarray
@@ -185,6 +186,41 @@ class Total(Rule, frozen=True):
                     f"{total.low:g} to {total.high:g}; ask for less of these columns at once"
                 )
         return result
+
+    def with_gaps(self, rows: pa.Table, columns: Columns) -> pa.Table:
+        """Leave the total out, and ask for one."""
+        if self.may_be_missing:
+            rows = put(rows, self._flag, pa.array(np.zeros(len(rows), bool)))
+        return rows.drop_columns([self.total])
+
+    def settled(
+        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, first: int
+    ) -> pa.Table:
+        """Move terms that are not known, one after the other, to where the sum is the total."""
+        total = number_column([columns[self.total]], self)[0]
+        totals = self._totals(rows, columns)
+        is_gap = np.isnan(totals)
+        least, most = (np.where(is_gap, end, totals) for end in ranges[self.total])
+        rounding = 0.0 if total.decimals is None else 10.0**-total.decimals / 2
+        gaps = {name: column_values(rows, name).is_null() for name in self.reads}
+        for name in self.reads:
+            term = number_column([columns[name]], self)[0]
+            numbers = term.numbers(column_values(made, name)).clip(*ranges[name])
+            rows = put_in_gaps(rows, name, term.array(numbers))
+        for factor, name in reversed(self.terms):
+            term = number_column([columns[name]], self)[0]
+            sums = self._sums(rows, columns)
+            excess = np.nan_to_num(sums - sums.clip(least, most))
+            is_free = gaps[name].to_numpy(zero_copy_only=False)
+            is_moved = is_free & (np.abs(excess) > rounding)
+            if is_moved.any():
+                numbers = term.numbers(column_values(rows, name))
+                moved = nearest(term, numbers - excess / factor).clip(*ranges[name])
+                moved[~is_moved] = numbers[~is_moved]
+                known = pc.if_else(pa.array(is_moved), None, column_values(rows, name))
+                rows = put_in_gaps(put(rows, name, known), name, term.array(moved))
+        sums = np.asarray(total.rounded(self._sums(rows, columns))).clip(total.low, total.high)
+        return put_in_gaps(rows, self.total, total.array(sums))
 
     def satisfied(self, table: pa.Table, columns: Columns) -> Array:
         """Compare the total with the sum, to its decimals; a total that is missing is no fault."""

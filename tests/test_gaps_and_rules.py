@@ -1,0 +1,213 @@
+"""Gaps are filled beside rules between columns: known cells stay, and every rule is kept."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from models.artifact import load_artifact
+from models.errors import DataError
+from models.model import Model
+from models.tables import TableSchema, rule_shares
+from models.tables.number import NumberColumn
+from models.tables.rules.numbers import between, first_from, nearest
+from tests.artifacts import make_artifact
+from tests.test_rules import fitted
+
+N = 400
+
+
+def orders(seed: int = 0) -> pa.Table:
+    """Rows under every kind of rule."""
+    rng = np.random.default_rng(seed)
+    net, tax = rng.integers(1, 900, (2, N))
+    days, wait = rng.integers(0, 700, N), rng.geometric(0.3, N)
+    city = rng.zipf(1.3, N).clip(max=60)
+    which = rng.integers(0, 3, N)
+    which[:3] = range(3)
+    used = rng.integers(0, 50, N)
+    limit = used + rng.integers(0, 30, N)
+    day = dt.date(2020, 1, 1)
+    return pa.table(
+        {
+            "net": net / 100,
+            "tax": tax / 100,
+            "gross": (net + tax) / 100,
+            "ordered": [day + dt.timedelta(int(d)) for d in days],
+            "shipped": [day + dt.timedelta(int(d)) for d in days + wait],
+            "arrived": [str(day + dt.timedelta(int(d))) for d in days + 2 * wait],
+            "city": np.char.add("c", city.astype(str)),
+            "region": pa.array((city % 4).astype(str)).dictionary_encode(),
+            "card": pa.array(rng.integers(1000, 9999, N), mask=which != 0),
+            "bank": pa.array(rng.choice(["x", "y"], N), mask=which != 1),
+            "cash": pa.array(rng.random(N).round(2), mask=which != 2),
+            "used": used,
+            "limit": limit,
+            "left": limit - used,
+            "x": rng.normal(size=N),
+        }
+    )
+
+
+RULES = (
+    "gross = net + tax",
+    "ordered <= shipped < arrived",
+    "combination(city, region)",
+    "one_of(card, bank, cash)",
+    "used <= limit",
+    "left = limit - used",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return model_of(fitted(orders(), *RULES), tmp_path_factory.mktemp("rules"))
+
+
+def model_of(schema: TableSchema, folder: Path) -> Model:
+    return load_artifact(make_artifact(folder / "artifact", "rows", table_schema=schema))
+
+
+def with_holes(rows: pa.Table, share: float, seed: int) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    holes = {}
+    for name in rows.column_names:
+        values = rows[name].combine_chunks()
+        holes[name] = pc.if_else(pa.array(rng.random(len(rows)) < share), None, values)
+    return pa.table(holes)
+
+
+def assert_completed(model: Model, rows: pa.Table, completed: pa.Table) -> None:
+    assert model.table is not None
+    assert set(rule_shares(model.table, completed).values()) == {1.0}
+    for column in model.table.columns:
+        values = completed[column.name].combine_chunks()
+        assert column.is_valid(values).all(), column.name
+        if column.name not in ("card", "bank", "cash"):  # one of them has the value
+            assert values.null_count == 0, column.name
+        if column.name in rows.column_names:
+            known = rows[column.name].is_valid()
+            plain = rows[column.name].cast(values.type)
+            assert values.filter(known.combine_chunks()).equals(
+                plain.filter(known).combine_chunks()
+            ), column.name
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1])
+def test_rows_with_any_gaps(model: Model, share: float) -> None:
+    rows = with_holes(orders(), share, 1)
+    completed = model.impute(rows, 2)
+    assert completed.column_names == rows.column_names
+    assert_completed(model, rows, completed)
+    some = rows.select(["gross", "arrived", "region", "bank", "left"])
+    assert_completed(model, some, model.impute(some, 3))
+    assert model.impute(rows.slice(0, 90), 2).equals(completed.slice(0, 90).combine_chunks())
+    assert share == 0.1 or not model.impute(rows, 3).equals(completed)
+
+
+def one(model: Model, **cells: Any) -> dict[str, Any]:
+    rows = pa.table({name: [value] for name, value in cells.items()})
+    return dict(model.impute(rows, 0).to_pylist()[0])
+
+
+def test_what_known_cells_decide(model: Model) -> None:
+    assert one(model, net=1.25, tax=2.5)["gross"] == 3.75
+    assert one(model, net=1.25, gross=3.75)["tax"] == 2.5
+    parts = one(model, gross=3.75)
+    assert round(parts["net"] + parts["tax"], 2) == 3.75
+    assert one(model, left=7, limit=20)["used"] == 13
+    day = dt.date(2020, 6, 1)
+    between = one(model, ordered=day, arrived="2020-06-02")
+    assert between["shipped"] == day, "the only day from the one to the other"
+    assert one(model, arrived="2020-06-02")["shipped"] <= day
+    assert one(model, city="c7")["region"] == "3"
+    paid = one(model, bank="x")
+    assert (paid["card"], paid["bank"], paid["cash"]) == (None, "x", None)
+    made = one(model, x=0.5)
+    assert sum(made[name] is not None for name in ("card", "bank", "cash")) == 1
+
+
+def test_rare_combinations_fit_known_cells(model: Model) -> None:
+    assert model.table is not None
+    table = orders()
+    for city, region in set(zip(*(table[n].to_pylist() for n in ("city", "region")), strict=True)):
+        rows = pa.table({"region": [region] * 50, "city": [None] * 49 + [city]})
+        completed = model.impute(rows.cast(pa.schema({"region": "str", "city": "str"})), 5)
+        assert rule_shares(model.table, completed)["combination(city, region)"] == 1.0
+        assert set(completed["region"].to_pylist()) == {region}
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        ({"net": 5.0, "tax": 1.0, "gross": 7.0}, "row 1: .* 'gross = net [+] tax'"),
+        ({"net": 5.0, "gross": 1.0}, "'gross = net [+] tax'"),
+        ({"shipped": dt.date(2020, 5, 2), "ordered": dt.date(2020, 5, 3)}, "'ordered <= shipped'"),
+        ({"ordered": dt.date(2020, 5, 2), "arrived": "2020-05-02"}, "'(ordered <|shipped <)"),
+        ({"city": "c7", "region": "0"}, r"'combination\(city, region\)'"),
+        ({"card": 1234, "bank": "x"}, r"'one_of\(card, bank, cash\)'"),
+    ],
+)
+def test_known_cells_that_break_a_rule(model: Model, cells: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        one(model, **cells)
+
+
+def test_the_row_that_breaks_a_rule_is_named_in_long_tables(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.model.ROWS_AT_ONCE", 64)
+    used = np.zeros(200, int)
+    used[150] = 40
+    with pytest.raises(DataError, match="row 151: its known cells break the rule 'used <= limit'"):
+        model.impute(pa.table({"used": used, "limit": [20] * 200}), 0)
+
+
+def test_values_next_to_ends() -> None:
+    whole = NumberColumn(name="x", type="int64", low=0, high=9, decimals=0, quantiles=(0, 9))
+    spikes = NumberColumn(name="x", type="int64", low=0, high=8, decimals=0, spikes=(0, 4, 8))
+    ends = np.array([-1, 0, 3.5, 4, 8.5, 20, np.nan])
+    nan = np.nan
+    for column, values in ((whole, np.arange(10.0)), (spikes, np.array([0, 4, 8.0]))):
+        for step in (1, -1):
+            for beyond in (False, True):
+                expected = []
+                for end in ends:
+                    found = values[
+                        (values - end) * step > 0 if beyond else (values - end) * step >= 0
+                    ]
+                    expected.append(
+                        (found.min() if step > 0 else found.max()) if len(found) else nan
+                    )
+                found = first_from(column, ends, beyond=beyond, step=step)  # type: ignore[arg-type]
+                np.testing.assert_array_equal(found, expected)
+
+
+def test_codes_between_ends() -> None:
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(0, 100, 500).astype(float)
+    column = NumberColumn(
+        name="x",
+        type="int64",
+        low=0,
+        high=99,
+        decimals=0,
+        missing=0.1,
+        quantiles=tuple(np.quantile(numbers, np.linspace(0, 1, 65))),
+        spikes=(10.0, 50.0),
+    )
+    low, high = np.sort(rng.integers(-5, 110, (2, 40)), axis=0).astype(float)
+    restrictions = between(column, low, high)
+    assert restrictions.shape == (40, 2 + 4)
+    assert (restrictions[:, -1] == 1).all(), "never missing"
+    spikes = np.array(column.spikes)
+    for row, a, b in zip(restrictions, low, high, strict=True):
+        np.testing.assert_array_equal(row[3:5] == 0, (spikes >= a) & (spikes <= b))
+        scores = np.array([row[0] - 3.5, 3.5 - row[1]])
+        made = column.decode(np.column_stack([scores, np.tile([1, 0, 0, 0], (2, 1))]))
+        wanted = nearest(column, np.array([a, b]))
+        assert np.abs(np.array(made.to_pylist()) - wanted).max() <= 1

@@ -18,13 +18,7 @@ from models.images import MODES, fit
 from models.networks import Shape
 from models.record import Run
 from models.tables import Condition
-from models.tables.gaps import (
-    fill,
-    require_rules,
-    restrict_to_known,
-    settle,
-    with_all_columns,
-)
+from models.tables.gaps import complete
 from models.tables.records import typed
 from models.values import numbers, pixels
 
@@ -290,21 +284,12 @@ class Model:
         done = []
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = typed(self.table, rows.slice(start, ROWS_AT_ONCE))
-            known = with_all_columns(self.table, some)
-            if any(rule.makes for rule in self.table.rules):
-                # First what rules need of the row; then the rest beside it.
-                made = self._beside(known, seed, start)
-                known = settle(self.table, known, made, start)
-            completed = fill(known, self._beside(known, seed, start), some.column_names)
-            require_rules(self.table, completed, start)
-            done.append(completed)
+            make = functools.partial(self._restricted_rows, seed, start)
+            done.append(complete(self.table, some, make, start))
         return pa.concat_tables(done)
 
-    def _beside(self, known: pa.Table, seed: int, start: int) -> pa.Table:
-        """Make rows in which known cells are what they are, as far as the code tells."""
-        assert self.table is not None
-        restrictions = restrict_to_known(self.table, known)
-        parts = self.samples(seed, len(known), start, restrictions=restrictions)
+    def _restricted_rows(self, seed: int, start: int, restrictions: Array) -> pa.Table:
+        parts = self.samples(seed, len(restrictions), start, restrictions=restrictions)
         return pa.concat_tables(self.tables(parts, start))
 
     def _generate(

@@ -114,6 +114,25 @@ class Results(BaseModel, frozen=True, extra="forbid"):
     figures: dict[str, Figure]
 
 
+class Marginal(BaseModel, frozen=True, extra="forbid"):
+    """The distribution of one column of a table among held-out rows, and among generated ones."""
+
+    name: str
+    kind: Literal["number", "time", "category"]
+    score: float
+    """Likeness of the two, 0 to 1: one column's share of the figure `column_shapes`."""
+    names: list[str]
+    """What each bar stands for: a value, or where a bin begins."""
+    edges: list[float] = []
+    """Edges of the bins of numbers; empty where each bar is a value, or a time."""
+    real: list[float]
+    """Share of each bar among the values that there are."""
+    generated: list[float]
+    real_missing: float
+    """Share of rows without a value."""
+    generated_missing: float
+
+
 class Line(BaseModel, frozen=True, extra="forbid"):
     """One series of a chart."""
 
@@ -169,6 +188,8 @@ class Run(BaseModel, frozen=True, extra="forbid"):
     engine: Engine = Engine()
     lipschitz: LipschitzBounds = LipschitzBounds()
     findings: list[Finding] = []
+    marginals: list[Marginal] = Field(default=[], exclude_if=lambda marginals: not marginals)
+    """Of each column of a table, the least alike first. Written only if there are any."""
     history: list[dict[str, float]] = []
 
 

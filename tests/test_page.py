@@ -82,6 +82,31 @@ def measure(run: dict[str, Any]) -> None:
     ]
 
 
+def compare(run: dict[str, Any]) -> None:
+    """Fill in what a trained table's record has: marginals of nine columns."""
+    number = {
+        "kind": "number",
+        "names": ["0 to 1", "1 to 2"],
+        "edges": [0, 1, 2],
+        "real": [0.25, 0.75],
+        "generated": [0.5, 0.5],
+        "real_missing": 0.125,
+        "generated_missing": 0,
+    }
+    town = {
+        **number,
+        "kind": "category",
+        "names": ["<b>a town</b>", "all others"],
+        "edges": [],
+    }
+    day = {**number, "kind": "time", "names": ["2020-06-29", "2021-06-29"], "edges": []}
+    columns = [town, number, day, *[number] * 6]
+    run["marginals"] = [
+        {"name": f"column {i}", "score": 0.5 + i / 100, **column}
+        for i, column in enumerate(columns)
+    ]
+
+
 class Site:
     """One kind of model, served."""
 
@@ -92,6 +117,8 @@ class Site:
             change(artifact, measure)
         else:
             make_artifact(artifact, kind)
+        if kind == "rows":
+            change(artifact, compare)
         self.artifact = artifact
         self.model: Model = load_artifact(artifact)
         self.port = free_port()
@@ -366,6 +393,78 @@ def test_sequences_and_tables(sites: Sites, visit: Callable[..., Page]) -> None:
     expected = sites["table"].model.sample(7, 1)[0]
     np.testing.assert_allclose([float(cell) for cell in row], expected, rtol=1e-3)
     assert page.locator("#walk dt").all_inner_texts() == ["height", "mass", "age"]
+
+
+@needs_chromium
+def test_marginals_of_a_table(sites: Sites, visit: Callable[..., Page]) -> None:
+    page = settled(visit(sites["rows"].url))
+    found = page.locator("#marginals > .marginal")
+    expect(found).to_have_count(6)
+    assert found.nth(0).locator("figcaption").inner_text() == (
+        "column 0 likeness 0.50; without a value: 12.5% of real rows, 0% of generated ones"
+    )
+    label = found.nth(0).locator("svg").get_attribute("aria-label")
+    assert label is not None
+    assert "<b>a town</b>: real 25%, generated 50%" in label
+    for i, (real, generated) in enumerate(((".bar", ".made"), (".bar", ".outline"))):
+        chart = found.nth(i).locator("svg")
+        assert chart.locator(real).count() == 3  # one is the legend's
+        assert chart.locator(generated).count() == (3, 1)[i]
+        widths = [
+            chart.locator(real).nth(j).bounding_box()["width" if i == 0 else "height"]  # type: ignore[index]
+            for j in range(2)
+        ]
+        assert widths[1] / widths[0] == pytest.approx(3, rel=0.02)
+    expect(found.nth(2).locator("svg")).to_contain_text("2020-06-29")
+    found.nth(1).locator("summary").click()
+    cells = found.nth(1).locator("tbody td").all_inner_texts()
+    assert cells == ["25%", "50%", "75%", "50%", "12.5%", "0%"]
+    page.locator("#marginals > details > summary").click()
+    rest = page.locator("#marginals > details .marginal svg")
+    expect(rest).to_have_count(3)
+    box = rest.first.bounding_box()
+    assert box is not None
+    assert box["height"] > 200
+    page = settled(visit(sites["table"].url))
+    expect(page.locator("#marginals-part")).to_be_hidden()
+
+
+@needs_chromium
+def test_files_of_rows_are_scored(sites: Sites, visit: Callable[..., Page], tmp_path: Path) -> None:
+    page = settled(visit(sites["rows"].url))
+    body = {"count": 30, "seed": 1, "format": "csv"}
+    content = httpx.post(f"{sites['rows'].url}v1/samples", json=body).content
+    (tmp_path / "rows.csv").write_bytes(content)
+    page.locator("#files").set_input_files(tmp_path / "rows.csv")
+    has(page, "#score-status", "30 items scored")
+    (tmp_path / "bad.csv").write_text("age\nforty\n")
+    page.locator("#files").set_input_files(tmp_path / "bad.csv")
+    has(page, "#score-status", "column 'age'")
+
+
+@needs_chromium
+def test_conditions_on_missing_values(sites: Sites, visit: Callable[..., Page]) -> None:
+    page = settled(visit(sites["rows"].url))
+    page.locator("#conditions summary").click()
+    missing = page.locator("#where [data-column=income][data-key=missing]")
+    assert page.locator("#where [data-column=age][data-key=missing]").count() == 0
+    head = page.locator("#samples thead th").all_inner_texts()
+    cell = page.locator("#samples tbody td").nth(head.index("income") - 1)
+    missing.select_option("no value")
+    page.locator("#where [data-column=since][data-key=at_least]").fill("2021-06-01")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    has(page, "#curl", '"income":{"missing":true}')
+    has(page, "#curl", '"since":{"at_least":"2021-06-01"}')
+    expect(cell).to_have_text("")
+    page.locator("#where [data-column=income][data-key=at_least]").fill("0.5")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    has(page, "#generate-status", "asks for no value and for more")
+    missing.select_option("a value")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    expect(cell).to_have_text(re.compile(r"0\.[5-9]"))
+    page.locator("#where [data-column=since][data-key=at_most]").fill("2021-02-30")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    has(page, "#generate-status", "'2021-02-30' is not a date or time")
 
 
 @needs_chromium

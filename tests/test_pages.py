@@ -9,7 +9,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from models.images import encode_png
-from models.record import Chart, Figure, Finding, Line, Run
+from models.record import Chart, Figure, Finding, Line, Marginal, Run
 from tests.artifacts import make_artifact
 from training.lab.study.page import Part
 from training.reporting.pages import TEMPLATES, model_card, render
@@ -20,6 +20,10 @@ CHART = Chart(title=HOSTILE, x_label=HOSTILE, y_label=HOSTILE, lines=[
     Line(name=HOSTILE, x=[1, 2], y=[1, 2]), Line(name=f"b{HOSTILE}", x=[1, 2], y=[2, 1]),
 ])  # fmt: skip
 FIGURE = Figure(value=0.5, floor=None, interval=(0.4, 0.6), n=5, better="higher")
+MARGINAL = Marginal(
+    name=HOSTILE, kind="category", score=0.5, names=[HOSTILE], real=[1], generated=[1],
+    real_missing=0.1, generated_missing=0.2,
+)  # fmt: skip
 PNG = encode_png(np.zeros((2, 2, 1), np.uint8))
 
 
@@ -66,7 +70,7 @@ def pages(surfaces: dict[str, bytes] | None = None) -> dict[str, str]:
             n=5,
             figures={HOSTILE: FIGURE},
             meanings={HOSTILE: HOSTILE},
-            columns=[ColumnPart(HOSTILE, 0.5, 0.1, 0.2, "")],
+            columns=[ColumnPart(MARGINAL, "")],
             pairs=[(HOSTILE, HOSTILE, 0.5, 0.1, 0.2)],
             pair_count=1,
             heat_maps=[],

@@ -11,10 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from models.errors import ConditionError
 from models.images import encode_png
+from models.tables import parse_conditions
+from models.trained import load
 from service.client import Client, UnsuitableError
 from service.endpoints.samples import MEDIA_TYPES
 from tests.servers import Server, is_problem
+from wgan_cli import main
 
 GAPS: list[dict[str, Any]] = [{"age": 40, "home": None}, {"home": "own", "income": 0.5}]
 
@@ -59,6 +63,51 @@ def test_rows_under_conditions_in_every_format(server: Server, format: str) -> N
     assert frame.id.is_unique
     again = server.samples(count=5000, seed=7, where=WHERE, format=format)
     assert again.content == response.content
+
+
+SAME: list[tuple[dict[str, Any], list[str]]] = [
+    ({"home": "own", "member": True}, ["home=own", "member=true"]),
+    ({"age": {"above": 30, "at_most": 40}}, ["age>30", "age<=40"]),
+    ({"income": None, "age": {"none_of": [50]}}, ["income=", "age!=50"]),
+    ({"income": {"missing": False}, "home": None}, ["income!=", "home="]),
+    ({"since": {"at_least": "2021-06-01", "below": "2021-07-01"}},
+     ["since>=2021-06-01", "since<2021-07-01"]),
+    ({"since": "2021-08-23", "income": {"below": 0.5}}, ["since=2021-08-23", "income<0.5"]),
+    ({"home": ["own", "rent, old"]}, ["home=own", "home=rent, old"]),
+    # What cannot be met:
+    ({"age": {"above": 40, "below": 41}}, ["age>40", "age<41"]),
+    ({"age": {"at_least": 60, "at_most": 20}}, ["age>=60", "age<=20"]),
+    ({"age": None}, ["age="]),
+    ({"since": {"above": "2021-02-30"}}, ["since>2021-02-30"]),
+    ({"since": {"above": "2033-01-01"}}, ["since>2033-01-01"]),
+    ({"home": {"above": "own"}}, ["home>own"]),
+    ({"country": "NL"}, ["country=NL"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "texts"), SAME)
+def test_conditions_are_the_same_by_http_python_and_command(
+    server: Server, tmp_path: Path, where: dict[str, Any], texts: list[str]
+) -> None:
+    trained, out = load(str(server.artifact)), tmp_path / "rows.parquet"
+    options = [part for text in texts for part in ("--where", text)]
+    command = ["sample", str(server.artifact), "-n", "40", "--seed", "3", "--out", str(out)]
+    response = server.samples(count=40, seed=3, where=where, format="parquet")
+    if response.status_code == 200:
+        frame = pd.read_parquet(io.BytesIO(response.content))
+        assert main([*command, *options]) == 0
+        pd.testing.assert_frame_equal(frame, pd.read_parquet(out))
+        pd.testing.assert_frame_equal(frame, trained.sample(3, 40, where=where), check_dtype=False)
+        return
+    says = is_problem(response, 422)["detail"]
+    assert next(iter(where)) in str(says)
+    with pytest.raises(ConditionError) as caught:
+        trained.sample(3, 40, where=where)
+    assert str(caught.value) == says
+    with pytest.raises(ConditionError) as caught:
+        trained.model.restrict(parse_conditions(texts))
+    assert str(caught.value).replace("'", "") == str(says).replace("'", "")
+    assert main([*command, *options]) == 2
 
 
 @pytest.mark.parametrize(

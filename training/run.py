@@ -45,6 +45,7 @@ from training.judging.extractors import (
     choose_extractor,
     load_extractor,
 )
+from training.judging.tables.marginals import published_marginals
 from training.presets import fill_in
 from training.progress import never, no_report, phase, silent
 from training.reporting.pages import (
@@ -289,6 +290,7 @@ def _judge_and_save(
             ),
             "results": results,
             "findings": findings,
+            "marginals": published_marginals(model, data),
             "lipschitz": lipschitz,
             "constraint": record.constraint_card(config.constraint, lipschitz),
         }

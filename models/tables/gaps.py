@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,34 @@ from models.tables.schema import TableSchema
 Array = np.ndarray
 
 
-def with_all_columns(schema: TableSchema, rows: pa.Table) -> pa.Table:
+def complete(
+    schema: TableSchema, rows: pa.Table, make: Callable[[Array], pa.Table], first: int
+) -> pa.Table:
+    """Fill the gaps of rows with what a generator makes beside their known cells.
+
+    Args:
+        schema: of the model.
+        rows: in the types of the schema.
+        make: makes rows under restrictions, float32 ``(N, restriction_width)``.
+        first: number of the first row.
+
+    Returns:
+        The rows, columns that were not there last, without gaps but for those that rules ask for.
+
+    Raises:
+        DataError: a cell holds what its column may not, or the known cells of a row break a rule.
+    """
+    known = _with_all_columns(schema, rows)
+    if any(rule.makes for rule in schema.rules):
+        # First what rules need of the row; then the rest beside it.
+        known = _settle(schema, known, make(_restrict_to_known(schema, known)), first)
+    made = make(_restrict_to_known(schema, known))
+    completed = _fill(known, made, rows.column_names)
+    _require_rules(schema, completed, first)
+    return completed
+
+
+def _with_all_columns(schema: TableSchema, rows: pa.Table) -> pa.Table:
     """Add the columns that are learned, or under rules, or copies, and not there: all gaps.
 
     A column and its copy know each other's values, so that both have the same gaps.
@@ -40,12 +68,12 @@ def with_all_columns(schema: TableSchema, rows: pa.Table) -> pa.Table:
     return _share_copies(schema, rows)
 
 
-def restrict_to_known(schema: TableSchema, rows: pa.Table) -> Array:
+def _restrict_to_known(schema: TableSchema, rows: pa.Table) -> Array:
     """Code, for each row, that known cells are what they are and that the others have a value.
 
     Args:
         schema: of the model.
-        rows: as `with_all_columns` returns them.
+        rows: as `_with_all_columns` returns them.
 
     Returns:
         float32 ``(N, restriction_width)``.
@@ -79,13 +107,13 @@ def restrict_to_known(schema: TableSchema, rows: pa.Table) -> Array:
     return np.concatenate(pieces, axis=1)
 
 
-def settle(schema: TableSchema, rows: pa.Table, made: pa.Table, first: int) -> pa.Table:
+def _settle(schema: TableSchema, rows: pa.Table, made: pa.Table, first: int) -> pa.Table:
     """Fill the gaps of columns under rules so that the rules are kept, as far as that can be.
 
     Args:
         schema: of the model.
-        rows: as `with_all_columns` returns them.
-        made: rows that were made under `restrict_to_known`: they keep to all rules, but may differ
+        rows: as `_with_all_columns` returns them.
+        made: rows that were made under `_restrict_to_known`: they keep to all rules, but may differ
             from known cells that rules make of others.
         first: number of the first row.
     """
@@ -102,7 +130,7 @@ def settle(schema: TableSchema, rows: pa.Table, made: pa.Table, first: int) -> p
     return _share_copies(schema, rows)
 
 
-def require_rules(schema: TableSchema, rows: pa.Table, first: int) -> None:
+def _require_rules(schema: TableSchema, rows: pa.Table, first: int) -> None:
     """Require that completed rows keep to the rules.
 
     Raises:
@@ -166,7 +194,7 @@ def _share_copies(schema: TableSchema, rows: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def fill(rows: pa.Table, made: pa.Table, names: list[str]) -> pa.Table:
+def _fill(rows: pa.Table, made: pa.Table, names: list[str]) -> pa.Table:
     """Put values of made rows where rows have gaps.
 
     Args:

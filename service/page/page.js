@@ -4,6 +4,7 @@
 const FRAMES = 36; // of a walk: a grid of six by six
 const MARGIN = 2; // pixels between the images of a grid, as the service draws it
 const SHOWN_ROWS = 10;
+const SHOWN_COLUMNS = 6; // whose marginals are not folded away
 const RETRY_SECONDS = 5;
 
 const $ = (id) => document.getElementById(id);
@@ -176,13 +177,13 @@ function ticks([low, high], most) {
 const ROOM = { left: 48, right: 10, top: 8, bottom: 40 }; // pixels around a frame, for its axes
 
 // A frame with axes: `x` and `y` turn values into places in it.
-function plot(width, height, label, xs, ys, names = ["", ""]) {
+function plot(width, height, label, xs, ys, names = ["", ""], isNamed = false) {
   const left = ys ? ROOM.left : 8;
   const [right, top, bottom] = [width - ROOM.right, ROOM.top, height - (names[0] ? ROOM.bottom : 24)];
   const x = (v) => left + ((v - xs[0]) / (xs[1] - xs[0])) * (right - left);
   const y = (v) => bottom - ((v - ys[0]) / (ys[1] - ys[0])) * (bottom - top);
   const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
-  for (const v of ticks(xs, Math.max(2, Math.floor(width / 80)))) {
+  for (const v of isNamed ? [] : ticks(xs, Math.max(2, Math.floor(width / 80)))) {
     root.append(
       svg("line", { class: "tick", x1: x(v), x2: x(v), y1: top, y2: bottom }),
       svg("text", { x: x(v), y: bottom + 16, "text-anchor": "middle" }, number(v)),
@@ -195,7 +196,7 @@ function plot(width, height, label, xs, ys, names = ["", ""]) {
     );
   }
   root.append(svg("rect", { class: "frame", x: left, y: top, width: right - left, height: bottom - top }));
-  if (names[0]) {
+  if (names[0].trim()) {
     const middle = (left + right) / 2;
     root.append(svg("text", { class: "title", x: middle, y: height - 6, "text-anchor": "middle" }, names[0]));
   }
@@ -313,14 +314,18 @@ function choiceField({ name, categories, others, missing }) {
   return make("label", {}, `${name} `, select);
 }
 
-function rangeFields({ name, kind, low, high }) {
+function rangeFields({ name, kind, low, high, missing }) {
   const type = kind === "number" ? "number" : "text";
-  return [["at_least", "from", low], ["at_most", "to", high]].map(([key, word, end]) => {
+  const ends = [["at_least", "from", low], ["at_most", "to", high]].map(([key, word, end]) => {
     const about = kind === "number" ? number(end) : "2024-05-31";
     const input = make("input", { type, placeholder: about, "data-column": name, "data-key": key });
     if (type === "number") input.step = "any";
     return make("label", {}, `${name} ${word} `, input);
   });
+  if (!missing) return ends;
+  const select = make("select", { "data-column": name, "data-key": "missing" });
+  options(select, [["", "any"], ["false", "a value"], ["true", "no value"]]);
+  return [...ends, make("label", {}, `${name} has `, select)];
 }
 
 function conditions() {
@@ -329,6 +334,7 @@ function conditions() {
     const { column, key } = field.dataset;
     if (field.value === "") continue;
     if (key === "one_of") where[column] = JSON.parse(field.value);
+    else if (key === "missing") where[column] = { ...where[column], missing: field.value === "true" };
     else where[column] = { ...where[column], [key]: field.type === "number" ? Number(field.value) : field.value };
   }
   return where;
@@ -633,6 +639,105 @@ function showQuality() {
     .catch((error) => box.replaceChildren(note(error.message)));
 }
 
+// ---- a table's columns: generated rows beside held-out ones, the least alike first ---------------
+
+const BAR = 15; // pixels of each bar of a category
+const LEGEND_BELOW = " "; // in place of a name below the axis: only its room is kept
+const percent = (share) => `${number(Math.round(1000 * share) / 10)}%`;
+
+function showMarginals() {
+  const box = $("marginals");
+  const found = model.marginals ?? []; // versions of before have none
+  $("marginals-part").hidden = !found.length;
+  box.replaceChildren(...found.slice(0, SHOWN_COLUMNS).map(marginalFigure));
+  if (found.length <= SHOWN_COLUMNS) return;
+  const rest = found.slice(SHOWN_COLUMNS);
+  box.append(
+    make("details", {}, make("summary", {}, `${rest.length} columns that are more alike`), ...rest.map(marginalFigure)),
+  );
+}
+
+function marginalFigure(marginal) {
+  const { name, kind, score, names, real, generated, real_missing, generated_missing } = marginal;
+  const chart = make("div", { class: "chart" });
+  const draw = kind === "category" ? namedBars : binnedBars;
+  const rows = names.map((label, i) => [label, percent(real[i]), percent(generated[i])]);
+  if (real_missing || generated_missing) rows.push(["no value", percent(real_missing), percent(generated_missing)]);
+  const figure = make(
+    "figure",
+    { class: "marginal" },
+    make("figcaption", {}, make("strong", {}, name), ` likeness ${score.toFixed(2)}` + missingText(marginal)),
+    chart,
+    make("details", {}, make("summary", {}, "In numbers"), table(name, ["", "real", "generated"], rows)),
+  );
+  show(chart, (width) => draw(width, marginal, marginalLabel(marginal)));
+  return figure;
+}
+
+const missingText = ({ real_missing, generated_missing }) =>
+  real_missing || generated_missing
+    ? `; without a value: ${percent(real_missing)} of real rows, ${percent(generated_missing)} of generated ones`
+    : "";
+
+// What the picture shows, in words: its likeness, and the bars that differ most.
+function marginalLabel({ name, score, names, real, generated }) {
+  const order = names.map((_, i) => i).sort((a, b) => Math.abs(real[b] - generated[b]) - Math.abs(real[a] - generated[a]));
+  const worst = order.slice(0, 3).map((i) => `${names[i]}: real ${percent(real[i])}, generated ${percent(generated[i])}`);
+  return `${name}: shares of real and of generated rows, likeness ${score.toFixed(2)}; most different are ${worst.join("; ")}`;
+}
+
+// A line for each category: a bar of real rows above one of generated rows.
+function namedBars(width, { names, real, generated }, label) {
+  const left = Math.min(160, width * 0.35);
+  const height = names.length * (2 * BAR + 10) + 28;
+  const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  const most = Math.max(...real, ...generated) || 1;
+  const x = (share) => left + (share / most) * (width - left - 52);
+  const letters = Math.floor(left / 8);
+  names.forEach((name, i) => {
+    const top = i * (2 * BAR + 10) + 4;
+    const short = name.length > letters ? `${name.slice(0, letters - 1)}…` : name;
+    root.append(svg("text", { class: "title", x: left - 6, y: top + BAR + 4, "text-anchor": "end" }, short));
+    [[real, "bar"], [generated, "made"]].forEach(([shares, look], side) => {
+      const y = top + side * BAR;
+      root.append(
+        svg("rect", { class: look, x: left, y, width: x(shares[i]) - left, height: BAR - 1 }),
+        svg("text", { x: x(shares[i]) + 4, y: y + BAR - 3 }, percent(shares[i])),
+      );
+    });
+  });
+  root.append(...legend(left, height - 8));
+  return root;
+}
+
+// Filled bars of real rows, under the outline of generated ones.
+function binnedBars(width, { names, edges, real, generated }, label) {
+  const ends = edges.length ? edges : [...names.keys(), names.length];
+  const ys = [0, 100 * Math.max(...real, ...generated) * 1.15 || 1];
+  const chart = plot(width, 260, label, [ends[0], ends.at(-1)], ys, [LEGEND_BELOW, "% of values"], !edges.length);
+  bars(chart, ends, real.map((share) => 100 * share));
+  const points = generated.flatMap((share, i) => [[ends[i], share], [ends[i + 1], share]]);
+  const outline = points.map(([v, share]) => [chart.x(v), chart.y(100 * share)]);
+  chart.root.append(svg("path", { class: "outline", d: pathOf(outline) }));
+  if (!edges.length) {
+    const room = Math.max(...names.map((name) => name.length)) * 7 + 14;
+    const each = Math.ceil((room * names.length) / (chart.right - chart.left));
+    for (let i = 0; i < names.length; i += each) {
+      const x = (chart.x(i) + chart.x(i + 1)) / 2;
+      chart.root.append(svg("text", { x, y: chart.bottom + 16, "text-anchor": "middle" }, names[i]));
+    }
+  }
+  chart.root.append(...legend(chart.left, 254));
+  return chart.root;
+}
+
+const legend = (x, y) => [
+  svg("rect", { class: "bar", x, y: y - 9, width: 14, height: 9 }),
+  svg("text", { x: x + 19, y }, "real, held out"),
+  svg("rect", { class: "made", x: x + 116, y: y - 9, width: 14, height: 9 }),
+  svg("text", { x: x + 135, y }, "generated"),
+];
+
 // Those that are present come first, with what to do; the others are told in one line each.
 function showFindings() {
   const present = model.findings.filter((finding) => finding.present);
@@ -716,17 +821,18 @@ function prepare() {
   $("count").value = isImage() ? 64 : 512;
   const size = model.shape.reduce((a, b) => a * b, 1);
   $("row-form").hidden = isImage() || isTable() || size > 64;
-  $("file-form").hidden = isTable();
   prepareConditions();
   $("row-label").textContent = `${size} numbers${size === 1 ? "" : ": " + columns().join(", ")}`;
   if (!isImage()) {
-    $("drop").querySelector("span").textContent = "Drop .npy or .npz files of items here, or choose them";
-    $("files").accept = ".npy,.npz";
+    const kinds = isTable() ? ".csv, .parquet or .arrow files of rows" : ".npy or .npz files of items";
+    $("drop").querySelector("span").textContent = `Drop ${kinds} here, or choose them`;
+    $("files").accept = isTable() ? ".csv,.parquet,.arrow,.feather" : ".npy,.npz";
   }
   $("content").hidden = false;
   show($("histogram"), (width) => scoresHistogram(width, []));
   showConstraint();
   showQuality();
+  showMarginals();
   showFindings();
   showRecord();
 }

@@ -9,21 +9,19 @@ import numpy as np
 
 from models.errors import UserError
 from models.model import Model
-from models.record import Chart, Line, Results
-from models.tables.category import CategoryColumn
-from models.tables.column import Column
+from models.record import Chart, Line, Marginal, Results
 from training.data.dataset import Dataset
 from training.judging.evaluate import SAMPLE_SEED
 from training.judging.tables import likeness
 from training.judging.tables.judge import real_rows
-from training.judging.tables.rows import comparable, is_missing, learned
+from training.judging.tables.marginals import marginals
+from training.judging.tables.rows import comparable, learned
 from training.reporting import charts
 from training.reporting.pages import render
 
 Array = np.ndarray
-BINS = 24
-MAX_CATEGORIES = 15
-"""Categories with a bar of their own; all others have one together."""
+LONGEST_NAME = 18
+"""Characters of a bar's name that are drawn."""
 MAX_PAIRS = 12
 """Pairs of columns that are listed, the worst first."""
 
@@ -57,10 +55,7 @@ MEANINGS = {
 class ColumnPart(NamedTuple):
     """What the page says of one column."""
 
-    name: str
-    score: float
-    real_missing: float
-    fake_missing: float
+    marginal: Marginal
     chart: str
     """An SVG element."""
 
@@ -87,7 +82,7 @@ def table_report(model: Model, data: Dataset, results: Results) -> str:
     real = reals.heldout.values[: reals.n]
     fake = comparable(model.rows(model.sample(SAMPLE_SEED, reals.n)), schema)
     columns = learned(schema)
-    parts = [_column(c, real[str(i)], fake[str(i)]) for i, c in enumerate(columns)]
+    parts = [_column(marginal) for marginal in marginals(columns, real, fake)]
     names = [column.name for column in columns]
     tables = likeness.associations(real), likeness.associations(fake)
     pairs = [
@@ -104,7 +99,7 @@ def table_report(model: Model, data: Dataset, results: Results) -> str:
         n=reals.n,
         figures=results.figures,
         meanings=MEANINGS,
-        columns=sorted(parts, key=lambda part: part.score),
+        columns=parts,
         pairs=sorted(pairs, key=lambda pair: pair[2])[:MAX_PAIRS],
         pair_count=len(pairs),
         heat_maps=[
@@ -115,63 +110,16 @@ def table_report(model: Model, data: Dataset, results: Results) -> str:
     )
 
 
-def _column(column: Column, real: Array, fake: Array) -> ColumnPart:
-    """Compare the values of one column."""
-    gaps, fake_gaps = (float(is_missing(x).mean()) for x in (real, fake))
-    sets = {"real": real[~is_missing(real)], "generated": fake[~is_missing(fake)]}
-    chart = _categories if isinstance(column, CategoryColumn) else _numbers
-    drawn = charts.svg(chart(column, sets), width=500, height=300)
-    return ColumnPart(column.name, likeness.column_shape(real, fake), gaps, fake_gaps, drawn)
-
-
-def _categories(column: Column, sets: dict[str, Array]) -> Chart:
-    assert isinstance(column, CategoryColumn), "only categories have names"
-    known = (*column.categories, *column.others)
-    counts = np.bincount(np.concatenate(list(sets.values())), minlength=len(known) + 1)
-    shown = np.argsort(-counts, kind="stable")[: min(MAX_CATEGORIES, len(known))]
-    shown = shown[counts[shown] > 0]
-    names = [(*known, "unknown")[i] for i in shown]
-    lines = []
-    for name, values in sets.items():
-        shares = np.bincount(values, minlength=len(known) + 1) / max(len(values), 1)
-        heights = [*shares[shown], 1 - shares[shown].sum()]
-        lines.append((name, heights))
-    has_rest = any(heights[-1] > 1e-9 for _, heights in lines)
-    count = len(names) + has_rest
-    return Chart(
-        title=column.name,
-        x_label="",
-        y_label="share",
-        lines=[
-            Line(name=name, x=list(map(float, range(count))), y=[float(h) for h in heights[:count]])
-            for name, heights in lines
-        ],
-        bars=True,
-        x_names=[name[:18] for name in names] + ["all others"] * has_rest,
+def _column(marginal: Marginal) -> ColumnPart:
+    """Draw one column."""
+    names = [] if marginal.edges else [name[:LONGEST_NAME] for name in marginal.names]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(marginal.edges)]
+    x = middles or list(map(float, range(len(names))))
+    lines = [
+        Line(name="real", x=x, y=list(marginal.real)),
+        Line(name="generated", x=x, y=list(marginal.generated)),
+    ]
+    chart = Chart(
+        title=marginal.name, x_label="", y_label="share", lines=lines, bars=True, x_names=names
     )
-
-
-def _numbers(column: Column, sets: dict[str, Array]) -> Chart:
-    both = np.concatenate([x for x in sets.values() if len(x)] or [np.zeros(1)])
-    low, high = np.quantile(both, [0.005, 0.995])
-    distinct = np.unique(both)
-    if len(distinct) <= BINS:  # a bar for each value
-        names = [f"{value:g}" for value in distinct]
-        edges = np.array([*distinct, np.inf])
-        centres = list(map(float, range(len(distinct))))
-    else:
-        edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
-        names, centres = [], [(a + b) / 2 for a, b in itertools.pairwise(edges)]
-    lines = []
-    for name, values in sets.items():
-        inside = values if len(distinct) <= BINS else values.clip(low, high)
-        shares = np.histogram(inside, edges)[0] / max(len(values), 1)
-        lines.append(Line(name=name, x=centres, y=[float(share) for share in shares]))
-    return Chart(
-        title=column.name,
-        x_label="",
-        y_label="share",
-        lines=lines,
-        bars=True,
-        x_names=names,
-    )
+    return ColumnPart(marginal, charts.svg(chart, width=500, height=300))

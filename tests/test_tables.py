@@ -20,7 +20,7 @@ from models.networks.rows import RowHeads
 from models.tables import Condition, TableSchema, parse_conditions
 from models.tables.column import arrow_type
 from models.tables.layout import LARGEST_SCORE
-from models.tables.scores import from_scores, to_scores
+from models.tables.scores import from_scores, quantile_levels, to_scores
 from training.data.schema import find_structure, fit_schema
 
 RNG = np.random.default_rng(0)
@@ -147,10 +147,19 @@ def test_scores_are_undone(numbers: list[float]) -> None:
 
 def test_scores_of_a_normal_are_standard() -> None:
     """The normal's own quantile function is the oracle."""
-    levels = np.linspace(0, 1, 1000)[1:-1]
-    quantiles = 5 + 2 * norm.ppf(levels)
+    quantiles = 5 + 2 * norm.ppf(quantile_levels(1000).clip(1e-9, 1 - 1e-9))
     numbers = 5 + 2 * np.linspace(-2, 2, 9)
     assert np.abs(to_scores(numbers, quantiles) - np.linspace(-2, 2, 9)).max() < 0.02
+
+
+def test_a_far_value_is_rare_among_generated_numbers_too() -> None:
+    """Normal scores make the data's own distribution again, out to the tails."""
+    rng = np.random.default_rng(0)
+    numbers = np.sort(np.append(rng.lognormal(0, 1, 9999), 1e6))
+    made = from_scores(rng.normal(size=100_000), np.quantile(numbers, quantile_levels(1000)))
+    for level in (0.001, 0.01, 0.5, 0.99, 0.999, 0.9995):
+        low, high = np.quantile(numbers, [level * 0.5, 1 - (1 - level) * 0.5])
+        assert low <= np.quantile(made, level) <= high
 
 
 # ---- conditions ------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ class NumberColumn(Column, frozen=True):
     """Digits after the point that the values have, 0 for whole numbers; None if no few digits hold
     them."""
     quantiles: tuple[float, ...] = ()
-    """Quantiles at equal distances of the values that are no spikes; empty if all are."""
+    """Quantiles, at the levels of `models.tables.scores.quantile_levels`, of the values that are no
+    spikes; empty if all are."""
     spikes: tuple[float, ...] = ()
     """Values, ascending, that each stand in many rows."""
 

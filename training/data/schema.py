@@ -25,6 +25,7 @@ from models.tables import (
     TimeColumn,
 )
 from models.tables.column import column_values, is_number
+from models.tables.scores import quantile_levels
 from models.tables.times import read_times, to_ticks
 from training.data.columns import (
     FEW_VALUES,
@@ -38,7 +39,8 @@ from training.data.digests import RowDigests, hash_values
 from training.progress import track
 
 Array = np.ndarray
-MAX_QUANTILES = 1000
+QUANTILES = 1000
+"""Of a column's numbers, at the levels of `models.tables.scores.quantile_levels`."""
 MIN_SPIKE = 0.05
 """Share of the rows from which on a number is an option of its own."""
 MAX_CATEGORIES = 50
@@ -281,8 +283,7 @@ def _spread(every: Array, numbers: Array, told: tuple[float, ...] | None) -> dic
     if not len(rest):
         rest = every[~np.isin(every, spikes)]
     if len(rest):
-        count = min(MAX_QUANTILES, max(len(rest), 2))
-        knots = np.quantile(rest, np.linspace(0, 1, count), overwrite_input=True)
+        knots = np.quantile(rest, quantile_levels(QUANTILES), overwrite_input=True)
         found["quantiles"] = tuple(knots.tolist())
     return found
 

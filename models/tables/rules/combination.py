@@ -112,14 +112,14 @@ class Combination(RuleOnColumns, frozen=True):
     def narrowed(self, rows: pa.Table, columns: Columns, ranges: Ranges) -> dict[str, Array]:
         """Ask for combinations with the known values."""
         assert self.joint is not None
-        fits, places = self._fitting(rows)
-        common = len(self.joint.categories)
-        options = [fits[:, :common]]
-        if self.joint.others:
-            options.append(fits[:, common:].any(axis=1, keepdims=True))
         if self.joint.option_count < 2:
             return {}
-        return {self.joint.name: (~np.concatenate(options, axis=1)).astype(np.float32)[places]}
+        fits, places = self._fitting(rows)
+        common = len(self.joint.categories)
+        options = fits[:, :common]
+        if self.joint.others:
+            options = np.column_stack([options, fits[:, common:].any(axis=1)])
+        return {self.joint.name: (~options).astype(np.float32)[places]}
 
     def settled(
         self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, first: int

@@ -64,7 +64,7 @@ def marginal(column: Column, real: Array, fake: Array) -> Marginal:
         kind = "time" if isinstance(column, TimeColumn) else "number"
     return Marginal(
         name=column.name,
-        kind=kind,  # type: ignore[arg-type]
+        kind=kind,
         score=round(column_shape(real, fake), 4),
         names=names,
         edges=edges,

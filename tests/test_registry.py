@@ -70,6 +70,20 @@ def test_what_is_tracked() -> None:
     assert run.data.tags["mlflow.note.content"] == version.description == "# tiny\n"
 
 
+def test_of_a_table_the_report_and_any_names_of_columns_are_tracked(tmp_path: Path) -> None:
+    told = {"Price ($), net": {"kind": "number"}}
+    folder = make_artifact(
+        tmp_path / "artifact", "rows", data={"source": "sales.csv", "columns": told}
+    )
+    (tmp_path / "report.html").write_text("<p>columns</p>")
+    model = load_artifact(folder)
+    run_id = track_and_register(model, folder, "compared", tmp_path / "report.html")
+    api = registry.client()
+    assert "report.html" in {f.path for f in api.list_artifacts(run_id)}
+    said = json.loads(api.get_run(run_id).data.params["data.columns"])
+    assert said["Price ($), net"]["kind"] == "number"
+
+
 def test_champions_come_and_go_with_their_history() -> None:
     assert registry.promote("tiny", "1", "first") is None
     assert registry.promote("tiny", "3", "better") == "1"

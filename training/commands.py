@@ -198,12 +198,14 @@ def inspect(
     data: Annotated[str, typer.Argument(metavar="D", help=DATA_HELP)],
     size: Annotated[int | None, typer.Option(metavar="N", help="pixels: as data.size")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="default: named after D")
+        Path | None, typer.Option(metavar="FILE.png", help="draw it too; by default no file")
     ] = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a data set becomes and what is wrong with it, and draw it."""
+    """Say what a data set becomes and what is wrong with it."""
+    if out and out.suffix != ".png":
+        raise UserError(f"--out {out}: the picture is a .png")
     from models.tables import rule_shares
     from training.data import inspection
     from training.data.dataset import load_data
@@ -218,11 +220,9 @@ def inspect(
         dataset = load_data(config)
         problems = inspection.problems(dataset)
     card = dataset.card
-    out = out or Path(f"{card.name}.png")
-    if out.suffix != ".png":
-        raise UserError(f"--out {out}: the picture is a .png")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(data_picture(dataset))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(data_picture(dataset))
     described = card.model_dump(mode="json")
     columns, rules = [], dict[str, float]()
     if card.table is not None:
@@ -231,7 +231,8 @@ def inspect(
         for key in ("table", "columns", "offset", "scale"):  # said column by column
             del described[key]
     if as_json:
-        answer: dict[str, Any] = {"card": described, "problems": problems, "picture": str(out)}
+        answer: dict[str, Any] = {"card": described, "problems": problems}
+        answer |= {"picture": str(out)} if out else {}
         answer |= {"columns": columns} if columns else {}
         print(json.dumps(answer | ({"rules": rules} if rules else {}), indent=2))
         return
@@ -244,7 +245,8 @@ def inspect(
         print(f"rule: {rule}: {share:.4g} of the rows")
     for problem in problems:
         print(f"problem: {problem}")
-    say(f"picture: {out}")
+    if out:
+        say(f"picture: {out}")
 
 
 @app.command()

@@ -360,6 +360,7 @@ def _register_once(model: Model, folder: Path) -> str:
     note = folder / REGISTERED
     if note.exists():
         return str(json.loads(note.read_text())["model"])
-    reference = track_and_register(model, folder / ARTIFACT)
+    report = folder / REPORT if model.table is not None else None
+    reference = track_and_register(model, folder / ARTIFACT, report=report)
     note.write_text(json.dumps({"model": reference}) + "\n")
     return reference

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -19,11 +20,18 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "wgan-foundry"
+LONGEST_PARAMETER = 6000
+"""Characters of a parameter that MLflow keeps."""
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a run's description, Markdown."""
 
 
-def track_and_register(model: Model, artifact_folder: Path, comparison: str | None = None) -> str:
+def track_and_register(
+    model: Model,
+    artifact_folder: Path,
+    comparison: str | None = None,
+    report: Path | None = None,
+) -> str:
     """Write a finished run and its artifact to MLflow, and register it as a new version.
 
     Repeating it is safe: a version that has the same artifact is not made again. Nothing else is
@@ -34,6 +42,7 @@ def track_and_register(model: Model, artifact_folder: Path, comparison: str | No
         artifact_folder: where it lies.
         comparison: name of the comparison that the run is part of; the run is then tracked, and no
             version is registered.
+        report: the page of a table's columns, to be shown beside the artifact.
 
     Returns:
         ``name@version``; of a comparison, MLflow's run id.
@@ -58,6 +67,8 @@ def track_and_register(model: Model, artifact_folder: Path, comparison: str | No
             card = (artifact_folder / CARD).read_text()[:5000]
             _log_record(api, run_id, run, started.info.start_time, {**tags, NOTE: card})
             _log_files(api, run_id, run, artifact_folder)
+            if report is not None:
+                _store(api, run_id, report)
             reference = str(run_id)
             if not comparison:
                 uri = f"{started.info.artifact_uri}/artifact"
@@ -116,7 +127,12 @@ def _log_record(api: MlflowClient, run_id: str, run: Run, now: int, tags: dict[s
     metrics += [Metric(f"finding.{f.name}", f.value, now, last_step) for f in run.findings]
     for first in range(0, len(metrics), 1000):  # as many as MLflow takes at once
         api.log_batch(run_id, metrics[first : first + 1000])
-    parameters = flatten(run.config.model_dump(mode="json"))
+    config = run.config.model_dump(mode="json")
+    # MLflow refuses keys with signs that names of columns may have.
+    columns = config["data"].pop("columns", None)
+    parameters = flatten(config)
+    if columns:
+        parameters["data.columns"] = json.dumps(columns)[:LONGEST_PARAMETER]
     api.log_batch(
         run_id,
         params=[Param(key, str(value)) for key, value in parameters.items()],

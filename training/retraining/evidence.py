@@ -208,8 +208,13 @@ def make_the_same(one: Model, other: Model) -> bool:
     """True if samples of two models compare: items of one shape, or rows of the same columns."""
     if one.table is None or other.table is None:
         return one.shape == other.shape
-    first, second = ({c.name: c.kind for c in t.columns} for t in (one.table, other.table))
-    return first == second
+    return not different_columns(one.table, other.table)
+
+
+def different_columns(one: TableSchema, other: TableSchema) -> list[str]:
+    """Names of the columns that only one of two tables has, or that are of different kinds."""
+    first, second = ({c.name: c.kind for c in t.columns} for t in (one, other))
+    return sorted(name for name in first | second if first.get(name) != second.get(name))
 
 
 def loss_floor(loss: str, points: Array, n: int) -> float:

@@ -26,7 +26,7 @@ from training.judging.doctor.diagnosis import in_one_line
 from training.judging.figures import FIGURES, figure
 from training.judging.intervals import Difference, Estimate
 from training.judging.metrics import nearest_distances
-from training.retraining.evidence import Evidence, RegisteredModel, make_the_same
+from training.retraining.evidence import Evidence, RegisteredModel, different_columns, make_the_same
 
 Array = np.ndarray
 Loss = Literal[
@@ -202,11 +202,12 @@ def no_worse_than(
         margin: in the loss's unit.
     """
     if not make_the_same(rival.model, evidence.challenger):
-        what = (
-            f"items of shape {rival.model.shape}, the challenger of {evidence.challenger.shape}"
-            if evidence.challenger.table is None
-            else "rows of other columns than the challenger"
-        )
+        theirs, ours = rival.model.table, evidence.challenger.table
+        if theirs is None or ours is None:
+            what = f"items of shape {rival.model.shape}, the challenger {evidence.challenger.shape}"
+        else:
+            names = ", ".join(different_columns(theirs, ours))
+            what = f"rows of other columns, or of other kinds, than the challenger ({names})"
         reason = f"{other} makes {what}: no figure compares them; promote by hand"
         return Gate(name=name, passed=False, reason=reason)
     called = f"{other} (version {rival.version})"

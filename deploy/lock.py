@@ -24,9 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LOCKS = ROOT / "requirements"
 EXTRAS = {
-    "dev": ["train", "service", "dev", "docs"],
+    "dev": ["train", "privacy", "service", "dev", "docs"],
     "service": ["service"],
-    "train": ["train", "features", "s3"],
+    "train": ["train", "features", "privacy", "s3"],
 }
 PYTHONS = ["3.11", "3.14"]
 PLATFORMS = ["x86_64-manylinux_2_28", "aarch64-manylinux_2_28"]

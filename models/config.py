@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -146,6 +146,33 @@ class TableConfig(BaseModel, frozen=True, extra="forbid"):
     asked for by conditions, such as a category or a range."""
 
 
+class PrivacyConfig(BaseModel, frozen=True, extra="forbid"):
+    """Settings of differentially private training of a table; docs/privacy.md says what holds."""
+
+    epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """What the whole training may spend; the noise follows from it."""
+    noise_multiplier: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Standard deviation of the noise, in units of `clip_norm`; given in place of `epsilon`."""
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """Chance, at most, with which `epsilon` may not hold; below one over the training rows."""
+    clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Length, at most, of each row's gradient of the critic's loss."""
+    public: tuple[Literal["schema", "figures"], ...] = ()
+    """What the user declares public, as no noise hides it: the schema that is learned from the
+    rows, and the figures, findings and history, which are otherwise not in the artifact."""
+
+    @field_validator("public", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, public: Any) -> Any:
+        return (public,) if isinstance(public, str) else public
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("set epsilon or noise_multiplier, one of the two")
+        return self
+
+
 class ServingConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of the finished generator's forward; it is judged as it is served."""
 
@@ -168,6 +195,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     """Condition generator and critic on the class of each item; the data must have labels."""
     table: TableConfig | None = Field(default=None, exclude_if=lambda table: table is None)
     """Written if it is set, as the preset ``table`` sets it; None: as by default."""
+    privacy: PrivacyConfig | None = Field(default=None, exclude_if=lambda privacy: privacy is None)
+    """Written if it is set; None: training is not differentially private."""
     evaluation: EvaluationConfig = EvaluationConfig()
     serving: ServingConfig = ServingConfig()
 
@@ -200,6 +229,26 @@ class Config(BaseModel, frozen=True, extra="forbid"):
                 f"critic.dropout: {self.constraint.kind} compares two forwards that differ by "
                 "dropout; set critic.dropout, such as 0.5"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _each_row_stays_apart(self) -> Self:
+        """A row's share in a private step is bounded only if no other row's term depends on it."""
+        if self.privacy is None:
+            return self
+        reasons = [
+            f"{part}.normalization: 'batch' mixes the rows of a batch; use 'layer' or 'none'"
+            for part, network in (("critic", self.critic), ("generator", self.generator))
+            if network.normalization == "batch"
+        ]
+        if mixing := self.constraint.mixes_samples():
+            reasons.append(f"constraint {self.constraint.kind}: {mixing}; use another")
+        if self.training.precision != "fp32":
+            reasons.append("training.precision: only fp32 is private")
+        if self.training.critic_step not in ("auto", "eager"):
+            reasons.append("training.critic_step: a private step has one way only; leave it out")
+        if reasons:
+            raise ValueError(f"privacy: {'; '.join(reasons)}")
         return self
 
 
@@ -279,7 +328,12 @@ def _in_words(error: Any, model: type[BaseModel]) -> str:
     elif location[:2] == ["data", "csv"] and len(location) > 2:
         fields = CsvConfig.model_fields
     elif location and location[0] in model.model_fields and len(location) > 1:
-        fields = getattr(model.model_fields[location[0]].annotation, "model_fields", {})
+        section = model.model_fields[location[0]].annotation
+        # A section that may be left out is a union with None.
+        fields = next(
+            (s.model_fields for s in (section, *get_args(section)) if hasattr(s, "model_fields")),
+            {},
+        )
     else:
         fields = model.model_fields
     path = ".".join(location)

@@ -71,6 +71,35 @@ class ConstraintCard(BaseModel, frozen=True, extra="forbid"):
     guarantee: str
 
 
+class PrivacyCard(BaseModel, frozen=True, extra="forbid"):
+    """What differentially private training has spent, and on which terms (docs/privacy.md)."""
+
+    epsilon: float
+    """Of all critic steps, for data sets that differ by one training row more or less."""
+    delta: float
+    accountant: Literal["rdp"] = "rdp"
+    noise_multiplier: float
+    """Standard deviation of the noise on the sum of a step's gradients, in clip norms."""
+    clip_norm: float
+    """Length, at most, of a row's gradient."""
+    sampling_rate: float
+    """Probability with which a row is in a step's sample."""
+    steps: int
+    """Critic steps, each of which has spent."""
+    public: list[str]
+    """What the user has declared public: it follows from real rows, and epsilon leaves it out."""
+
+    @property
+    def in_words(self) -> str:
+        """One sentence for people."""
+        declared = f"; declared public: {', '.join(self.public)}" if self.public else ""
+        return (
+            f"epsilon {rounded_up(self.epsilon)} at delta {self.delta:g}, for one training row "
+            f"({self.steps} critic steps, noise multiplier {self.noise_multiplier:.4g}, sampling "
+            f"rate {self.sampling_rate:.4g}{declared})"
+        )
+
+
 class Engine(BaseModel, frozen=True, extra="forbid"):
     """Settings of the generator's forward, fixed when the version is made, so its bytes stay."""
 
@@ -185,6 +214,8 @@ class Run(BaseModel, frozen=True, extra="forbid"):
     data: DataCard
     provenance: dict[str, Any]
     results: Results
+    privacy: PrivacyCard | None = Field(default=None, exclude_if=lambda card: card is None)
+    """Written if training was differentially private."""
     engine: Engine = Engine()
     lipschitz: LipschitzBounds = LipschitzBounds()
     findings: list[Finding] = []
@@ -232,6 +263,26 @@ def rounded_up(value: float) -> str:
     """Round up to four digits, so that what is at most ``value`` is at most the number said."""
     digits = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING)
     return f"{float(digits.create_decimal(value)):.6g}"
+
+
+def without_leaks(run: Run) -> Run:
+    """Leave out of a private run's record what no noise hides and the user has not made public.
+
+    These are figures, findings, history, and what was measured at real rows; and the hash of the
+    data, which would confirm a guess of all rows.
+    """
+    if run.privacy is None:
+        return run
+    public: dict[str, Any] = {"data": run.data.model_copy(update={"sha256": ""})}
+    if "figures" not in run.privacy.public:
+        certified = LipschitzBounds(certified=run.lipschitz.certified, reason=run.lipschitz.reason)
+        public |= {
+            "results": Results(extractor=None, figures={}),
+            "lipschitz": certified,
+            "findings": [],
+            "history": [],
+        }
+    return run.model_copy(update=public)
 
 
 def constraint_cards() -> list[ConstraintCard]:

@@ -75,6 +75,11 @@ def _record_metrics(models: list[Served]) -> Iterator[Metric]:
     )
     quality = gauge("wgan_quality", "Quality on held-out data.", "metric", "extractor")
     floor = gauge("wgan_quality_floor", "The same of real against real.", "metric", "extractor")
+    epsilon = gauge(
+        "wgan_model_privacy_epsilon",
+        "Epsilon that differentially private training has spent; none for other models.",
+        "delta",
+    )
     findings = gauge("wgan_findings", "What is wrong with the run, by severity.", "severity")
     for model in models:
         role, run = model.role, model.model.run
@@ -102,6 +107,8 @@ def _record_metrics(models: list[Served]) -> Iterator[Metric]:
         for bound, value in bounds.items():
             if value is not None:
                 lipschitz.add_metric([role, bound], value)
+        if run.privacy is not None:
+            epsilon.add_metric([role, f"{run.privacy.delta:g}"], run.privacy.epsilon)
         if model.saturated_share is not None:
             saturated.add_metric([role], model.saturated_share)
         extractor = run.results.extractor.name if run.results.extractor else ""
@@ -112,7 +119,7 @@ def _record_metrics(models: list[Served]) -> Iterator[Metric]:
         for severity in SEVERITIES:
             count = sum(f.severity == severity for f in run.findings)
             findings.add_metric([role, severity], count)
-    yield from (info, age, values, norms, lipschitz, saturated, quality, floor, findings)
+    yield from (info, age, values, norms, lipschitz, saturated, quality, floor, epsilon, findings)
 
 
 def _drift_metrics(models: list[Served], windows: Windows) -> Iterator[Metric]:

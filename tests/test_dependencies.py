@@ -18,7 +18,7 @@ EXTRAS = {
     # `wgan models`, `promote` and `sample` work without any extra.
     "models": [],
     "service": ["service"],
-    "training": ["train", "features", "inception", "s3"],
+    "training": ["train", "features", "inception", "privacy", "s3"],
     # The command line imports what a command needs when it runs.
     ".": ["train", "service"],
 }

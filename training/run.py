@@ -31,6 +31,7 @@ from models.sampling import CHUNK, TABLE_CHUNK
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import precision_problems
+from training.engine.accounting import privacy_card
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import train
 from training.engine.runs import Interrupted, Row, Watch, no_watch
@@ -63,6 +64,8 @@ ARTIFACT = "artifact"
 CHECKPOINTS = "checkpoints"
 REGISTERED = "registered.json"
 DIAGNOSIS = "diagnosis.html"
+JUDGED = "judged.json"
+"""Of a private run: the record with all that its artifact leaves out, not to be published."""
 REPORT = "report.html"
 """Of a table: its figures, with pictures of each column."""
 MAX_GRADIENT_POINTS = 512
@@ -158,11 +161,14 @@ def run_training(
             raise Interrupted("stopped before registering")
 
     model = artifact.load_artifact(finished)
-    _say_results(model.run, say)
-    page = findings_page(f"Diagnosis of {config.name}", model.run.findings)
+    judged = model.run
+    if (folder / JUDGED).exists():
+        judged = Run.model_validate_json((folder / JUDGED).read_bytes())
+    _say_results(judged, say)
+    page = findings_page(f"Diagnosis of {config.name}", judged.findings)
     (folder / DIAGNOSIS).write_text(page)
     if model.table is not None:
-        (folder / REPORT).write_text(table_report(model, data, model.run.results))
+        (folder / REPORT).write_text(table_report(model, data, judged.results))
     return _register_once(model, folder) if register else None
 
 
@@ -208,6 +214,8 @@ def _say_data(data: Dataset, say: Callable[[str], None]) -> None:
 def _say_results(run: Run, say: Callable[[str], None]) -> None:
     for line in figures_in_words(run.results.figures):
         say(f"  {line}")
+    if run.privacy is not None:
+        say(f"  private: {run.privacy.in_words}")
     if run.engine.precision == "bf16":
         say(f"  served {serving_in_words(run)}")
     for finding in run.findings:
@@ -251,6 +259,7 @@ def _new_record(
         data=data.card,
         provenance=provenance,
         results=Results(extractor=None, figures={}),
+        privacy=privacy_card(config, data.card.training_count) if config.privacy else None,
         engine=Engine(
             precision=config.serving.precision, chunk=TABLE_CHUNK if data.card.table else CHUNK
         ),
@@ -295,6 +304,12 @@ def _judge_and_save(
             "constraint": record.constraint_card(config.constraint, lipschitz),
         }
     )
+    if run.privacy is not None:
+        folder.with_name(JUDGED).write_text(run.model_dump_json(indent=2) + "\n")
+        run = record.without_leaks(run)
+        if not run.results.figures:  # nor scores and a picture of real rows
+            heldout = model.sample(seed, len(heldout))
+            scores = model.score(heldout)
     extracting = {PREFIX + name: t for name, t in extractor.weights.items()} if extractor else {}
     artifact.save_artifact(
         folder,

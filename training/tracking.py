@@ -94,6 +94,8 @@ def _tags(model: Model, comparison: str | None) -> dict[str, str]:
         "data_sha256": run.data.sha256,
         registry.DIGEST_TAG: model.digest,
     }
+    if run.privacy:
+        tags["privacy"] = run.privacy.in_words
     if comparison:
         tags["comparison"] = comparison
     tags |= {

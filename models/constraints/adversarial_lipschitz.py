@@ -45,9 +45,9 @@ class AdversarialLipschitz(TargetedPenalty):
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
         """Compute the class's formula."""
         points = self.points(real, fake)
-        length = torch.empty(len(points), dtype=points.dtype, device=points.device)
-        length = _per_sample(length.uniform_(self.shortest, self.longest), points)
-        step = length * self._direction(critic, points)
+        drawn = torch.rand(len(points), dtype=points.dtype, device=points.device)
+        length = self.shortest + (self.longest - self.shortest) * drawn
+        step = _per_sample(length, points) * self._direction(critic, points)
         change = (score_points(critic, points) - score_points(critic, points + step)).abs()
         slopes = change / torch.linalg.vector_norm(step.flatten(1), dim=1)
         return self.strength * (slopes - self.target).clamp_min(0).square().mean()

@@ -110,6 +110,13 @@ class Constraint(BaseModel, frozen=True, extra="forbid"):
         """Return True if the loss of this step includes the penalty."""
         return True
 
+    def mixes_samples(self) -> str | None:
+        """Say why a batch's penalty is not the mean of its samples' own; None if it is.
+
+        Differentially private training clips each sample's share of the loss, so it needs one.
+        """
+        return None
+
     def after_critic_step(self, critic: nn.Module) -> None:
         """Restore, in place, what the optimiser's step may have broken."""
 

@@ -32,6 +32,10 @@ class MaxGradientPenalty(Penalty):
         """See `Constraint.target_slope`."""
         return self.target or None
 
+    def mixes_samples(self) -> str:
+        """See `Constraint.mixes_samples`."""
+        return "only the steepest sample of a batch is penalised"
+
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
         """Compute the class's formula."""
         steepest = batch_max(self.norms(critic, real, fake))

@@ -50,6 +50,12 @@ class Penalty(Constraint):
         """Return True if the term is computed in this step."""
         return step % self.every == 0
 
+    def mixes_samples(self) -> str | None:
+        """See `Constraint.mixes_samples`."""
+        if self.where == "around_real":
+            return "its noise is as wide as the batch's spread"
+        return None
+
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
         """Compute the penalty of one step, with its strength and without lazy evaluation."""
         raise NotImplementedError

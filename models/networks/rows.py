@@ -83,12 +83,12 @@ class RowHeads(nn.Module):
         ranks = torch.lerp(ndtr(low), ndtr(high), ndtr(x[:, :count]))
         pieces = [ndtri(ranks).clamp(low, high)]
         logits = x[:, count:] / TEMPERATURE - FORBIDDEN * forbidden
-        for part, (width, _) in zip(
+        for part, (width, choices) in zip(
             logits.split([width * choices for width, choices in self.widths], dim=1),
             self.widths,
             strict=True,
         ):
-            pieces.append(part.unflatten(1, (-1, width)).softmax(dim=2).flatten(1))
+            pieces.append(part.unflatten(1, (choices, width)).softmax(dim=2).flatten(1))
         return torch.cat(pieces, dim=1).index_select(1, self.code_order)
 
 

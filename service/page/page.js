@@ -558,6 +558,17 @@ function showConstraint() {
     make("p", {}, make("strong", {}, words(kind)), ". ", guarantee),
     list(Object.entries(hyperparameters).map(([name, value]) => [words(name), value])),
   );
+  if (model.privacy) {
+    const { epsilon, delta, public: declared } = model.privacy;
+    box.append(
+      make("h3", {}, "Differential privacy"),
+      list([
+        ["epsilon, of one training row", bound(epsilon)],
+        ["delta", delta],
+        ["declared public", declared.join(", ") || "nothing"],
+      ]),
+    );
+  }
   const { certified, reason, sampled, gradient_norm: norms } = model.lipschitz;
   box.append(make("h3", {}, "Lipschitz constant of the critic"));
   if (sampled === null) box.append(note("Not measured in this run."));

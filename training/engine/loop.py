@@ -18,6 +18,7 @@ from training.data.dataset import Dataset
 from training.engine.checkpoint import TrainingState, newest_checkpoint
 from training.engine.memory import keep_freed_memory
 from training.engine.optimisers import set_learning_rate, update_average
+from training.engine.privacy import PrivateStep, begin_private
 from training.engine.runs import Interrupted, Row, Watch, begin, no_watch, step_seed
 from training.engine.step import CriticStep
 from training.engine.workers import ALONE, Workers
@@ -72,17 +73,18 @@ def train(
     # The data, in an order that a resumed run continues.
     scaling, items = data.scaling, TrainingItems(data, device)
     first_batch = run.step * settings.num_critic_steps
-    order = batches(settings.seed, len(items), settings.batch_size, first_batch)
+    seed = settings.seed
+    order = batches(seed, len(items), settings.batch_size, first_batch)
 
     # This process's rows of each batch; within `draws` it also gets its rows of random numbers.
     rows, draws = workers.rows(settings.batch_size), workers.draws(settings.batch_size)
-    latent_shape = rows.stop - rows.start, config.generator.latent_size
+    count, latent_size = rows.stop - rows.start, config.generator.latent_size
     autocast = torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16")
     parts = data.card.parts
     draw_restrictions = (
         RestrictionSampler(parts, config.conditions_share, device) if parts else None
     )
-    find_critic_gradients = CriticStep(
+    find_critic_gradients: CriticStep | PrivateStep = CriticStep(
         run.critic_step if workers.count == 1 else "eager",
         critic,
         constraint,
@@ -92,10 +94,14 @@ def train(
         draws,
         say,
     )
+    private = begin_private(config, data, folder, workers, is_new=not run.step)
+    if private:  # whole random samples of the rows, clipped and noised gradients, a secret seed
+        seed, order, rows = private.secret.seed, private.batches(first_batch), slice(None)
+        find_critic_gradients = private.critic_step(critic)
     run.start_clock()
     while not run.is_finished:
         step = run.step
-        torch.manual_seed(step_seed(settings.seed, step))
+        torch.manual_seed(step_seed(seed, step))
         set_learning_rate(settings, step, state.critic_optimizer, state.generator_optimizer)
 
         # Critic steps, each on a new batch.
@@ -111,7 +117,7 @@ def train(
                 if draw_restrictions:
                     labels = [draw_restrictions(real)]
                 labelled_critic: nn.Module = WithLabels(critic, *labels) if labels else critic
-                z = torch.randn(*latent_shape, device=device)
+                z = torch.randn(len(real), latent_size, device=device)
                 fake = generator(z, *labels).float()
 
             # Maximise the gap between the scores, less the constraint's penalty.
@@ -120,11 +126,17 @@ def train(
             state.critic_optimizer.step()
             constraint.after_critic_step(critic)
 
-        # Generator step: raise the critic's scores of new samples, of the last batch's classes.
+        # Generator step: raise the critic's scores of new samples, of the last batch's classes. In
+        # a private run conditions follow from generated rows: only the critic may see real ones.
         critic.requires_grad_(False)
         with autocast, draws:
-            z = torch.randn(*latent_shape, device=device)
-            scores = labelled_critic(generator(z, *labels))
+            asked = labels
+            if private and draw_restrictions:
+                with torch.no_grad():
+                    z = torch.randn(count, latent_size, device=device)
+                    asked = [draw_restrictions(generator(z))]
+            z = torch.randn(count, latent_size, device=device)
+            scores = critic(generator(z, *asked), *asked)
         state.generator_optimizer.zero_grad()
         (-scores.float().mean()).backward()
         workers.average_gradients(generator)

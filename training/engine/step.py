@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from models.constraints import Constraint
@@ -173,31 +174,10 @@ class CriticStep:
     def _capture(
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int
     ) -> Callable[..., StepResult]:
-        names = [*self._parameters, *(name for name, _ in self._critic.named_buffers())]
+        def loss(critic: CriticFunction, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+            return self._loss(critic, real, fake, labels, step)
 
-        def function(
-            weights: list[Tensor],
-            buffers: list[Tensor],
-            real: Tensor,
-            fake: Tensor,
-            labels: list[Tensor],
-        ) -> StepResult:
-            leaves = [w.detach().requires_grad_() for w in weights]
-            tensors = dict(zip(names, [*leaves, *buffers], strict=True))
-
-            def critic(samples: Tensor) -> Tensor:
-                conditions = [repeated(y, len(samples)) for y in labels]
-                scores: Tensor = functional_call(self._critic, tensors, (samples, *conditions))
-                return scores
-
-            with torch.enable_grad():
-                gap, loss = self._loss(critic, real, fake, labels, step)
-                found = [g.contiguous() for g in gradients(loss, leaves)]
-            return gap.detach(), loss.detach(), found
-
-        weights, buffers = self._state()
-        weights = [w.detach() for w in weights]
-        graph = make_fx(function)(weights, buffers, real, fake, list(labels))
+        graph = trace(self._critic, loss, real, fake, labels)
         if self.mode == "compiled":
             # The random numbers of an eager step, not inductor's own.
             run = torch.compile(graph, dynamic=False, options={"fallback_random": True})
@@ -210,6 +190,51 @@ class CriticStep:
                 return result
 
         return replay
+
+
+def trace(
+    critic: nn.Module,
+    loss: Callable[[CriticFunction, Tensor, Tensor], tuple[Tensor, Tensor]],
+    real: Tensor,
+    fake: Tensor,
+    labels: Sequence[Tensor],
+) -> GraphModule:
+    """List the kernels that make the gap, the loss and its gradients.
+
+    Args:
+        critic: whose parameters the gradients are by.
+        loss: of the critic with its labels bound, real and fake samples; the gap and the loss.
+        real: ``(N, *shape)``; the kernels are for this shape.
+        fake: likewise.
+        labels: see `CriticStep.__call__`.
+
+    Returns:
+        Takes weights, buffers, real and fake samples and labels; returns a `StepResult`.
+    """
+    names = [name for name, _ in (*critic.named_parameters(), *critic.named_buffers())]
+
+    def function(
+        weights: list[Tensor],
+        buffers: list[Tensor],
+        real: Tensor,
+        fake: Tensor,
+        labels: list[Tensor],
+    ) -> StepResult:
+        leaves = [w.detach().requires_grad_() for w in weights]
+        tensors = dict(zip(names, [*leaves, *buffers], strict=True))
+
+        def scored(samples: Tensor) -> Tensor:
+            conditions = [repeated(y, len(samples)) for y in labels]
+            scores: Tensor = functional_call(critic, tensors, (samples, *conditions))
+            return scores
+
+        with torch.enable_grad():
+            gap, total = loss(scored, real, fake)
+            found = [g.contiguous() for g in gradients(total, leaves)]
+        return gap.detach(), total.detach(), found
+
+    weights = [w.detach() for w in critic.parameters()]
+    return make_fx(function)(weights, list(critic.buffers()), real, fake, list(labels))
 
 
 def capture_obstacle(critic: nn.Module) -> str | None:

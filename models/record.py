@@ -281,6 +281,7 @@ def without_leaks(run: Run) -> Run:
             "lipschitz": certified,
             "findings": [],
             "history": [],
+            "marginals": [],
         }
     return run.model_copy(update=public)
 

@@ -360,7 +360,7 @@ def test_a_private_run_publishes_what_it_spent_and_nothing_of_the_rows(
     assert card.epsilon == epsilon_spent(card.noise_multiplier, 8 / rows, 8, 1e-3)
     assert 2.9 < card.epsilon <= 3
     assert card == privacy_card(config, rows)
-    assert (run.results.figures, run.findings, run.history) == ({}, [], [])
+    assert (run.results.figures, run.findings, run.history, run.marginals) == ({}, [], [], [])
     assert (run.data.sha256, run.lipschitz.sampled, run.lipschitz.gradient_norm) == ("", None, {})
     page = (folder / "artifact/MODEL_CARD.md").read_text()
     assert card.in_words in page

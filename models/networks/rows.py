@@ -76,19 +76,17 @@ class RowHeads(nn.Module):
             restrictions: in the order of the parts, as the codes that are returned.
         """
         count = self.value_count
-        raised, lowered, forbidden = restrictions.index_select(1, self.restriction_order).split(
-            [count, count, x.shape[1] - count], dim=1
-        )
+        ordered = restrictions.index_select(1, self.restriction_order)
+        raised, lowered, forbidden = ordered.tensor_split([count, 2 * count], dim=1)
         low, high = raised - LARGEST_SCORE, LARGEST_SCORE - lowered
         ranks = torch.lerp(ndtr(low), ndtr(high), ndtr(x[:, :count]))
         pieces = [ndtri(ranks).clamp(low, high)]
         logits = x[:, count:] / TEMPERATURE - FORBIDDEN * forbidden
-        for part, (width, choices) in zip(
-            logits.split([width * choices for width, choices in self.widths], dim=1),
-            self.widths,
-            strict=True,
-        ):
-            pieces.append(part.unflatten(1, (choices, width)).softmax(dim=2).flatten(1))
+        start = 0
+        for width, choices in self.widths:
+            alike = logits[:, start : start + choices * width].unflatten(1, (choices, width))
+            pieces.append(alike.softmax(dim=2).flatten(1))
+            start += choices * width
         return torch.cat(pieces, dim=1).index_select(1, self.code_order)
 
 

@@ -84,7 +84,7 @@ class RowHeads(nn.Module):
         logits = x[:, count:] / TEMPERATURE - FORBIDDEN * forbidden
         start = 0
         for width, choices in self.widths:
-            alike = logits[:, start : start + choices * width].unflatten(1, (choices, width))
+            alike = logits[:, start : start + choices * width].reshape(len(x), choices, width)
             pieces.append(alike.softmax(dim=2).flatten(1))
             start += choices * width
         return torch.cat(pieces, dim=1).index_select(1, self.code_order)

@@ -29,7 +29,7 @@ class Combination(RuleOnColumns, frozen=True):
     Networks see them as one category; the rare combinations of many are one option together.
     """
 
-    kind: Literal["combination"] = "combination"  # type: ignore[assignment]
+    kind: Literal["combination"] = "combination"
     joint: CategoryColumn | None = None
     """The combinations, each as a JSON list of texts; None before it is fitted."""
 

@@ -27,7 +27,7 @@ class OneOf(RuleOnColumns, frozen=True):
     Networks see which one as a category, and the columns as if they had a value in every row.
     """
 
-    kind: Literal["one_of"] = "one_of"  # type: ignore[assignment]
+    kind: Literal["one_of"] = "one_of"
 
     def fitted(self, table: pa.Table, columns: Columns, shared: Set[str], fit: Fit) -> Self:
         """Nothing is fitted, but the columns must be learned, and empty in some rows."""

@@ -22,7 +22,7 @@ class Unique(RuleOnColumns, frozen=True):
     """
 
     fewest: ClassVar[int] = 1
-    kind: Literal["unique"] = "unique"  # type: ignore[assignment]
+    kind: Literal["unique"] = "unique"
 
     @property
     def makes(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,14 @@ from service.rows import LONGEST_MESSAGE, MAX_ROWS
 if TYPE_CHECKING:  # the supervisor imports this module, and reads nothing
     import pyarrow as pa
 
+    from models.tables import TableSchema
+
 MAX_BYTES = 256 * 2**20
 """Bytes that reading may take, beyond those that the process begins with."""
-MAX_SECONDS = 20
-"""Seconds, of the clock and of the processor, that reading may take."""
+MAX_SECONDS = 5
+"""Seconds of a processor that reading may take."""
+PATIENCE = 50
+"""Seconds of the clock: the machine may be busy, but a request has 60."""
 BROKEN, UNSUITABLE = 65, 66
 """Exit statuses, whose message is in the output: `DataError`, `ShapeError`."""
 SPARING = {
@@ -33,14 +38,15 @@ SPARING = {
 }
 
 
-def read_tables(uploads: Sequence[tuple[str, bytes]]) -> list[pa.Table]:
+def read_tables(uploads: Sequence[tuple[str, bytes]], schema: TableSchema) -> list[pa.Table]:
     """Read files of rows.
 
     Args:
         uploads: name, for error messages, and content of each.
+        schema: of the model that the rows are for.
 
     Returns:
-        A table of each; columns are as they are in the file, those of a CSV file are texts.
+        A table of each, as `models.tables.records.read_rows` reads it.
 
     Raises:
         DataError: a file is broken, or of another kind.
@@ -49,13 +55,14 @@ def read_tables(uploads: Sequence[tuple[str, bytes]]) -> list[pa.Table]:
     import pyarrow as pa
     import pyarrow.ipc
 
-    head = json.dumps([(name, len(content)) for name, content in uploads]).encode() + b"\n"
+    files = [(name, len(content)) for name, content in uploads]
+    head = json.dumps([schema.model_dump_json(), files]).encode() + b"\n"
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", __name__],
             input=b"".join([head, *(content for _, content in uploads)]),
             capture_output=True,
-            timeout=MAX_SECONDS,
+            timeout=PATIENCE,
             env={**os.environ, **SPARING},
             check=False,
         )
@@ -64,7 +71,7 @@ def read_tables(uploads: Sequence[tuple[str, bytes]]) -> list[pa.Table]:
     if done is None or done.returncode not in (0, BROKEN, UNSUITABLE):
         raise ShapeError(
             f"reading the rows takes over {MAX_BYTES // 2**20} MiB of memory or {MAX_SECONDS} "
-            f"seconds; send fewer, at most {MAX_ROWS}, or shorter ones"
+            f"seconds of a processor; send fewer, at most {MAX_ROWS}, or shorter ones"
         )
     if done.returncode:
         message = done.stdout.decode()[:LONGEST_MESSAGE]
@@ -78,15 +85,17 @@ def main() -> int:
     import pyarrow as pa
     import pyarrow.ipc
 
+    from models.tables import TableSchema
     from models.tables.column import whole
     from models.tables.records import read_rows
 
+    known, files = json.loads(sys.stdin.buffer.readline())
+    schema, rows = TableSchema.model_validate_json(known), 0
     _bound()
-    files, rows = json.loads(sys.stdin.buffer.readline()), 0
     out = pa.BufferOutputStream()
     try:
         for name, size in files:
-            table = read_rows(sys.stdin.buffer.read(size), name)
+            table = read_rows(sys.stdin.buffer.read(size), name, schema)
             rows += len(table)
             if rows > MAX_ROWS:
                 raise ShapeError(f"{name}: at most {MAX_ROWS} rows are taken at once")
@@ -108,7 +117,8 @@ def _bound() -> None:
         import resource
     except ModuleNotFoundError:
         return
-    resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
+    seconds = int(time.process_time()) + 1 + MAX_SECONDS  # the limit counts from the beginning
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     if os.path.exists("/proc/self/statm"):
         with open("/proc/self/statm") as file:
             held = int(file.read().split()[0]) * resource.getpagesize()

@@ -204,6 +204,7 @@ def test_files_of_rows_are_scored_as_records_are(server: Server, tmp_path: Path)
     out = io.BytesIO()
     frame.to_feather(out, compression="zstd")
     files["feather"] = out.getvalue()
+    files["text"] = frame.to_csv(index=False, sep=";", decimal=",").encode("utf-16")
     for format, content in files.items():
         kind = MEDIA_TYPES.get(format, MEDIA_TYPES["arrow"])
         headers = {"content-type": kind}

@@ -203,8 +203,9 @@ def to_items(model: Model, values: Array, resize: bool) -> Array:
 
 def read_rows(model: Model, uploads: list[tuple[str, bytes]]) -> Array:
     """Code the rows in files, in order."""
+    assert model.table is not None, "other models have no rows"
     parts = []
-    for (name, _), table in zip(uploads, read_tables(uploads), strict=True):
+    for (name, _), table in zip(uploads, read_tables(uploads, model.table), strict=True):
         try:
             with unsuitable():
                 parts.append(model.codes(table))

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ from models.errors import UserError, needs
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    import pyarrow as pa
 
     from models.constraints import *  # noqa: F403 # re-exported, at run time by __getattr__
     from models.constraints import AnyConstraint
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from models.trained import TrainedModel
 
     Array: TypeAlias = np.ndarray
-    Data: TypeAlias = str | Path | np.ndarray | pd.DataFrame
+    Data: TypeAlias = str | Path | np.ndarray | pd.DataFrame | pa.Table
 
 __all__ = [
     "Distance",
@@ -104,7 +106,7 @@ def train(
     Args:
         data: a built-in name, file, folder or URL (docs/data.md); an array of images, uint8
             ``(N, H, W)`` or ``(N, H, W, C)``, vectors ``(N, D)`` or sequences ``(N, T, D)``; or a
-            DataFrame. By default the preset's own.
+            DataFrame or `pyarrow.Table`. By default the preset's own.
         preset: settings to start from, see `presets`; by default those that suit the data.
         constraint: kind of the critic constraint, see `constraints`, or one with other
             hyperparameters, such as ``wgan.GradientPenalty(strength=1)``.
@@ -383,18 +385,16 @@ def _source(data: Data, folder: Path) -> str:
     """
     if isinstance(data, str | Path):
         return str(data)
-    import io
+    if hasattr(data, "columns"):
+        from models.tables.files import write_rows
+        from models.tables.frames import to_table
 
-    import numpy as np
-
-    file = io.BytesIO()
-    if hasattr(data, "to_parquet"):
-        data.to_parquet(file, index=False)
-        suffix = "parquet"
+        content, suffix = b"".join(write_rows([to_table(data)], "parquet")), "parquet"
     else:
-        np.save(file, np.asarray(data), allow_pickle=False)
-        suffix = "npy"
-    content = file.getvalue()
+        import numpy as np
+
+        np.save(file := io.BytesIO(), np.asarray(data), allow_pickle=False)
+        content, suffix = file.getvalue(), "npy"
     path = folder / f"data-{hashlib.sha256(content).hexdigest()[:12]}.{suffix}"
     path.write_bytes(content)
     return str(path)

@@ -78,16 +78,16 @@ class TrainedModel:
 
     def sample(
         self,
-        seed: int = 0,
         count: int = 1,
+        seed: int = 0,
         class_name: str | None = None,
         where: Mapping[str, Any] | None = None,
     ) -> Any:
         """Generate samples; the same seed gives the same ones, and more continue them.
 
         Args:
-            seed: 0 to 2**63 - 1.
             count: number of samples.
+            seed: 0 to 2**63 - 1.
             class_name: class to sample, if the model is class-conditional; by default all, as
                 often as in the data.
             where: conditions that every row of a table meets, by column: a value, a list of values,

@@ -142,12 +142,27 @@ def test_a_downloaded_artifact_lasts_as_long_as_the_call(
     assert wgan.diagnose("people@champion") == wgan.diagnose(trained)
 
 
+def test_the_first_number_is_the_number_of_rows(trained: TrainedModel) -> None:
+    pd.testing.assert_frame_equal(trained.sample(50), trained.sample(seed=0, count=50))
+
+
+def test_frames_that_are_no_tables(people: Path) -> None:
+    frame = pd.read_csv(people)
+    twice = pd.concat([frame, frame[["height"]]], axis=1)
+    for bad, says in (
+        (twice, "Duplicate column names"),
+        (frame.assign(x=[1, "a"] * 200), "one type"),
+    ):
+        with pytest.raises(UserError, match=says):
+            wgan.train(bad, steps=2)
+
+
 def test_arrays_and_frames(people: Path, tmp_path: Path) -> None:
     frame = pd.read_csv(people)
     of_frame = wgan.train(frame, steps=2, out=tmp_path / "frame", **FEW)
     of_array = wgan.train(frame.to_numpy(), steps=2, out=tmp_path / "array", **FEW)
     assert (of_frame.columns, of_array.columns) == (["height", "weight"], [])
-    assert list(of_frame.sample(0, 4)) == ["height", "weight"]
+    assert list(of_frame.sample(4, 0)) == ["height", "weight"]
     assert of_array.sample(0, 4).shape == (4, 2)
     # The same data go on with the same run.
     again = wgan.train(frame, steps=2, out=tmp_path / "frame", resume=True, **FEW)
@@ -173,7 +188,7 @@ def test_a_temporary_run_goes_with_its_model(people: Path, tmp_path: Path) -> No
     del model
     gc.collect()
     assert not folder.exists()
-    pd.testing.assert_frame_equal(wgan.load(tmp_path / "kept").sample(1, 3), samples)
+    pd.testing.assert_frame_equal(wgan.load(tmp_path / "kept").sample(3, 1), samples)
 
 
 def test_mistakes(trained: TrainedModel, tmp_path: Path) -> None:

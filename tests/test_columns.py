@@ -42,6 +42,7 @@ def kind(name: str, values: Any, **told: Any) -> str:
         ("day", np.arange(N) % 7, "number"),
         ("Unnamed: 0", UNIQUE, "left_out"),
         ("__index_level_0__", [f"row {i}" for i in range(N)], "left_out"),
+        ("__index_level_0__", [i % 50 for i in range(N)], "left_out"),
         ("", UNIQUE, "left_out"),
         ("index", np.arange(N) % 7, "number"),
         ("n", np.arange(1, N + 1), "identifier"),

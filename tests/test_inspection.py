@@ -16,7 +16,7 @@ from tests.runs import trained
 from tests.test_cli import wgan
 from tests.test_sources import encoded, photos, to_folder
 from training.data.dataset import Dataset, load_data
-from training.data.inspection import problems
+from training.data.inspection import in_lines, problems
 from training.reporting import pictures
 from training.reporting.preview import data_picture
 
@@ -127,6 +127,18 @@ def test_all_problems_of_a_table_are_said_at_once(tmp_path: Path) -> None:
     assert len(found) == len(says)
     for line in says:
         assert any(re.search(line, f) for f in found), line
+
+
+def test_zero_is_an_end_and_a_value() -> None:
+    column = {"kind": "integer", "type": "int64", "missing": 0, "decimals": 0, "spikes": []}
+    lines = in_lines(
+        [
+            {"name": "nights", **column, "low": 0, "high": 9},
+            {"name": "year", "kind": "constant", "type": "int64", "missing": 0, "value": 0},
+        ]
+    )
+    assert lines[0].endswith("from 0, to 9")
+    assert lines[1].endswith("always 0")
 
 
 def test_inspect_shows_each_column(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ FORMATS = (
 """How texts may write dates and times, the likelier first."""
 ROW_NUMBER = re.compile(r"(Unnamed: \d+|index|level_\d+|__index_level_\d+__|rownames|)", re.I)
 """Names that tables give to the numbers of their rows."""
+UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
+"""Names by which pandas keeps an index without a name, which repeats after tables were joined."""
 IDENTIFIER = re.compile(r"(.*[ _.-])?(id|key|uuid|guid)|.*[a-z](Id|ID|Key)")
 """Names of whole numbers that are told apart by their values and not measured."""
 NUMBERED = r"^(?P<prefix>.*?)(?P<number>[0-9]{1,15})$"
@@ -163,6 +165,8 @@ def _infer(name: str, values: pa.Array) -> Found:
     distinct = count_different(present)
     if distinct <= 1 and (not len(present) or not values.null_count):
         return Found("constant", f"always {present[0]}" if len(present) else "always missing")
+    if UNNAMED_INDEX.fullmatch(name):
+        return Found("left_out", "the index of pandas, which has no name")
     is_unique = distinct == len(values)
     if is_unique and ROW_NUMBER.fullmatch(name) and not pa.types.is_temporal(kind):
         return Found("left_out", "the number or name of the row")

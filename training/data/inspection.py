@@ -38,6 +38,8 @@ PHRASES = {
     "missing": "missing {}",
 }
 """What a line says of a column, in this order."""
+UNLESS_0 = ("decimals", "others", "missing")
+"""What is not worth saying of a column if it is 0."""
 
 
 def problems(data: Dataset) -> list[str]:
@@ -86,7 +88,7 @@ def in_lines(columns: list[dict[str, Any]]) -> list[str]:
         words = [
             phrase.format(_shortly(column[key]))
             for key, phrase in PHRASES.items()
-            if column.get(key) not in (None, 0, [], ())
+            if column.get(key) not in (None, [], ()) and (column[key] or key not in UNLESS_0)
         ]
         rows.append((column["name"], column["kind"], column.get("type", ""), ", ".join(words)))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]

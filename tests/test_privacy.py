@@ -391,7 +391,7 @@ def test_the_service_tells_what_a_private_model_has_spent(
     private: tuple[Model, str, Path],
 ) -> None:
     model, _, folder = private
-    app = made(WGAN_MODEL=str(folder / "artifact"))
+    app = made(WGAN_MODEL=str(folder / "artifact"), WGAN_DRIFT_WINDOW=50)
 
     async def ask(client: httpx.AsyncClient) -> None:
         card = model.run.privacy

@@ -143,6 +143,21 @@ def test_conditions_are_of_every_kind() -> None:
     assert min((forbidden == k).sum() for k in (1, 2)) > 50
 
 
+def test_a_condition_is_as_likely_for_every_row_that_meets_it() -> None:
+    """Else rows under a condition would be distributed otherwise than rows that meet it."""
+    torch.manual_seed(0)
+    values = torch.tensor([-1.0, 0.0, 1.0]).repeat(200_000)[:, None]
+    raised, lowered = RestrictionSampler([Value()], 1.0, CPU)(values).T
+    lowest, highest = raised - LARGEST_SCORE, LARGEST_SCORE - lowered
+    inside = (lowest > -0.95) & (lowest < -0.05)
+    for rest in (lowered == 0, (highest > 1.05) & (lowered > 0)):
+        met = values[inside & rest, 0]
+        assert (met >= 0).all()
+        count = len(met)
+        assert count > 1000
+        assert abs(int((met == 1).sum()) - count / 2) < 4 * (count / 4) ** 0.5
+
+
 def test_processes_draw_together_what_one_draws() -> None:
     rows = real_rows(8, PARTS)
     draw = RestrictionSampler(PARTS, 0.8, CPU)

@@ -25,6 +25,8 @@ FORBIDDEN = 1e9
 """Taken off the logit of an option that is not allowed: its share is exactly 0."""
 EXACT_NUMBERS, EXACT_CHOICES = 0.4, 0.7
 """Shares of restrictions that allow one value only, and no range or several options."""
+FARTHEST_CUT = 3.0
+"""Largest absolute value of a random end of a range, on the scale of scores."""
 
 
 class RowHeads(nn.Module):
@@ -137,10 +139,14 @@ class RestrictionSampler:
 
     A share of the rows gets conditions, on one part or several: from a single one, as if a user
     asked for a category, to nearly all, as if one gap were to be filled; most often few. A number
-    is restricted to its own value, to one side of a random value or to an interval around it; a
-    choice to its own option, or to a random set that holds it. Conditions follow from rows drawn
-    as they are, so rows under conditions and rows without are distributed as the data: CTGAN draws
-    rare categories more often (training by sampling), and its marginals are off by that.
+    is restricted to its own value, or to the piece that it lies in where one or two random values
+    cut the line; a choice to its own option, or to a random set that holds it.
+
+    Rows are drawn as they are, so rows under conditions and rows without are distributed as the
+    data: CTGAN draws rare categories more often (training by sampling), and its marginals are off
+    by that. And all rows that meet a condition are equally likely to get it, so the rows that got
+    it are distributed as those that meet it. Ends drawn beside each row's own value would favour
+    rows near the ends.
 
     Args:
         parts: of a row's code.
@@ -178,12 +184,16 @@ class RestrictionSampler:
         rate = uniform(1).square().clamp(min=1 / self.part_count)
         is_restricted = (uniform(self.part_count) < rate) & (uniform(1) < self.share)
         is_exact = (uniform(self.part_count) < self.exact)[:, self.parts]
-        own, drawn = rows[:, self.codes], uniform(len(self.parts))
-        # An end lies between the value and the outermost score, or is not restricted.
-        distance = (1.5 * drawn).clamp(max=1) * (uniform(len(self.parts)) > 0.4)
-        moved = torch.where(is_exact, 1.0, distance) * (LARGEST_SCORE + self.signs * own)
+        own = rows[:, self.codes]
+        # Of each end the nearest cut on its side, if there is one.
+        cuts = FARTHEST_CUT * (2 * uniform(2 * self.part_count) - 1).unflatten(1, (2, -1))
+        cuts[:, 1] = torch.where(uniform(self.part_count) < 0.5, cuts[:, 0], cuts[:, 1])
+        turned, value = self.signs * cuts[:, :, self.parts], (self.signs * own)[:, None]
+        moved = torch.where(turned <= value, LARGEST_SCORE + turned, 0.0).amax(dim=1)
+        moved = torch.where(is_exact, LARGEST_SCORE + self.signs * own, moved)
         # The other options of a choice are dropped, each with the choice's own probability.
-        is_dropped = is_exact | (drawn < uniform(self.part_count)[:, self.parts])
+        chance = uniform(self.part_count)[:, self.parts]
+        is_dropped = is_exact | (uniform(len(self.parts)) < chance)
         forbidden = (is_dropped & (own < 0.5)).to(rows.dtype)
         return is_restricted[:, self.parts] * torch.where(self.signs != 0, moved, forbidden)
 

@@ -25,10 +25,9 @@ def to_table(rows: Any) -> pa.Table:
         raise ShapeError("the model takes rows with named columns: a DataFrame or a pyarrow.Table")
     try:
         return pa.Table.from_pandas(rows, preserve_index=False)
-    except ValueError as error:  # Arrow's too; of names that stand twice pandas' own
-        raise DataError(f"the DataFrame is no table: {str(error).partition(chr(10))[0]}") from None
-    except pa.ArrowTypeError as error:
-        raise DataError(f"a column holds no values of one type ({error})") from None
+    except (ValueError, pa.ArrowTypeError) as error:  # of names that stand twice it is pandas'
+        said = "; ".join(map(str, error.args))
+        raise DataError(f"the DataFrame is no table of values of one type: {said}") from None
 
 
 @needs("train")

@@ -165,10 +165,9 @@ def _infer(name: str, values: pa.Array) -> Found:
     distinct = count_different(present)
     if distinct <= 1 and (not len(present) or not values.null_count):
         return Found("constant", f"always {present[0]}" if len(present) else "always missing")
-    if UNNAMED_INDEX.fullmatch(name):
-        return Found("left_out", "the index of pandas, which has no name")
     is_unique = distinct == len(values)
-    if is_unique and ROW_NUMBER.fullmatch(name) and not pa.types.is_temporal(kind):
+    is_numbered = is_unique and ROW_NUMBER.fullmatch(name) and not pa.types.is_temporal(kind)
+    if is_numbered or UNNAMED_INDEX.fullmatch(name):
         return Found("left_out", "the number or name of the row")
     if is_number(kind):
         return _infer_number(name, values, is_unique)

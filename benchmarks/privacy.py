@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from training.data.dataset import Dataset, load_data
 from training.engine.accounting import privacy_card
 from training.engine.loop import train
 from training.engine.privacy import PrivateStep, Secret
+from training.engine.runs import begin
 from training.judging.evaluate import judge
 from training.presets import build_config
 from training.run import _new_record
@@ -46,8 +47,11 @@ DELTA = 1e-5
 SETTINGS: dict[str, Any] = {
     "generator.width": 64,
     "generator.depth": 2,
+    "generator.normalization": "none",
+    "generator.latent_size": 32,
     "critic.width": 64,
     "critic.depth": 2,
+    "critic.activation": "leaky_relu",
     "training.steps": 1000,
     "training.batch_size": 128,
     "evaluation.target": TARGET,
@@ -59,16 +63,32 @@ ADAM: dict[str, Any] = {
     "training.num_critic_steps": 2,
 }
 """Of weight clipping too, so that all methods take the same steps."""
-METHODS: dict[str, tuple[str, float | None, float | None]] = {
-    "not private": ("lipschitz_penalty", None, None),
-    "epsilon 10": ("lipschitz_penalty", 10.0, 1.0),
-    "epsilon 3": ("lipschitz_penalty", 3.0, 1.0),
-    "epsilon 1": ("lipschitz_penalty", 1.0, 1.0),
-    "weight clipping, not private": ("weight_clipping", None, None),
-    "weight clipping, epsilon 10, each row clipped": ("weight_clipping", 10.0, 0.01),
-    "weight clipping, epsilon 10, noise by the bound": ("weight_clipping", 10.0, None),
+
+
+class Method(NamedTuple):
+    """What a run trains under."""
+
+    constraint: str
+    epsilon: float | None = None
+    clip_norm: float | None = 1.0
+    """Of each row; None: the bound of `gradient_bound`."""
+    conditions: float = 0.0
+    """``table.conditions``."""
+
+
+METHODS = {
+    "not private": Method("lipschitz_penalty"),
+    "epsilon 10": Method("lipschitz_penalty", 10),
+    "epsilon 3": Method("lipschitz_penalty", 3),
+    "epsilon 1": Method("lipschitz_penalty", 1),
+    "not private, with conditions": Method("lipschitz_penalty", conditions=0.5),
+    "epsilon 3, with conditions": Method("lipschitz_penalty", 3, conditions=0.5),
+    "weight clipping, not private": Method("weight_clipping"),
+    "weight clipping, epsilon 10, each row clipped": Method("weight_clipping", 10, 0.01),
+    "weight clipping, epsilon 3, each row clipped": Method("weight_clipping", 3, 0.01),
+    "weight clipping, epsilon 1, each row clipped": Method("weight_clipping", 1, 0.01),
+    "weight clipping, epsilon 10, noise by the bound": Method("weight_clipping", 10, None),
 }
-"""Constraint, epsilon, and the clip norm of each row; None: the bound of `gradient_bound`."""
 MEASURED_ROWS = 500
 """Rows whose gradients are measured in a trained critic."""
 
@@ -118,29 +138,25 @@ def row_norms(critic: nn.Module, model: Model, data: Dataset) -> np.ndarray:
 
 def configured(source: Path, method: str, seed: int, clip_norm: float | None) -> Config:
     """The configuration of a method's run."""
-    constraint, epsilon, _ = METHODS[method]
-    settings = {**SETTINGS, **ADAM, "training.seed": seed}
+    constraint, epsilon, _, conditions = METHODS[method]
+    settings = {**SETTINGS, **ADAM, "training.seed": seed, "table.conditions": conditions}
     if epsilon:
         section = {"epsilon": epsilon, "delta": DELTA, "clip_norm": clip_norm}
         settings["privacy"] = {**section, "public": ["schema", "figures"]}
-    if constraint == "weight_clipping":
-        settings["table.conditions"] = 0.0  # the bound is of rows without conditions
     return build_config("table", str(source), constraint, settings)
 
 
 def answer(source: Path, method: str, seed: int) -> Answer:
     """Train, and judge as any run is judged."""
-    clip_norm = METHODS[method][2] or 1.0
-    config = configured(source, method, seed, clip_norm)
+    epsilon, clip_norm = METHODS[method].epsilon, METHODS[method].clip_norm
+    config = configured(source, method, seed, clip_norm or 1.0)
     data = load_data(config.data)
     found: Answer = {"method": method, "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
-        if METHODS[method][1] and METHODS[method][2] is None:
-            from training.engine.runs import begin
-
+        if epsilon and clip_norm is None:
             critic = begin(config, data, Path(folder), torch.device("cpu"), None).state.critic
-            clip_norm = gradient_bound(critic, data.card.parts, config.constraint.clip_value)
-            config = configured(source, method, seed, clip_norm)
+            bound = gradient_bound(critic, data.card.parts, config.constraint.clip_value)
+            config = configured(source, method, seed, bound)
         start = time.process_time()
         state, history = train(config, data, Path(folder), torch.device("cpu"))
         found["seconds"] = time.process_time() - start

@@ -509,7 +509,7 @@ def test_a_schema_that_nobody_declared_public_is_refused(table: Path, tmp_path: 
     message = str(refused.value)
     for name in (*people().column_names, "combination(home, member)"):
         assert name in message
-    assert "privacy.public=[schema]" in message
+    assert "privacy.public=schema" in message
     assert "\n" not in message
     assert not list(tmp_path.iterdir())
 

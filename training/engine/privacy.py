@@ -191,7 +191,7 @@ def require_declared(config: Config, data: Dataset) -> None:
     learned += [f"rule '{rule}'" for rule in schema.rules]
     raise ConfigError(
         "privacy.public: the model's schema is learned from all rows, without noise: "
-        f"{'; '.join(learned)}. If that may be known, set privacy.public=[schema]"
+        f"{'; '.join(learned)}. If that may be known, set privacy.public=schema"
     )
 
 

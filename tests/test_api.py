@@ -173,7 +173,7 @@ def test_arrays_and_frames(people: Path, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (200, 8, 8), np.uint8)
     settings = {"evaluation": {"samples": 20, "extractor": "pixels"}, "data.size": None}
     of_images = wgan.train(images, preset="digits", steps=1, **settings)
-    assert of_images.sample(0, 2).shape == (2, 8, 8, 1)
+    assert of_images.sample(2).shape == (2, 8, 8, 1)
     assert of_images.score(images[:3]).shape == (3,)
 
 

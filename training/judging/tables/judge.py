@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -71,12 +71,26 @@ class Reals:
     heldout: Rows
     training: Rows
     """At most `MAX_ROWS` of each, in random order."""
-    copied: Array
-    """Hashes of at most `MAX_COPIED` training rows, among which copies are sought."""
+    data: Dataset
+    """Where they come from."""
     n: int
     """Rows of each kind where as many of both are compared."""
     target: str | None
     """Field of the target, if there is one."""
+
+    @cached_property
+    def copied(self) -> Array:
+        """Hashes of at most `MAX_COPIED` training rows, among which copies are sought."""
+        table = self.data.table
+        wanted = np.zeros(len(table), bool)
+        wanted[self.data.sample_indices(MAX_COPIED, heldout=False)] = True
+        found, first = list[Array](), 0
+        for batch in track(table.to_batches(max_chunksize=AT_ONCE), "hashing rows"):
+            mask = pa.array(wanted[first : first + len(batch)])
+            rows = pa.Table.from_batches([batch]).filter(mask)
+            found.append(copies.hashes(comparable(rows, self.training.schema)))
+            first += len(batch)
+        return np.concatenate(found)
 
     @cached_property
     def heldout_distances(self) -> Array:
@@ -243,23 +257,10 @@ def real_rows(data: Dataset, config: EvaluationConfig) -> Reals:
     return Reals(
         heldout,
         training,
-        _hashes(table, schema, data.sample_indices(MAX_COPIED, heldout=False)),
+        data,
         n=min(config.samples, len(heldout.table), len(training.table)),
         target=target_field(config.target, schema),
     )
-
-
-def _hashes(table: Any, schema: TableSchema, indices: Array) -> Array:
-    """Hash the rows at indices, of which few are in memory at once."""
-    wanted = np.zeros(len(table), bool)
-    wanted[indices] = True
-    found, first = list[Array](), 0
-    for batch in track(table.to_batches(max_chunksize=AT_ONCE), "hashing rows"):
-        mask = pa.array(wanted[first : first + len(batch)])
-        rows = pa.Table.from_batches([batch]).filter(mask)
-        found.append(copies.hashes(comparable(rows, schema)))
-        first += len(batch)
-    return np.concatenate(found)
 
 
 def _measure_likeness(reals: Reals, fake: Rows, copula: Rows) -> dict[str, Figure]:

@@ -1,5 +1,7 @@
 """Tables that are not held in memory: the same rows, codes and split as of those that are."""
 
+import gzip
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pyarrow import feather
 
 from models.config import parse_data
 from models.errors import DataError
@@ -16,7 +19,9 @@ from tests.artifacts import tiny_config
 from training.data import coding
 from training.data.coding import PackedCodes
 from training.data.dataset import Dataset, load_data
-from training.data.sources import parquet
+from training.data.sources import large, streaming
+from training.data.sources.files import locate
+from training.data.sources.tables import load_table
 from training.engine.loop import train
 
 RNG = np.random.default_rng(0)
@@ -52,8 +57,8 @@ def test_large_tables_are_the_same_as_small_ones(
     small: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     path, inside = small
-    monkeypatch.setattr(parquet, "MAX_BYTES_IN_MEMORY", 0)
-    monkeypatch.setattr(parquet, "BATCH", 512)
+    monkeypatch.setattr(large, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(large, "BATCH", 512)
     monkeypatch.setattr(coding, "BATCH", 512)
     monkeypatch.setattr(coding, "MAX_BYTES_IN_MEMORY", 0)
     monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
@@ -69,17 +74,92 @@ def test_large_tables_are_the_same_as_small_ones(
     assert len(list((tmp_path / "cache" / "tables").iterdir())) == 1
 
 
+CSVS = {
+    "plain.csv": b"a,b,c\n" + b"".join(b"%d,x%d,0.%d\n" % (i, i % 7, i) for i in range(300)),
+    "late.csv": b"a,b\n" + b"1,ash\n" * 300 + b"2,\xe9rable\n",
+    "told.tsv.gz": gzip.compress(b"a\tb\r\n" + b"1\ttrue\r\n\t\r\n3\tfalse\r\n" * 90),
+    "german.csv": b"# von 2024\nPreis;Wann;\n" + b"1.234,5;31.12.2024;\n?;;\n" * 80,
+    "quoted.csv": b'a,b\n"x,""y""",1\n"two\nlines",-\n' * 1 + b'"z",2\n' * 200,
+    "padded.csv": b'a, b\n1, "x, y"\n2, "z"\n',
+    "wide.csv": "a,b\n1,é\n2,ü\n".encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("name", CSVS)
+def test_streamed_csv_files_are_those_read_at_once(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(CSVS[name])
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
+    location, config = locate(str(tmp_path / name)), parse_data({"source": str(tmp_path / name)})
+    whole = load_table(location, config)
+    monkeypatch.setattr(large, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(streaming, "BLOCK", 256)
+    monkeypatch.setattr(streaming, "AT_ONCE", 100)
+    monkeypatch.setattr(streaming, "SAMPLE", 64)
+    rows = load_table(location, config)
+    if name in ("padded.csv", "wide.csv"):
+        assert isinstance(rows.table, pa.Table)
+        assert re.match("all 0 MB are held in memory at once, since", rows.notes[0])
+        assert rows.notes[1:] == whole.notes
+        return
+    assert isinstance(rows.table, large.ColumnFiles)
+    assert rows.notes == whole.notes
+    assert rows.table.schema == whole.table.schema
+    assert pa.Table.from_batches(rows.table.to_batches(50)).equals(whole.table)
+    for column in rows.columns:
+        assert rows.table[column].combine_chunks().equals(whole.table[column].combine_chunks())
+    del rows
+    assert not list((tmp_path / "cache" / "tables").iterdir())
+
+
+def test_what_streaming_cannot_read_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(large, "MAX_BYTES_IN_MEMORY", 0)
+    path = tmp_path / "t.csv"
+    for content, told, line in (
+        (b"a,b\n" + b"1,x\n" * 99 + b"2\n", {}, "row 100 below the header has 1 values"),
+        (b"a,b\n" + b"1,x\n" * 99 + b'2,"x\n', {}, "row 100 below the header opens a quote"),
+        (b"a,b\n" + b"1,x\n" * 99999 + b"2,\xe9\n", {"encoding": "utf-8"}, "byte 0xe9"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=line):
+            load_table(locate(str(path)), parse_data({"source": str(path), "csv": told}))
+        assert not list((tmp_path / "cache" / "tables").iterdir())
+
+
+def test_large_arrow_files_are_read_in_batches(
+    small: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = pq.read_table(small[0])
+    kinds = table["kind"].dictionary_encode()
+    table = table.set_column(table.schema.get_field_index("kind"), "kind", kinds)
+    path = tmp_path / "t.arrow"
+    feather.write_feather(table, path, chunksize=700)
+    inside = load(path)
+    monkeypatch.setattr(large, "MAX_BYTES_IN_MEMORY", 0)
+    rows = load_table(locate(str(path)), parse_data({"source": str(path)})).table
+    assert isinstance(rows, large.ArrowRows)
+    assert len(rows) == COUNT
+    assert rows["number"].equals(table["number"])
+    indices = pa.array(RNG.integers(0, COUNT, 100))
+    assert rows.take(indices).equals(table.take(indices))
+    outside = load(path)
+    assert outside.card == inside.card
+    np.testing.assert_array_equal(outside.items, inside.items)
+    np.testing.assert_array_equal(outside.is_heldout, inside.is_heldout)
+
+
 def test_rows_are_taken_from_a_file(
     small: tuple[Path, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = small
-    monkeypatch.setattr(parquet, "BATCH", 512)
-    monkeypatch.setattr(parquet, "MAX_BYTES_IN_MEMORY", 0)
-    from training.data.sources.files import locate
-    from training.data.sources.tables import load_table
-
+    monkeypatch.setattr(large, "BATCH", 512)
+    monkeypatch.setattr(large, "MAX_BYTES_IN_MEMORY", 0)
     rows = load_table(locate(str(path)), parse_data({"source": str(path)})).table
-    assert isinstance(rows, parquet.ParquetRows)
+    assert isinstance(rows, large.ParquetRows)
     indices = pa.array(RNG.integers(0, COUNT, 100))
     assert rows.take(indices).equals(pq.read_table(path).take(indices))
     assert rows.take(pa.array([], pa.int64())).num_rows == 0
@@ -105,7 +185,7 @@ def test_training_on_the_disk_is_training_in_memory(
     monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
     states = []
     for limit in (2**28, 0):
-        monkeypatch.setattr(parquet, "MAX_BYTES_IN_MEMORY", limit)
+        monkeypatch.setattr(large, "MAX_BYTES_IN_MEMORY", limit)
         monkeypatch.setattr(coding, "MAX_BYTES_IN_MEMORY", limit)
         settings = {"data": {"source": str(path)}, "training": {"steps": 2}}
         config = tiny_config("table", **settings)

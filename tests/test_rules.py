@@ -22,7 +22,7 @@ from training.data import coding
 from training.data.dataset import load_data
 from training.data.rules import broken_rows, fit_rules, with_rules
 from training.data.schema import find_structure, fit_schema
-from training.data.sources import parquet
+from training.data.sources import large
 from training.presets import build_config
 
 N = 60
@@ -324,7 +324,7 @@ def test_rules_of_large_tables_are_those_of_small_ones(
     rules = ["a <= b", "c = a + b", "combination(town, side)"]
     config = parse_data({"source": str(path), "rules": rules})
     inside = load_data(config)
-    monkeypatch.setattr(parquet, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(large, "MAX_BYTES_IN_MEMORY", 0)
     monkeypatch.setattr(coding, "MAX_BYTES_IN_MEMORY", 0)
     monkeypatch.setattr(coding, "BATCH", 32)
     monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))

@@ -8,7 +8,7 @@ import io
 import lzma
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -56,40 +56,66 @@ def read_csv(
     """
     text, encoding = decoded(content, config)
     dialect = find_dialect(text, config, suffix)
-    table = _rows(text, dialect, config)
+    table = without_comments(_rows(text, dialect, config), dialect)
     del text
-    if dialect.comment:
-        first = pc.utf8_trim_whitespace(table[0])
-        table = table.filter(pc.invert(pc.starts_with(first, dialect.comment)))
     texts = {name: table[name] for name in table.column_names}
-    is_empty = functools.reduce(
+    decimal = find_decimal(texts, config, schema, usual_sign(dialect, schema))
+    cells = understand(texts, decimal, config, schema)
+    columns = {name: c.values for name, c in cells.items() if not has_nothing(name, c)}
+    notes = notes_on(dialect, cells, encoding, config)
+    return CsvTable(pa.table(columns), without_values(table), decimal, notes)
+
+
+def without_comments(table: pa.Table, dialect: Dialect) -> pa.Table:
+    """Rows of texts but for those that are comments."""
+    if not dialect.comment:
+        return table
+    first = pc.utf8_trim_whitespace(table[0])
+    return table.filter(pc.invert(pc.starts_with(first, dialect.comment)))
+
+
+def without_values(table: pa.Table) -> pa.ChunkedArray:
+    """Tell for each row of texts, bool ``(N,)``, if nothing is written in it."""
+    return functools.reduce(
         pc.and_, (pc.equal(pc.utf8_trim_whitespace(column), "") for column in table.columns)
     )
-    usual: Sign = "."
-    if schema is not None and dialect.separator != ",":
-        usual = schema.decimal
-    decimal = find_decimal(texts, config, schema, usual)
-    cells = understand(texts, decimal, config, schema)
+
+
+def usual_sign(dialect: Dialect, schema: TableSchema | None) -> Sign:
+    """The decimal sign if no column tells: that of the model's data, unless commas separate."""
+    return "." if schema is None or dialect.separator == "," else schema.decimal
+
+
+def has_nothing(name: str, cells: Cells) -> bool:
+    """True of a column without a name or a value, which is left out."""
+    return name.startswith("Unnamed: ") and pa.types.is_null(cells.values.type)
+
+
+def notes_on(
+    dialect: Dialect, cells: Mapping[str, Cells], encoding: str, config: CsvConfig
+) -> tuple[str, ...]:
+    """What was guessed of a file, for the user to read."""
     notes = [*dialect.notes, *_notes(cells)]
     if config.encoding is None and encoding not in ("utf-8", "utf-8-sig"):
         notes.insert(0, f"{encoding} is taken for the encoding")
-    columns = {
-        name: c.values
-        for name, c in cells.items()
-        if not (name.startswith("Unnamed: ") and pa.types.is_null(c.values.type))
-    }
-    return CsvTable(pa.table(columns), is_empty, decimal, tuple(notes))
+    return tuple(notes)
 
 
 def decompressed(content: bytes) -> bytes:
     """Unpack what gzip, bzip2, xz or zstd packed, as the first bytes tell; else the same bytes."""
-    method = next((m for mark, m in MAGIC.items() if content.startswith(mark)), None)
+    file = io.BytesIO(content)
+    with plain(file) as unpacked:
+        return content if unpacked is file else bytes(unpacked.read())
+
+
+def plain(file: IO[bytes]) -> Any:
+    """What a file holds that may be packed: a file to read from the beginning on."""
+    start = file.read(max(map(len, MAGIC)))
+    file.seek(0)
+    method = next((m for mark, m in MAGIC.items() if start.startswith(mark)), None)
     if method == "xz":
-        return lzma.decompress(content)
-    if method is None:
-        return content
-    with pa.input_stream(pa.BufferReader(content), compression=method) as stream:
-        return bytes(stream.read())
+        return lzma.open(file)
+    return file if method is None else pa.input_stream(file, compression=method)
 
 
 def _rows(text: str, dialect: Dialect, config: CsvConfig) -> pa.Table:
@@ -110,48 +136,70 @@ def _rows(text: str, dialect: Dialect, config: CsvConfig) -> pa.Table:
         body = plain.getvalue()
     else:
         body = rows.read()
-    bad = list[pyarrow.csv.InvalidRow]()
-
-    def skip(row: pyarrow.csv.InvalidRow) -> str:
-        is_row = row.text.strip() and not (
-            dialect.comment and row.text.lstrip().startswith(dialect.comment)
-        )
-        if is_row:
-            bad.append(row)
-        return "skip"
-
     if not body.strip():
         return pa.table({name: pa.array([], pa.string()) for name in dialect.names})
-    table = pyarrow.csv.read_csv(
-        pa.BufferReader(body.encode()),
-        read_options=pyarrow.csv.ReadOptions(column_names=list(dialect.names), use_threads=False),
-        parse_options=pyarrow.csv.ParseOptions(
-            delimiter=dialect.separator,
-            quote_char=config.quote,
-            escape_char=config.escape or False,
-            newlines_in_values=True,
-            invalid_row_handler=skip,
-        ),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(dialect.names, pa.string()),
-            null_values=[],
-            strings_can_be_null=False,
-        ),
-    )
-    if bad:
-        more = f" (and {len(bad) - 1} more such rows)" if len(bad) > 1 else ""
-        raise DataError(
-            f"row {bad[0].number} below the header has {bad[0].actual_columns} values, but there "
-            f"are {len(dialect.names)} columns{more}: {bad[0].text[:60]!r}; repair it, or set "
-            "data.csv.separator, data.csv.quote or data.csv.comment"
-        )
-    last = [table[name][-1].as_py() for name in table.column_names] if len(table) else []
-    if body.count(config.quote) % 2 and any("\n" in value for value in last):
-        raise DataError(
-            f"row {len(table)} below the header opens a quote that is never closed: close it, or "
-            "set data.csv.quote"
-        )
+    options = ReadingOptions(dialect, config)
+    table = pyarrow.csv.read_csv(pa.BufferReader(body.encode()), **options.given)
+    options.check(table, body.count(config.quote))
     return table
+
+
+class ReadingOptions:
+    """What pyarrow is told of a CSV file, and what it says of rows that it cannot read."""
+
+    def __init__(self, dialect: Dialect, config: CsvConfig) -> None:
+        """Take how the file is written."""
+        self._dialect, self._bad = dialect, list[pyarrow.csv.InvalidRow]()
+        self.given: dict[str, Any] = {
+            "read_options": pyarrow.csv.ReadOptions(
+                column_names=list(dialect.names), use_threads=False
+            ),
+            "parse_options": pyarrow.csv.ParseOptions(
+                delimiter=dialect.separator,
+                quote_char=config.quote,
+                escape_char=config.escape or False,
+                newlines_in_values=True,
+                invalid_row_handler=self._skip,
+            ),
+            "convert_options": pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(dialect.names, pa.string()),
+                null_values=[],
+                strings_can_be_null=False,
+            ),
+        }
+
+    def _skip(self, row: pyarrow.csv.InvalidRow) -> str:
+        comment = self._dialect.comment
+        if row.text.strip() and not (comment and row.text.lstrip().startswith(comment)):
+            self._bad.append(row)
+        return "skip"
+
+    def check(self, last_rows: pa.Table, quotes: int, before: int = 0) -> None:
+        """Check what was read.
+
+        Args:
+            last_rows: the last rows of the file.
+            quotes: number of quotes in the file.
+            before: number of rows before those.
+
+        Raises:
+            DataError: rows have more or fewer values than there are names, or a quote is not
+                closed; the first is named.
+        """
+        bad, names = self._bad, self._dialect.names
+        if bad:
+            more = f" (and {len(bad) - 1} more such rows)" if len(bad) > 1 else ""
+            raise DataError(
+                f"row {bad[0].number} below the header has {bad[0].actual_columns} values, but "
+                f"there are {len(names)} columns{more}: {bad[0].text[:60]!r}; repair it, or set "
+                "data.csv.separator, data.csv.quote or data.csv.comment"
+            )
+        last = [last_rows[name][-1].as_py() for name in names] if len(last_rows) else []
+        if quotes % 2 and any("\n" in value for value in last):
+            raise DataError(
+                f"row {before + len(last_rows)} below the header opens a quote that is never "
+                "closed: close it, or set data.csv.quote"
+            )
 
 
 def _notes(cells: Mapping[str, Cells]) -> Iterator[str]:

@@ -47,16 +47,10 @@ def load_table(
     notes: tuple[str, ...] = ()
     with reading(location.source):
         if location.suffix.startswith(TEXTS):
-            with location.open() as file:
-                content = decompressed(file.read())
             try:
-                read = read_csv(content, config.csv, location.suffix, schema)
+                table, decimal, notes = _read_csv(location, config, schema)
             except DataError as error:
                 raise DataError(f"{location.source}: {error}") from None
-            table, decimal, notes = read.table, read.decimal, read.notes
-            if empty := pc.sum(read.is_empty).as_py():
-                table = table.filter(pc.invert(read.is_empty))
-                notes += (f"{empty} rows without any value are left out",)
         else:
             table = _read_typed(location)
     columns = tuple(table.column_names)
@@ -76,20 +70,45 @@ def load_table(
     )
 
 
+def _read_csv(
+    location: Location, config: DataConfig, schema: TableSchema | None
+) -> tuple[Any, Sign, tuple[str, ...]]:
+    """A CSV file's rows, its decimal sign, and what was guessed; a large one is not held."""
+    from training.data.sources.streaming import streamed
+
+    large, said = streamed(location, config.csv, schema)
+    if large is not None:
+        return large
+    with location.open() as file:
+        content = decompressed(file.read())
+    read = read_csv(content, config.csv, location.suffix, schema)
+    table, notes = read.table, (*said, *read.notes)
+    if empty := pc.sum(read.is_empty).as_py():
+        table = table.filter(pc.invert(read.is_empty))
+        notes += (f"{empty} rows without any value are left out",)
+    return table, read.decimal, notes
+
+
 def _read_typed(location: Location) -> Any:
-    """A Parquet or Arrow file; a large Parquet file is not read yet."""
+    """A Parquet or Arrow file; a large one is not read yet."""
     import pyarrow.feather
     import pyarrow.parquet
 
-    from training.data.sources.parquet import ParquetRows, is_large
+    from training.data.sources import large
 
     with location.open() as file:
-        if location.suffix != ".parquet":
-            table = pyarrow.feather.read_table(file)
-        else:
+        if location.suffix == ".parquet":
+            rows: large.LargeRows = large.ParquetRows(location)
+            if rows.is_large:
+                return rows
             with pyarrow.parquet.ParquetFile(file) as parquet:
-                table = ParquetRows(location) if is_large(parquet) else parquet.read()
-    return table
+                return parquet.read()
+        if file.read(6) == b"ARROW1":
+            rows = large.ArrowRows(location)
+            if rows.is_large:
+                return rows
+        file.seek(0)
+        return pyarrow.feather.read_table(file)
 
 
 def as_numbers(table: Any, columns: Sequence[str], source: str) -> Array:

@@ -6,8 +6,7 @@
 is saved as soon as it is there, and is not asked for again: a run that was interrupted goes on. The
 last step writes ``benchmarks/results/tables.json`` and the tables of ``docs/tables.md``.
 
-At equal time CTGAN and TVAE get as many epochs as fit into the CPU seconds of our run with the same
-seed, by the seconds that their default epochs took.
+At equal time CTGAN and TVAE begin no epoch after the CPU seconds of our run with the same seed.
 
 Times are CPU seconds. Ours are those of the whole commands ``wgan train``, judging included, and
 ``wgan sample``; a peer's are those of its calls of ``fit`` and ``sample``, without its imports.
@@ -28,7 +27,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.markdown import table
-from benchmarks.tables_peers import DEFAULT_EPOCHS, TABLES
+from benchmarks.tables_peers import TABLES
 
 Answer = dict[str, Any]
 RESULTS = Path(__file__).with_name("results") / "tables.json"
@@ -86,20 +85,13 @@ class Bench:
             made = once(rows.with_suffix(".seconds"), lambda: ours(folder, rows, seed))
         else:
             peer, _, is_equal = method.partition("_")
-            epochs = [equal_epochs(folder, peer, seed)] if is_equal else []
-            fit = ("fit", peer, folder, rows, seed, *epochs)
+            fit = ["fit", peer, folder, rows, seed]
+            if is_equal:
+                mine = json.loads((folder / f"ours-{seed}.seconds").read_text())
+                fit.append(mine["seconds"])
             made = once(rows.with_suffix(".seconds"), lambda: self.peer(*fit))
         asked = {"table": name, "method": method, "seed": seed}
         once(judged, lambda: {**asked, **made, **self.peer("judge", folder, rows)})
-
-
-def equal_epochs(folder: Path, peer: str, seed: int) -> int:
-    """Epochs of a peer in the CPU seconds of our run with the same seed."""
-    ours, default = (
-        json.loads((folder / f"{method}-{seed}.seconds").read_text())["seconds"]
-        for method in ("ours", peer)
-    )
-    return max(1, round(DEFAULT_EPOCHS * ours / default))
 
 
 def once(path: Path, find: Callable[[], Answer]) -> Answer:

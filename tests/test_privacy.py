@@ -365,6 +365,8 @@ def test_a_private_run_publishes_what_it_spent_and_nothing_of_the_rows(
     page = (folder / "artifact/MODEL_CARD.md").read_text()
     assert card.in_words in page
     assert "Not published" in page
+    assert "\n\n\n" not in page
+    assert "gradient norm" not in page
     # Percentiles of scores are those of generated rows.
     own = model.score(model.sample(config.training.seed, run.data.heldout_count))
     np.testing.assert_allclose(model.quantiles[500], np.median(own), rtol=1e-6)

@@ -17,6 +17,7 @@ import torch
 from scipy import integrate, optimize, special, stats
 from torch import Tensor, nn
 
+from benchmarks.privacy import PAGE, RESULTS, gradient_bound, shown
 from models.artifact import load_artifact
 from models.config import Config
 from models.constraints import (
@@ -29,7 +30,9 @@ from models.constraints import (
 )
 from models.errors import ConfigError
 from models.model import Model
+from models.networks import CriticConfig, build_critic
 from models.record import Run, without_leaks
+from models.tables import Choice, Value
 from tests.artifacts import tiny_config
 from tests.conformance import FAMILIES, data, make
 from tests.mixed import people
@@ -198,6 +201,31 @@ def test_a_critic_that_cannot_be_taken_row_by_row_is_refused() -> None:
     real, fake = (x.double() for x in data(FAMILIES["dcgan"]))
     with pytest.raises(ConfigError, match="NoConstraint cannot be found row by row"):
         step_of(critic, NoConstraint(), 1.0)(real, fake, [], 0)
+
+
+def test_the_bound_that_weight_clipping_gives_holds() -> None:
+    parts = [Value(), Choice(2), Value(), Choice(3)]
+    config = CriticConfig(architecture="mlp", width=8, depth=2)
+    critic = build_critic(config, (7,), parts=parts)
+    bound = gradient_bound(critic, parts, 0.1)
+    step = step_of(critic, NoConstraint())
+    rows = torch.tensor([[3.5, 1, 0, 3.5, 1, 0, 0], [-3.5, 0, 1, -3.5, 0, 0, 1]])
+    free = [torch.zeros(1, critic.restriction_width)]
+    torch.manual_seed(0)
+    longest = 0.0
+    for corner in range(50):
+        with torch.no_grad():
+            for weight in critic.parameters():
+                signs = torch.randint(2, weight.shape) * 2.0 - 1 if corner else 1.0
+                weight.copy_(torch.full_like(weight, 0.1) * signs)
+        *_, found = step.by_row(rows[:1], rows[1:], free, 0)
+        longest = max(longest, flat(found).norm().item())
+    assert 0.3 * bound < longest < bound
+
+
+def test_the_page_has_the_tables_of_the_results() -> None:
+    page = PAGE.read_text()
+    assert shown(json.loads(RESULTS.read_text())) in page
 
 
 # ---- which rows ---------------------------------------------------------------------------------

@@ -186,7 +186,8 @@ class RestrictionSampler:
         is_exact = (uniform(self.part_count) < self.exact)[:, self.parts]
         own = rows[:, self.codes]
         # Of each end the nearest cut on its side, if there is one.
-        cuts = FARTHEST_CUT * (2 * uniform(2 * self.part_count) - 1).reshape(len(rows), 2, -1)
+        cuts = FARTHEST_CUT * (2 * uniform(2 * self.part_count) - 1)
+        cuts = cuts.reshape(len(rows), 2, self.part_count)
         cuts[:, 1] = torch.where(uniform(self.part_count) < 0.5, cuts[:, 0], cuts[:, 1])
         turned, value = self.signs * cuts[:, :, self.parts], (self.signs * own)[:, None]
         moved = torch.where(turned <= value, LARGEST_SCORE + turned, 0.0).amax(dim=1)

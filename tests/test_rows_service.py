@@ -97,12 +97,14 @@ def test_conditions_are_the_same_by_http_python_and_command(
         frame = pd.read_parquet(io.BytesIO(response.content))
         assert main([*command, *options]) == 0
         pd.testing.assert_frame_equal(frame, pd.read_parquet(out))
-        pd.testing.assert_frame_equal(frame, trained.sample(3, 40, where=where), check_dtype=False)
+        pd.testing.assert_frame_equal(
+            frame, trained.sample(40, seed=3, where=where), check_dtype=False
+        )
         return
     says = is_problem(response, 422)["detail"]
     assert next(iter(where)) in str(says)
     with pytest.raises(ConditionError) as caught:
-        trained.sample(3, 40, where=where)
+        trained.sample(40, seed=3, where=where)
     assert str(caught.value) == says
     with pytest.raises(ConditionError) as caught:
         trained.model.restrict(parse_conditions(texts))

@@ -24,7 +24,9 @@ def quantile_levels(count: int) -> Array:
     import torch  # the service's supervisor reads conditions, and does without it
 
     scores = torch.linspace(-LARGEST_SCORE, LARGEST_SCORE, count, dtype=torch.float64)
-    return (torch.special.ndtr(scores).numpy() - _OUTSIDE) / (1 - 2 * _OUTSIDE)
+    levels = (torch.special.ndtr(scores).numpy() - _OUTSIDE) / (1 - 2 * _OUTSIDE)
+    levels[[0, -1]] = 0, 1  # but for rounding, they are
+    return levels
 
 
 def to_scores(numbers: Array, quantiles: Sequence[float]) -> Array:

@@ -237,6 +237,8 @@ def test_two_processes_draw_the_conditions_of_one(tmp_path: Path) -> None:
         str(tmp_path / "rows.csv"),
         "--set",
         "critic.width=16",
+        "--set",
+        "generator.normalization=layer",
     ]
     for count in (1, 2):
         finish(start(tmp_path / str(count), count, *options))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
 from typing import Any
 
 
@@ -9,6 +12,18 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def put_between(page: Path, begin: str, end: str, content: str) -> None:
+    """Put content between two marks of a page, in place of what stands there."""
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(f"{before}{begin}\n{content}{end}{rest.partition(end)[2]}")
+
+
+def mean_and_range(values: Sequence[float], form: str) -> str:
+    """The mean over seeds and, of several, the lowest and the highest."""
+    text, low, high = (form.format(f(values)) for f in (mean, min, max))
+    return text if low == high else f"{text} ({low} to {high})"
 
 
 def with_quartiles(found: dict[str, Any]) -> str:

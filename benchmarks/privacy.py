@@ -18,14 +18,13 @@ import platform
 import tempfile
 import time
 from pathlib import Path
-from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.markdown import table
+from benchmarks.markdown import mean_and_range, put_between, table
 from models.config import Config
 from models.model import Model
 from models.tables.layout import LARGEST_SCORE, Choice, Part
@@ -185,12 +184,6 @@ FIGURES = (
 """Each figure, its title and its form."""
 
 
-def cell(values: list[float], form: str) -> str:
-    """The mean over seeds and, of several, the lowest and the highest."""
-    text, low, high = (form.format(f(values)) for f in (mean, min, max))
-    return text if low == high else f"{text} ({low} to {high})"
-
-
 def shown(found: dict[str, Any]) -> str:
     """The tables of the page."""
     quality, gradients = [], []
@@ -201,13 +194,17 @@ def shown(found: dict[str, Any]) -> str:
         card = mine[0]["privacy"]
         noise = f"{card['noise_multiplier']:.2f}" if card else ""
         cells = [
-            cell([a["figures"][name]["value"] for a in mine], form) for name, _, form in FIGURES
+            mean_and_range([a["figures"][name]["value"] for a in mine], form)
+            for name, _, form in FIGURES
         ]
         quality.append([method, str(len(mine)), noise, *cells])
-        norms = [cell([a["norms"][key] for a in mine], "{:.3g}") for key in ("median", "largest")]
+        norms = [
+            mean_and_range([a["norms"][key] for a in mine], "{:.3g}")
+            for key in ("median", "largest")
+        ]
         clip = f"{card['clip_norm']:.3g}" if card else ""
         deviation = f"{card['clip_norm'] * card['noise_multiplier']:.3g}" if card else ""
-        seconds = cell([a["seconds"] for a in mine], "{:.0f}")
+        seconds = mean_and_range([a["seconds"] for a in mine], "{:.0f}")
         gradients.append([method, clip, deviation, *norms, seconds])
     first = found["answers"][0]["figures"]
     floors = [form.format(first[name]["floor"]) for name, _, form in FIGURES]
@@ -215,13 +212,6 @@ def shown(found: dict[str, Any]) -> str:
     heads = ["", "seeds", "noise multiplier", *(title for _, title, _ in FIGURES)]
     columns = ["", "clip norm", "noise", "median row", "longest row", "CPU s"]
     return f"{table(heads, quality)}\n{table(columns, gradients)}"
-
-
-def write_page(found: dict[str, Any]) -> None:
-    """Put the tables between the page's marks."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{shown(found)}{END}{after}")
 
 
 def main() -> None:
@@ -254,7 +244,7 @@ def main() -> None:
         "answers": [json.loads(p.read_text()) for p in sorted(arguments.answers.glob("*.json"))],
     }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    write_page(found)
+    put_between(PAGE, BEGIN, END, shown(found))
 
 
 if __name__ == "__main__":

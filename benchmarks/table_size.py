@@ -28,7 +28,7 @@ import pyarrow.csv
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from benchmarks.markdown import table
+from benchmarks.markdown import put_between, table
 from benchmarks.tables_peers import invalid
 
 CHUNK = 2**17
@@ -207,8 +207,7 @@ def main() -> None:
         results[name] = found
         print(name, json.dumps(found, indent=1), flush=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{shown(results)}{END}{rest.partition(END)[2]}")
+    put_between(PAGE, BEGIN, END, shown(results))
 
 
 def shown(results: dict[str, Any]) -> str:

@@ -23,10 +23,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from benchmarks.markdown import table
+from benchmarks.markdown import mean_and_range, put_between, table
 from benchmarks.tables_peers import TABLES
 
 Answer = dict[str, Any]
@@ -175,18 +174,7 @@ COLUMNS = (
 def cell(answers: list[Answer], figure: str, _: str, form: str) -> str:
     """The mean of a figure over seeds and, of several, the lowest and the highest."""
     values = [answer[figure] for answer in answers if figure in answer]
-    if not values:
-        return ""
-    text = form.format(mean(values))
-    low, high = form.format(min(values)), form.format(max(values))
-    return text if low == high else f"{text} ({low} to {high})"
-
-
-def write_page(found: dict[str, Any]) -> None:
-    """Put the tables between the page's marks."""
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{shown(found)}{END}{after}")
+    return mean_and_range(values, form) if values else ""
 
 
 def main() -> None:
@@ -202,7 +190,7 @@ def main() -> None:
             bench.answer(name, method, seed)
     found = results(arguments.answers)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    write_page(found)
+    put_between(PAGE, BEGIN, END, shown(found))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import ks_2samp
 
 import wgan
-from benchmarks.markdown import table
+from benchmarks.markdown import put_between, table
 from models.tables.conditions import parse_conditions
 
 RESULTS = Path(__file__).with_name("results") / "tables_conditions.json"
@@ -86,10 +86,8 @@ def main() -> None:
         ]
         for one in found
     ]
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
     made = table(["conditions", "unseen rows", "made", "real rows"], rows)
-    PAGE.write_text(f"{before}{BEGIN}\n{made}{END}{after}")
+    put_between(PAGE, BEGIN, END, made)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.errors import DataError
-from models.tables.column import arrow_type, column_values, whole
+from models.tables.column import arrow_type, column_values, value_type, whole
 from models.tables.conditions import Condition
 from models.tables.fixed import CopyColumn
 from models.tables.layout import LARGEST_SCORE, Choice, Part, place
@@ -62,9 +62,8 @@ def _with_all_columns(schema: TableSchema, rows: pa.Table) -> pa.Table:
     for column in schema.columns:
         is_needed = column.parts or column.name in ruled or isinstance(column, CopyColumn)
         if is_needed and column.name not in rows.column_names:
-            kind = arrow_type(column.type)
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            rows = rows.append_column(column.name, pa.nulls(len(rows), kind))
+            nulls = pa.nulls(len(rows), value_type(column.type))
+            rows = rows.append_column(column.name, nulls)
     return _share_copies(schema, rows)
 
 

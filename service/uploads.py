@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from starlette.exceptions import HTTPException
+
 from models.errors import DataError, ShapeError
 from service.rows import LONGEST_MESSAGE, MAX_ROWS
 
@@ -28,8 +30,8 @@ MAX_SECONDS = 5
 """Seconds of a processor that reading may take."""
 PATIENCE = 50
 """Seconds of the clock: the machine may be busy, but a request has 60."""
-BROKEN, UNSUITABLE = 65, 66
-"""Exit statuses, whose message is in the output: `DataError`, `ShapeError`."""
+BROKEN, UNSUITABLE, TOO_MUCH = 65, 66, 67
+"""Exit statuses: `DataError` and `ShapeError`, whose message is in the output, and no memory."""
 SPARING = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",  # others reserve gigabytes that they may never use
     "MALLOC_ARENA_MAX": "1",
@@ -51,6 +53,7 @@ def read_tables(uploads: Sequence[tuple[str, bytes]], schema: TableSchema) -> li
     Raises:
         DataError: a file is broken, or of another kind.
         ShapeError: there are more than `MAX_ROWS` rows, or reading takes too much memory or time.
+        HTTPException: 503, the machine is too busy to read them in `PATIENCE` seconds.
     """
     import pyarrow as pa
     import pyarrow.ipc
@@ -67,15 +70,18 @@ def read_tables(uploads: Sequence[tuple[str, bytes]], schema: TableSchema) -> li
             check=False,
         )
     except subprocess.TimeoutExpired:
-        done = None
-    if done is None or done.returncode not in (0, BROKEN, UNSUITABLE):
+        busy = f"reading the rows was not done within {PATIENCE} seconds: the machine is busy"
+        raise HTTPException(503, busy, {"Retry-After": "5"}) from None
+    if done.returncode < 0 or done.returncode == TOO_MUCH:  # a signal: a bound, or a reader crashed
         raise ShapeError(
             f"reading the rows takes over {MAX_BYTES // 2**20} MiB of memory or {MAX_SECONDS} "
             f"seconds of a processor; send fewer, at most {MAX_ROWS}, or shorter ones"
         )
-    if done.returncode:
+    if done.returncode in (BROKEN, UNSUITABLE):
         message = done.stdout.decode()[:LONGEST_MESSAGE]
         raise (DataError if done.returncode == BROKEN else ShapeError)(message)
+    if done.returncode:
+        raise RuntimeError(f"the reader of rows failed: {done.stderr.decode(errors='replace')}")
     source = pa.BufferReader(done.stdout)
     return [pyarrow.ipc.open_stream(source).read_all() for _ in uploads]
 
@@ -107,6 +113,8 @@ def main() -> int:
         return _answer(BROKEN, str(error))
     except ShapeError as error:
         return _answer(UNSUITABLE, str(error))
+    except MemoryError:
+        return TOO_MUCH
     sys.stdout.buffer.write(out.getvalue())
     return 0
 

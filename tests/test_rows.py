@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from starlette.exceptions import HTTPException
 
 import wgan
 from models.artifact import load_artifact
@@ -22,6 +23,7 @@ from models.tables import Condition
 from models.tables.files import write_rows
 from models.tables.records import read_rows, rows_of_records, typed
 from models.trained import TrainedModel, load
+from service import uploads
 from tests.artifacts import make_artifact
 from tests.mixed import people
 from tests.test_tables import CASES, fitted
@@ -315,3 +317,27 @@ def test_commands_say_what_is_wrong(
     Path("bad.parquet").write_bytes(b"PAR1 and no more")
     assert main([str(artifact) if a == "A" else a for a in arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+# ---- files in requests -------------------------------------------------------------------------
+
+
+def test_a_machine_too_busy_to_read_rows_is_not_the_clients_fault(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.table is not None
+    monkeypatch.setattr(uploads, "PATIENCE", 0.001)
+    with pytest.raises(HTTPException, match="the machine is busy") as caught:
+        uploads.read_tables([("a.csv", b"age\n1\n")], model.table)
+    assert caught.value.status_code == 503
+    assert caught.value.headers == {"Retry-After": "5"}
+
+
+def test_a_reader_that_cannot_start_is_our_fault_and_says_why(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert model.table is not None
+    (tmp_path / "pyarrow.py").write_text("raise ImportError('no pyarrow here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="no pyarrow here"):
+        uploads.read_tables([("a.csv", b"age\n1\n")], model.table)

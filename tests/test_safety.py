@@ -141,10 +141,11 @@ def test_hostile_rows_are_refused(tables: Server, name: str) -> None:
 def test_after_hostile_rows_all_is_as_before(tables: Server) -> None:
     assert tables.process.poll() is None
     assert peak_memory(tables) < 1200 * 2**20
-    good = tables.samples(count=100, format="parquet").content
-    scored = tables.client.post(
-        "/v1/scores", content=good, headers={"content-type": "application/vnd.apache.parquet"}
-    )
+    good = tables.samples(count=100, format="parquet")
+    assert good.status_code == 200, good.text
+    kind = {"content-type": "application/vnd.apache.parquet"}
+    scored = tables.client.post("/v1/scores", content=good.content, headers=kind)
+    assert scored.status_code == 200, scored.text
     assert len(scored.json()["scores"]) == 100
     log = tables.log.read_text()
     assert "an error of ours" not in log

@@ -1,12 +1,13 @@
 """Tables: real rows, ours, CTGAN, TVAE and a Gaussian copula, at defaults and at equal time.
 
-    python -m benchmarks.tables --peers VENV/bin/python --answers FOLDER
+    python -m benchmarks.tables --peers VENV/bin/python --ydata VENV2/bin/python --answers FOLDER
 
-``VENV`` holds the peers (see `benchmarks.tables_peers`), apart from our own packages. Each answer
-is saved as soon as it is there, and is not asked for again: a run that was interrupted goes on. The
-last step writes ``benchmarks/results/tables.json`` and the tables of ``docs/tables.md``.
+``VENV`` holds the peers (see `benchmarks.tables_peers`), apart from our own packages, and ``VENV2``
+ydata's WGAN-GP (see `benchmarks.tables_ydata`), which needs older packages than the others. Each
+answer is saved as soon as it is there, and is not asked for again: a run that was interrupted goes
+on. The last step writes ``benchmarks/results/tables.json`` and the tables of ``docs/tables.md``.
 
-At equal time CTGAN and TVAE begin no epoch after the CPU seconds of our run with the same seed.
+At equal time a peer begins no epoch after the CPU seconds of our run with the same seed.
 
 Times are CPU seconds. Ours are those of the whole commands ``wgan train``, judging included, and
 ``wgan sample``; a peer's are those of its calls of ``fit`` and ``sample``, without its imports.
@@ -32,6 +33,7 @@ Answer = dict[str, Any]
 RESULTS = Path(__file__).with_name("results") / "tables.json"
 PAGE = Path(__file__).parents[1] / "docs" / "tables.md"
 PEERS = Path(__file__).with_name("tables_peers.py")
+YDATA = Path(__file__).with_name("tables_ydata.py")
 METHODS = {
     "real": "real rows",
     "ours": "ours",
@@ -39,6 +41,7 @@ METHODS = {
     "ctgan_equal": "CTGAN, equal time",
     "tvae": "TVAE",
     "tvae_equal": "TVAE, equal time",
+    "ydata_equal": "ydata's WGAN-GP, equal time",
     "copula": "Gaussian copula",
 }
 BEGIN, END = "<!-- made by benchmarks.tables -->", "<!-- end -->"
@@ -58,15 +61,12 @@ def jobs(seeds: int) -> list[tuple[str, str, int]]:
 class Bench:
     """Asks for one answer after the other."""
 
-    def __init__(self, peers: Path, folder: Path) -> None:
-        self.peers, self.folder = peers, folder
+    def __init__(self, peers: Path, ydata: Path, folder: Path) -> None:
+        self.peers, self.ydata, self.folder = peers, ydata, folder
 
     def peer(self, *arguments: object) -> Answer:
         """What `benchmarks.tables_peers` answers."""
-        command = [str(self.peers), str(PEERS), *map(str, arguments)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-        answer: Answer = json.loads(done.stdout.splitlines()[-1])
-        return answer
+        return asked(self.peers, PEERS, *arguments)
 
     def answer(self, name: str, method: str, seed: int) -> None:
         """Make rows and judge them, unless that was done before."""
@@ -84,13 +84,28 @@ class Bench:
             made = once(rows.with_suffix(".seconds"), lambda: ours(folder, rows, seed))
         else:
             peer, _, is_equal = method.partition("_")
-            fit = ["fit", peer, folder, rows, seed]
+            fit = [folder, rows, seed]
             if is_equal:
                 mine = json.loads((folder / f"ours-{seed}.seconds").read_text())
                 fit.append(mine["seconds"])
-            made = once(rows.with_suffix(".seconds"), lambda: self.peer(*fit))
-        asked = {"table": name, "method": method, "seed": seed}
-        once(judged, lambda: {**asked, **made, **self.peer("judge", folder, rows)})
+            made = once(
+                rows.with_suffix(".seconds"),
+                lambda: (
+                    asked(self.ydata, YDATA, *fit)
+                    if peer == "ydata"
+                    else self.peer("fit", peer, *fit)
+                ),
+            )
+        about = {"table": name, "method": method, "seed": seed}
+        once(judged, lambda: {**about, **made, **self.peer("judge", folder, rows)})
+
+
+def asked(python: Path, script: Path, *arguments: object) -> Answer:
+    """What a script answers, in an environment of its own."""
+    command = [str(python), str(script), *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    answer: Answer = json.loads(done.stdout.splitlines()[-1])
+    return answer
 
 
 def once(path: Path, find: Callable[[], Answer]) -> Answer:
@@ -180,11 +195,12 @@ def cell(answers: list[Answer], figure: str, _: str, form: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", type=Path, required=True, help="Python of the peers' venv")
+    parser.add_argument("--ydata", type=Path, required=True, help="Python of ydata's venv")
     parser.add_argument("--answers", type=Path, required=True, help="folder")
     parser.add_argument("--seeds", type=int, default=3, help="of each method")
     parser.add_argument("--only", choices=METHODS, nargs="*", default=list(METHODS))
     arguments = parser.parse_args()
-    bench = Bench(arguments.peers, arguments.answers)
+    bench = Bench(arguments.peers, arguments.ydata, arguments.answers)
     for name, method, seed in jobs(arguments.seeds):
         if method in arguments.only:
             bench.answer(name, method, seed)

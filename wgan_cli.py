@@ -8,7 +8,7 @@ what trains.
 from __future__ import annotations
 
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 from typer.main import get_command, get_group
 
+from models import __version__
 from models.command_line import EXIT_MISTAKE, EXIT_SIGINT, complain, new_app
 from models.errors import UserError, needs, suggestion
 
@@ -85,7 +86,7 @@ def _missing(name: str, error: UserError) -> Any:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"wgan-foundry {metadata.version('wgan-foundry')}")
+        print(f"wgan-foundry {__version__}")
         raise typer.Exit
 
 

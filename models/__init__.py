@@ -2,3 +2,6 @@
 
 tests/test_models_order.py holds the order of these modules: each imports only earlier ones.
 """
+
+__version__ = "0.2.0"
+"""The project's version; not asked of the installation, since a clone works without one."""

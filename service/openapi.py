@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from models import __version__
 from service.endpoint import Endpoint
 from service.holder import ROLES
 
@@ -108,7 +108,7 @@ def describe(endpoints: Iterable[Endpoint], with_keys: bool = False) -> Json:
         "openapi": "3.1.0",
         "info": {
             "title": "wgan-foundry",
-            "version": importlib.metadata.version("wgan-foundry"),
+            "version": __version__,
             "description": "Samples and critic scores of a Wasserstein GAN.",
         },
         "paths": {**paths, "/livez": {"get": live}, "/readyz": {"get": ready}},

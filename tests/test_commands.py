@@ -10,6 +10,7 @@ import pytest
 from typer.core import TyperOption
 
 import wgan_cli
+from models import __version__
 from models.config import constraint_class
 from tests.command_line import command, parsed
 from tests.command_table import COMMANDS, Parameter
@@ -142,10 +143,8 @@ def wgan(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def test_version() -> None:
-    from importlib.metadata import version
-
     done = wgan("--version")
-    assert (done.returncode, done.stdout) == (0, f"wgan-foundry {version('wgan-foundry')}\n")
+    assert (done.returncode, done.stdout) == (0, f"wgan-foundry {__version__}\n")
 
 
 def test_train_help_lists_presets_and_constraints() -> None:

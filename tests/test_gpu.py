@@ -15,7 +15,6 @@ from models.artifact import load_artifact
 from models.constraints import GradientPenalty
 from models.networks import CriticConfig, build_critic
 from tests.artifacts import make_artifact, tiny_config
-from tests.test_cli import WGAN
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import train
@@ -139,12 +138,12 @@ def test_a_model_gives_the_same_on_both_devices(tmp_path: Path) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two CUDA devices")
 def test_two_devices_equal_one_with_batch_norm(tmp_path: Path) -> None:
     train_it = [
-        str(WGAN), "train", "--preset", "digits", "--constraint", "spectral_norm", "--steps", "6",
-        "--no-register", "--set", "critic.normalization=batch", "--set", "evaluation.samples=100",
-        "--set", "training.learning_rate=1e-5",
+        "-m", "wgan_cli", "train", "--preset", "digits", "--constraint", "spectral_norm",
+        "--steps", "6", "--no-register", "--set", "critic.normalization=batch",
+        "--set", "evaluation.samples=100", "--set", "training.learning_rate=1e-5",
     ]  # fmt: skip
     both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for name, command in (("1", train_it), ("2", [*both, "--no-python", *train_it])):
+    for name, command in (("1", [sys.executable, *train_it]), ("2", [*both, *train_it])):
         subprocess.run(
             [*command, "--out", str(tmp_path / name)], check=True, env={**os.environ}, timeout=280
         )

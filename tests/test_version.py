@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+import models
+
 ROOT = Path(__file__).parent.parent
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 ENTRIES = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
@@ -25,6 +27,10 @@ def test_every_entry_has_a_date_and_the_newest_comes_first() -> None:
     versions, dates = zip(*entries, strict=True)
     assert list(versions) == sorted(set(versions), reverse=True)
     assert list(dates) == sorted(dates, reverse=True)
+
+
+def test_the_code_carries_the_version() -> None:
+    assert models.__version__ == VERSION
 
 
 def test_the_images_and_the_chart_carry_the_version() -> None:

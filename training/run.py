@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
 import time
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import artifact, record, registry
+from models import __version__, artifact, record, registry
 from models.config import Config
 from models.errors import UserError
 from models.lipschitz import (
@@ -355,7 +354,7 @@ def _provenance(device: torch.device, seconds: float, checkpoints: Path) -> dict
     last = newest_checkpoint(checkpoints)
     assert last is not None, "training ends with a checkpoint"
     return {
-        "wgan_foundry": importlib.metadata.version("wgan-foundry"),
+        "wgan_foundry": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -72,18 +72,19 @@ def _say_nothing(line: str) -> None:
     """Say nothing: the default of every ``say``."""
 
 
-def load(model: str | Path) -> TrainedModel:
+def load(model: str | Path, device: str = "cpu") -> TrainedModel:
     """Load a model, with ``sample``, ``score``, ``figures`` and more.
 
     Args:
         model: an artifact folder, or a registry name such as ``digits@champion``.
+        device: ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: there is no such model, or its artifact is broken.
+        UserError: there is no such model or device, or its artifact is broken.
     """
     from models.trained import load
 
-    return load(str(model))
+    return load(str(model), device)
 
 
 @needs("train")
@@ -180,8 +181,7 @@ def evaluate(model: TrainedModel | str | Path, data: Data | None = None) -> Resu
     from training.judging.evaluate import evaluate_artifact
 
     with _artifact(model) as artifact, tempfile.TemporaryDirectory() as folder:
-        source = None if data is None else _source(data, Path(folder))
-        return evaluate_artifact(artifact, source)
+        return evaluate_artifact(artifact, None if data is None else _source(data, Path(folder)))
 
 
 @needs("train")

@@ -24,7 +24,7 @@ from models.config import DataConfig, EvaluationConfig
 from training.data.dataset import load_data
 from training.judging.copying import COPYING, copying_statistic, membership
 from training.judging.extractors import choose_extractor
-from training.judging.metrics import nearest_distances
+from training.judging.neighbours import nearest_distances
 from training.retraining.evidence import ATTACK_SAMPLES
 from training.retraining.gates import GatesConfig, not_copied, not_told_apart
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from models.command_line import ClassOption, JsonOption, ModelArgument, new_app
+from models.command_line import ClassOption, DeviceOption, JsonOption, ModelArgument, new_app
 from models.errors import DataError, ShapeError, UserError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def sample(
             "repeated",
         ),
     ] = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Write samples to a file."""
     from models.formats import SAMPLE_FORMATS, stream_samples
@@ -62,7 +63,7 @@ def sample(
     from models.tables import parse_conditions
     from models.trained import load
 
-    made = load(model).model
+    made = load(model, device).model
     label = None if class_name is None else made.label(class_name)
     conditions = parse_conditions(where or [])
     restrictions = made.restrict(conditions) if where else None
@@ -85,6 +86,7 @@ def impute(
         Path, typer.Option(metavar="FILE", help=".csv, .json, .npz, .parquet or .arrow")
     ],
     seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Fill the gaps of a table's rows; each seed gives another completion."""
     from models.formats import TABLE_FORMATS
@@ -96,7 +98,7 @@ def impute(
     from models.tables.files import write_rows
     from models.trained import load
 
-    made = load(model).model
+    made = load(model, device).model
     if made.table is None:
         raise UserError(f"{model}: makes no table of mixed columns, which alone can be completed")
     rows = _rows(made, file)
@@ -119,12 +121,13 @@ def score(
     ],
     class_name: ClassOption = None,
     as_json: JsonOption = False,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Score the items in image or array files, or the rows in a table's, with the critic."""
     from models.formats import read_items
     from models.trained import load
 
-    trained = load(model)
+    trained = load(model, device)
     names, scores, percentiles = [], [], []
     for path in files:
         try:

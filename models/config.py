@@ -179,6 +179,9 @@ class ServingConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: weights and forward in bfloat16, which is slower on processors and GPUs without it. The
     difference to fp32 is measured and recorded."""
+    device: Literal["cpu", "cuda"] = Field(default="cpu", exclude_if=lambda kind: kind == "cpu")
+    """The kind of device that the rows of a forward are chosen for, for good: `engine.chunk` in the
+    record. A version runs on the other kind too, though slower there. Written if it is not cpu."""
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):

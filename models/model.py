@@ -57,6 +57,7 @@ class Model:
         self.forward = InHalf(forward) if run.engine.precision == "bf16" else forward
         """The generator as the record's engine runs it; samples are made with this one."""
         self.critic = critic
+        self.device = next(generator.parameters()).device
         self.quantiles = quantiles
         """Scores of real held-out items at `QUANTILE_LEVELS`."""
         self.digest = digest
@@ -81,8 +82,7 @@ class Model:
         """This model with a generator guided by the critic; see `refinement.Refined`."""
         labels = self.labels(0, SLOPE_LATENTS)
         inputs = [self.latents(0, SLOPE_LATENTS), *([] if labels is None else [labels])]
-        device = next(self.forward.parameters()).device
-        z, *classes = (torch.from_numpy(x).to(device) for x in inputs)
+        z, *classes = (torch.from_numpy(x).to(self.device) for x in inputs)
         guided = copy.copy(self)
         guided.forward = refinement.Refined(self.forward, self.critic, z, *classes)
         return guided

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from models import registry
 from models.artifact import load_artifact
+from models.device import require_device
 from models.errors import UserError
 from models.progress import phase
 from models.record import Figure, Finding, Run
@@ -30,18 +31,19 @@ class TrainedModel:
     Made by `load`, and by `wgan.train`.
     """
 
-    def __init__(self, artifact: Path) -> None:
+    def __init__(self, artifact: Path, device: str = "cpu") -> None:
         """Load an artifact.
 
         Args:
             artifact: its folder.
+            device: ``cpu`` or ``cuda``.
 
         Raises:
-            UserError: the artifact is missing or broken.
+            UserError: the artifact is missing or broken, or there is no such device.
         """
         self.artifact = artifact
         """The artifact's folder; a temporary one goes with this object: see `save`."""
-        self.model = load_artifact(artifact)
+        self.model = load_artifact(artifact, require_device(device))
         """What samples and scores, in codes where the data are a table."""
 
     def __repr__(self) -> str:
@@ -200,13 +202,13 @@ def artifact_folder(model: str) -> Iterator[Path]:
         yield fetched
 
 
-def load(model: str) -> TrainedModel:
+def load(model: str, device: str = "cpu") -> TrainedModel:
     """Load a model; see `artifact_folder`.
 
     Raises:
-        UserError: there is no such model, or its artifact is broken.
+        UserError: there is no such model or device, or its artifact is broken.
     """
     with contextlib.ExitStack() as stack:
-        trained = TrainedModel(stack.enter_context(artifact_folder(model)))
+        trained = TrainedModel(stack.enter_context(artifact_folder(model)), device)
         weakref.finalize(trained, stack.pop_all().close)  # a downloaded artifact goes with it
     return trained

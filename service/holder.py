@@ -57,6 +57,7 @@ class Slot:
         self.reachable: bool | None = None
         """True if the registry answered when it was last asked; None without a registry."""
         self.is_reference = registry.is_reference(source)
+        self._device = settings.device
         self._cache = VersionCache(source, settings.cache, settings.tracking_uri)
         self._on_outcome = on_outcome
 
@@ -74,7 +75,7 @@ class Slot:
         if number != last:
             try:
                 folder, version = self._cache.folder / last, self._cache.version(last)
-                self._swap(load(folder, version, self.role), "cached")
+                self._swap(load(folder, version, self.role, self._device), "cached")
             except Exception as error:  # it may be of an older release, or damaged
                 log.warning("%s: version %s in the cache: %s", self.source, last, error)
 
@@ -83,7 +84,7 @@ class Slot:
         version = self.source if self.is_reference else Path(self.source).name
         try:
             if not self.is_reference:
-                self._swap(load(Path(self.source), None, self.role), "swapped")
+                self._swap(load(Path(self.source), None, self.role, self._device), "swapped")
                 return
             number, digest = retry(self._find)
             self._set_reachable(True)
@@ -94,7 +95,8 @@ class Slot:
             serving = self.served
             if serving and serving.version == version and digest in (None, serving.model.digest):
                 return
-            served = load(self._cache.fetch(number, digest), version, self.role)
+            folder = self._cache.fetch(number, digest)
+            served = load(folder, version, self.role, self._device)
         except RegistryError as error:
             missing = registry.is_absent(error)
             self._set_reachable(missing)

@@ -42,23 +42,26 @@ class Served(NamedTuple):
         return datetime.fromtimestamp(self.since, UTC).isoformat(timespec="seconds")
 
 
-def load(folder: Path, version: str | None, role: str) -> Served:
+def load(folder: Path, version: str | None, role: str, device: str = "cpu") -> Served:
     """Verify an artifact, load it and run it once.
 
     Args:
         folder: the artifact's folder.
         version: ``name@number``; None for a folder that is in no registry.
         role: ``champion`` or ``challenger``.
+        device: ``cpu`` or ``cuda``.
 
     Raises:
         ArtifactError: the artifact is not sound.
+        UserError: there is no such device.
     """
     import torch
 
     from models.artifact import load_artifact
+    from models.device import require_device
 
     torch.set_num_threads(1)  # requests run beside each other; threads in each would compete
-    model = load_artifact(folder)
+    model = load_artifact(folder, require_device(device))
     version = version or model.digest[:12]
     run_once(model, version)
     saturated = model.run.config.constraint.saturated_share(model.critic)
@@ -75,10 +78,10 @@ def run_once(model: Model, version: str) -> None:
 
     from models.sampling import CHUNK
 
-    z = torch.from_numpy(model.latents(seed=0, count=CHUNK))
     labels = model.labels(seed=0, count=CHUNK)
+    inputs = [model.latents(seed=0, count=CHUNK), *([] if labels is None else [labels])]
     with torch.inference_mode():
-        raw = model.forward(z, *([] if labels is None else [torch.from_numpy(labels)]))
+        raw = model.forward(*(torch.from_numpy(x).to(model.device) for x in inputs))
     if not torch.isfinite(raw).all():  # as pixels, NaN would pass for black
         raise ArtifactError(f"{version}: its generator makes values that are not finite")
     samples = model.sample(seed=0, count=CHUNK)

@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -113,6 +113,12 @@ class Settings(BaseSettings):
     )
     workers: int = Field(
         1, alias="WGAN_WORKERS", ge=1, le=1024, description="processes that answer; `--workers`"
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        alias="WGAN_DEVICE",
+        description="what the models compute on: `cpu` or `cuda`; versions that were made with "
+        "`serving.device=cuda` fill a GPU",
     )
     max_in_flight: int = Field(
         64,
@@ -254,6 +260,8 @@ def _complaint(error: ErrorDetails) -> str:
     shown = shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "..."
     if error["type"] == "value_error":
         return f"{name}={shown}: {error['ctx']['error']}"
+    if error["type"] == "literal_error":
+        return f"{name}={shown}: write {error['ctx']['expected']}"
     kind = "a whole number" if field.annotation is int else "a number"
     return f"{name}={shown}: write {kind}, {_allowed(field)}"
 

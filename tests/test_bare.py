@@ -41,7 +41,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 def bare(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", HIDING, *arguments],
-        capture_output=True, text=True, check=False, cwd=ROOT, timeout=200,
+        capture_output=True, text=True, check=False, cwd=ROOT, timeout=280,
     )  # fmt: skip
 
 

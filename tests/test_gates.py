@@ -28,7 +28,7 @@ from training.judging.intervals import (
     compare_kernel_distances,
     measure,
 )
-from training.judging.metrics import nearest_distances
+from training.judging.neighbours import nearest_distances
 from training.retraining import gates
 from training.retraining.evidence import ATTACK_SAMPLES, DIFFERENCE_LEVEL, Evidence, RegisteredModel
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import train
 from training.engine.runs import Interrupted
+from training.judging.evaluate import evaluate_artifact
+from training.judging.intervals import kernel_distance_margin
+from training.judging.metrics import kernel_distance, precision_recall_density_coverage
+from training.judging.neighbours import nearest_distances
 
 pytestmark = [
     pytest.mark.gpu,
@@ -133,6 +138,30 @@ def test_a_model_gives_the_same_on_both_devices(tmp_path: Path) -> None:
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_a_seed_gives_the_same_bytes_whatever_else_is_asked_for(tmp_path: Path) -> None:
+    model = load_artifact(make_artifact(tmp_path / "a"), GPU)
+    whole = model.sample(7, 100)
+    assert np.array_equal(model.sample(7, 100), whole)
+    assert np.array_equal(np.concatenate(list(model.samples(7, 13, 40))), whole[40:53])
+
+
+def test_judging_gives_the_figures_of_a_cpu(tmp_path: Path) -> None:
+    """Over pairs of points in float64; with a model's own rounding, nearly."""
+    real, fake = np.random.default_rng(0).normal(size=(2, 1000, 64))
+    for compute in (kernel_distance, kernel_distance_margin):
+        assert compute(real, fake, device=GPU) == pytest.approx(compute(real, fake), rel=1e-9)
+    assert precision_recall_density_coverage(
+        real, fake, device=GPU
+    ) == precision_recall_density_coverage(real, fake)
+    np.testing.assert_allclose(
+        nearest_distances(real, fake, device=GPU), nearest_distances(real, fake), rtol=1e-9
+    )
+    folder = make_artifact(tmp_path / "a")
+    on_cpu, on_gpu = (evaluate_artifact(folder, device=device) for device in ("cpu", "cuda"))
+    for name, figure in on_cpu.figures.items():
+        assert on_gpu.figures[name].value == pytest.approx(figure.value, rel=0.01, abs=0.01)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two CUDA devices")

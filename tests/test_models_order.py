@@ -11,6 +11,7 @@ ORDER = [
     "cache",
     "progress",
     "command_line",
+    "device",
     "images",
     "pipe",
     "values",

@@ -25,6 +25,7 @@ NUMBERS = {
 BAD_TEXTS = {
     "WGAN_CHALLENGER": "/no/such/folder",
     "WGAN_CACHE": "/etc/passwd",
+    "WGAN_DEVICE": "gpu",
     "WGAN_API_KEYS_FILE": "/no/such/file",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "abc",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "ftp://collector",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -14,6 +14,8 @@ from models.command_line import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     MODEL_HELP,
+    Device,
+    DeviceOption,
     JsonOption,
     ModelArgument,
     SetOption,
@@ -30,9 +32,7 @@ app = new_app()
 data_app = new_app("Look at a data set.")
 app.add_typer(data_app, name="data")
 
-DeviceOption = Annotated[
-    Literal["cpu", "cuda"] | None, typer.Option(help="default: cuda if there is one")
-]
+TrainingDevice = Annotated[Device | None, typer.Option(help="default: cuda if there is one")]
 
 
 def preset_names() -> list[str]:
@@ -80,7 +80,7 @@ def train(
     # The configuration checks these two, with a message that names training.steps or .seed.
     steps: Annotated[str | None, typer.Option(metavar="N", help="generator steps")] = None,
     seed: Annotated[str | None, typer.Option(metavar="S", help="seed of everything random")] = None,
-    device: DeviceOption = None,
+    device: TrainingDevice = None,
     settings: SetOption = None,
     no_register: Annotated[bool, typer.Option("--no-register", help="leave MLflow alone")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
@@ -136,6 +136,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE.html", help="of a table: pictures of each column")
     ] = None,
     as_json: JsonOption = False,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Judge a model on held-out data again."""
     if report and report.suffix != ".html":
@@ -147,7 +148,7 @@ def evaluate(
     from training.reporting.table_report import table_report
 
     with artifact_folder(model) as folder:
-        judged, rows, results = judge_again(folder, data, silent if as_json else say)
+        judged, rows, results = judge_again(folder, data, silent if as_json else say, device)
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(table_report(judged, rows, results))
@@ -170,6 +171,7 @@ def diagnose(
     ],
     as_json: JsonOption = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="with a plot each")] = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Measure what goes wrong with a run's critic, and say what to do."""
     if out and out.suffix != ".html":
@@ -180,7 +182,7 @@ def diagnose(
     from training.reporting.pages import findings_page
 
     with artifact_folder(run) as folder, phase("diagnosing"):
-        findings = diagnose_run(folder)
+        findings = diagnose_run(folder, device)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(findings_page(f"Diagnosis of {run}", findings))

@@ -16,6 +16,7 @@ from torch import nn
 
 from models import __version__, artifact, record, registry
 from models.config import Config
+from models.device import multiply_in_float32
 from models.errors import UserError
 from models.lipschitz import (
     ASCENT_STARTS,
@@ -26,7 +27,7 @@ from models.lipschitz import (
 from models.model import QUANTILE_LEVELS, Model
 from models.networks.conditional import WithLabels
 from models.record import Engine, Results, Run
-from models.sampling import CHUNK, TABLE_CHUNK
+from models.sampling import chunk_rows
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import precision_problems
@@ -251,6 +252,7 @@ def _new_record(
     config: Config, data: Dataset, provenance: dict[str, Any], history: list[Row]
 ) -> Run:
     """The record of a run that has been trained, and not yet judged."""
+    serving, is_table = config.serving, data.card.table is not None
     return Run(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config,
@@ -260,7 +262,8 @@ def _new_record(
         results=Results(extractor=None, figures={}),
         privacy=privacy_card(config, data.card.training_count) if config.privacy else None,
         engine=Engine(
-            precision=config.serving.precision, chunk=TABLE_CHUNK if data.card.table else CHUNK
+            precision=serving.precision,
+            chunk=chunk_rows(serving.device, data.card.shape, is_table),
         ),
         history=history,
     )
@@ -276,7 +279,8 @@ def _judge_and_save(
     """Judge and diagnose the trained networks, and write the artifact."""
     config, seed = run.config, run.config.training.seed
     generator, critic = state.ema.eval(), state.critic.eval().requires_grad_(False)
-    model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
+    multiply_in_float32()  # as whoever loads the model will
+    model = Model(run, generator, critic, np.zeros(1), "")  # judged where it was trained
     indices = data.sample_indices(artifact.MAX_SCORED_ITEMS, heldout=True)
     heldout = data.items_at(indices)
     labels = data.labels[indices] if model.classes and data.labels is not None else None
@@ -287,6 +291,7 @@ def _judge_and_save(
     torch.manual_seed(seed)
     with phase("judging"):
         results = judge(model, data, config.evaluation, extractor)
+    model = Model(run, generator.cpu(), critic.cpu(), np.zeros(1), "")
     with phase("diagnosing"):
         findings = diagnose(config, data, generator, critic, run.history, results.figures)
         lipschitz = _measure_lipschitz(model, heldout, labels)

@@ -16,7 +16,8 @@ import torch.distributed as dist
 import torch.distributed.nn  # before `join_workers`, which says why
 from torch import Tensor, nn
 
-from models.errors import ConfigError, UserError
+from models.device import require_device
+from models.errors import ConfigError
 from training.engine.draws import Draw, RandomCalls, Shape
 
 CPU = torch.device("cpu")
@@ -127,16 +128,14 @@ def join_workers(device_type: str | None = None) -> Workers:
     Raises:
         UserError: there is no CUDA device.
     """
-    if device_type == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is no CUDA device; use --device cpu")
     device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = require_device(device_type)
     # `torch.distributed.nn` must be imported before, as above: the default group of its functions
     # is that of the moment of import. Imported later, by a captured step, they would keep this
     # group alive after `leave`, and its threads may abort the process when the interpreter ends.
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        return Workers(device=torch.device(device_type))
-    device = torch.device(device_type)
+        return Workers(device=device)
     if device_type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)

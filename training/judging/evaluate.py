@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.artifact import load_artifact
 from models.config import EvaluationConfig
+from models.device import require_device
 from models.errors import ConfigError, UserError
 from models.model import Model
 from models.record import Results
@@ -30,9 +31,9 @@ from training.judging.metrics import (
     Metric,
     autocovariance,
     mode_coverage,
-    nearest_distances,
     precision_recall_density_coverage,
 )
+from training.judging.neighbours import nearest_distances
 from training.judging.tables.judge import judge_table, target_field
 from training.progress import phase, silent
 
@@ -57,7 +58,7 @@ def judge(
     well training items are told from held-out ones, by samples and by the critic, comes last.
 
     Args:
-        model: the generator and its scaling.
+        model: the generator and its scaling; it is judged on its device.
         data: its held-out items are compared with; its training items give the floor.
         config: number of samples, and the extractor's name.
         extractor: makes the features of images; None: the one that ``config`` means for the data.
@@ -74,7 +75,7 @@ def judge(
     extractor = extractor if model.is_image else None
     if model.is_image:  # features of more items would not be used
         n = min(n, data.card.heldout_count, data.card.training_count)
-        extractor = extractor or choose_extractor(config, data)
+        extractor = (extractor or choose_extractor(config, data)).on(model.device)
 
     def points(items: Array) -> Array:
         if extractor:
@@ -84,9 +85,12 @@ def judge(
     heldout = points(data.sample(n, heldout=True))
     training = points(data.sample(n, heldout=False))
     fake = points(model.sample(SAMPLE_SEED, n))
-    estimates = measure(_figures(data), heldout, fake, training) | class_accuracy(model, data)
+    estimates = measure(
+        _figures(data, model.device), heldout, fake, training, device=model.device
+    ) | class_accuracy(model, data)
     of_training, of_heldout = (
-        -nearest_distances(x.reshape(len(x), -1), fake.reshape(n, -1)) for x in (training, heldout)
+        -nearest_distances(x.reshape(len(x), -1), fake.reshape(n, -1), device=model.device)
+        for x in (training, heldout)
     )
     estimates["membership_auroc"] = _area(of_training, of_heldout, n)
     estimates |= critic_membership(model, data, n)
@@ -191,13 +195,13 @@ def _accuracies(real: Array, fake: Array) -> dict[str, float]:
     }
 
 
-def _figures(data: Dataset) -> Metric:
+def _figures(data: Dataset, device: torch.device) -> Metric:
     """Make the metric of all figures that suit a data set, in the order of ``run.json``.
 
     It takes points ``(N, D)``, or sequences ``(N, T, D)``.
     """
     kind, mixture = data.card.kind, data.mixture
-    compared = distances(*headlines(data.card))
+    compared = distances(*headlines(data.card), device=device)
     column_distances = distances("marginal_wasserstein_1", "correlation_difference")
 
     def compute(real: Array, fake: Array) -> dict[str, float]:
@@ -206,7 +210,8 @@ def _figures(data: Dataset) -> Metric:
             error = _autocovariance_error(real, fake, data.autocovariance)
             found["autocovariance_error"] = error
             real, fake = (x.reshape(len(x), -1) for x in (real, fake))
-        found |= compared(real, fake) | precision_recall_density_coverage(real, fake)
+        found |= compared(real, fake)
+        found |= precision_recall_density_coverage(real, fake, device=device)
         if data.card.columns:
             found |= column_distances(real, fake)
         if mixture:
@@ -238,7 +243,10 @@ class Evaluation(NamedTuple):
 
 
 def judge_again(
-    folder: Path, source: str | None = None, say: Callable[[str], None] = silent
+    folder: Path,
+    source: str | None = None,
+    say: Callable[[str], None] = silent,
+    device: str = "cpu",
 ) -> Evaluation:
     """Judge a finished model again, over the features that it was judged over in its run.
 
@@ -246,14 +254,18 @@ def judge_again(
         folder: the artifact's.
         source: data to compare with, as ``data.source``; by default those it was trained on.
         say: takes a line for each thing that the user should know of how the data were read.
+        device: ``cpu`` or ``cuda``.
 
     Returns:
-        With every figure, its floor and interval. On the same data, those of the run.
+        With every figure, its floor and interval. On the same data and kind of device, those of the
+        run; another kind rounds differently.
 
     Raises:
-        UserError: the artifact or the data cannot be used, or do not fit each other.
+        UserError: there is no such device, the artifact or the data cannot be used, or they do not
+            fit each other.
     """
-    model, weights = load_artifact(folder), artifact_weights(folder)
+    model = load_artifact(folder, require_device(device))
+    weights = artifact_weights(folder)
     config, judged = model.run.config, model.run.results.extractor
     source = source or config.data.source
     with phase("loading the data"):
@@ -273,6 +285,6 @@ def judge_again(
         return Evaluation(model, data, judge(model, data, config.evaluation, extractor))
 
 
-def evaluate_artifact(folder: Path, source: str | None = None) -> Results:
+def evaluate_artifact(folder: Path, source: str | None = None, device: str = "cpu") -> Results:
     """The figures of `judge_again`."""
-    return judge_again(folder, source).results
+    return judge_again(folder, source, device=device).results

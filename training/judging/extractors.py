@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ from training.judging.efficientnet import load_efficientnet, weights_file
 from training.progress import track
 
 Array = np.ndarray
+CPU = torch.device("cpu")
 DIGITS = "digits-cnn-v1"
 PIXELS = "pixels"
 CLASSIFIER = "classifier"
@@ -66,12 +67,18 @@ class FeatureExtractor(NamedTuple):
     """
 
     card: Extractor
-    network: Callable[[Tensor], Tensor]
+    network: nn.Module
     """Float ``(N, C, H, W)`` of 0 to 255 to ``(N, features)``."""
     channels: int | None
     """Channels that the network takes; None: those it was made for, or any number."""
     weights: Mapping[str, Tensor]
     """Weights that must be kept with the model, as they are found nowhere else; otherwise empty."""
+    device: torch.device = CPU
+    """Where the network is: see `on`."""
+
+    def on(self, device: torch.device) -> FeatureExtractor:
+        """Move the network to a device; its features differ by rounding from those of another."""
+        return self._replace(network=self.network.to(device), device=device)
 
     @torch.inference_mode()
     def __call__(self, images: Array) -> Array:
@@ -90,13 +97,14 @@ class FeatureExtractor(NamedTuple):
         for first in track(range(0, len(images), CHUNK), "extracting features"):
             pixels = (
                 torch.from_numpy(np.array(images[first : first + CHUNK]))
+                .to(self.device)
                 .permute(0, 3, 1, 2)
                 .float()
             )
             if self.channels == 3 and pixels.shape[1] == 1:
                 pixels = pixels.expand(-1, 3, -1, -1)
             try:
-                parts.append(self.network(pixels).double().numpy())
+                parts.append(self.network(pixels).double().cpu().numpy())
             except RuntimeError as error:
                 shape = images.shape[1:]
                 raise ConfigError(
@@ -161,10 +169,10 @@ def load_extractor(
     if name == DIGITS:
         network = digit_classifier()
         network.load_state_dict(load_file(WEIGHTS))
-        extractor = _hashed(name, WEIGHTS.read_bytes(), _on_centred(network.features))
+        extractor = _hashed(name, WEIGHTS.read_bytes(), _Centred(network.features))
     elif name == PIXELS:
         definition = f"adaptive_avg_pool2d {PIXEL_SIDE}".encode()
-        extractor = _hashed(name, definition, _averaged_colours)
+        extractor = _hashed(name, definition, _AveragedColours())
     elif name == EFFICIENTNET:
         file = weights_file()
         if file is None:
@@ -188,21 +196,42 @@ def load_extractor(
 def _hashed(
     name: str,
     content: bytes,
-    network: Callable[[Tensor], Tensor],
+    network: nn.Module,
     channels: int | None = None,
 ) -> FeatureExtractor:
     card = Extractor(name=name, sha256=hashlib.sha256(content).hexdigest())
-    return FeatureExtractor(card, network, channels, {})
+    return FeatureExtractor(card, network.eval(), channels, {})
 
 
-def _averaged_colours(pixels: Tensor) -> Tensor:
-    return F.adaptive_avg_pool2d(pixels / 255, PIXEL_SIDE).flatten(1)
+class _AveragedColours(nn.Module):
+    """Colours averaged over a grid."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(pixels / 255, PIXEL_SIDE).flatten(1)
 
 
-def _on_centred(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Apply a network, in eval mode, to pixels brought to [-1, 1]."""
-    network.eval()
-    return lambda pixels: network(pixels / 127.5 - 1)
+class _Centred(nn.Module):
+    """A network of pixels in [-1, 1]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.network(pixels / 127.5 - 1)
+        return features
+
+
+class _InBytes(nn.Module):
+    """A network of whole numbers that returns a tuple of features."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.network(pixels.to(torch.uint8))[0]
+        return features
 
 
 def image_classifier(channels: int, classes: int) -> FeatureClassifier:
@@ -231,7 +260,7 @@ def _classifier(data: Dataset) -> FeatureExtractor:
         )
     # The content hash knows nothing of the labels.
     key = hashlib.sha256(data.card.sha256.encode() + data.labels.tobytes())
-    key.update(f"{data.card.heldout_fraction} {CLASSIFIER_VERSION} {torch.__version__}".encode())
+    key.update(f"{data.card.heldout_fraction} {CLASSIFIER_VERSION}".encode())
     cached = cache_folder() / "extractors" / f"{key.hexdigest()}.safetensors"
     if not cached.exists():
         network = train_classifier(data)
@@ -251,7 +280,7 @@ def _stored_classifier(
     first, last = weights["features.0.weight"], weights["classify.bias"]
     network = image_classifier(first.shape[1], len(last))
     network.load_state_dict(dict(weights))
-    features = _on_centred(network.features)
+    features = _Centred(network.features)
     extractor = _hashed(CLASSIFIER, save(dict(weights)), features, first.shape[1])
     return extractor._replace(weights=weights)
 
@@ -318,7 +347,4 @@ def _inception(config: EvaluationConfig) -> FeatureExtractor:
         raise ConfigError(
             f"evaluation.inception_weights: {path}: no such weights ({reason})"
         ) from None
-    network.eval()
-    return _hashed(
-        INCEPTION, content, lambda pixels: network(pixels.to(torch.uint8))[0], channels=3
-    )
+    return _hashed(INCEPTION, content, _InBytes(network), channels=3)

@@ -97,11 +97,21 @@ def distance(name: str, real: Array, fake: Array) -> float:
     return compute(real, fake)
 
 
-def distances(*names: str) -> metrics.Metric:
-    """Make a metric of several distances, for `training.judging.intervals`."""
+def distances(*names: str, device: metrics.Device = "cpu") -> metrics.Metric:
+    """Make a metric of several distances, for `training.judging.intervals`.
+
+    Args:
+        names: of figures that have a distance in `FIGURES`.
+        device: where a kernel distance is computed; the others are for the CPU.
+    """
 
     def compute(real: Array, fake: Array) -> dict[str, float]:
-        return {name: distance(name, real, fake) for name in names}
+        return {
+            name: metrics.kernel_distance(real, fake, device)
+            if name == "kernel_distance"
+            else distance(name, real, fake)
+            for name in names
+        }
 
     return compute
 

@@ -29,8 +29,9 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
+from torch import Tensor
 
-from training.judging.metrics import Metric, cubic_kernel, kernel_distance
+from training.judging.metrics import Device, Metric, cubic_kernel, kernel_distance, tensors
 from training.progress import track
 
 Array = np.ndarray
@@ -110,7 +111,9 @@ def half_sample_margins(
     }
 
 
-def kernel_distance_margin(real: Array, fake: Array, *, level: float = 0.95) -> float:
+def kernel_distance_margin(
+    real: Array, fake: Array, *, level: float = 0.95, device: Device = "cpu"
+) -> float:
     """Half the width of the kernel distance's confidence interval, by the delete-one jackknife.
 
     The variance is the sum over both sets of ``(n - 1) * var(values without one point)``, which row
@@ -124,23 +127,25 @@ def kernel_distance_margin(real: Array, fake: Array, *, level: float = 0.95) -> 
         real: ``(N, D)``, N at least 3.
         fake: ``(M, D)``, M at least 3.
         level: confidence, between 0 and 1.
+        device: where to compute.
 
     Raises:
         ValueError: too few points, or a level outside (0, 1).
     """
     if min(len(real), len(fake)) < 3 or not 0 < level < 1:
         raise ValueError("an interval needs at least 3 points, and a level between 0 and 1")
-    between = cubic_kernel(real, fake)
+    x, y = tensors(device, real.astype(np.float64), fake.astype(np.float64))
+    between = cubic_kernel(x, y)
 
-    def variance(points: Array, across: Array) -> float:
+    def variance(points: Tensor, across: Tensor) -> float:
         """What the chance in ``points`` adds; ``across`` holds a row for each of them."""
         n, within = len(points), cubic_kernel(points, points)
-        np.fill_diagonal(within, 0)
-        pairs = (within.sum() - 2 * within.sum(axis=1)) / ((n - 1) * (n - 2))
-        without_one = pairs - 2 * (across.sum() - across.sum(axis=1)) / ((n - 1) * across.shape[1])
-        return float((n - 1) * np.var(without_one))
+        within.fill_diagonal_(0)
+        pairs = (within.sum() - 2 * within.sum(dim=1)) / ((n - 1) * (n - 2))
+        without_one = pairs - 2 * (across.sum() - across.sum(dim=1)) / ((n - 1) * across.shape[1])
+        return float((n - 1) * without_one.var(correction=0))
 
-    error = np.sqrt(variance(real, between) + variance(fake, between.T))
+    error = np.sqrt(variance(x, between) + variance(y, between.T))
     return float(stdtrit(REPEATS - 1, (1 + level) / 2) * error)
 
 
@@ -152,6 +157,7 @@ def measure(
     *,
     repeats: int = REPEATS,
     seed: int = 0,
+    device: Device = "cpu",
 ) -> dict[str, Estimate]:
     """Measure fake points beside real ones, at the same n and against the same held-out set.
 
@@ -166,6 +172,7 @@ def measure(
         repeats: pairs of halves behind the 95% interval; see `half_sample_margins`. That of a
             ``kernel_distance`` is of `kernel_distance_margin`.
         seed: draws the shuffle and the halves.
+        device: where the margin of a ``kernel_distance`` is computed.
 
     Returns:
         An estimate for each of the metric's names.
@@ -190,7 +197,7 @@ def measure(
     fake = fake[:n]
     margins = half_sample_margins(metric, heldout, fake, repeats=repeats, seed=seed)
     if "kernel_distance" in margins:
-        margins["kernel_distance"] = kernel_distance_margin(heldout, fake)
+        margins["kernel_distance"] = kernel_distance_margin(heldout, fake, device=device)
     floors = metric(heldout, train)
     return {
         name: Estimate(value, floors[name], value - margins[name], value + margins[name], n)

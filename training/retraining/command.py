@@ -16,7 +16,7 @@ from models.command_line import (
     example,
     new_app,
 )
-from training.commands import DeviceOption
+from training.commands import TrainingDevice
 
 app = new_app()
 
@@ -27,7 +27,7 @@ app = new_app()
 )
 def retrain(
     config: Annotated[Path, typer.Option(metavar="FILE", help="YAML or JSON")],
-    device: DeviceOption = None,
+    device: TrainingDevice = None,
 ) -> int:
     """Train a challenger and promote it if the evidence allows."""
     from training.retraining.config import read_config

@@ -29,7 +29,8 @@ from training.judging.intervals import (
     compare_kernel_distances,
     measure,
 )
-from training.judging.metrics import nearest_distances, precision_recall_density_coverage
+from training.judging.metrics import precision_recall_density_coverage
+from training.judging.neighbours import nearest_distances
 from training.judging.tables.rows import comparable, comparable_codes, decided
 from training.progress import track
 from training.run import load_frozen

@@ -25,7 +25,7 @@ from training.judging.copying import COPYING, Membership, copying_statistic
 from training.judging.doctor.diagnosis import in_one_line
 from training.judging.figures import FIGURES, figure
 from training.judging.intervals import Difference, Estimate
-from training.judging.metrics import nearest_distances
+from training.judging.neighbours import nearest_distances
 from training.retraining.evidence import Evidence, RegisteredModel, different_columns, make_the_same
 
 Array = np.ndarray

@@ -12,6 +12,7 @@ from torch import nn
 
 from models.artifact import SUMS, load_artifact
 from models.config import Config, parse_config
+from models.device import require_device
 from models.errors import UserError
 from models.networks import build_networks
 from models.record import Figure, Finding
@@ -68,22 +69,24 @@ def diagnose(
     return [*findings, risk.assess(findings, share)]
 
 
-def diagnose_run(folder: Path) -> list[Finding]:
+def diagnose_run(folder: Path, device: str = "cpu") -> list[Finding]:
     """Examine a finished or an interrupted run, from its weights and its data.
 
     Args:
         folder: the run's, or an artifact.
+        device: ``cpu`` or ``cuda``.
 
     Returns:
         See `diagnose`.
 
     Raises:
-        UserError: there is neither an artifact nor a checkpoint, the data cannot be loaded, or the
-            critic's scores are not finite.
+        UserError: there is no such device, there is neither an artifact nor a checkpoint, the data
+            cannot be loaded, or the critic's scores are not finite.
     """
+    computes_on = require_device(device)
     artifact = next((p for p in (folder / "artifact", folder) if (p / SUMS).is_file()), None)
     if artifact is not None:
-        model = load_artifact(artifact)
+        model = load_artifact(artifact, computes_on)
         config, history, figures = model.run.config, model.run.history, model.run.results.figures
         share = 1.0
         data = load_data(config.data, card=model.run.data)
@@ -101,6 +104,7 @@ def diagnose_run(folder: Path) -> list[Finding]:
         )
         for network, prefix in ((generator, "ema."), (critic, "critic.")):
             network.load_state_dict(part_of(saved.tensors, prefix))
+            network.to(computes_on)
     findings = diagnose(config, data, generator, critic, history, figures, share)
     if not findings:
         raise UserError(f"{folder}: the critic's scores are not finite: the run has diverged")

@@ -206,8 +206,9 @@ class Subject:
         heldout, training, fake = (self.points(n) for n in ("heldout", "training", "fake"))
         if self.data.card.table is not None:  # the shares of a generated choice are no row yet
             fake = decided(fake, self.data.card.table).astype(np.float64)
-        generated = precision_recall_density_coverage(heldout, fake)
-        real = precision_recall_density_coverage(heldout, training)
+        device = self.sets["fake"].device
+        generated = precision_recall_density_coverage(heldout, fake, device=device)
+        real = precision_recall_density_coverage(heldout, training, device=device)
         diversity = {name: (generated[name], real[name]) for name in ("recall", "coverage")}
         if self.data.mixture:
             centers, sd = self.data.mixture  # built-in sets: the critic's units are the data's

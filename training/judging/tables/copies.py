@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from training.data.digests import row_digests
 from training.judging.copying import membership
-from training.judging.metrics import nearest_distances
+from training.judging.neighbours import nearest_distances
 from training.judging.tables.uses import Reading
 
 Array = np.ndarray

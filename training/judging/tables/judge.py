@@ -21,7 +21,8 @@ from models.tables.fixed import CopyColumn
 from training.data.dataset import Dataset
 from training.judging.figures import figure
 from training.judging.intervals import Estimate, half_sample_margins
-from training.judging.metrics import nearest_distances, precision_recall_density_coverage
+from training.judging.metrics import precision_recall_density_coverage
+from training.judging.neighbours import nearest_distances
 from training.judging.tables import copies, likeness, uses
 from training.judging.tables.copula import copula_rows
 from training.judging.tables.rows import comparable, learned

@@ -1,0 +1,28 @@
+"""The device that a command or the service computes on."""
+
+from __future__ import annotations
+
+import torch
+
+from models.errors import UserError
+
+
+def require_device(kind: str) -> torch.device:
+    """Return the device of a kind, ``cpu`` or ``cuda``, which then multiplies in full float32.
+
+    Raises:
+        UserError: there is no CUDA device.
+    """
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no CUDA device; use --device cpu")
+    multiply_in_float32()
+    return torch.device(kind)
+
+
+def multiply_in_float32() -> None:
+    """Leave CUDA's shorter multiplications, TF32, to training, where ``precision`` asks for them.
+
+    Torch takes them for convolutions unless told otherwise, and a record that says fp32 means it.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False

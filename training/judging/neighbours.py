@@ -1,0 +1,56 @@
+"""Distances from points to the nearest of many others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.judging.metrics import Device, checked, tensors
+
+Array = np.ndarray
+
+
+def nearest_distances(
+    points: Array, others: Array | Iterable[Array], chunk: int = 1024, device: Device = "cpu"
+) -> Array:
+    """Euclidean distance from each point to the nearest point of another set, which may be large.
+
+    Every other point is compared with. Matrix products find the nearest one of a chunk, and the
+    distance from it is then computed without their rounding, which is 1e-7 of the points' spread.
+
+    Args:
+        points: ``(N, D)``.
+        others: ``(M, D)``, or several such arrays, which are taken one after the other.
+        chunk: other points at a time; memory grows with ``N * (chunk + D)``.
+        device: where to compute.
+
+    Returns:
+        float64 ``(N,)``, in the points' units.
+
+    Raises:
+        ValueError: the arrays do not fit each other.
+
+    Example:
+        >>> nearest_distances(np.array([[0.0], [9.0]]), np.array([[1.0], [5.0]])).tolist()
+        [1.0, 4.0]
+    """
+    nearest: Tensor | None = None
+    for array in [others] if isinstance(others, np.ndarray) else others:
+        points, array_64 = checked(points, array, fewest=1)
+        if nearest is None:
+            (x,) = tensors(device, points)
+            nearest, center = torch.full_like(x[:, 0], torch.inf), x.mean(dim=0)
+            doubled = 2 * (x - center)
+        for first in range(0, len(array_64), chunk):
+            (candidates,) = tensors(device, array_64[first : first + chunk])
+            centred = candidates - center
+            # The squared distance of each point from each candidate, less the point's own square.
+            squares = torch.addmm(centred.square().sum(dim=1), doubled, centred.T, alpha=-1)
+            differences = x - candidates[squares.argmin(dim=1)]
+            nearest = torch.minimum(nearest, differences.norm(dim=1))
+    if nearest is None:
+        raise ValueError("need at least 1 point in each set, got none")
+    return nearest.cpu().numpy()

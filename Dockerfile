@@ -3,6 +3,7 @@
 #   docker build --target service --tag wgan-foundry:service .
 #   docker build --target train --tag wgan-foundry:train .
 #   docker build --target train --tag wgan-foundry:train-cuda --build-arg COMPUTE=cuda .
+#   docker build --target service --tag wgan-foundry:service-cuda --build-arg COMPUTE=cuda .
 #
 # docs/deploy.md says how to run them, on a CPU and on a GPU.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm

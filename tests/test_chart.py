@@ -308,6 +308,19 @@ def test_workers_find_each_other() -> None:
     assert retrain["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
+def test_the_service_computes_on_the_gpu_that_it_has() -> None:
+    documents = render("values-gpu", False)
+    spec, service = container(documents, "Deployment", "wgan")
+    variables = {v["name"]: v.get("value") for v in service["env"]}
+    assert variables["WGAN_DEVICE"] == "cuda"
+    assert service["image"].endswith(":service-cuda")
+    assert service["resources"]["limits"]["nvidia.com/gpu"] == 1
+    _, on_cpu = container(render("values", False), "Deployment", "wgan")
+    assert "nvidia.com/gpu" not in on_cpu["resources"]["limits"]
+    assert spec["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
+    assert [t["key"] for t in spec["tolerations"]] == ["nvidia.com/gpu"]
+
+
 def test_the_whole_sweep_trains(tmp_path: Path) -> None:
     """Each index's shell command, run; the command line that it makes, parsed."""
     documents = render("values-gpu", False)

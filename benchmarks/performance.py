@@ -11,7 +11,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import RESULTS as GPU_RESULTS
 from benchmarks.markdown import load_note, table, with_quartiles
+from benchmarks.performance_gpu import gpu_part
 from benchmarks.performance_quality import SOLVER_LABELS, quality_part
 from benchmarks.performance_scale import scale_part
 from training.reporting.charts import COLOURS, horizontal_bars
@@ -254,7 +256,7 @@ def page() -> dict[str, str]:
         "Made by `python -m benchmarks.performance` from what is checked in under "
         "`benchmarks/results`. But for those of scale, figures are ratios of two things done in "
         "turn on one machine; above 1, ours is the faster. Believe them for a machine like that "
-        "one, and run the commands for yours. No GPU was measured.",
+        "one, and run the commands for yours.",
     ]
     step, serve, batching, quality, scale = (
         json.loads((RESULTS / f"{name}.json").read_text())
@@ -262,7 +264,8 @@ def page() -> dict[str, str]:
     )
     parts += [step_part(step, pictures), serve_part(serve, pictures), batching_part(batching)]
     parts += [quality_part(quality, pictures), scale_part(scale, serve, pictures)]
-    parts.append(asked(step, serve, quality))
+    gpu = json.loads(GPU_RESULTS.read_text()) if GPU_RESULTS.exists() else None
+    parts += [gpu_part(gpu), asked(step, serve, quality)]
     text = "\n\n".join(part.strip() for part in parts) + "\n"
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")

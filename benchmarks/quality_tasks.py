@@ -156,7 +156,8 @@ def meets(figures: Figures, bounds: Bounds) -> bool:
 class Judge:
     """Evaluates generators of one task, all on the same latents and the same held-out items."""
 
-    def __init__(self, config: Config, data: Dataset) -> None:
+    def __init__(self, config: Config, data: Dataset, device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
         self.scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
         self.mixture = data.mixture
         size, count = config.generator.latent_size, config.evaluation.samples
@@ -167,11 +168,11 @@ class Judge:
                 "high_quality_share": (">=", HIGH_QUALITY),
             }
         else:
-            self.extractor = choose_extractor(config.evaluation, data)
+            self.extractor = choose_extractor(config.evaluation, data).on(self.device)
             count = min(count, data.card.heldout_count, data.card.training_count)
             self.real = self.extractor(data.sample(count, heldout=True))
             self.bounds = self._image_bounds(data, count)
-        self.z = torch.from_numpy(latents(SAMPLE_SEED, 0, count, size))
+        self.z = torch.from_numpy(latents(SAMPLE_SEED, 0, count, size)).to(self.device)
 
     def _image_bounds(self, data: Dataset, count: int) -> Bounds:
         """No further from held-out items than real ones that lack a class, and nearly all of them.
@@ -204,7 +205,7 @@ class Judge:
     @torch.no_grad()
     def __call__(self, generator: Callable[[Tensor], Tensor]) -> Figures:
         """Figures of a generator in eval mode."""
-        fake = self.scaling.to_data(generator(self.z)).numpy()
+        fake = self.scaling.to_data(generator(self.z)).cpu().numpy()
         if self.mixture:
             points = np.nan_to_num(fake, nan=1e9, posinf=1e9, neginf=-1e9)  # far from all modes
             modes, share = mode_coverage(points, self.mixture.centers, self.mixture.sd)

@@ -25,6 +25,7 @@ from training.engine.loop import train
 from training.engine.runs import Diverged, Interrupted
 
 Array = np.ndarray
+CPU = torch.device("cpu")
 
 
 def now() -> Array:
@@ -57,6 +58,9 @@ class Watch:
         if not self.start_up:
             self.start_up = list(map(float, spent))
         if step % self.every == 0:
+            if self.judge.z.device.type == "cuda":
+                torch.cuda.synchronize()  # what was asked of the device is work of these steps
+            spent = self.spent
             training = generator.training
             figures = self.judge(generator.eval())
             generator.train(training)
@@ -77,7 +81,7 @@ class Watch:
             self.ended = "budget"
 
 
-def train_ours(config: Config, data: Dataset, watch: Watch) -> None:
+def train_ours(config: Config, data: Dataset, watch: Watch, device: torch.device) -> None:
     """Our loop and step, with its checkpoints, as `wgan train` calls it."""
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -85,7 +89,7 @@ def train_ours(config: Config, data: Dataset, watch: Watch) -> None:
                 config,
                 data,
                 Path(folder),
-                torch.device("cpu"),
+                device,
                 stop_requested=lambda: bool(watch.ended),
                 watch=lambda step, state: watch(step, state.ema),
             )
@@ -95,23 +99,23 @@ def train_ours(config: Config, data: Dataset, watch: Watch) -> None:
             watch.ended = watch.ended or "diverged"
 
 
-def train_textbook(config: Config, data: Dataset, watch: Watch) -> None:
+def train_textbook(config: Config, data: Dataset, watch: Watch, device: torch.device) -> None:
     """The published recipe in plain torch: stock layers, everything eager."""
     steps = config.training
     torch.manual_seed(steps.seed)
-    generator, critic = (stock(n) for n in build_networks(config, data.card.shape))
+    generator, critic = (stock(n).to(device) for n in build_networks(config, data.card.shape))
     scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
-    items = scaling.to_model(torch.from_numpy(data.training))
+    items = scaling.to_model(torch.from_numpy(data.training).to(device))
     strength: float = config.constraint.strength  # type: ignore[union-attr]
     critic_step = textbook(critic, strength)
     optimizer = torch.optim.Adam(generator.parameters(), steps.learning_rate, steps.betas)
 
     def fakes() -> Tensor:
-        return generator(torch.randn(steps.batch_size, config.generator.latent_size))
+        return generator(torch.randn(steps.batch_size, config.generator.latent_size, device=device))
 
     for step in range(1, steps.steps + 1):
         for number in range(steps.num_critic_steps):
-            real = items[torch.randint(len(items), (steps.batch_size,))]
+            real = items[torch.randint(len(items), (steps.batch_size,), device=device)]
             with torch.no_grad():
                 fake = fakes()
             critic_step(real, fake, number)
@@ -123,7 +127,9 @@ def train_textbook(config: Config, data: Dataset, watch: Watch) -> None:
             return
 
 
-def train_one(task: str, solver: str, seed: int, budget: float) -> dict[str, Any]:
+def train_one(
+    task: str, solver: str, seed: int, budget: float, device: torch.device = CPU
+) -> dict[str, Any]:
     """Train one solver on one task until its end.
 
     Returns:
@@ -132,11 +138,13 @@ def train_one(task: str, solver: str, seed: int, budget: float) -> dict[str, Any
     torch.set_num_threads(1)
     config = settings(task, solver, seed)
     data = load_data(config.data, config.training.batch_size)
-    judge = Judge(config, data)
+    judge = Judge(config, data, device)
     load = os.getloadavg()[0]
     watch = Watch(TASKS[task].every, budget, judge, config.training.num_critic_steps)
-    solve = {"textbook": train_textbook, "torchgan": quality_torchgan.train}.get(solver, train_ours)
-    solve(config, data, watch)
+    if solver == "torchgan":
+        quality_torchgan.train(config, data, watch)
+    else:
+        (train_textbook if solver == "textbook" else train_ours)(config, data, watch, device)
     spent = watch.spent
     at = first_sustained(watch.good)
     return {

@@ -35,7 +35,7 @@ from models.networks import CriticConfig, Shape, build_critic, piecewise
 from models.networks.convolution import Conv2d, Head
 from training.engine.memory import keep_freed_memory
 from training.engine.stack import Stack, StackedStep
-from training.engine.step import CriticStep, critic_loss
+from training.engine.step import CriticStep, can_pair, critic_loss
 
 CASES: dict[str, tuple[CriticConfig, Shape, int, int]] = {
     "mlp": (CriticConfig(architecture="mlp", width=512, activation="relu"), (2,), 256, 60),
@@ -107,15 +107,16 @@ def stock(network: nn.Module) -> nn.Module:
     return network
 
 
-def textbook(network: nn.Module, strength: float = 10.0) -> Step:
+def textbook(network: nn.Module, strength: float = 10.0, precision: str = "fp32") -> Step:
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, (0.5, 0.9))
 
     def step(real: Tensor, fake: Tensor, number: int) -> None:
-        weights = torch.rand(len(real), *[1] * (real.dim() - 1))
+        weights = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
         points = (weights * real + (1 - weights) * fake).requires_grad_()
-        (slope,) = torch.autograd.grad(network(points).sum(), points, create_graph=True)
-        penalty = strength * (slope.flatten(1).norm(dim=1) - 1).square().mean()
-        loss = network(fake).mean() - network(real).mean() + penalty
+        with autocast(precision, real.device.type):
+            (slope,) = torch.autograd.grad(network(points).sum(), points, create_graph=True)
+            penalty = strength * (slope.flatten(1).norm(dim=1) - 1).square().mean()
+            loss = network(fake).mean() - network(real).mean() + penalty
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -123,8 +124,8 @@ def textbook(network: nn.Module, strength: float = 10.0) -> Step:
     return step
 
 
-def autocast(precision: str) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, precision == "bf16")
+def autocast(precision: str, device: str = "cpu") -> torch.autocast:
+    return torch.autocast(device, torch.bfloat16, precision == "bf16")
 
 
 def ours(network: nn.Module, mode: str, precision: str, said: list[str]) -> Step:
@@ -160,8 +161,8 @@ def kernels(network: nn.Module, precision: str, real: Tensor, fake: Tensor) -> S
         network.to(memory_format=torch.channels_last)
         real, fake = (x.contiguous(memory_format=torch.channels_last) for x in (real, fake))
     with Recorded() as recorded:
-        with autocast(precision):
-            _, loss = critic_loss(network, PENALTY, real, fake, 0, together=True)
+        with autocast(precision, real.device.type):
+            _, loss = critic_loss(network, PENALTY, real, fake, 0, can_pair(network))
         loss.backward()
 
     def step(real: Tensor, fake: Tensor, number: int) -> None:

@@ -20,10 +20,12 @@ from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import train
 from training.engine.runs import Interrupted
+from training.judging.doctor.diagnosis import diagnose_run
 from training.judging.evaluate import evaluate_artifact
 from training.judging.intervals import kernel_distance_margin
 from training.judging.metrics import kernel_distance, precision_recall_density_coverage
 from training.judging.neighbours import nearest_distances
+from training.run import run_training
 
 pytestmark = [
     pytest.mark.gpu,
@@ -162,6 +164,12 @@ def test_judging_gives_the_figures_of_a_cpu(tmp_path: Path) -> None:
     on_cpu, on_gpu = (evaluate_artifact(folder, device=device) for device in ("cpu", "cuda"))
     for name, figure in on_cpu.figures.items():
         assert on_gpu.figures[name].value == pytest.approx(figure.value, rel=0.01, abs=0.01)
+
+
+def test_a_run_is_judged_where_it_is_trained_and_diagnosed_where_one_asks(tmp_path: Path) -> None:
+    run_training(tiny_config(evaluation={"samples": 100}), tmp_path, GPU, register=False)
+    there, here = (diagnose_run(tmp_path, device) for device in ("cuda", "cpu"))
+    assert [finding.name for finding in there] == [finding.name for finding in here]
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two CUDA devices")

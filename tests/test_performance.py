@@ -4,12 +4,26 @@ import json
 
 from benchmarks import copying, intervals
 from benchmarks.performance import DOCS, page
+from benchmarks.performance_gpu import gpu_part
 from benchmarks.performance_quality import over, seconds_by_seed
 
 
 def test_the_page_is_made_from_the_results() -> None:
     for name, content in page().items():
         assert (DOCS / name).read_text() == content, "run: python -m benchmarks.performance"
+
+
+def test_a_card_that_was_measured_is_named_with_what_it_lacked() -> None:
+    found = {
+        "command": "make verify-gpu", "card": "Card", "date": "2026-01-01", "torch": "2.13.0",
+        "stages": {
+            "step": {"ended": "done", "figures": {"mlp tf32": {"eager": {"device_ms": 1.25}}}},
+            "quality": {"ended": "stopped after its 70 s", "figures": {}},
+        },
+    }  # fmt: skip
+    text = gpu_part(found)
+    assert "one Card, 2026-01-01, with torch 2.13.0. Not complete: quality: stopped" in text
+    assert "| mlp tf32 | - | 1.250 | - | - | - | - |" in text
 
 
 def test_tables_are_made_from_the_results() -> None:

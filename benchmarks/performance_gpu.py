@@ -1,0 +1,111 @@
+"""The section of docs/performance.md on a GPU, from what `make verify-gpu` has measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.markdown import table
+
+MODES = ("textbook", "eager", "captured", "captured, graph", "compiled", "limit, graph")
+UNMEASURED = """## On a GPU
+
+No GPU was at hand, so nothing here is measured. `make verify-gpu` tests and measures all of it in
+at most eight minutes where there is one, and this section is then made from its results: what a
+copy and a product reach, the critic's step by mode and precision, samples a second, `wgan train`,
+the time to quality on mnist5k, and the service.
+"""
+
+
+def gpu_part(result: dict[str, Any] | None) -> str:
+    """The section; it says that nothing was measured if there are no results."""
+    if result is None:
+        return UNMEASURED
+    stages = {name: stage.get("figures", {}) for name, stage in result["stages"].items()}
+    ended = [
+        f"{name}: {stage['ended']}"
+        for name, stage in result["stages"].items()
+        if stage["ended"] != "done"
+    ]
+    parts = [
+        "## On a GPU",
+        f"`{result['command']}` on one {result['card']}, {result['date']}, with torch "
+        f"{result['torch']}. " + (f"Not complete: {'; '.join(ended)}." if ended else ""),
+        *(
+            make(stages[name])
+            for name, make in SECTIONS.items()
+            if stages.get(name) and "skipped" not in stages[name]
+        ),
+    ]
+    return "\n\n".join(part.strip() for part in parts)
+
+
+def ceilings(found: dict[str, Any]) -> str:
+    """What the card reaches at best."""
+    rows = [[name.replace("_", " "), f"{value:.0f}"] for name, value in found.items()]
+    return "What the card reached:\n\n" + table(["", ""], rows)
+
+
+def tests(found: dict[str, Any]) -> str:
+    """How many tests of the mark `gpu` passed."""
+    bad = found["failures"] + found["errors"]
+    failed = f": {', '.join(found['failed'])}" if found["failed"] else ""
+    return (
+        f"Of {found['tests']} tests marked `gpu`, {bad} failed and {found['skipped']} were "
+        f"skipped{failed}."
+    )
+
+
+def step(found: dict[str, Any]) -> str:
+    """Milliseconds of the critic's step with its optimiser."""
+    rows = [
+        [name, *(f"{row[m]['device_ms']:.3f}" if m in row else "-" for m in MODES)]
+        for name, row in found.items()
+    ]
+    return (
+        "Milliseconds of one critic step and its optimiser; `graph`: replayed as one CUDA graph; "
+        "`limit`: its convolutions and products alone.\n\n" + table(["network", *MODES], rows)
+    )
+
+
+def samples(found: dict[str, Any]) -> str:
+    """Samples a second by rows of a forward."""
+    rows = [
+        [name, f"{row['forward_per_s']:,.0f}", f"{row['bytes_per_s']:,.0f}"]
+        for name, row in found.items()
+    ]
+    header = ["precision, rows of a forward", "the forward alone", "from latents to bytes"]
+    return "28x28 samples a second:\n\n" + table(header, rows)
+
+
+def train(found: dict[str, Any]) -> str:
+    """Seconds of `wgan train`."""
+    rows = [
+        [name, str(row["steps"]), f"{row['training_seconds']:.1f}", f"{row['seconds']:.1f}"]
+        for name, row in found.items()
+        if "error" not in row
+    ]
+    header = ["preset", "generator steps", "seconds of training", "of the whole command"]
+    return "`wgan train`:\n\n" + table(header, rows)
+
+
+def quality(found: dict[str, Any]) -> str:
+    """Seconds until the target is met."""
+    rows = [
+        [name, f"{row['reached']['seconds']:.2f}" if row["reached"] else f"not: {row['ended']}"]
+        for name, row in found.items()
+    ]
+    return table(["time to quality", "seconds by the clock"], rows)
+
+
+def service(found: dict[str, Any]) -> str:
+    """Milliseconds of a request."""
+    rows = [
+        [kind, what, f"{value:.2f}"]
+        for kind, row in found.items()
+        if "error" not in row
+        for what, value in row.items()
+    ]
+    return "The service:\n\n" + table(["device", "request", "ms"], rows)
+
+
+SECTIONS = {f.__name__: f for f in (ceilings, tests, step, samples, train, quality, service)}

@@ -58,7 +58,7 @@ class Watch:
         if not self.start_up:
             self.start_up = list(map(float, spent))
         if step % self.every == 0:
-            if self.judge.z.device.type == "cuda":
+            if self.judge.device.type == "cuda":
                 torch.cuda.synchronize()  # what was asked of the device is work of these steps
             spent = self.spent
             training = generator.training

@@ -57,6 +57,7 @@ def everything() -> Documents:
         True,
         *TRAIN_JOB,
         *("--set", "serve.apiKeys.secret=keys,s3.secret=s3,serve.modelClaim=models"),
+        *("--set", "serve.autoscaling.enabled=true"),
     )
 
 

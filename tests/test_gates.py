@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 from numpy.random import default_rng
 from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
@@ -273,6 +274,7 @@ def test_the_figures_of_membership_tell_a_copier() -> None:
     model: Any = SimpleNamespace(
         is_image=False,
         classes=[],
+        device=torch.device("cpu"),
         scaling=data.scaling,
         sample=lambda seed, count: np.resize(known[:60], (count, 2)),
         score=lambda items, labels: (items[:, None] == known).all(axis=2).any(axis=1) * 1.0,

@@ -36,7 +36,7 @@ BROKEN = [
         "Deployment",
         "wgan",
         f"{CONTAINER}/resources/requests/memory",
-        "2Gi",
+        "9Gi",
     ),
     (
         "check_requests_are_within_limits",

@@ -41,6 +41,8 @@ def test_bounds_hold_at_their_value_and_never_for_nan() -> None:
 class Scripted:
     """Figures as they are told."""
 
+    device = torch.device("cpu")
+
     def __init__(self, shares: list[float]) -> None:
         self.bounds, self.shares = {"share": (">=", 0.5)}, iter(shares)
 

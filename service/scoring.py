@@ -37,9 +37,9 @@ Queue = deque[tuple[Callable[[], ScoreJob], "Future[T]"]]
 class ScoreBatcher(Generic[T]):
     """Scores requests that wait at the same time in one forward.
 
-    A forward has `models.sampling.CHUNK` rows, even for one item. A batch does not wait to be
-    filled: it takes the requests that are waiting by then. BentoML's batching does wait, which
-    made a lone request seven times as slow (docs/performance.md).
+    A forward has as many rows as the model's record says, even for one item. A batch does not wait
+    to be filled: it takes the requests that are waiting by then. BentoML's batching does wait,
+    which made a lone request seven times as slow (docs/performance.md).
 
     Args:
         run_unless: waits for a processor; unless its first argument then says that the work is
@@ -80,11 +80,9 @@ class ScoreBatcher(Generic[T]):
 
     def _run_batch(self, waiting: Queue[T]) -> None:
         """Score as many requests as fill a forward; each request runs a batch, so none is left."""
-        from models.sampling import CHUNK  # torch, which is for the worker alone
-
-        began, rows = time.perf_counter(), 0
+        began, rows, chunk = time.perf_counter(), 0, 1
         batches: dict[int, list[tuple[ScoreJob, Future[T]]]] = {}
-        while rows < CHUNK:
+        while rows < chunk:
             try:
                 read, outcome = waiting.popleft()
             except IndexError:
@@ -96,9 +94,9 @@ class ScoreBatcher(Generic[T]):
             except BaseException as error:  # this request's own: the others must not see it
                 outcome.set_exception(error)
                 continue
-            rows += len(job.items)
+            rows, chunk = rows + len(job.items), job.served.model.run.engine.chunk
             # A request that fills a forward alone comes last, so the others are answered first.
-            key = -1 if len(job.items) >= CHUNK else id(job.served)
+            key = -1 if len(job.items) >= chunk else id(job.served)
             batches.setdefault(key, []).append((job, outcome))
         for batch in batches.values():
             self._score(batch, began)

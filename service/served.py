@@ -93,7 +93,7 @@ def run_once(model: Model, version: str) -> None:
 
 
 def inline_limit(model: Model) -> int:
-    """Count the samples of one forward if it is fast enough for the event loop; otherwise 0.
+    """Return how many samples are made on the event loop: `CHUNK` if that is quick, otherwise 0.
 
     It never is for tables, whose rows are made of codes by many small steps.
     """

@@ -16,6 +16,7 @@ import pytest
 from models.artifact import load_artifact
 from models.errors import ShapeError
 from models.model import Model
+from models.record import Engine
 from models.sampling import CHUNK
 from service import served as module
 from service.scoring import ScoreBatcher, ScoreJob
@@ -35,9 +36,12 @@ class Counting(Model):
         return super().score(items, labels)
 
 
-def served(folder: Path, seed: int = 0, classes: dict[str, int] | None = None) -> Served:
+def served(
+    folder: Path, seed: int = 0, classes: dict[str, int] | None = None, chunk: int = CHUNK
+) -> Served:
     made = load_artifact(make_artifact(folder, seed=seed, class_counts=classes))
-    model = Counting(made.run, made.generator, made.critic, made.quantiles, made.digest)
+    run = made.run.model_copy(update={"engine": Engine(chunk=chunk)})
+    model = Counting(run, made.generator, made.critic, made.quantiles, made.digest)
     model.rows = []
     return Served(model, "1", "champion", None, 0.0)
 
@@ -83,6 +87,24 @@ def test_scores_are_those_of_each_alone(
     assert len(forwards) < len(asked) / 2
     for given, scores in zip(asked, found, strict=True):
         assert np.array_equal(scores, given.served.model.score(given.items, given.labels))
+
+
+@pytest.mark.parametrize(("chunk", "forwards"), [(16, [16, 16, 8]), (32, [32, 8])])
+def test_as_many_are_gathered_as_the_model_scores_at_once(
+    tmp_path: Path, chunk: int, forwards: list[int]
+) -> None:
+    model = served(tmp_path / "model", chunk=chunk)
+    items = model.model.sample(seed=0, count=40)
+    scoring = gathered()
+
+    async def ask() -> list[Array]:
+        reads = [lambda i=i: ScoreJob(model, items[i : i + 1], None) for i in range(40)]
+        return await asyncio.gather(*(scoring.score(read, alone=False) for read in reads))
+
+    found = asyncio.run(ask())
+    assert model.model.rows == forwards  # type: ignore[attr-defined]
+    for i, scores in enumerate(found):
+        assert np.array_equal(scores, model.model.score(items[i : i + 1]))
 
 
 def test_what_is_wrong_with_one_is_told_to_that_one(tmp_path: Path) -> None:

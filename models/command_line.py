@@ -33,8 +33,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 ClassOption = Annotated[
     str | None, typer.Option("--class", metavar="NAME", help="class, of a conditional model")
 ]
-Device = Literal["cpu", "cuda"]
-DeviceOption = Annotated[Device, typer.Option(help="where to compute")]
+DeviceKind = Literal["cpu", "cuda"]
+DeviceOption = Annotated[DeviceKind, typer.Option(help="where to compute")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="k=v", help="such as training.batch_size=32; may be repeated"),

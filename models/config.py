@@ -180,8 +180,8 @@ class ServingConfig(BaseModel, frozen=True, extra="forbid"):
     """bf16: weights and forward in bfloat16, which is slower on processors and GPUs without it. The
     difference to fp32 is measured and recorded."""
     device: Literal["cpu", "cuda"] = Field(default="cpu", exclude_if=lambda kind: kind == "cpu")
-    """The kind of device that the rows of a forward are chosen for, for good: `engine.chunk` in the
-    record. A version runs on the other kind too, though slower there. Written if it is not cpu."""
+    """Where versions will serve. The rows of a forward are chosen for it when a version is made,
+    for good: `engine.chunk`. Either kind runs the other's versions, only more slowly."""
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):

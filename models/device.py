@@ -1,4 +1,4 @@
-"""The device that a command or the service computes on."""
+"""The device that a command, the service or a caller of the API computes on."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from models.errors import UserError
 
 
 def require_device(kind: str) -> torch.device:
-    """Return the device of a kind, ``cpu`` or ``cuda``, which then multiplies in full float32.
+    """Return the device of a kind, ``cpu`` or ``cuda``; CUDA then multiplies in full float32.
 
     Raises:
-        UserError: there is no CUDA device.
+        UserError: it is neither of them, or there is no CUDA device.
     """
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is no CUDA device; use --device cpu")
-    multiply_in_float32()
+    if kind not in ("cpu", "cuda"):
+        raise UserError(f"device {kind}: use cpu or cuda")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("device cuda: torch sees no CUDA device; use cpu")
+        multiply_in_float32()
     return torch.device(kind)
 
 

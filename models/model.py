@@ -162,8 +162,7 @@ class Model:
             raise ClassError("the model is class-conditional; give the class of the latents")
 
         def draw(first: int, rows: int) -> Array:
-            part = latents[first : first + rows]
-            return np.pad(part, ((0, rows - len(part)), (0, 0)))
+            return latents[first : first + rows]
 
         return self._generate(draw, count, 0, label, restrictions)
 

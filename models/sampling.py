@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.networks import Shape
 
@@ -22,7 +23,8 @@ thousand. Against 16 it makes a million rows five times as fast, and a single ro
 CUDA_CHUNK = 4096
 """Rows, at most, of each forward of a new version that is made to serve on a CUDA device."""
 CUDA_NUMBERS = 2**20
-"""Numbers, about, in the samples of such a forward: a device is idle over fewer."""
+"""Numbers, at most, in the samples of such a forward unless that is less than `CHUNK` of them: some
+for each of the threads that a large GPU runs at once. Reckoned, not measured."""
 BLOCK = 16
 """Chunks whose latents are drawn at once: few calls, and no more numbers than the cache holds."""
 WORDS_PER_COUNTER = 4
@@ -138,8 +140,9 @@ def chunk_rows(device: str, shape: Shape, is_table: bool) -> int:
     """
     if device == "cpu":
         return TABLE_CHUNK if is_table else CHUNK
-    fitting = CUDA_NUMBERS // math.prod(shape)
-    return max(CHUNK, min(CUDA_CHUNK, 1 << (fitting.bit_length() - 1) if fitting else 0))
+    fitting = min(max(CUDA_NUMBERS // math.prod(shape), CHUNK), CUDA_CHUNK)
+    # A power of two: of other sizes a kernel may round the last rows differently from the first.
+    return int(2 ** (fitting.bit_length() - 1))
 
 
 class Scaling:
@@ -209,7 +212,10 @@ def generate(
     # Chunks are aligned to the index, so a sample's row in its chunk never changes either.
     for block in range(start - start % chunk, stop, BLOCK * chunk):
         rows = min(BLOCK * chunk, -(-(stop - block) // chunk) * chunk)
-        drawn = torch.from_numpy(draw(block, rows)).to(device)
+        begin, end = max(start, block), min(stop, block + rows)
+        drawn = torch.from_numpy(draw(begin, end - begin)).to(device)
+        # Rows that nobody asked for are zeros: to draw thousands may take longer than the forward.
+        drawn = F.pad(drawn, (0, 0, begin - block, block + rows - end))
         for first in range(block, block + rows, chunk):
             z = drawn[first - block : first - block + chunk]
             low, high = max(start - first, 0), min(stop - first, chunk)

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+import wgan
 from models.artifact import load_artifact
 from models.command_line import EXIT_MISTAKE
+from models.config import EvaluationConfig
 from models.device import require_device
 from models.errors import ConfigError, UserError
 from models.sampling import chunk_rows
 from service.served import load
 from service.settings import Settings
 from tests.artifacts import make_artifact, tiny_config
+from training.judging.extractors import DIGITS, load_extractor
 from training.run import run_training
 from wgan_cli import main
 
@@ -48,11 +51,30 @@ def test_a_version_keeps_the_rows_of_the_device_that_it_was_made_for(tmp_path: P
     assert seen == [4096, 4096]
 
 
-def test_full_float32_is_what_a_device_computes_in() -> None:
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    assert require_device("cpu") == torch.device("cpu")
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32
+def test_full_float32_is_what_a_cuda_device_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        torch.backends.cuda.matmul.allow_tf32 = True
+        assert require_device("cpu") == torch.device("cpu")
+        assert torch.backends.cudnn.allow_tf32  # it is the caller's affair
+        assert require_device("cuda") == torch.device("cuda")
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_another_device_is_refused(tmp_path: Path) -> None:
+    folder = make_artifact(tmp_path / "artifact")
+    with pytest.raises(UserError, match=r"^device gpu: use cpu or cuda$"):
+        wgan.load(folder, device="gpu")
+
+
+def test_an_extractor_on_another_device_leaves_the_first_one_where_it_is() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    extractor = load_extractor(DIGITS, EvaluationConfig())
+    features = extractor(images)
+    moved = extractor.on(torch.device("meta"))
+    assert {p.device.type for p in moved.network.parameters()} == {"meta"}
+    assert np.array_equal(extractor(images), features)
 
 
 @WITHOUT_CUDA
@@ -73,7 +95,7 @@ def test_a_device_that_is_not_there_is_told_in_a_line(
     folder = make_artifact(tmp_path / "artifact")
     texts = [a.replace("ARTIFACT", str(folder)) for a in arguments]
     assert main([*texts, "--device", "cuda"]) == EXIT_MISTAKE
-    told = "error: --device cuda: there is no CUDA device; use --device cpu\n"
+    told = "error: device cuda: torch sees no CUDA device; use cpu\n"
     assert capsys.readouterr().err == told
 
 
@@ -100,5 +122,5 @@ def test_the_service_takes_its_device_from_the_environment(monkeypatch: pytest.M
 @WITHOUT_CUDA
 def test_the_service_does_not_fall_back_to_another_device(tmp_path: Path) -> None:
     folder = make_artifact(tmp_path / "artifact")
-    with pytest.raises(UserError, match="there is no CUDA device"):
+    with pytest.raises(UserError, match="torch sees no CUDA device"):
         load(folder, None, "champion", "cuda")

@@ -15,7 +15,7 @@ from models.errors import ShapeError
 from models.model import Model
 from models.record import Engine
 from models.refinement import Refined
-from models.sampling import CHUNK, Scaling, latents, slerp, truncate
+from models.sampling import CHUNK, Scaling, generate, latents, slerp, truncate
 from tests.artifacts import ALL_SHAPES, make_artifact
 
 
@@ -57,17 +57,44 @@ def test_a_part_is_that_part_of_the_whole(model: Model, start: int) -> None:
     assert np.array_equal(np.concatenate(list(model.samples(7, 20, start))), whole[start:])
 
 
-def test_forwards_have_as_many_rows_as_the_version_was_made_with(tmp_path: Path) -> None:
-    made = load_artifact(make_artifact(tmp_path / "artifact", "vector"))
-    run = made.run.model_copy(update={"engine": Engine(chunk=6)})
-    model = Model(run, made.generator, made.critic, made.quantiles, made.digest)
+@pytest.mark.parametrize("kind", ALL_SHAPES)
+@pytest.mark.parametrize("chunk", [32, 128])
+def test_forwards_have_as_many_rows_as_the_version_was_made_with(
+    tmp_path: Path, kind: str, chunk: int
+) -> None:
+    """A seed's bytes and an item's score are the same again, whatever else is asked for."""
+    made = load_artifact(make_artifact(tmp_path / "artifact", kind))
+    run = made.run.model_copy(update={"engine": Engine(chunk=chunk)})
+    model, again = (
+        Model(run, made.generator, made.critic, made.quantiles, made.digest) for _ in range(2)
+    )
     rows: list[int] = []
     for network in (model.forward, model.critic):
         network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
-    samples = model.sample(seed=7, count=40)
-    assert np.array_equal(np.concatenate(list(model.samples(7, 20, 15))), samples[15:35])
-    assert len(model.score(samples)) == 40
-    assert set(rows) == {6}
+    samples = model.sample(seed=7, count=240)
+    assert np.array_equal(again.sample(seed=7, count=240), samples)
+    for start, count in ((0, 1), (15, 20), (95, 10), (203, 37)):
+        part = np.concatenate(list(model.samples(7, count, start)))
+        assert np.array_equal(part, samples[start : start + count])
+        decoded = list(model.decode(model.latents(7, count, start)))
+        assert len(np.concatenate(decoded)) == count
+    scores = model.score(samples)
+    assert np.array_equal(again.score(samples), scores)
+    assert np.array_equal(model.score(samples[130:131]), scores[130:131])
+    assert set(rows) == {chunk}
+
+
+def test_no_more_latents_are_drawn_than_samples_are_asked_for(model: Model) -> None:
+    drawn: list[tuple[int, int]] = []
+
+    def draw(first: int, rows: int) -> np.ndarray:
+        drawn.append((first, rows))
+        return latents(7, first, rows, model.latent_size)
+
+    parts = list(generate(model.generator, model.scaling, draw, 3, start=700, chunk=512))
+    assert drawn == [(700, 3)]
+    whole = generate(model.generator, model.scaling, draw, 1024, chunk=512)
+    assert np.array_equal(np.concatenate(parts), np.concatenate(list(whole))[700:703])
 
 
 def test_threads_do_not_change_samples(model: Model) -> None:

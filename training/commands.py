@@ -14,7 +14,7 @@ from models.command_line import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     MODEL_HELP,
-    Device,
+    DeviceKind,
     DeviceOption,
     JsonOption,
     ModelArgument,
@@ -32,7 +32,7 @@ app = new_app()
 data_app = new_app("Look at a data set.")
 app.add_typer(data_app, name="data")
 
-TrainingDevice = Annotated[Device | None, typer.Option(help="default: cuda if there is one")]
+TrainingDevice = Annotated[DeviceKind | None, typer.Option(help="default: cuda if there is one")]
 
 
 def preset_names() -> list[str]:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,8 +78,8 @@ class FeatureExtractor(NamedTuple):
     """Where the network is: see `on`."""
 
     def on(self, device: torch.device) -> FeatureExtractor:
-        """Move the network to a device; its features differ by rounding from those of another."""
-        return self._replace(network=self.network.to(device), device=device)
+        """Copy to a device; features there differ from those of another by rounding."""
+        return self._replace(network=copy.deepcopy(self.network).to(device), device=device)
 
     @torch.inference_mode()
     def __call__(self, images: Array) -> Array:

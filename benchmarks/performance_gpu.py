@@ -61,9 +61,17 @@ def step(found: dict[str, Any]) -> str:
         [name, *(f"{row[m]['device_ms']:.3f}" if m in row else "-" for m in MODES)]
         for name, row in found.items()
     ]
+    failed = [
+        f"{name}, {key.removesuffix(', error')}: {text}"
+        for name, row in found.items()
+        for key, text in row.items()
+        if key.endswith(", error")
+    ]
     return (
         "Milliseconds of one critic step and its optimiser; `graph`: replayed as one CUDA graph; "
-        "`limit`: its convolutions and products alone.\n\n" + table(["network", *MODES], rows)
+        "`limit`: its convolutions and products alone.\n\n"
+        + table(["network", *MODES], rows)
+        + (f"\n\nFailed: {'; '.join(failed)}." if failed else "")
     )
 
 
@@ -80,9 +88,10 @@ def samples(found: dict[str, Any]) -> str:
 def train(found: dict[str, Any]) -> str:
     """Seconds of `wgan train`."""
     rows = [
-        [name, str(row["steps"]), f"{row['training_seconds']:.1f}", f"{row['seconds']:.1f}"]
+        [name, f"failed: {row['error']}", "-", "-"]
+        if "error" in row
+        else [name, str(row["steps"]), f"{row['training_seconds']:.1f}", f"{row['seconds']:.1f}"]
         for name, row in found.items()
-        if "error" not in row
     ]
     header = ["preset", "generator steps", "seconds of training", "of the whole command"]
     return "`wgan train`:\n\n" + table(header, rows)
@@ -100,9 +109,8 @@ def quality(found: dict[str, Any]) -> str:
 def service(found: dict[str, Any]) -> str:
     """Milliseconds of a request."""
     rows = [
-        [kind, what, f"{value:.2f}"]
+        [kind, what, value if what == "error" else f"{value:.2f}"]
         for kind, row in found.items()
-        if "error" not in row
         for what, value in row.items()
     ]
     return "The service:\n\n" + table(["device", "request", "ms"], rows)

@@ -17,13 +17,21 @@ def test_a_card_that_was_measured_is_named_with_what_it_lacked() -> None:
     found = {
         "command": "make verify-gpu", "card": "Card", "date": "2026-01-01", "torch": "2.13.0",
         "stages": {
-            "step": {"ended": "done", "figures": {"mlp tf32": {"eager": {"device_ms": 1.25}}}},
+            "step": {
+                "ended": "done",
+                "figures": {"mlp tf32": {"eager": {"device_ms": 1.25}, "compiled, error": "E: no"}},
+            },
+            "train": {"ended": "done", "figures": {"digits": {"error": "no room"}}},
+            "service": {"ended": "done", "figures": {"cuda": {"error": "no model"}}},
             "quality": {"ended": "stopped after its 70 s", "figures": {}},
         },
     }  # fmt: skip
     text = gpu_part(found)
     assert "one Card, 2026-01-01, with torch 2.13.0. Not complete: quality: stopped" in text
     assert "| mlp tf32 | - | 1.250 | - | - | - | - |" in text
+    assert "Failed: mlp tf32, compiled: E: no." in text
+    assert "| digits | failed: no room | - | - |" in text
+    assert "| cuda | error | no model |" in text
 
 
 def test_tables_are_made_from_the_results() -> None:

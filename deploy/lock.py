@@ -18,7 +18,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +27,8 @@ EXTRAS = {
     "service": ["service"],
     "train": ["train", "features", "privacy", "s3"],
 }
+TORCH = "torch==2.13.0"
+"""One release of those that pyproject.toml allows, as a CPU build and as a CUDA build."""
 PYTHONS = ["3.11", "3.14"]
 PLATFORMS = ["x86_64-manylinux_2_28", "aarch64-manylinux_2_28"]
 CUDA_PACKAGE = re.compile(r"nvidia-|cuda-|triton$")
@@ -37,10 +38,8 @@ EVERYWHERE = ["--universal", "--generate-hashes", "--python-version=3.11"]
 
 def main(options: list[str]) -> int:
     """Write and check the locks, and return the exit code; the options are those of uv."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (pin,) = (d for d in project["dependencies"] if d.startswith("torch=="))
-    lock_torch(pin)
-    cuda = lock_cuda(pin, options)
+    lock_torch()
+    cuda = lock_cuda(options)
     with tempfile.TemporaryDirectory() as folder:
         excludes = Path(folder) / "excludes.txt"
         excludes.write_text("\n".join(cuda))
@@ -58,27 +57,27 @@ def main(options: list[str]) -> int:
     return 0
 
 
-def lock_torch(pin: str) -> None:
-    """Write torch.txt, unless it is about the pinned version: the files of a release never change.
+def lock_torch() -> None:
+    """Write torch.txt, unless it is about this release, whose files never change.
 
     The builds for CPUs are in PyTorch's own index, those for CUDA (and macOS) in the ordinary one.
     """
     lock = LOCKS / "torch.txt"
-    if lock.exists() and pin in lock.read_text():
+    if lock.exists() and TORCH in lock.read_text():
         return
     found = "".join(
-        uv(pin, *EVERYWHERE, "--no-deps", f"--torch-backend={backend}")
+        uv(TORCH, *EVERYWHERE, "--no-deps", f"--torch-backend={backend}")
         for backend in ("cpu", "pypi")
     )
     hashes = sorted(set(re.findall(r"--hash=sha256:[0-9a-f]{64}", found)))
-    lock.write_text(HEADER + " \\\n    ".join([pin, *hashes]) + "\n")
+    lock.write_text(HEADER + " \\\n    ".join([TORCH, *hashes]) + "\n")
 
 
-def lock_cuda(pin: str, options: list[str]) -> list[str]:
+def lock_cuda(options: list[str]) -> list[str]:
     """Write cuda.txt and return the names in it."""
-    names = re.findall(r"^([a-z0-9-]+)==", uv(pin, *EVERYWHERE), re.MULTILINE)
+    names = re.findall(r"^([a-z0-9-]+)==", uv(TORCH, *EVERYWHERE), re.MULTILINE)
     others = {name for name in names if not CUDA_PACKAGE.match(name)}
-    compile_lock("cuda", pin, *(f"--no-emit-package={name}" for name in sorted(others)), *options)
+    compile_lock("cuda", TORCH, *(f"--no-emit-package={name}" for name in sorted(others)), *options)
     return [name for name in names if name not in others]
 
 

@@ -85,7 +85,8 @@ def test_the_images_have_the_versions_that_the_tests_run_with() -> None:
 
 def test_torch_has_the_hashes_of_both_builds() -> None:
     """For the CPU and for CUDA, for each Python on each machine, and none twice."""
-    ((_, hashes),) = entries("torch")
+    ((requirement, hashes),) = entries("torch")
+    assert str(requirement) == lock.TORCH
     assert len(set(hashes)) == len(hashes) >= 2 * 2 * 4
     # The CPU build for Python 3.11 on x86-64 is in PyTorch's own index alone.
     assert "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b" in hashes

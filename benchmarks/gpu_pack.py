@@ -7,12 +7,18 @@ the extractor that judges them. Together they must stay small enough to be sent 
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import tomllib
+from collections.abc import Iterable
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from models.config import DataConfig, EvaluationConfig
 
@@ -24,20 +30,38 @@ PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17, 12, 5)]
     f"manylinux{year}_x86_64" for year in (2014, 2010, 1)
 ]
 """pip takes each name literally."""
-TRAINING = ["annotated-types", "pot", "pydantic", "pydantic-core", "typer", "typing-inspection"]
-SERVICE = [
-    "a2wsgi", "aiohttp-asgi-connector", "aiosqlite", "asgiref", "bentoml", "cattrs",
-    "click-option-group", "googleapis-common-protos", "httptools", "httpx-ws", "kantoku",
-    "opentelemetry-api", "opentelemetry-exporter-http-transport",
-    "opentelemetry-exporter-otlp-common", "opentelemetry-exporter-otlp-proto-common",
-    "opentelemetry-exporter-otlp-proto-http", "opentelemetry-instrumentation",
-    "opentelemetry-instrumentation-aiohttp-client", "opentelemetry-instrumentation-asgi",
-    "opentelemetry-proto", "opentelemetry-sdk", "opentelemetry-semantic-conventions",
-    "opentelemetry-util-http", "pip-requirements-parser", "pydantic-settings", "python-dotenv",
-    "python-json-logger", "python-multipart", "pyzmq", "rich-toolkit", "schema", "simple-di",
-    "starlette", "tomli-w", "tornado", "uvicorn", "watchfiles", "wsproto",
+IN_THE_IMAGE = [
+    "jinja2", "matplotlib", "numpy", "pandas", "pillow", "pyarrow", "pytest", "pytest-timeout",
+    "safetensors", "scikit-learn", "scipy", "torch", "tqdm",
 ]  # fmt: skip
-"""BentoML and what it needs. MLflow is not among them: the check serves a folder."""
+"""What such an image has, with all that these need."""
+LEFT_OUT = {"alembic", "mlflow-skinny", "sqlalchemy"}
+"""The registry's: nothing is registered, and the service's check serves a folder."""
+
+
+def packed() -> list[str]:
+    """Names of what training and the service need, and such an image is likely to lack."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["service"], "pot"]
+    names = needed(r for r in wanted if Requirement(r).name not in LEFT_OUT)
+    # The image's typing-extensions may be too old for pydantic.
+    return sorted(names - needed(IN_THE_IMAGE) | {"typing-extensions"})
+
+
+def needed(requirements: Iterable[str]) -> set[str]:
+    """Names of packages and of all that they need in turn, by what is installed here."""
+    environment = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.0"}
+    seen, waiting = set[tuple[str, str]](), [(Requirement(r), "") for r in requirements]
+    while waiting:
+        requirement, extra = waiting.pop()
+        if requirement.marker and not requirement.marker.evaluate({**environment, "extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        for wanted in {"", *requirement.extras} - {e for n, e in seen if n == name}:
+            seen.add((name, wanted))
+            found = importlib.metadata.requires(name) or []
+            waiting += [(Requirement(r), wanted) for r in found]
+    return {name for name, _ in seen}
 
 
 def locked(names: list[str]) -> str:
@@ -59,7 +83,7 @@ def fetch_wheels(folder: Path) -> None:
     for old in folder.iterdir():  # two versions of a package could not be installed
         old.unlink()
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
-        requirements.write(locked(TRAINING + SERVICE) + "\n")
+        requirements.write(locked(packed()) + "\n")
         requirements.flush()
         subprocess.run(
             [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes",

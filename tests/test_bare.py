@@ -61,12 +61,22 @@ def test_a_run_is_complete(tmp_path: Path) -> None:
     assert run["results"]["figures"]
 
 
+def test_time_to_quality_is_measured(tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    done = bare(
+        "benchmarks.quality", "--one", "25gaussians", "ours", "0", "--budget", "1",
+        "--out", str(out),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["ended"] == "budget"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["pytest", "tests/test_gpu.py", "--collect-only", "-q"],
         ["benchmarks.step", "--help"],
-        ["benchmarks.quality", "--help"],
+        ["benchmarks.gpu", "--help"],
     ],
 )
 def test_what_measures_starts(arguments: list[str]) -> None:

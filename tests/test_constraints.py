@@ -31,6 +31,7 @@ from models.constraints import (
     WeightNormalization,
     ZeroCenteredPenalty,
 )
+from models.constraints import bjorck as bjorck_module
 from models.constraints import weight_clipping as clipping_module
 from models.errors import ConfigError
 from models.lipschitz import certify, gradient_norm_summary, gradient_norms, interpolate
@@ -590,6 +591,20 @@ def test_orthonormal_weights_stay_so_through_large_steps(
         constraint.after_critic_step(layer)
         values = torch.linalg.svdvals(layer.weight.detach())
         torch.testing.assert_close(values, torch.ones_like(values), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (1, 5), (40, 40)])
+@pytest.mark.parametrize("error", [1e-3, 0.3, 0.97, 2.0, 30.0])
+def test_retraction_that_reads_no_number_finds_the_nearest_orthonormal_matrix(
+    shape: tuple[int, int], error: float
+) -> None:
+    """What a GPU does, against the singular value decomposition."""
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(batch(*shape), full_matrices=False)
+    drawn = torch.rand(len(right), dtype=torch.float64)
+    excess = drawn * error / drawn.norm()  # of the Gram matrix's eigenvalues over 1
+    found = bjorck_module._retract_unread(left * (1 + excess).sqrt() @ right)
+    torch.testing.assert_close(found, left @ right, rtol=0, atol=1e-5)
 
 
 def test_the_projected_gradient_is_tangent() -> None:

@@ -213,3 +213,18 @@ def test_the_choice_follows_from_the_run(
     real, fake = data(chosen)
     ours(real, fake, [], 0)
     assert (ours.mode, said) == (mode, [])
+
+
+def test_what_cannot_be_compiled_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("no triton\nmore")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    said: list[str] = []
+    family = FAMILIES["mlp"]
+    critic = make(GradientPenalty(every=2), family)
+    ours = step_of("compiled", critic, GradientPenalty(every=2), said)
+    for step in range(3):
+        ours(*data(family), [], step)
+    assert ours.mode == "captured"
+    assert said == ["the critic's step is captured, not compiled: RuntimeError: no triton"]

@@ -116,9 +116,13 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "conditional": ("image", {}),
     "rows": ("rows", {}),
 }
-QUICK_FIRST = [
-    n if n in ("mlp", "rows") else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS
-]
+QUICK_FIRST = [n if n == "mlp" else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
+SIGN_ONLY = {
+    ("weight_normalization", "gru"): "critic.body.0.input.parametrizations.weight.original"
+}
+"""Weights of which only the sign counts: normalised by row, with one number in each. The gradient
+is rounding, of which Adam makes whole steps: a learning rate larger by 1e-7 of itself moves them as
+far apart."""
 
 
 def config_of(
@@ -137,15 +141,18 @@ def config_of(
     )
 
 
-def assert_alike(one: TrainingState, other: TrainingState, start: dict[str, Tensor]) -> None:
-    """The same but for rounding, relative to how far each network has gone.
+def assert_alike(
+    one: TrainingState, other: TrainingState, start: dict[str, Tensor], but: str = ""
+) -> None:
+    """The same but for rounding, relative to how far each network has gone, and for one weight.
 
     Adam makes whole steps of gradients that are nearly zero, so rounding grows.
     """
     mine, its = one.tensors(), other.tensors()
     assert mine.keys() == its.keys()
+    compared = {n for n in mine if mine[n].is_floating_point()} - {but}
     for part in ("generator.", "critic.", "ema."):
-        names = [n for n in mine if n.startswith(part) and mine[n].is_floating_point()]
+        names = [n for n in compared if n.startswith(part)]
         apart = sum((mine[n] - its[n]).square().sum().item() for n in names) ** 0.5
         moved = sum((mine[n] - start[n]).square().sum().item() for n in names) ** 0.5
         assert moved > 0
@@ -169,7 +176,8 @@ def test_graphed_steps_are_those_of_the_loop(
     )
     assert [line for line in said if "whole step is not" in line] == []
     assert (graphs.captured, graphs.replayed) == (1, 12)
-    assert_alike(found, expected, initial(plain, of_data, tmp_path))
+    but = SIGN_ONLY.get((kind, network), "")
+    assert_alike(found, expected, initial(plain, of_data, tmp_path), but)
     for mine, its in zip(graphed, history, strict=True):
         for name in ("critic_gap", "critic_loss", "gradient_norm"):
             assert mine[name] == pytest.approx(its[name], rel=1e-2, abs=1e-3)

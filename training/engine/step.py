@@ -7,6 +7,8 @@ when they are made: a compiler that drops a second derivative gives no error.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._triton import has_triton
 
 from models.constraints import Constraint
 from models.lipschitz import CriticFunction
@@ -45,7 +48,7 @@ class CriticStep:
     Args:
         mode: ``eager``, ``captured``, ``compiled`` or ``auto``. The last is captured, which costs a
             second; but a convolutional critic on a GPU is compiled if the run is long enough to
-            win that time back. What cannot be compiled is captured, what cannot be captured eager.
+            win that time back, and if there is a compiler. What cannot be compiled is captured, what cannot be captured eager.
         critic: as the constraint returned it.
         constraint: its penalty is added to the loss.
         steps: critic steps in the whole run.
@@ -156,7 +159,7 @@ class CriticStep:
             return "eager"
         convolutions = [m for m in self._critic.modules() if isinstance(m, nn.Conv2d)]
         # On a processor a compiled step is little faster than a captured one (docs/performance.md).
-        if real.device.type == "cpu" or not convolutions:
+        if real.device.type == "cpu" or not convolutions or not can_compile():
             return "captured"
         work = 0
 
@@ -194,6 +197,12 @@ class CriticStep:
                 return result
 
         return replay
+
+
+def can_compile() -> bool:
+    """True if torch can compile for the GPU: with Triton, which calls a C compiler at run time."""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    return has_triton() and any(shutil.which(name) for name in compilers)
 
 
 def trace(

@@ -49,8 +49,8 @@ class TrainingItems:
     def take(self, numbers: Array) -> Tensor:
         """Items number ``numbers``, int64 ``(B,)``, in data units and on the device."""
         if self.on_device is not None:
-            return self.on_device[torch.from_numpy(numbers).to(self._device)]
-        return self.read(numbers).to(self._device)
+            return self.on_device[self._sent(torch.from_numpy(numbers))]
+        return self._sent(self.read(numbers))
 
     def read(self, numbers: Array) -> Tensor:
         """Items number ``numbers``, int64 of any shape, in data units and on the CPU."""
@@ -60,7 +60,12 @@ class TrainingItems:
     def labels(self, numbers: Array) -> Tensor:
         """Labels int64 ``(B,)`` of items number ``numbers``, on the device."""
         assert self.labels_on_device is not None, "these items have no labels"
-        return self.labels_on_device[torch.from_numpy(numbers).to(self._device)]
+        return self.labels_on_device[self._sent(torch.from_numpy(numbers))]
+
+    def _sent(self, values: Tensor) -> Tensor:
+        """On the device: to a GPU through pinned memory, so that nobody waits for the copy."""
+        pinned = values.pin_memory() if self._device.type == "cuda" else values
+        return pinned.to(self._device, non_blocking=True)
 
 
 def batches(seed: int, count: int, size: int, first: int) -> Iterator[Array]:

@@ -1,14 +1,15 @@
 """Constraints against closed forms, finite differences in float64 and the SVD."""
 
 import copy
-from collections.abc import Callable
-from typing import get_args
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.constraints import (
     AdversarialLipschitz,
@@ -605,6 +606,35 @@ def test_retraction_that_reads_no_number_finds_the_nearest_orthonormal_matrix(
     excess = drawn * error / drawn.norm()  # of the Gram matrix's eigenvalues over 1
     found = bjorck_module._retract_unread(left * (1 + excess).sqrt() @ right)
     torch.testing.assert_close(found, left @ right, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def short_products() -> Iterator[Any]:
+    """CUDA's matrix products in TF32."""
+    settings = torch.backends.cuda.matmul
+    settings.allow_tf32 = True
+    yield settings
+    settings.allow_tf32 = False
+
+
+def test_weights_on_a_gpu_are_retracted_by_products_to_all_digits(short_products: Any) -> None:
+    """TF32's ten bits would break the claim of singular values within 0.001 of 1."""
+    short: list[bool] = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func.__name__.partition(".")[0] in ("mm", "addmm"):
+                short.append(short_products.allow_tf32)
+            return func(*args, **(kwargs or {}))
+
+    critic = Bjorck().before_training(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)))
+    with Products():
+        Bjorck().after_critic_step(critic.to("meta"))  # any device but the CPU
+    assert short
+    assert not any(short)
+    assert short_products.allow_tf32
 
 
 def test_the_projected_gradient_is_tangent() -> None:

@@ -1,5 +1,7 @@
 """Orthonormal weights."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -121,13 +123,25 @@ def _retract_unread(matrix: Tensor) -> Tensor:
     very small singular values then need the retractions of several steps.
     """
     wide = _wide(matrix)
-    gram = wide @ wide.T
-    error = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).norm()
-    # The Gram matrix's norm bounds the square of the largest singular value.
-    wide = wide / torch.where(error < 1, 1, gram.norm().sqrt())
-    for _ in range(ITERATIONS_ON_GPU):
-        wide = torch.addmm(wide, wide @ wide.T, wide, beta=1.5, alpha=-0.5)
+    with _full_products():
+        gram = wide @ wide.T
+        error = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).norm()
+        # The Gram matrix's norm bounds the square of the largest singular value.
+        wide = wide / torch.where(error < 1, 1, gram.norm().sqrt())
+        for _ in range(ITERATIONS_ON_GPU):
+            wide = torch.addmm(wide, wide @ wide.T, wide, beta=1.5, alpha=-0.5)
     return wide if wide.shape == matrix.shape else wide.T
+
+
+@contextlib.contextmanager
+def _full_products() -> Iterator[None]:
+    """Products of float32 to all digits: those of TF32 are off by as much as `TOLERANCE`."""
+    settings = torch.backends.cuda.matmul
+    before, settings.allow_tf32 = settings.allow_tf32, False
+    try:
+        yield
+    finally:
+        settings.allow_tf32 = before
 
 
 class _Tangent:

@@ -48,7 +48,8 @@ class CriticStep:
     Args:
         mode: ``eager``, ``captured``, ``compiled`` or ``auto``. The last is captured, which costs a
             second; but a convolutional critic on a GPU is compiled if the run is long enough to
-            win that time back, and if there is a compiler. What cannot be compiled is captured, what cannot be captured eager.
+            win that time back, and if there is a compiler. What cannot be compiled is captured,
+            what cannot be captured eager.
         critic: as the constraint returned it.
         constraint: its penalty is added to the loss.
         steps: critic steps in the whole run.

@@ -262,8 +262,8 @@ was at hand, and the capture itself has not run on one.** Simulated on a CPU, by
   what is copied to the device in a step is the numbers of its items, with the items themselves if
   it does not hold them.
 
-What a GPU alone can show: that CUDA captures each of these kernels, the speed, and the prefetching
-stream.
+What a GPU alone can show: that CUDA captures each of these kernels, the speed, how a run goes on
+after a capture that CUDA breaks off, and the prefetching stream.
 """
 
 

@@ -18,8 +18,10 @@ from tests.artifacts import make_artifact, tiny_config
 from tests.test_cli import WGAN
 from training.data import batches
 from training.data.dataset import Dataset, load_data
+from training.engine import whole_step
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import train
+from training.engine.optimisers import update_average
 from training.engine.runs import Interrupted
 
 pytestmark = [
@@ -133,6 +135,22 @@ def test_graphed_steps_are_captured_ones(digits: Dataset, tmp_path: Path) -> Non
     for name, tensor in states[0].items():
         if name.startswith(("generator.", "critic.", "ema.")):
             torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_a_run_goes_on_after_a_capture_that_cuda_breaks_off(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read a number breaks one off."""
+
+    def read_a_number(*arguments: Any) -> None:
+        torch.zeros(1, device=GPU).item()
+        update_average(*arguments)
+
+    monkeypatch.setattr(whole_step, "update_average", read_a_number)
+    run(digits, tmp_path, training={"critic_step": "graphed"})
+    path = newest_checkpoint(tmp_path)
+    assert path is not None
+    assert load_checkpoint(path).critic_step == "captured"
 
 
 @pytest.mark.parametrize("on_device", [True, False])

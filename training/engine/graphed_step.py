@@ -58,8 +58,15 @@ class CudaGraphs:
     def capture(self, function: Replay) -> Replay:
         """See `Graphs`."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
-            function()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                function()
+        except Exception:
+            # CUDA broke the capture off. Torch then leaves its generator in it, where every later
+            # draw would fail: a copy of the generator's state is out of it.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
         return graph.replay
 
 

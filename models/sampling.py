@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 
@@ -162,6 +163,12 @@ class Scaling:
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.offset = torch.tensor(offset, dtype=self.dtype)
         self.scale = torch.tensor(scale, dtype=self.dtype)
+
+    def to(self, device: torch.device) -> Scaling:
+        """The same conversion with its numbers on a device, where items need not wait for them."""
+        moved = copy.copy(self)
+        moved.offset, moved.scale = self.offset.to(device), self.scale.to(device)
+        return moved
 
     def to_model(self, items: Tensor) -> Tensor:
         """Convert uint8 ``(N, H, W, C)`` or numbers ``(N, D)`` to float32 ``(N, *shape)``."""

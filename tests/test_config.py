@@ -1,5 +1,7 @@
 """The configuration: everything recorded, nothing misspelt."""
 
+from typing import Any
+
 import pytest
 
 from models.config import Config, constraint_class, parse_config
@@ -140,3 +142,23 @@ def test_steps_and_batches_that_are_given_stay() -> None:
     card = DataCard.model_construct(shape=(5,), training_count=9)
     told = build_config("table", "mine", None, {"training.steps": 7, "training.batch_size": 3})
     assert fill_in(told, card) == told
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "precision"),
+    [
+        ("cpu", {}, "fp32"),
+        ("cuda", {}, "tf32"),
+        ("cuda", {"training.precision": "fp32"}, "fp32"),
+        ("cuda", {"training.precision": "bf16"}, "bf16"),
+        ("cuda", {"privacy.epsilon": 1.0, "generator.normalization": "none"}, "fp32"),
+    ],
+)
+def test_a_run_on_cuda_that_names_no_precision_takes_tf32_and_records_it(
+    device: str, settings: dict[str, Any], precision: str
+) -> None:
+    card = DataCard.model_construct(shape=(5,), training_count=900)
+    filled = fill_in(build_config("table", "mine", None, settings), card, device)
+    assert filled.training.precision == precision
+    recorded = parse_config(filled.model_dump(mode="json"))
+    assert fill_in(recorded, card, "cuda") == recorded

@@ -1,14 +1,15 @@
 """Constraints against closed forms, finite differences in float64 and the SVD."""
 
 import copy
-from collections.abc import Callable
-from typing import get_args
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.constraints import (
     AdversarialLipschitz,
@@ -31,6 +32,7 @@ from models.constraints import (
     WeightNormalization,
     ZeroCenteredPenalty,
 )
+from models.constraints import bjorck as bjorck_module
 from models.constraints import weight_clipping as clipping_module
 from models.errors import ConfigError
 from models.lipschitz import certify, gradient_norm_summary, gradient_norms, interpolate
@@ -590,6 +592,49 @@ def test_orthonormal_weights_stay_so_through_large_steps(
         constraint.after_critic_step(layer)
         values = torch.linalg.svdvals(layer.weight.detach())
         torch.testing.assert_close(values, torch.ones_like(values), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (1, 5), (40, 40)])
+@pytest.mark.parametrize("error", [1e-3, 0.3, 0.97, 2.0, 30.0])
+def test_retraction_that_reads_no_number_finds_the_nearest_orthonormal_matrix(
+    shape: tuple[int, int], error: float
+) -> None:
+    """What a GPU does, against the singular value decomposition."""
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(batch(*shape), full_matrices=False)
+    drawn = torch.rand(len(right), dtype=torch.float64)
+    excess = drawn * error / drawn.norm()  # of the Gram matrix's eigenvalues over 1
+    found = bjorck_module._retract_unread(left * (1 + excess).sqrt() @ right)
+    torch.testing.assert_close(found, left @ right, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def short_products() -> Iterator[Any]:
+    """CUDA's matrix products in TF32."""
+    settings = torch.backends.cuda.matmul
+    settings.allow_tf32 = True
+    yield settings
+    settings.allow_tf32 = False
+
+
+def test_weights_on_a_gpu_are_retracted_by_products_to_all_digits(short_products: Any) -> None:
+    """TF32's ten bits would break the claim of singular values within 0.001 of 1."""
+    short: list[bool] = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func.__name__.partition(".")[0] in ("mm", "addmm"):
+                short.append(short_products.allow_tf32)
+            return func(*args, **(kwargs or {}))
+
+    critic = Bjorck().before_training(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)))
+    with Products():
+        Bjorck().after_critic_step(critic.to("meta"))  # any device but the CPU
+    assert short
+    assert not any(short)
+    assert short_products.allow_tf32
 
 
 def test_the_projected_gradient_is_tangent() -> None:

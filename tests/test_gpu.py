@@ -16,9 +16,12 @@ from models.artifact import load_artifact
 from models.constraints import GradientPenalty
 from models.networks import CriticConfig, build_critic
 from tests.artifacts import make_artifact, tiny_config
+from training.data import batches
 from training.data.dataset import Dataset, load_data
+from training.engine import whole_step
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import train
+from training.engine.optimisers import update_average
 from training.engine.runs import Interrupted
 from training.judging.doctor.diagnosis import diagnose_run
 from training.judging.evaluate import evaluate_artifact
@@ -125,6 +128,54 @@ def test_memory_does_not_grow(kind: str, tmp_path: Path) -> None:
 
     train(config, data, tmp_path, GPU, stop_requested=look)
     assert allocated[-1] <= 1.01 * allocated[9]
+
+
+def test_graphed_steps_are_captured_ones(digits: Dataset, tmp_path: Path) -> None:
+    states = []
+    for mode in ("captured", "graphed"):
+        changes = {"training": {"critic_step": mode, "learning_rate": 1e-5}}
+        states.append(run(digits, tmp_path / mode, **changes).tensors())
+        path = newest_checkpoint(tmp_path / mode)
+        assert path is not None
+        assert load_checkpoint(path).critic_step == mode
+    for name, tensor in states[0].items():
+        if name.startswith(("generator.", "critic.", "ema.")):
+            torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=2e-5)
+
+
+def test_a_run_goes_on_after_a_capture_that_cuda_breaks_off(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To read a number breaks one off."""
+
+    def read_a_number(*arguments: Any) -> None:
+        torch.zeros(1, device=GPU).item()
+        update_average(*arguments)
+
+    monkeypatch.setattr(whole_step, "update_average", read_a_number)
+    run(digits, tmp_path, training={"critic_step": "graphed"})
+    path = newest_checkpoint(tmp_path)
+    assert path is not None
+    assert load_checkpoint(path).critic_step == "captured"
+
+
+@pytest.mark.parametrize("on_device", [True, False])
+@pytest.mark.parametrize("mode", ["captured", "graphed"])
+def test_no_step_waits_for_the_device_between_logs(
+    mode: str, on_device: bool, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not on_device:
+        monkeypatch.setattr(batches, "MAX_BYTES_ON_DEVICE", 0)
+    config = tiny_config(training={"steps": 8, "log_every": 8, "critic_step": mode})
+
+    def watch(step: int, state: TrainingState) -> None:
+        """Make it an error to wait for the device, from the second step to that before the log."""
+        torch.cuda.set_sync_debug_mode("error" if step < 7 else "default")
+
+    try:
+        train(config, digits, tmp_path, GPU, watch=watch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_model_gives_the_same_on_both_devices(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import wgan_cli
 from models import registry
 from models.artifact import load_artifact
 from models.errors import ConfigError
+from tests.runs import trained
 from training.progress import silent
 from training.retraining.config import RetrainConfig, read_config
 from training.retraining.cycle import _lease, retrain
@@ -102,6 +103,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _use_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+
+
+def test_settings_that_the_data_fill_in_are_those_of_the_champion(home: Path) -> None:
+    """A champion that `wgan train` made of the same data and settings is not trained again."""
+    filled = {"set": {"name": "filled", **steps(0)}, "folder": str(home / "filled")}
+    config = RetrainConfig.model_validate(values(home, **filled)).build()
+    _, reference, _ = trained(config, home / "by hand")
+    registry.promote("filled", str(reference).partition("@")[2], "by hand")
+    assert "the champion, version 1, is of them" in run(home, **filled).reason
 
 
 def test_a_first_model_passes_the_absolute_gates_alone(home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from models.constraints import Constraint, GradientPenalty, NoConstraint, Weight
 from models.networks import CriticConfig, build_critic
 from tests.conformance import FAMILIES, Family, data, make
 from tests.test_conformance import CONSTRAINTS
+from training.engine import step as step_module
 from training.engine.step import CriticStep
 
 TOLERANCE = 1e-9
@@ -213,3 +215,51 @@ def test_the_choice_follows_from_the_run(
     real, fake = data(chosen)
     ours(real, fake, [], 0)
     assert (ours.mode, said) == (mode, [])
+
+
+@pytest.mark.parametrize(
+    ("triton", "compiler", "named", "mode"),
+    [
+        (True, "gcc", None, "compiled"),
+        (True, "mycc", "mycc", "compiled"),
+        (True, "gcc", "mycc", "captured"),
+        (True, None, None, "captured"),
+        (False, "gcc", None, "captured"),
+    ],
+)
+def test_a_long_run_on_a_gpu_compiles_where_there_is_a_compiler(
+    triton: bool,
+    compiler: str | None,
+    named: str | None,
+    mode: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Our images have none, and no machine without Triton compiles."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # knows no meta device
+    monkeypatch.setattr(step_module, "has_triton", lambda: triton)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CC", named)
+    if compiler is not None:
+        (tmp_path / compiler).touch(0o755)
+    family = FAMILIES["dcgan"]
+    elsewhere = make(GradientPenalty(), family).to("meta")  # any device but the CPU
+    ours = step_of("auto", elsewhere, GradientPenalty(), [], steps=10**9)
+    assert ours._choice(data(family)[0].to("meta"), []) == mode
+
+
+def test_what_cannot_be_compiled_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("no triton\nmore")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    said: list[str] = []
+    family = FAMILIES["mlp"]
+    critic = make(GradientPenalty(every=2), family)
+    ours = step_of("compiled", critic, GradientPenalty(every=2), said)
+    for step in range(3):
+        ours(*data(family), [], step)
+    assert ours.mode == "captured"
+    assert said == ["the critic's step is captured, not compiled: RuntimeError: no triton"]

@@ -141,19 +141,28 @@ def suitable_preset(source: str, overrides: dict[str, Any] | None = None) -> str
     return PRESETS_BY_KIND[load_data(config.data).card.kind]
 
 
-def fill_in(config: Config, card: DataCard) -> Config:
+def fill_in(config: Config, card: DataCard, device: str = "cpu") -> Config:
     """The configuration with the steps and the batch size that suit the data, where it leaves them.
+
+    Where it names no precision, a run on a CUDA device takes tf32, unless it is private.
 
     N training rows whose codes have W numbers get ``25 sqrt(N max(1, W / 64))`` generator steps, in
     hundreds: 1,500 for 3,600 rows, 5,000 for 40,000. More rows and more columns have more to learn,
     and people wait longer for them (docs/decisions.md). A batch has 256 rows, or a quarter of few.
+
+    Args:
+        config: to fill in.
+        card: of the data.
+        device: ``cpu`` or ``cuda``, where the run will train.
     """
     given, count = config.training, card.training_count
     steps = 100 * max(1, round(0.25 * math.sqrt(count * max(1.0, card.shape[0] / 64))))
-    suited = {
+    suited: Values = {
         "steps": given.steps or steps,
         "batch_size": given.batch_size or max(2, min(256, count // 4)),
     }
+    if device == "cuda" and "precision" not in given.model_fields_set and config.privacy is None:
+        suited["precision"] = "tf32"
     return config.model_copy(update={"training": given.model_copy(update=suited)})
 
 

@@ -122,7 +122,7 @@ def run_training(
     if data is None:
         with phase("loading the data"):
             data = load_data(config.data, config.training.batch_size)
-    config = fill_in(config, data.card)
+    config = fill_in(config, data.card, device.type)
     require_target(config.evaluation, data)
     _say_data(data, say)
 

@@ -20,16 +20,26 @@ BATCHES_AT_ONCE = 256
 
 
 class TrainingItems:
-    """The training items by number: in a GPU's memory if they fit, else read batch by batch."""
+    """The training items by number: in a GPU's memory if they fit, else read batch by batch.
 
-    def __init__(self, data: Dataset, device: torch.device) -> None:
+    Args:
+        data: what to train on.
+        device: where `take` puts items.
+        whole: hold all items on the device, if they fit; by default on a GPU only.
+    """
+
+    on_device: Tensor | None
+    """All training items, in data units, if they are held."""
+    labels_on_device: Tensor | None
+    """The labels of all training items, int64 ``(count,)``, if there are any."""
+
+    def __init__(self, data: Dataset, device: torch.device, whole: bool | None = None) -> None:
         self._items, self._device = data.items, device
         self._indices = np.flatnonzero(~data.is_heldout)
+        whole = device.type == "cuda" if whole is None else whole
         fits = data.items.nbytes <= MAX_BYTES_ON_DEVICE
-        self._on_device = (
-            torch.from_numpy(data.training).to(device) if device.type == "cuda" and fits else None
-        )
-        self._labels = (
+        self.on_device = torch.from_numpy(data.training).to(device) if whole and fits else None
+        self.labels_on_device = (
             None if data.labels is None else torch.from_numpy(data.labels[self._indices]).to(device)
         )
 
@@ -38,14 +48,24 @@ class TrainingItems:
 
     def take(self, numbers: Array) -> Tensor:
         """Items number ``numbers``, int64 ``(B,)``, in data units and on the device."""
-        if self._on_device is not None:
-            return self._on_device[torch.from_numpy(numbers).to(self._device)]
-        return torch.from_numpy(items_at(self._items, self._indices[numbers])).to(self._device)
+        if self.on_device is not None:
+            return self.on_device[self._sent(torch.from_numpy(numbers))]
+        return self._sent(self.read(numbers))
+
+    def read(self, numbers: Array) -> Tensor:
+        """Items number ``numbers``, int64 of any shape, in data units and on the CPU."""
+        items = items_at(self._items, self._indices[numbers.reshape(-1)])
+        return torch.from_numpy(items).view(*numbers.shape, *items.shape[1:])
 
     def labels(self, numbers: Array) -> Tensor:
         """Labels int64 ``(B,)`` of items number ``numbers``, on the device."""
-        assert self._labels is not None, "these items have no labels"
-        return self._labels[torch.from_numpy(numbers).to(self._device)]
+        assert self.labels_on_device is not None, "these items have no labels"
+        return self.labels_on_device[self._sent(torch.from_numpy(numbers))]
+
+    def _sent(self, values: Tensor) -> Tensor:
+        """On the device: to a GPU through pinned memory, so that nobody waits for the copy."""
+        pinned = values.pin_memory() if self._device.type == "cuda" else values
+        return pinned.to(self._device, non_blocking=True)
 
 
 def batches(seed: int, count: int, size: int, first: int) -> Iterator[Array]:

@@ -38,8 +38,8 @@ class TrainingState(NamedTuple):
     generator_optimizer: torch.optim.Optimizer
     critic_optimizer: torch.optim.Optimizer
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name: ``generator.*``, ``critic_optimizer.0.exp_avg``, ..."""
+    def live(self) -> dict[str, Tensor]:
+        """The tensors that training changes, where they are, by the names that `tensors` gives."""
         found: dict[str, Tensor] = {}
         for part, value in self._asdict().items():
             if isinstance(value, nn.Module):
@@ -47,7 +47,11 @@ class TrainingState(NamedTuple):
             else:
                 for index, entries in value.state_dict()["state"].items():
                     found |= {f"{part}.{index}.{name}": t for name, t in entries.items()}
-        return {name: t.detach().cpu().contiguous() for name, t in found.items()}
+        return {name: t.detach() for name, t in found.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name, on the CPU: ``generator.*``, ``critic_optimizer.0.exp_avg``, ..."""
+        return {name: t.cpu().contiguous() for name, t in self.live().items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Load tensors that `tensors` returned."""

@@ -6,21 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from models.config import Config, TrainingConfig
 from models.errors import ConfigError
 from models.lipschitz import gradient_norms, interpolate
-from models.networks.conditional import WithLabels
-from models.networks.rows import RestrictionSampler
 from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
 from training.engine.checkpoint import TrainingState, newest_checkpoint
+from training.engine.graphed_step import GraphedStep, graph_obstacle, graphs_on
 from training.engine.memory import keep_freed_memory
-from training.engine.optimisers import set_learning_rate, update_average
 from training.engine.privacy import PrivateStep, begin_private
 from training.engine.runs import Interrupted, Row, Watch, begin, no_watch, step_seed
 from training.engine.step import CriticStep
+from training.engine.whole_step import MakesStep, PlainStep, WholeStep
 from training.engine.workers import ALONE, Workers
 from training.progress import never, silent
 
@@ -61,33 +59,28 @@ def train(
         CheckpointError: the newest checkpoint is broken or belongs to another configuration.
         ConfigError: the device or a network cannot do what is asked.
     """
-    settings, constraint = config.training, config.constraint
+    settings = config.training
     _set_precision(settings, device)
     keep_freed_memory()
 
     # Networks, optimisers and history: new, or from the newest checkpoint.
     run = begin(config, data, folder, device, newest_checkpoint(folder), workers)
-    state = run.state
-    generator, critic = state.generator, state.critic
+    state, critic = run.state, run.state.critic
 
     # The data, in an order that a resumed run continues.
-    scaling, items = data.scaling, TrainingItems(data, device)
+    graphed, mode = _graphed(run.critic_step, config, device, workers, say)
+    items = TrainingItems(data, device, whole=graphed or None)
     first_batch = run.step * settings.num_critic_steps
     seed = settings.seed
     order = batches(seed, len(items), settings.batch_size, first_batch)
 
     # This process's rows of each batch; within `draws` it also gets its rows of random numbers.
     rows, draws = workers.rows(settings.batch_size), workers.draws(settings.batch_size)
-    count, latent_size = rows.stop - rows.start, config.generator.latent_size
     autocast = torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16")
-    parts = data.card.parts
-    draw_restrictions = (
-        RestrictionSampler(parts, config.conditions_share, device) if parts else None
-    )
     find_critic_gradients: CriticStep | PrivateStep = CriticStep(
-        run.critic_step if workers.count == 1 else "eager",
+        mode if workers.count == 1 else "eager",
         critic,
-        constraint,
+        config.constraint,
         settings.steps * settings.num_critic_steps,
         settings.precision,
         autocast,
@@ -98,53 +91,15 @@ def train(
     if private:  # whole random samples of the rows, clipped and noised gradients, a secret seed
         seed, order, rows = private.secret.seed, private.batches(first_batch), slice(None)
         find_critic_gradients = private.critic_step(critic)
+    whole = WholeStep(config, data, state, find_critic_gradients, device, workers, autocast, draws)
+    make_step: MakesStep = PlainStep(whole, items)
+    if graphed:
+        make_step = GraphedStep(whole, make_step, items, device, graphs_on(device), say)
     run.start_clock()
     while not run.is_finished:
-        step = run.step
-        torch.manual_seed(step_seed(seed, step))
-        set_learning_rate(settings, step, state.critic_optimizer, state.generator_optimizer)
-
-        # Critic steps, each on a new batch.
-        critic.requires_grad_(True)
-        first_critic_step = step * settings.num_critic_steps
-        for critic_step in range(first_critic_step, first_critic_step + settings.num_critic_steps):
-            # Draw a batch of real samples, with their labels in a conditional run, and generate
-            # as many fake ones.
-            numbers = next(order)[rows]
-            real = scaling.to_model(items.take(numbers))
-            labels: list[Tensor] = [items.labels(numbers)] if config.conditional else []
-            with autocast, draws, torch.no_grad():
-                if draw_restrictions:
-                    labels = [draw_restrictions(real)]
-                labelled_critic: nn.Module = WithLabels(critic, *labels) if labels else critic
-                z = torch.randn(len(real), latent_size, device=device)
-                fake = generator(z, *labels).float()
-
-            # Maximise the gap between the scores, less the constraint's penalty.
-            gap, critic_loss = find_critic_gradients(real, fake, labels, critic_step)
-            workers.average_gradients(critic)
-            state.critic_optimizer.step()
-            constraint.after_critic_step(critic)
-
-        # Generator step: raise the critic's scores of new samples, of the last batch's classes. In
-        # a private run conditions follow from generated rows: only the critic may see real ones.
-        critic.requires_grad_(False)
-        with autocast, draws:
-            asked = labels
-            if private and draw_restrictions:
-                with torch.no_grad():
-                    z = torch.randn(count, latent_size, device=device)
-                    asked = [draw_restrictions(generator(z))]
-            z = torch.randn(count, latent_size, device=device)
-            scores = critic(generator(z, *asked), *asked)
-        state.generator_optimizer.zero_grad()
-        (-scores.float().mean()).backward()
-        workers.average_gradients(generator)
-        state.generator_optimizer.step()
-
-        # Moving average of the generator: the network that is judged and served.
-        averages, weights = state.ema.state_dict().values(), generator.state_dict().values()
-        update_average(averages, weights, settings.ema_decay, step)
+        # The critic steps, the generator step and its moving average.
+        numbers = [next(order)[rows] for _ in range(settings.num_critic_steps)]
+        found = make_step(numbers, run.step, step_seed(seed, run.step))
 
         # Check and log. Saving is preceded by the check too: no bad checkpoint is written.
         run.step += 1
@@ -152,26 +107,40 @@ def train(
         logging = run.is_due(settings.log_every)
         saving = stopping or run.is_due(settings.checkpoint_every)
         if logging or saving:
-            gap = workers.mean(gap)
+            gap = workers.mean(found.gap)
             run.require_sane(gap.item())
         if logging:
             critic.eval()
             with draws:
-                norms = gradient_norms(labelled_critic, interpolate(real, fake))
+                norms = gradient_norms(whole.critic_of(found), interpolate(found.real, found.fake))
             critic.train()
-            loss, norm = workers.mean(critic_loss), workers.mean(norms.mean())
+            loss, norm = workers.mean(found.loss), workers.mean(norms.mean())
             report(run.log(gap.item(), loss.item(), norm.item()))
         watch(run.step, state)
 
         # Save.
         if saving:
-            run.critic_step = find_critic_gradients.mode
+            run.critic_step = make_step.mode
             if workers.is_main:
                 run.save()
             workers.wait()
         if stopping and not run.is_finished:
             raise Interrupted(f"stopped after {run.step} of {settings.steps} steps")
     return state, run.history
+
+
+def _graphed(
+    mode: str, config: Config, device: torch.device, workers: Workers, say: Callable[[str], None]
+) -> tuple[bool, str]:
+    """Decide if whole steps are graphed, and how the critic's gradients are computed then."""
+    obstacle = graph_obstacle(config, workers)
+    if mode != "graphed":
+        return mode == "auto" and device.type == "cuda" and not obstacle, mode
+    if obstacle:
+        say(f"the whole step is not graphed: {obstacle}")
+    elif device.type != "cuda":
+        say("the whole step is graphed on CUDA devices only: here its kernels run one by one")
+    return not obstacle, "auto"
 
 
 def _set_precision(settings: TrainingConfig, device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,15 @@ from models.config import TrainingConfig
 def make_optimizer(
     settings: TrainingConfig, parameters: Iterable[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Make the optimiser that ``training.optimizer`` names, for one network or a stack of them."""
+    """Make the optimiser that ``training.optimizer`` names, for one network or a stack of them.
+
+    It runs few kernels for all parameters together where torch has such: Adam's own, on a GPU also
+    RMSprop's.
+    """
+    parameters = list(parameters)
     if settings.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, settings.learning_rate)
+        together = parameters[0].is_cuda
+        return torch.optim.RMSprop(parameters, settings.learning_rate, foreach=together)
     return torch.optim.Adam(parameters, settings.learning_rate, settings.betas, fused=True)
 
 
@@ -35,22 +41,38 @@ def set_learning_rate(
         optimizer.param_groups[0]["lr"] = learning_rate(settings, step)
 
 
+def average_weight(decay: float, step: int) -> float:
+    """The share of the new values in a moving average of weights.
+
+    Args:
+        decay: how much of the old average is kept. Early on it is less, ``(1 + step) / (10 +
+            step)``, so that the average soon forgets the initial weights.
+        step: steps done before this one.
+    """
+    return 1 - min(decay, (1 + step) / (10 + step))
+
+
 @torch.no_grad()
 def update_average(
-    averages: Iterable[Tensor], values: Iterable[Tensor], decay: float, step: int
+    averages: Sequence[Tensor], values: Sequence[Tensor], weight: float | Tensor
 ) -> None:
     """Move an exponential average of tensors, in place, towards their values after a step.
 
     Args:
         averages: tensors to change.
         values: what each one averages, of the same shape.
-        decay: how much of the old average is kept. Early on it is less, ``(1 + step) / (10 +
-            step)``, so that the average soon forgets the initial weights.
-        step: steps done before this one.
+        weight: see `average_weight`; a scalar tensor where a CUDA graph is to read it anew in each
+            replay.
     """
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    for average, value in zip(averages, values, strict=True):
-        if average.is_floating_point():
-            average.lerp_(value, weight)
-        else:  # batch normalisation's count of batches
+    pairs = list(zip(averages, values, strict=True))
+    for average, value in pairs:
+        if not average.is_floating_point():  # batch normalisation's count of batches
             average.copy_(value)
+    pairs = [pair for pair in pairs if pair[0].is_floating_point()]
+    means, news = [mean for mean, _ in pairs], [new for _, new in pairs]
+    if isinstance(weight, Tensor):  # torch's lerp for lists takes numbers only
+        changes = torch._foreach_sub(news, means)
+        torch._foreach_mul_(changes, weight)
+        torch._foreach_add_(means, changes)
+    else:
+        torch._foreach_lerp_(means, news, weight)

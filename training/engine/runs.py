@@ -77,7 +77,10 @@ class TrainingRun:
         Raises:
             Diverged: the gap is beyond ``training.divergence_gap``, or a tensor is not finite.
         """
-        broken = [name for name, t in self.state.tensors().items() if not torch.isfinite(t).all()]
+        live = self.state.live()
+        device = next(iter(live.values())).device  # some optimisers count their steps on the CPU
+        sound = torch.stack([torch.isfinite(t).all().to(device) for t in live.values()])
+        broken = [name for name, fine in zip(live, sound.tolist(), strict=True) if not fine]
         bound = self.config.training.divergence_gap
         if math.isfinite(gap) and abs(gap) <= bound and not broken:
             return

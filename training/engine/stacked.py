@@ -19,7 +19,12 @@ from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
 from training.engine.checkpoint import checkpoints
 from training.engine.memory import keep_freed_memory
-from training.engine.optimisers import make_optimizer, set_learning_rate, update_average
+from training.engine.optimisers import (
+    average_weight,
+    make_optimizer,
+    set_learning_rate,
+    update_average,
+)
 from training.engine.runs import TrainingRun, Watch, begin, step_seed
 from training.engine.stack import MappedFunction, NotStackable, Stack, StackedStep, differing_fields
 from training.engine.step import STACKED, gradients
@@ -118,7 +123,8 @@ def train_together(
         generator_optimizer.step()
 
         # Moving average of each generator.
-        update_average(averages.tensors, generators.tensors, settings.ema_decay, step)
+        weight = average_weight(settings.ema_decay, step)
+        update_average(averages.tensors, generators.tensors, weight)
 
         # Check, log and save each run.
         for run in runs:

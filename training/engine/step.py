@@ -7,6 +7,8 @@ when they are made: a compiler that drops a second derivative gives no error.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._triton import has_triton
 
 from models.constraints import Constraint
 from models.lipschitz import CriticFunction
@@ -45,7 +48,8 @@ class CriticStep:
     Args:
         mode: ``eager``, ``captured``, ``compiled`` or ``auto``. The last is captured, which costs a
             second; but a convolutional critic on a GPU is compiled if the run is long enough to
-            win that time back, and else eager.
+            win that time back, and if there is a compiler. What cannot be compiled is captured,
+            what cannot be captured eager.
         critic: as the constraint returned it.
         constraint: its penalty is added to the loss.
         steps: critic steps in the whole run.
@@ -129,10 +133,13 @@ class CriticStep:
         with torch.random.fork_rng(devices):
             _, loss = self._eager(real, fake, labels, step)
         expected = [p.grad for p in self._parameters.values()]
-        if self.mode != "eager":
+        while self.mode != "eager" and penalised not in self._captured:
+            next_mode = "captured" if self.mode == "compiled" else "eager"
             try:
                 reason = capture_obstacle(self._critic)
-                if not reason:
+                if reason:
+                    next_mode = "eager"
+                else:
                     with torch.random.fork_rng(devices):
                         capture = self._capture(real, fake, labels, step)
                     with torch.random.fork_rng(devices):
@@ -141,8 +148,9 @@ class CriticStep:
             except Exception as error:  # tracers and compilers raise many kinds; eager still works
                 reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             if reason:
-                self._say(f"the critic's step stays eager, not {self.mode}: {reason}")
-                self.mode = "eager"
+                self._say(f"the critic's step is {next_mode}, not {self.mode}: {reason}")
+                self.mode = next_mode
+                self._captured.clear()  # one mode for all steps
             else:
                 self._captured[penalised] = capture
         return self(real, fake, labels, step)
@@ -152,7 +160,7 @@ class CriticStep:
             return "eager"
         convolutions = [m for m in self._critic.modules() if isinstance(m, nn.Conv2d)]
         # On a processor a compiled step is little faster than a captured one (docs/performance.md).
-        if real.device.type == "cpu" or not convolutions:
+        if real.device.type == "cpu" or not convolutions or not can_compile():
             return "captured"
         work = 0
 
@@ -166,7 +174,7 @@ class CriticStep:
             self._critic(real, *labels)
         for hook in hooks:
             hook.remove()
-        return "compiled" if work * self._steps >= MIN_COMPILED_OPERATIONS else "eager"
+        return "compiled" if work * self._steps >= MIN_COMPILED_OPERATIONS else "captured"
 
     def _state(self) -> tuple[list[Tensor], list[Tensor]]:
         return list(self._parameters.values()), list(self._critic.buffers())
@@ -190,6 +198,12 @@ class CriticStep:
                 return result
 
         return replay
+
+
+def can_compile() -> bool:
+    """True if torch can compile for the GPU: with Triton, which calls a C compiler at run time."""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    return has_triton() and any(shutil.which(name) for name in compilers)
 
 
 def trace(

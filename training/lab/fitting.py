@@ -15,7 +15,7 @@ from models.constraints import Bjorck, Constraint, NoConstraint
 from models.networks import CriticConfig, Shape, build_critic
 from models.networks.cones import Cones
 from training.engine.memory import keep_freed_memory
-from training.engine.optimisers import update_average
+from training.engine.optimisers import average_weight, update_average
 from training.engine.step import CriticStep
 from training.lab.samples import Draw
 from training.progress import track
@@ -105,7 +105,8 @@ def fit(
         constraint.after_critic_step(critic)
         if step + 1 in splits and isinstance(critic, Cones) and isinstance(average, Cones):
             critic.split(torch.cat(draw()), average)
-        update_average(average.parameters(), critic.parameters(), recipe.average, step)
+        weight = average_weight(recipe.average, step)
+        update_average(list(average.parameters()), list(critic.parameters()), weight)
         for buffer, now in zip(average.buffers(), critic.buffers(), strict=True):
             buffer.copy_(now)
         if step + 1 == steps or (objective and step + 1 in validations):

@@ -28,6 +28,7 @@ from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.engine.runs import Interrupted, Row
 from training.engine.workers import ALONE, Workers
+from training.presets import fill_in
 from training.progress import never, no_report, phase, silent
 from training.retraining.config import RetrainConfig
 from training.retraining.evidence import (
@@ -133,6 +134,7 @@ def _run(
     workers: Workers,
 ) -> Outcome:
     data = load_data(config.data, config.training.batch_size)
+    config = fill_in(config, data.card, workers.device.type)
     key = run_key(config, data.card)
     folder = settings.folder / f"{config.name}-{key[:12]}"
     judged = judged_data(settings.reference, config, data)

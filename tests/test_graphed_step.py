@@ -1,0 +1,370 @@
+"""Whole steps by graphs: on a CPU with a stand-in that repeats the kernels it recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import csv
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.config import Config
+from models.constraints import CONSTRAINTS
+from tests.artifacts import tiny_config
+from tests.mixed import people
+from training.data import batches
+from training.data.dataset import Dataset, load_data
+from training.engine import loop
+from training.engine import step as step_module
+from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
+from training.engine.graphed_step import GraphedStep, NoGraphs
+from training.engine.runs import Interrupted, begin
+from training.engine.step import CriticStep
+from training.engine.whole_step import Outcome, PlainStep, WholeStep
+from training.engine.workers import ALONE
+
+CPU = torch.device("cpu")
+
+
+class Recorded(TorchDispatchMode):
+    """Records the kernels of a function, and repeats them in the memory that they used.
+
+    As a CUDA graph does: what Python computed is frozen, random numbers are drawn anew.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs, result in self.calls:
+                again = func(*args, **kwargs)
+                for old, new in zip(
+                    pytree.tree_leaves(result), pytree.tree_leaves(again), strict=True
+                ):
+                    if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
+
+
+class RecordedGraphs:
+    """A stand-in for CUDA graphs."""
+
+    def __init__(self) -> None:
+        self.captured = self.replayed = 0
+
+    def run(self, function: Callable[[], None]) -> None:
+        function()
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        self.captured += 1
+        recorded = Recorded()
+        with recorded:
+            function()
+
+        def replay() -> None:
+            self.replayed += 1
+            recorded.replay()
+
+        return replay
+
+
+def trained(
+    config: Config, data: Dataset, folder: Path, stop_after: int | None = None
+) -> tuple[TrainingState, list[dict[str, float]], list[str]]:
+    said: list[str] = []
+    asked = iter(range(1, 10**6))
+    state, history = loop.train(
+        config, data, folder, CPU, stop_requested=lambda: next(asked) == stop_after, say=said.append
+    )
+    return state, history, said
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> RecordedGraphs:
+    stand_in = RecordedGraphs()
+    monkeypatch.setattr(loop, "graphs_on", lambda device: stand_in)
+    return stand_in
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
+    found = {kind: load_data(tiny_config(kind).data) for kind in ("image", "vector", "sequence")}
+    path = tmp_path_factory.mktemp("table") / "people.csv"
+    csv.write_csv(people(200), path)
+    found["rows"] = load_data(tiny_config("rows", data={"source": str(path)}).data)
+    return found
+
+
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlp": ("vector", {}),
+    "dcgan": ("image", {}),
+    "resnet": ("image", {"architecture": "resnet", "width": 4}),
+    "gru": ("sequence", {}),
+    "conditional": ("image", {}),
+    "rows": ("rows", {}),
+}
+QUICK_FIRST = [n if n == "mlp" else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
+SIGN_ONLY = {
+    ("weight_normalization", "gru"): "critic.body.0.input.parametrizations.weight.original"
+}
+"""Weights of which only the sign counts: normalised by row, with one number in each. The gradient
+is rounding, of which Adam makes whole steps: a learning rate larger by 1e-7 of itself moves them as
+far apart."""
+
+
+def config_of(
+    kind: str, network: str, data: dict[str, Dataset], mode: str, **training: Any
+) -> Config:
+    of_data, settings = NETWORKS[network]
+    own = {"optimizer": "adam", "learning_rate": 1e-3, "num_critic_steps": 2, "betas": (0.5, 0.9)}
+    return tiny_config(
+        of_data,
+        conditional=network == "conditional",
+        data={"source": data[of_data].card.source},
+        constraint={"kind": kind},
+        generator={**settings, "latent_size": 32 if network == "gru" else 4},
+        critic={**settings, "dropout": 0.2 if kind == "consistency" else 0.0},
+        training={**own, "steps": 12, "log_every": 6, "critic_step": mode, **training},
+    )
+
+
+def assert_alike(
+    one: TrainingState, other: TrainingState, start: dict[str, Tensor], but: str = ""
+) -> None:
+    """The same but for rounding, relative to how far each network has gone, and for one weight.
+
+    Adam makes whole steps of gradients that are nearly zero, so rounding grows.
+    """
+    mine, its = one.tensors(), other.tensors()
+    assert mine.keys() == its.keys()
+    compared = {n for n in mine if mine[n].is_floating_point()} - {but}
+    for part in ("generator.", "critic.", "ema."):
+        names = [n for n in compared if n.startswith(part)]
+        apart = sum((mine[n] - its[n]).square().sum().item() for n in names) ** 0.5
+        moved = sum((mine[n] - start[n]).square().sum().item() for n in names) ** 0.5
+        assert moved > 0
+        assert apart <= 1e-2 * moved, (part, apart, moved)
+
+
+def initial(config: Config, data: Dataset, folder: Path) -> dict[str, Tensor]:
+    return begin(config, data, folder, CPU, None).state.tensors()
+
+
+@pytest.mark.parametrize("network", QUICK_FIRST)
+@pytest.mark.parametrize("kind", CONSTRAINTS)
+def test_graphed_steps_are_those_of_the_loop(
+    kind: str, network: str, data: dict[str, Dataset], graphs: RecordedGraphs, tmp_path: Path
+) -> None:
+    of_data = data[NETWORKS[network][0]]
+    plain = config_of(kind, network, data, "captured")
+    expected, history, _ = trained(plain, of_data, tmp_path / "plain")
+    found, graphed, said = trained(
+        config_of(kind, network, data, "graphed"), of_data, tmp_path / "graphed"
+    )
+    assert [line for line in said if "whole step is not" in line] == []
+    assert (graphs.captured, graphs.replayed) == (1, 12)
+    but = SIGN_ONLY.get((kind, network), "")
+    assert_alike(found, expected, initial(plain, of_data, tmp_path), but)
+    for mine, its in zip(graphed, history, strict=True):
+        for name in ("critic_gap", "critic_loss", "gradient_norm"):
+            assert mine[name] == pytest.approx(its[name], rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("network", "changes"),
+    [
+        ("dcgan", {"decay_from": 0.2}),
+        ("conditional", {"decay_from": 0.2}),
+        ("mlp", {"optimizer": "rmsprop"}),
+        ("mlp", {"precision": "bf16"}),
+    ],
+)
+@pytest.mark.parametrize("on_device", [True, False])
+def test_what_changes_from_step_to_step_lies_in_buffers(
+    network: str,
+    changes: dict[str, Any],
+    on_device: bool,
+    data: dict[str, Dataset],
+    graphs: RecordedGraphs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rates that fall, numbers of items, and items that the device does not hold."""
+    if not on_device:
+        monkeypatch.setattr(batches, "MAX_BYTES_ON_DEVICE", 0)
+    of_data = data[NETWORKS[network][0]]
+    plain = config_of("gradient_penalty", network, data, "captured", **changes)
+    expected, _, _ = trained(plain, of_data, tmp_path / "plain")
+    config = config_of("gradient_penalty", network, data, "graphed", **changes)
+    found, _, said = trained(config, of_data, tmp_path / "graphed")
+    assert len(said) == 1
+    assert_alike(found, expected, initial(plain, of_data, tmp_path))
+
+
+def test_each_pattern_of_lazy_penalties_has_its_graph(
+    data: dict[str, Dataset], graphs: RecordedGraphs, tmp_path: Path
+) -> None:
+    states = []
+    for mode in ("captured", "graphed"):
+        config = config_of("zero_centered_penalty", "mlp", data, mode, num_critic_steps=3)
+        constraint = config.constraint.model_copy(update={"every": 4})
+        config = config.model_copy(update={"constraint": constraint})
+        states.append(trained(config, data["vector"], tmp_path / mode)[0])
+    assert (graphs.captured, graphs.replayed) == (4, 12)  # the penalty in none of 3 steps, or one
+    assert_alike(states[1], states[0], initial(config, data["vector"], tmp_path))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("network", ["mlp", "rows"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    network: str, optimizer: str, data: dict[str, Dataset], graphs: RecordedGraphs, tmp_path: Path
+) -> None:
+    config = config_of("gradient_penalty", network, data, "graphed", optimizer=optimizer)
+    of_data = data[NETWORKS[network][0]]
+    whole = trained(config, of_data, tmp_path / "whole")[0].tensors()
+    with pytest.raises(Interrupted):
+        trained(config, of_data, tmp_path / "parts", stop_after=5)
+    torch.manual_seed(12345)
+    parts = trained(config, of_data, tmp_path / "parts")[0].tensors()
+    assert graphs.captured == 3
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+class Refusing(RecordedGraphs):
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        function()
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+
+class Wrong(RecordedGraphs):
+    """Its graphs lose the last kernels: the moving average, and the generator's step."""
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        recorded = Recorded()
+        with recorded:
+            function()
+        names = [call[0].__name__ for call in recorded.calls]
+        del recorded.calls[names.index("_fused_adam_.tensor_lr") :]
+        return recorded.replay
+
+
+@pytest.mark.parametrize(
+    ("stand_in", "reason"),
+    [(Refusing, "RuntimeError: operation not permitted"), (Wrong, "its step is off by")],
+)
+def test_a_failed_capture_leaves_the_run_as_it_would_have_been(
+    stand_in: type[RecordedGraphs],
+    reason: str,
+    data: dict[str, Dataset],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(loop, "graphs_on", lambda device: stand_in())
+    states = []
+    for mode in ("captured", "graphed"):
+        config = config_of("gradient_penalty", "mlp", data, mode)
+        state, _, said = trained(config, data["vector"], tmp_path / mode)
+        states.append(state.tensors())
+        path = newest_checkpoint(tmp_path / mode)
+        assert path is not None
+        assert load_checkpoint(path).critic_step == "captured"
+    assert f"the whole step is not graphed: {reason}" in said[-1]
+    assert "\n" not in said[-1]
+    assert all(torch.equal(t, states[1][name]) for name, t in states[0].items())
+
+
+META = torch.device("meta")
+"""A device whose tensors hold no numbers: to read one is an error."""
+
+
+class Copies(TorchDispatchMode):
+    """Counts the kernels that bring something from the CPU to the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        leaves = pytree.tree_leaves((args, kwargs, result))
+        kinds = {t.device.type for t in leaves if isinstance(t, Tensor) and t.dim()}
+        self.count += kinds == {"cpu", "meta"}
+        return result
+
+
+class Descent(torch.optim.Optimizer):
+    """Stands for torch's fused optimisers, which know no device without numbers."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        (group,) = self.param_groups
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad * group["lr"])
+
+
+def without_numbers(
+    config: Config, data: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[GraphedStep, list[np.ndarray]]:
+    """A run on a device without numbers, and the numbers of items of a step."""
+    settings, state = config.training, begin(config, data, folder, CPU, None).state
+    generator, critic, ema = (network.to(META) for network in state[:3])
+    optimizers = [Descent(network.parameters(), {"lr": 0.0}) for network in (generator, critic)]
+    state = TrainingState(generator, critic, ema, *optimizers)
+    monkeypatch.setattr(step_module, "mismatch", lambda *_: None)  # it compares numbers
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # knows no such device
+    find = CriticStep("auto", critic, config.constraint, 100)
+    nothing = nullcontext()
+    whole = WholeStep(config, data, state, find, META, ALONE, nothing, nothing)
+    items = batches.TrainingItems(data, META, whole=True)
+    step = GraphedStep(whole, PlainStep(whole, items), items, META, NoGraphs(), print)
+    outcomes: list[Outcome] = []
+
+    def body() -> None:
+        outcomes[:] = [whole(step._batches(), 0, step._weight)]
+
+    body()
+    step._replays[(True,) * settings.num_critic_steps] = body, outcomes
+    return step, [np.arange(settings.batch_size)] * settings.num_critic_steps
+
+
+@pytest.mark.parametrize("network", QUICK_FIRST)
+@pytest.mark.parametrize("kind", CONSTRAINTS)
+def test_no_step_reads_a_number_or_brings_more_than_the_numbers_of_its_items(
+    kind: str,
+    network: str,
+    data: dict[str, Dataset],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = config_of(kind, network, data, "graphed")
+    of_data = data[NETWORKS[network][0]]
+    step, numbers = without_numbers(config, of_data, tmp_path, monkeypatch)
+    with Copies() as copies:
+        for k in range(2):
+            step(numbers, k, seed=k)
+    assert copies.count == 2
+
+
+def test_items_that_the_device_does_not_hold_are_brought_once_a_step(
+    data: dict[str, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MAX_BYTES_ON_DEVICE", 0)
+    config = config_of("gradient_penalty", "conditional", data, "graphed")
+    step, numbers = without_numbers(config, data["image"], tmp_path, monkeypatch)
+    with Copies() as copies:
+        step(numbers, 0, seed=0)
+    assert copies.count == 2

@@ -1,0 +1,288 @@
+"""Generator steps as CUDA graphs: a whole step is captured once, and then replayed.
+
+A small network's step is bound by the launches of its kernels. A graph launches all of them at
+once. It reads and writes the same memory in each replay, so all that changes from step to step
+lies in static buffers, which are filled before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.config import Config
+from training.data.batches import TrainingItems
+from training.engine.optimisers import average_weight, learning_rate
+from training.engine.step import TOLERANCE
+from training.engine.whole_step import Batch, MakesStep, Outcome, WholeStep
+from training.engine.workers import Workers
+
+Array = np.ndarray
+Replay = Callable[[], None]
+WARM_UPS = 3
+"""Steps before a capture, which torch recommends: libraries set themselves up in the first ones."""
+MOST_APART = 0.3
+"""Largest accepted difference of a replayed step's state from that of the step it was captured
+from, relative to the step's length. Rounding, and Adam's reply to it where a gradient is zero, give
+less; a graph that lost one network's update gives more."""
+
+
+class Graphs(Protocol):
+    """Captures functions of static buffers."""
+
+    def run(self, function: Replay) -> None:
+        """Run a function as it is, where it will be captured."""
+
+    def capture(self, function: Replay) -> Replay:
+        """Capture what a function does to tensors, and return what does that again."""
+
+
+class CudaGraphs:
+    """CUDA graphs that share one pool of memory."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def run(self, function: Replay) -> None:
+        """See `Graphs`; on the stream of the capture, where autograd's nodes are to be too."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            function()
+        torch.cuda.current_stream().wait_stream(self._stream)
+
+    def capture(self, function: Replay) -> Replay:
+        """See `Graphs`."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                function()
+        except Exception:
+            # CUDA broke the capture off. Torch then leaves its generator in it, where every later
+            # draw would fail: a copy of the generator's state is out of it.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
+        return graph.replay
+
+
+class NoGraphs:
+    """A stand-in where there are no CUDA graphs: it runs the functions themselves."""
+
+    def run(self, function: Replay) -> None:
+        """See `Graphs`."""
+        function()
+
+    def capture(self, function: Replay) -> Replay:
+        """See `Graphs`."""
+        return function
+
+
+def graphs_on(device: torch.device) -> Graphs:
+    """The graphs of a device."""
+    return CudaGraphs() if device.type == "cuda" else NoGraphs()
+
+
+NOT_GRAPHED: dict[str, Callable[[Config, Workers], bool]] = {
+    "several processes exchange gradients within a step": lambda config, workers: workers.count > 1,
+    "a private step's batches vary in size": lambda config, workers: config.privacy is not None,
+}
+"""Why a run has no graphs, and whether that is so. Every constraint and every network can be
+captured; one that reads a number out of a tensor is refused by the capture itself."""
+
+
+def graph_obstacle(config: Config, workers: Workers) -> str | None:
+    """Say why the steps of a run cannot be captured, as far as that is known beforehand."""
+    reasons = (reason for reason, holds in NOT_GRAPHED.items() if holds(config, workers))
+    return next(reasons, None)
+
+
+class GraphedStep:
+    """Makes steps by replaying CUDA graphs, or as ``plain`` does where that fails.
+
+    There is a graph for each pattern of lazy penalties. It is captured when its pattern first
+    comes, after steps that are undone, and its first replay is compared with such a step.
+
+    Random numbers are those of torch's own CUDA generator, which a graph reads anew in each replay:
+    it is seeded before every one, as before every step of other modes. So they follow from (seed,
+    step), and since each step, the first one after a resume too, is a replay of the same kernels,
+    a resumed run does on the same kind of card what an uninterrupted one does.
+
+    Nothing waits for the device: numbers of items, the learning rate and the average's weight go
+    through pinned memory, as do the items of data that the device does not hold, on a second
+    stream, while the step before still runs.
+
+    Args:
+        whole: the step.
+        plain: makes the steps if a capture fails.
+        items: to train on.
+        device: of the state.
+        graphs: capture and replay.
+        say: takes one line, once, if a capture fails.
+    """
+
+    def __init__(
+        self,
+        whole: WholeStep,
+        plain: MakesStep,
+        items: TrainingItems,
+        device: torch.device,
+        graphs: Graphs,
+        say: Callable[[str], None],
+    ) -> None:
+        self._whole, self._plain, self._items, self._device = whole, plain, items, device
+        self._graphs, self._say = graphs, say
+        self._is_refused = False
+        self._replays: dict[tuple[bool, ...], tuple[Replay, list[Outcome]]] = {}
+        settings = whole.config.training
+        shape = settings.num_critic_steps, settings.batch_size
+        self._numbers = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._rate, self._weight = torch.zeros(2, device=device)
+        self._copying: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._copying = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._read = self._arrived = torch.empty(0)
+        if items.on_device is None:
+            like = items.read(np.zeros(shape, dtype=np.int64))
+            self._read, self._arrived = (torch.empty_like(like, device=device) for _ in range(2))
+        self._read_the_rate()
+
+    @property
+    def mode(self) -> str:
+        """See `MakesStep`."""
+        return self._plain.mode if self._is_refused else "graphed"
+
+    def __call__(self, numbers: Sequence[Array], step: int, seed: int) -> Outcome:
+        """See `MakesStep`."""
+        if self._is_refused:
+            return self._plain(numbers, step, seed)
+        self._bring(np.stack(numbers), step)
+        settings, constraint = self._whole.config.training, self._whole.config.constraint
+        first = step * settings.num_critic_steps
+        pattern = tuple(constraint.penalised(first + k) for k in range(settings.num_critic_steps))
+        if pattern in self._replays:
+            torch.manual_seed(seed)
+            self._replays[pattern][0]()
+        elif reason := self._captured(pattern, step, seed):
+            self._refuse(reason)
+            return self._plain(numbers, step, seed)
+        (outcome,) = self._replays[pattern][1]
+        return outcome
+
+    # ---- what changes from step to step -----------------------------------------------------
+
+    def _bring(self, numbers: Array, step: int) -> None:
+        """Fill the static buffers."""
+        settings = self._whole.config.training
+        self._send(torch.from_numpy(numbers), self._numbers)
+        # Numbers go with a kernel's own arguments: nothing is copied.
+        self._rate.fill_(learning_rate(settings, step))
+        self._weight.fill_(average_weight(settings.ema_decay, step))
+        if self._items.on_device is not None:
+            return
+        items = self._items.read(numbers)  # while the device still makes the step before
+        if self._copying is None:
+            self._read.copy_(items)
+            return
+        with torch.cuda.stream(self._copying):
+            self._send(items, self._arrived)
+        now = torch.cuda.current_stream()
+        now.wait_stream(self._copying)
+        self._read.copy_(self._arrived)
+        self._copying.wait_stream(now)  # the next items must not come before these are read
+
+    def _send(self, values: Tensor, buffer: Tensor) -> None:
+        """Copy into a buffer; on a GPU from pinned memory, which torch keeps until it is done."""
+        pinned = values.pin_memory() if self._device.type == "cuda" else values
+        buffer.copy_(pinned, non_blocking=True)
+
+    def _batches(self) -> Iterator[Batch]:
+        """The real items of each critic step, out of the static buffers."""
+        items, labels = self._items.on_device, self._items.labels_on_device
+        for k, numbers in enumerate(self._numbers):
+            real = self._read[k] if items is None else items[numbers]
+            with_labels = self._whole.config.conditional and labels is not None
+            yield real, [labels[numbers]] if with_labels and labels is not None else []
+
+    def _read_the_rate(self) -> None:
+        """Make the optimisers read the rate in the buffer, and keep all they know on the device."""
+        state = self._whole.state
+        for optimizer in (state.critic_optimizer, state.generator_optimizer):
+            (group,) = optimizer.param_groups
+            group["lr"], group["capturable"] = self._rate, self._device.type == "cuda"
+            # It would warn in the steps before a capture.
+            optimizer._warned_capturable_if_run_uncaptured = True
+            for entries in optimizer.state.values():
+                entries.update({name: t.to(self._device) for name, t in entries.items()})
+
+    # ---- capturing --------------------------------------------------------------------------
+
+    def _captured(self, pattern: tuple[bool, ...], step: int, seed: int) -> str | None:
+        """Capture a step and make it, or say why not; then the state is as before."""
+        outcomes: list[Outcome] = []
+        before = _copied(self._whole.state.live())
+
+        def body() -> None:
+            outcomes[:] = [self._whole(self._batches(), step, self._weight)]
+
+        try:
+            for _ in range(WARM_UPS):
+                self._restore(before)
+                torch.manual_seed(seed)
+                self._graphs.run(body)
+            expected, loss = _copied(self._whole.state.live()), outcomes[0].loss.clone()
+            replay = self._graphs.capture(body)
+            self._restore(before)
+            torch.manual_seed(seed)
+            replay()
+            found = self._whole.state.live()
+            reason = _difference(before, expected, found) or self._wrong_loss(loss, outcomes[0])
+        except Exception as error:  # a capture fails in many ways; other modes still work
+            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        if reason:
+            self._restore(before)
+        else:
+            self._replays[pattern] = replay, outcomes
+        return reason
+
+    @torch.no_grad()
+    def _restore(self, before: dict[str, Tensor]) -> None:
+        """Set the state back in place. What an optimiser has not begun yet begins with zeros."""
+        for name, tensor in self._whole.state.live().items():
+            if name in before:
+                tensor.copy_(before[name])
+            else:
+                tensor.zero_()
+
+    def _wrong_loss(self, expected: Tensor, outcome: Outcome) -> str | None:
+        apart, size = (outcome.loss - expected).abs().item(), expected.abs().item()
+        tolerance = TOLERANCE[self._whole.config.training.precision]
+        return None if apart <= tolerance * max(1.0, size) else f"its loss is off by {apart:.2g}"
+
+    def _refuse(self, reason: str) -> None:
+        self._is_refused = True
+        self._replays.clear()
+        for optimizer in self._whole.state[3:]:
+            optimizer.param_groups[0]["capturable"] = False
+        self._say(f"the whole step is not graphed: {reason}")
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def _difference(
+    before: dict[str, Tensor], expected: dict[str, Tensor], found: dict[str, Tensor]
+) -> str | None:
+    """Say how a replayed step differs from the step it was captured from."""
+    apart = moved = torch.zeros(())
+    for name, old in before.items():
+        if old.is_floating_point():
+            apart = apart.to(old) + (found[name] - expected[name]).square().sum()
+            moved = moved.to(old) + (expected[name] - old).square().sum()
+    off = (apart.sqrt() / moved.sqrt().clamp_min(1e-30)).item()
+    return None if off <= MOST_APART else f"its step is off by {off:.2g} of its length"

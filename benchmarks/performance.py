@@ -248,27 +248,6 @@ of ours takes along who waits by then ([`service/scoring.py`](../service/scoring
 """
 
 
-GPU = """
-## On a GPU
-
-On CUDA `training.critic_step=auto` replays a CUDA graph: the critic steps, the generator step, both
-optimisers and the moving average, captured once
-([`graphed_step.py`](../training/engine/graphed_step.py)). **Nothing of this was measured: no GPU
-was at hand, and the capture itself has not run on one.** Simulated on a CPU, by
-`tests/test_graphed_step.py`:
-
-- a stand-in records the kernels of a whole step and repeats them in the same memory, as a graph
-  does; runs of 12 steps are compared with captured critic steps, under each constraint with each
-  kind of network;
-- on torch's device without numbers (`meta`), where reading one is an error, no step reads any, and
-  what is copied to the device in a step is the numbers of its items, with the items themselves if
-  it does not hold them.
-
-What a GPU alone can show: that CUDA captures each of these kernels, the speed, how a run goes on
-after a capture that CUDA breaks off, and the prefetching stream.
-"""
-
-
 def page() -> dict[str, str]:
     """The page and its pictures, by file name."""
     pictures: dict[str, str] = {}
@@ -283,7 +262,7 @@ def page() -> dict[str, str]:
         json.loads((RESULTS / f"{name}.json").read_text())
         for name in ("step", "serve", "batching", "quality", "scale")
     )
-    parts += [step_part(step, pictures), GPU, serve_part(serve, pictures), batching_part(batching)]
+    parts += [step_part(step, pictures), serve_part(serve, pictures), batching_part(batching)]
     parts += [quality_part(quality, pictures), scale_part(scale, serve, pictures)]
     gpu = json.loads(GPU_RESULTS.read_text()) if GPU_RESULTS.exists() else None
     parts += [gpu_part(gpu), asked(step, serve, quality)]

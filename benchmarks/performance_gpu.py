@@ -7,19 +7,33 @@ from typing import Any
 from benchmarks.markdown import table
 
 MODES = ("textbook", "eager", "captured", "captured, graph", "compiled", "limit, graph")
-UNMEASURED = """## On a GPU
+HOW = """## On a GPU
 
-No GPU was at hand, so nothing here is measured. `make verify-gpu` tests and measures all of it in
-at most eight minutes where there is one, and this section is then made from its results: what a
-copy and a product reach, the critic's step by mode and precision, samples a second, `wgan train`,
-the time to quality on mnist5k, and the service.
+On CUDA `training.critic_step=auto` replays a CUDA graph: the critic steps, the generator step, both
+optimisers and the moving average, captured once
+([`graphed_step.py`](../training/engine/graphed_step.py)). `tests/test_graphed_step.py` simulates it
+on a CPU:
+
+- a stand-in records the kernels of a whole step and repeats them in the same memory, as a graph
+  does; runs of 12 steps are compared with captured critic steps, under each constraint with each
+  kind of network;
+- on torch's device without numbers (`meta`), where reading one is an error, no step reads any, and
+  what is copied to the device in a step is the numbers of its items, with the items themselves if
+  it does not hold them.
+"""
+UNMEASURED = """**Nothing of this was measured: no GPU was at hand, and the capture itself has not run
+on one.** `make verify-gpu` tests and measures all of it in at most eight minutes where there is one,
+and this section is then made from its results: what a copy and a product reach, the critic's step by
+mode and precision, samples a second, `wgan train`, the time to quality on mnist5k, and the service.
+Only that can show that CUDA captures each of these kernels, how fast they are, how a run goes on
+after a capture that CUDA breaks off, and that items are fetched on a second stream meanwhile.
 """
 
 
 def gpu_part(result: dict[str, Any] | None) -> str:
     """The section; it says that nothing was measured if there are no results."""
     if result is None:
-        return UNMEASURED
+        return f"{HOW}\n{UNMEASURED}"
     stages = {name: stage.get("figures", {}) for name, stage in result["stages"].items()}
     ended = [
         f"{name}: {stage['ended']}"
@@ -27,7 +41,7 @@ def gpu_part(result: dict[str, Any] | None) -> str:
         if stage["ended"] != "done"
     ]
     parts = [
-        "## On a GPU",
+        HOW,
         f"`{result['command']}` on one {result['card']}, {result['date']}, with torch "
         f"{result['torch']}. " + (f"Not complete: {'; '.join(ended)}." if ended else ""),
         *(

@@ -21,12 +21,12 @@ on a CPU:
   what is copied to the device in a step is the numbers of its items, with the items themselves if
   it does not hold them.
 """
-UNMEASURED = """**Nothing of this was measured: no GPU was at hand, and the capture itself has not run
-on one.** `make verify-gpu` tests and measures all of it in at most eight minutes where there is one,
-and this section is then made from its results: what a copy and a product reach, the critic's step by
-mode and precision, samples a second, `wgan train`, the time to quality on mnist5k, and the service.
-Only that can show that CUDA captures each of these kernels, how fast they are, how a run goes on
-after a capture that CUDA breaks off, and that items are fetched on a second stream meanwhile.
+UNMEASURED = """**Nothing of this was measured: no GPU was at hand, and the capture itself has not
+run on one.** `make verify-gpu` tests and measures all of it in at most eight minutes where there is
+one, and this section is then made from its results: what a copy and a product reach, the critic's
+step by mode and precision, samples a second, `wgan train`, the time to quality on mnist5k, and the
+service. Only that can show that CUDA captures each of these kernels, how fast they are, how a run
+goes on after a capture that CUDA breaks off, and that items are fetched meanwhile.
 """
 
 

@@ -64,6 +64,7 @@ class VersionCache:
         Raises:
             RegistryError: the version cannot be downloaded now.
             ArtifactError: the downloaded artifact is not the one that was registered.
+            OSError, MachineError: this machine cannot store it, or read what it has stored.
         """
         reference = self.version(number)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +78,9 @@ class VersionCache:
                     shutil.rmtree(folder)
                 else:
                     return folder
+
+            for left in self.folder.glob("tmp*"):  # by a process that was killed
+                shutil.rmtree(left)
 
             def download() -> None:
                 with tempfile.TemporaryDirectory(dir=self.folder) as temporary:

@@ -60,9 +60,9 @@ def sample(
         raise UserError(f"--out {out}: ends in none of {', '.join(SAMPLE_FORMATS)}")
     from models.progress import say
     from models.tables import parse_conditions
-    from models.trained import load
+    from models.trained import load_served
 
-    made = load(model).model
+    made = load_served(model)
     label = None if class_name is None else made.label(class_name)
     conditions = parse_conditions(where or [])
     restrictions = made.restrict(conditions) if where else None
@@ -94,9 +94,9 @@ def impute(
         raise UserError(f"--out {out}: ends in none of {', '.join(TABLE_FORMATS)}")
     from models.progress import say
     from models.tables.files import write_rows
-    from models.trained import load
+    from models.trained import load_served
 
-    made = load(model).model
+    made = load_served(model)
     if made.table is None:
         raise UserError(f"{model}: makes no table of mixed columns, which alone can be completed")
     rows = _rows(made, file)

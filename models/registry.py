@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,19 +115,30 @@ def is_absent(error: RegistryError) -> bool:
     return code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
-def download(model: str, folder: Path) -> Path:
+def download(model: str, folder: Path, files: Collection[str] | None = None) -> Path:
     """Copy a version's artifact into ``folder`` and return its path.
+
+    Args:
+        model: ``name@alias`` or ``name@number``.
+        folder: made if it is not there.
+        files: names of the files to copy, as far as there are such; None: all.
 
     Raises:
         RegistryError: no such version, or its files cannot be fetched.
         MachineError: this machine cannot store them.
     """
     from mlflow.artifacts import download_artifacts
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     name, version = resolve(model)
     uri = _ask(model, lambda c: c.get_model_version_download_uri(name, version))
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        if files is not None:
+            stored = get_artifact_repository(uri, tracking_uri=tracking_uri())
+            for file in sorted({info.path for info in stored.list_artifacts()} & {*files}):
+                stored.download_artifacts(file, str(folder))
+            return folder
         return Path(
             download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri())
         )

@@ -83,8 +83,11 @@ class VersionCache:
                 shutil.rmtree(left)
 
             def download() -> None:
+                from models.artifact import SERVED, SUMS
+
                 with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
-                    fetched = registry.download(reference, Path(temporary))
+                    into = Path(temporary) / "artifact"
+                    fetched = registry.download(reference, into, {*SERVED, SUMS})
                     _verify(fetched, digest)
                     fetched.replace(folder)
 
@@ -106,9 +109,9 @@ class VersionCache:
 
 
 def _verify(folder: Path, digest: str | None) -> None:
-    from models.artifact import verify
+    from models.artifact import SERVED, verify
 
-    own_digest = verify(folder)
+    own_digest = verify(folder, SERVED)
     if digest is not None and own_digest != digest:
         raise ArtifactError(
             f"{folder}: its digest is {own_digest}, but the registry knows it as {digest}"

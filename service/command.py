@@ -46,9 +46,9 @@ def _check(model: str) -> None:
     may hold the last good one.
     """
     from models import registry
-    from models.trained import load
+    from models.trained import load_served
 
     if registry.is_reference(model):
         registry.split(model)
     else:
-        load(model)
+        load_served(model)

@@ -55,10 +55,10 @@ def load(folder: Path, version: str | None, role: str) -> Served:
     """
     import torch
 
-    from models.artifact import load_artifact
+    from models.artifact import SERVED, load_artifact
 
     torch.set_num_threads(1)  # requests run beside each other; threads in each would compete
-    model = load_artifact(folder)
+    model = load_artifact(folder, needed=SERVED)
     version = version or model.digest[:12]
     run_once(model, version)
     saturated = model.run.config.constraint.saturated_share(model.critic)

@@ -20,6 +20,7 @@ class Registry:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.log = folder / "registry-log"
         self.database = f"sqlite:///{folder / 'mlflow.db'}"
         self.port, self.door = free_port(), free_port()
         self.uri = f"http://127.0.0.1:{self.door}"
@@ -32,8 +33,7 @@ class Registry:
     def running(self) -> Iterator[None]:
         command = [WGAN.with_name("mlflow"), "server", "--backend-store-uri", self.database]
         command += [f"--artifacts-destination={self.folder / 'stored'}", f"--port={self.port}"]
-        log = self.folder / "registry-log"
-        with log.open("wb") as out:
+        with self.log.open("wb") as out:
             process = subprocess.Popen(
                 [*map(str, command), "--workers=1"],
                 stdout=out,
@@ -44,7 +44,7 @@ class Registry:
         thread = threading.Thread(target=self.loop.run_forever)
         thread.start()
         try:
-            until(self._healthy, "a healthy registry", log)
+            until(self._healthy, "a healthy registry", self.log)
             self.open()
             yield
             self.shut()

@@ -1,4 +1,4 @@
-"""Errors of the machine, as a slot meets them: they pass, and no version is refused for them."""
+"""What a slot fetches, and errors of the machine: they pass, and refuse no version."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from models import registry
-from models.artifact import load_artifact
+from models.artifact import SERVED, SUMS, TRAINING_STATE, load_artifact
 from service.holder import Slot
 from service.settings import Settings
 from tests.artifacts import make_artifact
@@ -27,14 +27,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     folder = tmp_path_factory.mktemp("machine")
     home = Registry(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", home.database)
-        for number in (1, OUT_OF_BOUNDS):
-            made = make_artifact(folder / f"artifact{number}", seed=number)
-            if number == OUT_OF_BOUNDS:
-                spoil_weights(made)
-            assert track_and_register(load_artifact(made), made) == f"tiny@{number}"
-        registry.promote("tiny", "1", "a test")
+        patch.setenv("MLFLOW_TRACKING_URI", home.uri)
         with home.running():
+            for number in (1, OUT_OF_BOUNDS):
+                made = make_artifact(folder / f"artifact{number}", seed=number)
+                if number == OUT_OF_BOUNDS:
+                    spoil_weights(made)
+                assert track_and_register(load_artifact(made), made) == f"tiny@{number}"
             yield home
 
 
@@ -163,3 +162,36 @@ def test_a_version_that_is_not_sound_is_refused_still(watched: Watched, tmp_path
         bad.slot.refresh()
     assert bad.outcomes == ["refused"]
     assert bad.slot.refused == f"tiny@{OUT_OF_BOUNDS}"
+
+
+def test_what_is_served_is_fetched_and_nothing_else(watched: Watched, home: Registry) -> None:
+    watched.slot.refresh()
+    assert watched.version == "tiny@1"
+    fetched = {path.name for path in (watched.slot.cache.folder / "1").iterdir()}
+    assert fetched == {*SERVED, SUMS}
+    asked = [line for line in home.log.read_text().splitlines() if "GET" in line]
+    assert any("generator.safetensors" in line for line in asked)
+    assert not any(TRAINING_STATE in line for line in asked)
+    served = watched.slot.served
+    assert served
+    assert served.model.digest == load_artifact(home.folder / "artifact1").digest
+    assert TRAINING_STATE in {p.name for p in registry.download("tiny@1", watched.cache).iterdir()}
+
+
+def test_a_version_with_a_file_missing_is_refused(watched: Watched, home: Registry) -> None:
+    source = registry.client().get_model_version("tiny", "1").source
+    (stored,) = (home.folder / "stored").glob(f"*/{source.split('/')[-3]}/artifacts/artifact")
+    weights = (stored / "critic.safetensors").rename(home.folder / "away")
+    try:
+        watched.slot.refresh()
+    finally:
+        weights.rename(stored / "critic.safetensors")
+    assert watched.outcomes == ["refused"]
+
+
+def test_a_folder_without_its_training_state_is_served(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "artifact")
+    (artifact / TRAINING_STATE).unlink()
+    watched = Watched(str(artifact), tmp_path / "cache")
+    watched.slot.refresh()
+    assert watched.outcomes == ["swapped"]

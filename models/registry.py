@@ -137,7 +137,7 @@ def download(model: str, folder: Path, files: Collection[str] | None = None) -> 
         if files is not None:
             stored = get_artifact_repository(uri, tracking_uri=tracking_uri())
             for file in sorted({info.path for info in stored.list_artifacts()} & {*files}):
-                stored.download_artifacts(file, str(folder))
+                stored.download_artifacts(file, str(folder))  # type: ignore[no-untyped-call]
             return folder
         return Path(
             download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri())

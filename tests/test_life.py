@@ -291,8 +291,10 @@ def test_no_request_and_no_restart_waits_for_a_registry_that_hangs(
 ) -> None:
     registry.promote("tiny", "2", "a test")
     options = {"WGAN_CACHE": str(tmp_path), "MLFLOW_HTTP_REQUEST_TIMEOUT": "1"}
-    with Service(home, **options).running() as service, home.hanging():
+    with contextlib.ExitStack() as stack:
+        service = stack.enter_context(Service(home, **options).running())
         listed = until_listed(service)
+        stack.enter_context(home.hanging())
         # Far more than there are threads for such requests.
         with concurrent.futures.ThreadPoolExecutor(60) as askers:
             answers = list(askers.map(lambda _: timed(service, "/v1/models"), range(120)))

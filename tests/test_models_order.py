@@ -28,6 +28,7 @@ ORDER = [
     "artifact",
     "registry",
     "trained",
+    "bulk",
     "commands",
 ]
 WITHIN = {

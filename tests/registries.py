@@ -82,10 +82,12 @@ class Registry:
         self.shut()
         self.hangs = True
         self.open()
-        yield
-        self.shut()
-        self.hangs = False
-        self.open()
+        try:
+            yield
+        finally:
+            self.shut()
+            self.hangs = False
+            self.open()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.hangs:

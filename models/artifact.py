@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ QUANTILES = "score_quantiles.json"
 GRID = "samples.png"
 CARD = "MODEL_CARD.md"
 FILES = (RUN, GENERATOR, CRITIC, TRAINING_STATE, QUANTILES, GRID, CARD)
+SERVED = (RUN, GENERATOR, CRITIC, QUANTILES, GRID)
+"""Files that sampling and scoring need. The training state, most of an artifact, is not one."""
 MAX_SCORED_ITEMS = 10_000
 """Score quantiles are computed from at most this many held-out items."""
 
@@ -85,8 +87,12 @@ def save_artifact(
         shutil.rmtree(new, ignore_errors=True)
 
 
-def verify(folder: Path) -> str:
+def verify(folder: Path, needed: Collection[str] = FILES) -> str:
     """Check every file of an artifact against its checksum.
+
+    Args:
+        folder: the artifact's folder.
+        needed: names of files that must be there; others may be missing.
 
     Returns:
         The artifact's digest: the SHA-256 of its checksum file, in hex.
@@ -107,6 +113,8 @@ def verify(folder: Path) -> str:
         if name not in expected:
             raise ArtifactError(f"{sums}: has no sum for {name}")
         if not (folder / name).is_file():
+            if name not in needed:
+                continue
             raise ArtifactError(f"{folder / name}: missing; copy the artifact again")
         if _sha256(folder / name) != expected[name]:
             raise ArtifactError(
@@ -120,13 +128,20 @@ def verify(folder: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def load_artifact(folder: Path, device: torch.device | str = "cpu") -> Model:
+def load_artifact(
+    folder: Path, device: torch.device | str = "cpu", needed: Collection[str] = FILES
+) -> Model:
     """Verify an artifact and load it, ready to sample and score.
+
+    Args:
+        folder: the artifact's folder.
+        device: where the networks go.
+        needed: names of files that must be there: `SERVED` are enough, or all.
 
     Raises:
         ArtifactError: a file is missing, changed, foreign, or does not fit the others.
     """
-    digest = verify(folder)
+    digest = verify(folder, needed)
     try:
         run = Run.model_validate_json((folder / RUN).read_bytes())
     except ValidationError as error:

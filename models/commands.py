@@ -32,10 +32,11 @@ SeedOption = Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="S")]
 def sample(
     model: ModelArgument,
     out: Annotated[
-        Path,
+        str,
         typer.Option(
             metavar="FILE",
-            help=".png, .webp, .zip, .npz, .npy, .json, .csv; of tables also .parquet or .arrow",
+            help=".png, .webp, .zip, .npz, .npy, .json, .csv; of tables also .parquet or .arrow; "
+            "with --format a folder, or a URL such as s3://bucket/prefix",
         ),
     ],
     n: Annotated[
@@ -52,27 +53,91 @@ def sample(
         ),
     ] = None,
     device: DeviceOption = "cpu",
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="of very many samples: write files of this format to the folder --out, and go on "
+            "with those that are not there yet",
+        ),
+    ] = None,
+    shards: Annotated[
+        int, typer.Option(min=1, metavar="K", help="processes that share these files")
+    ] = 1,
+    shard: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="I",
+            envvar="JOB_COMPLETION_INDEX",
+            help="which of them this is, from 0; without it, this one writes all files",
+        ),
+    ] = None,
 ) -> None:
-    """Write samples to a file."""
+    """Write samples to a file, or very many to a folder."""
     from models.formats import SAMPLE_FORMATS, stream_samples
 
-    suffix = out.suffix.removeprefix(".")
+    if format is not None:
+        _sample_into(out, format, model, device, n, seed, class_name, where or [], shards, shard)
+        return
+    file = Path(out)
+    suffix = file.suffix.removeprefix(".")
     if suffix not in SAMPLE_FORMATS:
-        raise UserError(f"--out {out}: ends in none of {', '.join(SAMPLE_FORMATS)}")
+        raise UserError(
+            f"--out {out}: ends in none of {', '.join(SAMPLE_FORMATS)}; of a folder, say --format"
+        )
     from models.progress import say
     from models.tables import parse_conditions
-    from models.trained import load
+    from models.trained import load_served
 
-    made = load(model, device).model
+    made = load_served(model, device)
     label = None if class_name is None else made.label(class_name)
     conditions = parse_conditions(where or [])
     restrictions = made.restrict(conditions) if where else None
     samples = made.samples(seed, n, label=label, restrictions=restrictions)
     pieces = stream_samples(made, samples, n, suffix, conditions=conditions)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as file:
-        file.writelines(pieces)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as opened:
+        opened.writelines(pieces)
     say(f"wrote {n} samples to {out}")
+
+
+def _sample_into(
+    url: str,
+    format: str,
+    model: str,
+    device: str,
+    count: int,
+    seed: int,
+    class_name: str | None,
+    where: list[str],
+    shards: int,
+    shard: int | None,
+) -> None:
+    """Write very many samples as files of one size; see `models.bulk`."""
+    from models.bulk import FORMATS, SAMPLES_PER_FILE, Folder, Sampling, write_samples
+    from models.progress import say
+    from models.tables import parse_conditions
+    from models.trained import load_served
+
+    if format not in FORMATS:
+        raise UserError(f"--format {format}: is none of {', '.join(FORMATS)}")
+    if shard is None:
+        shard, shards = 0, 1
+    if shard >= shards:
+        raise UserError(f"--shard {shard}: of {shards} shards the last is {shards - 1}")
+    made = load_served(model, device)
+    sampling = Sampling(
+        model=made.digest,
+        count=count,
+        seed=seed,
+        format=format,
+        class_name=class_name,
+        where=where,
+        samples_per_file=SAMPLES_PER_FILE,
+    )
+    write_samples(made, sampling, Folder(url), shard, shards, parse_conditions(where))
+    say(f"shard {shard} of {shards} is in {url}")
 
 
 @app.command()
@@ -96,9 +161,9 @@ def impute(
         raise UserError(f"--out {out}: ends in none of {', '.join(TABLE_FORMATS)}")
     from models.progress import say
     from models.tables.files import write_rows
-    from models.trained import load
+    from models.trained import load_served
 
-    made = load(model, device).model
+    made = load_served(model, device)
     if made.table is None:
         raise UserError(f"{model}: makes no table of mixed columns, which alone can be completed")
     rows = _rows(made, file)

@@ -28,6 +28,10 @@ class RegistryError(UserError):
     """A name, version or alias is not in the model registry, or the registry does not answer."""
 
 
+class MachineError(RegistryError):
+    """This machine fails on the way to the registry or its storage, such as by a full disk."""
+
+
 class ClassError(UserError):
     """An unknown class, or a class for a model without classes."""
 

@@ -44,6 +44,7 @@ def stream_samples(
     format: str,
     facts: Mapping[str, object] | None = None,
     conditions: Mapping[str, Condition] | None = None,
+    first: int = 0,
 ) -> Iterator[bytes]:
     """Encode a model's samples as one file, piece by piece.
 
@@ -56,17 +57,18 @@ def stream_samples(
         format: one of `SAMPLE_FORMATS`, or for a table's rows of `TABLE_FORMATS`.
         facts: further entries of a json file, after the samples.
         conditions: under which a table's samples were made.
+        first: index of the first sample: a row's identifiers and a zip's names go on from there.
 
     Raises:
         ShapeError: the format does not fit what the model makes.
     """
     if model.table is None:
-        return stream(parts, count, format, model.run.data.columns, facts)
+        return stream(parts, count, format, model.run.data.columns, facts, first)
     if format not in TABLE_FORMATS:
         raise ShapeError(f"the model makes rows, not {format}; ask for {', '.join(TABLE_FORMATS)}")
     from models.tables.files import write_rows  # with pyarrow, which other data do without
 
-    return write_rows(model.tables(parts, 0, conditions), format, facts)
+    return write_rows(model.tables(parts, first, conditions), format, facts)
 
 
 def stream(
@@ -75,6 +77,7 @@ def stream(
     format: str,
     columns: Sequence[str] = (),
     facts: Mapping[str, object] | None = None,
+    first_index: int = 0,
 ) -> Iterator[bytes]:
     """Encode samples as one file, piece by piece; all formats but png and webp need little memory.
 
@@ -86,6 +89,7 @@ def stream(
             csv one row for each vector, json nested lists.
         columns: names for the header row of a csv; default: x1, x2 and so on.
         facts: further entries of a json file, after the samples.
+        first_index: index of the first sample, in the names within a zip.
 
     Raises:
         ShapeError: the format does not fit: pictures need images, and a csv needs vectors.
@@ -109,7 +113,7 @@ def stream(
         kind = "vectors" if first.ndim == 2 else "sequences"
         raise ShapeError(f"the model makes {kind}, which have no {format}; ask for npz")
     if format == "zip":
-        return _zip(parts)
+        return _zip(parts, first_index)
     return _picture(first, parts, count, encode_png if format == "png" else encode_webp)
 
 
@@ -137,10 +141,10 @@ def _npz(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
     yield pipe.take()
 
 
-def _zip(parts: Iterable[Array]) -> Iterator[bytes]:
+def _zip(parts: Iterable[Array], first_index: int) -> Iterator[bytes]:
     pipe = Pipe()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not shrink further
-        for i, image in enumerate(itertools.chain.from_iterable(parts)):
+        for i, image in enumerate(itertools.chain.from_iterable(parts), first_index):
             # A fixed date, so that the same samples give the same bytes.
             archive.writestr(zipfile.ZipInfo(f"{i:06d}.png"), encode_png(image))
             yield pipe.take()

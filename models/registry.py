@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import json
 import logging
 import os
+import re
 import secrets
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import RegistryError
+from models.errors import MachineError, RegistryError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,6 +39,17 @@ HTTP_LIMITS = {
 }
 """Seconds and repetitions of a request, unless the environment sets them. MLflow's own defaults,
 two minutes and seven repetitions, let a caller wait for a quarter of an hour."""
+OF_THIS_MACHINE = {
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.EROFS,
+}
+"""Numbers of errors that a registry or its storage cannot cause: disk, memory, open files."""
 
 
 def tracking_uri() -> str:
@@ -61,15 +75,25 @@ def is_reference(model: str) -> bool:
     return "@" in model and not os.path.exists(model)  # False too for what no path can be
 
 
+def split(model: str) -> tuple[str, str]:
+    """Return the name and the alias or number of ``name@alias`` or ``name@number``.
+
+    Raises:
+        RegistryError: one of them is empty.
+    """
+    name, _, which = model.rpartition("@")
+    if not name or not which:
+        raise RegistryError(f"{model}: write NAME@ALIAS or NAME@VERSION, such as digits@champion")
+    return name, which
+
+
 def resolve(model: str) -> tuple[str, str]:
     """Return the name and version number to which ``name@alias`` or ``name@number`` refers now.
 
     Raises:
         RegistryError: it refers to nothing, or the registry does not answer.
     """
-    name, _, which = model.rpartition("@")
-    if not name or not which:
-        raise RegistryError(f"{model}: write NAME@ALIAS or NAME@VERSION, such as digits@champion")
+    name, which = split(model)
     if which.isdecimal():
         return name, str(_ask(model, lambda c: c.get_model_version(name, which)).version)
     return name, str(_ask(model, lambda c: c.get_model_version_by_alias(name, which)).version)
@@ -91,23 +115,35 @@ def is_absent(error: RegistryError) -> bool:
     return code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
-def download(model: str, folder: Path) -> Path:
+def download(model: str, folder: Path, files: Collection[str] | None = None) -> Path:
     """Copy a version's artifact into ``folder`` and return its path.
+
+    Args:
+        model: ``name@alias`` or ``name@number``.
+        folder: made if it is not there.
+        files: names of the files to copy, as far as there are such; None: all.
 
     Raises:
         RegistryError: no such version, or its files cannot be fetched.
+        MachineError: this machine cannot store them.
     """
     from mlflow.artifacts import download_artifacts
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     name, version = resolve(model)
     uri = _ask(model, lambda c: c.get_model_version_download_uri(name, version))
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        if files is not None:
+            stored = get_artifact_repository(uri, tracking_uri=tracking_uri())
+            for file in sorted({info.path for info in stored.list_artifacts()} & {*files}):
+                stored.download_artifacts(file, str(folder))  # type: ignore[no-untyped-call]
+            return folder
         return Path(
             download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri())
         )
     except Exception as error:  # each kind of storage behind the registry raises its own
-        raise RegistryError(f"{model}: cannot fetch {uri}: {error}") from error
+        raise _failure(f"{model}: cannot fetch {uri}: {error}") from error
 
 
 def register(name: str, run_id: str, artifact_uri: str, tags: dict[str, str]) -> str:
@@ -164,10 +200,19 @@ def tag(name: str, number: str, tags: dict[str, str]) -> None:
         _ask(name, lambda c, k=key, v=value: c.set_model_version_tag(name, number, k, v))
 
 
-def versions() -> list[dict[str, Any]]:
-    """List every version in the registry, newest first within a name."""
+def versions(name: str | None = None) -> list[dict[str, Any]]:
+    """List the versions of a name, or every version in the registry, newest first within a name.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
+    if name is None:
+        models = _ask("models", lambda c: list(c.search_registered_models()))
+    else:
+        registered = _registered(name)
+        models = [] if registered is None else [registered]
     rows = []
-    for model in _ask("models", lambda c: list(c.search_registered_models())):
+    for model in models:
         aliases: dict[str, list[str]] = {}
         for alias, version in model.aliases.items():
             aliases.setdefault(str(version), []).append(alias)
@@ -311,8 +356,17 @@ def _ask(what: str, question: Any) -> Any:
         return question(client())
     # The errors of requests are OSErrors; SQLAlchemy raises its own for a database.
     except (MlflowException, OSError, SQLAlchemyError) as error:
-        raise RegistryError(_message(what, error)) from error
+        raise _failure(_message(what, error)) from error
 
 
 def _message(what: str, error: Exception) -> str:
     return f"{what}: {getattr(error, 'message', error)} (registry: {tracking_uri()})"
+
+
+def _failure(message: str) -> RegistryError:
+    """Tell a failure of this machine, such as a full disk, from one of the registry.
+
+    MLflow keeps nothing of the causes of its errors but their texts.
+    """
+    numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", message)}
+    return (MachineError if numbers & OF_THIS_MACHINE else RegistryError)(message)

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from models import registry
-from models.artifact import load_artifact
+from models.artifact import SERVED, SUMS, load_artifact
 from models.device import require_device
 from models.errors import UserError
+from models.model import Model
 from models.progress import phase
 from models.record import Figure, Finding, Run
 from models.tables.conditions import conditions_of
@@ -184,11 +185,12 @@ def require_seed(seed: int) -> None:
 
 
 @contextlib.contextmanager
-def artifact_folder(model: str) -> Iterator[Path]:
+def artifact_folder(model: str, needed: Collection[str] | None = None) -> Iterator[Path]:
     """Give the folder of an artifact; one from the registry goes when the block ends.
 
     Args:
         model: an artifact folder, or a registry name such as ``digits@champion``.
+        needed: names of the files to fetch from a registry; None: all.
 
     Raises:
         RegistryError: no such version, or the registry does not answer.
@@ -198,8 +200,18 @@ def artifact_folder(model: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         with phase(f"downloading {model}"):
-            fetched = registry.download(model, Path(folder))
+            fetched = registry.download(model, Path(folder), needed and {*needed, SUMS})
         yield fetched
+
+
+def load_served(model: str, device: str = "cpu") -> Model:
+    """Load what samples and scores, without the rest of the artifact; see `artifact_folder`.
+
+    Raises:
+        UserError: there is no such model or device, or its artifact is broken.
+    """
+    with artifact_folder(model, SERVED) as folder:
+        return load_artifact(folder, require_device(device), SERVED)
 
 
 def load(model: str, device: str = "cpu") -> TrainedModel:

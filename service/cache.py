@@ -64,6 +64,7 @@ class VersionCache:
         Raises:
             RegistryError: the version cannot be downloaded now.
             ArtifactError: the downloaded artifact is not the one that was registered.
+            OSError, MachineError: this machine cannot store it, or read what it has stored.
         """
         reference = self.version(number)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,9 +79,15 @@ class VersionCache:
                 else:
                     return folder
 
+            for left in self.folder.glob("tmp*"):  # by a process that was killed
+                shutil.rmtree(left)
+
             def download() -> None:
+                from models.artifact import SERVED, SUMS
+
                 with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
-                    fetched = registry.download(reference, Path(temporary))
+                    into = Path(temporary) / "artifact"
+                    fetched = registry.download(reference, into, {*SERVED, SUMS})
                     _verify(fetched, digest)
                     fetched.replace(folder)
 
@@ -102,9 +109,9 @@ class VersionCache:
 
 
 def _verify(folder: Path, digest: str | None) -> None:
-    from models.artifact import verify
+    from models.artifact import SERVED, verify
 
-    own_digest = verify(folder)
+    own_digest = verify(folder, SERVED)
     if digest is not None and own_digest != digest:
         raise ArtifactError(
             f"{folder}: its digest is {own_digest}, but the registry knows it as {digest}"

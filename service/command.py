@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from models.command_line import MODEL_HELP, complain, new_app
-from models.errors import RegistryError, UserError
+from models.command_line import MODEL_HELP, new_app
+from models.errors import UserError
 
 app = new_app()
 
@@ -40,17 +40,15 @@ def serve(
 
 
 def _check(model: str) -> None:
-    """Report a mistake here, in one line, instead of starting a server that is never ready."""
-    from models import registry
-    from models.trained import load
+    """Report a mistake here, in one line, instead of starting a server that is never ready.
 
-    if not registry.is_reference(model):
-        load(model)
-        return
-    try:
-        registry.resolve(model)
-    except RegistryError as error:
-        if registry.is_absent(error) or error.__cause__ is None:  # or MODEL is misspelt
-            raise
-        # What the service served last may be in its cache, and the registry may come back.
-        complain(f"the registry does not answer: {error}")
+    A registry is not asked: it may be away, or have no such version yet, and the service's cache
+    may hold the last good one.
+    """
+    from models import registry
+    from models.trained import load_served
+
+    if registry.is_reference(model):
+        registry.split(model)
+    else:
+        load_served(model)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from models import registry
-from models.errors import RegistryError, ShapeError, UserError
+from models.errors import MachineError, RegistryError, ShapeError, UserError
 from service.cache import VersionCache
 from service.problems import NoModel
 from service.retries import jittered, retry, within
@@ -26,7 +26,32 @@ Role = Literal["champion", "challenger"]
 ROLES = get_args(Role)
 ANSWER_SECONDS = 30.0
 """Longest time that the registry may take to answer a question."""
+NO_MEMORY = "can't allocate memory"
+"""What PyTorch says, in a RuntimeError, when the machine has no more memory."""
+WORDS = {
+    "machine": "meets an error of this machine, and is tried again",
+    "missing": "is missing",
+    "refused": "is refused",
+    "unreachable": "is unreachable",
+}
+"""Outcomes of attempts that failed, as the log says them."""
 log = logging.getLogger("wgan.service")
+
+
+def outcome_of(error: Exception) -> str:
+    """Tell why a version is not served: one of `WORDS`.
+
+    Only what is wrong with the version itself refuses it. A full disk, or a lack of memory or file
+    descriptors, says nothing of it and passes.
+    """
+    if isinstance(error, RegistryError) and not isinstance(error, MachineError):
+        return "missing" if registry.is_absent(error) else "unreachable"
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, MachineError | OSError | MemoryError) or NO_MEMORY in str(cause):
+            return "machine"
+        cause = cause.__cause__ or cause.__context__
+    return "refused"
 
 
 class Slot:
@@ -58,55 +83,60 @@ class Slot:
         """True if the registry answered when it was last asked; None without a registry."""
         self.is_reference = registry.is_reference(source)
         self._device = settings.device
-        self._cache = VersionCache(source, settings.cache, settings.tracking_uri)
+        self.cache = VersionCache(source, settings.cache, settings.tracking_uri)
+        self._kept: str | None = None
+        """The version that the cache records as the last good one."""
         self._on_outcome = on_outcome
 
+    @property
+    def is_due(self) -> bool:
+        """True if `refresh` may find something new: not in a folder that is served, or refused."""
+        return self.is_reference or (self.served is None and self.refused is None)
+
     def start(self) -> None:
-        """Serve the last good version at once if the present one must still be downloaded."""
-        last = self._cache.last_good() if self.is_reference else None
+        """Serve the last good version from the cache; the registry is not asked, nor waited for."""
+        last = self.cache.last_good() if self.is_reference else None
         if last is None:
             return
+        version = self.cache.version(last)
         try:
-            number, _ = self._find()
-        except RegistryError as error:
-            self._set_reachable(registry.is_absent(error))
-            log.warning("%s: %s; serving version %s from the cache", self.source, error, last)
-            number = ""
-        if number != last:
-            try:
-                folder, version = self._cache.folder / last, self._cache.version(last)
-                self._swap(load(folder, version, self.role, self._device), "cached")
-            except Exception as error:  # it may be of an older release, or damaged
-                log.warning("%s: version %s in the cache: %s", self.source, last, error)
+            self._swap(load(self.cache.folder / last, version, self.role, self._device), "cached")
+            self._kept = last
+        except Exception as error:  # it may be of an older release, or damaged
+            log.warning("%s: %s in the cache: %s", self.source, version, error)
 
     def refresh(self) -> None:
         """Serve what the source names now, if it is sound."""
-        version = self.source if self.is_reference else Path(self.source).name
+        number, digest, version = "", None, Path(self.source).name
         try:
-            if not self.is_reference:
-                self._swap(load(Path(self.source), None, self.role, self._device), "swapped")
-                return
-            number, digest = retry(self._find)
-            self._set_reachable(True)
-            version = self._cache.version(number)
-            if self.refused == version:
-                return
-            self.refused = None
-            serving = self.served
-            if serving and serving.version == version and digest in (None, serving.model.digest):
-                return
-            folder = self._cache.fetch(number, digest)
-            served = load(folder, version, self.role, self._device)
-        except RegistryError as error:
-            missing = registry.is_absent(error)
-            self._set_reachable(missing)
-            self._fail(error, "missing" if missing else "unreachable")
-        except Exception as error:  # whatever is wrong with it, the last good one must serve on
-            self.refused = version
-            self._fail(error, "refused")
-        else:
-            self._swap(served, "swapped")
-            self._cache.keep(number)
+            if self.is_reference:
+                number, digest = retry(self._find)
+                self._set_reachable(True)
+                version = self.cache.version(number)
+            if self.refused != version:
+                self.refused = None
+                self._take(number, digest, version)
+        except Exception as error:  # whatever is wrong, the last good one must serve on
+            outcome = outcome_of(error)
+            if outcome == "refused":
+                self.refused = version
+            elif outcome != "machine":
+                self._set_reachable(outcome == "missing")
+            self._fail(error, outcome)
+
+    def _take(self, number: str, digest: str | None, version: str) -> None:
+        """Serve a version, unless it is served already, and record it in the cache."""
+        if not self.is_reference:
+            self._swap(load(Path(self.source), None, self.role, self._device), "swapped")
+            return
+        serving = self.served
+        if not serving or serving.version != version or digest not in (None, serving.model.digest):
+            self._swap(
+                load(self.cache.fetch(number, digest), version, self.role, self._device), "swapped"
+            )
+        if self._kept != number:
+            self.cache.keep(number)
+            self._kept = number
 
     def _find(self) -> tuple[str, str | None]:
         """Find the number and digest of the version that the source names now."""
@@ -126,11 +156,10 @@ class Slot:
         self._on_outcome(self.role, outcome)
         # The reason may name paths of this machine: it is for the log, not for clients.
         self.reason = "the model could not be loaded; the service's log says why"
-        message = f"no model: {error}"
-        if self.served is not None:
-            subject, serving = self.refused or self.source, self.served.version
-            message = f"{subject} is {outcome}: {error}; {serving} goes on serving"
-        log.error("%s", message, exc_info=not isinstance(error, UserError))
+        subject = f"{self.refused or self.source} {WORDS[outcome]}: {error}"
+        serving = f"{self.served.version} goes on serving" if self.served else "no model is served"
+        message = f"{subject}; {serving}"
+        log.error("%s", message, exc_info=not isinstance(error, UserError | OSError))
 
     def _set_reachable(self, answered: bool) -> None:
         if answered and self.reachable is False:
@@ -163,10 +192,8 @@ class ModelHolder:
         """True when the server is about to end."""
         self.champion_tried = threading.Event()
         """Set when the first attempt to load the champion is over."""
-        self._listing = threading.Lock()
         self._listed: list[dict[str, Any]] = []
         self._listed_at: float | None = None
-        self._answers: bool | None = None
 
     @property
     def slots(self) -> list[Slot]:
@@ -201,15 +228,20 @@ class ModelHolder:
             raise NoModel(slot.reason)
         return slot.served
 
-    def listing(self) -> dict[str, Any]:
-        """The versions and aliases of the served names, and what is served; asks the registry.
+    @property
+    def registry_answers(self) -> bool | None:
+        """False if the registry did not answer the last question; None if none was put to it."""
+        answers = [slot.reachable for slot in self.slots if slot.reachable is not None]
+        return all(answers) if answers else None
 
-        The list is at most as old as the poll interval while the registry answers; when it does
-        not, it is the last that was had.
+    def listing(self) -> dict[str, Any]:
+        """The versions and aliases of the served names, and what is served.
+
+        The registry is not asked: the list is the last one that was had, with its age in seconds.
+        While the registry answers it is hardly older than the poll interval.
         """
-        with self._listing:
-            if self._listed_at is None or time.monotonic() - self._listed_at > self.poll_seconds:
-                self._list()
+        listed_at = self._listed_at
+        age = None if listed_at is None else round(time.monotonic() - listed_at, 3)
         serving = [
             {
                 "role": s.role,
@@ -220,21 +252,28 @@ class ModelHolder:
             for s in (slot.served for slot in self.slots)
             if s
         ]
-        return {"models": self._listed, "registry_answers": self._answers, "serving": serving}
+        return {
+            "models": self._listed,
+            "age_seconds": age,
+            "registry_answers": self.registry_answers,
+            "serving": serving,
+        }
 
     def _list(self) -> None:
+        """List the versions, if the registry answered just now."""
         # Other names in the registry are none of the clients' business.
-        names = {s.source.rpartition("@")[0] for s in self.slots if s.is_reference}
-        self._listed_at = time.monotonic()
+        names = {slot.source.rpartition("@")[0] for slot in self.slots if slot.reachable}
         if not names:
             return
+
+        def ask() -> list[dict[str, Any]]:
+            return [row for name in sorted(names) for row in registry.versions(name)]
+
         try:
-            rows = within(ANSWER_SECONDS, "the registry", registry.versions)
+            rows = within(ANSWER_SECONDS, "the registry", ask)
         except RegistryError as error:
             log.warning("the versions cannot be listed: %s", error)
-            self._answers = False
             return
-        self._answers = True
         self._listed = [
             {
                 **{key: row[key] for key in ("name", "version", "aliases", "created")},
@@ -242,8 +281,8 @@ class ModelHolder:
                 "digest": row["tags"].get(registry.DIGEST_TAG),
             }
             for row in rows
-            if row["name"] in names
         ]
+        self._listed_at = time.monotonic()
 
     def _run(self) -> None:
         for slot in self.slots:
@@ -251,10 +290,10 @@ class ModelHolder:
             if slot.served is None:
                 _log_errors(slot.refresh)
             self.champion_tried.set()  # the champion's slot is the first
-        while any(slot.is_reference for slot in self.slots):
-            for slot in self.slots:
-                if slot.is_reference:
-                    _log_errors(slot.refresh)
+        while due := [slot for slot in self.slots if slot.is_due]:
+            for slot in due:
+                _log_errors(slot.refresh)
+            _log_errors(self._list)
             time.sleep(jittered(self.poll_seconds))
 
 

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 Array = np.ndarray
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-OUTCOMES = ("swapped", "cached", "refused", "missing", "unreachable")
+OUTCOMES = ("swapped", "cached", "refused", "machine", "missing", "unreachable")
 REASONS = {
     400: "schema",
     401: "no_key",
@@ -110,8 +110,8 @@ class Metrics:
         self.reloads = counter(
             "wgan_model_reloads",
             "Attempts to serve another version: swapped, cached (last good one, after a restart), "
-            "refused (not sound), missing (the registry has none), unreachable (registry or its "
-            "storage).",
+            "refused (not sound), machine (such as a full disk), missing (the registry has none), "
+            "unreachable (registry or its storage).",
             "role",
             "outcome",
         )

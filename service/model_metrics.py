@@ -32,12 +32,12 @@ class ModelCollector(Collector):
             "1 when a verified champion has run once.",
             float(holder.served is not None),
         )
-        reachable = [slot.reachable for slot in holder.slots if slot.reachable is not None]
-        if reachable:
+        answers = holder.registry_answers
+        if answers is not None:
             yield GaugeMetricFamily(
                 "wgan_registry_reachable",
                 "1 when the registry answered the last question.",
-                float(all(reachable)),
+                float(answers),
             )
         refused = InfoMetricFamily(
             "wgan_model_refused", "The version that was refused; another may go on serving."

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from models import registry
-from models.errors import RegistryError
+from models.errors import MachineError, RegistryError
 
 T = TypeVar("T")
 TRIES = 3
@@ -53,6 +53,7 @@ def within(seconds: float, who: str, call: Callable[[], T]) -> T:
 
     Raises:
         RegistryError: there was no answer in time.
+        MachineError: there is no room for a thread.
     """
     answer: Future[T] = Future()
 
@@ -62,7 +63,10 @@ def within(seconds: float, who: str, call: Callable[[], T]) -> T:
         except BaseException as error:
             answer.set_exception(error)
 
-    threading.Thread(target=ask, name="registry", daemon=True).start()
+    try:
+        threading.Thread(target=ask, name="registry", daemon=True).start()
+    except RuntimeError as error:
+        raise MachineError(f"{who} cannot be asked: {error}") from error
     try:
         return answer.result(seconds)
     except TimeoutError:

@@ -57,11 +57,11 @@ def load(folder: Path, version: str | None, role: str, device: str = "cpu") -> S
     """
     import torch
 
-    from models.artifact import load_artifact
+    from models.artifact import SERVED, load_artifact
     from models.device import require_device
 
     torch.set_num_threads(1)  # requests run beside each other; threads in each would compete
-    model = load_artifact(folder, require_device(device))
+    model = load_artifact(folder, require_device(device), SERVED)
     version = version or model.digest[:12]
     run_once(model, version)
     saturated = model.run.config.constraint.saturated_share(model.critic)

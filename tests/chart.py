@@ -56,6 +56,7 @@ def everything() -> Documents:
         "values-gpu",
         True,
         *TRAIN_JOB,
+        *("--set", "sample.enabled=true,sample.out=s3://bucket/samples"),
         *("--set", "serve.apiKeys.secret=keys,s3.secret=s3,serve.modelClaim=models"),
         *("--set", "serve.autoscaling.enabled=true"),
     )

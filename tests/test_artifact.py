@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import artifact, networks
-from models.artifact import FILES, SUMS, load_artifact
+from models.artifact import CARD, FILES, SERVED, SUMS, TRAINING_STATE, load_artifact
 from models.errors import ArtifactError
 from tests.artifacts import SHAPES, make_artifact
 from tests.test_constraints import KINDS
@@ -40,6 +40,20 @@ def test_what_is_saved_is_loaded(tmp_path: Path, kind: str, constraint: str) -> 
     torch.testing.assert_close(model.critic(x), critic.eval()(x), rtol=0, atol=0)
     assert model.run.constraint.kind == constraint
     assert load_artifact(folder).digest == model.digest
+
+
+def test_what_is_served_is_enough_to_load(folder: Path, tmp_path: Path) -> None:
+    whole = load_artifact(folder)
+    for name in (TRAINING_STATE, CARD):
+        (folder / name).rename(tmp_path / name)
+    part = load_artifact(folder, needed=SERVED)
+    assert part.digest == whole.digest
+    assert part.sample(0, 3).tobytes() == whole.sample(0, 3).tobytes()
+    for name in (TRAINING_STATE, CARD):  # it need not be there, but sound it must be
+        (folder / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+        with pytest.raises(ArtifactError, match=re.escape(name)):
+            load_artifact(folder, needed=SERVED)
+        (folder / name).unlink()
 
 
 @pytest.mark.parametrize("name", [*FILES, SUMS])

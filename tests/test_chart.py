@@ -16,6 +16,7 @@ import yaml
 
 from deploy import tools
 from models import command_line
+from models.bulk import FORMATS
 from models.command_line import assignments
 from models.constraints import AnyConstraint
 from service.settings import MIN_DRIFT_WINDOW
@@ -72,6 +73,9 @@ def test_lint(values: str) -> None:
         ("fullname=Wgan", "fullname"),
         ("sweep.constraints[0]=a;b", "constraints"),
         ("sweep.set[0]=training.steps=1'2", "set"),
+        ("sample.enabled=true", "sample.out"),
+        ("sample.out=/runs", "out"),
+        ("sample.format=png", "format"),
     ],
 )
 def test_a_mistake_in_the_values_is_refused(setting: str, says: str) -> None:
@@ -347,6 +351,22 @@ def test_the_whole_sweep_trains(tmp_path: Path) -> None:
         build_config(options.preset, None, options.constraint, overrides)
         found.append(options.constraint)
     assert len(set(found)) == len(found) == 4
+
+
+def test_the_pods_of_a_sampling_share_its_files() -> None:
+    """The command line of the Job, parsed; each index is one of its shards."""
+    options = "sample.enabled=true,sample.out=s3://bucket/x,sample.count=10000000,sample.shards=7"
+    where = "sample.where={cut=Ideal,price>5000}"
+    documents = render("values", False, "--set", options, "--set", where)
+    (job,) = of_kind(documents, "Job")
+    _, sample = container(documents, "Job", job["metadata"]["name"])
+    found = parsed(sample["args"])
+    assert found.model == "digits@champion"
+    assert (found.n, found.seed, found.format, found.out) == (10**7, 0, "npz", "s3://bucket/x")
+    assert found.where == ["cut=Ideal", "price>5000"]
+    assert found.shards == job["spec"]["completions"] == 7
+    assert found.format in FORMATS
+    assert job["spec"]["completionMode"] == "Indexed"
 
 
 def test_mlflow_answers_to_its_service_name() -> None:

@@ -139,10 +139,13 @@ def test_the_names_that_how_it_works_gives_exist() -> None:
 @pytest.mark.timeout(900)
 def test_the_session_of_the_command_line_page(tmp_path: Path) -> None:
     session = (DOCS / "commands.md").read_text().split("## A session")[1]
-    (block,) = re.findall(r"```sh\n(.*?)```", session, re.DOTALL)
-    for line in lines(block):
+    for line in lines("".join(re.findall(r"```sh\n(.*?)```", session, re.DOTALL))):
         shell(line, tmp_path)
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    alone, shared = (
+        {f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("many", "shared")
+    )
+    assert alone == shared
 
 
 @pytest.mark.timeout(900)

@@ -1,14 +1,13 @@
 """A model's life in the service: exchanged, refused, kept; with a real registry server."""
 
-import asyncio
+import concurrent.futures
 import contextlib
 import io
 import os
-import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -19,98 +18,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from models import registry
 from models.artifact import load_artifact
 from tests.artifacts import make_artifact
+from tests.registries import Registry, until
 from tests.servers import WGAN, free_port, is_problem, running, spoil_weights, wait_for
 from training.tracking import track_and_register
 
 GOOD = (1, 2, 3)
 CUT_SHORT, WITHOUT_NUMBERS = 4, 5
 """Versions whose files changed after they were registered, and whose critic gives NaN."""
-
-
-class Registry:
-    """A real MLflow server, behind a door of our own that can be shut: then nothing listens."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.database = f"sqlite:///{folder / 'mlflow.db'}"
-        self.port, self.door = free_port(), free_port()
-        self.uri = f"http://127.0.0.1:{self.door}"
-        self.loop = asyncio.new_event_loop()
-        self.server: asyncio.Server | None = None
-        self.open_ends: set[asyncio.StreamWriter] = set()
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        command = [WGAN.with_name("mlflow"), "server", "--backend-store-uri", self.database]
-        command += [f"--artifacts-destination={self.folder / 'stored'}", f"--port={self.port}"]
-        log = self.folder / "registry-log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [*map(str, command), "--workers=1"],
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
-        thread = threading.Thread(target=self.loop.run_forever)
-        thread.start()
-        try:
-            until(self._healthy, "a healthy registry", log)
-            self.open()
-            yield
-            self.shut()
-        finally:
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            thread.join()
-            self.loop.close()
-            os.killpg(process.pid, signal.SIGKILL)  # with its worker; nothing of it is kept
-            process.wait(30)
-
-    def _healthy(self) -> bool:
-        with contextlib.suppress(httpx.TransportError):
-            return httpx.get(f"http://127.0.0.1:{self.port}/health").status_code == 200
-        return False
-
-    def open(self) -> None:
-        async def serve() -> None:
-            self.server = await asyncio.start_server(self._pass_on, "127.0.0.1", self.door)
-
-        asyncio.run_coroutine_threadsafe(serve(), self.loop).result(30)
-
-    def shut(self) -> None:
-        async def close() -> None:
-            assert self.server is not None
-            self.server.close()
-            for end in self.open_ends:
-                end.transport.abort()
-            await asyncio.sleep(0.1)  # for the transports to be closed
-
-        asyncio.run_coroutine_threadsafe(close(), self.loop).result(30)
-
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.port)
-
-        async def copy(source: asyncio.StreamReader, end: asyncio.StreamWriter) -> None:
-            with contextlib.suppress(ConnectionError):
-                while data := await source.read(2**16):
-                    end.write(data)
-                    await end.drain()
-            end.close()
-
-        ends = {writer, far_writer}
-        self.open_ends |= ends
-        await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
-        for end in ends:
-            end.transport.abort()
-        self.open_ends -= ends
-
-
-def until(holds: Callable[[], bool], what: str, log: Path) -> None:
-    for _ in range(2400):
-        if holds():
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"never {what}: {log.read_text()[-3000:]}")
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +47,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
             yield home
 
 
+SOON = 60.0
+
+
 class Service:
     def __init__(self, home: Registry, **environment: str) -> None:
         self.home = home
@@ -149,11 +66,19 @@ class Service:
 
     @contextlib.contextmanager
     def running(self, *options: str) -> Iterator["Service"]:
-        command = [WGAN, "serve", "--model", "tiny@champion", "--port", self.port, *options]
+        with self.started("tiny@champion", *options):
+            self.is_ready()
+            yield self
+
+    @contextlib.contextmanager
+    def started(self, model: str = "tiny@champion", *options: str) -> Iterator["Service"]:
+        command = [WGAN, "serve", "--model", model, "--port", self.port, *options]
         server = running(command, self.port, self.log, **self.environment)
         with server as self.process, self.client:
-            wait_for(f"http://127.0.0.1:{self.port}/readyz", self.process, self.log)
             yield self
+
+    def is_ready(self) -> None:
+        wait_for(f"http://127.0.0.1:{self.port}/readyz", self.process, self.log)
 
     def version(self, **body: object) -> str:
         response = self.client.post("/v1/samples", json={"format": "npz", **body})
@@ -343,11 +268,17 @@ def test_the_registry_may_go_and_come_back_and_a_restart_serves_from_the_cache(
     assert service.version() == "tiny@2"
     assert service.client.get("/readyz").status_code == 200
     assert service.series("wgan_model_reloads_total")["unreachable", "champion"] > 0
-    assert service.client.get("/v1/models").json()["serving"][0]["version"] == "tiny@2"
+    listing = service.client.get("/v1/models").json()
+    assert listing["serving"][0]["version"] == "tiny@2"
+    assert listing["registry_answers"] is False
     with Service(home).running("--workers", "1") as restarted:  # with the same cache
         assert restarted.version() == "tiny@2"
         assert restarted.series("wgan_model_reloads_total")["cached", "champion"] == 1
-        assert restarted.series("wgan_registry_reachable") == {(): 0.0}
+        until(
+            lambda: restarted.series("wgan_registry_reachable") == {(): 0.0},
+            "unreachable",
+            restarted.log,
+        )
         home.open()
         until(
             lambda: restarted.series("wgan_registry_reachable") == {(): 1.0},
@@ -357,6 +288,78 @@ def test_the_registry_may_go_and_come_back_and_a_restart_serves_from_the_cache(
         registry.promote("tiny", "3", "a test")
         serves(restarted, "tiny@3")
         serves(service, "tiny@3")
+
+
+def test_no_request_and_no_restart_waits_for_a_registry_that_hangs(
+    home: Registry, tmp_path: Path
+) -> None:
+    registry.promote("tiny", "2", "a test")
+    # Whatever waits for an answer of the registry takes twice as long as `SOON`.
+    options = {"WGAN_CACHE": str(tmp_path), "MLFLOW_HTTP_REQUEST_TIMEOUT": "120"}
+    with Service(home, **options).running() as service:
+        until(lambda: service.client.get("/v1/models").json()["models"], "listed", service.log)
+        with home.hanging():
+            listed = service.client.get("/v1/models").json()
+            time.sleep(1)  # three polls
+            began = time.monotonic()
+            with concurrent.futures.ThreadPoolExecutor(60) as askers:
+                # More than there are threads for such requests, as a scrape comes along.
+                paths = [*["/v1/models"] * 60, "/metrics"]
+                *answers, metrics = askers.map(service.client.get, paths)
+            assert time.monotonic() - began < SOON
+            assert "wgan_model_ready 1.0" in metrics.text
+            for answer in answers:
+                later = answer.json()
+                assert later["models"] == listed["models"]
+                assert later["age_seconds"] >= listed["age_seconds"] + 1
+            began = time.monotonic()
+            with Service(home, **options).running() as restarted:
+                assert time.monotonic() - began < SOON
+                assert restarted.version() == "tiny@2"
+                listing = restarted.client.get("/v1/models").json()
+                assert (listing["models"], listing["age_seconds"]) == ([], None)
+
+
+def test_without_its_alias_a_service_is_not_ready_or_serves_the_last_good_version(
+    home: Registry, tmp_path: Path
+) -> None:
+    api = registry.client()
+    model, options = "tiny@later", {"WGAN_CACHE": str(tmp_path)}
+    with Service(home, **options).started(model) as first:
+        until(
+            lambda: first.series("wgan_model_reloads_total")["missing", "champion"] > 1,
+            "missing",
+            first.log,
+        )
+        is_problem(first.client.get("/readyz"), 503)
+        is_problem(first.client.post("/v1/samples", json={}), 503)
+        assert first.series("wgan_registry_reachable") == {(): 1.0}
+        api.set_registered_model_alias("tiny", "later", "1")
+        first.is_ready()
+        assert first.version() == "tiny@1"
+    api.delete_registered_model_alias("tiny", "later")
+    with Service(home, **options).started(model) as second:
+        second.is_ready()
+        assert second.version() == "tiny@1"
+        until(lambda: "tiny@later is missing" in second.log.read_text(), "told", second.log)
+        assert second.version() == "tiny@1"
+
+
+def test_a_registry_may_be_empty(home: Registry, tmp_path: Path) -> None:
+    options = {"WGAN_CACHE": str(tmp_path)}
+    with Service(home, **options).started("nobody@champion") as service:
+        until(lambda: "nobody@champion is missing" in service.log.read_text(), "told", service.log)
+        assert service.client.get("/readyz").status_code == 503
+        assert service.client.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize("model", ["@champion", "tiny@"])
+def test_a_name_that_is_none_is_told_at_once(model: str) -> None:
+    done = subprocess.run(
+        [WGAN, "serve", "--model", model], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert "NAME@ALIAS" in done.stderr
 
 
 def test_a_damaged_cache_is_fetched_again(home: Registry, tmp_path: Path) -> None:

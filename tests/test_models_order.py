@@ -29,6 +29,7 @@ ORDER = [
     "artifact",
     "registry",
     "trained",
+    "bulk",
     "commands",
 ]
 WITHIN = {

@@ -38,8 +38,11 @@ class Models(BaseModel):
     """The registry as the service sees it."""
 
     models: list[Version]
+    age_seconds: float | None = Field(
+        description="Seconds since the list was had from the registry; null: none was had yet."
+    )
     registry_answers: bool | None = Field(
-        description="Whether the list is fresh; null: no registry."
+        description="Whether the registry answered the last question; null: no registry."
     )
     serving: list[Serving]
 
@@ -70,7 +73,7 @@ async def get_picture(context: Context, request: Request) -> Response:
 
 async def get_models(context: Context, request: Request) -> Response:
     """Tell which versions the registry has, and which are served."""
-    return JSONResponse(await anyio.to_thread.run_sync(context.holder.listing))
+    return await anyio.to_thread.run_sync(lambda: JSONResponse(context.holder.listing()))
 
 
 RECORD = Endpoint(

@@ -1,0 +1,118 @@
+"""A real MLflow server for tests, behind a door that can be shut."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+
+from tests.servers import WGAN, free_port
+
+
+class Registry:
+    """A real MLflow server, behind a door of our own that can be shut: then nothing listens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "registry-log"
+        self.database = f"sqlite:///{folder / 'mlflow.db'}"
+        self.port, self.door = free_port(), free_port()
+        self.uri = f"http://127.0.0.1:{self.door}"
+        self.loop = asyncio.new_event_loop()
+        self.server: asyncio.Server | None = None
+        self.open_ends: set[asyncio.StreamWriter] = set()
+        self.hangs = False
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        command = [WGAN.with_name("mlflow"), "server", "--backend-store-uri", self.database]
+        command += [f"--artifacts-destination={self.folder / 'stored'}", f"--port={self.port}"]
+        with self.log.open("wb") as out:
+            process = subprocess.Popen(
+                [*map(str, command), "--workers=1"],
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            )
+        thread = threading.Thread(target=self.loop.run_forever)
+        thread.start()
+        try:
+            until(self._healthy, "a healthy registry", self.log)
+            self.open()
+            yield
+            self.shut()
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            thread.join()
+            self.loop.close()
+            os.killpg(process.pid, signal.SIGKILL)  # with its worker; nothing of it is kept
+            process.wait(30)
+
+    def _healthy(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{self.port}/health").status_code == 200
+        return False
+
+    def open(self) -> None:
+        async def serve() -> None:
+            self.server = await asyncio.start_server(self._pass_on, "127.0.0.1", self.door)
+
+        asyncio.run_coroutine_threadsafe(serve(), self.loop).result(30)
+
+    def shut(self) -> None:
+        async def close() -> None:
+            assert self.server is not None
+            self.server.close()
+            for end in self.open_ends:
+                end.transport.abort()
+            await asyncio.sleep(0.1)  # for the transports to be closed
+
+        asyncio.run_coroutine_threadsafe(close(), self.loop).result(30)
+
+    @contextlib.contextmanager
+    def hanging(self) -> Iterator[None]:
+        """For a while, connections are accepted and nothing is answered."""
+        self.shut()
+        self.hangs = True
+        self.open()
+        try:
+            yield
+        finally:
+            self.shut()
+            self.hangs = False
+            self.open()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.hangs:
+            self.open_ends.add(writer)
+            return
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.port)
+
+        async def copy(source: asyncio.StreamReader, end: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(ConnectionError):
+                while data := await source.read(2**16):
+                    end.write(data)
+                    await end.drain()
+            end.close()
+
+        ends = {writer, far_writer}
+        self.open_ends |= ends
+        await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+        for end in ends:
+            end.transport.abort()
+        self.open_ends -= ends
+
+
+def until(holds: Callable[[], bool], what: str, log: Path) -> None:
+    for _ in range(2400):
+        if holds():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"never {what}: {log.read_text()[-3000:]}")

@@ -1,0 +1,230 @@
+"""Very many samples: the same bytes for any number of shards, resumed, on real object storage."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from models.artifact import load_artifact
+from models.bulk import RECORD, Folder, Sampling, write_samples
+from models.errors import ShapeError, UserError
+from models.model import Model
+from tests.artifacts import make_artifact
+from tests.s3 import KEY, SECRET, s3_server
+from tests.servers import WGAN
+
+KINDS = {"vector": "npz", "image": "zip", "rows": "parquet"}
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bulk")
+    return {kind: make_artifact(folder / kind, kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def models(artifacts: dict[str, Path]) -> dict[str, Model]:
+    return {kind: load_artifact(artifact) for kind, artifact in artifacts.items()}
+
+
+def sampling(of: Model, format: str, **changes: Any) -> Sampling:
+    values = {"model": of.digest, "count": 1100, "seed": 3, "format": format, "where": []}
+    return Sampling(**{**values, "class_name": None, "samples_per_file": 256, **changes})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def samples_in(folder: Path, format: str) -> Any:
+    files = sorted(folder.glob(f"*.{format}"))
+    assert len(files) == 5
+    if format == "npz":
+        return np.concatenate([np.load(file)["samples"] for file in files])
+    if format == "parquet":
+        return pa.concat_tables([pyarrow.parquet.read_table(file) for file in files])
+    return [name for file in files for name in zipfile.ZipFile(file).namelist()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_files_are_the_same_for_any_number_of_shards(
+    kind: str, models: dict[str, Model], tmp_path: Path
+) -> None:
+    model, format = models[kind], KINDS[kind]
+    job = sampling(model, format)
+    for shards in (1, 3, 7):
+        for shard in reversed(range(shards)):
+            write_samples(model, job, Folder(str(tmp_path / str(shards))), shard, shards)
+    one = contents(tmp_path / "1")
+    assert len(one) == 6
+    assert one == contents(tmp_path / "3") == contents(tmp_path / "7")
+    found = samples_in(tmp_path / "1", format)
+    if kind == "vector":
+        assert found.tobytes() == model.sample(3, 1100).tobytes()
+    elif kind == "rows":
+        expected = pa.concat_tables(model.tables(model.samples(3, 1100)))
+        assert found.to_pydict() == expected.to_pydict()
+    else:
+        assert found == [f"{i:06d}.png" for i in range(1100)]
+
+
+def test_an_interrupted_sampling_goes_on(models: dict[str, Model], tmp_path: Path) -> None:
+    model = models["vector"]
+    job, folder = sampling(model, "npz"), tmp_path / "out"
+
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[np.ndarray]:
+        parts = Model.samples(model, *arguments, **options)
+        for number, part in enumerate(parts):
+            if arguments[2] == 512 and number == 3:
+                raise KeyboardInterrupt
+            yield part
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "samples", interrupted, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            write_samples(model, job, Folder(str(folder)))
+    whole = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    assert sorted(whole) == ["000000000000.npz", "000000000256.npz"]
+    write_samples(model, job, Folder(str(folder)))
+    assert samples_in(folder, "npz").tobytes() == model.sample(3, 1100).tobytes()
+    assert {n: (folder / n).stat().st_mtime_ns for n in whole} == whole, "not made again"
+    assert len(contents(folder)) == 6, "nothing unfinished is left"
+
+
+@pytest.mark.parametrize("change", [{"seed": 4}, {"model": "another"}, {"count": 1101}])
+def test_a_folder_of_other_samples_is_refused(
+    change: dict[str, Any], models: dict[str, Model], tmp_path: Path
+) -> None:
+    model = models["vector"]
+    write_samples(model, sampling(model, "npz"), Folder(str(tmp_path)))
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=f"of {next(iter(change))} .*empty folder"):
+        write_samples(model, sampling(model, "npz", **change), Folder(str(tmp_path)))
+    assert contents(tmp_path) == before
+
+
+def test_what_cannot_be_written_is_told_before_anything_is(
+    models: dict[str, Model], tmp_path: Path
+) -> None:
+    for kind, format in (("vector", "zip"), ("image", "parquet"), ("rows", "zip")):
+        with pytest.raises(ShapeError):
+            write_samples(models[kind], sampling(models[kind], format), Folder(str(tmp_path)))
+    assert contents(tmp_path) == {}
+    (tmp_path / "theirs.txt").touch()
+    model = models["vector"]
+    with pytest.raises(UserError, match="holds other files"):
+        write_samples(model, sampling(model, "npz"), Folder(str(tmp_path)))
+    with pytest.raises(UserError, match="cannot be written"):
+        Folder(str(tmp_path / "theirs.txt" / "folder"))
+
+
+def wgan(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [WGAN, "sample", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def test_a_bucket_is_filled_and_resumed(
+    models: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    model, bucket = models["rows"], "s3://bucket/rows/"
+    job = sampling(model, "parquet")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with s3_server(tmp_path / "server") as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        fs = s3fs.S3FileSystem(key=KEY, secret=SECRET, endpoint_url=url)
+        fs.mkdir("bucket")
+        for shard in (1, 0):
+            write_samples(model, job, Folder(bucket), shard, 2)
+        lost = "bucket/rows/000000000256.parquet"
+        before = {entry["name"]: entry["ETag"] for entry in fs.ls("bucket/rows", detail=True)}
+        fs.rm_file(lost)
+        write_samples(model, job, Folder(bucket), 0, 1)
+        fs.get("bucket/rows", str(tmp_path / "got"), recursive=True)
+        after = {e["name"]: e["ETag"] for e in fs.ls("bucket/rows", detail=True, refresh=True)}
+        assert before == after, "the file that was lost was made again, with the same bytes"
+        s3fs.S3FileSystem.clear_instance_cache()
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        with pytest.raises(UserError, match=r"s3://bucket/rows/: cannot be written: .*signature"):
+            write_samples(model, job, Folder(bucket))
+        s3fs.S3FileSystem.clear_instance_cache()
+    write_samples(model, job, Folder(str(tmp_path / "here")))
+    assert contents(tmp_path / "got") == contents(tmp_path / "here")
+
+
+def test_each_pod_of_an_indexed_job_writes_its_shard(
+    artifacts: dict[str, Path], models: dict[str, Model], tmp_path: Path
+) -> None:
+    job = [artifacts["vector"], "-n", 70_000, "--seed", 5, "--format", "npz", "--out", tmp_path]
+    files = ["000000000000.npz", "000000065536.npz"]
+    for shard in range(2):
+        done = wgan(*job, "--shards", 2, JOB_COMPLETION_INDEX=str(shard))
+        assert done.returncode == 0, done.stderr
+        assert f"wrote {files[shard]}: 1 of 1 files" in done.stdout
+    assert sorted(contents(tmp_path)) == [*files, RECORD]
+    assert json.loads((tmp_path / RECORD).read_text())["model"] == models["vector"].digest
+    found = np.concatenate([np.load(tmp_path / name)["samples"] for name in files])
+    assert found.tobytes() == models["vector"].sample(5, 70_000).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--format", "png"], "--format png"),
+        (["--format", "npz", "--shards", "2", "--shard", "2"], "the last is 1"),
+        ([], "say --format"),
+    ],
+)
+def test_a_command_that_cannot_be_is_told(
+    options: list[str], says: str, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    done = wgan(artifacts["vector"], "-n", "10", "--out", tmp_path / "out", *options)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+PEAK = """
+import resource, sys
+from models.artifact import load_artifact
+from models.bulk import Folder, Sampling, write_samples
+from pathlib import Path
+
+artifact, out, format, count = sys.argv[1:]
+model = load_artifact(Path(artifact))
+sampling = Sampling(model=model.digest, count=int(count), seed=0, format=format, class_name=None,
+                    where=[], samples_per_file=4096)
+write_samples(model, sampling, Folder(out))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("kind", ["image", "rows"])
+def test_memory_does_not_grow_with_the_number(
+    kind: str, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    def peak(count: int) -> int:
+        arguments = [artifacts[kind], tmp_path / str(count), KINDS[kind], count]
+        command = [sys.executable, "-c", PEAK, *map(str, arguments)]
+        return int(subprocess.check_output(command, text=True).split()[-1])
+
+    # Kilobytes; all 40,000 images alone would be 2.5 MB as pixels, and 4 MB as files.
+    assert peak(40_000) - peak(8_000) < 2_000

@@ -1,0 +1,197 @@
+"""What a slot fetches, and errors of the machine: they pass, and refuse no version."""
+
+import contextlib
+import os
+import resource
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models import registry
+from models.artifact import SERVED, SUMS, TRAINING_STATE, load_artifact
+from service.holder import Slot
+from service.settings import Settings
+from tests.artifacts import make_artifact
+from tests.registries import Registry
+from tests.servers import spoil_weights
+from training.tracking import track_and_register
+
+OUT_OF_BOUNDS = 2
+"""The version whose critic gives NaN."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    folder = tmp_path_factory.mktemp("machine")
+    home = Registry(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", home.uri)
+        with home.running():
+            for number in (1, OUT_OF_BOUNDS):
+                made = make_artifact(folder / f"artifact{number}", seed=number)
+                if number == OUT_OF_BOUNDS:
+                    spoil_weights(made)
+                assert track_and_register(load_artifact(made), made) == f"tiny@{number}"
+            yield home
+
+
+class Watched:
+    """A slot with a cache of its own, and the outcomes of its attempts."""
+
+    def __init__(self, source: str, cache: Path) -> None:
+        self.cache = cache
+        self.outcomes: list[str] = []
+        settings = Settings.read(WGAN_CACHE=str(cache))
+        self.slot = Slot("champion", source, settings, self.count)
+
+    def count(self, role: str, outcome: str) -> None:
+        self.outcomes.append(outcome)
+
+    @property
+    def version(self) -> str | None:
+        return self.slot.served and self.slot.served.version
+
+
+@pytest.fixture
+def watched(home: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", home.uri)
+    monkeypatch.setattr("service.retries.FIRST_WAIT", 0.01)
+    return Watched("tiny@1", tmp_path / "cache")
+
+
+@contextlib.contextmanager
+def limited(kind: int, to: int) -> Iterator[None]:
+    """A limit of this process, for a while."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (to, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+
+
+def recovers(watched: Watched) -> None:
+    """What happened was told as an error of the machine; without it the version is served."""
+    assert watched.outcomes == ["machine"]
+    assert watched.slot.refused is None
+    assert watched.version is None
+    watched.slot.refresh()
+    assert watched.outcomes == ["machine", "swapped"]
+    assert watched.version == "tiny@1"
+
+
+def test_a_disk_that_takes_no_file_passes(
+    watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    with limited(resource.RLIMIT_FSIZE, 1000):  # less than the weights
+        watched.slot.refresh()
+    assert "File too large" in caplog.text
+    assert watched.slot.reachable is True, "the registry did answer"
+    recovers(watched)
+
+
+def test_a_cache_that_is_no_folder_passes(watched: Watched) -> None:
+    watched.cache.mkdir()
+    (watched.cache / "models").touch()
+    watched.slot.refresh()
+    (watched.cache / "models").unlink()
+    assert watched.slot.reachable is True
+    recovers(watched)
+
+
+def test_too_few_file_descriptors_pass(watched: Watched) -> None:
+    registry.resolve("tiny@1")  # so that its client is loaded
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    with limited(resource.RLIMIT_NOFILE, lowest_free):
+        watched.slot.refresh()
+    assert watched.slot.reachable is not False
+    recovers(watched)
+
+
+def test_too_little_memory_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = make_artifact(tmp_path / "artifact", critic={"width": 512, "depth": 2})
+    watched = Watched(str(artifact), tmp_path / "cache")
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    with limited(resource.RLIMIT_AS, pages * resource.getpagesize() + 2**20):
+        watched.slot.refresh()
+    assert watched.outcomes == ["machine"]
+    assert watched.slot.is_due, "an artifact folder is tried again too"
+    watched.slot.refresh()
+    assert watched.outcomes == ["machine", "swapped"]
+    assert not watched.slot.is_due
+
+
+def test_no_room_for_a_thread_passes(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")  # as Python says it
+
+    with monkeypatch.context() as patch:  # the superuser has no limit that would do this
+        patch.setattr(threading.Thread, "start", start)
+        watched.slot.refresh()
+    recovers(watched)
+
+
+def test_what_is_served_is_recorded_as_soon_as_the_disk_allows(watched: Watched) -> None:
+    cache = watched.slot.cache
+    blocked = cache.folder / "current" / "folder"
+    blocked.mkdir(parents=True)
+    watched.slot.refresh()
+    assert watched.version == "tiny@1"
+    assert watched.outcomes == ["swapped", "machine"]
+    blocked.rmdir()
+    blocked.parent.rmdir()
+    watched.slot.refresh()
+    assert cache.last_good() == "1"
+    assert watched.outcomes == ["swapped", "machine"]
+
+
+def test_what_a_killed_download_left_goes(watched: Watched) -> None:
+    left = watched.slot.cache.folder / "tmp-killed" / "artifact"
+    left.mkdir(parents=True)
+    watched.slot.refresh()
+    assert watched.version == "tiny@1"
+    assert not left.parent.exists()
+
+
+def test_a_version_that_is_not_sound_is_refused_still(watched: Watched, tmp_path: Path) -> None:
+    bad = Watched(f"tiny@{OUT_OF_BOUNDS}", tmp_path / "cache")
+    for _ in range(2):
+        bad.slot.refresh()
+    assert bad.outcomes == ["refused"]
+    assert bad.slot.refused == f"tiny@{OUT_OF_BOUNDS}"
+
+
+def test_what_is_served_is_fetched_and_nothing_else(watched: Watched, home: Registry) -> None:
+    watched.slot.refresh()
+    assert watched.version == "tiny@1"
+    fetched = {path.name for path in (watched.slot.cache.folder / "1").iterdir()}
+    assert fetched == {*SERVED, SUMS}
+    asked = [line for line in home.log.read_text().splitlines() if "GET" in line]
+    assert any("generator.safetensors" in line for line in asked)
+    assert not any(TRAINING_STATE in line for line in asked)
+    served = watched.slot.served
+    assert served
+    assert served.model.digest == load_artifact(home.folder / "artifact1").digest
+    assert TRAINING_STATE in {p.name for p in registry.download("tiny@1", watched.cache).iterdir()}
+
+
+def test_a_version_with_a_file_missing_is_refused(watched: Watched, home: Registry) -> None:
+    source = registry.client().get_model_version("tiny", "1").source
+    (stored,) = (home.folder / "stored").glob(f"*/{source.split('/')[-3]}/artifacts/artifact")
+    weights = (stored / "critic.safetensors").rename(home.folder / "away")
+    try:
+        watched.slot.refresh()
+    finally:
+        weights.rename(stored / "critic.safetensors")
+    assert watched.outcomes == ["refused"]
+
+
+def test_a_folder_without_its_training_state_is_served(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "artifact")
+    (artifact / TRAINING_STATE).unlink()
+    watched = Watched(str(artifact), tmp_path / "cache")
+    watched.slot.refresh()
+    assert watched.outcomes == ["swapped"]

@@ -11,6 +11,7 @@ ORDER = [
     "cache",
     "progress",
     "command_line",
+    "image_parts",
     "images",
     "pipe",
     "values",

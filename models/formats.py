@@ -16,6 +16,7 @@ import numpy as np
 from models.errors import DataError, OversizeError, ShapeError
 from models.images import MARGIN, MAX_PIXELS, decode_image, encode_png, encode_webp, enlarge, grid
 from models.pipe import Pipe
+from models.stored_zip import stored_zip
 
 if TYPE_CHECKING:  # torch is for the service's worker alone: importing it costs its supervisor too
     from models.model import Model
@@ -144,13 +145,9 @@ def _npz(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
 
 
 def _zip(parts: Iterable[Array]) -> Iterator[bytes]:
-    pipe = Pipe()
-    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not shrink further
-        for i, image in enumerate(itertools.chain.from_iterable(parts)):
-            # A fixed date, so that the same samples give the same bytes.
-            archive.writestr(zipfile.ZipInfo(f"{i:06d}.png"), encode_png(image))
-            yield pipe.take()
-    yield pipe.take()
+    images = enumerate(itertools.chain.from_iterable(parts))
+    # Stored: PNGs do not shrink further.
+    return stored_zip((f"{i:06d}.png", encode_png(image)) for i, image in images)
 
 
 def _json(parts: Iterable[Array], facts: Mapping[str, object]) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import anyio
 from pydantic import BaseModel, ValidationError
@@ -31,6 +32,8 @@ from service.telemetry import Tracing
 M = TypeVar("M", bound=BaseModel)
 LARGE_BODY = 2**20
 """Bytes of JSON above which it is parsed one body at a time: objects take twenty times as much."""
+PLAIN = "".join(chr(i) for i in range(0x20, 0x7F) if chr(i) != "%")
+"""Characters that stay as they are in a header."""
 MAX_LISTS, MAX_OBJECTS = 2**21, 2**17
 """Lists and objects in JSON. Each takes 80 bytes or 200, however short its text is."""
 
@@ -154,9 +157,13 @@ def queried_role(request: Request) -> str | None:
 
 
 def model_headers(served: Served) -> dict[str, str]:
-    """Return the headers that name the model that answered."""
+    """Return the headers that name the model that answered.
+
+    Headers are ASCII: what else a registry name has is percent-encoded, as in a URL.
+    """
     constraint = served.model.run.constraint.kind
-    return {"X-Model-Version": served.version, "X-Constraint": constraint}
+    version = quote(served.version, safe=PLAIN)
+    return {"X-Model-Version": version, "X-Constraint": constraint}
 
 
 def cached(

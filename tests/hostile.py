@@ -125,6 +125,10 @@ def samples_bodies() -> Iterator[tuple[str, str, int]]:
         yield f"interpolation {value}", f'{{"interpolation": {value}}}', 400
     points = ",".join(["0.5"] * 1025)
     yield "1025 points", f'{{"interpolation": {{"to": 1, "at": [{points}]}}}}', 400
+    walk = '"interpolation": {"to": 1}, "count": 3'
+    for format in ("json", "npz", "png"):
+        value = f'{{"truncation": 1e-300, {walk}, "format": "{format}"}}'
+        yield f"a walk of latents that are 0 as {format}", value, 200
     for value in [
         '{"__proto__": {}}',
         '{"__class__": "x"}',

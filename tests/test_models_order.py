@@ -14,6 +14,7 @@ ORDER = [
     "image_parts",
     "images",
     "pipe",
+    "stored_zip",
     "values",
     "tables",
     "formats",

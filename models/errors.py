@@ -20,6 +20,10 @@ class DataError(UserError):
     """The data cannot be used."""
 
 
+class OversizeError(DataError):
+    """A file holds, or unpacks to, more than is read."""
+
+
 class ArtifactError(UserError):
     """An artifact is missing, tampered with, truncated or foreign."""
 

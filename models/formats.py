@@ -13,9 +13,10 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from models.errors import DataError, ShapeError
+from models.errors import DataError, OversizeError, ShapeError
 from models.images import MARGIN, MAX_PIXELS, decode_image, encode_png, encode_webp, enlarge, grid
 from models.pipe import Pipe
+from models.stored_zip import stored_zip
 
 if TYPE_CHECKING:  # torch is for the service's worker alone: importing it costs its supervisor too
     from models.model import Model
@@ -30,6 +31,12 @@ MIN_TILE_SIDE = 32
 MAX_GRID_PIXELS = 2**25
 MAX_BYTES = 2**28
 """Largest decoded array; a small file can claim, or unpack to, far more."""
+NPZ_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Those that numpy writes; the others take ten times as long for a byte."""
+MAX_MEMBERS = 1000
+"""Files in an archive: each takes memory when the list of them is read."""
+MAX_NPY_HEADER = 10_000
+"""Bytes of an array's header, as numpy bounds it; but numpy does so when it has read it all."""
 
 
 def encode(samples: Array, format: str, columns: Sequence[str] = ()) -> bytes:
@@ -142,13 +149,9 @@ def _npz(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
 
 
 def _zip(parts: Iterable[Array], first_index: int) -> Iterator[bytes]:
-    pipe = Pipe()
-    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_STORED) as archive:  # PNGs do not shrink further
-        for i, image in enumerate(itertools.chain.from_iterable(parts), first_index):
-            # A fixed date, so that the same samples give the same bytes.
-            archive.writestr(zipfile.ZipInfo(f"{i:06d}.png"), encode_png(image))
-            yield pipe.take()
-    yield pipe.take()
+    images = enumerate(itertools.chain.from_iterable(parts), first_index)
+    # Stored: PNGs do not shrink further.
+    return stored_zip((f"{i:06d}.png", encode_png(image)) for i, image in images)
 
 
 def _json(parts: Iterable[Array], facts: Mapping[str, object]) -> Iterator[bytes]:
@@ -192,6 +195,7 @@ def read_items(
     max_items: int | None = None,
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
+    admit: Callable[[int, int], None] | None = None,
 ) -> Array:
     """Read the items in one file: an image, or an array of items in .npy or .npz.
 
@@ -201,17 +205,21 @@ def read_items(
         max_items: an array of more items is refused before it is unpacked.
         max_pixels: an image of more pixels is refused before it is decoded.
         max_bytes: an array of more bytes is refused before it is unpacked.
+        admit: called with an image's height and width before it is decoded; may raise.
 
     Returns:
         ``(1, H, W, C)`` for an image, or the array as it is.
 
     Raises:
-        DataError: the file is none of these, is broken, or is too large.
+        DataError: the file is none of these, or is broken.
+        OversizeError: it has more pixels or bytes.
         ShapeError: the array has too many items.
     """
     if content.startswith(b"\x93NUMPY"):
         return _read_array(io.BytesIO(content), name, max_items, max_bytes)
     if content.startswith(b"PK"):
+        if content.count(b"PK\x01\x02") > MAX_MEMBERS:  # an entry of the list begins so
+            raise OversizeError(f"{name}: holds over {MAX_MEMBERS} files")
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 members = archive.namelist()
@@ -220,35 +228,47 @@ def read_items(
                     raise DataError(f"{name}: holds several arrays; name one 'samples'")
                 if any(part in member for part in ("/", "\\", "..")):
                     raise DataError(f"{name}: its array's name leads elsewhere")
+                if archive.getinfo(member).compress_type not in NPZ_COMPRESSIONS:
+                    raise DataError(f"{name}: is compressed in a way that numpy does not use")
                 with archive.open(member) as file:
                     return _read_array(file, name, max_items, max_bytes)
         except (DataError, ShapeError):
             raise
         except Exception as error:  # zipfile and zlib raise many kinds on a broken file
             raise DataError(f"{name}: a broken npz file ({error})") from None
-    return decode_image(content, name, max_pixels)[None]
+    return decode_image(content, name, max_pixels, admit)[None]
 
 
 def _read_array(stream: IO[bytes], name: str, max_items: int | None, max_bytes: int) -> Array:
     """Read one array of plain numbers, if its header keeps to the bounds."""
     try:
-        version = np.lib.format.read_magic(stream)
+        head = stream.read(10)
+        version = np.lib.format.read_magic(io.BytesIO(head))
+        length = int.from_bytes(head[8:], "little")
+        if version != (1, 0):  # its length has two more bytes
+            more = stream.read(2)
+            head, length = head + more, length + 2**16 * int.from_bytes(more, "little")
+        if length > MAX_NPY_HEADER:
+            raise DataError(f"{name}: its array's header is over {MAX_NPY_HEADER} bytes")
+        header = io.BytesIO(head[8:] + stream.read(length))
         if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
         else:
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(header)
         size = math.prod(shape) * dtype.itemsize
         if dtype.hasobject or dtype.kind not in "uif":
             raise DataError(f"{name}: holds {dtype}, not plain numbers")
+        if min(shape, default=0) < 0:
+            raise DataError(f"{name}: claims the shape {shape}")
         if max_items is not None and shape and shape[0] > max_items:
             raise ShapeError(f"{name}: {shape[0]} items; at most {max_items} more are taken")
         if size > max_bytes:
-            raise DataError(f"{name}: an array of {size} bytes is over {max_bytes}")
+            raise OversizeError(f"{name}: an array of {size} bytes is over {max_bytes}")
         content = stream.read(size)
         if len(content) != size:
             raise DataError(f"{name}: truncated ({len(content)} of {size} bytes)")
+        return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
     except (DataError, ShapeError):
         raise
     except Exception as error:  # numpy's header parser raises many kinds
         raise DataError(f"{name}: a broken array ({error})") from None
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

@@ -5,73 +5,131 @@ from __future__ import annotations
 import io
 import math
 import struct
-import warnings
 import zlib
+from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-from models.errors import DataError, ShapeError
+from models.errors import DataError, OversizeError, ShapeError
+from models.image_parts import (
+    JPEG_START,
+    PNG_START,
+    ImageParts,
+    jpeg_parts,
+    orientation,
+    png_parts,
+)
 
 Array = np.ndarray
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for each number of channels in an image file."""
 PNG_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 """PNG's colour type for each number of channels."""
-FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 2**24
 """Largest image that is decoded, in pixels."""
+MAX_SCANNED = 16 * MAX_PIXELS
+"""Pixels of a progressive JPEG times its scans, of which encoders write about ten."""
+STRIP = 2**18
+"""Pixels that are laid on white at once."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright."""
+EXCHANGING = [TURNS[i] for i in (5, 6, 7, 8)]
+"""Turns that make the width the height."""
 MAX_WEBP_SIDE = 16383
 MARGIN = 2
 """Pixels between the images of a grid, which would otherwise run together."""
 
 
-def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Array:
-    """Decode one PNG, JPEG or WebP file.
+def decode_image(
+    content: bytes,
+    name: str,
+    max_pixels: int = MAX_PIXELS,
+    admit: Callable[[int, int], None] | None = None,
+) -> Array:
+    """Decode one PNG, JPEG or WebP file; of an animated one, the first image.
 
     Args:
         content: the file's bytes.
         name: the file's name, for error messages.
         max_pixels: an image with more is refused before it is decoded.
+        admit: called with the height and width before the image is decoded; may raise.
 
     Returns:
         uint8 ``(H, W, C)`` with the file's own channels (a palette becomes RGB or RGBA), rotated by
         its EXIF orientation.
 
     Raises:
-        DataError: the file is no such image, is broken, or is too large.
+        DataError: the file is no such image, or is broken.
+        OversizeError: it has too many pixels, or scans.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Pillow only warns about a small decompression bomb
-            with Image.open(io.BytesIO(content), formats=FORMATS) as file:
-                if file.width * file.height > max_pixels:
-                    raise DataError(
-                        f"{name}: {file.width}x{file.height} is over {max_pixels} pixels"
-                    )
-                image: Image.Image = file
-                if file.mode == "P":
-                    image = file.convert("RGBA" if "transparency" in file.info else "RGB")
-                elif file.mode == "1":
-                    image = file.convert("L")
-                if image.mode not in MODES.values():
-                    raise DataError(f"{name}: {image.mode} pixels; only 8 bits a channel are read")
-                pixels = np.asarray(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise DataError(f"{name}: not a PNG, JPEG or WebP image") from None
-    except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
+        parts, file = _open(content, name)
+        with file:
+            turn = TURNS.get(orientation(parts.exif or file.info.get("exif", b"")))
+            if admit is not None:
+                sides = (file.height, file.width)
+                admit(*(sides[::-1] if turn in EXCHANGING else sides))
+            if file.width * file.height > max_pixels:
+                raise OversizeError(
+                    f"{name}: {file.width}x{file.height} is over {max_pixels} pixels"
+                )
+            if file.width * file.height * parts.scans > MAX_SCANNED:
+                raise OversizeError(
+                    f"{name}: {file.width}x{file.height} in {parts.scans} scans; save it as PNG"
+                )
+            image: Image.Image = file
+            if file.mode == "P":
+                image = file.convert("RGBA" if "transparency" in file.info else "RGB")
+            elif file.mode == "1":
+                image = file.convert("L")
+            if image.mode not in MODES.values():
+                raise DataError(f"{name}: {image.mode} pixels; only 8 bits a channel are read")
+            pixels = np.asarray(image if turn is None else image.transpose(turn))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name}: a broken image ({error})") from None
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
+def _open(content: bytes, name: str) -> tuple[ImageParts, ImageFile]:
+    """Read an image's header, of the parts alone that its pixels come from."""
+    if content.startswith(PNG_START):
+        parts = png_parts(content, name)
+        return parts, PngImageFile(io.BytesIO(parts.content))
+    if content.startswith(JPEG_START):
+        parts = jpeg_parts(content, name)
+        return parts, JpegImageFile(io.BytesIO(parts.content))
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":  # Pillow reads no other parts
+        return ImageParts(content, b""), WebPImageFile(io.BytesIO(content))
+    raise DataError(f"{name}: not a PNG, JPEG or WebP image")
+
+
 def on_white(image: Array) -> Array:
     """Lay uint8 ``(H, W, C)`` with an alpha channel (C of 2 or 4) on white; keep other images."""
-    if image.shape[2] not in (2, 4):
+    height, width, channels = image.shape
+    if channels not in (2, 4):
         return image
-    alpha = image[..., -1:].astype(np.uint16)
-    mixed = image[..., :-1] * alpha + 255 * (255 - alpha)
-    # Adding 127 rounds the division to nearest.
-    return ((mixed + 127) // 255).astype(np.uint8)
+    result = np.empty((height, width, channels - 1), np.uint8)
+    rows = max(1, STRIP // max(1, width))  # a few at a time: in 16 bits, all would take much memory
+    for top in range(0, height, rows):
+        strip = image[top : top + rows]
+        alpha = strip[..., -1:].astype(np.uint16)
+        mixed = strip[..., :-1] * alpha + 255 * (255 - alpha)
+        # Adding 127 rounds the division to nearest.
+        result[top : top + rows] = (mixed + 127) // 255
+    return result
 
 
 def fit(image: Array, height: int, width: int, channels: int | None = None) -> Array:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.errors import ShapeError
 from models.networks import Shape
 
 Array = np.ndarray
@@ -97,11 +98,12 @@ def slerp(first: Array, last: Array, at: Array) -> Array:
 
     Returns:
         float32 ``(N, size)``; on a straight line if the two point in the same or opposite
-        directions.
+        directions, or one is 0.
     """
     a, b, t = first.astype(np.float64), last.astype(np.float64), at.astype(np.float64)[:, None]
-    cosine = np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1)
-    angle = np.arccos(cosine)
+    lengths = np.linalg.norm(a) * np.linalg.norm(b)
+    # Latents that are cut off close to 0 are 0 in float32, and have no direction.
+    angle = np.arccos(np.clip(a @ b / lengths, -1, 1)) if lengths else 0.0
     if math.sin(angle) < 1e-6:
         return ((1 - t) * a + t * b).astype(np.float32)
     points = np.sin((1 - t) * angle) * a + np.sin(t * angle) * b
@@ -213,6 +215,9 @@ def generate(
     Yields:
         Parts of at most ``chunk`` items: uint8 ``(n, H, W, C)``, or ``(n, D)`` of the scaling's
         type.
+
+    Raises:
+        ShapeError: latents far outside those of training make values that are not finite.
     """
     device = next(generator.parameters()).device
     stop = start + count
@@ -231,7 +236,10 @@ def generate(
                 padded = np.zeros((chunk, *given.shape[1:]), given.dtype)
                 padded[low:high] = given[first + low - start : first + high - start]
                 others = [torch.from_numpy(padded).to(device)]
-            yield scaling.to_data(generator(z, *others))[low:high].cpu().numpy()
+            raw = generator(z, *others)
+            if not torch.isfinite(raw).all():  # as pixels, NaN would pass for black
+                raise ShapeError("the generator makes values of these latents that are not finite")
+            yield scaling.to_data(raw)[low:high].cpu().numpy()
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
+from urllib.parse import unquote
 
 import httpx
 import numpy as np
@@ -357,7 +358,7 @@ def _origin(response: httpx.Response) -> Origin:
     headers = response.headers
     seed = headers.get("X-Seed")
     return Origin(
-        headers.get("X-Model-Version", ""),
+        unquote(headers.get("X-Model-Version", "")),
         headers.get("X-Constraint", ""),
         None if seed is None else int(seed),
     )

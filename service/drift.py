@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,7 @@ REPEATS = 400
 """Pairs of real windows from which the threshold is estimated."""
 COUNT_BYTES = np.dtype(np.int64).itemsize
 """Bytes at the start of the file: the number of scores so far."""
+log = logging.getLogger("wgan.service")
 
 
 class Report(NamedTuple):
@@ -54,6 +56,7 @@ class Windows:
     def __init__(self, size: int, folder: Path | None = None) -> None:
         self.size = size
         self._folder = folder
+        self._works = True
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -61,12 +64,28 @@ class Windows:
         return self._folder or Path(tempfile.mkdtemp(prefix="wgan-drift-"))
 
     def add(self, served: Served, scores: Array) -> None:
-        """Add scores ``(N,)`` to a model's window; the oldest ones leave it."""
+        """Add scores ``(N,)`` to a model's window; the oldest ones leave it.
+
+        A window that cannot be written spoils no request: the log says so once.
+        """
         if not self.size:
             return
+        try:
+            self._add(served, scores)
+        except OSError as error:
+            self._tell(error)
+        else:
+            self._works = True
+
+    def _tell(self, error: OSError) -> None:
+        if self._works:
+            log.error("drift is not measured: %s", error)
+        self._works = False
+
+    def _add(self, served: Served, scores: Array) -> None:
         with self._file(served).open("r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            content = file.read()
+            content = self._content(file)
             count = int(np.frombuffer(content[:COUNT_BYTES], np.int64)[0])
             ring = np.frombuffer(content, np.float32, offset=COUNT_BYTES).copy()
             kept = scores[-self.size :]
@@ -75,11 +94,18 @@ class Windows:
             file.seek(0)
             file.write(np.int64(count + len(scores)).tobytes() + ring.tobytes())
 
-    def report(self, served: Served) -> Report:
-        """Compare a model's window with the scores of real held-out items."""
-        with self._file(served).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            content = file.read()
+    def report(self, served: Served) -> Report | None:
+        """Compare a model's window with the scores of real held-out items.
+
+        None: the window cannot be read; the log says why.
+        """
+        try:
+            with self._file(served).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                content = self._content(file)
+        except OSError as error:
+            self._tell(error)
+            return None
         count = min(int(np.frombuffer(content[:COUNT_BYTES], np.int64)[0]), self.size)
         model = served.model
         limit = threshold(tuple(model.quantiles), self.size, _reference_count(served))
@@ -89,6 +115,12 @@ class Windows:
         distance = wasserstein(window, model.quantiles)
         certified = None if model.classes else model.run.lipschitz.certified
         return Report(count, distance, limit, distance / certified if certified else None)
+
+    def _content(self, file: IO[bytes]) -> bytes:
+        content = file.read()
+        if len(content) != COUNT_BYTES + self.size * np.dtype(np.float32).itemsize:
+            raise OSError(f"{file.name} is damaged")
+        return content
 
     def _file(self, served: Served) -> Path:
         """Return a model's file: its own, because scores of two critics differ in unit."""

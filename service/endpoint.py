@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import contextlib
+import gc
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import quote
 
+import anyio
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
@@ -25,6 +30,12 @@ from service.settings import Settings
 from service.telemetry import Tracing
 
 M = TypeVar("M", bound=BaseModel)
+LARGE_BODY = 2**20
+"""Bytes of JSON above which it is parsed one body at a time: objects take twenty times as much."""
+PLAIN = "".join(chr(i) for i in range(0x20, 0x7F) if chr(i) != "%")
+"""Characters that stay as they are in a header."""
+MAX_LISTS, MAX_OBJECTS = 2**21, 2**17
+"""Lists and objects in JSON. Each takes 80 bytes or 200, however short its text is."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,12 @@ class Context:
     tracing: Tracing
     processors: Processors
     batcher: ScoreBatcher[ScoreResult]
+    one_large: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
+    """Held while a body is read that takes much memory: one at a time."""
+
+    def turn(self, body: bytes) -> AbstractAsyncContextManager[None]:
+        """Wait for a turn to parse JSON, which only large bodies need."""
+        return self.one_large if len(body) > LARGE_BODY else contextlib.nullcontext()
 
 
 Handler = Callable[[Context, Request], Awaitable[Response]]
@@ -71,7 +88,8 @@ async def read_json(context: Context, request: Request, schema: type[M]) -> M:
     body = await json_content(request)
     if len(body) <= SMALL_BODY:
         return parse_json(body, schema)
-    return await context.processors.run("body", lambda: parse_json(body, schema))
+    async with context.turn(body):
+        return await context.processors.run("body", lambda: parse_json(body, schema))
 
 
 async def json_content(request: Request) -> bytes:
@@ -89,16 +107,33 @@ def parse_json(content: bytes, schema: type[M]) -> M:
     """Parse JSON that follows a schema.
 
     Raises:
-        BadRequest: it is not JSON, or does not follow the schema.
+        BadRequest: it is not JSON, has too many lists or objects, or does not follow the schema.
     """
+    if content.count(b"[") > MAX_LISTS or content.count(b"{") > MAX_OBJECTS:
+        raise BadRequest(f"the body has over {MAX_LISTS} lists, or {MAX_OBJECTS} objects")
+    with _without_collection() if len(content) > LARGE_BODY else contextlib.nullcontext():
+        try:
+            body = from_json(content, allow_inf_nan=False)  # refuses deep nesting too
+        except ValueError as error:
+            raise BadRequest(f"the body is not JSON: {error}") from None
+        try:
+            return schema.model_validate(body)
+        except ValidationError as error:
+            raise describe(error) from None
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Hold the garbage collector back: it looks at every new list again and again.
+
+    Of a large body, which is parsed one at a time, that takes most of the time, and no other thread
+    runs meanwhile. What is parsed has no cycles, so nothing is lost.
+    """
+    gc.disable()
     try:
-        body = from_json(content, allow_inf_nan=False)  # refuses deep nesting too
-    except ValueError as error:
-        raise BadRequest(f"the body is not JSON: {error}") from None
-    try:
-        return schema.model_validate(body)
-    except ValidationError as error:
-        raise describe(error) from None
+        yield
+    finally:
+        gc.enable()
 
 
 def content_type(request: Request) -> str:
@@ -122,9 +157,13 @@ def queried_role(request: Request) -> str | None:
 
 
 def model_headers(served: Served) -> dict[str, str]:
-    """Return the headers that name the model that answered."""
+    """Return the headers that name the model that answered.
+
+    Headers are ASCII: what else a registry name has is percent-encoded, as in a URL.
+    """
     constraint = served.model.run.constraint.kind
-    return {"X-Model-Version": served.version, "X-Constraint": constraint}
+    version = quote(served.version, safe=PLAIN)
+    return {"X-Model-Version": version, "X-Constraint": constraint}
 
 
 def cached(

@@ -133,7 +133,8 @@ def _drift_metrics(models: list[Served], windows: Windows) -> Iterator[Metric]:
         )
     }
     for model in models:
-        for name, value in windows.report(model)._asdict().items():
+        report = windows.report(model)
+        for name, value in report._asdict().items() if report else ():
             if value is not None:
                 gauges[name].add_metric([model.role], value)
     yield from gauges.values()

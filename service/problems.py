@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import json
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,8 +77,22 @@ EXPECTED: tuple[type[Exception], ...] = (
 """Errors that `on_error` answers."""
 
 
+def forget(error: BaseException) -> None:
+    """Clear the variables of the functions that an error ended.
+
+    They hold whole bodies, and what was made of them. A future and its error hold each other, so
+    all of this would stay until the garbage collector finds it, which can be a long time.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__context__
+
+
 async def on_error(request: Request, error: Exception) -> Response:
     """Answer an error that an endpoint or Starlette raised, one of `EXPECTED`."""
+    forget(error)
+    error.__context__ = None  # pydantic's errors hold the body too
     match error:
         case BadRequest():
             return problem(400, str(error), errors=error.errors)

@@ -15,6 +15,7 @@ import numpy as np
 from models.errors import ShapeError
 from service.drift import Windows
 from service.metrics import Metrics
+from service.problems import forget
 from service.served import Served
 
 Array = np.ndarray
@@ -92,6 +93,7 @@ class ScoreBatcher(Generic[T]):
             try:
                 job = read()
             except BaseException as error:  # this request's own: the others must not see it
+                forget(error)
                 outcome.set_exception(error)
                 continue
             rows, chunk = rows + len(job.items), job.served.model.run.engine.chunk

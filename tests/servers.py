@@ -177,11 +177,22 @@ def raw(server: Server, *parts: bytes) -> tuple[int, str]:
         return answer.status, str(answer.getheader("content-type"))
 
 
-def memory(server: Server, what: str) -> int:
-    """Kilobytes that BentoML's worker, the only child of its supervisor, holds."""
+def worker(server: Server) -> Path:
+    """The folder in /proc of BentoML's worker, the only child of its supervisor."""
     pid = server.process.pid
-    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    lines = Path(f"/proc/{worker}/status").read_text().splitlines()
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return Path(f"/proc/{child}")
+
+
+def processor_seconds(server: Server) -> float:
+    """Seconds of processors that the worker has taken."""
+    fields = (worker(server) / "stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(server: Server, what: str) -> int:
+    """Kilobytes that the worker holds."""
+    lines = (worker(server) / "status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 

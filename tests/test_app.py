@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -13,9 +14,10 @@ from starlette.responses import JSONResponse, Response
 
 from models.artifact import load_artifact
 from service.app import App, create_app
-from service.endpoint import Context, Endpoint
+from service.endpoint import Context, Endpoint, model_headers
 from service.endpoints import ENDPOINTS
 from service.openapi import TEXT
+from service.served import Served
 from service.settings import Settings
 from tests.artifacts import make_artifact
 
@@ -106,3 +108,16 @@ def test_importing_makes_nothing() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=bad, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["digits", "модель", "höhe", "50% off", "a\nSet-Cookie: b", "模型"]
+)
+def test_any_registry_name_can_be_sent_in_a_header(tmp_path: Path, name: str) -> None:
+    model = load_artifact(make_artifact(tmp_path / "artifact"))
+    served = Served(model, f"{name}@3", "champion", None, 0.0)
+    sent = Response(headers=model_headers(served)).headers["x-model-version"]
+    assert sent.isascii()
+    assert sent.isprintable()
+    assert unquote(sent) == served.version
+    assert sent == served.version or name != "digits"

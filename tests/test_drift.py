@@ -1,5 +1,7 @@
 """Drift of scores: against scipy, on windows that are real and on windows that are not."""
 
+import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -57,13 +59,16 @@ def test_a_shift_is_seen_and_real_traffic_is_not_one(served: Served, windows: Wi
     random = np.random.default_rng(3)
     windows.add(served, random.normal(size=WINDOW - 1).astype(np.float32))
     short = windows.report(served)
+    assert short is not None
     assert (short.items, short.distance, short.lower_bound) == (WINDOW - 1, None, None)
     windows.add(served, np.zeros(1, np.float32))
     real = windows.report(served)
+    assert real is not None
     assert real.distance is not None
     assert real.distance < real.threshold
     windows.add(served, random.normal(0.6, size=WINDOW).astype(np.float32))
     shifted = windows.report(served)
+    assert shifted is not None
     assert shifted.distance is not None
     assert shifted.distance > shifted.threshold
     assert shifted.distance == pytest.approx(0.6, abs=0.2)
@@ -77,13 +82,40 @@ def test_a_window_holds_the_last_scores_of_all_workers(served: Served, windows: 
     for i, size in enumerate((3, 150, 90, 1, 500, 256)):
         workers[i % 2].add(served, scores[start : start + size])
         start += size
-    found = workers[0].report(served).distance
+    found = workers[0].report(served)
+    assert found is not None
     expected = wasserstein(scores[1000 - WINDOW :].astype(float), served.model.quantiles)
-    assert found == pytest.approx(expected)
+    assert found.distance == pytest.approx(expected)
 
 
 def test_another_version_begins_anew(served: Served, windows: Windows) -> None:
     windows.add(served, np.ones(WINDOW, np.float32))
     served.model.digest = "another"
-    assert windows.report(served).items == 0
+    found = windows.report(served)
+    assert found is not None
+    assert found.items == 0
     assert len(list(windows.folder.glob("drift-*"))) == 1
+
+
+def test_a_window_that_cannot_be_used_spoils_no_scores(
+    served: Served, windows: Windows, caplog: pytest.LogCaptureFixture
+) -> None:
+    windows.add(served, np.ones(3, np.float32))
+    (file,) = windows.folder.glob("drift-*")
+    with caplog.at_level(logging.ERROR, "wgan.service"):
+        for _ in range(2):
+            file.write_bytes(b"abc")
+            windows.add(served, np.ones(3, np.float32))
+            assert windows.report(served) is None
+        assert [record.getMessage() for record in caplog.records] == [
+            f"drift is not measured: {file} is damaged"
+        ], "once, not at every request"
+        file.unlink()
+        windows.add(served, np.ones(3, np.float32))
+        found = windows.report(served)
+        assert found is not None
+        assert found.items == 3
+        shutil.rmtree(windows.folder)
+        windows.add(served, np.ones(3, np.float32))
+        assert windows.report(served) is None
+    assert len(caplog.records) == 2

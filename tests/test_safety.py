@@ -7,6 +7,7 @@ import pickle
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,13 +28,14 @@ from tests.attacks import (
     line,
     raw,
 )
+from tests.costly import COSTLY
 from tests.hostile import (
     CANARY,
     Attack,
     Canary,
 )
 from tests.hostile_rows import TABLE_ATTACKS
-from tests.servers import Server, peak_memory, resident
+from tests.servers import Server, peak_memory, processor_seconds, resident
 
 PLACES = 8
 """Requests in flight that the server is told to bear."""
@@ -63,11 +65,15 @@ def quickest(server: Server) -> float:
 
 @pytest.fixture(scope="module")
 def before(server: Server) -> tuple[int, float]:
-    """Memory and latency of a server that has been used, but not yet attacked."""
+    """Memory and latency of a server that has been used up to its bounds, but not yet attacked."""
     body = json.dumps({"samples": [[[0] * 8] * 8] * 1000})
     for _ in range(3):
         server.samples(count=1000, format="zip")
         server.client.post("/v1/scores", content=body, headers={"content-type": "application/json"})
+    for name in ("16 megapixels of nothing", "JSON: numbers", "JSON: texts"):
+        attack = COSTLY[name]()
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(sent, [server] * 2, [attack] * 2))
     took = quickest(server)
     return resident(server), took
 
@@ -116,6 +122,38 @@ def check(server: Server, attack: Attack) -> None:
         assert secret not in answer.content.decode()
 
 
+@pytest.mark.parametrize("name", COSTLY)
+def test_small_files_and_bodies_cost_little(
+    server: Server, before: tuple[int, float], name: str
+) -> None:
+    attack = COSTLY[name]()
+    spent = processor_seconds(server)
+    check(server, attack)
+    assert processor_seconds(server) - spent < 2
+
+
+def test_files_that_take_much_memory_are_read_one_at_a_time(
+    server: Server, before: tuple[int, float]
+) -> None:
+    attack = COSTLY["16 megapixels of nothing"]()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(sent, [server] * 4, [attack] * 4))
+    assert {answer.status for answer in answers} == {200}
+    assert peak_memory(server) - before[0] < 450 * 2**20
+
+
+def test_probes_answer_while_large_bodies_are_parsed(server: Server) -> None:
+    attacks = [COSTLY[f"JSON: {name}"]() for name in ("lists 190 deep", "numbers", "texts")]
+    with ThreadPoolExecutor(3) as pool:
+        pending = [pool.submit(sent, server, attack) for attack in attacks * 2]
+        slowest = 0.0
+        while not all(answer.done() for answer in pending):
+            started = time.perf_counter()
+            assert server.client.get("/livez").status_code == 200
+            slowest = max(slowest, time.perf_counter() - started)
+    assert slowest < 2
+
+
 def test_afterwards_all_is_as_before(server: Server, before: tuple[int, float]) -> None:
     memory, latency = before
     assert not CANARY.exists(), "nothing was unpickled"
@@ -150,6 +188,14 @@ def test_after_hostile_rows_all_is_as_before(tables: Server) -> None:
     log = tables.log.read_text()
     assert "an error of ours" not in log
     assert "Traceback" not in log
+
+
+def test_javascript_can_send_a_random_seed_back(server: Server, tables: Server) -> None:
+    seeds = [int(server.samples().headers["x-seed"]) for _ in range(5)]
+    body = {"rows": [{}]}
+    seeds += [tables.client.post("/v1/imputations", json=body).json()["seed"] for _ in range(5)]
+    assert all(seed < 2**53 for seed in seeds)
+    assert len(set(seeds)) == 10
 
 
 def test_the_canary_would_sing(tmp_path: Path) -> None:

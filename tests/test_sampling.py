@@ -1,5 +1,6 @@
 """Latents and samples: keyed by (seed, index), whatever else is asked for."""
 
+import copy
 import threading
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch import nn
 
 from models.artifact import load_artifact
 from models.errors import ShapeError
@@ -195,6 +197,9 @@ def test_slerp_walks_the_great_circle_at_an_even_pace() -> None:
     np.testing.assert_allclose(angles, angles.mean(), rtol=1e-5)
     assert np.array_equal(slerp(first, first, np.array([0.3]))[0], first)
     assert np.isfinite(slerp(first, -first, np.array([0.3]))).all()
+    zero = np.zeros_like(first)
+    assert np.array_equal(slerp(zero, zero, np.array([0.3]))[0], zero)
+    assert np.allclose(slerp(zero, last, np.array([0.25]))[0], 0.25 * last)
 
 
 def test_given_latents_make_the_samples_that_a_seed_does(model: Model) -> None:
@@ -228,3 +233,26 @@ def test_a_refined_latent_goes_up_the_score_and_keeps_its_length(model: Model) -
     assert 0 < (moved - z).norm(dim=1).mean() < 0.03 * z.shape[1] ** 0.5
     with torch.no_grad():
         assert (critic(generator(moved)) - critic(generator(z))).mean() > 0
+
+
+class Bounded(nn.Module):
+    """A generator that knows no latents of 50 or more."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, z: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+        made = self.generator(z, *given)
+        return torch.where(z.abs().amax() < 50, made, made / 0)
+
+
+def test_samples_that_are_not_finite_are_never_made(model: Model) -> None:
+    """As pixels, they would pass for black; as CSV, they would be text."""
+    bounded = copy.copy(model)
+    bounded.forward = Bounded(model.forward)
+    latents = np.zeros((3, model.latent_size), np.float32)
+    assert len(np.concatenate(list(bounded.decode(latents)))) == 3
+    latents[1] = 100
+    with pytest.raises(ShapeError, match="not finite"):
+        list(bounded.decode(latents))

@@ -43,6 +43,8 @@ async def get_drift(context: Context, request: Request) -> Response:
     served = context.holder.require(queried_role(request) or "champion")
     limiter = context.processors.limiter
     report = await anyio.to_thread.run_sync(windows.report, served, limiter=limiter)
+    if report is None:
+        raise HTTPException(503, "the recent scores cannot be read; the service's log says why")
     drifted = None if report.distance is None else report.distance > report.threshold
     answer = Drift(
         version=served.version,

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service.endpoint import Context, Endpoint, model_headers, read_json
-from service.endpoints.samples import Seed
+from service.endpoints.samples import RANDOM_SEEDS, Seed
 from service.holder import Role
 from service.openapi import HEADERS, ROLE_DESCRIPTION, errors, json_answer, ref
 from service.rows import MAX_ROWS, to_table, unsuitable
@@ -51,7 +51,7 @@ async def post_imputations(context: Context, request: Request) -> Response:
     """Fill the gaps of rows with what the model makes beside their known cells."""
     wanted = await read_json(context, request, ImputationsRequest)
     served = context.holder.require(wanted.model)
-    seed = secrets.randbelow(2**63) if wanted.seed is None else wanted.seed
+    seed = secrets.randbelow(RANDOM_SEEDS) if wanted.seed is None else wanted.seed
 
     def complete() -> dict[str, Any]:
         from models.tables.files import records

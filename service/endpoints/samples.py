@@ -50,6 +50,9 @@ MEDIA_TYPES: dict[SampleFormat, str] = {
     "arrow": "application/vnd.apache.arrow.file",
 }
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+RANDOM_SEEDS = 2**53
+"""Seeds are drawn below this: JavaScript does not tell all larger whole numbers apart, so a client
+in it could not send such a seed back."""
 Latent = Annotated[float, Field(ge=-100, le=100)]
 """A standard normal number. Far outside this range, a network has never been trained."""
 
@@ -86,7 +89,7 @@ class SamplesRequest(BaseModel):
     seed: Seed | None = Field(
         default=None,
         description="The same seed and model version give the same bytes, and a longer request "
-        "begins with the shorter one. Left out: a random one, told in X-Seed.",
+        "begins with the shorter one. Left out: a random one below 2^53, told in X-Seed.",
     )
     class_: str | None = Field(
         default=None,
@@ -165,7 +168,7 @@ async def post_samples(context: Context, request: Request) -> Response:
     served = context.holder.require(wanted.model)
     seed = wanted.seed
     if seed is None and wanted.latents is None:
-        seed = secrets.randbelow(2**63)
+        seed = secrets.randbelow(RANDOM_SEEDS)
     batches, count = generate(served.model, wanted, seed)
     is_inline = count <= served.inline_limit and not wanted.refine
     work = SampleWork(context, served, wanted.format, is_inline)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 import anyio.from_thread
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from models.errors import ShapeError
-from models.formats import MAX_BYTES, read_items
+from models.errors import OversizeError, ShapeError
+from models.formats import read_items
 from models.images import MAX_PIXELS
 from service.endpoint import (
     Context,
@@ -48,6 +54,21 @@ Array = np.ndarray
 MAX_ITEMS = 1024
 """Items to score in one request."""
 MAX_FILES = 256
+FORM_PIECE = 2**16
+"""Bytes of a form that are parsed at once, on the event loop: the worst ones take 5 ms."""
+
+
+class Bounds(NamedTuple):
+    """What one file may unpack to."""
+
+    pixels: int
+    bytes: int
+
+
+SMALL = Bounds(2**22, 2**24)
+"""Read as many at once as there are processors."""
+LARGE = Bounds(MAX_PIXELS, 2**26)
+"""Read one at a time, for all requests together: this bounds the memory."""
 TABLE_TYPES = ("text/csv", "application/vnd.apache.parquet", "application/vnd.apache.arrow.file")
 """Media types of a file of rows that is a body by itself; its bytes alone decide what it is."""
 
@@ -123,16 +144,22 @@ async def post_scores(context: Context, request: Request) -> Response:
     role, kind = queried_role(request), content_type(request)
     if kind == "multipart/form-data" or kind in TABLE_TYPES:
         uploads, classes, resize = await read_upload(request, kind)
-        alone = True  # a small file may hold a large image
 
-        def read() -> ScoreJob:
+        def read(bounds: Bounds) -> ScoreJob:
             served = context.holder.require(role)
-            return make_job(served, read_files(served.model, uploads, resize), classes)
+            return make_job(served, read_files(served.model, uploads, resize, bounds), classes)
+
+        score = functools.partial(context.batcher.score, alone=True)  # it may take long
+        result = None
+        with contextlib.suppress(OversizeError):
+            result = await score(lambda: read(SMALL))
+        if result is None:
+            async with context.one_large:
+                result = await score(lambda: read(LARGE))
     else:
         body = await json_content(request)
-        alone = len(body) > SMALL_BODY
 
-        def read() -> ScoreJob:
+        def read_body() -> ScoreJob:
             wanted = parse_json(body, ScoresRequest)
             served = context.holder.require(wanted.model or role)
             if wanted.rows is not None:
@@ -141,7 +168,8 @@ async def post_scores(context: Context, request: Request) -> Response:
                 items = to_items(served.model, to_array(wanted.samples or []), wanted.resize)
             return make_job(served, items, wanted.classes)
 
-    result = await context.batcher.score(read, alone)
+        async with context.turn(body):
+            result = await context.batcher.score(read_body, alone=len(body) > SMALL_BODY)
     model = result.served.model
     answer = Scores(
         scores=result.scores.tolist(),
@@ -217,18 +245,38 @@ def read_rows(model: Model, uploads: list[tuple[str, bytes]]) -> Array:
     return codes
 
 
-def read_files(model: Model, uploads: list[tuple[str, bytes]], resize: bool) -> Array:
+def require_size(model: Model, resize: bool, name: str, height: int, width: int) -> None:
+    """Refuse an image, before it is decoded, that would not be scored anyway."""
+    if not model.is_image:
+        raise ShapeError(f"{name}: the model takes no images: see its shape in GET /v1/model")
+    if not resize and (height, width) != model.shape[1:]:
+        raise ShapeError(
+            f"{name}: the model takes images of {model.shape[1]}x{model.shape[2]} pixels (height x "
+            f"width), not {height}x{width}; with resize=true, images are brought to it"
+        )
+
+
+def read_files(
+    model: Model, uploads: list[tuple[str, bytes]], resize: bool, bounds: Bounds = LARGE
+) -> Array:
     """Read the items in files, in order; nothing beyond a bound is unpacked.
 
-    The bounds hold for all files together: a small file can decode to a thousand times its size.
+    The bounds hold for each file, and `MAX_ITEMS` and `MAX_PIXELS` for all of them together: a
+    small file can decode to a thousand times its size.
+
+    Raises:
+        OversizeError: a file unpacks to more than the bounds.
     """
     if model.table is not None:
         return read_rows(model, uploads)
     parts, pixels, items = [], MAX_PIXELS, MAX_ITEMS
-    max_bytes = 4 * MAX_PIXELS if resize else min(MAX_BYTES, 8 * MAX_ITEMS * math.prod(model.shape))
+    max_bytes = bounds.bytes
+    if not resize:
+        max_bytes = min(max_bytes, 8 * MAX_ITEMS * math.prod(model.shape))
     for name, content in uploads:
         anyio.from_thread.check_cancelled()
-        rows = read_items(content, name, items, pixels, max_bytes)
+        admit = functools.partial(require_size, model, resize, name)
+        rows = read_items(content, name, items, min(pixels, bounds.pixels), max_bytes, admit)
         try:
             part = to_items(model, rows, resize)
         except ShapeError as error:
@@ -250,10 +298,23 @@ async def read_upload(
     return [("the body", await request.body())], None, False
 
 
+async def in_pieces(body: bytes) -> AsyncGenerator[bytes]:
+    """Yield a body piece by piece, with turns for other requests between them."""
+    for start in range(0, len(body), FORM_PIECE):
+        if start:
+            await asyncio.sleep(0)
+        yield body[start : start + FORM_PIECE]
+
+
 async def read_form(request: Request) -> tuple[list[tuple[str, bytes]], list[str] | None, bool]:
     """Read a form's files by name, their classes, and whether to resize them."""
-    # The parser raises 400 for a broken body and for too many parts.
-    async with request.form(max_files=MAX_FILES, max_fields=MAX_ITEMS + 1) as form:
+    pieces = in_pieces(await request.body())
+    parser = MultiPartParser(request.headers, pieces, max_files=MAX_FILES, max_fields=MAX_ITEMS + 1)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:  # a broken body, or too many parts
+        raise HTTPException(400, error.message) from None
+    try:
         if set(form) - {"files", "classes", "resize"}:
             raise BadRequest("the form's parts are 'files', and if need be 'classes' and 'resize'")
         files, classes = form.getlist("files"), form.getlist("classes")
@@ -271,6 +332,8 @@ async def read_form(request: Request) -> tuple[list[tuple[str, bytes]], list[str
         ]
         names = [name for name in classes if isinstance(name, str)]
         return uploads, names or None, resize == ["true"]
+    finally:
+        await form.close()
 
 
 EXAMPLES: dict[str, dict[str, Any]] = {

@@ -23,7 +23,7 @@ from training.data.sources.files import Location, content_key, read_images
 from training.progress import track
 
 Array = np.ndarray
-LAYOUT = 1
+LAYOUT = 2
 """Version of the cached files and of the decoding: a new number leaves older files unused."""
 MAX_EXAMPLES = 3
 """Broken images named in an error message."""

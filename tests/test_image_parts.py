@@ -1,0 +1,151 @@
+"""Only the parts of an image file that its pixels come from are decoded, and they are enough."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps, PngImagePlugin
+
+from models.errors import DataError, OversizeError
+from models.image_parts import JPEG_START, MAX_PARTS, jpeg_parts, orientation, png_parts
+from models.images import STRIP, decode_image, on_white
+from tests.costly import jpeg_segment, jpeg_with, png_with, progressive, with_scans
+from tests.hostile import png_chunk
+
+RNG = np.random.default_rng(0)
+PICTURE = Image.fromarray(RNG.integers(0, 256, (24, 40, 3), np.uint8))
+ORIENTATION = 0x0112
+
+
+def exif(value: int = 1) -> Image.Exif:
+    made = Image.Exif()
+    made[0x010E] = "a picture"  # another entry before it
+    made[ORIENTATION] = value
+    return made
+
+
+def saved(format: str, mode: str = "RGB", **options: Any) -> bytes:
+    out = io.BytesIO()
+    PICTURE.convert(mode).save(out, format, **options)
+    return out.getvalue()
+
+
+def whole(content: bytes) -> np.ndarray:
+    """Pillow's pixels of the file as it stands."""
+    with Image.open(io.BytesIO(content)) as file:
+        mode = {"P": "RGB", "1": "L"}.get(file.mode, file.mode)
+        if "transparency" in file.info and file.mode == "P":
+            mode = "RGBA"
+        return np.asarray(ImageOps.exif_transpose(file.convert(mode)))
+
+
+def metadata(format: str) -> dict[str, Any]:
+    profile, xmp = bytes(RNG.integers(0, 256, 3000, np.uint8)), b"<x:xmpmeta/>"
+    if format == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_text("a", "b" * 1000, zip=True)
+        return {"pnginfo": info, "icc_profile": profile, "exif": exif()}
+    more = {"comment": b"hello"} if format == "JPEG" else {}
+    return {"icc_profile": profile, "exif": exif(), "xmp": xmp, **more}
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1"])
+def test_the_pixels_are_those_of_the_whole_file(format: str, mode: str) -> None:
+    if format == "JPEG" and mode not in ("L", "RGB"):
+        return
+    for options in ({}, {"progressive": True, "quality": 30} if format == "JPEG" else {}):
+        content = saved(format, mode, **options, **metadata(format))
+        expected = whole(content)
+        found = decode_image(content + b"more", "x")
+        assert np.array_equal(found.reshape(expected.shape), expected)
+
+
+def test_of_an_animation_the_first_image_is_decoded() -> None:
+    for format in ("PNG", "WEBP"):
+        frames = [PICTURE.rotate(180), PICTURE.rotate(90, expand=False)]
+        content = saved(format, save_all=True, append_images=frames, lossless=True)
+        assert np.array_equal(decode_image(content, "x"), np.asarray(PICTURE))
+
+
+def test_a_transparent_palette_stays_transparent() -> None:
+    content = saved("PNG", "P", transparency=3)
+    assert np.array_equal(decode_image(content, "x"), whole(content))
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_images_are_turned_upright(format: str, value: int) -> None:
+    content = saved(format, exif=exif(value))
+    sizes = []
+    found = decode_image(content, "x", admit=lambda *size: sizes.append(size))
+    assert np.array_equal(found, whole(content))
+    assert sizes == [found.shape[:2]]
+
+
+def test_damaged_exif_data_spoil_no_picture() -> None:
+    data = exif(6).tobytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for size in range(6, len(data)):
+            content = jpeg_with(jpeg_segment(0xE1, data[:size]), 1)
+            assert decode_image(content, "x").shape == (8, 8, 3)
+        for _ in range(2000):
+            spoilt = np.frombuffer(data, np.uint8).copy()
+            spoilt[RNG.integers(6, len(data), 3)] = RNG.integers(0, 256, 3)
+            assert 1 <= orientation(spoilt.tobytes()) <= 8
+            content = png_with(png_chunk(b"eXIf", spoilt.tobytes()[6:]), 1)
+            assert decode_image(content, "x").shape == (8, 8, 1)
+    assert orientation(b"") == orientation(b"MM\0*") == 1
+
+
+def test_scans_are_counted_as_a_decoder_may_see_them() -> None:
+    plain = saved("JPEG")
+    assert jpeg_parts(plain, "x").scans == 1
+    content = saved("JPEG", progressive=True)
+    count = jpeg_parts(content, "x").scans
+    assert count == 10, "as libjpeg writes colours"
+    assert jpeg_parts(with_scans(content, 50), "x").scans == count + 50
+    # libjpeg takes such a marker for two bytes where it expects a restart: it hides nothing.
+    assert jpeg_parts(with_scans(content, 50, b"\xff\x02\xff\xff"), "x").scans >= count + 50
+    # A picture within another's metadata is none.
+    inside = jpeg_with(jpeg_segment(0xE1, content), 1)
+    assert jpeg_parts(inside, "x").scans == 1
+    assert jpeg_parts(plain + content, "x").scans == 1
+
+
+def test_many_scans_of_many_pixels_are_refused() -> None:
+    few, many = with_scans(progressive(1024), 100), with_scans(progressive(1024), 1000)
+    assert decode_image(few, "x").shape == (1024, 1024, 3)
+    with pytest.raises(OversizeError, match="x: 1024x1024 in 1010 scans; save it as PNG"):
+        decode_image(many, "x")
+
+
+def test_metadata_never_reach_the_decoder() -> None:
+    for content in (saved("JPEG", **metadata("JPEG")), saved("PNG", **metadata("PNG"))):
+        parts = (jpeg_parts if content.startswith(JPEG_START) else png_parts)(content, "x")
+        with Image.open(io.BytesIO(parts.content)) as file:
+            assert not {"icc_profile", "exif", "xmp", "comment", "a"} & set(file.info)
+        assert orientation(parts.exif) == 1
+        assert parts.exif
+
+
+def test_too_many_parts_are_refused() -> None:
+    for content in (
+        png_with(png_chunk(b"teSt", b""), MAX_PARTS),
+        jpeg_with(jpeg_segment(0xFE, b""), MAX_PARTS),
+    ):
+        with pytest.raises(DataError, match="x: over 4096 chunks or segments"):
+            decode_image(content, "x")
+
+
+def test_transparency_is_laid_on_white_strip_by_strip_as_at_once() -> None:
+    for channels in (2, 4):
+        image = RNG.integers(0, 256, (STRIP // 700 * 2 + 5, 700, channels), np.uint8)
+        alpha = image[..., -1:].astype(float)
+        exact = (image[..., :-1] * alpha + 255 * (255 - alpha)) / 255
+        assert np.array_equal(on_white(image), np.floor(exact + 127 / 255))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import anyio
@@ -15,6 +16,7 @@ from prometheus_client import Gauge
 from service.telemetry import Tracing
 
 T = TypeVar("T")
+CGROUPS = Path("/sys/fs/cgroup")
 
 
 class Processors:
@@ -63,7 +65,52 @@ class Processors:
 
 
 def count_processors() -> int:
-    """Count the processors that this process may run on."""
+    """Count the processors that this process may use: those it may run on, within its quota."""
     if hasattr(os, "sched_getaffinity"):  # macOS has none
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    quota = cpu_quota()
+    return count if quota is None else min(count, math.ceil(quota))
+
+
+def cpu_quota(own: Path = Path("/proc/self/cgroup"), mount: Path = CGROUPS) -> float | None:
+    """Return the processors' time that the cgroup may use, in seconds a second; None: no quota.
+
+    A container's CPU limit is such a quota: the process sees all processors of the machine, and is
+    halted when its share of a period is used up. Those of the groups around it hold too.
+
+    Args:
+        own: names the groups of the process, as ``/proc/self/cgroup`` does.
+        mount: where cgroups are mounted.
+    """
+    with contextlib.suppress(OSError):  # another system has no such file
+        return min(_quotas(own.read_text(), mount), default=None)
+    return None
+
+
+def _quotas(groups: str, mount: Path) -> Iterator[float]:
+    """Yield the quotas of each of the groups and of those around it; versions 1 and 2."""
+    for line in groups.splitlines():
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        # Version 1 has a hierarchy of its own; with both, that of version 2 lies beside it.
+        places = [mount / "cpu", mount / "cpu,cpuacct"] if controllers else [mount]
+        for place in places:
+            # In a container its own group may be the root of what is mounted: `name` is not there.
+            for folder in (group := place / name.lstrip("/"), *group.parents):
+                yield from _quota(folder)
+                if folder == place:
+                    break
+
+
+def _quota(folder: Path) -> Iterator[float]:
+    """Yield the quota of one group, if it has one."""
+    with contextlib.suppress(OSError, ValueError):  # no such file; or "max", which is no quota
+        quota, period = map(int, (folder / "cpu.max").read_text().split())
+        yield quota / period
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (int((folder / f"cpu.cfs_{n}_us").read_text()) for n in ("quota", "period"))
+        if quota > 0:  # -1 is no quota
+            yield quota / period

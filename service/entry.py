@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+# Uvicorn believes an X-Forwarded-For that comes from this machine; WGAN_PROXIES is our word on it.
+os.environ["FORWARDED_ALLOW_IPS"] = ""
 
 import bentoml
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import anyio
+from prometheus_client import Gauge
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.exchange import GONE, exchange_of
 from service.keys import Keys, Unauthorized
 from service.problems import as_problem, problem, unauthorized
 from service.telemetry import REQUEST_ID, new_id
@@ -26,7 +30,7 @@ MAX_HEADERS = 2**15
 """Bytes of all headers of a request."""
 MAX_HEADER_LINES = 100
 TIMEOUT = 60.0
-"""Seconds from a request's first byte to the first byte of its answer."""
+"""Seconds from a request's head to the first byte of its answer."""
 ANSWER_TIMEOUT = 600.0
 """Seconds from an answer's first byte to its last: clients may read slowly, but not for ever."""
 UNWATCHED = 0.02
@@ -49,10 +53,22 @@ class Load:
     """Requests that are under way in one worker."""
 
     max_in_flight: int = 64
+    gauge: Gauge | None = None
+    """Shows how many are in flight."""
     in_flight: int = 0
-    """Requests that were read and are not yet answered."""
+    """Requests that were read and are not yet answered to the end."""
     buffered: int = 0
     """Bytes of their bodies, and of those that are being read."""
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """Count a request as in flight."""
+        self.in_flight += 1
+        with self.gauge.track_inprogress() if self.gauge else contextlib.nullcontext():
+            try:
+                yield
+            finally:
+                self.in_flight -= 1
 
 
 class Guard:
@@ -64,7 +80,6 @@ class Guard:
     Args:
         app: answers what is let through.
         keys: who may ask.
-        on_answer: called with the status of each answer.
         load: the requests under way; several guards may share it.
     """
 
@@ -72,12 +87,10 @@ class Guard:
         self,
         app: ASGIApp,
         keys: Keys,
-        on_answer: Callable[[int], None] = lambda status: None,
         load: Load | None = None,
     ) -> None:
         self.app = app
         self.keys = keys
-        self.on_answer = on_answer
         self.load = load or Load()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,6 +98,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        exchange = exchange_of(scope)
         answer: Response | None = None
         started = left = False
 
@@ -94,7 +108,6 @@ class Guard:
                 answer = as_problem(message)
                 started = answer is None
                 if started:
-                    self.on_answer(message["status"])
                     if not limit.cancel_called:
                         limit.deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT
                     nosniff = (b"x-content-type-options", b"nosniff")
@@ -116,14 +129,14 @@ class Guard:
                 request_id = REQUEST_ID.get() or new_id()
                 log.exception("request %s failed", request_id)
                 if started:
+                    exchange.status = 500
                     raise
                 answer = problem(500, f"an error of ours; it is logged as {request_id}")
-        if limit.cancelled_caught and left:
-            answer = _gone().answer
-        elif limit.cancelled_caught and not started:
-            answer = problem(504, f"not done within {TIMEOUT:g} seconds")
+        if limit.cancelled_caught:
+            answer = _gone().answer if left else _late(exchange.received is not None)
+            if started:  # what was sent cannot be taken back: the connection is closed
+                exchange.status, answer = answer.status_code, None
         if answer is not None:
-            self.on_answer(answer.status_code)
             await answer(scope, receive, send)
 
     async def _admit(
@@ -140,11 +153,12 @@ class Guard:
         if scope["path"].startswith("/v1/"):
             authorization = headers.get(b"authorization")
             try:
-                scope["key"] = self.keys.authenticate(
+                scope["key"] = key = self.keys.authenticate(
                     None if authorization is None else authorization.decode("latin-1")
                 )
             except Unauthorized as error:
                 raise Refused(unauthorized(str(error))) from None
+            exchange_of(scope).key = key and key.name
         is_limited = scope["path"] not in UNLIMITED
         self._check_in_flight(is_limited)  # before the body, which would be sent for nothing
         length = headers.get(b"content-length", b"")
@@ -163,12 +177,10 @@ class Guard:
 
         try:
             body = await _read(receive, hold)
+            exchange_of(scope).received = time.perf_counter()
             self._check_in_flight(is_limited)  # again: a client may take long to send
-            self.load.in_flight += is_limited
-            try:
+            with self.load.place() if is_limited else contextlib.nullcontext():
                 await _answer(self.app, scope, body, receive, send, leave)
-            finally:
-                self.load.in_flight -= is_limited
         finally:
             self.load.buffered -= held
 
@@ -186,7 +198,15 @@ def _too_large() -> Refused:
 
 
 def _gone() -> Refused:
-    return Refused(Response(status_code=408))  # nobody reads it, but it ends the exchange
+    return Refused(Response(status_code=GONE))  # nobody reads it, but it ends the exchange
+
+
+def _late(received: bool) -> Response:
+    """Build the answer to a request that was not done in time, by the fault of ours or theirs."""
+    if received:
+        return problem(504, f"not done within {TIMEOUT:g} seconds")
+    detail = f"the body did not come within {TIMEOUT:g} seconds"
+    return problem(408, detail, {"Connection": "close"})
 
 
 async def _read(receive: Receive, hold: Callable[[int], None]) -> bytes:

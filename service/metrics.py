@@ -18,6 +18,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from service.exchange import GONE, Exchange
+
 Array = np.ndarray
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 OUTCOMES = ("swapped", "cached", "refused", "missing", "unreachable")
@@ -27,11 +29,12 @@ REASONS = {
     403: "scope",
     404: "unknown_path",
     405: "method",
-    408: "gone",
+    408: "slow",
     413: "too_large",
     431: "too_large",
     415: "undecodable",
     422: "content",
+    GONE: "gone",
     503: "busy",
     504: "timeout",
 }
@@ -61,12 +64,17 @@ class Metrics:
         ) -> Histogram:
             return Histogram(name, description, [label], buckets=buckets, registry=self._registry)
 
-        self.requests = counter("wgan_requests", "Requests answered.", "endpoint", "status")
+        self.requests = counter(
+            "wgan_requests",
+            "Requests, by the status that the client saw; 499: it left before the end.",
+            "endpoint",
+            "status",
+        )
         self.duration = histogram(
             "wgan_request_duration_seconds",
             "Time from a request's whole body to its whole answer.",
             "endpoint",
-            (*SECONDS[1:], 10.0),
+            (*SECONDS[1:], 10.0, 30.0, 60.0, 300.0),  # a stream takes as long as its client reads
         )
         self.rejections = counter(
             "wgan_rejections", "Requests that were refused, by reason.", "reason"
@@ -130,9 +138,16 @@ class Metrics:
         """Count the outcome of an attempt to serve another version."""
         self.reloads.labels(role, outcome).inc()
 
-    def count_rejection(self, status: int, has_model: bool) -> None:
+    def count_request(self, endpoint: str, exchange: Exchange) -> None:
+        """Count a request that has ended, and time it if its body was read."""
+        self.requests.labels(endpoint, exchange.status or 503).inc()  # none: we were stopped
+        if exchange.received is not None:
+            seconds = time.perf_counter() - exchange.received
+            self.duration.labels(endpoint).observe(seconds)
+
+    def count_rejection(self, status: int | None, has_model: bool) -> None:
         """Count an answer's status if it is a refusal."""
-        reason = REASONS.get(status)
+        reason = REASONS.get(status or 0)
         if reason:
             self.rejections.labels(NO_MODEL if status == 503 and not has_model else reason).inc()
 

@@ -121,6 +121,14 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="requests that one process answers at the same time; more are refused (503)",
     )
+    proxies: int = Field(
+        0,
+        alias="WGAN_PROXIES",
+        ge=0,
+        le=16,
+        description="proxies that every request comes through; with any, a client's address is "
+        "read from the `X-Forwarded-For` to which each of them adds",
+    )
     # Absolute, because the workers run in another folder.
     api_keys_file: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
         None,

@@ -222,8 +222,8 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"max by (role, place, quantile) (wgan_critic_gradient_norm{{{JOB}}})",
-                    "{{place}} {{quantile}}, {{role}}",
+                    f"max by (role, place, level) (wgan_critic_gradient_norm{{{JOB}}})",
+                    "{{place}} {{level}}, {{role}}",
                 )
             ],
         ),

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.connections import Connections
 from service.drift import Windows
 from service.endpoint import Context, Endpoint
 from service.endpoints import ENDPOINTS
@@ -32,6 +33,7 @@ from service.problems import EXPECTED, on_error
 from service.processors import Processors
 from service.scoring import ScoreBatcher, compare
 from service.settings import Settings
+from service.shares import Rate
 from service.telemetry import QUIET, RequestMiddleware, Tracing
 
 FIRST_MODEL_SECONDS = 60.0
@@ -52,6 +54,7 @@ def create_app(settings: Settings) -> App:
         metrics=metrics,
         tracing=tracing,
         processors=processors,
+        sample_rate=Rate(settings.samples_per_second),
         batcher=ScoreBatcher(
             lambda is_done, work: processors.run_unless(is_done, "scores", work),
             functools.partial(compare, metrics, windows),
@@ -66,7 +69,9 @@ class App:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.settings = context.settings
-        self._load = Load(context.settings.max_in_flight, context.metrics.in_flight)
+        settings, metrics = context.settings, context.metrics
+        self.connections = Connections(metrics.connections, metrics.connections_closed)
+        self._load = Load(settings.max_in_flight, settings.requests_per_second, metrics.in_flight)
         self._handlers = {
             (endpoint.method, endpoint.path): self._handled(endpoint)
             for endpoint in ENDPOINTS
@@ -105,7 +110,7 @@ class App:
         if path in self._counted_paths:
             metrics.count_request(path, exchange)
         if path not in QUIET:
-            metrics.count_rejection(exchange.status, self.context.holder.served is not None)
+            metrics.count_rejection(exchange, self.context.holder.served is not None)
 
     def direct(self) -> dict[tuple[str, str], ASGIApp]:
         """Applications by method and path, layers included, that need no router.

@@ -23,7 +23,7 @@ telemetry.log_as_json()
 if settings.metrics_folder:
     metrics.cache_process_id()
 app = create_app(settings)
-protocol.install(app.direct())
+protocol.install(app.direct(), app.connections)
 
 
 # BentoML's own request metrics label each raw path, so every unknown path would add a series.

@@ -27,6 +27,15 @@ class Exchange:
     """As the client saw it: of a stream that was cut off, why it was."""
     version: str | None = None
     """Of the model that answered."""
+    reason: str | None = None
+    """Why it was refused, where the status alone does not say."""
+    is_too_slow: bool = False
+    """True if its connection was closed because the client read too slowly."""
+
+    @property
+    def caller(self) -> str:
+        """Who shares places and rates as one: a key, or else a network that one client may own."""
+        return f"key {self.key}" if self.key else network(self.client)
 
 
 def exchange_of(scope: Scope) -> Exchange:
@@ -34,6 +43,13 @@ def exchange_of(scope: Scope) -> Exchange:
     found = scope.setdefault(NAME, Exchange())
     assert isinstance(found, Exchange)
     return found
+
+
+def network(address: str) -> str:
+    """Return the first 64 bits of an IPv6 address, which one client owns; others as they are."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
 
 
 def client_address(scope: Scope, proxies: int) -> str:

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from service import connections
 from service.exchange import GONE, Exchange
 
 Array = np.ndarray
@@ -34,12 +35,15 @@ REASONS = {
     431: "too_large",
     415: "undecodable",
     422: "content",
+    429: "rate",
     GONE: "gone",
     503: "busy",
     504: "timeout",
 }
-"""Reasons of rejections by status; a 503 without a model is ``no_model``."""
+"""Reasons of rejections by status; a 503 without a model is `NO_MODEL`."""
 NO_MODEL = "no_model"
+SHARE = "share"
+"""Reason of a 429 to a caller that has more requests under way than is fair."""
 
 
 class Metrics:
@@ -110,6 +114,13 @@ class Metrics:
         self.in_flight = gauge(
             "wgan_requests_in_flight", "Requests being answered, waiting ones included."
         )
+        self.connections = gauge("wgan_connections", "Connections that are open.")
+        self.connections_closed = counter(
+            "wgan_connections_closed",
+            "Connections closed: no_request (no whole head came in time), slow_reader, crowded "
+            "(too many were open).",
+            "reason",
+        )
         self.workers = gauge("wgan_workers", "Workers alive.")
         self.worker_starts = counter(
             "wgan_worker_starts",
@@ -123,8 +134,10 @@ class Metrics:
             "role",
             "outcome",
         )
-        for reason in (*REASONS.values(), NO_MODEL):
+        for reason in (*REASONS.values(), SHARE, NO_MODEL):
             self.rejections.labels(reason)  # shown from the start, at 0
+        for reason in connections.REASONS:
+            self.connections_closed.labels(reason)
 
     def count_start(self, roles: Iterable[str]) -> None:
         """Count this worker, and show each model's outcomes from the start, at 0."""
@@ -145,11 +158,12 @@ class Metrics:
             seconds = time.perf_counter() - exchange.received
             self.duration.labels(endpoint).observe(seconds)
 
-    def count_rejection(self, status: int | None, has_model: bool) -> None:
-        """Count an answer's status if it is a refusal."""
-        reason = REASONS.get(status or 0)
+    def count_rejection(self, exchange: Exchange, has_model: bool) -> None:
+        """Count a request if it was refused."""
+        reason = exchange.reason or REASONS.get(exchange.status or 0)
         if reason:
-            self.rejections.labels(NO_MODEL if status == 503 and not has_model else reason).inc()
+            is_without = exchange.status == 503 and not has_model
+            self.rejections.labels(NO_MODEL if is_without else reason).inc()
 
     def count_scores(self, role: str, scores: Array, percentiles: Array) -> None:
         """Count scores ``(N,)`` and their percentiles ``(N,)``."""

@@ -119,7 +119,23 @@ class Settings(BaseSettings):
         alias="WGAN_MAX_IN_FLIGHT",
         ge=1,
         le=1_000_000,
-        description="requests that one process answers at the same time; more are refused (503)",
+        description="requests that one process answers at the same time; more are refused: see "
+        "[service.md](service.md#limits)",
+    )
+    requests_per_second: float = Field(
+        0.0,
+        alias="WGAN_REQUESTS_PER_SECOND",
+        ge=0,
+        le=1_000_000,
+        description="requests below `/v1` that one process takes from one key (without keys: from "
+        "one address) in a second, on average; more are refused (429). 0: any number",
+    )
+    samples_per_second: float = Field(
+        0.0,
+        alias="WGAN_SAMPLES_PER_SECOND",
+        ge=0,
+        le=1_000_000_000,
+        description="the same of samples that are asked for",
     )
     proxies: int = Field(
         0,

@@ -17,7 +17,7 @@ from typing import Any
 from opentelemetry import propagate, trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.exchange import NAME, Exchange, client_address
+from service.exchange import Exchange, client_address, exchange_of
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request that is being answered."""
@@ -169,7 +169,8 @@ class RequestMiddleware:
         request_id = sent_id if ACCEPTED_ID.fullmatch(sent_id) else new_id()
         token = REQUEST_ID.set(request_id)
         began = time.perf_counter()
-        scope[NAME] = exchange = Exchange(client_address(scope, self.proxies))
+        exchange = exchange_of(scope)
+        exchange.client = client_address(scope, self.proxies)
 
         async def add_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -80,7 +80,8 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
         ),
         (
             "Refused",
-            "By reason. busy and no_model are caused by the service, the others by the client.",
+            "By reason. busy and no_model are caused by the service, share and rate by a caller's "
+            "bounds, the others by the client.",
             "reqps",
             [
                 (

@@ -63,7 +63,7 @@ ENDPOINT = Endpoint(
         "parameters": [ROLE_PARAMETER],
         "responses": {
             **json_answer("The comparison.", ref(Drift)),
-            **errors(400, 401, 404, 413, 422, 431, 503, 504),
+            **errors(400, 401, 404, 408, 413, 422, 429, 431, 503, 504),
         },
     },
     schemas=(Drift,),

@@ -18,6 +18,7 @@ from service.exchange import GONE, Exchange, exchange_of
 from service.keys import Keys, Unauthorized
 from service.metrics import SHARE
 from service.problems import as_problem, problem, too_often, unauthorized
+from service.processors import CALLER
 from service.shares import Rate, Shares
 from service.telemetry import REQUEST_ID, new_id
 
@@ -201,6 +202,7 @@ class Guard:
                 await _answer(self.app, scope, body, receive, send, leave)
                 return
             _check(self.load.places, exchange)  # again: a client may take long to send
+            CALLER.set(caller)
             with self.load.place(caller):
                 await _answer(self.app, scope, body, receive, send, leave)
         finally:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import os
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,8 +23,58 @@ T = TypeVar("T")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
+CALLER: ContextVar[str] = ContextVar("caller", default="")
+"""Who asked for the request that is being answered."""
+
+
+class Turns:
+    """Processors that are handed from caller to caller, so that each gets as many turns.
+
+    In the order of requests, one that comes after a crowd of one caller's waits for all of them.
+
+    Args:
+        count: how many there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        """By caller, in the order of their next turns."""
+
+    @property
+    def must_wait(self) -> bool:
+        """True if no processor is free."""
+        return self._free == 0
+
+    async def acquire(self) -> None:
+        """Take a processor; wait for it if none is free."""
+        if self._free:
+            self._free -= 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(CALLER.get(), deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():  # it came just then: the next one's
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Hand a processor to the next caller that waits."""
+        while self._waiting:
+            caller, turns = self._waiting.popitem(last=False)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[caller] = turns  # behind the others
+            if not turn.done():  # its request may have been given up
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
 class Processors:
-    """Lets requests take turns at the processors; the event loop stays free for probes.
+    """Lets callers take turns at the processors; the event loop stays free for probes.
 
     Args:
         tracing: makes a span of each piece of work.
@@ -28,7 +82,7 @@ class Processors:
     """
 
     def __init__(self, tracing: Tracing, waiting: Gauge) -> None:
-        self.limiter = anyio.CapacityLimiter(count_processors())
+        self._turns = Turns(count_processors())
         self._threads = anyio.CapacityLimiter(math.inf)  # whoever has a processor gets a thread
         self._tracing = tracing
         self._waiting = waiting
@@ -49,15 +103,12 @@ class Processors:
     @contextlib.asynccontextmanager
     async def _processor(self) -> AsyncIterator[None]:
         """Hold a processor; wait for it if none is free."""
-        try:
-            self.limiter.acquire_nowait()
-        except anyio.WouldBlock:
-            with self._waiting.track_inprogress():
-                await self.limiter.acquire()
+        with self._waiting.track_inprogress() if self._turns.must_wait else nullcontext():
+            await self._turns.acquire()
         try:
             yield
         finally:
-            self.limiter.release()
+            self._turns.release()
 
     async def _in_thread(self, name: str, work: Callable[[], T]) -> T:
         with self._tracing.span(name):

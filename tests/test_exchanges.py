@@ -133,7 +133,9 @@ def test_a_stream_is_in_flight_until_its_end_and_takes_as_long(server: Server) -
 
 def test_refusals_are_counted_as_the_client_sees_them(server: Server) -> None:
     before, scores = counted(server), counted(server, "/v1/scores")
-    crowd = [ask(server, f"crowd-{n}", **LARGE) for n in range(PLACES)]
+    keys = ["all"] * 3 + ["sampler"]  # one caller alone cannot take all places
+    assert len(keys) == PLACES
+    crowd = [ask(server, f"crowd-{n}", key, **LARGE) for n, key in enumerate(keys)]
     try:
         for connection in crowd:
             assert connection.recv(12) == b"HTTP/1.1 200"

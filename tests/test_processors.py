@@ -1,7 +1,10 @@
-"""The number of processors follows the cgroup's quota, in files of both versions and for real."""
+"""Processors: their number follows the cgroup's quota, and callers take turns at them."""
 
+import asyncio
+import contextlib
 import math
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.processors import CGROUPS, count_processors, cpu_quota
+from service.processors import CALLER, CGROUPS, Turns, count_processors, cpu_quota
 
 REAL = CGROUPS / "cpu/wgan-test"
 
@@ -77,3 +80,56 @@ def test_without_a_quota_all_processors_count() -> None:
         assert count_processors() == len(os.sched_getaffinity(0))
     else:
         assert count_processors() <= math.ceil(quota)
+
+
+def test_callers_take_turns() -> None:
+    """A crowd of one caller's comes first, and makes nobody else wait for more than one of it."""
+
+    async def order() -> list[str]:
+        turns, done = Turns(1), []
+
+        async def work(caller: str) -> None:
+            CALLER.set(caller)
+            await turns.acquire()
+            done.append(caller)
+            await asyncio.sleep(0)
+            turns.release()
+
+        await asyncio.gather(*map(asyncio.create_task, map(work, "aaaaaaaaaabbc")))
+        return done
+
+    assert "".join(asyncio.run(order())) == "aabcabaaaaaaa"
+
+
+def test_no_processor_is_lost_or_given_twice() -> None:
+    async def run() -> None:
+        rng, turns, held = random.Random(0), Turns(3), 0
+
+        async def work(number: int) -> None:
+            nonlocal held
+            CALLER.set(str(number % 5))
+            await turns.acquire()
+            held += 1
+            assert held <= 3
+            try:
+                await asyncio.sleep(0.0005 * rng.random())
+            finally:
+                held -= 1
+                turns.release()
+
+        tasks = []
+        for number in range(500):
+            tasks.append(asyncio.create_task(work(number)))
+            if rng.random() < 0.5:
+                await asyncio.sleep(0)
+            tasks[rng.randrange(len(tasks))].cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        assert not held
+        for _ in range(3):
+            assert not turns.must_wait
+            await turns.acquire()
+        assert turns.must_wait
+
+    asyncio.run(run())

@@ -24,7 +24,7 @@ TICK = 1.0
 """Seconds between looks at all connections."""
 LOG_SECONDS = 60.0
 """Seconds between two lines that say the same."""
-REASONS = ("no_request", "slow_reader", "crowded")
+REASONS = ("no_request", "not_http", "slow_reader", "crowded")
 log = logging.getLogger("wgan.service")
 
 
@@ -62,7 +62,10 @@ class Connections:
     """
 
     def __init__(self, gauge: prometheus_client.Gauge, closed: prometheus_client.Counter) -> None:
-        self.limit = min(MAX_CONNECTIONS, int(SHARE_OF_FILES * _max_files()))
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if files == resource.RLIM_INFINITY:  # it is -1
+            files = 2 * MAX_CONNECTIONS
+        self.limit = min(MAX_CONNECTIONS, int(SHARE_OF_FILES * files))
         self._open: set[Connection] = set()
         self._reading: dict[Connection, tuple[float, int]] = {}
         """Since when a client's reading is measured, and what it had yet to take then."""
@@ -86,6 +89,10 @@ class Connections:
         """Forget a connection that is closed."""
         self._open.discard(connection)
         self._reading.pop(connection, None)
+
+    def count(self, reason: str) -> None:
+        """Count a connection that is closed."""
+        self._closed.labels(reason).inc()
 
     def has_read(self, connection: Connection) -> None:
         """Note that a client has taken enough for the next piece of its answer."""
@@ -112,6 +119,7 @@ class Connections:
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
+        self._ticking = loop.call_later(TICK, self._tick)  # first: an error must not end the watch
         now = loop.time()
         for connection in list(self._open):
             if connection.awaits_head and now - connection.since > HEAD_SECONDS:
@@ -119,7 +127,6 @@ class Connections:
             else:
                 self._check_reading(connection, now)
         self._gauge.set(len(self._open))
-        self._ticking = loop.call_later(TICK, self._tick)
 
     def _check_reading(self, connection: Connection, now: float) -> None:
         """Close a connection whose client reads more slowly than the least rate."""
@@ -136,9 +143,5 @@ class Connections:
 
     def _give_up(self, connection: Connection, reason: str) -> None:
         self.remove(connection)
-        self._closed.labels(reason).inc()
+        self.count(reason)
         connection.give_up(reason)
-
-
-def _max_files() -> int:
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -87,7 +87,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.unparsed += len(data)
         super().data_received(data)
         if self.unparsed > 2 * MAX_HEADERS and not self.transport.is_closing():
-            self.refuse(400, f"the headers are over {MAX_HEADERS} bytes")
+            self.send_400_response(f"the headers are over {MAX_HEADERS} bytes")
 
     def on_headers_complete(self) -> None:
         """Note that a head is whole."""
@@ -111,7 +111,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP."""
+        """Answer what is not HTTP, or has a head without end."""
+        self.watch.count("not_http")
         self.refuse(400, msg)
 
     def refuse(self, status: int, detail: str) -> None:
@@ -136,7 +137,7 @@ class BoundedProtocol(HttpToolsProtocol):
 def _sent_but_not_taken(transport: asyncio.Transport) -> int:
     """Return the bytes that the kernel has yet to see acknowledged; 0 where it does not tell."""
     size = array.array("i", [0])
-    with contextlib.suppress(OSError):  # it is closed, or no such question can be asked
+    with contextlib.suppress(OSError, ValueError):  # it is closed, or cannot be asked this
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, size)
     return size[0]
 

@@ -9,10 +9,18 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client import Counter, Gauge
 from starlette.responses import Response
 from starlette.types import Message
 
-from service.connections import HEAD_SECONDS, LEAST_RATE, READ_SECONDS, SHARE_OF_FILES
+from service.connections import (
+    HEAD_SECONDS,
+    LEAST_RATE,
+    MAX_CONNECTIONS,
+    READ_SECONDS,
+    SHARE_OF_FILES,
+    Connections,
+)
 from service.keys import Keys
 from service.limits import Guard
 from tests.attacks import raw
@@ -95,6 +103,8 @@ def test_clients_that_dawdle_lose_their_connections_and_others_do_not(
     refused = connect(
         opened, server, raw("PUT /v1/model HTTP/1.1\nHost: x\nContent-Length: 99999999")
     )
+    nonsense = connect(opened, server, b"\x16\x03\x01\r\n\r\n")
+    assert rest(nonsense).startswith(b"HTTP/1.1 400")
     stuck, steady = (connect(opened, server, samples(name)) for name in ("stuck", "steady"))
     taken = 0
     while time.monotonic() - began < READ_SECONDS + HEAD_SECONDS:
@@ -118,6 +128,7 @@ def test_clients_that_dawdle_lose_their_connections_and_others_do_not(
     after = closed(server)
     assert after["no_request"] - before["no_request"] == 4
     assert after["slow_reader"] - before["slow_reader"] == 1
+    assert after["not_http"] - before["not_http"] == 1
     steady.settimeout(1)
     assert steady.recv(1), "a client that reads slowly, but above the least rate, is left alone"
 
@@ -152,6 +163,18 @@ def test_a_crowd_of_connections_shuts_nobody_out(
     assert json.loads(lines[0])["message"].endswith(
         f"{LIMIT + 1} of them from 127.0.0.1: those that wait longest for their clients are closed"
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [(256, 192), (1024, 768), (10**6, MAX_CONNECTIONS), (resource.RLIM_INFINITY, MAX_CONNECTIONS)],
+)
+def test_the_limit_leaves_files_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch, files: int, limit: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (files, files))
+    gauge, closed = Gauge("a", "b", registry=None), Counter("c", "d", registry=None)
+    assert Connections(gauge, closed).limit == limit
 
 
 def test_a_whole_answer_keeps_its_place_until_the_client_takes_it() -> None:

@@ -74,7 +74,7 @@ def asked(step: dict[str, Any], serve: dict[str, Any], quality: dict[str, Any]) 
         ),
         ("p99 over p50 at 70% of saturation", tail["p99_over_p50"], 3.0, False),
         ("throughput kept at twice saturation", beyond["throughput_kept"], 0.8, True),
-        ("503 without Retry-After", beyond["without_retry_after"], 0, False),
+        ("refusals without Retry-After", beyond["without_retry_after"], 0, False),
         *(
             (
                 f"time to quality, {task}: {label}, over ours"
@@ -210,7 +210,7 @@ of a bare Starlette application that does the same. At
 {tail["arrivals_of_saturation"]:.0%} of saturation, at a constant arrival rate, p99 is
 {tail["p99_over_p50"]:.2f} times p50 ({tail["answers"]} answers, {tail["refused"]} refused). At
 {beyond["arrivals_of_saturation"]:.1f} times saturation {beyond["throughput_kept"]:.0%} of the
-throughput stays; {beyond["answered_503"]} requests were answered with 503,
+throughput stays; {beyond["refused"]} requests were refused,
 {beyond["without_retry_after"]} of them without Retry-After.
 
 {table(["server", "processor seconds until its first answer", "resident MB"], usage)}

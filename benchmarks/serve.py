@@ -65,6 +65,8 @@ PIN = ["taskset", "-c", str(SERVER_CORE)]
 LITSERVE = ["litserve==0.2.19", "pyzmq==27.1.0"]
 START_SECONDS = 180.0
 SAMPLES = "/v1/samples"
+REFUSED = (429, 503)
+"""One caller has as many requests under way as it may have; or all together have."""
 
 
 class Load:
@@ -97,16 +99,20 @@ class Answers:
         """Seconds from when a request was due until its answer, for answers with 200."""
         self.statuses: Counter[int] = Counter()
         self.without_retry = 0
-        """Answers with 503 that do not say when to try again."""
+        """Refusals that do not say when to try again."""
 
     def add(self, answer: http.client.HTTPResponse, content: bytes, wait: float) -> None:
         self.statuses[answer.status] += 1
         if answer.status == 200:
             self.waits.append(wait)
-        elif answer.status == 503 and not answer.getheader("retry-after"):
-            self.without_retry += 1
-        elif answer.status != 503:
+        elif answer.status not in REFUSED:
             raise RuntimeError(f"{answer.status}: {content[:300]!r}")
+        elif not answer.getheader("retry-after"):
+            self.without_retry += 1
+
+    @property
+    def refused(self) -> int:
+        return sum(self.statuses[status] for status in REFUSED)
 
     @property
     def rate(self) -> float:
@@ -344,12 +350,12 @@ def measure(seconds: float, rounds: int) -> dict[str, Any]:
                 "arrivals_of_saturation": SHARE,
                 "p99_over_p50": float(p99 / p50),
                 "answers": len(tail.waits),
-                "refused": tail.statuses[503],
+                "refused": tail.refused,
             },
             "beyond_saturation": {
                 "arrivals_of_saturation": BEYOND,
                 "throughput_kept": beyond.rate / saturated,
-                "answered_503": beyond.statuses[503],
+                "refused": beyond.refused,
                 "without_retry_after": beyond.without_retry,
             },
             "start_cpu_seconds": start,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import signal
-import time
 from collections.abc import Awaitable, Callable
 from types import FrameType
 
@@ -21,9 +20,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.connections import Connections
 from service.drift import Windows
 from service.endpoint import Context, Endpoint
 from service.endpoints import ENDPOINTS
+from service.exchange import Exchange
 from service.holder import ModelHolder
 from service.keys import Keys, allow
 from service.limits import Guard, Load
@@ -32,6 +33,7 @@ from service.problems import EXPECTED, on_error
 from service.processors import Processors
 from service.scoring import ScoreBatcher, compare
 from service.settings import Settings
+from service.shares import Rate
 from service.telemetry import QUIET, RequestMiddleware, Tracing
 
 FIRST_MODEL_SECONDS = 60.0
@@ -52,6 +54,7 @@ def create_app(settings: Settings) -> App:
         metrics=metrics,
         tracing=tracing,
         processors=processors,
+        sample_rate=Rate(settings.samples_per_second),
         batcher=ScoreBatcher(
             lambda is_done, work: processors.run_unless(is_done, "scores", work),
             functools.partial(compare, metrics, windows),
@@ -66,16 +69,18 @@ class App:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.settings = context.settings
-        self._load = Load(context.settings.max_in_flight)
-        self._counted_handlers = {
-            (endpoint.method, endpoint.path): self._counted(endpoint)
+        settings, metrics = context.settings, context.metrics
+        self.connections = Connections(metrics.connections, metrics.connections_closed)
+        self._load = Load(settings.max_in_flight, settings.requests_per_second, metrics.in_flight)
+        self._handlers = {
+            (endpoint.method, endpoint.path): self._handled(endpoint)
             for endpoint in ENDPOINTS
             if endpoint.is_counted
         }
         routes = [
             Route(
                 endpoint.path,
-                self._counted_handlers.get((endpoint.method, endpoint.path))
+                self._handlers.get((endpoint.method, endpoint.path))
                 or functools.partial(endpoint.handle, context),
                 methods=[endpoint.method],
             )
@@ -84,24 +89,35 @@ class App:
         self.routes = Starlette(routes=routes, exception_handlers=dict.fromkeys(EXPECTED, on_error))
         self.routes.router.redirect_slashes = False  # only the exact path is known
         self._paths = QUIET | {endpoint.path for endpoint in ENDPOINTS}
+        self._counted_paths = {path for _, path in self._handlers}
 
     def surround(self, app: ASGIApp) -> ASGIApp:
         """Put our layers around an application: request ids, logs and traces; bounds and keys."""
-        holder, metrics = self.context.holder, self.context.metrics
+        context = self.context
+        guard = Guard(app, context.keys, self._load)
+        return RequestMiddleware(
+            guard,
+            context.tracing,
+            self._paths,
+            lambda: context.holder.is_leaving,
+            self.settings.proxies,
+            self._count,
+        )
 
-        def count(status: int) -> None:
-            metrics.count_rejection(status, has_model=holder.served is not None)
-
-        guard = Guard(app, self.context.keys, count, self._load)
-        tracing = self.context.tracing
-        return RequestMiddleware(guard, tracing, self._paths, lambda: holder.is_leaving)
+    def _count(self, path: str, exchange: Exchange) -> None:
+        """Count a request that has ended; probes are none of our clients'."""
+        metrics = self.context.metrics
+        if path in self._counted_paths:
+            metrics.count_request(path, exchange)
+        if path not in QUIET:
+            metrics.count_rejection(exchange, self.context.holder.served is not None)
 
     def direct(self) -> dict[tuple[str, str], ASGIApp]:
         """Applications by method and path, layers included, that need no router.
 
         BentoML's layers and two routers cost as much time as a small answer.
         """
-        return dict.fromkeys(self._counted_handlers, self.surround(self._answer_directly))
+        return dict.fromkeys(self._handlers, self.surround(self._answer_directly))
 
     async def start(self) -> None:
         """Begin to load the models; probes answer meanwhile."""
@@ -120,32 +136,23 @@ class App:
         holder = self.context.holder
         return holder.served is not None and not holder.is_leaving
 
-    def _counted(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-        """Answer requests to an endpoint, errors too; count and time them."""
-        context, metrics = self.context, self.context.metrics
+    def _handled(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        """Answer requests to an endpoint, errors too."""
+        context = self.context
 
         async def answer(request: Request) -> Response:
-            started = time.perf_counter()
-            status = 500
             try:
-                try:
-                    with metrics.in_flight.track_inprogress():
-                        if endpoint.scope is not None:
-                            allow(request.scope.get("key"), endpoint.scope)
-                        response = await endpoint.handle(context, request)
-                except EXPECTED as error:
-                    response = await on_error(request, error)
-                status = response.status_code
-                return response
-            finally:
-                metrics.requests.labels(endpoint.path, status).inc()
-                metrics.duration.labels(endpoint.path).observe(time.perf_counter() - started)
+                if endpoint.scope is not None:
+                    allow(request.scope.get("key"), endpoint.scope)
+                return await endpoint.handle(context, request)
+            except EXPECTED as error:
+                return await on_error(request, error)
 
         return answer
 
     async def _answer_directly(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self.routes  # without it, Starlette raises errors of other types
-        handle = self._counted_handlers[scope["method"], scope["path"]]
+        handle = self._handlers[scope["method"], scope["path"]]
         response = await handle(Request(scope, receive, send))
         await response(scope, receive, send)
 

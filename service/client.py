@@ -80,6 +80,10 @@ class BusyError(ServiceError):
     """503: no model is ready, or too many requests are under way; try again."""
 
 
+class LimitError(BusyError):
+    """429: you ask for more at once, or in a second, than is yours; try again."""
+
+
 class TooSlowError(ServiceError):
     """504: not done in time."""
 
@@ -96,6 +100,7 @@ ERRORS: dict[int, type[ServiceError]] = {
     413: TooLargeError,
     415: UndecodableError,
     422: UnsuitableError,
+    429: LimitError,
     503: BusyError,
     504: TooSlowError,
 }

@@ -18,15 +18,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.drift import Windows
+from service.exchange import exchange_of
 from service.holder import ROLES, ModelHolder
 from service.keys import Keys
 from service.limits import SMALL_BODY
 from service.metrics import Metrics
-from service.problems import BadRequest, describe
+from service.problems import BadRequest, TooOften, describe
 from service.processors import Processors
 from service.scoring import ScoreBatcher, ScoreResult
 from service.served import Served
 from service.settings import Settings
+from service.shares import Rate
 from service.telemetry import Tracing
 
 M = TypeVar("M", bound=BaseModel)
@@ -49,6 +51,7 @@ class Context:
     metrics: Metrics
     tracing: Tracing
     processors: Processors
+    sample_rate: Rate
     batcher: ScoreBatcher[ScoreResult]
     one_large: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
     """Held while a body is read that takes much memory: one at a time."""
@@ -134,6 +137,18 @@ def _without_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+def spend_samples(context: Context, request: Request, count: int) -> None:
+    """Count samples that a request asks for.
+
+    Raises:
+        TooOften: its caller has used its rate.
+    """
+    rate, caller = context.sample_rate, exchange_of(request.scope).caller
+    if wait := rate.wait(caller):
+        raise TooOften("samples", rate.per_second, wait)
+    rate.spend(caller, count)
 
 
 def content_type(request: Request) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+# Uvicorn believes an X-Forwarded-For that comes from this machine; WGAN_PROXIES is our word on it.
+os.environ["FORWARDED_ALLOW_IPS"] = ""
 
 import bentoml
 
@@ -21,7 +23,7 @@ telemetry.log_as_json()
 if settings.metrics_folder:
     metrics.cache_process_id()
 app = create_app(settings)
-protocol.install(app.direct())
+protocol.install(app.direct(), app.connections)
 
 
 # BentoML's own request metrics label each raw path, so every unknown path would add a series.

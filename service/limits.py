@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
 
 import anyio
+from prometheus_client import Gauge
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
+from service.exchange import GONE, Exchange, exchange_of
 from service.keys import Keys, Unauthorized
-from service.problems import as_problem, problem, unauthorized
+from service.metrics import SHARE
+from service.problems import as_problem, problem, too_often, unauthorized
+from service.processors import CALLER
+from service.shares import Rate, Shares
 from service.telemetry import REQUEST_ID, new_id
 
 MAX_BODY = 16 * 2**20
@@ -26,7 +33,7 @@ MAX_HEADERS = 2**15
 """Bytes of all headers of a request."""
 MAX_HEADER_LINES = 100
 TIMEOUT = 60.0
-"""Seconds from a request's first byte to the first byte of its answer."""
+"""Seconds from a request's head to the first byte of its answer."""
 ANSWER_TIMEOUT = 600.0
 """Seconds from an answer's first byte to its last: clients may read slowly, but not for ever."""
 UNWATCHED = 0.02
@@ -44,15 +51,37 @@ class Refused(Exception):
         self.answer = answer
 
 
-@dataclass
 class Load:
-    """Requests that are under way in one worker."""
+    """Requests that are under way in one worker, and who asked for them.
 
-    max_in_flight: int = 64
-    in_flight: int = 0
-    """Requests that were read and are not yet answered."""
-    buffered: int = 0
-    """Bytes of their bodies, and of those that are being read."""
+    Args:
+        max_in_flight: requests that are answered at the same time.
+        requests_per_second: of one caller, to what lies below /v1; 0: no bound.
+        gauge: shows how many are in flight.
+    """
+
+    def __init__(
+        self,
+        max_in_flight: int = 64,
+        requests_per_second: float = 0,
+        gauge: Gauge | None = None,
+    ) -> None:
+        self.places = Shares(max_in_flight)
+        """Of requests that were read and are not yet answered to the end."""
+        self.buffer = Shares(MAX_BUFFERED)
+        """Bytes of their bodies, and of those that are being read."""
+        self.rate = Rate(requests_per_second)
+        self.gauge = gauge
+
+    @contextlib.contextmanager
+    def place(self, caller: str) -> Iterator[None]:
+        """Hold a place."""
+        self.places.take(caller)
+        with self.gauge.track_inprogress() if self.gauge else contextlib.nullcontext():
+            try:
+                yield
+            finally:
+                self.places.give_back(caller)
 
 
 class Guard:
@@ -64,7 +93,6 @@ class Guard:
     Args:
         app: answers what is let through.
         keys: who may ask.
-        on_answer: called with the status of each answer.
         load: the requests under way; several guards may share it.
     """
 
@@ -72,12 +100,10 @@ class Guard:
         self,
         app: ASGIApp,
         keys: Keys,
-        on_answer: Callable[[int], None] = lambda status: None,
         load: Load | None = None,
     ) -> None:
         self.app = app
         self.keys = keys
-        self.on_answer = on_answer
         self.load = load or Load()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,6 +111,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        exchange = exchange_of(scope)
         answer: Response | None = None
         started = left = False
 
@@ -94,7 +121,6 @@ class Guard:
                 answer = as_problem(message)
                 started = answer is None
                 if started:
-                    self.on_answer(message["status"])
                     if not limit.cancel_called:
                         limit.deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT
                     nosniff = (b"x-content-type-options", b"nosniff")
@@ -116,20 +142,21 @@ class Guard:
                 request_id = REQUEST_ID.get() or new_id()
                 log.exception("request %s failed", request_id)
                 if started:
+                    exchange.status = 500
                     raise
                 answer = problem(500, f"an error of ours; it is logged as {request_id}")
-        if limit.cancelled_caught and left:
-            answer = _gone().answer
-        elif limit.cancelled_caught and not started:
-            answer = problem(504, f"not done within {TIMEOUT:g} seconds")
+        if limit.cancelled_caught:
+            answer = _gone(exchange) if left else _late(exchange)
+            if started:  # what was sent cannot be taken back: the connection is closed
+                exchange.status, answer = answer.status_code, None
         if answer is not None:
-            self.on_answer(answer.status_code)
             await answer(scope, receive, send)
 
     async def _admit(
         self, scope: Scope, receive: Receive, send: Send, leave: Callable[[], None]
     ) -> None:
         """Serve a request that keeps the bounds, and has a key where it needs one."""
+        exchange = exchange_of(scope)
         headers = dict(scope["headers"])
         size = sum(len(name) + len(value) for name, value in scope["headers"])
         if size > MAX_HEADERS or len(scope["headers"]) > MAX_HEADER_LINES:
@@ -140,62 +167,87 @@ class Guard:
         if scope["path"].startswith("/v1/"):
             authorization = headers.get(b"authorization")
             try:
-                scope["key"] = self.keys.authenticate(
+                scope["key"] = key = self.keys.authenticate(
                     None if authorization is None else authorization.decode("latin-1")
                 )
             except Unauthorized as error:
                 raise Refused(unauthorized(str(error))) from None
+            exchange.key = key and key.name
+            if wait := self.load.rate.wait(exchange.caller):
+                raise Refused(too_often("requests", self.load.rate.per_second, wait))
+            self.load.rate.spend(exchange.caller, 1)
         is_limited = scope["path"] not in UNLIMITED
-        self._check_in_flight(is_limited)  # before the body, which would be sent for nothing
+        if is_limited:  # before the body, which would be sent for nothing
+            _check(self.load.places, exchange)
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > MAX_BODY:
             raise _too_large()
-        held = 0
+        caller, held = exchange.caller, 0
 
         def hold(size: int) -> None:
             nonlocal held
             held += size
-            self.load.buffered += size
+            self.load.buffer.take(caller, size)
             if held > MAX_BODY:
                 raise _too_large()
-            if self.load.buffered > MAX_BUFFERED and held > SMALL_BODY:
-                raise _busy()
+            if held > SMALL_BODY:
+                _check(self.load.buffer, exchange)
 
         try:
             body = await _read(receive, hold)
-            self._check_in_flight(is_limited)  # again: a client may take long to send
-            self.load.in_flight += is_limited
-            try:
+            if body is None:
+                raise Refused(_gone(exchange))
+            exchange.received = time.perf_counter()
+            if not is_limited:
                 await _answer(self.app, scope, body, receive, send, leave)
-            finally:
-                self.load.in_flight -= is_limited
+                return
+            _check(self.load.places, exchange)  # again: a client may take long to send
+            CALLER.set(caller)
+            with self.load.place(caller):
+                await _answer(self.app, scope, body, receive, send, leave)
         finally:
-            self.load.buffered -= held
-
-    def _check_in_flight(self, is_limited: bool) -> None:
-        if is_limited and self.load.in_flight >= self.load.max_in_flight:
-            raise _busy()
+            self.load.buffer.give_back(caller, held)
 
 
-def _busy() -> Refused:
-    return Refused(problem(503, "as many requests as can be are under way", {"Retry-After": "1"}))
+def _check(shares: Shares, exchange: Exchange) -> None:
+    """Refuse a request if nothing is left, or its caller has as much as it may have."""
+    if shares.is_full:
+        raise Refused(
+            problem(503, "as many requests as can be are under way", {"Retry-After": "1"})
+        )
+    if shares.has_its_share(exchange.caller):
+        exchange.reason = SHARE
+        detail = "so many requests of yours are under way that others would find no room"
+        raise Refused(problem(429, detail, {"Retry-After": "1"}))
 
 
 def _too_large() -> Refused:
     return Refused(problem(413, f"the body is over {MAX_BODY} bytes"))
 
 
-def _gone() -> Refused:
-    return Refused(Response(status_code=408))  # nobody reads it, but it ends the exchange
+def _gone(exchange: Exchange) -> Response:
+    """Build what ends the exchange with a client that is no longer there; nobody reads it."""
+    return Response(status_code=408 if exchange.is_too_slow else GONE)
 
 
-async def _read(receive: Receive, hold: Callable[[int], None]) -> bytes:
-    """Read the whole body; ``hold`` is told the size of each part, and may refuse it."""
+def _late(exchange: Exchange) -> Response:
+    """Build the answer to a request that was not done in time, by the fault of ours or theirs."""
+    if exchange.received is not None:
+        return problem(504, f"not done within {TIMEOUT:g} seconds")
+    detail = f"the body did not come within {TIMEOUT:g} seconds"
+    return problem(408, detail, {"Connection": "close"})
+
+
+async def _read(receive: Receive, hold: Callable[[int], None]) -> bytes | None:
+    """Read the whole body; ``hold`` is told the size of each part, and may refuse it.
+
+    None: the client left before its end.
+    """
     parts = []
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise _gone()
+            return None
         part = message.get("body", b"")
         hold(len(part))
         parts.append(part)
@@ -228,8 +280,14 @@ async def _answer(
 
     async def track(message: Message) -> None:
         nonlocal answered
+        is_last = message["type"] == "http.response.body" and not message.get("more_body")
+        if is_last and len(message.get("body", b"")) > HIGH_WATER_LIMIT:
+            # The next message waits until the client has taken this one, so the request keeps its
+            # place until then, and nobody can have one answer after another held for them.
+            await send({**message, "more_body": True})
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
         await send(message)
-        answered = message["type"] == "http.response.body" and not message.get("more_body")
+        answered = is_last
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":

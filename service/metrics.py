@@ -18,6 +18,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from service import connections
+from service.exchange import GONE, Exchange
+
 Array = np.ndarray
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 OUTCOMES = ("swapped", "cached", "refused", "machine", "missing", "unreachable")
@@ -27,16 +30,20 @@ REASONS = {
     403: "scope",
     404: "unknown_path",
     405: "method",
-    408: "gone",
+    408: "slow",
     413: "too_large",
     431: "too_large",
     415: "undecodable",
     422: "content",
+    429: "rate",
+    GONE: "gone",
     503: "busy",
     504: "timeout",
 }
-"""Reasons of rejections by status; a 503 without a model is ``no_model``."""
+"""Reasons of rejections by status; a 503 without a model is `NO_MODEL`."""
 NO_MODEL = "no_model"
+SHARE = "share"
+"""Reason of a 429 to a caller that has more requests under way than is fair."""
 
 
 class Metrics:
@@ -61,12 +68,17 @@ class Metrics:
         ) -> Histogram:
             return Histogram(name, description, [label], buckets=buckets, registry=self._registry)
 
-        self.requests = counter("wgan_requests", "Requests answered.", "endpoint", "status")
+        self.requests = counter(
+            "wgan_requests",
+            "Requests, by the status that the client saw; 499: it left before the end.",
+            "endpoint",
+            "status",
+        )
         self.duration = histogram(
             "wgan_request_duration_seconds",
             "Time from a request's whole body to its whole answer.",
             "endpoint",
-            (*SECONDS[1:], 10.0),
+            (*SECONDS[1:], 10.0, 30.0, 60.0, 300.0),  # a stream takes as long as its client reads
         )
         self.rejections = counter(
             "wgan_rejections", "Requests that were refused, by reason.", "reason"
@@ -102,6 +114,13 @@ class Metrics:
         self.in_flight = gauge(
             "wgan_requests_in_flight", "Requests being answered, waiting ones included."
         )
+        self.connections = gauge("wgan_connections", "Connections that are open.")
+        self.connections_closed = counter(
+            "wgan_connections_closed",
+            "Connections closed: no_request (no whole head came in time), not_http, slow_reader, "
+            "crowded (too many were open).",
+            "reason",
+        )
         self.workers = gauge("wgan_workers", "Workers alive.")
         self.worker_starts = counter(
             "wgan_worker_starts",
@@ -115,8 +134,10 @@ class Metrics:
             "role",
             "outcome",
         )
-        for reason in (*REASONS.values(), NO_MODEL):
+        for reason in (*REASONS.values(), SHARE, NO_MODEL):
             self.rejections.labels(reason)  # shown from the start, at 0
+        for reason in connections.REASONS:
+            self.connections_closed.labels(reason)
 
     def count_start(self, roles: Iterable[str]) -> None:
         """Count this worker, and show each model's outcomes from the start, at 0."""
@@ -130,11 +151,19 @@ class Metrics:
         """Count the outcome of an attempt to serve another version."""
         self.reloads.labels(role, outcome).inc()
 
-    def count_rejection(self, status: int, has_model: bool) -> None:
-        """Count an answer's status if it is a refusal."""
-        reason = REASONS.get(status)
+    def count_request(self, endpoint: str, exchange: Exchange) -> None:
+        """Count a request that has ended, and time it if its body was read."""
+        self.requests.labels(endpoint, exchange.status or 503).inc()  # none: we were stopped
+        if exchange.received is not None:
+            seconds = time.perf_counter() - exchange.received
+            self.duration.labels(endpoint).observe(seconds)
+
+    def count_rejection(self, exchange: Exchange, has_model: bool) -> None:
+        """Count a request if it was refused."""
+        reason = exchange.reason or REASONS.get(exchange.status or 0)
         if reason:
-            self.rejections.labels(NO_MODEL if status == 503 and not has_model else reason).inc()
+            is_without = exchange.status == 503 and not has_model
+            self.rejections.labels(NO_MODEL if is_without else reason).inc()
 
     def count_scores(self, role: str, scores: Array, percentiles: Array) -> None:
         """Count scores ``(N,)`` and their percentiles ``(N,)``."""

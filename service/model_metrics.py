@@ -63,7 +63,7 @@ def _record_metrics(models: list[Served]) -> Iterator[Metric]:
         "wgan_critic_gradient_norm",
         "Quantiles of the critic's gradient norm, as measured after training.",
         "place",
-        "quantile",
+        "level",  # of the quantile; the label `quantile` is for summaries
     )
     lipschitz = gauge(
         "wgan_critic_lipschitz",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import json
+import math
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +31,14 @@ class BadRequest(Exception):
         self.errors = errors or []
 
 
+class TooOften(Exception):
+    """A caller asks for more than its rate: 429."""
+
+    def __init__(self, what: str, per_second: float, wait: float) -> None:
+        super().__init__(what, per_second, wait)
+        self.what, self.per_second, self.wait = what, per_second, wait
+
+
 class NoModel(Exception):
     """There is no model to serve, yet or at all: 503."""
 
@@ -46,6 +55,12 @@ def problem(
 def unauthorized(detail: str) -> Response:
     """Build a 401, which says how to send a key."""
     return problem(401, detail, {"WWW-Authenticate": "Bearer"})
+
+
+def too_often(what: str, per_second: float, wait: float) -> Response:
+    """Build a 429 to a caller that asks for more than its rate; it must wait so many seconds."""
+    headers = {"Retry-After": str(math.ceil(wait))}
+    return problem(429, f"over {per_second:g} {what} a second; try again later", headers)
 
 
 def describe(error: ValidationError) -> BadRequest:
@@ -71,6 +86,7 @@ EXPECTED: tuple[type[Exception], ...] = (
     BadRequest,
     Unauthorized,
     NoModel,
+    TooOften,
     HTTPException,
     *STATUSES,
 )
@@ -98,6 +114,8 @@ async def on_error(request: Request, error: Exception) -> Response:
             return problem(400, str(error), errors=error.errors)
         case Unauthorized():
             return unauthorized(str(error))
+        case TooOften():
+            return too_often(error.what, error.per_second, error.wait)
         case NoModel():
             return problem(503, str(error), {"Retry-After": "5"})
         case HTTPException():  # such as 404 or 405

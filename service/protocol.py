@@ -1,4 +1,4 @@
-"""HTTP/1.1 as the workers speak it: uvicorn's protocol, with a bound and a short cut.
+"""HTTP/1.1 as the workers speak it: uvicorn's protocol, with bounds and a short cut.
 
 It uses private parts of uvicorn: pyproject.toml bounds the version, tests/test_protocol.py holds
 what is used.
@@ -6,13 +6,21 @@ what is used.
 
 from __future__ import annotations
 
+import array
+import asyncio
+import contextlib
+import fcntl
+import termios
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.connections import HEAD_SECONDS, Connections
+from service.exchange import exchange_of, network
 from service.limits import MAX_HEADERS
 from service.problems import MEDIA_TYPE, problem
 
@@ -21,12 +29,58 @@ if TYPE_CHECKING:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Uvicorn's HTTP/1.1 with a bound on the head: one connection could fill the memory."""
+    """Uvicorn's HTTP/1.1 with bounds on heads, on time and on the number of connections."""
 
     direct: ClassVar[Mapping[tuple[str, str], ASGIApp]] = {}
     """Applications by method and path that bypass BentoML's layers."""
+    watch: ClassVar[Connections]
+    """All connections of this worker."""
     unparsed = 0
     """Bytes since the last whole head or part of a body."""
+    peer = ""
+    since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to watch a connection."""
+        super().connection_made(transport)
+        self.peer = network(self.client[0]) if self.client else ""
+        self.since = self.loop.time()
+        self.watch.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget a connection."""
+        self.watch.remove(self)
+        super().connection_lost(exc)
+
+    @property
+    def awaits_head(self) -> bool:
+        """True if no request is under way."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def awaits_client(self) -> bool:
+        """True if nothing is done for it before more comes from its client."""
+        return self.awaits_head or self.cycle.more_body
+
+    def unread(self) -> int | None:
+        """Return the bytes that the client has yet to take; None unless they are in the way.
+
+        They are if the answer waits for them, or the end of the connection. Nothing is added to
+        them then, so they tell what the client takes; the kernel's own buffer counts, because it
+        can hold more than a slow client takes in a minute.
+        """
+        size = self.transport.get_write_buffer_size()
+        if not size or not (self.flow.write_paused or self.transport.is_closing()):
+            return None
+        return size + _sent_but_not_taken(self.transport)
+
+    def give_up(self, reason: str) -> None:
+        """Close the connection; with a half-sent head, say why."""
+        if reason == "no_request" and self.unparsed and not self.transport.is_closing():
+            self.refuse(408, f"the head did not come within {HEAD_SECONDS:g} seconds")
+        if self.cycle is not None:
+            exchange_of(cast("Scope", self.cycle.scope)).is_too_slow = True
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, and refuse a head that is longer than any that is let through."""
@@ -38,6 +92,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Note that a head is whole."""
         self.unparsed = 0
+        self.since = self.loop.time()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -45,15 +100,31 @@ class BoundedProtocol(HttpToolsProtocol):
         self.unparsed = 0
         super().on_body(body)
 
+    def on_response_complete(self) -> None:
+        """Note that an answer is whole."""
+        self.since = self.loop.time()
+        super().on_response_complete()
+
+    def resume_writing(self) -> None:
+        """Note that the client has taken what was in the way."""
+        self.watch.has_read(self)
+        super().resume_writing()
+
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP, as problem+json."""
-        answer = problem(400, msg)
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\nconnection: close\r\n"
-        length = f"content-length: {len(answer.body)}\r\n\r\n"
-        self.transport.write((head + length).encode() + bytes(answer.body))
+        """Answer what is not HTTP, or has a head without end."""
+        self.watch.count("not_http")
+        self.refuse(400, msg)
+
+    def refuse(self, status: int, detail: str) -> None:
+        """Answer what is no request with problem+json, and close the connection."""
+        answer = problem(status, detail)
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+        end = f"connection: close\r\ncontent-length: {len(answer.body)}\r\n\r\n"
+        self.transport.write((head + end).encode() + bytes(answer.body))
         self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        exchange_of(cast("Scope", cycle.scope))  # made here, so that all layers see the same one
         direct = self.direct.get((cycle.scope["method"], cycle.scope["path"]))
         if direct and app is self.app:  # otherwise it is uvicorn's own refusal
             app = cast("ASGI3Application", direct)
@@ -63,11 +134,21 @@ class BoundedProtocol(HttpToolsProtocol):
         return False  # there is no websocket here
 
 
-def install(direct: Mapping[tuple[str, str], ASGIApp]) -> None:
+def _sent_but_not_taken(transport: asyncio.Transport) -> int:
+    """Return the bytes that the kernel has yet to see acknowledged; 0 where it does not tell."""
+    size = array.array("i", [0])
+    with contextlib.suppress(OSError, ValueError):  # it is closed, or cannot be asked this
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, size)
+    return size[0]
+
+
+def install(direct: Mapping[tuple[str, str], ASGIApp], watch: Connections) -> None:
     """Have uvicorn speak the bounded protocol: BentoML, which starts it, offers no choice.
 
     Args:
         direct: applications by method and path that bypass BentoML's layers, which cost as much
             time as a small answer.
+        watch: watches over the connections.
     """
-    auto.AutoHTTPProtocol = type("Protocol", (BoundedProtocol,), {"direct": direct})
+    members = {"direct": direct, "watch": watch}
+    auto.AutoHTTPProtocol = type("Protocol", (BoundedProtocol,), members)

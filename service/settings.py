@@ -125,7 +125,31 @@ class Settings(BaseSettings):
         alias="WGAN_MAX_IN_FLIGHT",
         ge=1,
         le=1_000_000,
-        description="requests that one process answers at the same time; more are refused (503)",
+        description="requests that one process answers at the same time; more are refused: see "
+        "[service.md](service.md#limits)",
+    )
+    requests_per_second: float = Field(
+        0.0,
+        alias="WGAN_REQUESTS_PER_SECOND",
+        ge=0,
+        le=1_000_000,
+        description="requests below `/v1` that one process takes from one key (without keys: from "
+        "one address) in a second, on average; more are refused (429). 0: any number",
+    )
+    samples_per_second: float = Field(
+        0.0,
+        alias="WGAN_SAMPLES_PER_SECOND",
+        ge=0,
+        le=1_000_000_000,
+        description="the same of samples that are asked for",
+    )
+    proxies: int = Field(
+        0,
+        alias="WGAN_PROXIES",
+        ge=0,
+        le=16,
+        description="proxies that every request comes through; with any, a client's address is "
+        "read from the `X-Forwarded-For` to which each of them adds",
     )
     # Absolute, because the workers run in another folder.
     api_keys_file: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(

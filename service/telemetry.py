@@ -17,6 +17,8 @@ from typing import Any
 from opentelemetry import propagate, trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.exchange import Exchange, client_address, exchange_of
+
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request that is being answered."""
 HEADER = "x-request-id"
@@ -128,7 +130,7 @@ class Tracing:
 
 
 class RequestMiddleware:
-    """Gives each request an id, a span and a line in the log.
+    """Gives each request an id, a span and a line in the log, and has it counted.
 
     It is the outermost layer, so it sees the status that the client sees.
 
@@ -137,6 +139,8 @@ class RequestMiddleware:
         tracing: makes the spans.
         paths: known ones; clients must not be able to make up names of spans.
         is_leaving: tells whether clients are to close their connections.
+        proxies: how many each request comes through, by which the client's address is found.
+        on_end: called with each request's path and what is known of it, when it has ended.
     """
 
     def __init__(
@@ -145,11 +149,15 @@ class RequestMiddleware:
         tracing: Tracing,
         paths: frozenset[str],
         is_leaving: Callable[[], bool],
+        proxies: int,
+        on_end: Callable[[str, Exchange], None],
     ) -> None:
         self.app = app
         self.tracing = tracing
         self.paths = paths
         self.is_leaving = is_leaving
+        self.proxies = proxies
+        self.on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -161,17 +169,16 @@ class RequestMiddleware:
         request_id = sent_id if ACCEPTED_ID.fullmatch(sent_id) else new_id()
         token = REQUEST_ID.set(request_id)
         began = time.perf_counter()
-        status: int | None = None
-        version: str | None = None
+        exchange = exchange_of(scope)
+        exchange.client = client_address(scope, self.proxies)
 
         async def add_headers(message: Message) -> None:
-            nonlocal status, version
             if message["type"] == "http.response.start":
-                status = message["status"]
+                exchange.status = message["status"]
                 added = [(HEADER.encode(), request_id.encode())]
                 if self.is_leaving():
                     added.append((b"connection", b"close"))
-                version = next(
+                exchange.version = next(
                     (v.decode() for k, v in message["headers"] if k == b"x-model-version"), None
                 )
                 message = {**message, "headers": [*message["headers"], *added]}
@@ -181,16 +188,20 @@ class RequestMiddleware:
             route = scope["path"] if scope["path"] in self.paths else "unknown path"
             with self.tracing.request_span(scope["method"], route, headers) as span:
                 await self.app(scope, receive, add_headers)
-                if status is not None:
-                    span.set_attribute("http.response.status_code", status)
+                if exchange.status is not None:
+                    span.set_attribute("http.response.status_code", exchange.status)
         finally:
+            self.on_end(scope["path"], exchange)
+            status = exchange.status
             if scope["path"] not in QUIET or status is None or status >= 400:
                 fields = {
                     "method": scope["method"],
                     "path": scope["path"][:MAX_PATH],
-                    "status": status,  # null: the client left before its answer
+                    "status": status,  # null: the service was stopped before it could answer
                     "seconds": round(time.perf_counter() - began, 6),
-                    "version": version,
+                    "version": exchange.version,
+                    "key": exchange.key,
+                    "client": exchange.client,
                 }
                 log.info("request", extra={"fields": fields})
             REQUEST_ID.reset(token)

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import uvicorn
 from packaging.requirements import Requirement
+from prometheus_client import Counter, Gauge
 from uvicorn.protocols.http import auto
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.connections import Connections
 from service.protocol import BoundedProtocol, install
 
 VERSION = importlib.metadata.version("uvicorn")
@@ -22,9 +25,13 @@ HELP = (
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
+        ("connection_made", ["self", "transport"]),
+        ("connection_lost", ["self", "exc"]),
         ("data_received", ["self", "data"]),
         ("on_headers_complete", ["self"]),
         ("on_body", ["self", "body"]),
+        ("on_response_complete", ["self"]),
+        ("resume_writing", ["self"]),
         ("send_400_response", ["self", "msg"]),
         ("_start_asgi_task", ["self", "cycle", "app"]),
         ("_should_upgrade_to_ws", ["self"]),
@@ -46,9 +53,15 @@ def test_what_is_called_and_read_is_as_expected() -> None:
         "self.send_400_response(",
         "app = self.app",
         "self.transport",
+        "self.client = ",
+        "on_response=self.on_response_complete",
     ):
         assert use in source, f"{HELP} ({use})"
     assert "scope" in inspect.signature(RequestResponseCycle.__init__).parameters, HELP
+    cycle = inspect.getsource(RequestResponseCycle.__init__)
+    assert "self.response_complete = False" in cycle, HELP
+    assert "self.more_body = True" in cycle, HELP
+    assert "self.write_paused = False" in inspect.getsource(FlowControl), HELP
 
 
 def test_uvicorn_speaks_the_installed_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +69,8 @@ def test_uvicorn_speaks_the_installed_protocol(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(auto, "AutoHTTPProtocol", auto.AutoHTTPProtocol)
     direct = {("GET", "/x"): app}
-    install(direct)  # type: ignore[arg-type]
+    watch = Connections(Gauge("a", "b", registry=None), Counter("c", "d", registry=None))
+    install(direct, watch)  # type: ignore[arg-type]
     config = uvicorn.Config("x", log_config=None)
     config.http_protocol_class = None  # type: ignore[assignment]
     config.app = app  # type: ignore[assignment]
@@ -64,6 +78,7 @@ def test_uvicorn_speaks_the_installed_protocol(monkeypatch: pytest.MonkeyPatch) 
     spoken = config.http_protocol_class
     assert issubclass(spoken, BoundedProtocol), HELP
     assert spoken.direct == direct
+    assert spoken.watch is watch
     assert BoundedProtocol.direct == {}
 
 

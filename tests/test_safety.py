@@ -203,23 +203,34 @@ def test_the_canary_would_sing(tmp_path: Path) -> None:
     assert (tmp_path / "song").exists()
 
 
-def test_beyond_its_places_it_is_busy(server: Server) -> None:
+def test_one_caller_leaves_room_for_others_until_all_places_are_taken(server: Server) -> None:
     body = json.dumps({"count": 100_000, "format": "json"}).encode()
-    head = raw(
-        "POST /v1/samples HTTP/1.1\nHost: x\nContent-Type: application/json\n"
-        f"Authorization: {bearer('all')['authorization']}\nContent-Length: {len(body)}"
-    )
-    crowd = [
-        socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(PLACES)
-    ]
+    crowd: list[socket.socket] = []
+
+    def ask(name: str) -> bytes:
+        """Ask for a long answer, and read no more than its beginning."""
+        head = raw(
+            "POST /v1/samples HTTP/1.1\nHost: x\nContent-Type: application/json\n"
+            f"Authorization: {bearer(name)['authorization']}\nContent-Length: {len(body)}"
+        )
+        crowd.append(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+        crowd[-1].sendall(head + body)
+        return crowd[-1].recv(12)
+
+    def status(name: str) -> int:
+        answer = server.client.post("/v1/samples", json={}, headers=bearer(name))
+        if answer.status_code != 200:
+            assert int(answer.headers["retry-after"]) > 0
+            assert answer.headers["content-type"] == "application/problem+json"
+        return answer.status_code
+
     try:
-        for connection in crowd:  # each has its answer's first bytes, and does not read on
-            connection.sendall(head + body)
-            assert connection.recv(15) == b"HTTP/1.1 200 OK"
-        answer = server.samples()
-        assert answer.status_code == 503
-        assert int(answer.headers["retry-after"]) > 0
-        assert answer.headers["content-type"] == "application/problem+json"
+        # Three quarters of eight; then as much as three times what is left, and so on.
+        statuses = [ask("all")[9:] for _ in range(PLACES)]
+        assert statuses == [b"200"] * 6 + [b"429"] * 2
+        assert (status("all"), status("sampler")) == (429, 200)
+        assert [ask("sampler")[9:] for _ in range(3)] == [b"200"] * 2 + [b"503"]
+        assert (status("all"), status("sampler")) == (503, 503)
         for path in ("/livez", "/readyz", "/metrics"):
             assert server.client.get(path).status_code == 200
     finally:
@@ -233,7 +244,7 @@ def test_beyond_its_places_it_is_busy(server: Server) -> None:
 
 
 def test_a_large_upload_cannot_shut_small_ones_out(server: Server) -> None:
-    """Eight clients that have sent nearly all of a large body fill what may be buffered."""
+    """Nine clients of one key, each with nearly all of a large body; nor large ones of others."""
     head = raw(
         "POST /v1/scores HTTP/1.1\nHost: x\nContent-Type: application/json\n"
         f"Authorization: {bearer('all')['authorization']}\nContent-Length: {MAX_BODY}"
@@ -246,8 +257,11 @@ def test_a_large_upload_cannot_shut_small_ones_out(server: Server) -> None:
         crowd[-1].settimeout(60)
         statuses = [c.recv(12) for c in crowd if _has_answer(c)]
         assert statuses
-        assert set(statuses) == {b"HTTP/1.1 503"}
+        assert set(statuses) == {b"HTTP/1.1 429"}
         assert server.samples().status_code == 200
+        large = json.dumps({"count": 1}).encode().ljust(MAX_BODY)
+        kind = {"content-type": "application/json", **bearer("sampler")}
+        assert server.client.post("/v1/samples", content=large, headers=kind).status_code == 200
     finally:
         for connection in crowd:
             connection.close()

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from models.artifact import load_artifact
+from service.exchange import exchange_of
 from service.keys import Keys
 from service.limits import MAX_BODY, Guard
 from tests.artifacts import make_artifact
@@ -163,6 +164,25 @@ def test_a_request_that_takes_too_long_is_504(monkeypatch: pytest.MonkeyPatch) -
     is_problem(asyncio.run(spoken_to(app)), 504)
 
 
+def test_a_body_that_comes_too_slowly_is_the_client_s_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise AssertionError("it has no whole body")
+
+    monkeypatch.setattr("service.limits.TIMEOUT", 0.05)
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    asyncio.run(Guard(app, Keys(None))(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
 def test_an_answer_that_begins_just_too_late_is_cut_and_begins_only_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -183,14 +203,13 @@ def test_an_answer_that_begins_just_too_late_is_cut_and_begins_only_once(
         async def send(message: Message) -> None:
             sent.append(message["type"])
 
-        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
-        await Guard(late, Keys(None), statuses.append)(scope, receive, send)
+        await Guard(late, Keys(None))(scope, receive, send)
 
-    statuses: list[int] = []
+    scope: Scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
     monkeypatch.setattr("service.limits.TIMEOUT", 0.05)
     asyncio.run(ask())
     assert sent == ["http.response.start"]
-    assert statuses == [200]
+    assert exchange_of(scope).status == 504
 
 
 @pytest.mark.parametrize(

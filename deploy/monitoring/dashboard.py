@@ -80,7 +80,8 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
         ),
         (
             "Refused",
-            "By reason. busy and no_model are caused by the service, the others by the client.",
+            "By reason. busy and no_model are caused by the service, share and rate by a caller's "
+            "bounds, the others by the client.",
             "reqps",
             [
                 (
@@ -222,8 +223,8 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"max by (role, place, quantile) (wgan_critic_gradient_norm{{{JOB}}})",
-                    "{{place}} {{quantile}}, {{role}}",
+                    f"max by (role, place, level) (wgan_critic_gradient_norm{{{JOB}}})",
+                    "{{place}} {{level}}, {{role}}",
                 )
             ],
         ),

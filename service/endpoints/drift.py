@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import anyio.to_thread
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -41,8 +40,7 @@ async def get_drift(context: Context, request: Request) -> Response:
     if not windows.size:
         raise HTTPException(404, "drift is off; the operator may set WGAN_DRIFT_WINDOW")
     served = context.holder.require(queried_role(request) or "champion")
-    limiter = context.processors.limiter
-    report = await anyio.to_thread.run_sync(windows.report, served, limiter=limiter)
+    report = await context.processors.run("drift", lambda: windows.report(served))
     if report is None:
         raise HTTPException(503, "the recent scores cannot be read; the service's log says why")
     drifted = None if report.distance is None else report.distance > report.threshold
@@ -65,7 +63,7 @@ ENDPOINT = Endpoint(
         "parameters": [ROLE_PARAMETER],
         "responses": {
             **json_answer("The comparison.", ref(Drift)),
-            **errors(400, 401, 404, 413, 422, 431, 503, 504),
+            **errors(400, 401, 404, 408, 413, 422, 429, 431, 503, 504),
         },
     },
     schemas=(Drift,),

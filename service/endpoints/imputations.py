@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service.endpoint import Context, Endpoint, model_headers, read_json
+from service.endpoint import Context, Endpoint, model_headers, read_json, spend_samples
 from service.endpoints.samples import RANDOM_SEEDS, Seed
 from service.holder import Role
 from service.openapi import HEADERS, ROLE_DESCRIPTION, errors, json_answer, ref
@@ -51,6 +51,7 @@ async def post_imputations(context: Context, request: Request) -> Response:
     """Fill the gaps of rows with what the model makes beside their known cells."""
     wanted = await read_json(context, request, ImputationsRequest)
     served = context.holder.require(wanted.model)
+    spend_samples(context, request, len(wanted.rows))
     seed = secrets.randbelow(RANDOM_SEEDS) if wanted.seed is None else wanted.seed
 
     def complete() -> dict[str, Any]:
@@ -78,7 +79,7 @@ ENDPOINT = Endpoint(
         },
         "responses": {
             **json_answer("The completed rows.", ref(Imputations), HEADERS),
-            **errors(400, 401, 403, 413, 415, 422, 431, 503, 504),
+            **errors(400, 401, 403, 408, 413, 415, 422, 429, 431, 503, 504),
         },
     },
     schemas=(ImputationsRequest, Imputations),

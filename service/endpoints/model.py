@@ -85,7 +85,7 @@ RECORD = Endpoint(
         "parameters": [ROLE_PARAMETER],
         "responses": {
             **json_answer("The record.", {"type": "object"}, MODEL_HEADERS),
-            **errors(400, 401, 413, 422, 431, 503, 504),
+            **errors(400, 401, 408, 413, 422, 429, 431, 503, 504),
         },
     },
 )
@@ -97,7 +97,7 @@ VERSIONS = Endpoint(
         "summary": "Versions and aliases in the registry, and which are served",
         "responses": {
             **json_answer("Of the names that are served; none without a registry.", ref(Models)),
-            **errors(401, 413, 431, 503, 504),
+            **errors(401, 408, 413, 429, 431, 503, 504),
         },
     },
     schemas=(Models,),
@@ -116,7 +116,7 @@ PICTURE = Endpoint(
                 "content": {"image/png": {"schema": BINARY}},
             },
             "304": {"description": "As named by If-None-Match: unchanged."},
-            **errors(400, 401, 413, 422, 431, 503, 504),
+            **errors(400, 401, 408, 413, 422, 429, 431, 503, 504),
         },
     },
 )

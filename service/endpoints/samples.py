@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from models.errors import ShapeError
 from models.formats import stream_samples
 from models.tables.conditions import Condition
-from service.endpoint import Context, Endpoint, model_headers, read_json
+from service.endpoint import Context, Endpoint, model_headers, read_json, spend_samples
 from service.holder import Role
 from service.metrics import SampleTimer
 from service.openapi import BINARY, HEADERS, ROLE_DESCRIPTION, errors, ref
@@ -170,6 +170,7 @@ async def post_samples(context: Context, request: Request) -> Response:
     if seed is None and wanted.latents is None:
         seed = secrets.randbelow(RANDOM_SEEDS)
     batches, count = generate(served.model, wanted, seed)
+    spend_samples(context, request, count)
     is_inline = count <= served.inline_limit and not wanted.refine
     work = SampleWork(context, served, wanted.format, is_inline)
     seed_fact, seed_header = {}, {}
@@ -322,7 +323,7 @@ ENDPOINT = Endpoint(
                     for name, media in MEDIA_TYPES.items()
                 },
             },
-            **errors(400, 401, 403, 413, 415, 422, 431, 503, 504),
+            **errors(400, 401, 403, 408, 413, 415, 422, 429, 431, 503, 504),
         },
     },
     schemas=(SamplesRequest,),

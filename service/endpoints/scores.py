@@ -364,7 +364,7 @@ ENDPOINT = Endpoint(
         },
         "responses": {
             **json_answer("The scores.", ref(Scores), MODEL_HEADERS),
-            **errors(400, 401, 403, 413, 415, 422, 431, 503, 504),
+            **errors(400, 401, 403, 408, 413, 415, 422, 429, 431, 503, 504),
         },
     },
     schemas=(ScoresRequest, ScoresForm, Scores),

@@ -853,7 +853,7 @@ async function load() {
     model = await (await call("v1/model")).json();
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
-    const again = error.status === 503 || error.status === 0;
+    const again = [0, 429, 503].includes(error.status);
     $("notice").textContent = again ? `${error.message}; trying again every ${RETRY_SECONDS} seconds` : error.message;
     $("notice").hidden = false;
     if (again) setTimeout(load, RETRY_SECONDS * 1000);

@@ -1,0 +1,198 @@
+"""Connections of clients that dawdle, and too many of them, against a real server."""
+
+import asyncio
+import contextlib
+import json
+import resource
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import Counter, Gauge
+from starlette.responses import Response
+from starlette.types import Message
+
+from service.connections import (
+    HEAD_SECONDS,
+    LEAST_RATE,
+    MAX_CONNECTIONS,
+    READ_SECONDS,
+    SHARE_OF_FILES,
+    Connections,
+)
+from service.keys import Keys
+from service.limits import Guard
+from tests.attacks import raw
+from tests.servers import Server, families, resident
+from tests.test_exchanges import logged
+
+FILES = 256
+"""Files that the server may open."""
+LIMIT = int(SHARE_OF_FILES * FILES)
+HALF_HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 60_000
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    server = Server("vector", tmp_path_factory.mktemp("connections"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
+    context = server.running()
+    try:
+        context.__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        yield server
+    finally:
+        context.__exit__(None, None, None)
+
+
+@pytest.fixture
+def opened() -> Iterator[list[socket.socket]]:
+    """Connections that are closed after the test."""
+    found: list[socket.socket] = []
+    yield found
+    for connection in found:
+        connection.close()
+
+
+def connect(opened: list[socket.socket], server: Server, content: bytes = b"") -> socket.socket:
+    connection = socket.socket()
+    opened.append(connection)
+    # So small a buffer that a client that does not read is soon seen.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**14)
+    connection.settimeout(30)
+    connection.connect(("127.0.0.1", server.port))
+    connection.sendall(content)
+    return connection
+
+
+def samples(request_id: str) -> bytes:
+    body = json.dumps({"count": 100_000, "format": "json"}).encode()
+    head = "POST /v1/samples HTTP/1.1\nHost: x\nContent-Type: application/json\n"
+    return raw(f"{head}X-Request-ID: {request_id}\nContent-Length: {len(body)}", body)
+
+
+def closed(server: Server) -> dict[str, float]:
+    """Connections that the server closed, by reason."""
+    found = families(server)["wgan_connections_closed"]
+    return {labels["reason"]: value for labels, value in found if "reason" in labels}
+
+
+def rest(connection: socket.socket) -> bytes:
+    """All that comes until the connection is closed."""
+    content = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(2**16):
+            content += part
+    return content
+
+
+def test_clients_that_dawdle_lose_their_connections_and_others_do_not(
+    server: Server, opened: list[socket.socket]
+) -> None:
+    before, began = closed(server), time.monotonic()
+    idle = connect(opened, server)
+    half = connect(opened, server, HALF_HEAD[:100])
+    second = connect(opened, server, raw("GET /livez HTTP/1.1\nHost: x"))
+    assert second.recv(2**16).startswith(b"HTTP/1.1 200")
+    second.sendall(HALF_HEAD[:100])
+    # A body that trickles on after its request was refused.
+    refused = connect(
+        opened, server, raw("PUT /v1/model HTTP/1.1\nHost: x\nContent-Length: 99999999")
+    )
+    nonsense = connect(opened, server, b"\x16\x03\x01\r\n\r\n")
+    assert rest(nonsense).startswith(b"HTTP/1.1 400")
+    stuck, steady = (connect(opened, server, samples(name)) for name in ("stuck", "steady"))
+    taken = 0
+    while time.monotonic() - began < READ_SECONDS + HEAD_SECONDS:
+        taken += len(steady.recv(int(4 * LEAST_RATE * 0.05)))
+        with contextlib.suppress(OSError):
+            refused.sendall(b"x")
+        time.sleep(0.05)
+    assert taken > LEAST_RATE * READ_SECONDS
+    assert idle.recv(1) == b""
+    for connection in (half, second):
+        content = rest(connection)
+        assert b"HTTP/1.1 408 Request Timeout\r\n" in content
+        assert b"application/problem+json" in content
+        assert content.endswith(b'the head did not come within 10 seconds"}')
+    with pytest.raises(OSError, match=r"reset|Broken"):
+        refused.sendall(b"x")
+    rest(stuck)  # what lay in buffers, and no more
+    entry = logged(server, "stuck")
+    assert (entry["status"], entry["version"]) == (408, server.model.digest[:12])
+    assert entry["seconds"] < 2 * READ_SECONDS
+    after = closed(server)
+    assert after["no_request"] - before["no_request"] == 4
+    assert after["slow_reader"] - before["slow_reader"] == 1
+    assert after["not_http"] - before["not_http"] == 1
+    steady.settimeout(1)
+    assert steady.recv(1), "a client that reads slowly, but above the least rate, is left alone"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        HALF_HEAD,
+        b"",
+        raw(
+            "POST /v1/samples HTTP/1.1\nHost: x\nContent-Type: application/json\nContent-Length: 9"
+        ),
+    ],
+    ids=["half heads", "idle", "bodies that do not come"],
+)
+def test_a_crowd_of_connections_shuts_nobody_out(
+    server: Server, opened: list[socket.socket], content: bytes
+) -> None:
+    memory, before = resident(server), closed(server)["crowded"]
+    for number in range(2 * LIMIT):
+        connect(opened, server, content)
+        if number % 20 == 0:
+            for path in ("/livez", "/readyz", "/v1/model"):
+                with connect([], server, raw(f"GET {path} HTTP/1.1\nHost: x")) as probe:
+                    assert probe.recv(12) == b"HTTP/1.1 200"
+    assert server.samples(format="npz").status_code == 200
+    assert families(server)["wgan_connections"][0][1] <= LIMIT
+    assert closed(server)["crowded"] - before >= LIMIT
+    assert resident(server) - memory < LIMIT * len(HALF_HEAD) * 2
+    lines = [e for e in server.log.read_text().splitlines() if "connections are open" in e]
+    assert 1 <= len(lines) <= 3  # not one for each
+    assert json.loads(lines[0])["message"].endswith(
+        f"{LIMIT + 1} of them from 127.0.0.1: those that wait longest for their clients are closed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [(256, 192), (1024, 768), (10**6, MAX_CONNECTIONS), (resource.RLIM_INFINITY, MAX_CONNECTIONS)],
+)
+def test_the_limit_leaves_files_for_the_rest(
+    monkeypatch: pytest.MonkeyPatch, files: int, limit: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (files, files))
+    gauge, closed = Gauge("a", "b", registry=None), Counter("c", "d", registry=None)
+    assert Connections(gauge, closed).limit == limit
+
+
+def test_a_whole_answer_keeps_its_place_until_the_client_takes_it() -> None:
+    """Else a client could ask for one after another, and have all of them held."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    for size, count in ((1000, 1), (2**20, 2)):
+        sent.clear()
+        asyncio.run(Guard(Response(bytes(size)), Keys(None))(scope, receive, send))
+        bodies = [m for m in sent if m["type"] == "http.response.body"]
+        # Uvicorn waits before each message, so one of no bytes waits for those before it.
+        assert len(bodies) == count
+        assert [bool(m.get("more_body")) for m in bodies] == [True] * (count - 1) + [False]
+        assert b"".join(m["body"] for m in bodies) == bytes(size)

@@ -1,0 +1,135 @@
+"""Processors: their number follows the cgroup's quota, and callers take turns at them."""
+
+import asyncio
+import contextlib
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service.processors import CALLER, CGROUPS, Turns, count_processors, cpu_quota
+
+REAL = CGROUPS / "cpu/wgan-test"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        # A container with a cgroup namespace, version 2.
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        # Without one: its own group, or those around it, are where the host says, or at the root.
+        ("0::/pods/a\n", {"pods/a/cpu.max": "200000 100000", "pods/cpu.max": "50000 100000"}, 0.5),
+        ("0::/pods/a\n", {"cpu.max": "100000 50000"}, 2.0),
+        # Version 1, alone and beside version 2; other controllers' groups do not count.
+        (
+            "4:memory:/m\n3:cpu,cpuacct:/a\n0::/\n",
+            {
+                "cpu,cpuacct/a/cpu.cfs_quota_us": "300000",
+                "cpu,cpuacct/a/cpu.cfs_period_us": "100000",
+            },
+            3.0,
+        ),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ("4:memory:/m\n1:cpuset:/\n", {"m/cpu.max": "100000 100000"}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_quota_is_read(
+    tmp_path: Path, groups: str, files: dict[str, str], quota: float | None
+) -> None:
+    (tmp_path / "own").write_text(groups)
+    for name, content in files.items():
+        path = tmp_path / "mount" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert cpu_quota(tmp_path / "own", tmp_path / "mount") == quota
+
+
+def test_a_system_without_cgroups_has_no_quota(tmp_path: Path) -> None:
+    assert cpu_quota(tmp_path / "none", tmp_path) is None
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A real cgroup, where this machine lets us make one."""
+    try:
+        REAL.mkdir()
+    except OSError:
+        pytest.skip("no cgroup of version 1 can be made here")
+    yield REAL
+    REAL.rmdir()
+
+
+@pytest.mark.parametrize(("quota", "count"), [(50_000, 1), (100_000, 1), (110_000, 2)])
+def test_a_real_quota_holds(group: Path, quota: int, count: int) -> None:
+    (group / "cpu.cfs_quota_us").write_text(str(quota))
+    code = "from service.processors import count_processors; print(count_processors())"
+    command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$0" -c "{code}"']
+    told = subprocess.check_output([*command, sys.executable], text=True)
+    assert int(told) == min(count, len(os.sched_getaffinity(0)))
+
+
+def test_without_a_quota_all_processors_count() -> None:
+    if (quota := cpu_quota()) is None:
+        assert count_processors() == len(os.sched_getaffinity(0))
+    else:
+        assert count_processors() <= math.ceil(quota)
+
+
+def test_callers_take_turns() -> None:
+    """A crowd of one caller's comes first, and makes nobody else wait for more than one of it."""
+
+    async def order() -> list[str]:
+        turns, done = Turns(1), []
+
+        async def work(caller: str) -> None:
+            CALLER.set(caller)
+            await turns.acquire()
+            done.append(caller)
+            await asyncio.sleep(0)
+            turns.release()
+
+        await asyncio.gather(*map(asyncio.create_task, map(work, "aaaaaaaaaabbc")))
+        return done
+
+    assert "".join(asyncio.run(order())) == "aabcabaaaaaaa"
+
+
+def test_no_processor_is_lost_or_given_twice() -> None:
+    async def run() -> None:
+        rng, turns, held = random.Random(0), Turns(3), 0
+
+        async def work(number: int) -> None:
+            nonlocal held
+            CALLER.set(str(number % 5))
+            await turns.acquire()
+            held += 1
+            assert held <= 3
+            try:
+                await asyncio.sleep(0.0005 * rng.random())
+            finally:
+                held -= 1
+                turns.release()
+
+        tasks = []
+        for number in range(500):
+            tasks.append(asyncio.create_task(work(number)))
+            if rng.random() < 0.5:
+                await asyncio.sleep(0)
+            tasks[rng.randrange(len(tasks))].cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        assert not held
+        for _ in range(3):
+            assert not turns.must_wait
+            await turns.acquire()
+        assert turns.must_wait
+
+    asyncio.run(run())

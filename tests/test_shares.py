@@ -1,0 +1,124 @@
+"""Shares of places and rates: a fair division for any number of callers, by exact arithmetic."""
+
+import hashlib
+from fractions import Fraction
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service import shares
+from service.exchange import Exchange
+from service.shares import GREED, Rate, Shares
+from tests.artifacts import make_artifact
+from tests.test_app import made, talk
+
+
+@pytest.mark.parametrize("callers", [1, 2, 3, 10, 63])
+@pytest.mark.parametrize("size", [64, 1000])
+def test_equal_callers_get_equal_shares_and_a_newcomer_finds_room(size: int, callers: int) -> None:
+    places = Shares(size)
+    names = [str(n) for n in range(callers)]
+    while asking := [n for n in names if not places.is_full and not places.has_its_share(n)]:
+        for name in asking:
+            if not places.is_full and not places.has_its_share(name):
+                places.take(name)
+    held = [places._held[name] for name in names]
+    share = Fraction(GREED * size, GREED * callers + 1)  # h = 3 (size - n h)
+    assert max(held) - min(held) <= 1
+    assert abs(held[0] - share) <= 1
+    if callers * GREED < size:
+        assert not places.is_full
+        assert not places.has_its_share("new")
+    for name, count in zip(names, held, strict=True):
+        for _ in range(count):
+            places.give_back(name)
+    assert (places.taken, dict(places._held)) == (0, {})
+
+
+def test_one_place_can_be_taken() -> None:
+    places = Shares(1)
+    assert not places.has_its_share("a")
+    places.take("a")
+    assert places.is_full
+
+
+def test_a_rate_holds_on_average_and_lets_a_second_s_worth_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(shares.time, "monotonic", lambda: now)
+    rate, admitted = Rate(5), 0
+    for _ in range(1000):  # ten seconds of asking a hundred times in each
+        if not rate.wait("a"):
+            rate.spend("a", 1)
+            admitted += 1
+        now += 0.01
+    assert 50 <= admitted <= 50 + 6
+    assert not rate.wait("b")
+    # What is asked for at once may be more than the rate: it is worked off before the next.
+    rate.spend("b", 500)
+    assert rate.wait("b") == pytest.approx(99)
+    now += 99.1
+    assert not rate.wait("b")
+
+
+def test_no_rate_bounds_nothing_and_callers_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    none, rate, now = Rate(0), Rate(1), 0.0
+    monkeypatch.setattr(shares.time, "monotonic", lambda: now)
+    none.spend("a", 10**9)
+    assert not none.wait("a")
+    for number in range(3 * shares.MAX_CALLERS):
+        rate.spend(str(number), 1)
+        now += 0.01
+    assert len(rate._paid) <= shares.MAX_CALLERS
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_one"),
+    [
+        (Exchange("192.0.2.1"), Exchange("192.0.2.2"), False),
+        (Exchange("2001:db8::1"), Exchange("2001:db8::ffff:2"), True),
+        (Exchange("2001:db8::1"), Exchange("2001:db8:0:1::1"), False),
+        (Exchange("fe80::1%eth0"), Exchange("fe80::2%eth0"), True),
+        (Exchange("192.0.2.1", "a"), Exchange("192.0.2.2", "a"), True),
+        (Exchange("192.0.2.1", "a"), Exchange("192.0.2.1", "b"), False),
+        (Exchange("192.0.2.1", "192.0.2.2"), Exchange("192.0.2.2"), False),
+    ],
+)
+def test_who_shares_as_one_caller(one: Exchange, other: Exchange, are_one: bool) -> None:
+    assert (one.caller == other.caller) is are_one
+
+
+@pytest.mark.parametrize(
+    ("bound", "count", "says"),
+    [
+        ({"WGAN_REQUESTS_PER_SECOND": 0.1}, 1, "over 0.1 requests a second"),
+        ({"WGAN_SAMPLES_PER_SECOND": 100}, 1000, "over 100 samples a second"),
+    ],
+)
+def test_rates_are_answered_with_429(
+    tmp_path: Path, bound: dict[str, float], count: int, says: str
+) -> None:
+    keys = {name: hashlib.sha256(name.encode()).hexdigest() for name in "ab"}
+    lines = [f"{name}:{digest}:samples\n" for name, digest in keys.items()]
+    (tmp_path / "keys").write_text("".join(lines))
+    artifact = make_artifact(tmp_path / "artifact")
+    app = made(WGAN_MODEL=str(artifact), WGAN_API_KEYS_FILE=str(tmp_path / "keys"), **bound)
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        async def asked(key: str) -> httpx.Response:
+            headers = {"authorization": f"Bearer {key}"}
+            return await client.post("/v1/samples", json={"count": count}, headers=headers)
+
+        assert (await asked("a")).status_code == 200
+        answer = await asked("a")
+        assert answer.status_code == 429
+        assert says in answer.json()["detail"]
+        assert 5 <= int(answer.headers["retry-after"]) <= 9
+        assert (await asked("b")).status_code == 200
+        told = (await client.get("/metrics")).text
+        assert 'wgan_rejections_total{reason="rate"} 1.0' in told
+        assert 'wgan_requests_total{endpoint="/v1/samples",status="429"} 1.0' in told
+
+    talk(app, ask)

@@ -107,6 +107,7 @@ class App:
         """Begin to load the models; probes answer meanwhile."""
         context = self.context
         context.tracing.start()
+        context.keys.announce()
         drain_on_sigterm(context.holder, self.settings.drain_seconds)
         context.metrics.count_start(slot.role for slot in context.holder.slots)
         context.holder.start()

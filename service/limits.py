@@ -138,11 +138,8 @@ class Guard:
         if not scope["path"].isprintable():  # the router ignores a line feed at the end
             raise Refused(problem(404, "there is no such path"))
         if scope["path"].startswith("/v1/"):
-            authorization = headers.get(b"authorization")
             try:
-                scope["key"] = self.keys.authenticate(
-                    None if authorization is None else authorization.decode("latin-1")
-                )
+                scope["key"] = self.keys.authenticate(scope["headers"])
             except Unauthorized as error:
                 raise Refused(unauthorized(str(error))) from None
         is_limited = scope["path"] not in UNLIMITED

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.drift import Windows
-from service.endpoint import Context, Endpoint
+from service.endpoint import Context, Endpoint, check_query
 from service.endpoints import ENDPOINTS
 from service.holder import ModelHolder
 from service.keys import Keys, allow
@@ -133,6 +133,8 @@ class App:
                     with metrics.in_flight.track_inprogress():
                         if endpoint.scope is not None:
                             allow(request.scope.get("key"), endpoint.scope)
+                        if endpoint.path.startswith("/v1/"):
+                            check_query(endpoint, request)
                         response = await endpoint.handle(context, request)
                 except EXPECTED as error:
                     response = await on_error(request, error)

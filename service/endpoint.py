@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service.drift import Windows
-from service.holder import ROLES, ModelHolder
+from service.holder import ModelHolder
 from service.keys import Keys
 from service.limits import SMALL_BODY
 from service.metrics import Metrics
-from service.problems import BadRequest, describe
+from service.problems import ANSWERING, MAX_ERRORS, BadRequest, describe
 from service.processors import Processors
 from service.scoring import ScoreBatcher, ScoreResult
 from service.served import Served
@@ -25,6 +25,10 @@ from service.settings import Settings
 from service.telemetry import Tracing
 
 M = TypeVar("M", bound=BaseModel)
+MAX_NAME = 300
+"""Characters in the name of a model and version; the registry allows 256 in the former."""
+ModelName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+"""``champion``, ``challenger``, or a version as X-Model-Version tells it."""
 
 
 @dataclass(frozen=True)
@@ -106,19 +110,50 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def queried_role(request: Request) -> str | None:
-    """Return the role that the query names; None if it names none.
+def check_query(endpoint: Endpoint, request: Request) -> None:
+    """Check that a query has only the parameters that an endpoint's description names, each once.
 
     Raises:
-        BadRequest: it names an unknown one, or several.
+        BadRequest: it has others; ignored, they would be taken for obeyed.
     """
-    roles = request.query_params.getlist("model")
-    if len(roles) > 1 or set(roles) - set(ROLES):
-        raise BadRequest(
-            "the query does not follow the schema",
-            [{"path": "/model", "message": f"should be one of {', '.join(ROLES)}"}],
-        )
-    return roles[0] if roles else None
+    parameters = (endpoint.operation or {}).get("parameters", [])
+    known = {parameter["name"] for parameter in parameters if parameter["in"] == "query"}
+    sent = [name for name, _ in request.query_params.multi_items()]
+    wrong = {name: "is no parameter of this endpoint" for name in sent if name not in known}
+    wrong |= {name: "is given twice" for name in known if sent.count(name) > 1}
+    if wrong:
+        raise _bad_query(wrong)
+
+
+def queried_model(request: Request) -> str | None:
+    """Return the model that the query names; None if it names none.
+
+    Raises:
+        BadRequest: the name is empty or too long.
+    """
+    name = request.query_params.get("model")
+    if name is not None and not 0 < len(name) <= MAX_NAME:
+        raise _bad_query({"model": f"should have 1 to {MAX_NAME} characters"})
+    return name
+
+
+def _bad_query(wrong: dict[str, str]) -> BadRequest:
+    """Describe what is wrong with a query, by parameter."""
+    errors = [{"path": f"/{name:.100}", "message": says} for name, says in wrong.items()]
+    return BadRequest("the query does not follow the schema", errors[:MAX_ERRORS])
+
+
+def choose_model(context: Context, request: Request, wanted: str | None) -> Served:
+    """Take the model for a request; whatever is answered from now on names it, errors too.
+
+    Args:
+        context: holds the models.
+        request: the request.
+        wanted: see `ModelHolder.require`, which says what is raised.
+    """
+    served = context.holder.require(wanted)
+    request.scope[ANSWERING] = model_headers(served)
+    return served
 
 
 def model_headers(served: Served) -> dict[str, str]:

@@ -115,6 +115,12 @@ class Keys:
         else:
             self.current()  # it says so itself
 
+    def is_needed(self, path: str) -> bool:
+        """Return True if a request to a path needs a key."""
+        if path == "/metrics":
+            return self.metrics_need_one()
+        return self.path is not None and path.startswith("/v1/")
+
     def metrics_need_one(self) -> bool:
         """Return True if some key has the scope ``metrics``, so that /metrics is not open."""
         return self.path is not None and any("metrics" in key.scopes for key in self.current())

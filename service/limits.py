@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.keys import Keys, Unauthorized
-from service.problems import as_problem, problem, unauthorized
+from service.problems import ANSWERING, as_problem, problem, unauthorized
 from service.telemetry import REQUEST_ID, new_id
 
 MAX_BODY = 16 * 2**20
@@ -117,11 +117,12 @@ class Guard:
                 log.exception("request %s failed", request_id)
                 if started:
                     raise
-                answer = problem(500, f"an error of ours; it is logged as {request_id}")
+                detail = f"an error of ours; it is logged as {request_id}"
+                answer = problem(500, detail, scope.get(ANSWERING))
         if limit.cancelled_caught and left:
             answer = _gone().answer
         elif limit.cancelled_caught and not started:
-            answer = problem(504, f"not done within {TIMEOUT:g} seconds")
+            answer = problem(504, f"not done within {TIMEOUT:g} seconds", scope.get(ANSWERING))
         if answer is not None:
             self.on_answer(answer.status_code)
             await answer(scope, receive, send)

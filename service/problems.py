@@ -19,6 +19,8 @@ from service.keys import Forbidden, Unauthorized
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 100
 """Schema errors that are listed; a body can have a million."""
+ANSWERING = "wgan.answering"
+"""Key, in a request's scope, of the headers that name the model which answers it."""
 
 
 class BadRequest(Exception):
@@ -31,6 +33,10 @@ class BadRequest(Exception):
 
 class NoModel(Exception):
     """There is no model to serve, yet or at all: 503."""
+
+
+class NotServed(Exception):
+    """The version that a request names is not served here: 404."""
 
 
 def problem(
@@ -60,6 +66,7 @@ def describe(error: ValidationError) -> BadRequest:
 
 STATUSES: dict[type[Exception], int] = {
     Forbidden: 403,
+    NotServed: 404,
     DataError: 415,
     ShapeError: 422,
     ClassError: 422,
@@ -78,17 +85,18 @@ EXPECTED: tuple[type[Exception], ...] = (
 
 async def on_error(request: Request, error: Exception) -> Response:
     """Answer an error that an endpoint or Starlette raised, one of `EXPECTED`."""
+    model = request.scope.get(ANSWERING, {})
     match error:
         case BadRequest():
-            return problem(400, str(error), errors=error.errors)
+            return problem(400, str(error), model, errors=error.errors)
         case Unauthorized():
             return unauthorized(str(error))
         case NoModel():
             return problem(503, str(error), {"Retry-After": "5"})
         case HTTPException():  # such as 404 or 405
-            return problem(error.status_code, error.detail, error.headers)
+            return problem(error.status_code, error.detail, {**model, **(error.headers or {})})
     status = next(status for kind, status in STATUSES.items() if isinstance(error, kind))
-    return problem(status, str(error))
+    return problem(status, str(error), model)
 
 
 def as_problem(start: Message) -> Response | None:

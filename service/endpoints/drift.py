@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service.drift import LEVEL
-from service.endpoint import Context, Endpoint, model_headers, queried_role
-from service.openapi import ROLE_PARAMETER, errors, json_answer, ref
+from service.endpoint import Context, Endpoint, choose_model, model_headers, queried_model
+from service.openapi import MODEL_PARAMETER, errors, json_answer, ref
 
 
 class Drift(BaseModel):
@@ -40,7 +40,7 @@ async def get_drift(context: Context, request: Request) -> Response:
     windows = context.windows
     if not windows.size:
         raise HTTPException(404, "drift is off; the operator may set WGAN_DRIFT_WINDOW")
-    served = context.holder.require(queried_role(request) or "champion")
+    served = choose_model(context, request, queried_model(request) or "champion")
     limiter = context.processors.limiter
     report = await anyio.to_thread.run_sync(windows.report, served, limiter=limiter)
     drifted = None if report.distance is None else report.distance > report.threshold
@@ -59,8 +59,11 @@ ENDPOINT = Endpoint(
     "/v1/drift",
     get_drift,
     {
+        "operationId": "getDrift",
+        "tags": ["operations"],
         "summary": "Recent traffic's scores against those of real data",
-        "parameters": [ROLE_PARAMETER],
+        "description": "Where the operator has it measured; otherwise a 404.",
+        "parameters": [MODEL_PARAMETER],
         "responses": {
             **json_answer("The comparison.", ref(Drift)),
             **errors(400, 401, 404, 413, 422, 431, 503, 504),

@@ -27,7 +27,10 @@ ENDPOINT = Endpoint(
     "/metrics",
     get_metrics,
     {
+        "operationId": "getMetrics",
+        "tags": ["operations"],
         "summary": "Prometheus metrics",
+        "description": "Of all workers, in the text format.",
         "responses": {**TEXT, **errors(401, 403, 413, 431)},
     },
     is_counted=False,

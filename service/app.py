@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.cors import Cors
 from service.drift import Windows
 from service.endpoint import Context, Endpoint, check_query
 from service.endpoints import ENDPOINTS
@@ -86,15 +87,17 @@ class App:
         self._paths = QUIET | {endpoint.path for endpoint in ENDPOINTS}
 
     def surround(self, app: ASGIApp) -> ASGIApp:
-        """Put our layers around an application: request ids, logs and traces; bounds and keys."""
+        """Put our layers around an application: ids, logs and traces; CORS; bounds and keys."""
         holder, metrics = self.context.holder, self.context.metrics
 
         def count(status: int) -> None:
             metrics.count_rejection(status, has_model=holder.served is not None)
 
-        guard = Guard(app, self.context.keys, count, self._load)
+        bounded: ASGIApp = Guard(app, self.context.keys, count, self._load)
+        if origins := self.settings.cors_origins:
+            bounded = Cors(bounded, origins.split(","))  # around the guard: pages read errors too
         tracing = self.context.tracing
-        return RequestMiddleware(guard, tracing, self._paths, lambda: holder.is_leaving)
+        return RequestMiddleware(bounded, tracing, self._paths, lambda: holder.is_leaving)
 
     def direct(self) -> dict[tuple[str, str], ASGIApp]:
         """Applications by method and path, layers included, that need no router.

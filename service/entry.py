@@ -11,7 +11,7 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 
 import bentoml
 
-from service import metrics, protocol, telemetry
+from service import metrics, protocol, telemetry, tls
 from service.app import create_app
 from service.limits import TIMEOUT
 from service.settings import Settings
@@ -22,6 +22,8 @@ if settings.metrics_folder:
     metrics.cache_process_id()
 app = create_app(settings)
 protocol.install(app.direct())
+if settings.tls_cert and settings.tls_key:
+    tls.install(tls.Certificate(settings.tls_cert, settings.tls_key))
 
 
 # BentoML's own request metrics label each raw path, so every unknown path would add a series.

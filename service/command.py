@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,19 +25,27 @@ def serve(
         int | None,
         typer.Option(min=1, metavar="N", help="processes; default: WGAN_WORKERS, or 1"),
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="certificate chain in PEM: serves HTTPS"),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="the certificate's key in PEM")
+    ] = None,
 ) -> None:
     """Serve a model over HTTP."""
     from service.settings import Settings
 
     # Read before the model is loaded: a bad setting ends the command at once.
-    settings = Settings.read()
+    given = {"WGAN_TLS_CERT": tls_cert, "WGAN_TLS_KEY": tls_key}
+    settings = Settings.read(**{name: file for name, file in given.items() if file})
     model = model or settings.model
     if not model:
         raise UserError("name a model: wgan serve --model MODEL, or set WGAN_MODEL")
     _check(model)
     from service.server import serve as start_server
 
-    start_server(model, host, port, workers)
+    start_server(model, host, port, workers, tls_cert, tls_key)
 
 
 def _check(model: str) -> None:

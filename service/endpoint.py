@@ -7,11 +7,11 @@ import gc
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
 import anyio
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,11 +19,11 @@ from starlette.responses import Response
 
 from service.drift import Windows
 from service.exchange import exchange_of
-from service.holder import ROLES, ModelHolder
+from service.holder import ModelHolder
 from service.keys import Keys
 from service.limits import SMALL_BODY
 from service.metrics import Metrics
-from service.problems import BadRequest, TooOften, describe
+from service.problems import ANSWERING, MAX_ERRORS, BadRequest, TooOften, describe
 from service.processors import Processors
 from service.scoring import ScoreBatcher, ScoreResult
 from service.served import Served
@@ -38,6 +38,10 @@ PLAIN = "".join(chr(i) for i in range(0x20, 0x7F) if chr(i) != "%")
 """Characters that stay as they are in a header."""
 MAX_LISTS, MAX_OBJECTS = 2**21, 2**17
 """Lists and objects in JSON. Each takes 80 bytes or 200, however short its text is."""
+MAX_NAME = 300
+"""Characters in the name of a model and version; the registry allows 256 in the former."""
+ModelName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
+"""``champion``, ``challenger``, or a version as X-Model-Version tells it."""
 
 
 @dataclass(frozen=True)
@@ -156,19 +160,50 @@ def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def queried_role(request: Request) -> str | None:
-    """Return the role that the query names; None if it names none.
+def check_query(endpoint: Endpoint, request: Request) -> None:
+    """Check that a query has only the parameters that an endpoint's description names, each once.
 
     Raises:
-        BadRequest: it names an unknown one, or several.
+        BadRequest: it has others; ignored, they would be taken for obeyed.
     """
-    roles = request.query_params.getlist("model")
-    if len(roles) > 1 or set(roles) - set(ROLES):
-        raise BadRequest(
-            "the query does not follow the schema",
-            [{"path": "/model", "message": f"should be one of {', '.join(ROLES)}"}],
-        )
-    return roles[0] if roles else None
+    parameters = (endpoint.operation or {}).get("parameters", [])
+    known = {parameter["name"] for parameter in parameters if parameter["in"] == "query"}
+    sent = [name for name, _ in request.query_params.multi_items()]
+    wrong = {name: "is no parameter of this endpoint" for name in sent if name not in known}
+    wrong |= {name: "is given twice" for name in known if sent.count(name) > 1}
+    if wrong:
+        raise _bad_query(wrong)
+
+
+def queried_model(request: Request) -> str | None:
+    """Return the model that the query names; None if it names none.
+
+    Raises:
+        BadRequest: the name is empty or too long.
+    """
+    name = request.query_params.get("model")
+    if name is not None and not 0 < len(name) <= MAX_NAME:
+        raise _bad_query({"model": f"should have 1 to {MAX_NAME} characters"})
+    return name
+
+
+def _bad_query(wrong: dict[str, str]) -> BadRequest:
+    """Describe what is wrong with a query, by parameter."""
+    errors = [{"path": f"/{name:.100}", "message": says} for name, says in wrong.items()]
+    return BadRequest("the query does not follow the schema", errors[:MAX_ERRORS])
+
+
+def choose_model(context: Context, request: Request, wanted: str | None) -> Served:
+    """Take the model for a request; whatever is answered from now on names it, errors too.
+
+    Args:
+        context: holds the models.
+        request: the request.
+        wanted: see `ModelHolder.require`, which says what is raised.
+    """
+    served = context.holder.require(wanted)
+    request.scope[ANSWERING] = model_headers(served)
+    return served
 
 
 def model_headers(served: Served) -> dict[str, str]:

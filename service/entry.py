@@ -13,7 +13,7 @@ os.environ["FORWARDED_ALLOW_IPS"] = ""
 
 import bentoml
 
-from service import metrics, protocol, telemetry
+from service import metrics, protocol, telemetry, tls
 from service.app import create_app
 from service.limits import TIMEOUT
 from service.settings import Settings
@@ -24,6 +24,8 @@ if settings.metrics_folder:
     metrics.cache_process_id()
 app = create_app(settings)
 protocol.install(app.direct(), app.connections)
+if settings.tls_cert and settings.tls_key:
+    tls.install(tls.Certificate(settings.tls_cert, settings.tls_key))
 
 
 # BentoML's own request metrics label each raw path, so every unknown path would add a series.

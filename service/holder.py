@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from models import registry
 from models.errors import MachineError, RegistryError, ShapeError, UserError
 from service.cache import VersionCache
-from service.problems import NoModel
+from service.problems import NoModel, NotServed
 from service.retries import jittered, retry, within
 from service.served import Served, load
 from service.settings import Settings
@@ -209,24 +209,36 @@ class ModelHolder:
         """Load the models, and look for newer versions from now on, in a thread."""
         threading.Thread(target=self._run, name="models", daemon=True).start()
 
-    def require(self, role: str | None = None) -> Served:
+    def require(self, wanted: str | None = None) -> Served:
         """Return the model for a request that names one, or leaves the choice to us.
+
+        Args:
+            wanted: ``champion``, ``challenger``, or a version as X-Model-Version tells it.
 
         Raises:
             NoModel: it is not ready; says whether it is loading or failed to.
+            NotServed: the version is not served here, or not any more.
             ShapeError: no challenger is configured.
         """
         challenger = self.challenger
-        if role == "challenger" and challenger is None:
+        if wanted == "challenger" and challenger is None:
             raise ShapeError("no challenger is served here; leave out the model, or name champion")
         slot = self.champion
-        if challenger and role == "challenger":
+        if challenger and wanted == "challenger":
             slot = challenger
-        elif challenger and role is None and challenger.served:
+        elif challenger and wanted is None and challenger.served:
             slot = challenger if random.random() < self.challenger_share else slot
         if slot.served is None:
             raise NoModel(slot.reason)
-        return slot.served
+        if wanted is None or wanted in ROLES:
+            return slot.served
+        return self._version(wanted)
+
+    def _version(self, wanted: str) -> Served:
+        served = {s.version: s for s in (slot.served for slot in self.slots) if s}
+        if wanted not in served:
+            raise NotServed(f"{wanted:.300} is not served here, but {' and '.join(served)}")
+        return served[wanted]
 
     @property
     def registry_answers(self) -> bool | None:

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from models.errors import ConfigError
 SCOPES = ("samples", "scores", "metrics")
 VARIABLE = "WGAN_API_KEYS_FILE"
 LINE = re.compile(r"([\w.-]{1,64}):([0-9a-fA-F]{64}):([a-z,]*)", re.ASCII)
+NO_KEY = hashlib.sha256(b"").digest()
+"""What a script writes whose variable for the key is empty."""
 log = logging.getLogger("wgan.service")
 
 
@@ -40,10 +43,11 @@ def read_keys(path: Path) -> list[Key]:
     Empty lines and those that begin with # are skipped.
 
     Raises:
-        ConfigError: names the line with a mistake, but shows nothing of its content.
+        ConfigError: names the line with a mistake, but shows nothing of its content; or there is no
+            key at all.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()  # editors on Windows begin with a mark
     except (OSError, ValueError) as error:
         raise ConfigError(f"{VARIABLE}: {path} cannot be read ({error})") from None
     keys = []
@@ -57,7 +61,16 @@ def read_keys(path: Path) -> list[Key]:
                 f"{VARIABLE}: {path}, line {number}: write name:sha256hex:scopes, with scopes "
                 f"from {', '.join(SCOPES)}"
             )
-        keys.append(Key(match[1], bytes.fromhex(match[2]), scopes))
+        key = Key(match[1], bytes.fromhex(match[2]), scopes)
+        if key.digest == NO_KEY:
+            raise ConfigError(
+                f"{VARIABLE}: {path}, line {number}: this is the SHA-256 of an empty key"
+            )
+        keys.append(key)
+    if not keys:
+        raise ConfigError(
+            f"{VARIABLE}: {path} holds no key; to let nobody in, write a line whose key is nobody's"
+        )
     return keys
 
 
@@ -69,25 +82,44 @@ class Keys:
         self._seen: tuple[int, ...] | None = None
         self._keys: list[Key] = []
 
-    def authenticate(self, authorization: str | None) -> Key | None:
-        """Find the key of an ``Authorization`` header; None if no file of keys is configured.
+    def authenticate(self, headers: Sequence[tuple[bytes, bytes]]) -> Key | None:
+        """Find the key in a request's headers; None if no file of keys is configured.
 
         Every key is compared, each in constant time.
 
+        Args:
+            headers: as ASGI has them, their names in lower case.
+
         Raises:
-            Unauthorized: no such key.
+            Unauthorized: no such key; or several, of which a proxy may have checked another.
         """
         if self.path is None:
             return None
-        scheme, _, sent_key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer":
+        sent = [value for name, value in headers if name == b"authorization"]
+        if len(sent) > 1:
+            raise Unauthorized("send one key, in one header Authorization")
+        scheme, _, sent_key = (sent[0] if sent else b"").partition(b" ")
+        if scheme.lower() != b"bearer":
             raise Unauthorized("send a key: Authorization: Bearer KEY")
-        digest = hashlib.sha256(sent_key.strip().encode("latin-1", "replace")).digest()
+        digest = hashlib.sha256(sent_key.strip()).digest()
         matches = [key for key in self.current() if hmac.compare_digest(key.digest, digest)]
         if not matches:
             raise Unauthorized("the key is not known")
         # The same key on several lines has the scopes of all of them.
         return matches[0]._replace(scopes=frozenset().union(*(key.scopes for key in matches)))
+
+    def announce(self) -> None:
+        """Say in the log whether a key is needed, and how many there are."""
+        if self.path is None:
+            log.warning("no API keys: anybody may ask (%s is not set)", VARIABLE)
+        else:
+            self.current()  # it says so itself
+
+    def is_needed(self, path: str) -> bool:
+        """Return True if a request to a path needs a key."""
+        if path == "/metrics":
+            return self.metrics_need_one()
+        return self.path is not None and path.startswith("/v1/")
 
     def metrics_need_one(self) -> bool:
         """Return True if some key has the scope ``metrics``, so that /metrics is not open."""
@@ -96,8 +128,8 @@ class Keys:
     def current(self) -> list[Key]:
         """Return the keys in the file, read again if it has changed.
 
-        A file that is half written or has a mistake must lock nobody out: the keys stay as they
-        were. At the start there are none yet, so no key is known then.
+        A file that is half written, emptied or has a mistake must lock nobody out: the keys stay as
+        they were. At the start there are none yet, so no key is known then.
         """
         assert self.path is not None
         try:
@@ -109,7 +141,7 @@ class Keys:
             self._seen = seen
             try:
                 self._keys = read_keys(self.path)
-                log.info("%s: %d keys", VARIABLE, len(self._keys))
+                log.info("API keys are needed: %d are in %s", len(self._keys), self.path)
             except ConfigError as error:
                 log.error("%s; the keys stay as they were (%d)", error, len(self._keys))
         return self._keys

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import anyio
 from prometheus_client import Gauge
@@ -17,7 +17,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from service.exchange import GONE, Exchange, exchange_of
 from service.keys import Keys, Unauthorized
 from service.metrics import SHARE
-from service.problems import as_problem, problem, too_often, unauthorized
+from service.problems import ANSWERING, as_problem, problem, too_often, unauthorized
 from service.processors import CALLER
 from service.shares import Rate, Shares
 from service.telemetry import REQUEST_ID, new_id
@@ -144,9 +144,10 @@ class Guard:
                 if started:
                     exchange.status = 500
                     raise
-                answer = problem(500, f"an error of ours; it is logged as {request_id}")
+                detail = f"an error of ours; it is logged as {request_id}"
+                answer = problem(500, detail, scope.get(ANSWERING))
         if limit.cancelled_caught:
-            answer = _gone(exchange) if left else _late(exchange)
+            answer = _gone(exchange) if left else _late(exchange, scope.get(ANSWERING))
             if started:  # what was sent cannot be taken back: the connection is closed
                 exchange.status, answer = answer.status_code, None
         if answer is not None:
@@ -165,11 +166,8 @@ class Guard:
         if not scope["path"].isprintable():  # the router ignores a line feed at the end
             raise Refused(problem(404, "there is no such path"))
         if scope["path"].startswith("/v1/"):
-            authorization = headers.get(b"authorization")
             try:
-                scope["key"] = key = self.keys.authenticate(
-                    None if authorization is None else authorization.decode("latin-1")
-                )
+                scope["key"] = key = self.keys.authenticate(scope["headers"])
             except Unauthorized as error:
                 raise Refused(unauthorized(str(error))) from None
             exchange.key = key and key.name
@@ -230,10 +228,10 @@ def _gone(exchange: Exchange) -> Response:
     return Response(status_code=408 if exchange.is_too_slow else GONE)
 
 
-def _late(exchange: Exchange) -> Response:
+def _late(exchange: Exchange, model: Mapping[str, str] | None) -> Response:
     """Build the answer to a request that was not done in time, by the fault of ours or theirs."""
     if exchange.received is not None:
-        return problem(504, f"not done within {TIMEOUT:g} seconds")
+        return problem(504, f"not done within {TIMEOUT:g} seconds", model)
     detail = f"the body did not come within {TIMEOUT:g} seconds"
     return problem(408, detail, {"Connection": "close"})
 

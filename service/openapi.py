@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from models import __version__
-from service.endpoint import Endpoint
-from service.holder import ROLES
+from service.endpoint import MAX_NAME, Endpoint
 
 Json = dict[str, Any]
-ROLE_DESCRIPTION = (
-    "Which model, where a challenger is served beside the champion. Left out: the champion, but "
-    "for the share of requests that is configured to go to the challenger; X-Model-Version tells."
+MODEL_DESCRIPTION = (
+    "Which model: champion, challenger, or a version as X-Model-Version tells it, such as "
+    "digits@12; a 404 if that is not served now. Left out: the champion, but for the share of "
+    "requests that is configured to go to the challenger."
 )
-ROLE_PARAMETER: Json = {
+MODEL_PARAMETER: Json = {
     "name": "model",
     "in": "query",
-    "schema": {"enum": list(ROLES)},
-    "description": ROLE_DESCRIPTION,
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
+    "description": MODEL_DESCRIPTION,
 }
 HEADERS: Json = {
     name: {"schema": {"type": "string"}, "description": description}
@@ -33,12 +33,20 @@ HEADERS: Json = {
 }
 MODEL_HEADERS: Json = {name: HEADERS[name] for name in ("X-Model-Version", "X-Constraint")}
 BINARY: Json = {"type": "string", "format": "binary"}
-TEXT: Json = {"200": {"description": "OK", "content": {"text/plain": {}}}}
+TEXT: Json = {
+    "200": {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+TAGS = {
+    "samples": "What the generator makes.",
+    "scores": "What the critic says of items.",
+    "model": "What is known of the models.",
+    "operations": "For those who run the service.",
+}
 ERRORS = {
-    400: "The body does not follow the schema.",
+    400: "The body or the query does not follow the schema.",
     401: "No key, or an unknown one, where one is needed.",
     403: "The key lacks the scope for this.",
-    404: "There is no such path.",
+    404: "There is no such path, or the version is not served.",
     405: "The path does not answer this method.",
     408: "The body did not come in time.",
     413: "The body is too large.",
@@ -49,6 +57,9 @@ ERRORS = {
     503: "No model is ready, or as many requests as can be are under way: try again.",
     504: "Not done in time.",
 }
+
+
+CHOSEN = "Of the model that was to answer; not there if the error came before one was chosen."
 
 
 class Problem(BaseModel):
@@ -76,15 +87,20 @@ def json_answer(description: str, schema: Json, headers: Json | None = None) -> 
 def errors(*statuses: int) -> Json:
     """Describe errors by their statuses."""
     content = {"application/problem+json": {"schema": ref(Problem)}}
-    return {str(s): {"description": ERRORS[s], "content": content} for s in statuses}
+    headers = {"X-Model-Version": {"schema": {"type": "string"}, "description": CHOSEN}}
+    return {
+        str(s): {"description": ERRORS[s], "headers": headers, "content": content} for s in statuses
+    }
 
 
-def describe(endpoints: Iterable[Endpoint], with_keys: bool = False) -> Json:
+def describe(
+    endpoints: Iterable[Endpoint], needs_key: Callable[[str], bool] = lambda path: False
+) -> Json:
     """Describe every endpoint, and BentoML's probes.
 
     Args:
         endpoints: in the order of the description.
-        with_keys: True if a key is needed.
+        needs_key: True for a path that needs a key.
     """
     described = [endpoint for endpoint in endpoints if endpoint.operation]
     schemas: list[type[BaseModel]] = [
@@ -98,12 +114,21 @@ def describe(endpoints: Iterable[Endpoint], with_keys: bool = False) -> Json:
     paths: dict[str, Json] = {}
     for endpoint in described:
         operation = dict(endpoint.operation or {})
-        if with_keys and endpoint.path.startswith("/v1/"):
+        if needs_key(endpoint.path):
             operation["security"] = [{"key": []}]
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
-    live = {"summary": "The process runs", "responses": {**TEXT, **errors(413, 431)}}
+    live = {
+        "operationId": "getLiveness",
+        "tags": ["operations"],
+        "summary": "The process runs",
+        "description": "Answers as soon as the process runs, with or without a model.",
+        "responses": {**TEXT, **errors(413, 431)},
+    }
     ready = {
+        "operationId": "getReadiness",
+        "tags": ["operations"],
         "summary": "A verified model has run once",
+        "description": "503 until then, and once the service is about to end.",
         "responses": {**TEXT, **errors(413, 431, 503)},
     }
     return {
@@ -112,7 +137,11 @@ def describe(endpoints: Iterable[Endpoint], with_keys: bool = False) -> Json:
             "title": "wgan-foundry",
             "version": __version__,
             "description": "Samples and critic scores of a Wasserstein GAN.",
+            "contact": {"name": "whoever runs this service"},
+            "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
         },
+        "servers": [{"url": ".", "description": "The service that this description comes from."}],
+        "tags": [{"name": name, "description": says} for name, says in TAGS.items()],
         "paths": {**paths, "/livez": {"get": live}, "/readyz": {"get": ready}},
         "components": {
             "schemas": definitions["$defs"],

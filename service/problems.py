@@ -21,6 +21,8 @@ from service.keys import Forbidden, Unauthorized
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 100
 """Schema errors that are listed; a body can have a million."""
+ANSWERING = "wgan.answering"
+"""Key, in a request's scope, of the headers that name the model which answers it."""
 
 
 class BadRequest(Exception):
@@ -43,6 +45,10 @@ class NoModel(Exception):
     """There is no model to serve, yet or at all: 503."""
 
 
+class NotServed(Exception):
+    """The version that a request names is not served here: 404."""
+
+
 def problem(
     status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any
 ) -> Response:
@@ -57,9 +63,11 @@ def unauthorized(detail: str) -> Response:
     return problem(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
-def too_often(what: str, per_second: float, wait: float) -> Response:
+def too_often(
+    what: str, per_second: float, wait: float, model: Mapping[str, str] | None = None
+) -> Response:
     """Build a 429 to a caller that asks for more than its rate; it must wait so many seconds."""
-    headers = {"Retry-After": str(math.ceil(wait))}
+    headers = {**(model or {}), "Retry-After": str(math.ceil(wait))}
     return problem(429, f"over {per_second:g} {what} a second; try again later", headers)
 
 
@@ -76,6 +84,7 @@ def describe(error: ValidationError) -> BadRequest:
 
 STATUSES: dict[type[Exception], int] = {
     Forbidden: 403,
+    NotServed: 404,
     DataError: 415,
     ShapeError: 422,
     ClassError: 422,
@@ -109,19 +118,20 @@ async def on_error(request: Request, error: Exception) -> Response:
     """Answer an error that an endpoint or Starlette raised, one of `EXPECTED`."""
     forget(error)
     error.__context__ = None  # pydantic's errors hold the body too
+    model = request.scope.get(ANSWERING, {})
     match error:
         case BadRequest():
-            return problem(400, str(error), errors=error.errors)
+            return problem(400, str(error), model, errors=error.errors)
         case Unauthorized():
             return unauthorized(str(error))
         case TooOften():
-            return too_often(error.what, error.per_second, error.wait)
+            return too_often(error.what, error.per_second, error.wait, model)
         case NoModel():
             return problem(503, str(error), {"Retry-After": "5"})
         case HTTPException():  # such as 404 or 405
-            return problem(error.status_code, error.detail, error.headers)
+            return problem(error.status_code, error.detail, {**model, **(error.headers or {})})
     status = next(status for kind, status in STATUSES.items() if isinstance(error, kind))
-    return problem(status, str(error))
+    return problem(status, str(error), model)
 
 
 def as_problem(start: Message) -> Response | None:

@@ -15,7 +15,14 @@ from service.keys import read_keys
 from service.settings import Settings, misspelt
 
 
-def serve(model: str, host: str, port: int, workers: int | None = None) -> NoReturn:
+def serve(
+    model: str,
+    host: str,
+    port: int,
+    workers: int | None = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+) -> NoReturn:
     """Replace this process by a server of a model, until SIGTERM or SIGINT.
 
     Args:
@@ -23,15 +30,24 @@ def serve(model: str, host: str, port: int, workers: int | None = None) -> NoRet
         host: IP address to bind.
         port: port to bind.
         workers: processes that answer; default: ``WGAN_WORKERS``, or 1.
+        tls_cert: file of the TLS certificate; default: ``WGAN_TLS_CERT``, or none.
+        tls_key: file of its key; default: ``WGAN_TLS_KEY``, or none.
 
     Raises:
         ConfigError: an environment variable has a bad value, the file of API keys has a mistake,
-            or the address cannot be bound.
+            the TLS certificate cannot be used, or the address cannot be bound.
     """
-    variables = {"WGAN_MODEL": model, **({} if workers is None else {"WGAN_WORKERS": workers})}
-    settings = Settings.read(**variables)
+    options = {"WGAN_WORKERS": workers, "WGAN_TLS_CERT": tls_cert, "WGAN_TLS_KEY": tls_key}
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = Settings.read(WGAN_MODEL=model, **given)
     if settings.api_keys_file:
         read_keys(settings.api_keys_file)
+    tls = []
+    if settings.tls_cert and settings.tls_key:
+        from service.tls import read_certificate
+
+        read_certificate(settings.tls_cert, settings.tls_key)
+        tls = ["--ssl-certfile", str(settings.tls_cert), "--ssl-keyfile", str(settings.tls_key)]
     challenger = settings.challenger
     if challenger and not registry.is_reference(challenger) and not os.path.isdir(challenger):
         raise ConfigError(f"WGAN_CHALLENGER={challenger:.100}: there is no such folder")
@@ -43,10 +59,10 @@ def serve(model: str, host: str, port: int, workers: int | None = None) -> NoRet
     environment.setdefault("BENTOML_HOME", tempfile.mkdtemp(prefix="wgan-bentoml-"))
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "bentoml", "serve", "service.entry:WganService"]
-    options = ["--working-dir", str(root), "--host", host, "--port", str(port)]
+    command += ["--working-dir", str(root), "--host", host, "--port", str(port), *tls]
     # Seconds for requests under way to end after SIGTERM; BentoML would wait for ever.
-    options += ["--timeout-graceful-shutdown", "20"]
-    os.execve(sys.executable, [*command, *options], environment)
+    command += ["--timeout-graceful-shutdown", "20"]
+    os.execve(sys.executable, command, environment)
 
 
 def _check_address(host: str, port: int) -> None:

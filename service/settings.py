@@ -57,6 +57,14 @@ def _url(text: str) -> str:
     return text
 
 
+def _origins(text: str) -> str:
+    """Check origins, separated by commas, and write them as browsers do."""
+    origins = [origin.strip().lower() for origin in text.split(",") if origin.strip()]
+    if not all(re.fullmatch(r"https?://[^\s/*@?#]+", origin) for origin in origins):
+        raise ValueError("write origins such as https://a.example, separated by commas")
+    return ",".join(origins)
+
+
 Url = Annotated[str, AfterValidator(_url)]
 ModelName = Annotated[str, AfterValidator(_model)]
 
@@ -158,6 +166,25 @@ class Settings(BaseSettings):
         description="the file of API keys: see [service.md](service.md#keys)",
         json_schema_extra={"default": "none: anybody may ask"},
     )
+    tls_cert: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
+        None,
+        alias="WGAN_TLS_CERT",
+        description="the file of the TLS certificate and its chain, in PEM; `--tls-cert`. With it "
+        "the service speaks HTTPS alone; both files are read again when they change",
+        json_schema_extra={"default": "none: HTTP"},
+    )
+    tls_key: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
+        None,
+        alias="WGAN_TLS_KEY",
+        description="the file of the certificate's key, not encrypted; `--tls-key`",
+    )
+    cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
+        "",
+        alias="WGAN_CORS_ORIGINS",
+        description="pages that may call the service from browsers, by origin, such as "
+        "`https://a.example,https://b.example:8443`",
+        json_schema_extra={"default": "none: its own pages alone"},
+    )
     drain_seconds: float = Field(
         0.0,
         alias="WGAN_DRAIN_SECONDS",
@@ -199,6 +226,14 @@ class Settings(BaseSettings):
     def _share_has_challenger(self) -> Self:
         if self.challenger_share and not self.challenger:
             raise ValueError("WGAN_CHALLENGER_SHARE: name the challenger in WGAN_CHALLENGER")
+        return self
+
+    @model_validator(mode="after")
+    def _tls_has_both(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            names = ["WGAN_TLS_CERT", "WGAN_TLS_KEY"]
+            given, missing = names if self.tls_key is None else names[::-1]
+            raise ValueError(f"{given}: give {missing} too")
         return self
 
     @classmethod

@@ -191,9 +191,11 @@ def attacks() -> dict[str, Attack]:
         "seed of 400 digits": '{"rows": [{}], "seed": ' + "9" * 400 + "}",
         "no rows": "{}",
         "another field": '{"rows": [{}], "url": "http://127.0.0.1/"}',
-        "another model": '{"rows": [{}], "model": "../../etc"}',
+        "a long model": '{"rows": [{}], "model": "' + "x" * 10_000 + '"}',
     }.items():
         found[f"imputations: {name}"] = Attack((400,), text.encode(), path="/v1/imputations")
+    another = b'{"rows": [{}], "model": "../../etc"}'
+    found["imputations: another model"] = Attack((404,), another, path="/v1/imputations")
     for name, content, format, statuses in files():
         path = "/v1/scores"
         found[f"file: {name}"] = Attack(statuses, content, TYPES[format], path)

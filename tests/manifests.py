@@ -130,6 +130,30 @@ def check_services_lead_to_ports(documents: Documents) -> None:
             assert len(port["name"]) <= 15
 
 
+def check_routes_lead_to_services(documents: Documents) -> None:
+    """Ingress and HTTPRoute name ports of Services, and let the API in, not the metrics."""
+    for route in of_kind(documents, "Ingress", "HTTPRoute"):
+        spec, paths = route["spec"], []
+        for rule in spec["rules"]:
+            if route["kind"] == "Ingress":
+                backends = [path["backend"]["service"] for path in rule["http"]["paths"]]
+                ports = [(b["name"], b["port"]["name"], "name") for b in backends]
+                paths += [(p["pathType"], p["path"]) for p in rule["http"]["paths"]]
+            else:
+                ports = [(b["name"], b["port"], "port") for b in rule["backendRefs"]]
+                paths += [(m["path"]["type"], m["path"]["value"]) for m in rule["matches"]]
+            assert ports
+            for name, port, key in ports:
+                service = named(documents, "Service", name)
+                assert port in [p[key] for p in service["spec"]["ports"]], name
+        assert paths
+        assert set(paths) <= {("Prefix", "/v1"), ("PathPrefix", "/v1")}
+        if route["kind"] == "HTTPRoute":
+            assert all(parent["name"] for parent in spec["parentRefs"])
+        hosts = {rule.get("host") for rule in spec["rules"]}
+        assert {host for tls in spec.get("tls", []) for host in tls["hosts"]} <= hosts
+
+
 def check_ports(documents: Documents) -> None:
     for _, spec, _ in containers(documents):
         ports = [p for c in spec["containers"] for p in c.get("ports", [])]
@@ -194,6 +218,9 @@ def check_references(documents: Documents, outside: set[tuple[str, str]]) -> Non
             if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
                 wanted.add(("Secret", f"{reference['name']}/{reference['key']}"))
         assert wanted <= here, f"{workload['metadata']['name']}: {wanted - here}"
+    for ingress in of_kind(documents, "Ingress"):
+        for tls in ingress["spec"].get("tls", []):
+            assert ("Secret", tls["secretName"]) in here, tls
 
 
 def check_environment(documents: Documents) -> None:

@@ -47,7 +47,8 @@ def running(
             env={**os.environ, **environment},
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}/livez", process, log)
+        scheme = "https" if "--tls-cert" in command else "http"
+        wait_for(f"{scheme}://127.0.0.1:{port}/livez", process, log)
         yield process
     finally:
         process.terminate()
@@ -60,7 +61,7 @@ def running(
 def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(600):
         with contextlib.suppress(httpx.TransportError):
-            if httpx.get(address).status_code == 200:
+            if httpx.get(address, verify=False).status_code == 200:
                 return
         assert process.poll() is None, log.read_text()
         time.sleep(0.1)

@@ -45,7 +45,7 @@ def documented_secrets() -> set[tuple[str, str]]:
     source = (CHART / "values-production.yaml").read_text().replace("\\\n#", "")
     found = set()
     for kind, name, rest in re.findall(r"create secret ([\w-]+) (\S+) ?(.*)", source):
-        assert kind in ("generic", "docker-registry")
+        assert kind in ("generic", "docker-registry", "tls")
         found.add(("Secret", name))
         found |= {("Secret", f"{name}/{key}") for key in re.findall(r"--from-\w+=(\w+)=", rest)}
     return found
@@ -71,6 +71,11 @@ def test_lint(values: str) -> None:
         ("images.service.digest=latest", "digest"),
         ("images.service.tag=", "tag"),
         ("fullname=Wgan", "fullname"),
+        ("ingress.tlsSecret=tls", "host"),
+        ("ingress.host=Gan.example.com", "host"),
+        ("ingress.paths[0]=v1", "paths"),
+        ("httpRoute.enabled=true", "parentRefs"),
+        ("httpRoute.hostnames[0]=https://gan.example.com", "hostnames"),
         ("sweep.constraints[0]=a;b", "constraints"),
         ("sweep.set[0]=training.steps=1'2", "set"),
         ("sample.enabled=true", "sample.out"),
@@ -219,7 +224,7 @@ def test_parts_can_be_left_out() -> None:
     documents = render("values-production", False, "--set", "retrain.enabled=false")
     assert {d["kind"] for d in documents} == {
         *("Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"),
-        *("NetworkPolicy", "ServiceAccount", "ConfigMap"),  # the dashboard's
+        *("Ingress", "NetworkPolicy", "ServiceAccount", "ConfigMap"),  # the dashboard's
     }
     assert not of_kind(
         render("values", True, "--set", "networkPolicy.enabled=false"), "NetworkPolicy"

@@ -234,14 +234,26 @@ def test_champion_and_challenger_side_by_side(home: Registry) -> None:
         about = both.client.get("/v1/model", params={"model": "challenger"}).json()
         assert (about["version"], about["role"]) == ("tiny@1", "challenger")
         assert both.client.get("/v1/model").json()["version"] == "tiny@2"
-        is_problem(both.client.get("/v1/model?model=another"), 400)
-        is_problem(both.client.post("/v1/samples", json={"model": "another"}), 400)
+        assert {both.version(model="tiny@1") for _ in range(20)} == {"tiny@1"}
+        assert {both.version(model="tiny@2") for _ in range(20)} == {"tiny@2"}
+        for name in ("another", "tiny@3", "tiny@champion"):
+            for gone in (
+                both.client.get("/v1/model", params={"model": name}),
+                both.client.post("/v1/samples", json={"model": name}),
+                both.client.post("/v1/scores", params={"model": name}, files=files),
+            ):
+                says = is_problem(gone, 404)["detail"]
+                assert says == f"{name} is not served here, but tiny@2 and tiny@1"
+        is_problem(both.client.get("/v1/model?model="), 400)
+        is_problem(both.client.get("/v1/model?model=tiny@1&model=tiny@1"), 400)
+        both_named = {"samples": items.tolist(), "model": "tiny@2"}
+        is_problem(both.client.post("/v1/scores?model=tiny@1", json=both_named), 400)
         # Of 400 a quarter is 100, with a standard deviation of 8.7.
         went = [both.version() for _ in range(400)].count("tiny@1")
         assert 60 < went < 140
         roles = {labels["role"]: labels["version"] for labels in both.labels("wgan_model_info")}
         assert roles == {"champion": "tiny@2", "challenger": "tiny@1"}
-        assert both.series("wgan_samples_total")["challenger",] == went + 1
+        assert both.series("wgan_samples_total")["challenger",] == went + 21
         assert both.series("wgan_findings")["challenger", "critical"] == 0
 
 

@@ -33,7 +33,7 @@ def commands() -> list[str]:
 
 
 def test_the_file_of_the_docs_is_one(tmp_path: Path) -> None:
-    (example,) = blocks("yaml")
+    (example,) = [block for block in blocks("yaml") if block.startswith("preset:")]
     (tmp_path / "retrain.yaml").write_text(example)
     settings = read_config(tmp_path / "retrain.yaml")
     assert settings.build().training.steps == 2500
@@ -72,6 +72,18 @@ def test_settings_that_are_named_exist() -> None:
         for part in path.split("."):
             assert part in node, path
             node = node[part]
+
+
+@pytest.mark.skipif(HELM is None, reason="no helm: run `make tools`")
+def test_the_values_in_the_docs_are_taken(tmp_path: Path) -> None:
+    made = set()
+    for values in (block for block in blocks("yaml") if not block.startswith("preset:")):
+        (tmp_path / "values.yaml").write_text(values)
+        file = str(tmp_path / "values.yaml")
+        command = [str(HELM), "template", "wgan", str(CHART), "--values", file]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        made |= {d["kind"] for d in yaml.safe_load_all(done.stdout) if d}
+    assert {"Ingress", "HTTPRoute"} <= made
 
 
 @pytest.mark.skipif(HELM is None, reason="no helm: run `make tools`")

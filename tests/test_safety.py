@@ -295,8 +295,10 @@ def test_keys_open_what_their_scopes_say(server: Server) -> None:
             403,
             403,
         ]
-        security = client.get("/docs.json").json()["paths"]["/v1/samples"]["post"]["security"]
-        assert security == [{"key": []}]
+        paths = client.get("/docs.json").json()["paths"]
+        for path, method in (("/v1/samples", "post"), ("/metrics", "get")):
+            assert paths[path][method]["security"] == [{"key": []}]
+        assert "security" not in paths["/livez"]["get"]
 
 
 def test_other_origins_are_not_let_in(server: Server) -> None:
@@ -311,29 +313,83 @@ def test_other_origins_are_not_let_in(server: Server) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_changed_file_of_keys_is_read_again(tmp_path: Path) -> None:
+def test_a_changed_file_of_keys_is_read_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "keys"
     path.write_text(line("a", "1", "samples") + line("a", "1", "scores"))
     keys = Keys(path)
-    assert keys.authenticate("bearer 1") == Key(
+    assert keys.authenticate(authorization("bearer 1")) == Key(
         "a", hashlib.sha256(b"1").digest(), frozenset({"samples", "scores"})
     )
     assert not keys.metrics_need_one()
     (tmp_path / "new").write_text(line("b", "2", "metrics"))
     (tmp_path / "new").replace(path)
     with pytest.raises(Unauthorized):
-        keys.authenticate("Bearer 1")
-    key = keys.authenticate("Bearer 2")
+        keys.authenticate(authorization("Bearer 1"))
+    key = keys.authenticate(authorization("Bearer 2"))
     assert keys.metrics_need_one()
     with pytest.raises(Forbidden, match="samples"):
         allow(key, "samples")
-    path.write_text("half a li")  # a mistake locks nobody out
-    assert keys.authenticate("Bearer 2") == key
+    for content in ("half a li", "", "# all keys are gone\n"):  # a mistake locks nobody out
+        path.write_text(content)
+        caplog.clear()
+        assert keys.authenticate(authorization("Bearer 2")) == key
+        assert "the keys stay as they were (1)" in caplog.text
     path.unlink()
-    assert keys.authenticate("Bearer 2") == key
+    assert keys.authenticate(authorization("Bearer 2")) == key
     with pytest.raises(Unauthorized):  # but nobody is let in by a file that was never there
-        Keys(path).authenticate("Bearer 2")
-    assert Keys(None).authenticate(None) is None
+        Keys(path).authenticate(authorization("Bearer 2"))
+    assert Keys(None).authenticate([]) is None
+
+
+def authorization(*values: str) -> list[tuple[bytes, bytes]]:
+    return [(b"authorization", value.encode("latin-1")) for value in values]
+
+
+@pytest.mark.parametrize("sent", ["", "Bearer", "Bearer ", "bearer   "])
+def test_an_empty_key_opens_nothing(tmp_path: Path, sent: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(line("a", "1", "samples"))
+    keys = Keys(path)
+    keys.current()
+    path.write_text(line("a", "1", "samples") + line("b", "", "samples"))
+    with pytest.raises(ConfigError, match="line 2: this is the SHA-256 of an empty key"):
+        read_keys(path)
+    with pytest.raises(Unauthorized):
+        keys.authenticate(authorization(sent))
+
+
+def test_a_mark_of_the_encoding_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("\ufeff" + line("a", "1", "samples"), "utf-8")
+    assert [key.name for key in read_keys(tmp_path / "keys")] == ["a"]
+
+
+@pytest.mark.parametrize("path", ["/v1/model", "/metrics"])
+def test_several_keys_are_refused_wherever_they_are_sent(server: Server, path: str) -> None:
+    right, wrong = bearer("all")["authorization"], "Bearer x"
+    for sent in ((right, wrong), (wrong, right), (right, right)):
+        lines = "".join(f"\nAuthorization: {value}" for value in sent)
+        assert raw_status(server, f"GET {path} HTTP/1.1\nHost: x{lines}") == 401
+    one = f"GET {path} HTTP/1.1\nHost: x\nAuthorization: {right}"
+    assert raw_status(server, one) == 200
+
+
+def raw_status(server: Server, head: str) -> int:
+    attack = Attack((), raw(head), raw=True)
+    return sent(server, attack).status
+
+
+def test_the_log_says_whether_keys_are_needed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "wgan.service")
+    Keys(None).announce()
+    assert "no API keys: anybody may ask" in caplog.text
+    path = tmp_path / "keys"
+    path.write_text(line("a", "1", "samples") + line("b", "2", ""))
+    Keys(path).announce()
+    assert f"API keys are needed: 2 are in {path}" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -246,10 +246,10 @@ def test_schema_errors_are_400_and_say_where(image: Server, body: object) -> Non
     "body",
     [
         {"latents": [[0.0] * 4], "seed": 1},
-        {"latents": [[0.0] * 4], "count": 1},
+        {"latents": [[0.0] * 4], "count": 2},
         {"latents": [[0.0] * 4], "truncation": 1.0},
         {"latents": [[0.0] * 4], "interpolation": {"to": 1}},
-        {"interpolation": {"to": 1, "at": [0.5]}, "count": 1},
+        {"interpolation": {"to": 1, "at": [0.5]}, "count": 2},
         {"interpolation": {"to": 1, "at": [1.5]}},
         {"interpolation": {"to": -1}},
         {"interpolation": {}},
@@ -278,3 +278,19 @@ def test_what_is_not_json_is_400(image: Server, content: bytes, path: str) -> No
 def test_another_content_type_is_415(image: Server, path: str, kind: str) -> None:
     response = image.client.post(path, content=b"{}", headers={"content-type": kind})
     assert "application/json" in str(is_problem(response, 415)["detail"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"latents": [[0.5] * 4, [0.0] * 4]}, {"seed": 3, "interpolation": {"to": 1, "at": [0.5, 1]}}],
+)
+def test_what_has_a_number_of_its_own_goes_with_the_default_count(
+    image: Server, body: dict[str, object]
+) -> None:
+    """Generated clients send every default; null is as good as left out."""
+    expected = image.samples(**body, format="npz")
+    assert len(read_npz(expected)) == 2
+    defaults = {"class": None, "truncation": None, "where": None, "refine": False, "model": None}
+    for count in (1, 2):
+        sent = image.samples(**{"seed": None, **defaults, **body}, count=count, format="npz")
+        assert sent.content == expected.content

@@ -22,7 +22,7 @@ async def get_description(context: Context, request: Request) -> Response:
     """Describe all endpoints."""
     from service.endpoints import ENDPOINTS  # this module is in that list, too
 
-    return JSONResponse(describe(ENDPOINTS, with_keys=context.keys.path is not None))
+    return JSONResponse(describe(ENDPOINTS, context.keys.is_needed))
 
 
 async def get_page(context: Context, request: Request) -> Response:

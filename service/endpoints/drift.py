@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service.drift import LEVEL
-from service.endpoint import Context, Endpoint, model_headers, queried_role
-from service.openapi import ROLE_PARAMETER, errors, json_answer, ref
+from service.endpoint import Context, Endpoint, choose_model, model_headers, queried_model
+from service.openapi import MODEL_PARAMETER, errors, json_answer, ref
 
 
 class Drift(BaseModel):
@@ -39,7 +39,7 @@ async def get_drift(context: Context, request: Request) -> Response:
     windows = context.windows
     if not windows.size:
         raise HTTPException(404, "drift is off; the operator may set WGAN_DRIFT_WINDOW")
-    served = context.holder.require(queried_role(request) or "champion")
+    served = choose_model(context, request, queried_model(request) or "champion")
     report = await context.processors.run("drift", lambda: windows.report(served))
     if report is None:
         raise HTTPException(503, "the recent scores cannot be read; the service's log says why")
@@ -59,8 +59,11 @@ ENDPOINT = Endpoint(
     "/v1/drift",
     get_drift,
     {
+        "operationId": "getDrift",
+        "tags": ["operations"],
         "summary": "Recent traffic's scores against those of real data",
-        "parameters": [ROLE_PARAMETER],
+        "description": "Where the operator has it measured; otherwise a 404.",
+        "parameters": [MODEL_PARAMETER],
         "responses": {
             **json_answer("The comparison.", ref(Drift)),
             **errors(400, 401, 404, 408, 413, 422, 429, 431, 503, 504),

@@ -9,10 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service.endpoint import Context, Endpoint, model_headers, read_json, spend_samples
+from service.endpoint import (
+    Context,
+    Endpoint,
+    ModelName,
+    choose_model,
+    model_headers,
+    read_json,
+    spend_samples,
+)
 from service.endpoints.samples import RANDOM_SEEDS, Seed
-from service.holder import Role
-from service.openapi import HEADERS, ROLE_DESCRIPTION, errors, json_answer, ref
+from service.openapi import HEADERS, MODEL_DESCRIPTION, errors, json_answer, ref
 from service.rows import MAX_ROWS, to_table, unsuitable
 
 
@@ -35,7 +42,7 @@ class ImputationsRequest(BaseModel):
         description="Each seed gives another completion, and the same one every time. Left out: a "
         "random one, told in X-Seed.",
     )
-    model: Role | None = Field(default=None, description=ROLE_DESCRIPTION)
+    model: ModelName | None = Field(default=None, description=MODEL_DESCRIPTION)
 
 
 class Imputations(BaseModel):
@@ -50,7 +57,7 @@ class Imputations(BaseModel):
 async def post_imputations(context: Context, request: Request) -> Response:
     """Fill the gaps of rows with what the model makes beside their known cells."""
     wanted = await read_json(context, request, ImputationsRequest)
-    served = context.holder.require(wanted.model)
+    served = choose_model(context, request, wanted.model)
     spend_samples(context, request, len(wanted.rows))
     seed = secrets.randbelow(RANDOM_SEEDS) if wanted.seed is None else wanted.seed
 
@@ -72,14 +79,17 @@ ENDPOINT = Endpoint(
     "/v1/imputations",
     post_imputations,
     {
+        "operationId": "imputeRows",
+        "tags": ["samples"],
         "summary": "Fill the gaps of a table's rows",
+        "description": "With what the model makes beside the known cells, which stay as they are.",
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": ref(ImputationsRequest)}},
         },
         "responses": {
             **json_answer("The completed rows.", ref(Imputations), HEADERS),
-            **errors(400, 401, 403, 408, 413, 415, 422, 429, 431, 503, 504),
+            **errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 503, 504),
         },
     },
     schemas=(ImputationsRequest, Imputations),

@@ -16,7 +16,7 @@ from service.openapi import TEXT, errors
 async def get_metrics(context: Context, request: Request) -> Response:
     """Tell the metrics of all workers; open unless some key has the scope for them."""
     if context.keys.metrics_need_one():
-        allow(context.keys.authenticate(request.headers.get("authorization")), "metrics")
+        allow(context.keys.authenticate(request.scope["headers"]), "metrics")
     models = ModelCollector(context.holder, context.windows)
     content = await anyio.to_thread.run_sync(context.metrics.render, models)
     return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -27,7 +27,10 @@ ENDPOINT = Endpoint(
     "/metrics",
     get_metrics,
     {
+        "operationId": "getMetrics",
+        "tags": ["operations"],
         "summary": "Prometheus metrics",
+        "description": "Of all workers, in the text format.",
         "responses": {**TEXT, **errors(401, 403, 413, 431)},
     },
     is_counted=False,

@@ -9,9 +9,11 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from service.endpoint import Context, Endpoint, cached, model_headers, queried_role
+from service.endpoint import Context, Endpoint, cached, choose_model, model_headers, queried_model
 from service.holder import Role
-from service.openapi import BINARY, MODEL_HEADERS, ROLE_PARAMETER, errors, json_answer, ref
+from service.openapi import BINARY, MODEL_HEADERS, MODEL_PARAMETER, errors, json_answer, ref
+
+BYTES = "application/octet-stream"
 
 
 class Version(BaseModel):
@@ -49,7 +51,7 @@ class Models(BaseModel):
 
 async def get_model(context: Context, request: Request) -> Response:
     """Tell all that is known of a model: the champion, unless the query names another."""
-    served = context.holder.require(queried_role(request) or "champion")
+    served = choose_model(context, request, queried_model(request) or "champion")
     run = served.model.run.model_dump(mode="json", exclude={"history"})
     for card in (run["data"], run["config"]["data"]):  # may be a path of the training machine
         card["source"] = os.path.basename(card["source"])
@@ -66,9 +68,12 @@ async def get_model(context: Context, request: Request) -> Response:
 
 async def get_picture(context: Context, request: Request) -> Response:
     """Send the picture of samples that was drawn when the model was made."""
-    served = context.holder.require(queried_role(request) or "champion")
-    model = served.model
-    return cached(request, model.picture, model.digest, "image/png", model_headers(served))
+    served = choose_model(context, request, queried_model(request) or "champion")
+    model, headers = served.model, {**model_headers(served), "Vary": "Accept"}
+    # Generated clients do not know each kind of picture, but they know bytes.
+    wants_bytes = request.headers.get("accept") == BYTES
+    media_type = BYTES if wants_bytes else "image/png"
+    return cached(request, model.picture, model.digest, media_type, headers)
 
 
 async def get_models(context: Context, request: Request) -> Response:
@@ -81,11 +86,14 @@ RECORD = Endpoint(
     "/v1/model",
     get_model,
     {
+        "operationId": "getModel",
+        "tags": ["model"],
         "summary": "The model's record: constraint, data, quality, provenance",
-        "parameters": [ROLE_PARAMETER],
+        "description": "All that its artifact says, but for the history of its training.",
+        "parameters": [MODEL_PARAMETER],
         "responses": {
             **json_answer("The record.", {"type": "object"}, MODEL_HEADERS),
-            **errors(400, 401, 408, 413, 422, 429, 431, 503, 504),
+            **errors(400, 401, 404, 408, 413, 422, 429, 431, 503, 504),
         },
     },
 )
@@ -94,10 +102,13 @@ VERSIONS = Endpoint(
     "/v1/models",
     get_models,
     {
+        "operationId": "listModels",
+        "tags": ["model"],
         "summary": "Versions and aliases in the registry, and which are served",
+        "description": "Of the names that are served alone.",
         "responses": {
             **json_answer("Of the names that are served; none without a registry.", ref(Models)),
-            **errors(401, 408, 413, 429, 431, 503, 504),
+            **errors(400, 401, 408, 413, 429, 431, 503, 504),
         },
     },
     schemas=(Models,),
@@ -107,16 +118,19 @@ PICTURE = Endpoint(
     "/v1/model/samples.png",
     get_picture,
     {
+        "operationId": "getPicture",
+        "tags": ["model"],
         "summary": "Samples of this version, drawn when it was made",
-        "parameters": [ROLE_PARAMETER],
+        "description": "The same picture as long as the version is the same.",
+        "parameters": [MODEL_PARAMETER],
         "responses": {
             "200": {
                 "description": "The picture; its ETag changes with the version.",
                 "headers": {"ETag": {"schema": {"type": "string"}}},
-                "content": {"image/png": {"schema": BINARY}},
+                "content": {"image/png": {"schema": BINARY}, BYTES: {"schema": BINARY}},
             },
             "304": {"description": "As named by If-None-Match: unchanged."},
-            **errors(400, 401, 408, 413, 422, 429, 431, 503, 504),
+            **errors(400, 401, 404, 408, 413, 422, 429, 431, 503, 504),
         },
     },
 )

@@ -16,10 +16,17 @@ from starlette.responses import Response, StreamingResponse
 from models.errors import ShapeError
 from models.formats import stream_samples
 from models.tables.conditions import Condition
-from service.endpoint import Context, Endpoint, model_headers, read_json, spend_samples
-from service.holder import Role
+from service.endpoint import (
+    Context,
+    Endpoint,
+    ModelName,
+    choose_model,
+    model_headers,
+    read_json,
+    spend_samples,
+)
 from service.metrics import SampleTimer
-from service.openapi import BINARY, HEADERS, ROLE_DESCRIPTION, errors, ref
+from service.openapi import BINARY, HEADERS, MODEL_DESCRIPTION, errors, ref
 from service.served import Served
 
 if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
@@ -67,7 +74,8 @@ class Interpolation(BaseModel):
         default=None,
         min_length=1,
         max_length=MAX_PICTURES,
-        description="Where: from 0, at `seed`, to 1, at `to`. Left out: `count` points, evenly.",
+        description="Where: from 0, at `seed`, to 1, at `to`; `count` is their number. Left out: "
+        "`count` points, evenly.",
     )
 
 
@@ -109,7 +117,7 @@ class SamplesRequest(BaseModel):
         min_length=1,
         max_length=MAX_PICTURES,
         description="Latents (N, `config.generator.latent_size` in GET /v1/model), in place of "
-        "count, seed, truncation and interpolation.",
+        "seed, truncation and interpolation; `count` is their number.",
     )
     interpolation: Interpolation | None = None
     where: dict[str, Condition] | None = Field(
@@ -124,7 +132,7 @@ class SamplesRequest(BaseModel):
         "where real items do, for five to eight times the generator's time. A score is no "
         "log-ratio of densities, so this is measured, not proven: see docs/service.md.",
     )
-    model: Role | None = Field(default=None, description=ROLE_DESCRIPTION)
+    model: ModelName | None = Field(default=None, description=MODEL_DESCRIPTION)
     format: SampleFormat = Field(
         default="png",
         description="png, webp (without loss): one grid, small images enlarged for the eye; zip: "
@@ -136,13 +144,15 @@ class SamplesRequest(BaseModel):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        fields = self.model_fields_set
-        if self.latents is not None and (
-            fields & {"count", "seed"} or self.truncation is not None or self.interpolation
-        ):
-            raise ValueError("latents: leave out count, seed, truncation and interpolation")
-        if self.interpolation and self.interpolation.at is not None and "count" in fields:
-            raise ValueError("interpolation.at: its length is the count; leave out count")
+        given: list[Any] | None = self.latents
+        if self.latents is not None:
+            if any(f is not None for f in (self.seed, self.truncation, self.interpolation)):
+                raise ValueError("latents: leave out seed, truncation and interpolation")
+        elif self.interpolation:
+            given = self.interpolation.at
+        # Generated clients send every default, so a count of 1 says nothing.
+        if given is not None and self.count not in (1, len(given)):
+            raise ValueError(f"count: leave it out, or give the number of points, {len(given)}")
         for name, condition in (self.where or {}).items():
             ends = condition.above, condition.at_least, condition.below, condition.at_most
             values = name, *(condition.one_of or ()), *condition.none_of, *ends
@@ -165,7 +175,7 @@ def is_too_large(value: object) -> bool:
 async def post_samples(context: Context, request: Request) -> Response:
     """Generate samples; an answer that takes long is streamed."""
     wanted = await read_json(context, request, SamplesRequest)
-    served = context.holder.require(wanted.model)
+    served = choose_model(context, request, wanted.model)
     seed = wanted.seed
     if seed is None and wanted.latents is None:
         seed = secrets.randbelow(RANDOM_SEEDS)
@@ -309,7 +319,10 @@ ENDPOINT = Endpoint(
     "/v1/samples",
     post_samples,
     {
+        "operationId": "generateSamples",
+        "tags": ["samples"],
         "summary": "Generate samples",
+        "description": "As a picture, an archive, an array or rows. A long answer is streamed.",
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": ref(SamplesRequest), "examples": EXAMPLES}},
@@ -323,7 +336,7 @@ ENDPOINT = Endpoint(
                     for name, media in MEDIA_TYPES.items()
                 },
             },
-            **errors(400, 401, 403, 408, 413, 415, 422, 429, 431, 503, 504),
+            **errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 503, 504),
         },
     },
     schemas=(SamplesRequest,),

@@ -24,19 +24,20 @@ from models.images import MAX_PIXELS
 from service.endpoint import (
     Context,
     Endpoint,
+    ModelName,
+    choose_model,
     content_type,
     json_content,
     model_headers,
     parse_json,
-    queried_role,
+    queried_model,
 )
-from service.holder import Role
 from service.limits import SMALL_BODY
 from service.openapi import (
     BINARY,
+    MODEL_DESCRIPTION,
     MODEL_HEADERS,
-    ROLE_DESCRIPTION,
-    ROLE_PARAMETER,
+    MODEL_PARAMETER,
     errors,
     json_answer,
     ref,
@@ -91,7 +92,7 @@ class ScoresRequest(BaseModel):
     classes: list[str] | None = Field(
         default=None, description="The class of each item: for a class-conditional model only."
     )
-    model: Role | None = Field(default=None, description=ROLE_DESCRIPTION)
+    model: ModelName | None = Field(default=None, description=MODEL_DESCRIPTION)
     resize: bool = Field(
         default=False,
         description="Bring images of other sizes or channels to the model's: the middle is cut out "
@@ -141,12 +142,12 @@ class Scores(BaseModel):
 
 async def post_scores(context: Context, request: Request) -> Response:
     """Score items given as JSON or as files."""
-    role, kind = queried_role(request), content_type(request)
+    queried, kind = queried_model(request), content_type(request)
     if kind == "multipart/form-data" or kind in TABLE_TYPES:
         uploads, classes, resize = await read_upload(request, kind)
 
         def read(bounds: Bounds) -> ScoreJob:
-            served = context.holder.require(role)
+            served = choose_model(context, request, queried)
             return make_job(served, read_files(served.model, uploads, resize, bounds), classes)
 
         score = functools.partial(context.batcher.score, alone=True)  # it may take long
@@ -161,7 +162,9 @@ async def post_scores(context: Context, request: Request) -> Response:
 
         def read_body() -> ScoreJob:
             wanted = parse_json(body, ScoresRequest)
-            served = context.holder.require(wanted.model or role)
+            if wanted.model and queried and wanted.model != queried:
+                raise BadRequest("the query and the body name different models; name one")
+            served = choose_model(context, request, wanted.model or queried)
             if wanted.rows is not None:
                 items = to_codes(served.model, wanted.rows)
             else:
@@ -352,8 +355,11 @@ ENDPOINT = Endpoint(
     "/v1/scores",
     post_scores,
     {
+        "operationId": "scoreItems",
+        "tags": ["scores"],
         "summary": "Score items with the critic",
-        "parameters": [ROLE_PARAMETER],
+        "description": "Given as JSON, as files of a form, or as one file of rows.",
+        "parameters": [MODEL_PARAMETER],
         "requestBody": {
             "required": True,
             "content": {
@@ -364,7 +370,7 @@ ENDPOINT = Endpoint(
         },
         "responses": {
             **json_answer("The scores.", ref(Scores), MODEL_HEADERS),
-            **errors(400, 401, 403, 408, 413, 415, 422, 429, 431, 503, 504),
+            **errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 503, 504),
         },
     },
     schemas=(ScoresRequest, ScoresForm, Scores),

@@ -1,0 +1,36 @@
+"""CORS: pages of other origins that may call the service from browsers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from service.problems import problem
+
+SENT = ("Authorization", "Content-Type", "If-None-Match", "X-Request-ID", "traceparent")
+"""Headers of requests that pages may send."""
+TOLD = ("ETag", "Retry-After", "X-Constraint", "X-Model-Version", "X-Request-ID", "X-Seed")
+"""Headers of answers that pages may read."""
+
+
+class Cors(CORSMiddleware):
+    """A layer that lets pages of some origins in; keys are sent as headers, never as cookies.
+
+    Args:
+        app: answers the requests.
+        origins: such as ``https://a.example``.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        super().__init__(app, origins, ("GET", "POST"), SENT, expose_headers=TOLD)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Say what a page may send; a refusal has the form of all errors."""
+        answer = super().preflight_response(request_headers)
+        if answer.status_code < 400:
+            return answer
+        return problem(answer.status_code, bytes(answer.body).decode())

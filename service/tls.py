@@ -1,0 +1,98 @@
+"""TLS: a certificate and its key, from files that are read again whenever they change."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+from uvicorn import config
+
+from models.errors import ConfigError
+
+VARIABLES = "WGAN_TLS_CERT, WGAN_TLS_KEY"
+log = logging.getLogger("wgan.service")
+
+
+def read_certificate(cert: Path, key: Path) -> ssl.SSLContext:
+    """Make a server's context of a certificate chain and its key, both in PEM.
+
+    Raises:
+        ConfigError: they cannot be read, or do not fit each other; or the key is encrypted.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    def no_password() -> str:  # otherwise OpenSSL asks for one on the terminal
+        raise ConfigError(f"{VARIABLES}: {key} is encrypted; give the key without a password")
+
+    try:
+        context.load_cert_chain(cert, key, no_password)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(
+            f"{VARIABLES}: {cert} and {key} are no certificate and its key ({reason})"
+        ) from None
+    return context
+
+
+class Certificate:
+    """The certificate in force.
+
+    Args:
+        cert: file of the chain, the server's own certificate first.
+        key: file of its key.
+
+    Raises:
+        ConfigError: see `read_certificate`.
+    """
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self._files = cert, key
+        self._seen = self._state()
+        self._context = read_certificate(cert, key)
+
+    def current(self) -> ssl.SSLContext:
+        """Return a context with the certificate, read again if a file has changed.
+
+        While only one of the two files is new, or they have a mistake, it stays as it was.
+        """
+        seen = self._state()
+        if seen != self._seen:
+            self._seen = seen
+            try:
+                self._context = read_certificate(*self._files)
+                log.info("the TLS certificate was read again")
+            except ConfigError as error:
+                log.error("%s; the TLS certificate stays as it was", error)
+        return self._context
+
+    def choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """Give the present certificate to a connection that begins: a context's `sni_callback`."""
+        connection.context = self.current()
+
+    def _state(self) -> list[tuple[int, ...]]:
+        found: list[tuple[int, ...]] = []
+        for file in self._files:
+            try:
+                stat = file.stat()
+                found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
+            except OSError:
+                found.append(())
+        return found
+
+
+def install(certificate: Certificate) -> None:
+    """Have uvicorn ask for the certificate anew for each connection.
+
+    BentoML, which starts it, hands over the names of the files alone. What is replaced is a private
+    part of uvicorn: pyproject.toml bounds the version, tests/test_tls.py holds what is used.
+    """
+    create: Callable[..., ssl.SSLContext] = config.create_ssl_context
+
+    def create_ssl_context(*args: object, **options: object) -> ssl.SSLContext:
+        context = create(*args, **options)
+        context.sni_callback = certificate.choose  # called whether or not a client sends a name
+        return context
+
+    config.create_ssl_context = create_ssl_context

@@ -1,0 +1,118 @@
+"""The description says all that clients are made from, and the service keeps to it."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.endpoint import Context, Endpoint, choose_model
+from service.endpoints import ENDPOINTS
+from service.openapi import describe
+from tests.artifacts import make_artifact
+from tests.servers import is_problem
+from tests.test_app import made, talk
+
+
+def operations() -> dict[tuple[str, str], dict[str, object]]:
+    paths = describe(ENDPOINTS)["paths"]
+    return {(path, method): o for path, found in paths.items() for method, o in found.items()}
+
+
+def test_each_operation_has_what_a_client_is_made_from() -> None:
+    description = describe(ENDPOINTS)
+    assert description["servers"]
+    tags = {tag["name"] for tag in description["tags"]}
+    found = operations()
+    for place, operation in found.items():
+        assert str(operation["operationId"]).isidentifier(), place
+        assert operation["description"], place
+        assert operation["tags"], place
+        assert set(operation["tags"]) <= tags, place  # type: ignore[call-overload]
+    assert len({operation["operationId"] for operation in found.values()}) == len(found)
+
+
+def test_unknown_parameters_of_the_query_are_400(tmp_path: Path) -> None:
+    """Ignored, `?model=challenger` would be taken for obeyed."""
+    app = made(WGAN_MODEL=str(make_artifact(tmp_path / "artifact")), WGAN_DRIFT_WINDOW=50)
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        asked = 0
+        for endpoint in ENDPOINTS:
+            if not endpoint.path.startswith("/v1/"):
+                continue
+            body: dict[str, object] | None = {} if endpoint.method == "POST" else None
+            query = {"modell": "challenger", "x" * 1000: "y"}
+            wrong = await client.request(endpoint.method, endpoint.path, params=query, json=body)
+            errors = is_problem(wrong, 400)["errors"]
+            assert isinstance(errors, list)
+            assert [error["path"] for error in errors] == ["/modell", "/" + "x" * 100]
+            asked += 1
+        assert asked > 6
+        # A POST with a JSON body names its model there.
+        is_problem(await client.post("/v1/samples?model=champion", json={}), 400)
+        assert (await client.get("/v1/model?model=champion")).status_code == 200
+        # What a scraper or a browser adds does no harm.
+        for path in ("/metrics?x=1", "/page.js?v=2", "/?from=mail"):
+            assert (await client.get(path)).status_code == 200
+
+    talk(app, ask)
+
+
+def test_errors_name_the_model_that_was_to_answer(tmp_path: Path) -> None:
+    async def fail(context: Context, request: Request) -> Response:
+        choose_model(context, request, None)
+        raise RuntimeError
+
+    ENDPOINTS.append(Endpoint("GET", "/v1/failure", fail))
+    try:
+        app = made(WGAN_MODEL=str(make_artifact(tmp_path / "artifact", "vector")))
+    finally:
+        ENDPOINTS.pop()
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        good = await client.post("/v1/samples", json={"format": "json"})
+        version = good.headers["x-model-version"]
+        files = [("files", ("a.npy", b"no array"))]
+        for status, answer in (
+            (422, await client.post("/v1/samples", json={"format": "png"})),
+            (422, await client.post("/v1/scores", json={"samples": [[1, 2, 3]]})),
+            (415, await client.post("/v1/scores", files=files)),
+            (422, await client.post("/v1/imputations", json={"rows": [{"a": 1}]})),
+            (500, await client.get("/v1/failure")),
+        ):
+            is_problem(answer, status)
+            assert answer.headers["x-model-version"] == version
+        for status, body in ((400, {"count": 0}), (404, {"model": "none"})):
+            answer = await client.post("/v1/samples", json=body)
+            is_problem(answer, status)
+            assert "x-model-version" not in answer.headers
+        pinned = await client.post("/v1/samples", json={"format": "json", "model": version})
+        assert pinned.headers["x-model-version"] == version
+
+    talk(app, ask)
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        (None, "image/png"),
+        ("*/*", "image/png"),
+        ("image/avif,image/*;q=0.8", "image/png"),
+        ("application/octet-stream", "application/octet-stream"),
+    ],
+)
+def test_the_picture_comes_as_bytes_to_clients_that_know_no_pictures(
+    tmp_path: Path, accept: str | None, media_type: str
+) -> None:
+    app = made(WGAN_MODEL=str(make_artifact(tmp_path / "artifact")))
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        headers = {} if accept is None else {"accept": accept}
+        answer = await client.get("/v1/model/samples.png", headers=headers)
+        assert answer.headers["content-type"] == media_type
+        assert answer.content.startswith(b"\x89PNG")
+        assert answer.headers["vary"] == "Accept"
+
+    talk(app, ask)

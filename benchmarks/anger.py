@@ -46,8 +46,11 @@ DESCRIPTORS = 1024
 SWAP_SECONDS = 20.0
 PROBES = ("/livez", "/readyz")
 PROBE_SECONDS = 1.0
-SLOWER, MEMORY_MB = 5.0, 1024
-"""Limits: of the 99th percentile over its quiet value, and of the worker's resident memory."""
+SLOWER, SLOWER_AFTERWARDS, MEMORY_MB = 5.0, 1.5, 1024
+"""Limits: of the 99th percentile over its quiet value, of the median afterwards over its own, and
+of the worker's resident memory."""
+QUIET = 4.0
+"""Length of the quiet phases before and afterwards, over that of a warm-up."""
 SERVICES = {"keys": "with keys", "open": "without keys"}
 KEY = "an-honest-key"
 SMALL = json.dumps({"count": 64, "seed": 1, "format": "npz"})
@@ -202,9 +205,9 @@ def measure(
             honest.run(warm_up)
             saturation = honest.run(warm_up)
             rate = SHARE * saturation
-            honest.run(max(2 * warm_up, seconds / 10), rate)
+            honest.run(QUIET * warm_up, rate)
             quiet, before = honest.quantiles(), resident(worker)
-            lost_before = honest.lost
+            lost_while_quiet = len(honest.lost)
             watch, operator = Watch(port, worker), Operator()
             watch.start()
             operator.start()
@@ -213,21 +216,26 @@ def measure(
             watch.stop()
             operator.stop()
             got, _ = attackers.communicate(timeout=60)
+            loud, lost = honest.quantiles(), honest.lost
+            small, streams = len(honest.waits), len(honest.streams)
+            honest.run(QUIET * warm_up, rate)
+            afterwards, lost_afterwards = honest.quantiles(), len(honest.lost)
         minutes = np.array_split(watch.memory, max(1, round(seconds / 60)))
         quarters = [float(np.median(part)) for part in np.array_split(watch.memory, 4)]
-        loud = honest.quantiles()
         return {
             "seconds": seconds,
             "saturation_per_second": round(saturation, 1),
             "rate_per_second": round(reached, 1),
-            "requests": len(honest.waits) + len(honest.streams) + len(honest.lost),
-            "streams": len(honest.streams),
-            "lost": len(honest.lost),
-            "lost_first": honest.lost[:20],
-            "lost_while_quiet": len(lost_before),
+            "requests": small + streams + len(lost),
+            "streams": streams,
+            "lost": len(lost),
+            "lost_first": lost[:20],
+            "lost_quiet_and_afterwards": [lost_while_quiet, lost_afterwards],
             "quiet_seconds_median_and_99th": quiet,
             "seconds_median_and_99th": loud,
+            "afterwards_seconds_median_and_99th": afterwards,
             "p99_over_quiet": loud[1] / quiet[1],
+            "median_afterwards_over_quiet": afterwards[0] / quiet[0],
             "probes": len(PROBES) * len(watch.memory),
             "probes_failed": len(watch.failed),
             "probes_failed_first": watch.failed[:20],
@@ -258,12 +266,17 @@ def limits(found: dict[str, Any]) -> list[Limit]:
         f"{1000 * found[key][1]:.0f} ms"
         for key in ("quiet_seconds_median_and_99th", "seconds_median_and_99th")
     ]
+    again = found["median_afterwards_over_quiet"]
     flat = growth is not None and growth <= GROWTH and not found["worker_died"]
     return [
         Limit("honest requests lost", "0", f"{lost:,} of {found['requests']:,}", not lost),
         Limit(
             "99th percentile over its quiet value", f"under {SLOWER:g}",
             f"{times:.2f} ({seconds[0]}, then {seconds[1]})", times < SLOWER,
+        ),
+        Limit(
+            "median afterwards over its quiet value", f"under {SLOWER_AFTERWARDS:g}",
+            f"{again:.2f}", again < SLOWER_AFTERWARDS,
         ),
         Limit("probes failed", "0", f"{failed:,} of {found['probes']:,}", not failed),
         Limit(

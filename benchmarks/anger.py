@@ -16,6 +16,7 @@ second, as a kubelet's.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import http.client
 import itertools
@@ -33,7 +34,7 @@ import numpy as np
 
 from benchmarks.load import ask_for
 from benchmarks.markdown import put_between, table
-from benchmarks.serve import CLIENT_CORE, PIN
+from benchmarks.serve import CLIENT_CORE, PIN, process_tree
 from benchmarks.swaps import GROWTH, SHARE, resident, served
 from models import registry
 
@@ -130,7 +131,10 @@ class Watch(threading.Thread):
         self.begun = time.monotonic()
         self.failed: list[Lost] = []
         self.memory: list[int] = []
-        """Bytes; 0 when the worker is gone."""
+        """Resident bytes of the worker; 0 when it is gone."""
+        self.peak = 0
+        """Bytes of the whole service at most, shared pages counted once."""
+        self._service = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
         self._done = threading.Event()
 
     def run(self) -> None:
@@ -142,6 +146,8 @@ class Watch(threading.Thread):
                 self.memory.append(resident(self.worker))
             except OSError:
                 self.memory.append(0)
+            with contextlib.suppress(OSError):  # a process has just ended
+                self.peak = max(self.peak, sum(map(proportional, process_tree(self._service))))
             due = max(due + PROBE_SECONDS, time.monotonic())
 
     def stop(self) -> None:
@@ -162,6 +168,16 @@ class Watch(threading.Thread):
             connection.close()
         if got:
             self.failed.append(Lost(begun - self.begun, path, got))
+
+
+def proportional(pid: int) -> int:
+    """Bytes of a process, of shared pages its share.
+
+    Raises:
+        OSError: it has ended.
+    """
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return 1024 * int(text.partition("\nPss:")[2].split()[0])
 
 
 class Operator(threading.Thread):
@@ -242,7 +258,7 @@ def measure(
             "swaps": operator.swaps,
             "memory_mb_before": before / 2**20,
             "memory_mb_by_minute": [float(np.median(part)) / 2**20 for part in minutes],
-            "memory_mb_peak": max(watch.memory) / 2**20,
+            "memory_mb_peak_of_service": watch.peak / 2**20,
             "memory_growth": quarters[3] / quarters[1] if quarters[1] else None,
             "worker_died": 0 in watch.memory,
             "attackers_got": json.loads(got),
@@ -261,7 +277,7 @@ class Limit(NamedTuple):
 def limits(found: dict[str, Any]) -> list[Limit]:
     """Compare a result with what is asked of it."""
     lost, failed, growth = found["lost"], found["probes_failed"], found["memory_growth"]
-    times, peak = found["p99_over_quiet"], found["memory_mb_peak"]
+    times, peak = found["p99_over_quiet"], found["memory_mb_peak_of_service"]
     seconds = [
         f"{1000 * found[key][1]:.0f} ms"
         for key in ("quiet_seconds_median_and_99th", "seconds_median_and_99th")
@@ -284,8 +300,8 @@ def limits(found: dict[str, Any]) -> list[Limit]:
             "the worker died" if found["worker_died"] else f"{growth:.3f}", flat,
         ),
         Limit(
-            "highest resident memory of the worker", f"under {MEMORY_MB} MB",
-            f"{peak:.0f} MB ({found['memory_mb_before']:.0f} MB before)", peak < MEMORY_MB,
+            "highest memory of the service", f"under {MEMORY_MB} MB",
+            f"{peak:.0f} MB", peak < MEMORY_MB,
         ),
     ]  # fmt: skip
 

@@ -24,8 +24,8 @@ from PIL import Image
 from service.limits import MAX_BODY
 from tests.hostile import form
 
-HOLDER, ASKER = "127.0.0.2", "127.0.0.3"
-"""Addresses of those who only hold connections, and of the others: a service that lets the first
+HOLDER, ASKER = "127.2.0.1", "127.3.0.1"
+"""Addresses, in networks of their own, of those who only hold connections, and of the others: a service that lets the first
 have no more connections must still bear the second."""
 PATIENCE = 120.0
 """Seconds after which an attacker gives up on one attempt."""

@@ -43,8 +43,8 @@ def test_brackets_fill_a_body_to_its_limit() -> None:
 SOUND: dict[str, Any] = {
     "lost": 0, "requests": 100, "probes": 40, "probes_failed": 0, "p99_over_quiet": 1.5,
     "quiet_seconds_median_and_99th": [0.01, 0.02], "seconds_median_and_99th": [0.01, 0.03],
-    "median_afterwards_over_quiet": 1.0, "memory_growth": 1.0, "memory_mb_peak": 500.0,
-    "memory_mb_before": 480.0, "worker_died": False,
+    "median_afterwards_over_quiet": 1.0, "memory_growth": 1.0, "memory_mb_peak_of_service": 500.0,
+    "worker_died": False,
 }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ SOUND: dict[str, Any] = {
         ("probes_failed", 1, "probes failed"),
         ("memory_growth", 1.2, "memory in the last quarter over that in the second"),
         ("worker_died", True, "memory in the last quarter over that in the second"),
-        ("memory_mb_peak", 1100.0, "highest resident memory of the worker"),
+        ("memory_mb_peak_of_service", 1100.0, "highest memory of the service"),
     ],
 )
 def test_each_limit_can_be_missed(what: str, value: object, limit: str) -> None:

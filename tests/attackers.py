@@ -25,8 +25,8 @@ from service.limits import MAX_BODY
 from tests.hostile import form
 
 HOLDER, ASKER = "127.2.0.1", "127.3.0.1"
-"""Addresses, in networks of their own, of those who only hold connections, and of the others: a service that lets the first
-have no more connections must still bear the second."""
+"""Addresses of those who only hold connections, and of the others, in networks of their own: a
+service that refuses the first more connections must still bear the second."""
 PATIENCE = 120.0
 """Seconds after which an attacker gives up on one attempt."""
 RESIZE = b'--b\r\nContent-Disposition: form-data; name="resize"\r\n\r\ntrue\r\n'

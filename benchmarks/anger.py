@@ -209,7 +209,8 @@ def measure(
         prefix = [*PIN, "prlimit", f"--nofile={descriptors}"]
         with served(Path(name), prefix, **variables) as (port, worker):
             attackers = subprocess.Popen(
-                [sys.executable, "-m", "tests.attackers", str(port), str(seconds)],
+                # Nice, as they are to take time from the service and not from the other clients.
+                ["nice", sys.executable, "-m", "tests.attackers", str(port), str(seconds)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -12,6 +12,7 @@ import functools
 import io
 import itertools
 import json
+import random
 import re
 import socket
 import sys
@@ -100,6 +101,7 @@ class Attackers:
         self.port = port
         self.got: dict[str, Counter[str]] = {}
         """By kind: statuses and other ends of its attempts."""
+        self._random = random.Random(0)
 
     async def attack(self, seconds: float) -> None:
         """Let all loose for a time."""
@@ -129,7 +131,7 @@ class Attackers:
                     got["gave up"] += 1
                 except OSError as error:
                     got[type(error).__name__] += 1
-            await asyncio.sleep(KINDS[name].pause)
+            await asyncio.sleep(KINDS[name].pause * self._random.uniform(0.5, 1.5))
 
 
 async def receive(connection: socket.socket, size: int = 4096) -> bytes:
@@ -194,7 +196,7 @@ async def depart(connection: socket.socket, number: int) -> str:
 class Kind(NamedTuple):
     at_once: int
     pause: float
-    """Seconds between an attempt's end and the next one."""
+    """Seconds between an attempt's end and the next one, on average."""
     attempt: Callable[[socket.socket, int], Awaitable[str]]
     address: str = ASKER
 

@@ -113,7 +113,9 @@ class Attackers:
         await asyncio.sleep(seconds)
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for end in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(end, Exception):  # not cancelled: a mistake of ours
+                raise end
 
     async def _again_and_again(self, name: str) -> None:
         got = self.got.setdefault(name, Counter())

@@ -158,11 +158,7 @@ class Server:
 
     def tree(self) -> list[int]:
         """The processes, oldest first."""
-        found = [self.process.pid]
-        for pid in found:
-            for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += map(int, children.read_text().split())
-        return found
+        return process_tree(self.process.pid)
 
     def cpu_seconds(self) -> float:
         """Processor time of all processes since they were started."""
@@ -186,6 +182,15 @@ class Server:
         for pid in children:  # of a server that leaves its workers behind
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
+
+
+def process_tree(root: int) -> list[int]:
+    """A process and all below it, oldest first."""
+    found = [root]
+    for pid in found:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += map(int, children.read_text().split())
+    return found
 
 
 def forwards(folder: str) -> None:

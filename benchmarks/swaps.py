@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,14 @@ class Load:
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[tuple[int, int]]:
-    """A service of a registry with two versions: its port, and its worker's process id."""
+def served(folder: Path, prefix: Sequence[str] = (), **variables: str) -> Iterator[tuple[int, int]]:
+    """A service of a registry with two versions: its port, and its worker's process id.
+
+    Args:
+        folder: for all files, its log too.
+        prefix: a command that runs the service's, such as taskset.
+        variables: of the service's environment.
+    """
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
     for seed in (1, 2):
         made = make_artifact(folder / f"artifact{seed}", seed=seed)
@@ -86,8 +92,9 @@ def served(folder: Path) -> Iterator[tuple[int, int]]:
         **os.environ,
         "WGAN_CACHE": str(folder / "cache"),
         "WGAN_REGISTRY_POLL_SECONDS": "0.5",
+        **variables,
     }
-    command = [sys.executable, "-m", "wgan_cli", "serve", "--model", "tiny@champion"]
+    command = [*prefix, sys.executable, "-m", "wgan_cli", "serve", "--model", "tiny@champion"]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(
             [*command, "--port", str(port)], env=environment, stdout=log, stderr=log

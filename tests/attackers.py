@@ -9,20 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import io
 import itertools
 import json
 import random
-import re
 import socket
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from PIL import Image
-
-from service.limits import MAX_BODY
+from tests.costly import FILES, progressive, repeated, with_scans
 from tests.hostile import form
 
 HOLDER, ASKER = "127.2.0.1", "127.3.0.1"
@@ -31,35 +27,6 @@ service that refuses the first more connections must still bear the second."""
 PATIENCE = 120.0
 """Seconds after which an attacker gives up on one attempt."""
 RESIZE = b'--b\r\nContent-Disposition: form-data; name="resize"\r\n\r\ntrue\r\n'
-
-
-def progressive_jpeg(side: int, scans: int) -> bytes:
-    """A grey square whose first scan of AC coefficients comes many times.
-
-    Each scan costs a pass over all blocks, whatever its length: tens of bytes.
-    """
-    out = io.BytesIO()
-    Image.new("L", (side, side), 128).save(out, "JPEG", progressive=True)
-    jpeg = out.getvalue()
-    found = re.search(
-        rb"\xff\xda\x00\x08\x01[^\xff]{2}\x01..(?:[^\xff]|\xff\x00)*", jpeg, re.DOTALL
-    )
-    assert found, "no scan that begins with coefficient 1"
-    return jpeg.replace(found[0], found[0] * scans, 1)
-
-
-def zero_png(side: int) -> bytes:
-    """A transparent square, a thousandth of its pixels' size."""
-    out = io.BytesIO()
-    Image.new("RGBA", (side, side)).save(out, "PNG")
-    return out.getvalue()
-
-
-def nested_json(size: int = MAX_BODY, depth: int = 190) -> bytes:
-    """A body of brackets alone, each list ``depth`` deep."""
-    item = b"[" * depth + b"]" * depth
-    count = (size - 20) // (len(item) + 1)
-    return b'{"samples":[' + b",".join([item] * count) + b"]}"
 
 
 def post(path: str, kind: str, body: bytes) -> bytes:
@@ -80,18 +47,18 @@ def scored_file(content: bytes, resize: bool = False) -> bytes:
 @functools.cache
 def jpegs() -> tuple[bytes, ...]:
     """Requests: a large picture, the same to be resized, and one of the model's size."""
-    large, small = progressive_jpeg(4096, 30_000), progressive_jpeg(8, 30_000)
+    large, small = (with_scans(progressive(side), 30_000) for side in (4096, 8))
     return scored_file(large), scored_file(large, resize=True), scored_file(small)
 
 
 @functools.cache
 def pngs() -> tuple[bytes, ...]:
-    return (scored_file(zero_png(4096), resize=True),)
+    return (scored_file(FILES["16 megapixels of nothing"][0](), resize=True),)
 
 
 @functools.cache
 def brackets() -> tuple[bytes, ...]:
-    return (post("/v1/scores", "application/json", nested_json()),)
+    return (post("/v1/scores", "application/json", repeated(b"[" * 190 + b"]" * 190)),)
 
 
 class Attackers:

@@ -38,8 +38,9 @@ PLAIN = "".join(chr(i) for i in range(0x20, 0x7F) if chr(i) != "%")
 """Characters that stay as they are in a header."""
 MAX_LISTS, MAX_OBJECTS = 2**21, 2**17
 """Lists and objects in JSON. Each takes 80 bytes or 200, however short its text is."""
-MAX_NAME = 300
-"""Characters in the name of a model and version; the registry allows 256 in the former."""
+MAX_NAME = 4000
+"""Characters in the name of a model and version; the registry allows 256 in the former, and the
+header of an answer has up to twelve for one of them."""
 ModelName = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 """``champion``, ``challenger``, or a version as X-Model-Version tells it."""
 

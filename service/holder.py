@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import unquote
 
 from models import registry
 from models.errors import MachineError, RegistryError, ShapeError, UserError
@@ -236,9 +237,10 @@ class ModelHolder:
 
     def _version(self, wanted: str) -> Served:
         served = {s.version: s for s in (slot.served for slot in self.slots) if s}
-        if wanted not in served:
-            raise NotServed(f"{wanted:.300} is not served here, but {' and '.join(served)}")
-        return served[wanted]
+        for name in (wanted, unquote(wanted)):  # the header has some characters percent-encoded
+            if name in served:
+                return served[name]
+        raise NotServed(f"{wanted:.300} is not served here, but {' and '.join(served)}")
 
     @property
     def registry_answers(self) -> bool | None:

@@ -17,8 +17,10 @@ MAX_PARTS = 4096
 PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8\xff"
 PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")
-"""A marker among scan data: neither a byte 255, which is written as 255 and 0, nor a restart."""
+JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+"""A marker among scan data: neither a byte 255, which is written as 255 and 0, nor a restart. Fill
+bytes, any number of 255 before it, are left to what comes before: to match them too takes a time
+that grows with the square of their number."""
 SCAN, END, EXIF = 0xDA, 0xD9, 0xE1
 JPEG_DROPPED = {*range(0xE1, 0xEE), 0xEF, 0xFE}
 """What applications add, and comments. APP0 and APP14 stay: they tell the colours."""

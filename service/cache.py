@@ -80,7 +80,8 @@ class VersionCache:
                     return folder
 
             for left in self.folder.glob("tmp*"):  # by a process that was killed
-                shutil.rmtree(left)
+                # A download that was given up for its slowness may still write there.
+                shutil.rmtree(left, ignore_errors=True)
 
             def download() -> None:
                 from models.artifact import SERVED, SUMS

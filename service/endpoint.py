@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
-import anyio
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
@@ -24,7 +23,7 @@ from service.keys import Keys
 from service.limits import SMALL_BODY
 from service.metrics import Metrics
 from service.problems import ANSWERING, MAX_ERRORS, BadRequest, TooOften, describe
-from service.processors import Processors
+from service.processors import Processors, Turns
 from service.scoring import ScoreBatcher, ScoreResult
 from service.served import Served
 from service.settings import Settings
@@ -32,7 +31,7 @@ from service.shares import Rate
 from service.telemetry import Tracing
 
 M = TypeVar("M", bound=BaseModel)
-LARGE_BODY = 2**20
+LARGE_BODY = 2**17
 """Bytes of JSON above which it is parsed one body at a time: objects take twenty times as much."""
 PLAIN = "".join(chr(i) for i in range(0x20, 0x7F) if chr(i) != "%")
 """Characters that stay as they are in a header."""
@@ -58,7 +57,7 @@ class Context:
     processors: Processors
     sample_rate: Rate
     batcher: ScoreBatcher[ScoreResult]
-    one_large: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
+    one_large: Turns = field(default_factory=lambda: Turns(1))
     """Held while a body is read that takes much memory: one at a time."""
 
     def turn(self, body: bytes) -> AbstractAsyncContextManager[None]:

@@ -46,10 +46,13 @@ def exchange_of(scope: Scope) -> Exchange:
 
 
 def network(address: str) -> str:
-    """Return the first 64 bits of an IPv6 address, which one client owns; others as they are."""
+    """Return the first 64 bits of an IPv6 address, which one client owns; an IPv4 address whole."""
     if ":" not in address:
         return address
-    return str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
+    whole = ipaddress.IPv6Address(address.partition("%")[0])
+    if whole.ipv4_mapped:  # as a socket for both kinds shows IPv4 addresses
+        return str(whole.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(whole), 64), strict=False))
 
 
 def client_address(scope: Scope, proxies: int) -> str:

@@ -27,8 +27,8 @@ Role = Literal["champion", "challenger"]
 ROLES = get_args(Role)
 ANSWER_SECONDS = 30.0
 """Longest time that the registry may take to answer a question."""
-NO_MEMORY = "can't allocate memory"
-"""What PyTorch says, in a RuntimeError, when the machine has no more memory."""
+OF_THE_MACHINE = ("can't allocate memory", "out of memory", "cuda error", "no cuda device")
+"""What PyTorch says, in a RuntimeError, and `require_device`, when the machine lacks something."""
 WORDS = {
     "machine": "meets an error of this machine, and is tried again",
     "missing": "is missing",
@@ -49,7 +49,10 @@ def outcome_of(error: Exception) -> str:
         return "missing" if registry.is_absent(error) else "unreachable"
     cause: BaseException | None = error
     while cause:
-        if isinstance(cause, MachineError | OSError | MemoryError) or NO_MEMORY in str(cause):
+        said = str(cause).lower()
+        if isinstance(cause, MachineError | OSError | MemoryError) or any(
+            text in said for text in OF_THE_MACHINE
+        ):
             return "machine"
         cause = cause.__cause__ or cause.__context__
     return "refused"

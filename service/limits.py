@@ -146,7 +146,7 @@ class Guard:
                     raise
                 detail = f"an error of ours; it is logged as {request_id}"
                 answer = problem(500, detail, scope.get(ANSWERING))
-        if limit.cancelled_caught:
+        if limit.cancelled_caught or left:  # of a whole answer the end may come before the cancel
             answer = _gone(exchange) if left else _late(exchange, scope.get(ANSWERING))
             if started:  # what was sent cannot be taken back: the connection is closed
                 exchange.status, answer = answer.status_code, None

@@ -122,14 +122,14 @@ def describe(
         "tags": ["operations"],
         "summary": "The process runs",
         "description": "Answers as soon as the process runs, with or without a model.",
-        "responses": {**TEXT, **errors(413, 431)},
+        "responses": {**TEXT, **errors(408, 413, 429, 431, 503, 504)},
     }
     ready = {
         "operationId": "getReadiness",
         "tags": ["operations"],
         "summary": "A verified model has run once",
         "description": "503 until then, and once the service is about to end.",
-        "responses": {**TEXT, **errors(413, 431, 503)},
+        "responses": {**TEXT, **errors(408, 413, 429, 431, 503, 504)},
     }
     return {
         "openapi": "3.1.0",

@@ -41,6 +41,12 @@ class Turns:
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
         """By caller, in the order of their next turns."""
 
+    async def __aenter__(self) -> None:
+        await self.acquire()
+
+    async def __aexit__(self, *error: object) -> None:
+        self.release()
+
     @property
     def must_wait(self) -> bool:
         """True if no processor is free."""

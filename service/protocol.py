@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
 
+MAX_PIPELINED = 16
+"""Requests that may wait for the answer to another on one connection."""
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """Uvicorn's HTTP/1.1 with bounds on heads, on time and on the number of connections."""
 
@@ -90,7 +94,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self.send_400_response(f"the headers are over {MAX_HEADERS} bytes")
 
     def on_headers_complete(self) -> None:
-        """Note that a head is whole."""
+        """Note that a head is whole; refuse it if too many wait for the answer to another."""
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many requests sent ahead")  # the parser turns it into a 400
         self.unparsed = 0
         self.since = self.loop.time()
         super().on_headers_complete()
@@ -101,9 +107,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_response_complete(self) -> None:
-        """Note that an answer is whole."""
+        """Note that an answer is whole; read no more while requests wait that were read already."""
         self.since = self.loop.time()
         super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()
 
     def resume_writing(self) -> None:
         """Note that the client has taken what was in the way."""

@@ -60,6 +60,7 @@ class Rate:
 
     def __init__(self, per_second: float) -> None:
         self.per_second = per_second
+        self._most = MAX_CALLERS
         self._paid: dict[str, float] = {}
         """The time, by `time.monotonic`, until which a caller has used its rate."""
 
@@ -72,6 +73,7 @@ class Rate:
         if not self.per_second:
             return
         now = time.monotonic()
-        if len(self._paid) >= MAX_CALLERS:
+        if len(self._paid) >= self._most:
             self._paid = {name: paid for name, paid in self._paid.items() if paid > now}
+            self._most = max(MAX_CALLERS, 2 * len(self._paid))  # to look at all is rare
         self._paid[caller] = max(now, self._paid.get(caller, now)) + amount / self.per_second

@@ -100,6 +100,7 @@ FILES: dict[str, tuple[Callable[[], bytes], tuple[int, ...]]] = {
     "4 million segments": (lambda: jpeg_with(jpeg_segment(0xE1, b""), FULL // 4), (415,)),
     "4 million comments": (lambda: jpeg_with(jpeg_segment(0xFE, b""), FULL // 4), (415,)),
     "16 million fill bytes": (lambda: jpeg_with(b"\xff", FULL), (200, 415)),
+    "16 million fill bytes of no marker": (lambda: b"\xff\xd8" + b"\xff" * FULL + b"\0", (415,)),
     "tables": (lambda: jpeg_with(jpeg_segment(0xDB, b"\0" + b"\1" * 64), FULL // 69), (415,)),
     "Photoshop's blocks": (
         lambda: jpeg_with(

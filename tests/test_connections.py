@@ -133,6 +133,23 @@ def test_clients_that_dawdle_lose_their_connections_and_others_do_not(
     assert steady.recv(1), "a client that reads slowly, but above the least rate, is left alone"
 
 
+def test_requests_that_are_sent_ahead_do_not_pile_up(
+    server: Server, opened: list[socket.socket]
+) -> None:
+    memory, before = resident(server), closed(server)["not_http"]
+    ahead = raw("GET /v1/model HTTP/1.1\nHost: x") * 50_000
+    connection = connect(opened, server)
+    with contextlib.suppress(OSError):  # it is closed meanwhile
+        connection.sendall(ahead)
+    assert b"HTTP/1.1 400" in rest(connection)
+    assert resident(server) - memory < 16 * 2**20
+    assert closed(server)["not_http"] == before + 1
+    few = connect(opened, server, raw("GET /livez HTTP/1.1\nHost: x") * 10)
+    content = b""
+    while content.count(b"HTTP/1.1 200") < 10:
+        content += few.recv(2**16)
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from deploy import tools
 from models.artifact import load_artifact
-from service.exchange import client_address
+from service.exchange import client_address, network
 from tests.attacks import KEYS, SCOPES, bearer, line, raw
 from tests.servers import Server, families, npz_file, sign
 
@@ -216,3 +216,9 @@ def test_the_client_s_address_is_that_which_the_outermost_proxy_saw(
 
 def test_without_an_address_there_is_none() -> None:
     assert client_address({"type": "http", "client": None, "headers": []}, 0) == ""
+
+
+def test_an_ipv4_client_is_the_same_however_its_address_is_written() -> None:
+    assert network("::ffff:192.0.2.1") == network("192.0.2.1") == "192.0.2.1"
+    assert network("::ffff:192.0.2.1") != network("::ffff:192.0.2.2")
+    assert network("2001:db8::1") == network("2001:db8::2%eth0") == "2001:db8::/64"

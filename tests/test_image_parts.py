@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 import warnings
 from typing import Any
 
@@ -149,3 +150,10 @@ def test_transparency_is_laid_on_white_strip_by_strip_as_at_once() -> None:
         alpha = image[..., -1:].astype(float)
         exact = (image[..., :-1] * alpha + 255 * (255 - alpha)) / 255
         assert np.array_equal(on_white(image), np.floor(exact + 127 / 255))
+
+
+def test_the_time_to_find_markers_grows_with_the_bytes_alone() -> None:
+    content = JPEG_START[:2] + b"\xff" * 2**20 + b"\0"  # the square of their number is an hour
+    began = time.process_time()
+    jpeg_parts(content, "x.jpg")
+    assert time.process_time() - began < 5

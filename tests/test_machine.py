@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from models import registry
 from models.artifact import SERVED, SUMS, TRAINING_STATE, load_artifact
-from service.holder import Slot
+from models.errors import ArtifactError, UserError
+from service.holder import Slot, outcome_of
 from service.settings import Settings
 from tests.artifacts import make_artifact
 from tests.registries import Registry
@@ -195,3 +197,16 @@ def test_a_folder_without_its_training_state_is_served(tmp_path: Path) -> None:
     watched = Watched(str(artifact), tmp_path / "cache")
     watched.slot.refresh()
     assert watched.outcomes == ["swapped"]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "machine"),
+        (UserError("device cuda: torch sees no CUDA device; use cpu"), "machine"),
+        (RuntimeError("CUDA error: device-side assert triggered"), "machine"),
+        (ArtifactError("critic.safetensors is not what the checksum says"), "refused"),
+    ],
+)
+def test_errors_of_a_gpu_refuse_no_version(error: Exception, outcome: str) -> None:
+    assert outcome_of(error) == outcome

@@ -133,3 +133,20 @@ def test_no_processor_is_lost_or_given_twice() -> None:
         assert turns.must_wait
 
     asyncio.run(run())
+
+
+def test_a_turn_that_is_held_is_handed_to_the_next_caller() -> None:
+    order: list[str] = []
+
+    async def hold(turns: Turns, caller: str) -> None:
+        CALLER.set(caller)
+        async with turns:
+            order.append(caller)
+            await asyncio.sleep(0)
+
+    async def crowd() -> None:
+        turns = Turns(1)
+        await asyncio.gather(*(hold(turns, caller) for caller in ["a"] * 8 + ["b"]))
+
+    asyncio.run(crowd())
+    assert order.index("b") <= 2

@@ -31,7 +31,7 @@ ENDPOINT = Endpoint(
         "tags": ["operations"],
         "summary": "Prometheus metrics",
         "description": "Of all workers, in the text format.",
-        "responses": {**TEXT, **errors(401, 403, 413, 431)},
+        "responses": {**TEXT, **errors(401, 403, 408, 413, 429, 431, 503, 504)},
     },
     is_counted=False,
 )

@@ -21,8 +21,9 @@ from service.connections import (
     SHARE_OF_FILES,
     Connections,
 )
+from service.exchange import GONE, exchange_of
 from service.keys import Keys
-from service.limits import Guard
+from service.limits import UNWATCHED, Guard
 from tests.attacks import raw
 from tests.servers import Server, families, resident
 from tests.test_exchanges import logged
@@ -213,3 +214,32 @@ def test_a_whole_answer_keeps_its_place_until_the_client_takes_it() -> None:
         assert len(bodies) == count
         assert [bool(m.get("more_body")) for m in bodies] == [True] * (count - 1) + [False]
         assert b"".join(m["body"] for m in bodies) == bytes(size)
+
+
+def test_a_client_that_leaves_before_it_has_a_whole_answer_is_counted_as_such() -> None:
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+
+    async def serve() -> None:
+        lost, writable, asked = asyncio.Event(), asyncio.Event(), False
+
+        def lose() -> None:  # in uvicorn's order
+            lost.set()
+            writable.set()
+
+        async def receive() -> Message:
+            nonlocal asked
+            if asked:
+                await lost.wait()
+                return {"type": "http.disconnect"}
+            asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Message) -> None:
+            if message.get("body"):
+                asyncio.get_running_loop().call_later(5 * UNWATCHED, lose)
+                await writable.wait()
+
+        await Guard(Response(bytes(2**20)), Keys(None))(scope, receive, send)
+
+    asyncio.run(serve())
+    assert exchange_of(scope).status == GONE

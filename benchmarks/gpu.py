@@ -38,6 +38,9 @@ LIMITS = {
 """Seconds that each stage may take, together 480, in the order of running."""
 
 
+INTERRUPTED = "interrupted"
+
+
 def write(path: Path, result: dict[str, Any]) -> None:
     """Write a file that is there whole or not at all."""
     part = path.with_suffix(".new")
@@ -55,6 +58,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def run_stage(name: str, limit: float, part: Path, options: list[str]) -> dict[str, Any]:
     """One stage's figures, its seconds and how it ended."""
     command = [sys.executable, "-m", "benchmarks.gpu_stages", name, "--out", str(part), *options]
+    part.unlink(missing_ok=True)  # of an earlier run that was killed
     began = time.perf_counter()
     with subprocess.Popen(command, start_new_session=True) as process:
         try:
@@ -62,6 +66,8 @@ def run_stage(name: str, limit: float, part: Path, options: list[str]) -> dict[s
             ended = "done" if code == 0 else f"failed with exit code {code}"
         except subprocess.TimeoutExpired:
             ended = f"stopped after its {limit:g} s"
+        except SystemExit:
+            ended = INTERRUPTED
         finally:
             stop(process)
     found = json.loads(part.read_text()) if part.exists() else {}
@@ -105,6 +111,8 @@ def main() -> int:
         result["stages"][name] = found
         write(options.out, result)
         print(f"{name}: {found['ended']}, {found['seconds']} s", flush=True)
+        if found["ended"] == INTERRUPTED:
+            break
     return int(any(stage["ended"] != "done" for stage in result["stages"].values()))
 
 

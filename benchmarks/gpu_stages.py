@@ -66,7 +66,8 @@ def tests(device: torch.device, quick: bool, keep: Keep) -> None:
         suite = next(ElementTree.parse(report).iter("testsuite"))
     for name in ("tests", "failures", "errors", "skipped"):
         keep(name, int(suite.attrib[name]))
-    bad = [c for c in suite.iter("testcase") if c.find("failure") is not None]
+    cases = suite.iter("testcase")
+    bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
     keep("failed", [f"{case.attrib['classname']}::{case.attrib['name']}" for case in bad])
     if done.returncode:
         sys.exit(done.returncode)

@@ -22,11 +22,12 @@ on a CPU:
   it does not hold them.
 """
 UNMEASURED = """**Nothing of this was measured: no GPU was at hand, and the capture itself has not
-run on one.** `make verify-gpu` tests and measures all of it in at most eight minutes where there is
-one, and this section is then made from its results: what a copy and a product reach, the critic's
-step by mode and precision, samples a second, `wgan train`, the time to quality on mnist5k, and the
-service. Only that can show that CUDA captures each of these kernels, how fast they are, how a run
-goes on after a capture that CUDA breaks off, and that items are fetched meanwhile.
+run on one.** Where there is one, `make verify-gpu` tests it and measures in at most eight minutes,
+and this section is then made from its results: what a copy and a product reach, the critic's step
+by mode and precision, samples a second, `wgan train`, the time to quality on mnist5k, and the
+service. The whole step as one graph is timed within the last ones alone, not beside a textbook's.
+Only that can show that CUDA captures each of these kernels, how fast they are, how a run goes on
+after a capture that CUDA breaks off, and that items are fetched meanwhile.
 """
 
 

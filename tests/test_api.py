@@ -134,7 +134,7 @@ def test_the_command_line_gives_the_same(
 def test_a_downloaded_artifact_lasts_as_long_as_the_call(
     trained: TrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def download(model: str, folder: Path) -> Path:
+    def download(model: str, folder: Path, needed: object) -> Path:
         return Path(shutil.copytree(trained.artifact, folder / "artifact"))
 
     monkeypatch.setattr(registry, "download", download)

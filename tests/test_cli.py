@@ -55,7 +55,7 @@ MISTAKES = {
     "absent data": ((*TRAIN, "--data", "absent.npy"), "no such file"),
     "strange data": ((*TRAIN, "--data", "data.txt"), "nor a built-in"),
     "vectors in a preset for images": ((*TRAIN, "--data", "8gaussians"), "architecture=mlp"),
-    "no GPU": ((*TRAIN, "--device", "cuda"), "--device cpu"),
+    "no GPU": ((*TRAIN, "--device", "cuda"), "no CUDA device; use cpu"),
     "no artifact": (("sample", "absent", "--out", "a.png"), "not an artifact"),
     "unknown format": (("sample", "absent", "--out", "a.gif"), "png"),
     "no samples": (("sample", "absent", "-n", "0", "--out", "a.png"), "at least one"),

@@ -38,9 +38,6 @@ LIMITS = {
 """Seconds that each stage may take, together 480, in the order of running."""
 
 
-INTERRUPTED = "interrupted"
-
-
 def write(path: Path, result: dict[str, Any]) -> None:
     """Write a file that is there whole or not at all."""
     part = path.with_suffix(".new")
@@ -58,7 +55,6 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 def run_stage(name: str, limit: float, part: Path, options: list[str]) -> dict[str, Any]:
     """One stage's figures, its seconds and how it ended."""
     command = [sys.executable, "-m", "benchmarks.gpu_stages", name, "--out", str(part), *options]
-    part.unlink(missing_ok=True)  # of an earlier run that was killed
     began = time.perf_counter()
     with subprocess.Popen(command, start_new_session=True) as process:
         try:
@@ -67,7 +63,7 @@ def run_stage(name: str, limit: float, part: Path, options: list[str]) -> dict[s
         except subprocess.TimeoutExpired:
             ended = f"stopped after its {limit:g} s"
         except SystemExit:
-            ended = INTERRUPTED
+            ended = "interrupted"
         finally:
             stop(process)
     found = json.loads(part.read_text()) if part.exists() else {}
@@ -99,20 +95,27 @@ def main() -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("skipped: torch sees no CUDA device, so nothing was measured on one")
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM):  # the stage that runs is ended too
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+    caught: list[int] = []
+
+    def end_stage(number: int, frame: object) -> None:
+        caught.append(number)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end_stage)
     result = machine(options.device, options.quick) | {"stages": {}}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     passed_on = ["--device", options.device, *(["--quick"] if options.quick else [])]
     for name in options.stages:
         part = options.out.with_name(f"{options.out.stem}-{name}.part")
+        part.unlink(missing_ok=True)  # of an earlier run that was killed
         limit = LIMITS[name] * (10 if options.quick else 1)  # a busy CPU is no card
         found = run_stage(name, limit, part, passed_on)
         result["stages"][name] = found
         write(options.out, result)
         print(f"{name}: {found['ended']}, {found['seconds']} s", flush=True)
-        if found["ended"] == INTERRUPTED:
-            break
+        if caught:
+            return 128 + caught[0]
     return int(any(stage["ended"] != "done" for stage in result["stages"].values()))
 
 

@@ -17,10 +17,9 @@ MAX_PARTS = 4096
 PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8\xff"
 PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-JPEG_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-"""A marker among scan data: neither a byte 255, which is written as 255 and 0, nor a restart. Fill
-bytes, any number of 255 before it, are left to what comes before: to match them too takes a time
-that grows with the square of their number."""
+JPEG_MARKER = re.compile(rb"((?:[^\xff]++|\xff++[\x00\xd0-\xd7])*+)\xff++([\x01-\xcf\xd8-\xfe])")
+"""Scan data, in which a byte 255 is followed by 0 or a restart, and the marker that ends them. Fill
+bytes, any number of 255 before a marker, go. It never goes back: its time grows with the bytes."""
 SCAN, END, EXIF = 0xDA, 0xD9, 0xE1
 JPEG_DROPPED = {*range(0xE1, 0xEE), 0xEF, 0xFE}
 """What applications add, and comments. APP0 and APP14 stay: they tell the colours."""
@@ -69,11 +68,11 @@ def jpeg_parts(content: bytes, name: str) -> ImageParts:
         DataError: there are over `MAX_PARTS` segments.
     """
     kept, exif, position, count, scans = [content[:2]], b"", 2, 0, 0
-    while match := JPEG_MARKER.search(content, position):
+    while match := JPEG_MARKER.match(content, position):
         count = _counted(count, name)
-        marker, end = match[1][0], match.end()
+        marker, end = match[2][0], match.end()
         if scans:
-            kept.append(content[position : match.start()])
+            kept.append(match[1])
         if marker >= 0xC0 and marker not in (0xD8, END):  # the others have no length
             end += max(2, int.from_bytes(content[end : end + 2]))
         segment = content[match.end() - 2 : end]
@@ -85,7 +84,8 @@ def jpeg_parts(content: bytes, name: str) -> ImageParts:
         position = end
         if marker == END:
             return ImageParts(b"".join(kept), exif, scans)
-    return ImageParts(b"".join([*kept, content[position:]]), exif, scans)
+    rest = content[position:] if scans else b""  # it may be cut short within a scan
+    return ImageParts(b"".join([*kept, rest]), exif, scans)
 
 
 def orientation(exif: bytes) -> int:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
+LONGEST_NAME = 256
+"""Characters of a name or an alias that MLflow's database holds."""
 CHAMPION = "champion"
 HISTORY = "promotion."
 """Prefix of the registered model's tags that record changes of the champion. A number and random
@@ -79,9 +81,13 @@ def split(model: str) -> tuple[str, str]:
     """Return the name and the alias or number of ``name@alias`` or ``name@number``.
 
     Raises:
-        RegistryError: one of them is empty.
+        RegistryError: one of them is empty, or longer than MLflow allows.
     """
     name, _, which = model.rpartition("@")
+    if max(len(name), len(which)) > LONGEST_NAME:
+        raise RegistryError(
+            f"{model:.100}...: a name or alias has at most {LONGEST_NAME} characters"
+        )
     if not name or not which:
         raise RegistryError(f"{model}: write NAME@ALIAS or NAME@VERSION, such as digits@champion")
     return name, which

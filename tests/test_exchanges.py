@@ -144,9 +144,12 @@ def test_refusals_are_counted_as_the_client_sees_them(server: Server) -> None:
     finally:
         for connection in crowd:
             connection.close()
+    for number in range(PLACES):  # each is counted when its connection's end is seen
+        assert logged(server, f"crowd-{number}")["status"] == 499
     no_key = server.client.post("/v1/samples", headers={"authorization": ""})
     assert no_key.status_code == 401
     assert server.client.get("/v1/samples").status_code == 405
+    assert until(lambda: counted(server).get("405", 0) > before.get("405", 0))
     after = counted(server)
     for status in ("503", "401", "405"):
         assert after[status] - before.get(status, 0) == 1

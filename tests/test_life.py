@@ -254,7 +254,7 @@ def test_champion_and_challenger_side_by_side(home: Registry) -> None:
         assert 60 < went < 140
         roles = {labels["role"]: labels["version"] for labels in both.labels("wgan_model_info")}
         assert roles == {"champion": "tiny@2", "challenger": "tiny@1"}
-        assert both.series("wgan_samples_total")["challenger",] == went + 21
+        assert both.series("wgan_samples_total")["challenger",] == went + 22
         assert both.series("wgan_findings")["challenger", "critical"] == 0
 
 

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from models.artifact import load_artifact
+from models.artifact import SERVED, load_artifact
 from service.exchange import exchange_of
 from service.keys import Keys
 from service.limits import MAX_BODY, Guard
@@ -260,7 +260,10 @@ def test_the_champion_is_served_by_name(tmp_path: Path, monkeypatch: pytest.Monk
         response = httpx.post(f"http://127.0.0.1:{port}/v1/samples", json={})
         assert response.headers["x-model-version"] == "tiny@1"
         (kept,) = cache.glob("models/*/1")
-        assert load_artifact(kept).digest in httpx.get(f"http://127.0.0.1:{port}/v1/model").text
+        assert (
+            load_artifact(kept, needed=SERVED).digest
+            in httpx.get(f"http://127.0.0.1:{port}/v1/model").text
+        )
 
 
 def test_probes_answer_while_samples_are_made(image: Server) -> None:

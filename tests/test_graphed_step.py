@@ -263,7 +263,10 @@ class Wrong(RecordedGraphs):
 
 @pytest.mark.parametrize(
     ("stand_in", "reason"),
-    [(Refusing, "RuntimeError: operation not permitted"), (Wrong, "step is off by")],
+    [
+        (Refusing, "RuntimeError: operation not permitted"),
+        (Wrong, "the generator's step is off by"),
+    ],
 )
 def test_a_failed_capture_leaves_the_run_as_it_would_have_been(
     stand_in: type[RecordedGraphs],

@@ -117,19 +117,20 @@ def describe(
         if needs_key(endpoint.path):
             operation["security"] = [{"key": []}]
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
+    responses = {**TEXT, **errors(408, 413, 429, 431, 503, 504)}
     live = {
         "operationId": "getLiveness",
         "tags": ["operations"],
         "summary": "The process runs",
         "description": "Answers as soon as the process runs, with or without a model.",
-        "responses": {**TEXT, **errors(408, 413, 429, 431, 503, 504)},
+        "responses": responses,
     }
     ready = {
         "operationId": "getReadiness",
         "tags": ["operations"],
         "summary": "A verified model has run once",
         "description": "503 until then, and once the service is about to end.",
-        "responses": {**TEXT, **errors(408, 413, 429, 431, 503, 504)},
+        "responses": responses,
     }
     return {
         "openapi": "3.1.0",

@@ -18,15 +18,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from tests.costly import FILES, progressive, repeated, with_scans
-from tests.hostile import form
+from tests.costly import FILES, of_file, progressive, repeated, with_scans
 
 HOLDER, ASKER = "127.2.0.1", "127.3.0.1"
 """Addresses of those who only hold connections, and of the others, in networks of their own: a
 service that refuses the first more connections must still bear the second."""
 PATIENCE = 120.0
 """Seconds after which an attacker gives up on one attempt."""
-RESIZE = b'--b\r\nContent-Disposition: form-data; name="resize"\r\n\r\ntrue\r\n'
 
 
 def post(path: str, kind: str, body: bytes) -> bytes:
@@ -40,8 +38,8 @@ def samples_request(count: int) -> bytes:
 
 
 def scored_file(content: bytes, resize: bool = False) -> bytes:
-    body = form(content, more=RESIZE if resize else b"")
-    return post("/v1/scores", "multipart/form-data; boundary=b", body)
+    attack = of_file(content, (), "true" if resize else "false")
+    return post(attack.path, attack.content_type, attack.content)
 
 
 @functools.cache

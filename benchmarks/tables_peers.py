@@ -206,6 +206,8 @@ def tstr(made: pd.DataFrame, test: pd.DataFrame, target: str) -> float:
     x, x_test = (
         features(rows.drop(columns=target), test.drop(columns=target)) for rows in (made, test)
     )
+    is_made = x.notna().any()  # trees refuse a column without any value
+    x, x_test = x.loc[:, is_made], x_test.loc[:, is_made]
     if pd.api.types.is_numeric_dtype(test[target]):
         regressor = HistGradientBoostingRegressor(random_state=0).fit(x, made[target])
         return float(r2_score(test[target], regressor.predict(x_test)))

@@ -68,6 +68,13 @@ def run(
     return state
 
 
+def mode_of(folder: Path) -> str:
+    """How the steps of a run were made."""
+    path = newest_checkpoint(folder)
+    assert path is not None
+    return load_checkpoint(path).critic_step
+
+
 def slopes(critic: torch.nn.Module, shape: tuple[int, ...], device: torch.device) -> list[Tensor]:
     """The gradients of a penalty at points that are the same on each device."""
     real = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -135,9 +142,7 @@ def test_graphed_steps_are_captured_ones(digits: Dataset, tmp_path: Path) -> Non
     for mode in ("captured", "graphed"):
         changes = {"training": {"critic_step": mode, "learning_rate": 1e-5}}
         states.append(run(digits, tmp_path / mode, **changes).tensors())
-        path = newest_checkpoint(tmp_path / mode)
-        assert path is not None
-        assert load_checkpoint(path).critic_step == mode
+        assert mode_of(tmp_path / mode) == mode
     for name, tensor in states[0].items():
         if name.startswith(("generator.", "critic.", "ema.")):
             torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=2e-5)
@@ -154,9 +159,7 @@ def test_a_run_goes_on_after_a_capture_that_cuda_breaks_off(
 
     monkeypatch.setattr(whole_step, "update_average", read_a_number)
     run(digits, tmp_path, training={"critic_step": "graphed"})
-    path = newest_checkpoint(tmp_path)
-    assert path is not None
-    assert load_checkpoint(path).critic_step == "captured"
+    assert mode_of(tmp_path) == "captured"
 
 
 @pytest.mark.parametrize("on_device", [True, False])
@@ -176,6 +179,7 @@ def test_no_step_waits_for_the_device_between_logs(
         train(config, digits, tmp_path, GPU, watch=watch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert mode_of(tmp_path) == mode
 
 
 def test_a_model_gives_the_same_on_both_devices(tmp_path: Path) -> None:

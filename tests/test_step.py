@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,23 @@ def test_what_cannot_be_captured_stays_eager_and_is_said_once() -> None:
         ours(real, fake, [], step)
     assert ours.mode == "eager"
     assert len(said) == 1
+
+
+def test_a_capture_outlives_a_change_of_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph of an earlier step still reads the constants in it."""
+    critic = make(GradientPenalty(every=2), FAMILIES["mlp"])
+    ours = step_of("captured", critic, GradientPenalty(every=2), [])
+    ours(*data(FAMILIES["mlp"]), [], 0)
+    (first,) = map(weakref.ref, ours._captured.values())
+
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError
+
+    monkeypatch.setattr(ours, "_capture", fail)
+    ours(*data(FAMILIES["mlp"]), [], 1)
+    gc.collect()
+    assert ours.mode == "eager"
+    assert first() is not None
 
 
 def test_a_wrong_capture_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,9 @@ class CriticStep:
         self.mode = mode  # changed when a choice is made, and written to checkpoints
         self._critic, self._constraint, self._steps = critic, constraint, steps
         self._precision, self._autocast, self._draws, self._say = precision, autocast, draws, say
-        self._captured: dict[bool, Callable[..., StepResult]] = {}
+        # By mode, and by whether there is a penalty. Nothing is taken out: a CUDA graph that
+        # replays the kernels of a capture may read the constants that it holds.
+        self._captured: dict[tuple[str, bool], Callable[..., StepResult]] = {}
         self._parameters = dict(critic.named_parameters())
         self._paired = can_pair(critic)
 
@@ -93,10 +95,10 @@ class CriticStep:
         """
         if self.mode == "eager":
             return self._eager(real, fake, labels, step)
-        penalised = self._constraint.penalised(step)
-        if penalised not in self._captured:
-            return self._first(real, fake, labels, step, penalised)
-        gap, loss, found = self._captured[penalised](*self._state(), real, fake, list(labels))
+        captured = self._captured.get((self.mode, self._constraint.penalised(step)))
+        if captured is None:
+            return self._first(real, fake, labels, step)
+        gap, loss, found = captured(*self._state(), real, fake, list(labels))
         for parameter, gradient in zip(self._parameters.values(), found, strict=True):
             parameter.grad = gradient
         return gap, loss
@@ -124,7 +126,7 @@ class CriticStep:
             return critic_loss(critic, self._constraint, real, fake, step, paired)
 
     def _first(
-        self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int, penalised: bool
+        self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int
     ) -> tuple[Tensor, Tensor]:
         """Choose the mode, capture, and check the capture against the eager step."""
         devices = [real.device] if real.device.type == "cuda" else []
@@ -133,7 +135,8 @@ class CriticStep:
         with torch.random.fork_rng(devices):
             _, loss = self._eager(real, fake, labels, step)
         expected = [p.grad for p in self._parameters.values()]
-        while self.mode != "eager" and penalised not in self._captured:
+        penalised = self._constraint.penalised(step)
+        while self.mode != "eager" and (self.mode, penalised) not in self._captured:
             next_mode = "captured" if self.mode == "compiled" else "eager"
             try:
                 reason = capture_obstacle(self._critic)
@@ -149,10 +152,9 @@ class CriticStep:
                 reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
             if reason:
                 self._say(f"the critic's step is {next_mode}, not {self.mode}: {reason}")
-                self.mode = next_mode
-                self._captured.clear()  # one mode for all steps
+                self.mode = next_mode  # of all steps from here on
             else:
-                self._captured[penalised] = capture
+                self._captured[self.mode, penalised] = capture
         return self(real, fake, labels, step)
 
     def _choice(self, real: Tensor, labels: Sequence[Tensor]) -> str:

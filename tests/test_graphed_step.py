@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,13 +28,21 @@ from training.data.dataset import Dataset, load_data
 from training.engine import loop
 from training.engine import step as step_module
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
-from training.engine.graphed_step import GraphedStep, NoGraphs
+from training.engine.graphed_step import (
+    Exchange,
+    GraphedStep,
+    NoGraphs,
+    Parts,
+    Replay,
+    captured_in_parts,
+)
 from training.engine.runs import Interrupted, begin
 from training.engine.step import CriticStep
 from training.engine.whole_step import Outcome, PlainStep, WholeStep
 from training.engine.workers import ALONE
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 
 
 class Recorded(TorchDispatchMode):
@@ -68,7 +80,10 @@ class RecordedGraphs:
     def run(self, function: Callable[[], None]) -> None:
         function()
 
-    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+    def capture(self, parts: Parts, exchange: Exchange) -> Replay:
+        return captured_in_parts(self.capture_one, parts(), exchange)
+
+    def capture_one(self, function: Callable[[], None]) -> Replay:
         self.captured += 1
         recorded = Recorded()
         with recorded:
@@ -142,13 +157,12 @@ def config_of(
 
 
 def assert_alike(
-    one: TrainingState, other: TrainingState, start: dict[str, Tensor], but: str = ""
+    mine: dict[str, Tensor], its: dict[str, Tensor], start: dict[str, Tensor], but: str = ""
 ) -> None:
     """The same but for rounding, relative to how far each network has gone, and for one weight.
 
     Adam makes whole steps of gradients that are nearly zero, so rounding grows.
     """
-    mine, its = one.tensors(), other.tensors()
     assert mine.keys() == its.keys()
     compared = {n for n in mine if mine[n].is_floating_point()} - {but}
     for part in ("generator.", "critic.", "ema."):
@@ -177,7 +191,7 @@ def test_graphed_steps_are_those_of_the_loop(
     assert [line for line in said if "whole step is not" in line] == []
     assert (graphs.captured, graphs.replayed) == (1, 12)
     but = SIGN_ONLY.get((kind, network), "")
-    assert_alike(found, expected, initial(plain, of_data, tmp_path), but)
+    assert_alike(found.tensors(), expected.tensors(), initial(plain, of_data, tmp_path), but)
     for mine, its in zip(graphed, history, strict=True):
         for name in ("critic_gap", "critic_loss", "gradient_norm"):
             assert mine[name] == pytest.approx(its[name], rel=1e-2, abs=1e-3)
@@ -211,7 +225,7 @@ def test_what_changes_from_step_to_step_lies_in_buffers(
     config = config_of("gradient_penalty", network, data, "graphed", **changes)
     found, _, said = trained(config, of_data, tmp_path / "graphed")
     assert len(said) == 1
-    assert_alike(found, expected, initial(plain, of_data, tmp_path))
+    assert_alike(found.tensors(), expected.tensors(), initial(plain, of_data, tmp_path))
 
 
 def test_each_pattern_of_lazy_penalties_has_its_graph(
@@ -224,7 +238,9 @@ def test_each_pattern_of_lazy_penalties_has_its_graph(
         config = config.model_copy(update={"constraint": constraint})
         states.append(trained(config, data["vector"], tmp_path / mode)[0])
     assert (graphs.captured, graphs.replayed) == (4, 12)  # the penalty in none of 3 steps, or one
-    assert_alike(states[1], states[0], initial(config, data["vector"], tmp_path))
+    assert_alike(
+        states[1].tensors(), states[0].tensors(), initial(config, data["vector"], tmp_path)
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
@@ -244,7 +260,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 
 class Refusing(RecordedGraphs):
-    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+    def capture_one(self, function: Callable[[], None]) -> Replay:
         function()
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
@@ -252,7 +268,7 @@ class Refusing(RecordedGraphs):
 class Wrong(RecordedGraphs):
     """Its graphs lose the last kernels: the moving average, and the generator's step."""
 
-    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+    def capture_one(self, function: Callable[[], None]) -> Replay:
         recorded = Recorded()
         with recorded:
             function()
@@ -287,6 +303,76 @@ def test_a_failed_capture_leaves_the_run_as_it_would_have_been(
     assert f"the whole step is not graphed: {reason}" in said[-1]
     assert "\n" not in said[-1]
     assert all(torch.equal(t, states[1][name]) for name, t in states[0].items())
+
+
+# Two processes, with gloo.
+
+RANKS = """
+import pickle, sys
+from pathlib import Path
+import torch
+from tests.test_graphed_step import CPU, RecordedGraphs
+from training.engine import loop
+from training.engine.workers import join_workers
+
+folder, workers = Path(sys.argv[1]), join_workers("cpu")
+for name, (config, data) in pickle.loads((folder / "cases").read_bytes()).items():
+    graphs, said = RecordedGraphs(), []
+    loop.graphs_on = lambda device: graphs
+    if name == "refused by one" and workers.is_main:
+        graphs.capture_one = lambda function: 1 / 0
+    state, _ = loop.train(
+        config, data, folder / name, CPU, workers=workers, say=said.append
+    )
+    found = state.tensors(), (graphs.captured, graphs.replayed), said
+    (folder / f"{name} {workers.rank}").write_bytes(pickle.dumps(found))
+workers.leave()
+"""
+
+
+def test_processes_exchange_gradients_between_graphs(
+    data: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """After 12 steps they have the weights of eager steps, and both the same ones."""
+    cases = {
+        f"{kind} {mode}": (config_of(kind, network, data, mode), data[NETWORKS[network][0]])
+        for kind, network in {
+            "gradient_penalty": "conditional",
+            "weight_clipping": "mlp",
+            "spectral_norm": "mlp",
+            "max_gradient_penalty": "mlp",
+        }.items()
+        for mode in ("eager", "graphed")
+    }
+    cases["refused by one"] = cases["weight_clipping graphed"]
+    (tmp_path / "cases").write_bytes(pickle.dumps(cases))
+    (tmp_path / "ranks.py").write_text(RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [*command, tmp_path / "ranks.py", tmp_path], check=True, env=environment, timeout=280
+    )
+
+    def found(name: str, rank: int = 0) -> tuple[dict[str, Tensor], tuple[int, int], list[str]]:
+        return pickle.loads((tmp_path / f"{name} {rank}").read_bytes())  # type: ignore[no-any-return]
+
+    for name, (config, of_data) in cases.items():
+        kind = name.split()[0]
+        eager = found("weight_clipping eager" if kind == "refused" else f"{kind} eager")[0]
+        tensors, counts, said = found(name)
+        assert_alike(tensors, eager, initial(config, of_data, tmp_path / "new"))
+        others = found(name, rank=1)[0]
+        assert all(torch.equal(t, others[n]) for n, t in tensors.items())
+        if "graphed" in name and kind != "max_gradient_penalty":
+            # Two critic steps and a generator step; after each there is an exchange.
+            assert counts == (4, 4 * 12)
+            assert [line for line in said if "whole step is not" in line] == []
+    assert (
+        "its penalty asks other processes for their samples"
+        in found("max_gradient_penalty graphed")[2][0]
+    )
+    assert "ZeroDivisionError" in found("refused by one")[2][-1]
+    assert "another process cannot replay it" in found("refused by one", rank=1)[2][-1]
 
 
 META = torch.device("meta")

@@ -2,12 +2,14 @@
 
 A small network's step is bound by the launches of its kernels. A graph launches all of them at
 once. It reads and writes the same memory in each replay, so all that changes from step to step
-lies in static buffers, which are filled before it.
+lies in static buffers, which are filled before it. Where several processes train together, a step
+is several graphs, and gradients are exchanged between them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +25,9 @@ from training.engine.workers import Workers
 
 Array = np.ndarray
 Replay = Callable[[], None]
+Parts = Callable[[], Iterator[Tensor]]
+"""Runs a step in parts; what one yields is exchanged before the next."""
+Exchange = Callable[[Tensor], None]
 WARM_UPS = 3
 """Steps before a capture, which torch recommends: libraries set themselves up in the first ones."""
 MOST_APART = 0.3
@@ -35,13 +40,46 @@ SMALLEST_STEP = 1e-6
 
 
 class Graphs(Protocol):
-    """Captures functions of static buffers."""
+    """Captures steps over static buffers."""
 
-    def run(self, function: Replay) -> None:
-        """Run a function as it is, where it will be captured."""
+    def run(self, function: Callable[[], None]) -> None:
+        """Run a function as it is, where steps will be captured."""
 
-    def capture(self, function: Replay) -> Replay:
-        """Capture what a function does to tensors, and return what does that again."""
+    def capture(self, parts: Parts, exchange: Exchange) -> Replay:
+        """Capture what a step does to tensors, and return what does that again.
+
+        Args:
+            parts: of the step; they are captured without an exchange.
+            exchange: between parts, whenever the step is made again.
+        """
+
+
+def captured_in_parts(
+    capture: Callable[[Callable[[], None]], Replay], parts: Iterator[Tensor], exchange: Exchange
+) -> Replay:
+    """Capture each part of a step by itself, and return what makes the step again.
+
+    Args:
+        capture: of a function.
+        parts: see `Graphs.capture`.
+        exchange: likewise.
+    """
+    pieces = list[tuple[Replay, list[Tensor]]]()
+    while not pieces or pieces[-1][1]:
+        exchanged = list[Tensor]()
+
+        def part(found: list[Tensor] = exchanged) -> None:
+            found.extend(islice(parts, 1))
+
+        pieces.append((capture(part), exchanged))
+
+    def replay() -> None:
+        for piece, exchanged in pieces:
+            piece()
+            for values in exchanged:
+                exchange(values)
+
+    return replay
 
 
 class CudaGraphs:
@@ -51,21 +89,30 @@ class CudaGraphs:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
-    def run(self, function: Replay) -> None:
+    def run(self, function: Callable[[], None]) -> None:
         """See `Graphs`; on the stream of the capture, where autograd's nodes are to be too."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             function()
         torch.cuda.current_stream().wait_stream(self._stream)
 
-    def capture(self, function: Replay) -> Replay:
+    def capture(self, parts: Parts, exchange: Exchange) -> Replay:
         """See `Graphs`."""
+        return captured_in_parts(self._captured, parts(), exchange)
+
+    def _captured(self, function: Callable[[], None]) -> Replay:
         graph = torch.cuda.CUDAGraph()
         try:
             # The outer stream is set again at the end, also where a broken capture leaves its own.
+            # NCCL's own thread may look at events meanwhile, so only this thread is watched.
             with (
                 torch.cuda.stream(torch.cuda.current_stream()),
-                torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
+                torch.cuda.graph(
+                    graph,
+                    pool=self._pool,
+                    stream=self._stream,
+                    capture_error_mode="thread_local",
+                ),
             ):
                 function()
         except Exception:
@@ -79,15 +126,20 @@ class CudaGraphs:
 
 
 class NoGraphs:
-    """A stand-in where there are no CUDA graphs: it runs the functions themselves."""
+    """A stand-in where there are no CUDA graphs: it runs the steps themselves."""
 
-    def run(self, function: Replay) -> None:
+    def run(self, function: Callable[[], None]) -> None:
         """See `Graphs`."""
         function()
 
-    def capture(self, function: Replay) -> Replay:
+    def capture(self, parts: Parts, exchange: Exchange) -> Replay:
         """See `Graphs`."""
-        return function
+
+        def replay() -> None:
+            for values in parts():
+                exchange(values)
+
+        return replay
 
 
 def graphs_on(device: torch.device) -> Graphs:
@@ -95,8 +147,17 @@ def graphs_on(device: torch.device) -> Graphs:
     return CudaGraphs() if device.type == "cuda" else NoGraphs()
 
 
+def exchanges_samples(config: Config, workers: Workers) -> bool:
+    """True if the critic's loss itself asks other processes for their samples."""
+    return not workers.is_alone and config.constraint.mixes_samples() is not None
+
+
 NOT_GRAPHED: dict[str, Callable[[Config, Workers], bool]] = {
-    "several processes exchange gradients within a step": lambda config, workers: workers.count > 1,
+    "its penalty asks other processes for their samples": exchanges_samples,
+    "batch normalisation asks other processes for their samples": lambda config, workers: (
+        not workers.is_alone
+        and "batch" in (config.generator.normalization, config.critic.normalization)
+    ),
     "a private step's batches vary in size": lambda config, workers: config.privacy is not None,
 }
 """Why a run has no graphs, and whether that is so. As far as a simulation tells, every constraint
@@ -148,7 +209,7 @@ class GraphedStep:
         self._is_refused = False
         self._replays: dict[tuple[bool, ...], tuple[Replay, list[Outcome]]] = {}
         settings = whole.config.training
-        shape = settings.num_critic_steps, settings.batch_size
+        shape = settings.num_critic_steps, whole.count
         self._numbers = torch.zeros(shape, dtype=torch.int64, device=device)
         self._rate, self._weight = torch.zeros(2, device=device)
         self._copying: torch.cuda.Stream | None = None
@@ -232,32 +293,50 @@ class GraphedStep:
 
     def _captured(self, pattern: tuple[bool, ...], step: int, seed: int) -> str | None:
         """Capture a step and make it, or say why not; then the state is as before."""
-        outcomes: list[Outcome] = []
+        outcomes, workers = list[Outcome](), self._whole.workers
         before = _copied(self._whole.state.live())
 
-        def body() -> None:
-            outcomes[:] = [self._whole(self._batches(), step, self._weight)]
+        def parts() -> Iterator[Tensor]:
+            yield from self._whole.parts(self._batches(), step, self._weight)
+            outcomes[:] = [self._whole.outcome]
 
+        def make() -> None:
+            for gradients in parts():
+                workers.add_up(gradients)
+
+        reason, is_warm = None, False
         try:
             for _ in range(WARM_UPS):
                 self._restore(before)
                 torch.manual_seed(seed)
-                self._graphs.run(body)
+                self._graphs.run(make)
             expected, loss = _copied(self._whole.state.live()), outcomes[0].loss.clone()
-            replay = self._graphs.capture(body)
+            is_warm = True
+            replay = self._graphs.capture(parts, workers.add_up)
+        except Exception as error:  # a capture fails in many ways; other modes still work
+            if not (is_warm or workers.is_alone):
+                raise  # the other processes wait for an exchange
+            cause = error.__context__ or error  # the end of a capture fails after what broke it
+            reason = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
+        if not (reason := self._agreed(reason)):
             self._restore(before)
             torch.manual_seed(seed)
             replay()
             found = self._whole.state.live()
-            reason = _difference(before, expected, found) or self._wrong_loss(loss, outcomes[0])
-        except Exception as error:  # a capture fails in many ways; other modes still work
-            cause = error.__context__ or error  # the end of a capture fails after what broke it
-            reason = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
+            reason = self._agreed(
+                _difference(before, expected, found) or self._wrong_loss(loss, outcomes[0])
+            )
         if reason:
             self._restore(before)
         else:
             self._replays[pattern] = replay, outcomes
         return reason
+
+    def _agreed(self, reason: str | None) -> str | None:
+        """One process's reason is that of all: they make each exchange together, or none."""
+        if self._whole.workers.any(reason is not None):
+            return reason or "another process cannot replay it"
+        return None
 
     @torch.no_grad()
     def _restore(self, before: dict[str, Tensor]) -> None:

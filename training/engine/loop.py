@@ -13,7 +13,12 @@ from models.lipschitz import gradient_norms, interpolate
 from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
 from training.engine.checkpoint import TrainingState, newest_checkpoint
-from training.engine.graphed_step import GraphedStep, graph_obstacle, graphs_on
+from training.engine.graphed_step import (
+    GraphedStep,
+    exchanges_samples,
+    graph_obstacle,
+    graphs_on,
+)
 from training.engine.memory import keep_freed_memory
 from training.engine.privacy import PrivateStep, begin_private
 from training.engine.runs import Interrupted, Row, Watch, begin, no_watch, step_seed
@@ -78,7 +83,7 @@ def train(
     rows, draws = workers.rows(settings.batch_size), workers.draws(settings.batch_size)
     autocast = torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16")
     find_critic_gradients: CriticStep | PrivateStep = CriticStep(
-        mode if workers.count == 1 else "eager",
+        "eager" if exchanges_samples(config, workers) else mode,
         critic,
         config.constraint,
         settings.steps * settings.num_critic_steps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -58,8 +58,8 @@ class MakesStep(Protocol):
 class WholeStep:
     """The critic steps, the generator step and the moving average, as a function of tensors.
 
-    Everything that a mode may choose is an argument; what is random comes from torch's global
-    generator.
+    It comes in parts, between which processes that train together exchange gradients. Everything
+    that a mode may choose is an argument; what is random comes from torch's global generator.
 
     Args:
         config: the run's.
@@ -71,6 +71,11 @@ class WholeStep:
         autocast: entered around each forward.
         draws: entered around whatever draws random numbers.
     """
+
+    count: int
+    """Items of a batch that are this process's."""
+    outcome: Outcome
+    """Of the last step."""
 
     def __init__(
         self,
@@ -84,11 +89,11 @@ class WholeStep:
         draws: AbstractContextManager[Any],
     ) -> None:
         self.config, self.state, self.find_critic_gradients = config, state, find_critic_gradients
-        self._device, self._workers = device, workers
+        self.workers, self._device = workers, device
         self._autocast, self._draws = autocast, draws
         self._scaling = data.scaling.to(device)
         rows = workers.rows(config.training.batch_size)
-        self._count, self._latent_size = rows.stop - rows.start, config.generator.latent_size
+        self.count, self._latent_size = rows.stop - rows.start, config.generator.latent_size
         parts = data.card.parts
         self._draw_restrictions = (
             RestrictionSampler(parts, config.conditions_share, device) if parts else None
@@ -104,6 +109,18 @@ class WholeStep:
             batches: of real items, one for each critic step, on the device.
             step: generator steps done before.
             weight: of the generator's new weights in their moving average.
+        """
+        for gradients in self.parts(batches, step, weight):
+            self.workers.add_up(gradients)
+        return self.outcome
+
+    def parts(
+        self, batches: Iterable[Batch], step: int, weight: float | Tensor
+    ) -> Iterator[Tensor]:
+        """Make a step as `__call__` does, but for the exchanges, which are left to the caller.
+
+        Yields:
+            Gradients, which are to be added up over processes before it goes on.
         """
         state, constraint = self.state, self.config.constraint
         generator, critic = state.generator, state.critic
@@ -121,7 +138,7 @@ class WholeStep:
 
             # Maximise the gap between the scores, less the constraint's penalty.
             gap, loss = self.find_critic_gradients(real, fake, labels, critic_step)
-            self._workers.average_gradients(critic)
+            yield from self.workers.averaged(critic)
             state.critic_optimizer.step()
             constraint.after_critic_step(critic)
 
@@ -132,16 +149,16 @@ class WholeStep:
             asked = labels
             if self.config.privacy and self._draw_restrictions:
                 with torch.no_grad():
-                    asked = [self._draw_restrictions(generator(self._latents(self._count)))]
-            scores = critic(generator(self._latents(self._count), *asked), *asked)
+                    asked = [self._draw_restrictions(generator(self._latents(self.count)))]
+            scores = critic(generator(self._latents(self.count), *asked), *asked)
         state.generator_optimizer.zero_grad()
         (-scores.float().mean()).backward()
-        self._workers.average_gradients(generator)
+        yield from self.workers.averaged(generator)
         state.generator_optimizer.step()
 
         # Moving average of the generator: the network that is judged and served.
         update_average(self._averages, self._weights, weight)
-        return Outcome(gap, loss, real, fake, labels)
+        self.outcome = Outcome(gap, loss, real, fake, labels)
 
     def _latents(self, count: int) -> Tensor:
         return torch.randn(count, self._latent_size, device=self._device)

@@ -7,6 +7,7 @@ for the whole batch and divided with it, and gradients are averaged, whatever ma
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,11 @@ class Workers:
     device: torch.device = CPU
 
     @property
+    def is_alone(self) -> bool:
+        """True if there is no other process to exchange anything with."""
+        return self.count == 1
+
+    @property
     def is_main(self) -> bool:
         """True in the one process that writes, judges and registers."""
         return self.rank == 0
@@ -52,7 +58,7 @@ class Workers:
 
     def draws(self, batch_size: int) -> AbstractContextManager[Any]:
         """Make a context in which random numbers are this process's part of the whole batch's."""
-        if self.count == 1:
+        if self.is_alone:
             return nullcontext()
         return _DividedDraws(self.rows(batch_size), batch_size)
 
@@ -63,7 +69,7 @@ class Workers:
             ConfigError: there is some, and no CUDA: torch synchronises it there only.
         """
         batch_norm = nn.modules.batchnorm._BatchNorm
-        if self.count == 1 or not any(isinstance(m, batch_norm) for m in network.modules()):
+        if self.is_alone or not any(isinstance(m, batch_norm) for m in network.modules()):
             return network
         if self.device.type != "cuda":
             raise ConfigError(
@@ -72,46 +78,53 @@ class Workers:
             )
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
 
-    def average_gradients(self, network: nn.Module) -> None:
+    def averaged(self, network: nn.Module) -> Iterator[Tensor]:
         """Replace each gradient by its mean over processes: one exchange, of one flat buffer.
 
         It comes after the backward, not in hooks on parameters during it: then it does not matter
         how often a penalty's graph visits a parameter.
+
+        Yields:
+            The buffer, which `add_up` is to add up; nothing in a process that is alone.
         """
-        if self.count == 1:
+        if self.is_alone:
             return
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         flat = torch.cat([g.reshape(-1) for g in gradients])
-        dist.all_reduce(flat)
+        yield flat
         flat /= self.count
         parts = torch.split(flat, [g.numel() for g in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def add_up(self, values: Tensor) -> None:
+        """Replace values by their sums over processes."""
+        dist.all_reduce(values)
+
     def mean(self, value: Tensor) -> Tensor:
         """Average a scalar over processes."""
-        if self.count == 1:
+        if self.is_alone:
             return value
         total = value.detach().clone()
-        dist.all_reduce(total)
+        self.add_up(total)
         return total / self.count
 
     def any(self, flag: bool) -> bool:
         """Ask if the flag is true in any process."""
-        if self.count == 1:
+        if self.is_alone:
             return flag
-        flags = torch.tensor([flag], dtype=torch.int32, device=self.device)
+        # On the CPU, also where they train on GPUs: nobody waits for a GPU's steps.
+        flags = torch.tensor([flag], dtype=torch.int32)
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags.item())
 
     def wait(self) -> None:
         """Wait for every process: none may leave while the main one still writes."""
-        if self.count > 1:
-            dist.barrier()
+        self.any(False)
 
     def leave(self) -> None:
         """End the exchange with the other processes."""
-        if self.count > 1:
+        if not self.is_alone:
             dist.destroy_process_group()
 
 
@@ -139,7 +152,7 @@ def join_workers(device_type: str | None = None) -> Workers:
     if device_type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
     return Workers(dist.get_rank(), count, device)
 
 

@@ -9,6 +9,7 @@ is several graphs, and gradients are exchanged between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Protocol
 
@@ -117,10 +118,14 @@ class CudaGraphs:
                 function()
         except Exception:
             # CUDA broke the capture off. Torch then leaves its generator in it, where every later
-            # draw would fail: a copy of the generator's state is out of it. Before 2.12 torch's
-            # allocator stays in it too, and refuses the graphs of all later runs of the process.
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            # draw would fail: a copy of the generator's state is out of it. Some of its releases,
+            # 2.11 among them, leave the allocator in it too, and refuse all later graphs.
+            device = torch.cuda.current_device()
+            generator = torch.cuda.default_generators[device]
             generator.graphsafe_set_state(generator.clone_state())
+            with suppress(RuntimeError):  # the first line raises where the allocator is out
+                torch._C._cuda_endAllocateToPool(device, self._pool)
+                torch._C._cuda_releasePool(device, self._pool)
             raise
         return graph.replay
 

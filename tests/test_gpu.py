@@ -203,6 +203,22 @@ def test_no_step_waits_for_the_device_between_logs(
     assert mode_of(tmp_path) == mode
 
 
+def test_pinned_memory_is_bounded_between_logs(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "MAX_BYTES_ON_DEVICE", 0)
+    config = tiny_config(training={"steps": 400, "log_every": 400, "critic_step": "graphed"})
+    pinned: list[int] = []
+
+    def watch(step: int, state: TrainingState) -> None:
+        pinned.append(torch.cuda.host_memory_stats()["allocated_bytes.current"])
+
+    train(config, digits, tmp_path, GPU, watch=watch)
+    assert mode_of(tmp_path) == "graphed"
+    assert pinned[9] > 0
+    assert max(pinned[9:399]) == pinned[9]
+
+
 def test_a_model_gives_the_same_on_both_devices(tmp_path: Path) -> None:
     folder = make_artifact(tmp_path / "a", "vector")
     on_cpu, on_gpu = load_artifact(folder), load_artifact(folder, GPU)

@@ -28,14 +28,9 @@ from training.data.dataset import Dataset, load_data
 from training.engine import loop
 from training.engine import step as step_module
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
-from training.engine.graphed_step import (
-    Exchange,
-    GraphedStep,
-    NoGraphs,
-    Parts,
-    Replay,
-    captured_in_parts,
-)
+from training.engine.cuda_graphs import Exchange, NoGraphs, Parts, Replay, captured_in_parts
+from training.engine.graphed_step import GraphedStep
+from training.engine.pinned import AHEAD, PinnedRing
 from training.engine.runs import Interrupted, begin
 from training.engine.step import CriticStep
 from training.engine.whole_step import Outcome, PlainStep, WholeStep
@@ -373,6 +368,68 @@ def test_processes_exchange_gradients_between_graphs(
     )
     assert "ZeroDivisionError" in found("refused by one")[2][-1]
     assert "another process cannot replay it" in found("refused by one", rank=1)[2][-1]
+
+
+class LateDevice:
+    """A device that reads pinned memory when one waits for it, and not before."""
+
+    def __init__(self) -> None:
+        self.copies: list[Callable[[], None]] = []
+
+    def target(self) -> LateTarget:
+        return LateTarget(self)
+
+    def event(self) -> LateEvent:
+        return LateEvent(self)
+
+    def work(self, until: int) -> None:
+        for copy in self.copies[:until]:
+            copy()
+        self.copies[:until] = [lambda: None] * until
+
+
+class LateTarget:
+    def __init__(self, device: LateDevice) -> None:
+        self.device, self.value = device, torch.zeros(3)
+
+    def copy_(self, source: Tensor, non_blocking: bool = False) -> None:
+        def copy() -> None:
+            self.value.copy_(source)
+
+        self.device.copies.append(copy)
+
+
+class LateEvent:
+    def __init__(self, device: LateDevice) -> None:
+        self.device, self.recorded = device, 0
+
+    def record(self) -> None:
+        self.recorded = len(self.device.copies)
+
+    def synchronize(self) -> None:
+        self.device.work(self.recorded)
+
+
+def test_pinned_buffers_are_few_and_none_is_written_over_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, pinned = LateDevice(), list[Tensor]()
+
+    def pin(values: Tensor) -> Tensor:
+        pinned.append(values)
+        return values
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.cuda, "Event", device.event)
+    ring = PinnedRing(torch.empty(3), torch.device("cuda"))
+    targets = [device.target() for _ in range(3 * AHEAD + 1)]
+    for k, target in enumerate(targets):
+        ring.send(torch.full((3,), float(k)), target)  # type: ignore[arg-type]
+    assert targets[-AHEAD - 1].value.tolist() == [2 * AHEAD] * 3  # the processor has waited for it
+    assert targets[-1].value.tolist() == [0] * 3
+    device.work(len(device.copies))
+    assert [target.value[0].item() for target in targets] == list(range(len(targets)))
+    assert len(pinned) == AHEAD
 
 
 META = torch.device("meta")

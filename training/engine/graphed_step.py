@@ -9,9 +9,6 @@ is several graphs, and gradients are exchanged between them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from itertools import islice
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,16 +16,14 @@ from torch import Tensor
 
 from models.config import Config
 from training.data.batches import TrainingItems
+from training.engine.cuda_graphs import Graphs, Replay
 from training.engine.optimisers import average_weight, learning_rate
+from training.engine.pinned import PinnedRing
 from training.engine.step import TOLERANCE
 from training.engine.whole_step import Batch, MakesStep, Outcome, WholeStep
 from training.engine.workers import Workers
 
 Array = np.ndarray
-Replay = Callable[[], None]
-Parts = Callable[[], Iterator[Tensor]]
-"""Runs a step in parts; what one yields is exchanged before the next."""
-Exchange = Callable[[Tensor], None]
 WARM_UPS = 3
 """Steps before a capture, which torch recommends: libraries set themselves up in the first ones."""
 MOST_APART = 0.3
@@ -38,118 +33,6 @@ less; a graph that lost one network's update gives more."""
 
 SMALLEST_STEP = 1e-6
 """Length of a step, as a share of that of a network's weights, below which it is rounding."""
-
-
-class Graphs(Protocol):
-    """Captures steps over static buffers."""
-
-    def run(self, function: Callable[[], None]) -> None:
-        """Run a function as it is, where steps will be captured."""
-
-    def capture(self, parts: Parts, exchange: Exchange) -> Replay:
-        """Capture what a step does to tensors, and return what does that again.
-
-        Args:
-            parts: of the step; they are captured without an exchange.
-            exchange: between parts, whenever the step is made again.
-        """
-
-
-def captured_in_parts(
-    capture: Callable[[Callable[[], None]], Replay], parts: Iterator[Tensor], exchange: Exchange
-) -> Replay:
-    """Capture each part of a step by itself, and return what makes the step again.
-
-    Args:
-        capture: of a function.
-        parts: see `Graphs.capture`.
-        exchange: likewise.
-    """
-    pieces = list[tuple[Replay, list[Tensor]]]()
-    while not pieces or pieces[-1][1]:
-        exchanged = list[Tensor]()
-
-        def part(found: list[Tensor] = exchanged) -> None:
-            found.extend(islice(parts, 1))
-
-        pieces.append((capture(part), exchanged))
-
-    def replay() -> None:
-        for piece, exchanged in pieces:
-            piece()
-            for values in exchanged:
-                exchange(values)
-
-    return replay
-
-
-class CudaGraphs:
-    """CUDA graphs that share one pool of memory."""
-
-    def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def run(self, function: Callable[[], None]) -> None:
-        """See `Graphs`; on the stream of the capture, where autograd's nodes are to be too."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            function()
-        torch.cuda.current_stream().wait_stream(self._stream)
-
-    def capture(self, parts: Parts, exchange: Exchange) -> Replay:
-        """See `Graphs`."""
-        return captured_in_parts(self._captured, parts(), exchange)
-
-    def _captured(self, function: Callable[[], None]) -> Replay:
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # The outer stream is set again at the end, also where a broken capture leaves its own.
-            # NCCL's own thread may look at events meanwhile, so only this thread is watched.
-            with (
-                torch.cuda.stream(torch.cuda.current_stream()),
-                torch.cuda.graph(
-                    graph,
-                    pool=self._pool,
-                    stream=self._stream,
-                    capture_error_mode="thread_local",
-                ),
-            ):
-                function()
-        except Exception:
-            # CUDA broke the capture off. Torch then leaves its generator in it, where every later
-            # draw would fail: a copy of the generator's state is out of it. Some of its releases,
-            # 2.11 among them, leave the allocator in it too, and refuse all later graphs.
-            device = torch.cuda.current_device()
-            generator = torch.cuda.default_generators[device]
-            generator.graphsafe_set_state(generator.clone_state())
-            with suppress(RuntimeError):  # the first line raises where the allocator is out
-                torch._C._cuda_endAllocateToPool(device, self._pool)
-                torch._C._cuda_releasePool(device, self._pool)
-            raise
-        return graph.replay
-
-
-class NoGraphs:
-    """A stand-in where there are no CUDA graphs: it runs the steps themselves."""
-
-    def run(self, function: Callable[[], None]) -> None:
-        """See `Graphs`."""
-        function()
-
-    def capture(self, parts: Parts, exchange: Exchange) -> Replay:
-        """See `Graphs`."""
-
-        def replay() -> None:
-            for values in parts():
-                exchange(values)
-
-        return replay
-
-
-def graphs_on(device: torch.device) -> Graphs:
-    """The graphs of a device."""
-    return CudaGraphs() if device.type == "cuda" else NoGraphs()
 
 
 def exchanges_samples(config: Config, workers: Workers) -> bool:
@@ -189,7 +72,8 @@ class GraphedStep:
 
     Nothing waits for the device: numbers of items, the learning rate and the average's weight go
     through pinned memory, as do the items of data that the device does not hold, on a second
-    stream, while the step before still runs.
+    stream, while the step before still runs. The processor is at most
+    `training.engine.pinned.AHEAD` steps ahead.
 
     Args:
         whole: the step.
@@ -215,15 +99,17 @@ class GraphedStep:
         self._replays: dict[tuple[bool, ...], tuple[Replay, list[Outcome]]] = {}
         settings = whole.config.training
         shape = settings.num_critic_steps, whole.count
-        self._numbers = torch.zeros(shape, dtype=torch.int64, device=device)
+        numbers = torch.zeros(shape, dtype=torch.int64)
+        self._numbers, self._send_numbers = numbers.to(device), PinnedRing(numbers, device).send
         self._rate, self._weight = torch.zeros(2, device=device)
         self._copying: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._copying = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._read = self._arrived = torch.empty(0)
+        like = torch.empty(0)
         if items.on_device is None:
             like = items.read(np.zeros(shape, dtype=np.int64))
-            self._read, self._arrived = (torch.empty_like(like, device=device) for _ in range(2))
+        self._read, self._arrived = (torch.empty_like(like, device=device) for _ in range(2))
+        self._send_items = PinnedRing(like, device).send
         self._read_the_rate()
 
     @property
@@ -253,7 +139,7 @@ class GraphedStep:
     def _bring(self, numbers: Array, step: int) -> None:
         """Fill the static buffers."""
         settings = self._whole.config.training
-        self._send(torch.from_numpy(numbers), self._numbers)
+        self._send_numbers(torch.from_numpy(numbers), self._numbers)
         # Numbers go with a kernel's own arguments: nothing is copied.
         self._rate.fill_(learning_rate(settings, step))
         self._weight.fill_(average_weight(settings.ema_decay, step))
@@ -264,16 +150,11 @@ class GraphedStep:
             self._read.copy_(items)
             return
         with torch.cuda.stream(self._copying):
-            self._send(items, self._arrived)
+            self._send_items(items, self._arrived)
         now = torch.cuda.current_stream()
         now.wait_stream(self._copying)
         self._read.copy_(self._arrived)
         self._copying.wait_stream(now)  # the next items must not come before these are read
-
-    def _send(self, values: Tensor, buffer: Tensor) -> None:
-        """Copy into a buffer; on a GPU from pinned memory, which torch keeps until it is done."""
-        pinned = values.pin_memory() if self._device.type == "cuda" else values
-        buffer.copy_(pinned, non_blocking=True)
 
     def _batches(self) -> Iterator[Batch]:
         """The real items of each critic step, out of the static buffers."""

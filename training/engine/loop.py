@@ -13,12 +13,8 @@ from models.lipschitz import gradient_norms, interpolate
 from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
 from training.engine.checkpoint import TrainingState, newest_checkpoint
-from training.engine.graphed_step import (
-    GraphedStep,
-    exchanges_samples,
-    graph_obstacle,
-    graphs_on,
-)
+from training.engine.cuda_graphs import graphs_on
+from training.engine.graphed_step import GraphedStep, exchanges_samples, graph_obstacle
 from training.engine.memory import keep_freed_memory
 from training.engine.privacy import PrivateStep, begin_private
 from training.engine.runs import Interrupted, Row, Watch, begin, no_watch, step_seed

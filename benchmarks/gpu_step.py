@@ -99,7 +99,7 @@ def made(
             network.parameters(), 1e-4, (0.5, 0.9), fused=True, capturable=is_cuda
         )
         context = autocast(precision, real.device.type)
-        find = CriticStep(mode, network, PENALTY, 1, precision, context, nullcontext(), say)
+        find = CriticStep(mode, network, PENALTY, precision, context, nullcontext(), say)
 
         def step(real: Tensor, fake: Tensor, number: int) -> None:
             find(real, fake, [], number)

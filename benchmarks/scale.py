@@ -67,7 +67,7 @@ def step(network: str, width: int, batch: int, constraint: Constraint) -> dict[s
     optimizer = torch.optim.Adam(critic.parameters(), 1e-4, (0.5, 0.9), fused=True)
     real, fake = torch.randn(2, batch, *shape)
     said: list[str] = []
-    find = CriticStep("auto", critic, constraint, 1, say=said.append)
+    find = CriticStep("auto", critic, constraint, say=said.append)
 
     def work() -> None:
         find(real, fake, [], 0)

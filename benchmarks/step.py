@@ -131,7 +131,7 @@ def autocast(precision: str, device: str = "cpu") -> torch.autocast:
 def ours(network: nn.Module, mode: str, precision: str, said: list[str]) -> Step:
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, (0.5, 0.9), fused=True)
     find = CriticStep(
-        mode, network, PENALTY, 1, precision, autocast(precision), nullcontext(), said.append
+        mode, network, PENALTY, precision, autocast(precision), nullcontext(), said.append
     )
 
     def step(real: Tensor, fake: Tensor, number: int) -> None:

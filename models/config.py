@@ -101,10 +101,12 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """bf16: networks under autocast; weights, penalty norms and optimisers stay float32.
     tf32: CUDA's shorter float32 multiplications. A run on CUDA that names none takes tf32."""
-    critic_step: Literal["auto", "eager", "captured", "compiled", "graphed"] = "auto"
+    critic_step: Literal["auto", "eager", "captured", "compiled", "graphed", "graphed_compiled"] = (
+        "auto"
+    )
     """Way to compute the critic's gradients; results differ by rounding. graphed: with the whole
-    generator step in one CUDA graph. auto: graphed on a GPU, else captured; eager where neither is
-    right."""
+    generator step in one CUDA graph; graphed_compiled: with compiled kernels in it. auto: graphed
+    on a GPU, else captured; eager where neither is right."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     log_every: int = Field(default=100, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)

@@ -292,11 +292,54 @@ def test_a_failed_capture_leaves_the_run_as_it_would_have_been(
         config = config_of("gradient_penalty", "mlp", data, mode)
         state, _, said = trained(config, data["vector"], tmp_path / mode)
         states.append(state.tensors())
-        path = newest_checkpoint(tmp_path / mode)
-        assert path is not None
-        assert load_checkpoint(path).critic_step == "captured"
+        assert mode_of(tmp_path / mode) == "captured"
     assert f"the whole step is not graphed: {reason}" in said[-1]
     assert "\n" not in said[-1]
+    assert all(torch.equal(t, states[1][name]) for name, t in states[0].items())
+
+
+def mode_of(folder: Path) -> str:
+    path = newest_checkpoint(folder)
+    assert path is not None
+    return load_checkpoint(path).critic_step
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own compiler
+@pytest.mark.parametrize("network", ["mlp", "dcgan"])
+def test_compiled_steps_in_a_graph_are_captured_ones(
+    network: str, data: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """With the stand-in that runs the steps: that which records kernels sees no compiled ones."""
+    of_data = data[NETWORKS[network][0]]
+    states = {}
+    for mode in ("captured", "graphed_compiled"):
+        config = config_of("gradient_penalty", network, data, mode)
+        states[mode], _, said = trained(config, of_data, tmp_path / mode)
+        assert mode_of(tmp_path / mode) == mode
+    assert [line for line in said if "not" in line] == []
+    captured, compiled = (states[mode].tensors() for mode in states)
+    assert_alike(compiled, captured, initial(config, of_data, tmp_path))
+
+
+def test_what_cannot_be_compiled_is_captured_in_the_graph(
+    data: dict[str, Dataset],
+    graphs: RecordedGraphs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("no triton")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    states = []
+    for mode in ("graphed", "graphed_compiled"):
+        config = config_of("gradient_penalty", "mlp", data, mode)
+        state, _, said = trained(config, data["vector"], tmp_path / mode)
+        states.append(state.tensors())
+        assert mode_of(tmp_path / mode) == "graphed"
+    assert said[1:] == ["the critic's step is captured, not compiled: RuntimeError: no triton"]
+    assert (graphs.captured, graphs.replayed) == (2, 24)
     assert all(torch.equal(t, states[1][name]) for name, t in states[0].items())
 
 
@@ -472,7 +515,7 @@ def without_numbers(
     state = TrainingState(generator, critic, ema, *optimizers)
     monkeypatch.setattr(step_module, "mismatch", lambda *_: None)  # it compares numbers
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # knows no such device
-    find = CriticStep("auto", critic, config.constraint, 100)
+    find = CriticStep("auto", critic, config.constraint)
     nothing = nullcontext()
     whole = WholeStep(config, data, state, find, META, ALONE, nothing, nothing)
     items = batches.TrainingItems(data, META, whole=True)

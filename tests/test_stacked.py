@@ -45,7 +45,7 @@ TINY = {
 
 
 def alone(critic: nn.Module, constraint: Constraint) -> CriticStep:
-    return CriticStep("eager", critic, constraint, 100)
+    return CriticStep("eager", critic, constraint)
 
 
 def compare(constraints: list[Constraint]) -> None:

@@ -117,7 +117,7 @@ def test_the_mean_of_the_critic_s_gradients_is_the_gradient(mode: str, dropout: 
 
     def gradients(workers: Workers) -> list[Tensor]:
         draws = workers.draws(8)
-        find = CriticStep(mode, critic, GradientPenalty(), 1, draws=draws, say=pytest.fail)
+        find = CriticStep(mode, critic, GradientPenalty(), draws=draws, say=pytest.fail)
         rows = workers.rows(8)
         torch.manual_seed(1)
         find(real[rows], fake[rows], [], 0)

@@ -24,6 +24,8 @@ from training.engine.whole_step import Batch, MakesStep, Outcome, WholeStep
 from training.engine.workers import Workers
 
 Array = np.ndarray
+GRAPHED = {"graphed": "auto", "graphed_compiled": "compiled"}
+"""Modes whose steps are graphs, and the mode of the critic's step within them."""
 WARM_UPS = 3
 """Steps before a capture, which torch recommends: libraries set themselves up in the first ones."""
 MOST_APART = 0.3
@@ -115,7 +117,10 @@ class GraphedStep:
     @property
     def mode(self) -> str:
         """See `MakesStep`."""
-        return self._plain.mode if self._is_refused else "graphed"
+        plain = self._plain.mode
+        if self._is_refused:
+            return plain
+        return "graphed_compiled" if plain == "compiled" else "graphed"
 
     def __call__(self, numbers: Sequence[Array], step: int, seed: int) -> Outcome:
         """See `MakesStep`."""

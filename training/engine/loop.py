@@ -14,7 +14,7 @@ from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
 from training.engine.checkpoint import TrainingState, newest_checkpoint
 from training.engine.cuda_graphs import graphs_on
-from training.engine.graphed_step import GraphedStep, exchanges_samples, graph_obstacle
+from training.engine.graphed_step import GRAPHED, GraphedStep, exchanges_samples, graph_obstacle
 from training.engine.memory import keep_freed_memory
 from training.engine.privacy import PrivateStep, begin_private
 from training.engine.runs import Interrupted, Row, Watch, begin, no_watch, step_seed
@@ -82,7 +82,6 @@ def train(
         "eager" if exchanges_samples(config, workers) else mode,
         critic,
         config.constraint,
-        settings.steps * settings.num_critic_steps,
         settings.precision,
         autocast,
         draws,
@@ -135,13 +134,13 @@ def _graphed(
 ) -> tuple[bool, str]:
     """Decide if whole steps are graphed, and how the critic's gradients are computed then."""
     obstacle = graph_obstacle(config, workers)
-    if mode != "graphed":
+    if mode not in GRAPHED:
         return mode == "auto" and device.type == "cuda" and not obstacle, mode
     if obstacle:
         say(f"the whole step is not graphed: {obstacle}")
     elif device.type != "cuda":
         say("the whole step is graphed on CUDA devices only: here its kernels run one by one")
-    return not obstacle, "auto"
+    return not obstacle, GRAPHED[mode]
 
 
 def _set_precision(settings: TrainingConfig, device: torch.device) -> None:

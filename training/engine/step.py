@@ -7,18 +7,15 @@ when they are made: a compiler that drops a second derivative gives no error.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._triton import has_triton
 
 from models.constraints import Constraint
 from models.lipschitz import CriticFunction
@@ -31,11 +28,6 @@ StepResult = tuple[Tensor, Tensor, list[Tensor]]
 
 STACKED = "stacked"
 """The name in checkpoints of the critic step of `training.engine.stacked`."""
-MIN_COMPILED_OPERATIONS = 2e12
-"""On a GPU, a critic whose convolutions do more floating-point operations than this, in one forward
-for each critic step of the run, is compiled. Operations are counted, since time depends on how busy
-the machine is. On a processor compiling took 31 s for a critic of 0.85e9 operations (28x28, width
-64, batch 64); no GPU was measured."""
 TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 1e-1}
 """Largest accepted error of a captured gradient, by precision, relative to the longest of all
 parameters' gradients. Rounding alone gives 1e-5 in fp32, 2e-2 in bf16."""
@@ -47,12 +39,10 @@ class CriticStep:
 
     Args:
         mode: ``eager``, ``captured``, ``compiled`` or ``auto``. The last is captured, which costs a
-            second; but a convolutional critic on a GPU is compiled if the run is long enough to
-            win that time back, and if there is a compiler. What cannot be compiled is captured,
+            second, and where that is known to be wrong eager. What cannot be compiled is captured,
             what cannot be captured eager.
         critic: as the constraint returned it.
         constraint: its penalty is added to the loss.
-        steps: critic steps in the whole run.
         precision: ``training.precision``.
         autocast: entered around each forward.
         draws: entered around whatever draws random numbers.
@@ -64,14 +54,13 @@ class CriticStep:
         mode: str,
         critic: nn.Module,
         constraint: Constraint,
-        steps: int,
         precision: str = "fp32",
         autocast: AbstractContextManager[Any] = NO_CONTEXT,
         draws: AbstractContextManager[Any] = NO_CONTEXT,
         say: Callable[[str], None] = silent,
     ) -> None:
         self.mode = mode  # changed when a choice is made, and written to checkpoints
-        self._critic, self._constraint, self._steps = critic, constraint, steps
+        self._critic, self._constraint = critic, constraint
         self._precision, self._autocast, self._draws, self._say = precision, autocast, draws, say
         # By mode, and by whether there is a penalty. Nothing is taken out: a CUDA graph that
         # replays the kernels of a capture may read the constants that it holds.
@@ -131,7 +120,9 @@ class CriticStep:
         """Choose the mode, capture, and check the capture against the eager step."""
         devices = [real.device] if real.device.type == "cuda" else []
         if self.mode == "auto":
-            self.mode = self._choice(real, labels)
+            # Compiling takes half a minute. On a processor the step is little faster then, and on
+            # a GPU nobody has measured it (docs/performance.md).
+            self.mode = "eager" if capture_obstacle(self._critic) else "captured"
         with torch.random.fork_rng(devices):
             _, loss = self._eager(real, fake, labels, step)
         expected = [p.grad for p in self._parameters.values()]
@@ -157,27 +148,6 @@ class CriticStep:
                 self._captured[self.mode, penalised] = capture
         return self(real, fake, labels, step)
 
-    def _choice(self, real: Tensor, labels: Sequence[Tensor]) -> str:
-        if capture_obstacle(self._critic):
-            return "eager"
-        convolutions = [m for m in self._critic.modules() if isinstance(m, nn.Conv2d)]
-        # On a processor a compiled step is little faster than a captured one (docs/performance.md).
-        if real.device.type == "cpu" or not convolutions or not can_compile():
-            return "captured"
-        work = 0
-
-        def count(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            nonlocal work
-            work += 2 * output.numel() * cast(Tensor, module.weight)[0].numel()
-
-        hooks = [module.register_forward_hook(count) for module in convolutions]
-        devices = [real.device] if real.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad():
-            self._critic(real, *labels)
-        for hook in hooks:
-            hook.remove()
-        return "compiled" if work * self._steps >= MIN_COMPILED_OPERATIONS else "captured"
-
     def _state(self) -> tuple[list[Tensor], list[Tensor]]:
         return list(self._parameters.values()), list(self._critic.buffers())
 
@@ -200,12 +170,6 @@ class CriticStep:
                 return result
 
         return replay
-
-
-def can_compile() -> bool:
-    """True if torch can compile for the GPU: with Triton, which calls a C compiler at run time."""
-    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-    return has_triton() and any(shutil.which(name) for name in compilers)
 
 
 def trace(

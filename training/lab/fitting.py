@@ -93,7 +93,7 @@ def fit(
     )
     # Replaying a captured step saves a third of the time for dense layers, and none for others.
     mode = "auto" if recipe.critic and recipe.critic.architecture == "mlp" else "eager"
-    find_gradients = CriticStep(mode, critic, constraint, steps, say=warnings.warn)
+    find_gradients = CriticStep(mode, critic, constraint, say=warnings.warn)
     average = copy.deepcopy(critic).requires_grad_(False).eval()
     validations = {round(steps * (i + 1) / VALIDATIONS) for i in range(VALIDATIONS)}
     splits = {round(steps * (i + 1) / (2 * recipe.splits)) for i in range(recipe.splits)}

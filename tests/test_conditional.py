@@ -27,6 +27,7 @@ from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
 from training.engine.runs import Interrupted
+from training.judging.classifier import fit_classifier
 from training.judging.evaluate import class_accuracy, critic_membership
 
 CPU = torch.device("cpu")
@@ -268,6 +269,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Dataset]:
     state = train_here(config, data, folder)
     run = made.run.model_copy(update={"config": config, "data": data.card})
     return Model(run, state.ema.eval(), state.critic.eval(), np.zeros(1), ""), data
+
+
+def test_a_classifier_is_trained_on_the_device_that_is_asked_for() -> None:
+    """Torch's device without numbers stands for a GPU."""
+    items, labels = torch.randn(20, 3), torch.randint(2, (20,))
+    classifier = fit_classifier(items, labels, 2, steps=2, device=torch.device("meta"))
+    assert {p.device.type for p in classifier.parameters()} == {"meta"}
 
 
 def test_a_trained_generator_makes_the_class_that_it_is_asked_for(

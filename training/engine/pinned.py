@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,9 +26,8 @@ class PinnedRing:
 
     def __init__(self, like: Tensor, device: torch.device) -> None:
         count = AHEAD if device.type == "cuda" else 0
-        self._ring = [
-            (torch.empty_like(like).pin_memory(), torch.cuda.Event()) for _ in range(count)
-        ]
+        event: Callable[[], torch.cuda.Event] = torch.cuda.Event
+        self._ring = [(torch.empty_like(like).pin_memory(), event()) for _ in range(count)]
         self._next = 0
 
     def send(self, values: Tensor, target: Tensor) -> None:

@@ -13,6 +13,7 @@ from models.networks import ARCHITECTURES, KINDS, Critic, CriticConfig, build_cr
 from training.progress import track
 
 Network = TypeVar("Network", bound=nn.Module)
+CPU = torch.device("cpu")
 STEPS = 400
 BATCH_SIZE = 128
 CHUNK = 256
@@ -45,11 +46,13 @@ def train_network(
     labels: Tensor,
     steps: int,
     batch_size: int = BATCH_SIZE,
+    device: torch.device = CPU,
 ) -> Network:
     """Train a classifier with a fixed seed, and leave the caller's randomness as it was.
 
     AdamW with a rate that falls to zero along a cosine; noise on the inputs and smoothed labels
-    keep it from leaning on single values.
+    keep it from leaning on single values. Random numbers are drawn on the CPU, the same ones for
+    every device.
 
     Args:
         build: makes the network, inputs to logits ``(B, classes)``.
@@ -58,20 +61,21 @@ def train_network(
         labels: int64 ``(N,)``.
         steps: number of batches.
         batch_size: items in each, drawn with replacement.
+        device: where to train.
 
     Returns:
-        The trained network, in eval mode.
+        The trained network, in eval mode, on the device.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = build()
+        network = build().to(device)
         optimizer = torch.optim.AdamW(network.parameters(), 2e-3, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in track(range(steps), "training a classifier"):
             chosen = torch.randint(len(labels), (batch_size,))
             inputs = batch(chosen)
-            logits = network(inputs + 0.1 * torch.randn_like(inputs))
-            loss = F.cross_entropy(logits, labels[chosen], label_smoothing=0.05)
+            logits = network((inputs + 0.1 * torch.randn_like(inputs)).to(device))
+            loss = F.cross_entropy(logits, labels[chosen].to(device), label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
             optimizer.step()
@@ -97,7 +101,9 @@ def shift(images: Tensor, most: int, mode: str, value: float | None = None) -> T
     return padded[:, :, top : top + height, left : left + width]
 
 
-def fit_classifier(items: Tensor, labels: Tensor, classes: int, steps: int = STEPS) -> nn.Module:
+def fit_classifier(
+    items: Tensor, labels: Tensor, classes: int, steps: int = STEPS, device: torch.device = CPU
+) -> nn.Module:
     """Train an independent judge of class-conditional samples on real items alone.
 
     Args:
@@ -105,9 +111,10 @@ def fit_classifier(items: Tensor, labels: Tensor, classes: int, steps: int = STE
         labels: int64 ``(N,)``.
         classes: how many.
         steps: see `train_network`.
+        device: where to train.
 
     Returns:
-        Items to logits ``(N, classes)``, in eval mode.
+        Items to logits ``(N, classes)``, in eval mode, on the device.
     """
     shrunk = _shrink(items)
 
@@ -120,13 +127,15 @@ def fit_classifier(items: Tensor, labels: Tensor, classes: int, steps: int = STE
         assert isinstance(head, nn.Linear)
         return nn.Sequential(*features, type(head)(head.in_features, classes))
 
-    return train_network(build, lambda indices: shrunk[indices], labels, steps)
+    return train_network(build, lambda chosen: shrunk[chosen], labels, steps, device=device)
 
 
 @torch.inference_mode()
 def classify(classifier: nn.Module, items: Tensor) -> Tensor:
-    """Find the likeliest label of each item ``(N, *shape)``, as int64 ``(N,)``."""
-    return torch.cat([classifier(_shrink(part)).argmax(1) for part in torch.split(items, CHUNK)])
+    """Find the likeliest label of each item ``(N, *shape)`` on the CPU, as int64 ``(N,)``."""
+    device = next(classifier.parameters()).device
+    parts = [classifier(_shrink(part).to(device)) for part in torch.split(items, CHUNK)]
+    return torch.cat([logits.argmax(1) for logits in parts]).cpu()
 
 
 def _shrink(items: Tensor) -> Tensor:

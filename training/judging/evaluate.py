@@ -134,7 +134,10 @@ def class_accuracy(model: Model, data: Dataset) -> dict[str, Estimate]:
 
     training = data.sample_indices(MAX_CLASSIFIED, heldout=False)
     classifier = fit_classifier(
-        inputs(data.items_at(training)), torch.from_numpy(data.labels[training]), len(model.classes)
+        inputs(data.items_at(training)),
+        torch.from_numpy(data.labels[training]),
+        len(model.classes),
+        device=model.device,
     )
 
     def answers(items: Array, labels: Array) -> Array:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from models import artifact, registry
 from models.config import Config
 from models.errors import RegistryError, UserError
@@ -168,7 +170,7 @@ def _run(
         )
         if reference is None:
             return Outcome("skipped", "the main process decides")
-        return _settle(cycle, _decide(cycle, registry.resolve(reference)[1]))
+        return _settle(cycle, _decide(cycle, registry.resolve(reference)[1], workers.device))
 
 
 def run_key(config: Config, card: DataCard) -> str:
@@ -234,8 +236,12 @@ def _unchanged(cycle: Cycle, what: str, decision: Decision | None = None) -> Out
     return Outcome("skipped", f"{reason}: {what}", decision, cycle.folder if decision else None)
 
 
-def _decide(cycle: Cycle, version: str) -> Decision:
-    """Put a registered challenger through the gates."""
+def _decide(cycle: Cycle, version: str, device: torch.device) -> Decision:
+    """Put a registered challenger through the gates.
+
+    Features and distances are computed on the device, since all training items have some; samples
+    are drawn on the CPU, where most versions are served.
+    """
     name, limits = cycle.config.name, cycle.settings.gates
     registry.tag(name, version, {KEY_TAG: cycle.key})
     champion = registry.champion(name)
@@ -258,10 +264,11 @@ def _decide(cycle: Cycle, version: str) -> Decision:
             RegisteredModel(best, cycle.model(best)) if best else None,
             cycle.judged,
             cycle.data,
-            extractor,
+            extractor.on(device) if extractor else None,
             cycle.loss,
             n,
             cycle.data.card.table,
+            device,
         )
         with phase("judging the challenger"):
             gates += challenger_gates(evidence, limits)

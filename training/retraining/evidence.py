@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ from training.progress import track
 from training.run import load_frozen
 
 Array = np.ndarray
+CPU = torch.device("cpu")
 ITEMS_AT_ONCE = 4096
 """Training items or samples in memory at once, while nearest ones are looked for among all."""
 ATTACK_SAMPLES = 20_000
@@ -73,6 +74,8 @@ class Evidence:
     """Held-out items and samples."""
     schema: TableSchema | None = None
     """Of the table that the challenger was trained on; None for other data."""
+    device: torch.device = CPU
+    """Where distances between all pairs of points are computed."""
 
     @cached_property
     def real(self) -> Array:
@@ -107,7 +110,7 @@ class Evidence:
         heldout = self._points(self.data.sample(self.n, heldout=True))
         items = np.concatenate([self.training, heldout])
         count = max(self.n, min(ATTACK_SAMPLES, int((~self.data.is_heldout).sum())))
-        signal = -nearest_distances(items, self._parts_of_samples(count))
+        signal = -nearest_distances(items, self._parts_of_samples(count), device=self.device)
         return membership(*np.split(signal, [len(self.training)]))
 
     @cached_property
@@ -127,7 +130,8 @@ class Evidence:
     @cached_property
     def shares(self) -> dict[str, Estimate]:
         """The challenger's precision, recall, density and coverage."""
-        return measure(precision_recall_density_coverage, self.real, self.fake, self.training)
+        in_balls = partial(precision_recall_density_coverage, device=self.device)
+        return measure(in_balls, self.real, self.fake, self.training)
 
     def loss_of(self, model: Model, most: int) -> Estimate:
         """Measure a model's loss on the held-out items, on ``most`` points of each set or fewer."""

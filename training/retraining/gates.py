@@ -25,6 +25,7 @@ from training.judging.copying import COPYING, Membership, copying_statistic
 from training.judging.doctor.diagnosis import in_one_line
 from training.judging.figures import FIGURES, figure
 from training.judging.intervals import Difference, Estimate
+from training.judging.metrics import Device
 from training.judging.neighbours import nearest_distances
 from training.retraining.evidence import Evidence, RegisteredModel, different_columns, make_the_same
 
@@ -108,9 +109,8 @@ def challenger_gates(evidence: Evidence, limits: GatesConfig) -> Iterator[Gate]:
         for name in ("precision", "recall", "coverage"):
             share = figure(name, evidence.shares[name])
             yield within(name, share, least=getattr(limits, name))
-    yield not_copied(
-        evidence.fake, evidence.real, evidence.all_training(), limits.max_near_training
-    )
+    near = limits.max_near_training
+    yield not_copied(evidence.fake, evidence.real, evidence.all_training(), near, evidence.device)
     yield not_told_apart(evidence.membership, limits.max_membership)
     yield no_critical_finding(challenger.run.findings, limits.tolerated_findings)
     yield within_budget(challenger, limits.max_seconds)
@@ -259,7 +259,9 @@ def no_critical_finding(findings: list[Finding], tolerated: tuple[str, ...] = ()
     )
 
 
-def not_copied(fake: Array, heldout: Array, training: Array | Iterable[Array], most: float) -> Gate:
+def not_copied(
+    fake: Array, heldout: Array, training: Iterable[Array], most: float, device: Device = "cpu"
+) -> Gate:
     """Check that samples keep as far from training items as held-out real items do.
 
     A sample is near if it is nearer to a training item than all but the nearest `NEAR_SHARE` of the
@@ -272,8 +274,9 @@ def not_copied(fake: Array, heldout: Array, training: Array | Iterable[Array], m
         training: ``(L, D)``, or several such arrays: all items, since a copy of an item that is
             left out is as far away as any sample.
         most: share of samples that may be near.
+        device: where distances are computed.
     """
-    distances = nearest_distances(np.concatenate([heldout, fake]), training)
+    distances = nearest_distances(np.concatenate([heldout, fake]), training, device=device)
     of_heldout, of_fake = distances[: len(heldout)], distances[len(heldout) :]
     limit = float(np.quantile(of_heldout, NEAR_SHARE))
     near = float((of_fake <= limit).mean())

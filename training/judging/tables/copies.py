@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from training.data.digests import row_digests
 from training.judging.copying import membership
+from training.judging.metrics import Device
 from training.judging.neighbours import nearest_distances
 from training.judging.tables.uses import Reading
 
@@ -86,12 +87,15 @@ def hashes(rows: Array) -> Array:
     return row_digests(((name, pa.array(rows[name])) for name in names), len(rows))
 
 
-def membership_attack(fake: Array, training: Array, heldout: Array) -> Reading:
+def membership_attack(
+    fake: Array, training: Array, heldout: Array, device: Device = "cpu"
+) -> Reading:
     """How well the nearest generated row tells a training row from a held-out one.
 
-    See `training.judging.copying.membership`; arguments are codes ``(N, width)``.
+    See `training.judging.copying.membership`; rows are codes ``(N, width)``, and distances are
+    computed on the device.
     """
-    signals = (-nearest_distances(x, fake) for x in (training, heldout))
+    signals = (-nearest_distances(x, fake, device=device) for x in (training, heldout))
     found = membership(*signals)
     return Reading(found.auroc, found.low, found.high)
 

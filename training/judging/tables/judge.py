@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from models.config import EvaluationConfig
 from models.errors import ConfigError, suggestion
@@ -30,6 +31,7 @@ from training.judging.tables.uses import Reading
 from training.progress import track
 
 Array = np.ndarray
+CPU = torch.device("cpu")
 MAX_COPIED = 1_000_000
 """Training rows, at most, of which copies are sought."""
 AT_ONCE = 2**14
@@ -78,6 +80,8 @@ class Reals:
     """Rows of each kind where as many of both are compared."""
     target: str | None
     """Field of the target, if there is one."""
+    device: torch.device = CPU
+    """Where distances between all pairs of rows are computed."""
 
     @cached_property
     def copied(self) -> Array:
@@ -96,7 +100,11 @@ class Reals:
     @cached_property
     def heldout_distances(self) -> Array:
         """From each of n held-out rows to its nearest training row, ``(n,)``."""
-        return nearest_distances(self.heldout.codes[: self.n], self.training.codes)
+        return self.distances(self.heldout)
+
+    def distances(self, rows: Rows) -> Array:
+        """From each of the first n rows to its nearest training row, ``(n,)``."""
+        return nearest_distances(rows.codes[: self.n], self.training.codes, device=self.device)
 
 
 Measure = Callable[[Reals, Rows], Reading | None]
@@ -150,8 +158,7 @@ def _utility(reals: Reals, fake: Rows) -> Reading | None:
 
 
 def _distance_ratio(reals: Reals, fake: Rows) -> Reading:
-    distances = nearest_distances(fake.codes[: reals.n], reals.training.codes)
-    return copies.distance_ratio(distances, reals.heldout_distances)
+    return copies.distance_ratio(reals.distances(fake), reals.heldout_distances)
 
 
 def _nearer(reals: Reals, fake: Rows) -> Reading:
@@ -176,7 +183,10 @@ METRICS: dict[str, TableMetric] = {
     ),
     "membership_auroc": TableMetric(
         lambda reals, fake: copies.membership_attack(
-            fake.codes[: reals.n], reals.training.codes[: reals.n], reals.heldout.codes[: reals.n]
+            fake.codes[: reals.n],
+            reals.training.codes[: reals.n],
+            reals.heldout.codes[: reals.n],
+            reals.device,
         ),
         floor=0.5,
     ),
@@ -191,7 +201,7 @@ def judge_table(
     """Judge a table's generator, as it is served, against held-out rows.
 
     Args:
-        model: makes rows.
+        model: makes rows; all pairs of them are compared on its device.
         data: a table with the model's columns.
         config: ``samples`` rows of each kind are compared, or as many as there are; ``target``.
         seed: of the generated rows, and of the copula's.
@@ -203,7 +213,7 @@ def judge_table(
     Raises:
         ConfigError: see `target_field`.
     """
-    reals = real_rows(data, config)
+    reals = real_rows(data, config, model.device)
     many = max(reals.n, min(data.card.training_count, MAX_ROWS))
     schema = reals.heldout.schema
     fake = Rows(model.rows(model.sample(seed, many)), schema)
@@ -244,8 +254,8 @@ def target_field(target: str | None, schema: TableSchema) -> str | None:
     return str(names.index(target))
 
 
-def real_rows(data: Dataset, config: EvaluationConfig) -> Reals:
-    """The real rows that a model of the data is compared with."""
+def real_rows(data: Dataset, config: EvaluationConfig, device: torch.device = CPU) -> Reals:
+    """The real rows that a model of the data is compared with, on a device."""
     schema, table = data.card.table, data.table
     assert schema is not None, "only tables have a schema"
 
@@ -261,6 +271,7 @@ def real_rows(data: Dataset, config: EvaluationConfig) -> Reals:
         data,
         n=min(config.samples, len(heldout.table), len(training.table)),
         target=target_field(config.target, schema),
+        device=device,
     )
 
 
@@ -279,9 +290,8 @@ def _measure_likeness(reals: Reals, fake: Rows, copula: Rows) -> dict[str, Figur
         }
         return {name: value for name, value in figures.items() if value is not None}
 
-    for metric, form in (
-        (of_values, "values"), (precision_recall_density_coverage, "codes"),
-    ):  # fmt: skip
+    in_balls = partial(precision_recall_density_coverage, device=reals.device)
+    for metric, form in ((of_values, "values"), (in_balls, "codes")):
         real, training, drawn, baseline = (
             getattr(side, form)[:n] for side in (reals.heldout, reals.training, fake, copula)
         )

@@ -5,7 +5,7 @@ the results are written after each stage. So an interruption, a crash or a limit
 was measured. Without a CUDA device nothing is measured, which is said in a line.
 
 `--device cpu --quick` runs all stages with tiny sizes, to see that they run; it measures nothing
-of use. Stages are in `benchmarks.gpu_stages` and `benchmarks.gpu_step`.
+of use. Stages are in `benchmarks.gpu_stages`, `gpu_step` and `gpu_whole` beside it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ import torch
 
 RESULTS = Path(__file__).with_name("results") / "gpu.json"
 LIMITS = {
-    "ceilings": 20,
-    "tests": 120,
-    "step": 120,
-    "samples": 30,
-    "train": 60,
-    "quality": 70,
-    "service": 60,
+    "ceilings": 10,
+    "tests": 110,
+    "step": 70,
+    "whole": 120,
+    "samples": 20,
+    "train": 45,
+    "quality": 55,
+    "service": 50,
 }
 """Seconds that each stage may take, together 480, in the order of running."""
 

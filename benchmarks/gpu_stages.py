@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -18,11 +19,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import torch
 
-from benchmarks import gpu_step
+from benchmarks import gpu_step, gpu_whole
 from benchmarks.gpu import write
 from benchmarks.gpu_step import PRECISIONS, milliseconds, multiply_by, synchronize
 from benchmarks.quality_training import train_one
@@ -54,28 +54,41 @@ def ceilings(device: torch.device, quick: bool, keep: Keep) -> None:
 
 
 def tests(device: torch.device, quick: bool, keep: Keep) -> None:
-    """The tests marked `gpu`; without a device they are skipped, and counted so."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        chosen = ["tests/test_gpu.py"] if quick else ["-m", "gpu", "tests/test_gpu.py"]
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen,
-             f"--junitxml={report}"],
-            check=False, cwd=ROOT,
-        )  # fmt: skip
-        suite = next(ElementTree.parse(report).iter("testsuite"))
-    for name in ("tests", "failures", "errors", "skipped"):
-        keep(name, int(suite.attrib[name]))
-    cases = suite.iter("testcase")
-    bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
-    keep("failed", [f"{case.attrib['classname']}::{case.attrib['name']}" for case in bad])
-    if done.returncode:
-        sys.exit(done.returncode)
+    """The tests marked `gpu`, counted as they end; without a device they are skipped."""
+    chosen = ["tests/test_gpu.py"] if quick else ["-m", "gpu", "tests/test_gpu.py"]
+    command = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider"]
+    counts, failed = dict.fromkeys(("passed", "skipped"), 0), list[str]()
+    with subprocess.Popen(
+        [*command, *chosen],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if found := re.search(r"collected (\d+) items(?: / (\d+) deselected)?", line):
+                keep("tests", int(found[1]) - int(found[2] or 0))
+            if found := re.match(r"tests/\S+?::(.+) (PASSED|SKIPPED|FAILED|ERROR)\b", line):
+                if found[2] in ("FAILED", "ERROR"):
+                    failed.append(found[1])
+                    keep("failed", failed)
+                else:
+                    counts[found[2].lower()] += 1
+                    keep(found[2].lower(), counts[found[2].lower()])
+    if process.returncode:
+        sys.exit(process.returncode)
 
 
 def step(device: torch.device, quick: bool, keep: Keep) -> None:
     """The critic's step of each network, at each precision, in each mode."""
     gpu_step.table(device, quick, keep)
+
+
+def whole(device: torch.device, quick: bool, keep: Keep) -> None:
+    """The whole generator step of each network, at each precision, beside the textbook's loop."""
+    gpu_whole.table(device, quick, keep)
 
 
 def samples(device: torch.device, quick: bool, keep: Keep) -> None:
@@ -209,7 +222,7 @@ def is_ready(address: str) -> bool:
         return False
 
 
-STAGES = {f.__name__: f for f in (ceilings, tests, step, samples, train, quality, service)}
+STAGES = {f.__name__: f for f in (ceilings, tests, step, whole, samples, train, quality, service)}
 
 
 def main() -> None:

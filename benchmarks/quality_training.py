@@ -7,6 +7,7 @@ import platform
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks import quality_torchgan
 from benchmarks.quality_tasks import TASKS, Judge, first_sustained, meets, settings
-from benchmarks.step import stock, textbook
+from benchmarks.step import autocast, stock, textbook
 from models.config import Config
 from models.networks import build_networks
 from models.sampling import Scaling
@@ -99,29 +100,47 @@ def train_ours(config: Config, data: Dataset, watch: Watch, device: torch.device
             watch.ended = watch.ended or "diverged"
 
 
-def train_textbook(config: Config, data: Dataset, watch: Watch, device: torch.device) -> None:
-    """The published recipe in plain torch: stock layers, everything eager."""
+def textbook_steps(
+    config: Config, data: Dataset, device: torch.device
+) -> tuple[nn.Module, Callable[[], None]]:
+    """The published recipe in plain torch, with stock layers and everything eager.
+
+    Returns:
+        The generator, and a function that makes one of its steps with the critic's.
+    """
     steps = config.training
+    context = autocast(steps.precision, device.type)
     torch.manual_seed(steps.seed)
     generator, critic = (stock(n).to(device) for n in build_networks(config, data.card.shape))
     scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
     items = scaling.to_model(torch.from_numpy(data.training).to(device))
     strength: float = config.constraint.strength  # type: ignore[union-attr]
-    critic_step = textbook(critic, strength)
+    critic_step = textbook(critic, strength, steps.precision)
     optimizer = torch.optim.Adam(generator.parameters(), steps.learning_rate, steps.betas)
 
     def fakes() -> Tensor:
         return generator(torch.randn(steps.batch_size, config.generator.latent_size, device=device))
 
-    for step in range(1, steps.steps + 1):
+    def make_step() -> None:
         for number in range(steps.num_critic_steps):
             real = items[torch.randint(len(items), (steps.batch_size,), device=device)]
-            with torch.no_grad():
-                fake = fakes()
+            with torch.no_grad(), context:
+                fake = fakes().float()
             critic_step(real, fake, number)
         optimizer.zero_grad()
-        (-critic(fakes()).mean()).backward()
+        with context:
+            loss = -critic(fakes()).mean()
+        loss.backward()
         optimizer.step()
+
+    return generator, make_step
+
+
+def train_textbook(config: Config, data: Dataset, watch: Watch, device: torch.device) -> None:
+    """Train by `textbook_steps`."""
+    generator, make_step = textbook_steps(config, data, device)
+    for step in range(1, config.training.steps + 1):
+        make_step()
         watch(step, generator)
         if watch.ended:
             return

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_pack, gpu_stages
+from benchmarks import gpu_pack, gpu_stages, performance_gpu
 from benchmarks.gpu import LIMITS, run_stage
 
+NETWORKS = {f"{n} fp32" for n in ("mlp", "dcgan28", "mnist5k", "resnet32", "resnet64")}
 ROOT = Path(__file__).parent.parent
 SCRIPT = [sys.executable, "-m", "benchmarks.gpu"]
 
@@ -51,9 +52,60 @@ def test_the_ceilings_are_measured() -> None:
 
 def test_the_step_is_timed_in_each_mode() -> None:
     found = figures("step")
-    assert found.keys() == {f"{n} fp32" for n in ("mlp", "dcgan28", "resnet32", "resnet64")}
+    assert found.keys() == NETWORKS
     for row in found.values():
         assert row.keys() == {"textbook", "eager", "captured", "limit"}
+
+
+def test_the_whole_step_is_timed_in_each_mode() -> None:
+    found = figures("whole")
+    assert found.keys() == NETWORKS
+    for row in found.values():
+        assert row.keys() == {"textbook", "eager", "captured", "graphed", "limit"}
+        assert row["graphed"]["mode"] == "graphed"
+        assert all(times["device_ms"] > 0 for times in row.values())
+    assert "| mlp fp32 |" in performance_gpu.whole(found)
+
+
+TESTS = """
+import time
+from pathlib import Path
+
+def test_passes(): pass
+
+def test_fails(): assert False
+
+def test_waits():
+    for _ in range(300):
+        if Path("seen").exists():
+            return
+        time.sleep(0.1)
+    assert False, "nobody has seen the other one fail"
+"""
+
+
+def test_tests_are_counted_while_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a limit loses none of those that are done."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_gpu.py").write_text(TESTS)
+    monkeypatch.setattr(gpu_stages, "ROOT", tmp_path)
+    found = dict[str, Any]()
+
+    def keep(name: str, figure: Any) -> None:
+        found[name] = figure
+        if name == "failed":
+            (tmp_path / "seen").touch()
+
+    with pytest.raises(SystemExit):
+        gpu_stages.tests(torch.device("cpu"), True, keep)
+    assert found == {"tests": 3, "passed": 2, "failed": ["test_fails"]}
+    shown = performance_gpu.tests({**found, "tests": 5})
+    assert shown == (
+        "Of 5 tests marked `gpu`, 2 passed and 0 were skipped; 2 were not reached; "
+        "failed: test_fails."
+    )
 
 
 def test_samples_are_counted_by_rows_of_a_forward() -> None:

@@ -17,6 +17,7 @@ from models.artifact import load_artifact
 from models.constraints import GradientPenalty
 from models.networks import CriticConfig, build_critic
 from tests.artifacts import make_artifact, tiny_config
+from tests.exact import distance_from, exact_steps
 from tests.mixed import people
 from training.data import batches
 from training.data.dataset import Dataset, load_data
@@ -147,6 +148,68 @@ def test_graphed_steps_are_captured_ones(digits: Dataset, tmp_path: Path) -> Non
     for name, tensor in states[0].items():
         if name.startswith(("generator.", "critic.", "ema.")):
             torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("mode", ["captured", "graphed"])
+@pytest.mark.parametrize("kind", ["vector", "image"])
+def test_steps_are_those_of_float64(kind: str, mode: str, tmp_path: Path) -> None:
+    config = tiny_config(kind, training={"steps": 8, "critic_step": mode, "learning_rate": 1e-3})
+    data = load_data(config.data)
+    start, exact = exact_steps(config, data, GPU, tmp_path)
+    found = train(config, data, tmp_path, GPU)[0].tensors()
+    assert mode_of(tmp_path) == mode
+    for part in ("generator", "critic", "ema"):
+        assert distance_from(exact, start, found, part) < 1e-2
+
+
+RANKS = """
+import os, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from tests.artifacts import tiny_config
+from training.data.dataset import load_data
+from training.engine.loop import train
+from training.engine.workers import Workers
+
+class Exchanging(Workers):
+    is_alone = False  # one process exchanges with itself
+
+backend, device, folder = sys.argv[1], torch.device(sys.argv[2]), Path(sys.argv[3])
+rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+dist.init_process_group(backend)
+said = []
+training = {"steps": 8, "log_every": 2, "critic_step": "graphed", "learning_rate": 1e-5}
+config = tiny_config(training=training)
+workers = Exchanging(rank, count, device)
+train(config, load_data(config.data), folder, device, workers=workers, say=said.append)
+assert not [line for line in said if "not graphed" in line], said
+workers.leave()
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "count"), [("cpu:gloo,cuda:nccl", 1), ("gloo", 2)], ids=["nccl", "gloo"]
+)
+def test_processes_on_one_card_equal_one(
+    backend: str, count: int, digits: Dataset, tmp_path: Path
+) -> None:
+    """With the exchanges between their graphs; NCCL lets no two processes share a card."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    subprocess.run(
+        [*command, f"--nproc-per-node={count}", tmp_path / "ranks.py", backend, GPU.type,
+         tmp_path / "many"],
+        check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=100,
+    )  # fmt: skip
+    assert mode_of(tmp_path / "many") == "graphed"
+    path = newest_checkpoint(tmp_path / "many")
+    assert path is not None
+    many = load_checkpoint(path).tensors
+    training = {"critic_step": "graphed", "learning_rate": 1e-5}
+    for name, tensor in run(digits, tmp_path / "one", training=training).tensors().items():
+        if name.startswith(("generator.", "critic.", "ema.")):
+            torch.testing.assert_close(many[name], tensor, rtol=1e-3, atol=2e-5)
 
 
 BROKEN_OFF = """

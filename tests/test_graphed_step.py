@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from models.config import Config
 from models.constraints import CONSTRAINTS
 from tests.artifacts import tiny_config
+from tests.exact import distance_from, exact_steps
 from tests.mixed import people
 from training.data import batches
 from training.data.dataset import Dataset, load_data
@@ -190,6 +191,19 @@ def test_graphed_steps_are_those_of_the_loop(
     for mine, its in zip(graphed, history, strict=True):
         for name in ("critic_gap", "critic_loss", "gradient_norm"):
             assert mine[name] == pytest.approx(its[name], rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["captured", "graphed"])
+@pytest.mark.parametrize("network", ["mlp", "dcgan", pytest.param("gru", marks=pytest.mark.slow)])
+def test_steps_are_those_of_float64(
+    network: str, mode: str, data: dict[str, Dataset], graphs: RecordedGraphs, tmp_path: Path
+) -> None:
+    of_data = data[NETWORKS[network][0]]
+    config = config_of("gradient_penalty", network, data, mode)
+    start, exact = exact_steps(config, of_data, CPU, tmp_path)
+    found = trained(config, of_data, tmp_path)[0].tensors()
+    for part in ("generator", "critic", "ema"):
+        assert distance_from(exact, start, found, part) < 1e-3
 
 
 @pytest.mark.parametrize(

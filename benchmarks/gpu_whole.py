@@ -150,16 +150,16 @@ def time_limit(
     config: Config, data: Dataset, device: torch.device, seconds: float
 ) -> dict[str, Any]:
     """Times of the heavy kernels of one of our steps alone."""
-    recorded, steps = Recorded(), list[int]()
+    recorded, recording, steps = Recorded(), contextlib.ExitStack(), list[int]()
 
     def watch(step: int, state: TrainingState) -> None:
         if step == WARM_UPS:
-            recorded.__enter__()
+            recording.enter_context(recorded)
         elif step == WARM_UPS + 1:
-            recorded.__exit__(None, None, None)
+            recording.close()
             steps.append(step)
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Interrupted):
+    with tempfile.TemporaryDirectory() as folder, recording, contextlib.suppress(Interrupted):
         train(config, data, Path(folder), device, watch=watch, stop_requested=lambda: bool(steps))
 
     def repeat() -> None:

@@ -25,8 +25,8 @@ from service.cors import Cors
 from service.drift import Windows
 from service.endpoint import Context, Endpoint, check_query
 from service.endpoints import ENDPOINTS
-from service.exchange import Exchange
-from service.holder import ModelHolder
+from service.exchange import Exchange, exchange_of
+from service.holders import Holders
 from service.keys import Keys, allow
 from service.limits import Guard, Load
 from service.metrics import Metrics
@@ -38,7 +38,8 @@ from service.shares import Rate
 from service.telemetry import QUIET, RequestMiddleware, Tracing
 
 FIRST_MODEL_SECONDS = 60.0
-"""Longest wait of one worker among several for its model before it takes part."""
+"""Longest wait of one worker among several for its models before it takes part."""
+Handled = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(settings: Settings) -> App:
@@ -50,7 +51,7 @@ def create_app(settings: Settings) -> App:
     context = Context(
         settings=settings,
         keys=Keys(settings.api_keys_file),
-        holder=ModelHolder(settings, metrics.count_outcome),
+        holders=Holders(settings, metrics.count_outcome),
         windows=windows,
         metrics=metrics,
         tracing=tracing,
@@ -73,24 +74,24 @@ class App:
         settings, metrics = context.settings, context.metrics
         self.connections = Connections(metrics.connections, metrics.connections_closed)
         self._load = Load(settings.max_in_flight, settings.requests_per_second, metrics.in_flight)
-        self._handlers = {
-            (endpoint.method, endpoint.path): self._handled(endpoint)
-            for endpoint in ENDPOINTS
-            if endpoint.is_counted
-        }
-        routes = [
-            Route(
-                endpoint.path,
-                self._handlers.get((endpoint.method, endpoint.path))
-                or functools.partial(endpoint.handle, context),
-                methods=[endpoint.method],
-            )
-            for endpoint in ENDPOINTS
-        ]
+        self.is_leaving = False
+        """True when the server is about to end."""
+        self._handlers: dict[tuple[str, str], Handled] = {}
+        self._models: dict[str, str | None] = dict.fromkeys(QUIET)
+        self._counted: dict[str, str] = {}
+        routes = []
+        for endpoint in ENDPOINTS:
+            paths = endpoint.paths(context.holders)
+            self._models |= paths
+            handle: Handled = functools.partial(endpoint.handle, context)
+            if endpoint.is_counted:
+                handle = self._handled(endpoint)
+                self._counted |= dict.fromkeys(paths, endpoint.path)
+                self._handlers |= {(endpoint.method, path): handle for path in paths}
+            for path in filter(None, (endpoint.path, endpoint.by_name)):
+                routes.append(Route(path, handle, methods=[endpoint.method]))
         self.routes = Starlette(routes=routes, exception_handlers=dict.fromkeys(EXPECTED, on_error))
         self.routes.router.redirect_slashes = False  # only the exact path is known
-        self._paths = QUIET | {endpoint.path for endpoint in ENDPOINTS}
-        self._counted_paths = {path for _, path in self._handlers}
 
     def surround(self, app: ASGIApp) -> ASGIApp:
         """Put our layers around an application: ids, logs and traces; CORS; bounds and keys."""
@@ -101,8 +102,8 @@ class App:
         return RequestMiddleware(
             bounded,
             context.tracing,
-            self._paths,
-            lambda: context.holder.is_leaving,
+            self._models,
+            lambda: self.is_leaving,
             self.settings.proxies,
             self._count,
         )
@@ -110,10 +111,10 @@ class App:
     def _count(self, path: str, exchange: Exchange) -> None:
         """Count a request that has ended; probes are none of our clients'."""
         metrics = self.context.metrics
-        if path in self._counted_paths:
-            metrics.count_request(path, exchange)
+        if path in self._counted:
+            metrics.count_request(self._counted[path], exchange)
         if path not in QUIET:
-            metrics.count_rejection(exchange, self.context.holder.served is not None)
+            metrics.count_rejection(exchange, self.context.holders.has_model(exchange.model))
 
     def direct(self) -> dict[tuple[str, str], ASGIApp]:
         """Applications by method and path, layers included, that need no router.
@@ -127,20 +128,19 @@ class App:
         context = self.context
         context.tracing.start()
         context.keys.announce()
-        drain_on_sigterm(context.holder, self.settings.drain_seconds)
-        context.metrics.count_start(slot.role for slot in context.holder.slots)
-        context.holder.start()
+        drain_on_sigterm(self, self.settings.drain_seconds)
+        context.metrics.count_start((slot.name, slot.role) for slot in context.holders.slots)
+        context.holders.start()
         if self.settings.workers > 1:  # the others answer meanwhile: accept nothing before a model
-            tried = context.holder.champion_tried
+            tried = context.holders.champions_tried
             await anyio.to_thread.run_sync(tried.wait, FIRST_MODEL_SECONDS)
 
     @property
     def is_ready(self) -> bool:
-        """True if a verified model has run once, and the worker is not about to end."""
-        holder = self.context.holder
-        return holder.served is not None and not holder.is_leaving
+        """True if the models are ready, and the worker is not about to end."""
+        return self.context.holders.is_ready and not self.is_leaving
 
-    def _handled(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    def _handled(self, endpoint: Endpoint) -> Handled:
         """Answer requests to an endpoint, errors too."""
         context = self.context
 
@@ -148,6 +148,8 @@ class App:
             try:
                 if endpoint.scope is not None:
                     allow(request.scope.get("key"), endpoint.scope)
+                if endpoint.by_name is not None:
+                    context.holders.of(exchange_of(request.scope).model)
                 if endpoint.path.startswith("/v1/"):
                     check_query(endpoint, request)
                 return await endpoint.handle(context, request)
@@ -163,7 +165,7 @@ class App:
         await response(scope, receive, send)
 
 
-def drain_on_sigterm(holder: ModelHolder, seconds: float) -> None:
+def drain_on_sigterm(app: App, seconds: float) -> None:
     """On SIGTERM be unready for a while, still answering, before the server stops.
 
     Load balancers notice meanwhile, and clients that keep a connection are told to close it: a
@@ -176,10 +178,10 @@ def drain_on_sigterm(holder: ModelHolder, seconds: float) -> None:
     loop = asyncio.get_running_loop()
 
     def leave(number: int, frame: FrameType | None) -> None:
-        if holder.is_leaving:  # a second SIGTERM
+        if app.is_leaving:  # a second SIGTERM
             stop(number, frame)
             return
-        holder.is_leaving = True
+        app.is_leaving = True
         loop.call_soon_threadsafe(loop.call_later, seconds, stop, number, None)
 
     signal.signal(signal.SIGTERM, leave)

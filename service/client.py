@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, Unpack
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import httpx
 import numpy as np
@@ -188,13 +188,18 @@ class Client:
         base_url: such as ``http://127.0.0.1:3000``; a path in it is kept.
         key: an API key, where the service asks for one.
         timeout: seconds to wait for a connection, and for each part of an answer.
+        name: of the model, where the service has several; `models` tells the names.
 
     Raises:
         ServiceError: by every method, if the service refused; see its subclasses.
         UnreachableError: by every method, if there was no answer.
     """
 
-    def __init__(self, base_url: str, key: str | None = None, timeout: float = 60.0) -> None:
+    def __init__(
+        self, base_url: str, key: str | None = None, timeout: float = 60.0, name: str | None = None
+    ) -> None:
+        self._record = "/v1/model" if name is None else f"/v1/models/{quote(name, safe='')}"
+        self._root = "/v1" if name is None else self._record
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self.base_url = base_url.rstrip("/")
         self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout)
@@ -240,7 +245,7 @@ class Client:
             body["seed"] = seed
         if model is not None:
             body["model"] = model
-        response = self._send("POST", "/v1/imputations", json=body)
+        response = self._send("POST", f"{self._root}/imputations", json=body)
         return Rows(response.json()["rows"], _origin(response))
 
     def file(
@@ -256,7 +261,7 @@ class Client:
             body["latents"] = np.asarray(body["latents"]).tolist()
         if "walk_to" in body:
             body["interpolation"] = {"to": body.pop("walk_to")}
-        response = self._send("POST", "/v1/samples", json=body)
+        response = self._send("POST", f"{self._root}/samples", json=body)
         return File(response.content, _origin(response))
 
     def score(
@@ -285,7 +290,7 @@ class Client:
             body["classes"] = list(classes)
         if model is not None:
             body["model"] = model
-        return _scores(self._send("POST", "/v1/scores", json=body))
+        return _scores(self._send("POST", f"{self._root}/scores", json=body))
 
     def score_files(
         self,
@@ -303,11 +308,13 @@ class Client:
         if classes is not None:
             form["classes"] = list(classes)
         query = _query(model)
-        return _scores(self._send("POST", "/v1/scores", files=parts, data=form, params=query))
+        return _scores(
+            self._send("POST", f"{self._root}/scores", files=parts, data=form, params=query)
+        )
 
     def model(self, model: str | None = None) -> dict[str, Any]:
         """Get a model's record: the champion's, unless another is named."""
-        return dict(self._send("GET", "/v1/model", params=_query(model)).json())
+        return dict(self._send("GET", self._record, params=_query(model)).json())
 
     def models(self) -> dict[str, Any]:
         """Get the registry's versions, and which are served."""
@@ -319,11 +326,11 @@ class Client:
         Raises:
             NotFoundError: the service does not measure it.
         """
-        return dict(self._send("GET", "/v1/drift", params=_query(model)).json())
+        return dict(self._send("GET", f"{self._root}/drift", params=_query(model)).json())
 
     def picture(self, model: str | None = None) -> bytes:
         """Get a PNG of samples, drawn when the model was made."""
-        return self._send("GET", "/v1/model/samples.png", params=_query(model)).content
+        return self._send("GET", f"{self._record}/samples.png", params=_query(model)).content
 
     def is_ready(self) -> bool:
         """Return True if a model is served."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from models.command_line import MODEL_HELP, new_app
 from models.errors import UserError
+
+if TYPE_CHECKING:
+    from service.settings import Settings
 
 app = new_app()
 
@@ -18,8 +21,12 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="P")] = 3000,
     host: Annotated[str, typer.Option(help="IP address to bind")] = "127.0.0.1",
     model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help=f"{MODEL_HELP}; default: the environment's WGAN_MODEL"),
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL",
+            help=f"{MODEL_HELP}; repeat it for several, as MODEL or NAME=MODEL; default: the "
+            "environment's WGAN_MODEL or WGAN_MODELS",
+        ),
     ] = None,
     workers: Annotated[
         int | None,
@@ -33,31 +40,40 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="the certificate's key in PEM")
     ] = None,
 ) -> None:
-    """Serve a model over HTTP."""
+    """Serve a model over HTTP, or several."""
     from service.settings import Settings
 
     # Read before the model is loaded: a bad setting ends the command at once.
     given = {"WGAN_TLS_CERT": tls_cert, "WGAN_TLS_KEY": tls_key}
-    settings = Settings.read(**{name: file for name, file in given.items() if file})
-    model = model or settings.model
-    if not model:
+    files = {name: file for name, file in given.items() if file}
+    named = {}
+    if model:  # they take the environment's place, both variables
+        one, several = (model[0], "") if len(model) == 1 else ("", ",".join(model))
+        named = {"WGAN_MODEL": one, "WGAN_MODELS": several}
+    settings = Settings.read(**files, **named)
+    if not settings.champions:
         raise UserError("name a model: wgan serve --model MODEL, or set WGAN_MODEL")
-    _check(model)
+    _check(settings)
     from service.server import serve as start_server
 
-    start_server(model, host, port, workers, tls_cert, tls_key)
+    start_server(settings.model, host, port, workers, tls_cert, tls_key, settings.models)
 
 
-def _check(model: str) -> None:
+def _check(settings: Settings) -> None:
     """Report a mistake here, in one line, instead of starting a server that is never ready.
 
     A registry is not asked: it may be away, or have no such version yet, and the service's cache
     may hold the last good one.
     """
     from models import registry
-    from models.trained import load_served
+    from models.artifact import SERVED
+    from models.trained import artifact_folder
+    from service.room import Room
 
-    if registry.is_reference(model):
-        registry.split(model)
-    else:
-        load_served(model)
+    room, held = Room(settings.models_memory), []
+    for name, model in settings.champions.items():
+        if registry.is_reference(model):
+            registry.split(model)
+        else:
+            with artifact_folder(model, SERVED) as folder:
+                held.append(room.load(folder, None, name, "champion", "cpu"))

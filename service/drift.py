@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import functools
+import hashlib
 import logging
 import os
 import tempfile
@@ -124,7 +125,8 @@ class Windows:
 
     def _file(self, served: Served) -> Path:
         """Return a model's file: its own, because scores of two critics differ in unit."""
-        path = self.folder / f"drift-{served.role}-{served.model.digest}"
+        model = hashlib.sha256(served.name.encode()).hexdigest()[:16]  # a name may be no file's
+        path = self.folder / f"drift-{model}-{served.role}-{served.model.digest}"
         if not path.exists():
             # Written aside and then linked: no other worker must find half of it.
             with tempfile.NamedTemporaryFile(dir=self.folder) as new:
@@ -135,7 +137,7 @@ class Windows:
                     os.link(new.name, path)
                 except FileExistsError:
                     return path
-            for old in self.folder.glob(f"drift-{served.role}-*"):
+            for old in self.folder.glob(f"drift-{model}-{served.role}-*"):
                 if old != path:
                     old.unlink(missing_ok=True)
         return path
@@ -149,7 +151,7 @@ def wasserstein(a: Array, b: Array) -> float:
     return float(np.sum(np.abs(shares[0] - shares[1]) * np.diff(points)))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=128)
 def threshold(quantiles: tuple[float, ...], window: int, reference: int) -> float:
     """Compute the distance that real data stays below in `LEVEL` of windows.
 

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from service.drift import Windows
 from service.exchange import exchange_of
-from service.holder import ModelHolder
+from service.holders import Holders
 from service.keys import Keys
 from service.limits import SMALL_BODY
 from service.metrics import Metrics
@@ -50,7 +50,7 @@ class Context:
 
     settings: Settings
     keys: Keys
-    holder: ModelHolder
+    holders: Holders
     windows: Windows
     metrics: Metrics
     tracing: Tracing
@@ -83,6 +83,16 @@ class Endpoint:
     """The scope that a key needs. Where there are keys, all of /v1 needs a known key anyway."""
     is_counted: bool = True
     """True if requests are counted and timed, and go past BentoML's layers."""
+    by_name: str | None = None
+    """The path to the same of a model that it names, ``{name}``; None: it is of no one model. The
+    path without a name is there too, for processes with one model."""
+
+    def paths(self, holders: Holders) -> dict[str, str | None]:
+        """All its paths, each with the name of the model that it asks; None if it asks none."""
+        if self.by_name is None:
+            return {self.path: None}
+        named = {self.by_name.format(name=name): name for name in holders.names}
+        return {self.path: holders.only, **named}
 
 
 async def read_json(context: Context, request: Request, schema: type[M]) -> M:
@@ -200,8 +210,11 @@ def choose_model(context: Context, request: Request, wanted: str | None) -> Serv
         context: holds the models.
         request: the request.
         wanted: see `ModelHolder.require`, which says what is raised.
+
+    Raises:
+        NotServed: the path names no model that is served; see `Holders.of`.
     """
-    served = context.holder.require(wanted)
+    served = context.holders.of(exchange_of(request.scope).model).require(wanted)
     request.scope[ANSWERING] = model_headers(served)
     return served
 

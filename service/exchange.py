@@ -19,6 +19,8 @@ class Exchange:
 
     client: str = ""
     """The client's address."""
+    model: str | None = None
+    """Name of the model that the path asks; None if it asks none, or none that is served."""
     key: str | None = None
     """Name of the API key that was sent."""
     received: float | None = None

@@ -20,7 +20,8 @@ from models.errors import MachineError, RegistryError, ShapeError, UserError
 from service.cache import VersionCache
 from service.problems import NoModel, NotServed
 from service.retries import jittered, retry, within
-from service.served import Served, load
+from service.room import NoRoom, Room
+from service.served import Served
 from service.settings import Settings
 
 Role = Literal["champion", "challenger"]
@@ -32,6 +33,7 @@ OF_THE_MACHINE = ("can't allocate memory", "out of memory", "cuda error", "no cu
 WORDS = {
     "machine": "meets an error of this machine, and is tried again",
     "missing": "is missing",
+    "no_room": "does not fit, and is tried again",
     "refused": "is refused",
     "unreachable": "is unreachable",
 }
@@ -45,6 +47,8 @@ def outcome_of(error: Exception) -> str:
     Only what is wrong with the version itself refuses it. A full disk, or a lack of memory or file
     descriptors, says nothing of it and passes.
     """
+    if isinstance(error, NoRoom):
+        return "no_room"
     if isinstance(error, RegistryError) and not isinstance(error, MachineError):
         return "missing" if registry.is_absent(error) else "unreachable"
     cause: BaseException | None = error
@@ -58,24 +62,33 @@ def outcome_of(error: Exception) -> str:
     return "refused"
 
 
+OnOutcome = Callable[[str, str, str], None]
+"""Is told a model's name, its role, and each outcome that is not "nothing new": `Metrics.reloads`.
+"""
+
+
 class Slot:
-    """The place of one model: the champion's or the challenger's.
+    """The place of one model's version: the champion's or the challenger's.
 
     Args:
+        name: the model's name in paths and metrics.
         role: ``champion`` or ``challenger``.
         source: an artifact folder, or a registry name such as ``digits@champion``.
         settings: name the registry and the cache.
-        on_outcome: called with the role and each outcome that is not "nothing new": see
-            `Metrics.reloads`.
+        room: loads the versions that fit.
+        on_outcome: see `OnOutcome`.
     """
 
     def __init__(
         self,
+        name: str,
         role: str,
         source: str,
         settings: Settings,
-        on_outcome: Callable[[str, str], None],
+        room: Room,
+        on_outcome: OnOutcome,
     ) -> None:
+        self.name = name
         self.role = role
         self.source = source
         self.served: Served | None = None
@@ -87,6 +100,7 @@ class Slot:
         """True if the registry answered when it was last asked; None without a registry."""
         self.is_reference = registry.is_reference(source)
         self._device = settings.device
+        self._room = room
         self.cache = VersionCache(source, settings.cache, settings.tracking_uri)
         self._kept: str | None = None
         """The version that the cache records as the last good one."""
@@ -104,7 +118,7 @@ class Slot:
             return
         version = self.cache.version(last)
         try:
-            self._swap(load(self.cache.folder / last, version, self.role, self._device), "cached")
+            self._swap(self._load(self.cache.folder / last, version), "cached")
             self._kept = last
         except Exception as error:  # it may be of an older release, or damaged
             log.warning("%s: %s in the cache: %s", self.source, version, error)
@@ -124,20 +138,18 @@ class Slot:
             outcome = outcome_of(error)
             if outcome == "refused":
                 self.refused = version
-            elif outcome != "machine":
+            elif outcome in ("missing", "unreachable"):
                 self._set_reachable(outcome == "missing")
             self._fail(error, outcome)
 
     def _take(self, number: str, digest: str | None, version: str) -> None:
         """Serve a version, unless it is served already, and record it in the cache."""
         if not self.is_reference:
-            self._swap(load(Path(self.source), None, self.role, self._device), "swapped")
+            self._swap(self._load(Path(self.source), None), "swapped")
             return
         serving = self.served
         if not serving or serving.version != version or digest not in (None, serving.model.digest):
-            self._swap(
-                load(self.cache.fetch(number, digest), version, self.role, self._device), "swapped"
-            )
+            self._swap(self._load(self.cache.fetch(number, digest), version), "swapped")
         if self._kept != number:
             self.cache.keep(number)
             self._kept = number
@@ -151,16 +163,20 @@ class Slot:
 
         return within(ANSWER_SECONDS, f"{self.source}: the registry", ask)
 
+    def _load(self, folder: Path, version: str | None) -> Served:
+        return self._room.load(folder, version, self.name, self.role, self._device)
+
     def _swap(self, served: Served, outcome: str) -> None:
         self.served = served
-        self._on_outcome(self.role, outcome)
-        log.info("serving %s as %s, digest %s", served.version, self.role, served.model.digest)
+        self._on_outcome(self.name, self.role, outcome)
+        digest = served.model.digest
+        log.info("%s: serving %s as %s, digest %s", self.name, served.version, self.role, digest)
 
     def _fail(self, error: Exception, outcome: str) -> None:
-        self._on_outcome(self.role, outcome)
+        self._on_outcome(self.name, self.role, outcome)
         # The reason may name paths of this machine: it is for the log, not for clients.
         self.reason = "the model could not be loaded; the service's log says why"
-        subject = f"{self.refused or self.source} {WORDS[outcome]}: {error}"
+        subject = f"{self.name}: {self.refused or self.source} {WORDS[outcome]}: {error}"
         serving = f"{self.served.version} goes on serving" if self.served else "no model is served"
         message = f"{subject}; {serving}"
         log.error("%s", message, exc_info=not isinstance(error, UserError | OSError))
@@ -172,32 +188,30 @@ class Slot:
 
 
 class ModelHolder:
-    """The champion, and beside it a challenger if one is configured.
+    """A model: its champion, and beside it a challenger if one is configured.
 
     Args:
-        settings: name the models, the registry and the cache.
-        on_outcome: see `Slot`.
+        name: the model's name in paths and metrics.
+        settings: name its sources, the registry and the cache.
+        room: see `Slot`.
+        on_outcome: see `OnOutcome`.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        on_outcome: Callable[[str, str], None],
-    ) -> None:
+    def __init__(self, name: str, settings: Settings, room: Room, on_outcome: OnOutcome) -> None:
         def slot(role: str, source: str) -> Slot:
-            return Slot(role, source, settings, on_outcome)
+            return Slot(name, role, source, settings, room, on_outcome)
 
-        self.champion = slot("champion", settings.model)
-        self.challenger = slot("challenger", settings.challenger) if settings.challenger else None
+        self.name = name
+        self.champion = slot("champion", settings.champions[name])
+        challenger = settings.challengers.get(name)
+        self.challenger = slot("challenger", challenger) if challenger else None
         self.challenger_share = settings.challenger_share
         """Share of the requests that name no model which goes to the challenger."""
         self.poll_seconds = settings.registry_poll_seconds
-        self.is_leaving = False
-        """True when the server is about to end."""
-        self.champion_tried = threading.Event()
-        """Set when the first attempt to load the champion is over."""
-        self._listed: list[dict[str, Any]] = []
-        self._listed_at: float | None = None
+        self.listed: list[dict[str, Any]] = []
+        """Versions of the registry under the names that are followed, as it last told them."""
+        self.listed_at: float | None = None
+        """Time at which it told them, by `time.monotonic`; None: not yet."""
 
     @property
     def slots(self) -> list[Slot]:
@@ -209,9 +223,9 @@ class ModelHolder:
         """The champion, once it has run."""
         return self.champion.served
 
-    def start(self) -> None:
-        """Load the models, and look for newer versions from now on, in a thread."""
-        threading.Thread(target=self._run, name="models", daemon=True).start()
+    def follow(self) -> None:
+        """Look for newer versions from now on, in a thread."""
+        threading.Thread(target=self._follow, name=f"model {self.name}", daemon=True).start()
 
     def require(self, wanted: str | None = None) -> Served:
         """Return the model for a request that names one, or leaves the choice to us.
@@ -245,37 +259,6 @@ class ModelHolder:
                 return served[name]
         raise NotServed(f"{wanted:.300} is not served here, but {' and '.join(served)}")
 
-    @property
-    def registry_answers(self) -> bool | None:
-        """False if the registry did not answer the last question; None if none was put to it."""
-        answers = [slot.reachable for slot in self.slots if slot.reachable is not None]
-        return all(answers) if answers else None
-
-    def listing(self) -> dict[str, Any]:
-        """The versions and aliases of the served names, and what is served.
-
-        The registry is not asked: the list is the last one that was had, with its age in seconds.
-        While the registry answers it is hardly older than the poll interval.
-        """
-        listed_at = self._listed_at
-        age = None if listed_at is None else round(time.monotonic() - listed_at, 3)
-        serving = [
-            {
-                "role": s.role,
-                "version": s.version,
-                "digest": s.model.digest,
-                "since": s.serving_since,
-            }
-            for s in (slot.served for slot in self.slots)
-            if s
-        ]
-        return {
-            "models": self._listed,
-            "age_seconds": age,
-            "registry_answers": self.registry_answers,
-            "serving": serving,
-        }
-
     def _list(self) -> None:
         """List the versions, if the registry answered just now."""
         # Other names in the registry are none of the clients' business.
@@ -291,7 +274,7 @@ class ModelHolder:
         except RegistryError as error:
             log.warning("the versions cannot be listed: %s", error)
             return
-        self._listed = [
+        self.listed = [
             {
                 **{key: row[key] for key in ("name", "version", "aliases", "created")},
                 "constraint": row["tags"].get("constraint"),
@@ -299,22 +282,17 @@ class ModelHolder:
             }
             for row in rows
         ]
-        self._listed_at = time.monotonic()
+        self.listed_at = time.monotonic()
 
-    def _run(self) -> None:
-        for slot in self.slots:
-            _log_errors(slot.start)
-            if slot.served is None:
-                _log_errors(slot.refresh)
-            self.champion_tried.set()  # the champion's slot is the first
+    def _follow(self) -> None:
         while due := [slot for slot in self.slots if slot.is_due]:
             for slot in due:
-                _log_errors(slot.refresh)
-            _log_errors(self._list)
+                log_errors(slot.refresh)
+            log_errors(self._list)
             time.sleep(jittered(self.poll_seconds))
 
 
-def _log_errors(step: Callable[[], Any]) -> None:
+def log_errors(step: Callable[[], Any]) -> None:
     """Do a step; an error such as a full disk must not end the thread: the next poll may pass."""
     try:
         step()

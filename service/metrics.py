@@ -20,10 +20,11 @@ from prometheus_client.registry import Collector
 
 from service import connections
 from service.exchange import GONE, Exchange
+from service.served import Served
 
 Array = np.ndarray
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-OUTCOMES = ("swapped", "cached", "refused", "machine", "missing", "unreachable")
+OUTCOMES = ("swapped", "cached", "refused", "no_room", "machine", "missing", "unreachable")
 REASONS = {
     400: "schema",
     401: "no_key",
@@ -66,11 +67,13 @@ class Metrics:
         def histogram(
             name: str, description: str, label: str, buckets: tuple[float, ...] = SECONDS
         ) -> Histogram:
-            return Histogram(name, description, [label], buckets=buckets, registry=self._registry)
+            labels = ["model", label]
+            return Histogram(name, description, labels, buckets=buckets, registry=self._registry)
 
         self.requests = counter(
             "wgan_requests",
             "Requests, by the status that the client saw; 499: it left before the end.",
+            "model",
             "endpoint",
             "status",
         )
@@ -83,8 +86,8 @@ class Metrics:
         self.rejections = counter(
             "wgan_rejections", "Requests that were refused, by reason.", "reason"
         )
-        self.samples = counter("wgan_samples", "Samples generated.", "role")
-        self.scores = counter("wgan_scores", "Items scored.", "role")
+        self.samples = counter("wgan_samples", "Samples generated.", "model", "role")
+        self.scores = counter("wgan_scores", "Items scored.", "model", "role")
         self.score = histogram(
             "wgan_score",
             "The critic's scores, in its own unit.",
@@ -129,8 +132,9 @@ class Metrics:
         self.reloads = counter(
             "wgan_model_reloads",
             "Attempts to serve another version: swapped, cached (last good one, after a restart), "
-            "refused (not sound), machine (such as a full disk), missing (the registry has none), "
-            "unreachable (registry or its storage).",
+            "refused (not sound), no_room (beyond WGAN_MODELS_MEMORY), machine (such as a full "
+            "disk), missing (the registry has none), unreachable (registry or its storage).",
+            "model",
             "role",
             "outcome",
         )
@@ -139,24 +143,25 @@ class Metrics:
         for reason in connections.REASONS:
             self.connections_closed.labels(reason)
 
-    def count_start(self, roles: Iterable[str]) -> None:
-        """Count this worker, and show each model's outcomes from the start, at 0."""
+    def count_start(self, models: Iterable[tuple[str, str]]) -> None:
+        """Count this worker, and show the outcomes of each model, by its name and role, at 0."""
         self.workers.set(1)
         self.worker_starts.inc()
-        for role in roles:
+        for labels in models:
             for outcome in OUTCOMES:
-                self.reloads.labels(role, outcome)
+                self.reloads.labels(*labels, outcome)
 
-    def count_outcome(self, role: str, outcome: str) -> None:
-        """Count the outcome of an attempt to serve another version."""
-        self.reloads.labels(role, outcome).inc()
+    def count_outcome(self, model: str, role: str, outcome: str) -> None:
+        """Count the outcome of an attempt to serve another version of a model."""
+        self.reloads.labels(model, role, outcome).inc()
 
     def count_request(self, endpoint: str, exchange: Exchange) -> None:
         """Count a request that has ended, and time it if its body was read."""
-        self.requests.labels(endpoint, exchange.status or 503).inc()  # none: we were stopped
+        model = exchange.model or ""  # to Prometheus an empty label is none
+        self.requests.labels(model, endpoint, exchange.status or 503).inc()  # none: we were stopped
         if exchange.received is not None:
             seconds = time.perf_counter() - exchange.received
-            self.duration.labels(endpoint).observe(seconds)
+            self.duration.labels(model, endpoint).observe(seconds)
 
     def count_rejection(self, exchange: Exchange, has_model: bool) -> None:
         """Count a request if it was refused."""
@@ -165,10 +170,11 @@ class Metrics:
             is_without = exchange.status == 503 and not has_model
             self.rejections.labels(NO_MODEL if is_without else reason).inc()
 
-    def count_scores(self, role: str, scores: Array, percentiles: Array) -> None:
-        """Count scores ``(N,)`` and their percentiles ``(N,)``."""
-        self.scores.labels(role).inc(len(scores))
-        score, percentile = self.score.labels(role), self.percentile.labels(role)
+    def count_scores(self, served: Served, scores: Array, percentiles: Array) -> None:
+        """Count a model's scores ``(N,)`` and their percentiles ``(N,)``."""
+        labels = served.labels
+        self.scores.labels(*labels).inc(len(scores))
+        score, percentile = self.score.labels(*labels), self.percentile.labels(*labels)
         for value in scores.tolist():
             score.observe(value)
         for value in percentiles.tolist():
@@ -188,9 +194,9 @@ class Metrics:
 class SampleTimer:
     """Time that a request's samples take: to generate, and to encode, which take turns."""
 
-    def __init__(self, metrics: Metrics, role: str, format: str) -> None:
+    def __init__(self, metrics: Metrics, served: Served, format: str) -> None:
         self._metrics = metrics
-        self._role = role
+        self._served = served
         self._format = format
         self._generation = 0.0
         self._total = 0.0
@@ -211,8 +217,10 @@ class SampleTimer:
 
     def done(self) -> None:
         """Record the whole request."""
-        self._metrics.generation.labels(self._role).observe(self._generation)
-        self._metrics.encoding.labels(self._format).observe(self._total - self._generation)
+        metrics, served = self._metrics, self._served
+        metrics.generation.labels(*served.labels).observe(self._generation)
+        encoding = metrics.encoding.labels(served.name, self._format)
+        encoding.observe(self._total - self._generation)
 
 
 def cache_process_id() -> None:

@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from service.drift import Windows
-from service.holder import ModelHolder
+from service.holders import Holders
 from service.served import Served
 
 SEVERITIES = ("info", "warning", "critical")
@@ -20,33 +20,40 @@ SEVERITIES = ("info", "warning", "critical")
 class ModelCollector(Collector):
     """Figures of the models, from their records and from recent traffic."""
 
-    def __init__(self, holder: ModelHolder, windows: Windows) -> None:
-        self.holder = holder
+    def __init__(self, holders: Holders, windows: Windows) -> None:
+        self.holders = holders
         self.windows = windows
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the figures; while no model is served, only that."""
-        holder = self.holder
-        yield GaugeMetricFamily(
-            "wgan_model_ready",
-            "1 when a verified champion has run once.",
-            float(holder.served is not None),
+        """Yield the figures; of a model that is not served, only that."""
+        holders = self.holders
+        ready = GaugeMetricFamily(
+            "wgan_model_ready", "1 when a verified champion has run once.", labels=["model"]
         )
-        answers = holder.registry_answers
+        for holder in holders:
+            ready.add_metric([holder.name], float(holder.served is not None))
+        yield ready
+        answers = holders.registry_answers
         if answers is not None:
             yield GaugeMetricFamily(
                 "wgan_registry_reachable",
                 "1 when the registry answered the last question.",
                 float(answers),
             )
+        yield GaugeMetricFamily(
+            "wgan_models_bytes",
+            "Bytes of the files of all versions that are held, old ones still in use included.",
+            float(holders.room.held),
+        )
         refused = InfoMetricFamily(
             "wgan_model_refused", "The version that was refused; another may go on serving."
         )
-        for slot in holder.slots:
+        for slot in holders.slots:
             if slot.refused:
-                refused.add_metric([], {"role": slot.role, "version": slot.refused})
+                labels = {"model": slot.name, "role": slot.role, "version": slot.refused}
+                refused.add_metric([], labels)
         yield refused
-        served = [slot.served for slot in holder.slots if slot.served]
+        served = [slot.served for slot in holders.slots if slot.served]
         yield from _record_metrics(served)
         if self.windows.size:
             yield from _drift_metrics(served, self.windows)
@@ -54,7 +61,7 @@ class ModelCollector(Collector):
 
 def _record_metrics(models: list[Served]) -> Iterator[Metric]:
     def gauge(name: str, description: str, *labels: str) -> GaugeMetricFamily:
-        return GaugeMetricFamily(name, description, labels=["role", *labels])
+        return GaugeMetricFamily(name, description, labels=["model", "role", *labels])
 
     info = InfoMetricFamily("wgan_model", "The model being served.")
     age = gauge("wgan_model_age_seconds", "Time since the model was made.")
@@ -82,11 +89,12 @@ def _record_metrics(models: list[Served]) -> Iterator[Metric]:
     )
     findings = gauge("wgan_findings", "What is wrong with the run, by severity.", "severity")
     for model in models:
-        role, run = model.role, model.model.run
+        labels, run = model.labels, model.model.run
         info.add_metric(
             [],
             {
-                "role": role,
+                "model": model.name,
+                "role": model.role,
                 "version": model.version,
                 "digest": model.model.digest,
                 "constraint": run.constraint.kind,
@@ -96,35 +104,35 @@ def _record_metrics(models: list[Served]) -> Iterator[Metric]:
                 "engine": f"{run.engine.name}-{run.engine.precision}",
             },
         )
-        age.add_metric([role], time.time() - datetime.fromisoformat(run.created).timestamp())
+        age.add_metric(labels, time.time() - datetime.fromisoformat(run.created).timestamp())
         for name, value in run.constraint.hyperparameters.items():
             if isinstance(value, int | float):
-                values.add_metric([role, name], value)
+                values.add_metric([*labels, name], value)
         for place, summary in run.lipschitz.gradient_norm.items():
             for quantile, value in summary.quantiles.items():
-                norms.add_metric([role, place, quantile], value)
+                norms.add_metric([*labels, place, quantile], value)
         bounds = {"certified": run.lipschitz.certified, "sampled": run.lipschitz.sampled}
         for bound, value in bounds.items():
             if value is not None:
-                lipschitz.add_metric([role, bound], value)
+                lipschitz.add_metric([*labels, bound], value)
         if run.privacy is not None:
-            epsilon.add_metric([role, f"{run.privacy.delta:g}"], run.privacy.epsilon)
+            epsilon.add_metric([*labels, f"{run.privacy.delta:g}"], run.privacy.epsilon)
         if model.saturated_share is not None:
-            saturated.add_metric([role], model.saturated_share)
+            saturated.add_metric(labels, model.saturated_share)
         extractor = run.results.extractor.name if run.results.extractor else ""
         for name, figure in run.results.figures.items():
-            quality.add_metric([role, name, extractor], figure.value)
+            quality.add_metric([*labels, name, extractor], figure.value)
             if figure.floor is not None:
-                floor.add_metric([role, name, extractor], figure.floor)
+                floor.add_metric([*labels, name, extractor], figure.floor)
         for severity in SEVERITIES:
             count = sum(f.severity == severity for f in run.findings)
-            findings.add_metric([role, severity], count)
+            findings.add_metric([*labels, severity], count)
     yield from (info, age, values, norms, lipschitz, saturated, quality, floor, epsilon, findings)
 
 
 def _drift_metrics(models: list[Served], windows: Windows) -> Iterator[Metric]:
     gauges = {
-        name: GaugeMetricFamily(f"wgan_drift_{name}", description, labels=["role"])
+        name: GaugeMetricFamily(f"wgan_drift_{name}", description, labels=["model", "role"])
         for name, description in (
             ("items", "Scores in the window of recent traffic."),
             ("distance", "W1 between recent scores and those of real held-out items."),
@@ -136,5 +144,5 @@ def _drift_metrics(models: list[Served], windows: Windows) -> Iterator[Metric]:
         report = windows.report(model)
         for name, value in report._asdict().items() if report else ():
             if value is not None:
-                gauges[name].add_metric([model.role], value)
+                gauges[name].add_metric(model.labels, value)
     yield from gauges.values()

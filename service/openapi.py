@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -93,14 +93,35 @@ def errors(*statuses: int) -> Json:
     }
 
 
+def _by_name(operation: Json, names: Sequence[str]) -> Json:
+    """Describe the same operation under a path that names the model."""
+    schema = {"type": "string", "minLength": 1, **({"enum": list(names)} if names else {})}
+    name = {
+        "name": "name",
+        "in": "path",
+        "required": True,
+        "schema": schema,
+        "description": "The model's name, as GET /v1/models tells it.",
+    }
+    return {
+        **operation,
+        "operationId": f"{operation['operationId']}ByName",
+        "summary": f"{operation['summary']}, of the model of this name",
+        "parameters": [name, *operation.get("parameters", [])],
+    }
+
+
 def describe(
-    endpoints: Iterable[Endpoint], needs_key: Callable[[str], bool] = lambda path: False
+    endpoints: Iterable[Endpoint],
+    needs_key: Callable[[str], bool] = lambda path: False,
+    names: Sequence[str] = (),
 ) -> Json:
     """Describe every endpoint, and BentoML's probes.
 
     Args:
         endpoints: in the order of the description.
         needs_key: True for a path that needs a key.
+        names: of the models; with several, paths without a model's name answer nothing.
     """
     described = [endpoint for endpoint in endpoints if endpoint.operation]
     schemas: list[type[BaseModel]] = [
@@ -113,10 +134,13 @@ def describe(
     )
     paths: dict[str, Json] = {}
     for endpoint in described:
-        operation = dict(endpoint.operation or {})
+        operation, method = dict(endpoint.operation or {}), endpoint.method.lower()
         if needs_key(endpoint.path):
             operation["security"] = [{"key": []}]
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
+        if endpoint.by_name is None or len(names) < 2:
+            paths.setdefault(endpoint.path, {})[method] = operation
+        if endpoint.by_name is not None:
+            paths.setdefault(endpoint.by_name, {})[method] = _by_name(operation, names)
     responses = {**TEXT, **errors(408, 413, 429, 431, 503, 504)}
     live = {
         "operationId": "getLiveness",
@@ -129,7 +153,8 @@ def describe(
         "operationId": "getReadiness",
         "tags": ["operations"],
         "summary": "A verified model has run once",
-        "description": "503 until then, and once the service is about to end.",
+        "description": "503 until then, and once the service is about to end. Of several models, "
+        "each has run or failed to.",
         "responses": responses,
     }
     return {

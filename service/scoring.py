@@ -147,7 +147,7 @@ def compare(
     if not np.isfinite(scores).all():
         raise ShapeError("the items are so large that their scores are not finite")
     percentiles = served.model.percentiles(scores)
-    metrics.scoring.labels(served.role).observe(seconds)
-    metrics.count_scores(served.role, scores, percentiles)
+    metrics.scoring.labels(*served.labels).observe(seconds)
+    metrics.count_scores(served, scores, percentiles)
     windows.add(served, scores)
     return ScoreResult(served, scores, percentiles, served.model.out_of_range(scores))

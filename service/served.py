@@ -35,6 +35,13 @@ class Served(NamedTuple):
     """Time at which it began to serve, in seconds since 1970."""
     inline_limit: int = 0
     """Up to this many samples are made on the event loop itself; more take a thread."""
+    name: str = ""
+    """The model's name in paths and metrics."""
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """The labels `model` and `role` of its metrics."""
+        return self.name, self.role
 
     @property
     def serving_since(self) -> str:
@@ -42,12 +49,13 @@ class Served(NamedTuple):
         return datetime.fromtimestamp(self.since, UTC).isoformat(timespec="seconds")
 
 
-def load(folder: Path, version: str | None, role: str, device: str = "cpu") -> Served:
+def load(folder: Path, version: str | None, name: str, role: str, device: str = "cpu") -> Served:
     """Verify an artifact, load it and run it once.
 
     Args:
         folder: the artifact's folder.
         version: ``name@number``; None for a folder that is in no registry.
+        name: the model's name in paths and metrics.
         role: ``champion`` or ``challenger``.
         device: ``cpu`` or ``cuda``.
 
@@ -65,7 +73,7 @@ def load(folder: Path, version: str | None, role: str, device: str = "cpu") -> S
     version = version or model.digest[:12]
     run_once(model, version)
     saturated = model.run.config.constraint.saturated_share(model.critic)
-    return Served(model, version, role, saturated, time.time(), inline_limit(model))
+    return Served(model, version, role, saturated, time.time(), inline_limit(model), name)
 
 
 def run_once(model: Model, version: str) -> None:

@@ -22,8 +22,9 @@ def serve(
     workers: int | None = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
+    models: str = "",
 ) -> NoReturn:
-    """Replace this process by a server of a model, until SIGTERM or SIGINT.
+    """Replace this process by a server of a model, or of several, until SIGTERM or SIGINT.
 
     Args:
         model: an artifact folder, or a registry name such as ``digits@champion``.
@@ -32,6 +33,7 @@ def serve(
         workers: processes that answer; default: ``WGAN_WORKERS``, or 1.
         tls_cert: file of the TLS certificate; default: ``WGAN_TLS_CERT``, or none.
         tls_key: file of its key; default: ``WGAN_TLS_KEY``, or none.
+        models: in place of ``model``, several of them, as in ``WGAN_MODELS``.
 
     Raises:
         ConfigError: an environment variable has a bad value, the file of API keys has a mistake,
@@ -39,7 +41,7 @@ def serve(
     """
     options = {"WGAN_WORKERS": workers, "WGAN_TLS_CERT": tls_cert, "WGAN_TLS_KEY": tls_key}
     given = {name: value for name, value in options.items() if value is not None}
-    settings = Settings.read(WGAN_MODEL=model, **given)
+    settings = Settings.read(WGAN_MODEL=model, WGAN_MODELS=models, **given)
     if settings.api_keys_file:
         read_keys(settings.api_keys_file)
     tls = []
@@ -48,9 +50,9 @@ def serve(
 
         read_certificate(settings.tls_cert, settings.tls_key)
         tls = ["--ssl-certfile", str(settings.tls_cert), "--ssl-keyfile", str(settings.tls_key)]
-    challenger = settings.challenger
-    if challenger and not registry.is_reference(challenger) and not os.path.isdir(challenger):
-        raise ConfigError(f"WGAN_CHALLENGER={challenger:.100}: there is no such folder")
+    for challenger in settings.challengers.values():
+        if not registry.is_reference(challenger) and not os.path.isdir(challenger):
+            raise ConfigError(f"WGAN_CHALLENGER={challenger:.100}: there is no such folder")
     _check_address(host, port)
     for line in misspelt():
         print(f"warning: {line}", file=sys.stderr)

@@ -45,6 +45,30 @@ def _model(model: str) -> str:
     return model if not model or registry.is_reference(model) else str(Path(model).absolute())
 
 
+def _models(text: str) -> str:
+    """Check models separated by commas, and write each as NAME=SOURCE, folders absolute."""
+    found: dict[str, str] = {}
+    for entry in filter(None, map(str.strip, text.split(","))):
+        given, equals, source = entry.partition("=")
+        source = _model(source if equals else entry)
+        name = given if equals else name_of(source)
+        if not name or not source:
+            raise ValueError("write models such as digits@champion, or NAME=MODEL, with commas")
+        if name in found:
+            raise ValueError(f"two models have the name {name:.100}; write NAME=MODEL for one")
+        found[name] = source
+    return ",".join(f"{name}={source}" for name, source in found.items())
+
+
+def name_of(model: str) -> str:
+    """Name a model that has none of its own: by its registry name, or its folder."""
+    return model.rpartition("@")[0] if registry.is_reference(model) else Path(model).name
+
+
+def _by_name(models: str) -> dict[str, str]:
+    return dict(entry.split("=", 1) for entry in models.split(",") if entry)
+
+
 def _window(size: int) -> int:
     if 0 < size < MIN_DRIFT_WINDOW:
         raise ValueError(f"write 0, or at least {MIN_DRIFT_WINDOW} items")
@@ -67,6 +91,7 @@ def _origins(text: str) -> str:
 
 Url = Annotated[str, AfterValidator(_url)]
 ModelName = Annotated[str, AfterValidator(_model)]
+ModelNames = Annotated[str, AfterValidator(_models)]
 
 
 class Settings(BaseSettings):
@@ -85,6 +110,20 @@ class Settings(BaseSettings):
         alias="WGAN_MODEL",
         description="an artifact folder, or a registry name such as `digits@champion` or "
         "`digits@3`; `--model`",
+    )
+    models: ModelNames = Field(
+        "",
+        alias="WGAN_MODELS",
+        description="in its place, several models, such as `digits@champion,wine@champion`, or "
+        "`NAME=MODEL` for another name: see [below](#several-models); `--model` for each",
+    )
+    models_memory: int = Field(
+        0,
+        alias="WGAN_MODELS_MEMORY",
+        ge=0,
+        le=1_000_000,
+        description="MiB that the files of all versions held by one process may have together: "
+        "see [below](#several-models). 0: any number",
     )
     tracking_uri: str = Field(
         default_factory=registry.tracking_uri,
@@ -107,10 +146,11 @@ class Settings(BaseSettings):
         "the container",
         json_schema_extra={"default": "`~/.cache/wgan-foundry`"},
     )
-    challenger: ModelName = Field(
+    challenger: ModelNames = Field(
         "",
         alias="WGAN_CHALLENGER",
-        description="a second model, named like the first, such as `digits@challenger`",
+        description="a second model, named like the first, such as `digits@challenger`; of several "
+        "models, a list of them",
     )
     challenger_share: float = Field(
         0.0,
@@ -229,6 +269,18 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _models_agree(self) -> Self:
+        if self.model and self.models:
+            raise ValueError("WGAN_MODELS: leave out WGAN_MODEL, and name its model here")
+        strangers = self.challengers.keys() - self.champions.keys()
+        if strangers and self.champions:
+            raise ValueError(
+                f"WGAN_CHALLENGER: {min(strangers):.100} is none of the models "
+                f"{', '.join(self.champions):.300}; write NAME=MODEL"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tls_has_both(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             names = ["WGAN_TLS_CERT", "WGAN_TLS_KEY"]
@@ -250,6 +302,19 @@ class Settings(BaseSettings):
             return cls(**variables)
         except ValidationError as error:
             raise ConfigError("; ".join(map(_complaint, error.errors()))) from None
+
+    @property
+    def champions(self) -> dict[str, str]:
+        """The source of each model's champion, by the model's name."""
+        return _by_name(self.models) or ({name_of(self.model): self.model} if self.model else {})
+
+    @property
+    def challengers(self) -> dict[str, str]:
+        """The sources of challengers, by the name of their model."""
+        found = _by_name(self.challenger)
+        if self.model and len(found) == 1:  # there is but one model that it can belong to
+            return dict.fromkeys(self.champions, *found.values())
+        return found
 
     @property
     def is_tracing(self) -> bool:

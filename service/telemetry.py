@@ -8,7 +8,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -137,7 +137,8 @@ class RequestMiddleware:
     Args:
         app: answers the requests.
         tracing: makes the spans.
-        paths: known ones; clients must not be able to make up names of spans.
+        paths: known ones, each with the name of the model that it asks, if it asks one; clients
+            must not be able to make up names of spans.
         is_leaving: tells whether clients are to close their connections.
         proxies: how many each request comes through, by which the client's address is found.
         on_end: called with each request's path and what is known of it, when it has ended.
@@ -147,7 +148,7 @@ class RequestMiddleware:
         self,
         app: ASGIApp,
         tracing: Tracing,
-        paths: frozenset[str],
+        paths: Mapping[str, str | None],
         is_leaving: Callable[[], bool],
         proxies: int,
         on_end: Callable[[str, Exchange], None],
@@ -171,6 +172,7 @@ class RequestMiddleware:
         began = time.perf_counter()
         exchange = exchange_of(scope)
         exchange.client = client_address(scope, self.proxies)
+        exchange.model = self.paths.get(scope["path"])
 
         async def add_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -199,6 +201,7 @@ class RequestMiddleware:
                     "path": scope["path"][:MAX_PATH],
                     "status": status,  # null: the service was stopped before it could answer
                     "seconds": round(time.perf_counter() - began, 6),
+                    "model": exchange.model,
                     "version": exchange.version,
                     "key": exchange.key,
                     "client": exchange.client,

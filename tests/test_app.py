@@ -31,7 +31,7 @@ def talk(app: App, ask: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
 
     async def run() -> None:
         await app.start()
-        await asyncio.to_thread(app.context.holder.champion_tried.wait, 60)
+        await asyncio.to_thread(app.context.holders.champions_tried.wait, 60)
         transport = httpx.ASGITransport(app.surround(app.routes))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             await ask(client)
@@ -52,7 +52,8 @@ def test_an_app_serves_the_model_of_its_settings(tmp_path: Path, kind: str) -> N
         assert answer.json()["samples"] == expected.tolist()
         scores = await client.post("/v1/scores", json={"samples": answer.json()["samples"]})
         assert len(scores.json()["scores"]) == 5
-        assert 'wgan_scores_total{role="champion"} 5.0' in (await client.get("/metrics")).text
+        told = (await client.get("/metrics")).text
+        assert 'wgan_scores_total{model="artifact",role="champion"} 5.0' in told
 
     talk(app, ask)
 
@@ -70,7 +71,7 @@ def test_two_apps_in_one_process_share_nothing(tmp_path: Path) -> None:
     async def ask_other(client: httpx.AsyncClient) -> None:
         assert (await client.post("/v1/samples", json={"count": 3})).status_code == 401
         told = (await client.get("/metrics")).text
-        assert "wgan_model_ready 0.0" in told
+        assert 'wgan_model_ready{model="none"} 0.0' in told
         assert "wgan_samples_total{" not in told
 
     talk(one, ask_one)
@@ -92,7 +93,7 @@ def test_an_endpoint_is_added_by_a_line(tmp_path: Path) -> None:
             description = (await client.get("/docs.json")).json()
             assert description["paths"]["/v1/greeting"]["get"] == operation
             told = (await client.get("/metrics")).text
-            assert 'wgan_requests_total{endpoint="/v1/greeting",status="200"} 1.0' in told
+            assert 'wgan_requests_total{endpoint="/v1/greeting",model="",status="200"} 1.0' in told
 
         talk(app, ask)
         assert ("GET", "/v1/greeting") in app.direct()

@@ -19,7 +19,7 @@ from models import command_line
 from models.bulk import FORMATS
 from models.command_line import assignments
 from models.constraints import AnyConstraint
-from service.settings import MIN_DRIFT_WINDOW
+from service.settings import MIN_DRIFT_WINDOW, Settings
 from tests import manifests
 from tests.chart import (
     CHART,
@@ -63,6 +63,8 @@ def test_lint(values: str) -> None:
         ("serve.replica=2", "replica"),
         ("serve.autoscaling.cpuPercent=101", "cpuPercent"),
         ("serve.driftWindow=49", "driftWindow"),
+        (r"serve.models[0]=a@1\,b@1", "models"),
+        ("serve.modelsMemory=128Mi", "modelsMemory"),
         ("retrain.schedule=daily", "schedule"),
         ("mlflow.enabled=false", "externalUri"),
         ("mlflow.externalUri=http://elsewhere", "externalUri"),
@@ -266,6 +268,18 @@ def test_the_service_is_started_as_it_wants() -> None:
     mounts = {m["mountPath"] for m in service["volumeMounts"]}
     keys = next(v["value"] for v in service["env"] if v["name"] == "WGAN_API_KEYS_FILE")
     assert os.path.dirname(keys) in mounts
+
+
+def test_several_models_are_served_as_the_settings_name_them() -> None:
+    chosen = ("--set", "serve.models={digits@champion,wine=/model/wine}")
+    _, service = container(render("values", False, *chosen), "Deployment", "wgan")
+    values = {v["name"]: v["value"] for v in service["env"] if "value" in v}
+    read = {name: values[name] for name in ("WGAN_MODELS", "WGAN_MODELS_MEMORY")}
+    settings = Settings.read(**read, WGAN_MODEL=values.get("WGAN_MODEL", ""))
+    assert settings.champions == {"digits": "digits@champion", "wine": "/model/wine"}
+    assert settings.models_memory > 0
+    _, service = container(render("values", False), "Deployment", "wgan")
+    assert "WGAN_MODELS" not in {v["name"] for v in service["env"]}
 
 
 def known_variable(name: str) -> bool:

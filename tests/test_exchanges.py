@@ -115,7 +115,7 @@ def test_a_stream_is_in_flight_until_its_end_and_takes_as_long(server: Server) -
         return sum(
             value
             for labels, value in families(server)["wgan_request_duration_seconds"]
-            if labels == {"endpoint": "/v1/samples"}
+            if labels == {"model": "artifact", "endpoint": "/v1/samples"}
         )
 
     assert until(lambda: families(server)["wgan_requests_in_flight"][0][1] == 0)

@@ -162,7 +162,7 @@ def test_a_version_is_exchanged_under_load_and_no_request_is_lost(
     (info,) = service.labels("wgan_model_info")
     assert info["version"] == "tiny@2"
     assert info["guarantee"] == model.run.constraint.guarantee
-    assert service.series("wgan_model_reloads_total")["swapped", "champion"] >= 4
+    assert service.series("wgan_model_reloads_total")["tiny", "swapped", "champion"] >= 4
     assert service.series("wgan_registry_reachable") == {(): 1.0}
 
 
@@ -175,8 +175,8 @@ def test_a_bad_version_is_refused_and_named_while_the_last_good_one_serves(
 ) -> None:
     registry.promote("tiny", "2", "a test")
     serves(service, "tiny@2")
-    refused = {"role": "champion", "version": f"tiny@{number}"}
-    before = service.series("wgan_model_reloads_total")["refused", "champion"]
+    refused = {"model": "tiny", "role": "champion", "version": f"tiny@{number}"}
+    before = service.series("wgan_model_reloads_total")["tiny", "refused", "champion"]
     with load(service) as answers:
         registry.promote("tiny", str(number), "a test")
         until(
@@ -187,7 +187,7 @@ def test_a_bad_version_is_refused_and_named_while_the_last_good_one_serves(
     log = service.log.read_text()
     assert says in log
     assert f"tiny@{number} is refused" in log
-    assert service.series("wgan_model_reloads_total")["refused", "champion"] == before + 1
+    assert service.series("wgan_model_reloads_total")["tiny", "refused", "champion"] == before + 1
     registry.promote("tiny", "3", "a test")
     serves(service, "tiny@3")
     assert not service.labels("wgan_model_refused_info")
@@ -204,6 +204,7 @@ def test_the_registrys_versions_are_listed(service: Service) -> None:
     assert listed["models"][0]["constraint"] == "gradient_penalty"
     (serving,) = listed["serving"]
     assert (serving["role"], serving["version"]) == ("champion", "tiny@2")
+    assert (serving["name"], listed["names"]) == ("tiny", ["tiny"])
     assert serving["digest"] == listed["models"][3]["digest"]
 
 
@@ -254,8 +255,8 @@ def test_champion_and_challenger_side_by_side(home: Registry) -> None:
         assert 60 < went < 140
         roles = {labels["role"]: labels["version"] for labels in both.labels("wgan_model_info")}
         assert roles == {"champion": "tiny@2", "challenger": "tiny@1"}
-        assert both.series("wgan_samples_total")["challenger",] == went + 22
-        assert both.series("wgan_findings")["challenger", "critical"] == 0
+        assert both.series("wgan_samples_total")["tiny", "challenger"] == went + 22
+        assert both.series("wgan_findings")["tiny", "challenger", "critical"] == 0
 
 
 def array_file(array: np.ndarray) -> bytes:
@@ -280,13 +281,13 @@ def test_the_registry_may_go_and_come_back_and_a_restart_serves_from_the_cache(
     )
     assert service.version() == "tiny@2"
     assert service.client.get("/readyz").status_code == 200
-    assert service.series("wgan_model_reloads_total")["unreachable", "champion"] > 0
+    assert service.series("wgan_model_reloads_total")["tiny", "unreachable", "champion"] > 0
     listing = service.client.get("/v1/models").json()
     assert listing["serving"][0]["version"] == "tiny@2"
     assert listing["registry_answers"] is False
     with Service(home).running("--workers", "1") as restarted:  # with the same cache
         assert restarted.version() == "tiny@2"
-        assert restarted.series("wgan_model_reloads_total")["cached", "champion"] == 1
+        assert restarted.series("wgan_model_reloads_total")["tiny", "cached", "champion"] == 1
         until(
             lambda: restarted.series("wgan_registry_reachable") == {(): 0.0},
             "unreachable",
@@ -320,7 +321,7 @@ def test_no_request_and_no_restart_waits_for_a_registry_that_hangs(
                 paths = [*["/v1/models"] * 60, "/metrics"]
                 *answers, metrics = askers.map(service.client.get, paths)
             assert time.monotonic() - began < SOON
-            assert "wgan_model_ready 1.0" in metrics.text
+            assert 'wgan_model_ready{model="tiny"} 1.0' in metrics.text
             for answer in answers:
                 later = answer.json()
                 assert later["models"] == listed["models"]
@@ -340,7 +341,7 @@ def test_without_its_alias_a_service_is_not_ready_or_serves_the_last_good_versio
     model, options = "tiny@later", {"WGAN_CACHE": str(tmp_path)}
     with Service(home, **options).started(model) as first:
         until(
-            lambda: first.series("wgan_model_reloads_total")["missing", "champion"] > 1,
+            lambda: first.series("wgan_model_reloads_total")["tiny", "missing", "champion"] > 1,
             "missing",
             first.log,
         )

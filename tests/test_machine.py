@@ -14,6 +14,7 @@ from models import registry
 from models.artifact import SERVED, SUMS, TRAINING_STATE, load_artifact
 from models.errors import ArtifactError, UserError
 from service.holder import Slot, outcome_of
+from service.room import Room
 from service.settings import Settings
 from tests.artifacts import make_artifact
 from tests.registries import Registry
@@ -46,9 +47,9 @@ class Watched:
         self.cache = cache
         self.outcomes: list[str] = []
         settings = Settings.read(WGAN_CACHE=str(cache))
-        self.slot = Slot("champion", source, settings, self.count)
+        self.slot = Slot("tiny", "champion", source, settings, Room(0), self.count)
 
-    def count(self, role: str, outcome: str) -> None:
+    def count(self, model: str, role: str, outcome: str) -> None:
         self.outcomes.append(outcome)
 
     @property

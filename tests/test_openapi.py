@@ -65,7 +65,8 @@ def test_errors_name_the_model_that_was_to_answer(tmp_path: Path) -> None:
         choose_model(context, request, None)
         raise RuntimeError
 
-    ENDPOINTS.append(Endpoint("GET", "/v1/failure", fail))
+    by_name = "/v1/models/{name}/failure"
+    ENDPOINTS.append(Endpoint("GET", "/v1/failure", fail, by_name=by_name))
     try:
         app = made(WGAN_MODEL=str(make_artifact(tmp_path / "artifact", "vector")))
     finally:

@@ -612,6 +612,36 @@ def test_a_key_is_asked_for_where_one_is_needed(
         page.locator("#quality img").wait_for()
 
 
+@needs_chromium
+def test_of_several_models_the_page_shows_one_and_leads_to_the_others(
+    tmp_path: Path, visit: Callable[..., Page]
+) -> None:
+    port = free_port()
+    command: list[object] = [WGAN, "serve", "--port", port]
+    for name, kind in (("digits & co", "image"), ("ring", "vector")):
+        command += ["--model", f"{name}={make_artifact(tmp_path / kind, kind)}"]
+    with running(command, port, tmp_path / "log") as process:
+        url = f"http://127.0.0.1:{port}/"
+        wait_for(f"{url}readyz", process, tmp_path / "log")
+        page = settled(visit(url))
+        assert f"{url}v1/models/digits%20%26%20co/samples" in str(
+            page.locator("#curl").text_content()
+        )
+        expect(page.locator("#models [aria-current]")).to_have_text("digits & co")
+        page.locator("#quality img").wait_for()
+        page.get_by_role("link", name="ring").click()
+        has(page, "#curl", "v1/models/ring/samples")
+        settled(page)
+        expect(page.locator("#models [aria-current]")).to_have_text("ring")
+        page.get_by_role("button", name="Score the samples").click()
+        has(page, "#score-status", "scored")
+        version = httpx.get(f"{url}v1/models/ring").json()["version"]
+        has(page, "#subtitle", version)
+        assert page.locator("#record-link").get_attribute("href") == "v1/models/ring"
+        page.goto(f"{url}?model=wine")
+        has(page, "#notice", "there are: digits & co, ring")
+
+
 def test_what_the_client_has_is_not_sent_again(sites: Sites) -> None:
     site = sites["image"]
     with httpx.Client(base_url=site.url) as client:

@@ -428,7 +428,7 @@ def test_the_service_tells_what_a_private_model_has_spent(
         assert card is not None
         assert (await client.get("/v1/model")).json()["privacy"] == card.model_dump(mode="json")
         told = (await client.get("/metrics")).text
-        labels = '{delta="0.001",role="champion"}'
+        labels = '{delta="0.001",model="artifact",role="champion"}'
         assert f"wgan_model_privacy_epsilon{labels} {card.epsilon}" in told
         assert (await client.get("/v1/drift")).status_code == 200
 

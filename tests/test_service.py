@@ -24,6 +24,7 @@ from models.artifact import SERVED, load_artifact
 from service.exchange import exchange_of
 from service.keys import Keys
 from service.limits import MAX_BODY, Guard
+from service.room import size_of
 from tests.artifacts import make_artifact
 from tests.servers import (
     WGAN,
@@ -86,10 +87,11 @@ def test_metrics_tell_of_the_model_and_its_work(image: Server) -> None:
     assert labels["constraint"] == "gradient_penalty"
     assert labels["version"] == image.model.digest[:12]
     assert labels["data_sha256"] == image.model.run.data.sha256
-    figure = {"role": "champion", "metric": "precision", "extractor": ""}
+    figure = {"model": "artifact", "role": "champion", "metric": "precision", "extractor": ""}
     assert after["wgan_quality"] == [(figure, 0.5)]
     assert after["wgan_quality_floor"] == [(figure, 0.9)]
-    assert after["wgan_model_ready"] == [({}, 1.0)]
+    assert after["wgan_model_ready"] == [({"model": "artifact"}, 1.0)]
+    assert after["wgan_models_bytes"] == [({}, size_of(image.artifact))]
 
     def total(found: dict[str, list[tuple[dict[str, str], float]]], name: str) -> float:
         return found[name][0][1] if name in found else 0.0
@@ -104,6 +106,7 @@ def test_unknown_paths_add_no_series(image: Server) -> None:
     for i in range(30):
         image.client.get(f"/unknown-{i}")
         image.client.get(f"/v1/model/{i}")
+        image.client.post(f"/v1/models/stranger-{i}/samples", json={})
     assert image.client.get("/metrics").text.count("\n") == before
 
 
@@ -126,7 +129,8 @@ def test_a_second_server_leaves_the_first_ones_metrics_and_ends_with_0_on_sigter
     before = families(image)["wgan_samples"]
     with Server("vector", tmp_path).running() as second:
         second.samples(count=5, format="npz")
-        assert families(second)["wgan_samples"][0] == ({"role": "champion"}, 5.0)
+        labels = {"model": "artifact", "role": "champion"}
+        assert families(second)["wgan_samples"][0] == (labels, 5.0)
         assert families(image)["wgan_samples"] == before
         second.process.send_signal(signal.SIGTERM)
         assert second.process.wait(timeout=30) == 0

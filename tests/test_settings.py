@@ -34,8 +34,9 @@ BAD_TEXTS = {
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "ftp://collector",
 }
 """A bad value of each setting that is no number."""
-FREE = {"WGAN_MODEL", "MLFLOW_TRACKING_URI", "OTEL_SERVICE_NAME"}
-"""Any text will do, as far as the settings can tell; the command itself looks at the model."""
+FREE = {"WGAN_MODEL", "WGAN_MODELS", "MLFLOW_TRACKING_URI", "OTEL_SERVICE_NAME"}
+"""Any text will do, as far as the settings can tell; the command itself looks at the models, and
+tests/test_several_models.py at how they are named."""
 
 
 @pytest.fixture(autouse=True)

@@ -24,9 +24,9 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
     "Now": [
         (
             "Ready replicas",
-            "Replicas in which a verified model has run.",
+            "Replicas in which a verified model has run, by model.",
             "stat:short",
-            [(f"sum(wgan_model_ready{{{JOB}}})", "")],
+            [(f"sum by (model) (wgan_model_ready{{{JOB}}})", "{{model}}")],
         ),
         (
             "Errors",
@@ -44,7 +44,12 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "Champion's age",
             "Time since it was trained.",
             "stat:s",
-            [(f'max(wgan_model_age_seconds{{{JOB}, role="champion"}})', "")],
+            [
+                (
+                    f'max by (model) (wgan_model_age_seconds{{{JOB}, role="champion"}})',
+                    "{{model}}",
+                )
+            ],
         ),
         (
             "Registry",
@@ -56,12 +61,13 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
     "Requests": [
         (
             "Requests",
-            "By endpoint and status.",
+            "By model, endpoint and status.",
             "reqps",
             [
                 (
-                    f"sum by (endpoint, status) (rate(wgan_requests_total{{{JOB}}}[{RATE}]))",
-                    "{{endpoint}} {{status}}",
+                    "sum by (model, endpoint, status) "
+                    f"(rate(wgan_requests_total{{{JOB}}}[{RATE}]))",
+                    "{{model}} {{endpoint}} {{status}}",
                 )
             ],
         ),
@@ -105,12 +111,12 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"sum by (role) (rate(wgan_samples_total{{{JOB}}}[{RATE}]))",
-                    "samples, {{role}}",
+                    f"sum by (model, role) (rate(wgan_samples_total{{{JOB}}}[{RATE}]))",
+                    "samples, {{model}} {{role}}",
                 ),
                 (
-                    f"sum by (role) (rate(wgan_scores_total{{{JOB}}}[{RATE}]))",
-                    "scores, {{role}}",
+                    f"sum by (model, role) (rate(wgan_scores_total{{{JOB}}}[{RATE}]))",
+                    "scores, {{model}} {{role}}",
                 ),
             ],
         ),
@@ -136,8 +142,9 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"max by (role) (wgan_drift_distance{{{JOB}}} / wgan_drift_threshold{{{JOB}}})",
-                    "worst replica, {{role}}",
+                    "max by (model, role) "
+                    f"(wgan_drift_distance{{{JOB}}} / wgan_drift_threshold{{{JOB}}})",
+                    "worst replica, {{model}} {{role}}",
                 ),
             ],
         ),
@@ -148,9 +155,9 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"histogram_quantile({q}, sum by (le) "
+                    f"histogram_quantile({q}, sum by (model, le) "
                     f"(rate(wgan_score_percentile_bucket{{{JOB}}}[{RATE}])))",
-                    f"{int(100 * q)}%",
+                    f"{int(100 * q)}%, {{{{model}}}}",
                 )
                 for q in (0.1, 0.5, 0.9)
             ],
@@ -161,9 +168,9 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"histogram_quantile({q}, sum by (le) "
+                    f"histogram_quantile({q}, sum by (model, le) "
                     f"(rate(wgan_score_bucket{{{JOB}}}[{RATE}])))",
-                    f"{int(100 * q)}%",
+                    f"{int(100 * q)}%, {{{{model}}}}",
                 )
                 for q in (0.1, 0.5, 0.9)
             ],
@@ -176,7 +183,7 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "table",
             [
                 (
-                    "count by (role, version, constraint, guarantee, data) "
+                    "count by (model, role, version, constraint, guarantee, data) "
                     f"(wgan_model_info{{{JOB}}})",
                     "",
                 )
@@ -188,8 +195,8 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"max by (role, metric) (wgan_quality{{{JOB}}})",
-                    "{{metric}}, {{role}}",
+                    f"max by (model, role, metric) (wgan_quality{{{JOB}}})",
+                    "{{metric}}, {{model}} {{role}}",
                 )
             ],
         ),
@@ -200,9 +207,9 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"max by (role, metric) (wgan_quality{{{JOB}}}) "
-                    f"/ max by (role, metric) (wgan_quality_floor{{{JOB}}} != 0)",
-                    "{{metric}}, {{role}}",
+                    f"max by (model, role, metric) (wgan_quality{{{JOB}}}) "
+                    f"/ max by (model, role, metric) (wgan_quality_floor{{{JOB}}} != 0)",
+                    "{{metric}}, {{model}} {{role}}",
                 )
             ],
         ),
@@ -212,8 +219,8 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"max by (role, bound) (wgan_critic_lipschitz{{{JOB}}})",
-                    "{{bound}}, {{role}}",
+                    f"max by (model, role, bound) (wgan_critic_lipschitz{{{JOB}}})",
+                    "{{bound}}, {{model}} {{role}}",
                 )
             ],
         ),
@@ -223,8 +230,8 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"max by (role, place, level) (wgan_critic_gradient_norm{{{JOB}}})",
-                    "{{place}} {{level}}, {{role}}",
+                    f"max by (model, role, place, level) (wgan_critic_gradient_norm{{{JOB}}})",
+                    "{{place}} {{level}}, {{model}} {{role}}",
                 )
             ],
         ),
@@ -234,8 +241,8 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "short",
             [
                 (
-                    f"max by (role, severity) (wgan_findings{{{JOB}}})",
-                    "{{severity}}, {{role}}",
+                    f"max by (model, role, severity) (wgan_findings{{{JOB}}})",
+                    "{{severity}}, {{model}} {{role}}",
                 )
             ],
         ),

@@ -22,7 +22,7 @@ async def get_description(context: Context, request: Request) -> Response:
     """Describe all endpoints."""
     from service.endpoints import ENDPOINTS  # this module is in that list, too
 
-    return JSONResponse(describe(ENDPOINTS, context.keys.is_needed))
+    return JSONResponse(describe(ENDPOINTS, context.keys.is_needed, context.holders.names))
 
 
 async def get_page(context: Context, request: Request) -> Response:

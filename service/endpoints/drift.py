@@ -70,4 +70,5 @@ ENDPOINT = Endpoint(
         },
     },
     schemas=(Drift,),
+    by_name="/v1/models/{name}/drift",
 )

@@ -67,7 +67,7 @@ async def post_imputations(context: Context, request: Request) -> Response:
         rows = to_table(served.model, wanted.rows)
         with unsuitable():
             completed = served.model.impute(rows, seed)
-        context.metrics.samples.labels(served.role).inc(len(completed))
+        context.metrics.samples.labels(*served.labels).inc(len(completed))
         return {"rows": records(completed), "seed": seed}
 
     answer = await context.processors.run("imputations", complete)
@@ -94,4 +94,5 @@ ENDPOINT = Endpoint(
     },
     schemas=(ImputationsRequest, Imputations),
     scope="samples",
+    by_name="/v1/models/{name}/imputations",
 )

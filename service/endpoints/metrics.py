@@ -17,7 +17,7 @@ async def get_metrics(context: Context, request: Request) -> Response:
     """Tell the metrics of all workers; open unless some key has the scope for them."""
     if context.keys.metrics_need_one():
         allow(context.keys.authenticate(request.scope["headers"]), "metrics")
-    models = ModelCollector(context.holder, context.windows)
+    models = ModelCollector(context.holders, context.windows)
     content = await anyio.to_thread.run_sync(context.metrics.render, models)
     return Response(content, headers={"Content-Type": CONTENT_TYPE_LATEST})
 

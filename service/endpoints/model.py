@@ -28,8 +28,9 @@ class Version(BaseModel):
 
 
 class Serving(BaseModel):
-    """A model that is being served."""
+    """A version that is being served."""
 
+    name: str = Field(description="The model's name in paths.")
     role: Role
     version: str
     digest: str
@@ -37,8 +38,9 @@ class Serving(BaseModel):
 
 
 class Models(BaseModel):
-    """The registry as the service sees it."""
+    """The registry as the service sees it, and what it serves."""
 
+    names: list[str] = Field(description="Of the models, for paths; whether they are ready or not.")
     models: list[Version]
     age_seconds: float | None = Field(
         description="Seconds since the list was had from the registry; null: none was had yet."
@@ -78,7 +80,7 @@ async def get_picture(context: Context, request: Request) -> Response:
 
 async def get_models(context: Context, request: Request) -> Response:
     """Tell which versions the registry has, and which are served."""
-    return await anyio.to_thread.run_sync(lambda: JSONResponse(context.holder.listing()))
+    return await anyio.to_thread.run_sync(lambda: JSONResponse(context.holders.listing()))
 
 
 RECORD = Endpoint(
@@ -96,6 +98,7 @@ RECORD = Endpoint(
             **errors(400, 401, 404, 408, 413, 422, 429, 431, 503, 504),
         },
     },
+    by_name="/v1/models/{name}",
 )
 VERSIONS = Endpoint(
     "GET",
@@ -133,4 +136,5 @@ PICTURE = Endpoint(
             **errors(400, 401, 404, 408, 413, 422, 429, 431, 503, 504),
         },
     },
+    by_name="/v1/models/{name}/samples.png",
 )

@@ -245,8 +245,8 @@ class SampleWork:
 
     def __init__(self, context: Context, served: Served, format: str, is_inline: bool) -> None:
         self._context = context
-        self._timer = SampleTimer(context.metrics, served.role, format)
-        self._samples = context.metrics.samples.labels(served.role)
+        self._timer = SampleTimer(context.metrics, served, format)
+        self._samples = context.metrics.samples.labels(*served.labels)
         self._is_inline = is_inline
 
     def watch(self, batches: Iterator[Array]) -> Iterator[Array]:
@@ -341,4 +341,5 @@ ENDPOINT = Endpoint(
     },
     schemas=(SamplesRequest,),
     scope="samples",
+    by_name="/v1/models/{name}/samples",
 )

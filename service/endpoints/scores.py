@@ -375,4 +375,5 @@ ENDPOINT = Endpoint(
     },
     schemas=(ScoresRequest, ScoresForm, Scores),
     scope="scores",
+    by_name="/v1/models/{name}/scores",
 )

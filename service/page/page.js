@@ -10,6 +10,8 @@ const RETRY_SECONDS = 5;
 const $ = (id) => document.getElementById(id);
 let key = "";
 let model = null;
+let root = "v1"; // below which the model's endpoints are
+let record = "v1/model"; // where its record is
 
 // ---- speaking to the service -------------------------------------------------------------------
 
@@ -359,7 +361,7 @@ async function generate(signal) {
   const shown = `${body.count} ${body.count === 1 ? "sample" : "samples"} of seed ${body.seed}`;
   const label = body.class === undefined ? shown : `${shown}, class ${body.class}`;
   showCurl({ ...body, format: isTable() ? "csv" : format });
-  const response = await post("v1/samples", { ...body, format }, signal);
+  const response = await post(`${root}/samples`, { ...body, format }, signal);
   if (isImage()) {
     const picture = await picturesOf(response);
     picture.alt = `Grid of ${label}`;
@@ -385,7 +387,7 @@ function showCurl(body) {
   const authorization = key ? " -H 'Authorization: Bearer KEY'" : "";
   const data = JSON.stringify(body).replaceAll("'", "'\\''");
   $("curl").textContent =
-    `curl --fail ${new URL("v1/samples", document.baseURI)}${authorization} \\\n` +
+    `curl --fail ${new URL(`${root}/samples`, document.baseURI)}${authorization} \\\n` +
     `    -H 'Content-Type: application/json' \\\n    -d '${data}' -o samples.${body.format}`;
 }
 
@@ -397,7 +399,7 @@ async function walk(signal) {
   const [from, to] = [Number($("from").value), Number($("to").value)];
   const body = { count: FRAMES, seed: from, interpolation: { to } };
   if (isConditional()) body.class = $("walk-class").value;
-  const response = await post("v1/samples", { ...body, format: isImage() ? "png" : "json" }, signal);
+  const response = await post(`${root}/samples`, { ...body, format: isImage() ? "png" : "json" }, signal);
   const label = `On the way from seed ${from} to seed ${to}`;
   walkTo = isImage() ? framesOf(await picturesOf(response), label) : numberFrames((await response.json()).samples, label);
   $("place").disabled = false;
@@ -510,7 +512,7 @@ async function scoreFiles(files, signal) {
   }
   // Whatever is dropped is brought to the model's size, as training does.
   if (isImage()) form.append("resize", "true");
-  const response = await call("v1/scores", { method: "POST", body: form, signal });
+  const response = await call(`${root}/scores`, { method: "POST", body: form, signal });
   const answer = await response.json();
   if (answer.scores.length !== files.length) return showScores(answer, [], []);
   const pictures = files.map((file) => {
@@ -539,14 +541,14 @@ async function scoreShown(signal) {
   if (isConditional() && body.class === undefined) {
     throw new Problem(422, "choose a class above: this critic scores an item together with its class");
   }
-  const { samples } = await (await post("v1/samples", { ...body, format: "json" }, signal)).json();
+  const { samples } = await (await post(`${root}/samples`, { ...body, format: "json" }, signal)).json();
   return scoreItems(samples, body.class, signal);
 }
 
 async function scoreItems(samples, label, signal) {
   const body = isTable() ? { rows: samples } : { samples };
   if (isConditional()) body.classes = samples.map(() => label);
-  return showScores(await (await post("v1/scores", body, signal)).json(), [], []);
+  return showScores(await (await post(`${root}/scores`, body, signal)).json(), [], []);
 }
 
 // ---- what is known of the model ----------------------------------------------------------------
@@ -641,7 +643,7 @@ function showQuality() {
   );
   const box = make("div", { class: "picture" });
   $("quality").append(box);
-  call("v1/model/samples.png")
+  call(`${record}/samples.png`)
     .then(picturesOf)
     .then((picture) => {
       picture.alt = "Samples of this version, drawn when it was trained";
@@ -848,9 +850,22 @@ function prepare() {
   showRecord();
 }
 
+// Of several models, the one that the page's own address names, or else the first.
+function chooseModel(names) {
+  const chosen = new URLSearchParams(location.search).get("model") ?? names[0];
+  root = record = `v1/models/${encodeURIComponent(chosen)}`;
+  $("record-link").href = record;
+  const here = (name) => (name === chosen ? { "aria-current": "page" } : {});
+  const address = (name) => `?${new URLSearchParams({ model: name })}`;
+  $("models").replaceChildren(...names.map((name) => make("a", { href: address(name), ...here(name) }, name)));
+  $("models").hidden = false;
+}
+
 async function load() {
   try {
-    model = await (await call("v1/model")).json();
+    const { names } = await (await call("v1/models")).json();
+    if (names.length > 1) chooseModel(names);
+    model = await (await call(record)).json();
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     const again = [0, 429, 503].includes(error.status);

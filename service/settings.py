@@ -49,11 +49,11 @@ def _models(text: str) -> str:
     """Check models separated by commas, and write each as NAME=SOURCE, folders absolute."""
     found: dict[str, str] = {}
     for entry in filter(None, map(str.strip, text.split(","))):
-        given, equals, source = entry.partition("=")
-        source = _model(source if equals else entry)
-        name = given if equals else name_of(source)
-        if not name or not source:
-            raise ValueError("write models such as digits@champion, or NAME=MODEL, with commas")
+        given = re.fullmatch(r"([^/=@]+)=(.+)", entry)
+        source = _model(given[2] if given else entry)
+        name = given[1] if given else name_of(source)
+        if not name:
+            raise ValueError(f"{entry:.100} has no name; write NAME=MODEL, or such as a@champion")
         if name in found:
             raise ValueError(f"two models have the name {name:.100}; write NAME=MODEL for one")
         found[name] = source

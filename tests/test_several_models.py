@@ -1,5 +1,6 @@
 """Several models in one process: each with its own paths, versions, metrics and exchanges."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -208,11 +209,13 @@ def test_settings_name_each_model_once(tmp_path: Path, monkeypatch: pytest.Monke
     def read(models: str, **more: str) -> Settings:
         return Settings.read(WGAN_MODELS=models, **more)
 
-    found = read(" digits@champion, runs/wine ,b=digits@3,")
+    found = read(" digits@champion, runs/wine ,b=digits@3,/runs/day=7/c,d=/runs/day=7")
     assert found.champions == {
         "digits": "digits@champion",
         "wine": str(tmp_path / "runs/wine"),
         "b": "digits@3",
+        "c": "/runs/day=7/c",
+        "d": "/runs/day=7",
     }
     assert read(found.models) == found
     assert Settings.read(WGAN_MODEL="runs/a=b,c").champions == {"a=b,c": f"{tmp_path}/runs/a=b,c"}
@@ -222,13 +225,38 @@ def test_settings_name_each_model_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert alone.challengers == {"digits": "trial@3"}
     for models, more, says in (
         ("a/artifact,b/artifact", {}, "two models have the name artifact"),
-        ("=a", {}, "write models such as"),
-        ("a=", {}, "write models such as"),
+        ("@1", {}, "@1 has no name"),
+        ("/", {}, "/ has no name"),
         ("a@1", {"WGAN_MODEL": "a@1"}, "leave out WGAN_MODEL"),
         ("a@1,b@1", {"WGAN_CHALLENGER": "c@1"}, "c is none of the models a, b"),
     ):
         with pytest.raises(ConfigError, match=says):
             read(models, **more)
+
+
+def test_a_process_is_ready_once_each_model_has_run_or_failed(tmp_path: Path) -> None:
+    good, other = (make_artifact(tmp_path / name, "vector", seed=i) for i, name in enumerate("ab"))
+    app = made(WGAN_MODELS=f"{good},none={tmp_path}/none,{other}", WGAN_CHALLENGER=f"b={good}")
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        assert app.is_ready
+        told = [holder.served is not None for holder in app.context.holders]
+        assert told == [True, False, True]
+        path = "/v1/models/b?model=challenger"
+        while (answer := await client.get(path)).status_code == 503:  # it is loaded afterwards
+            await asyncio.sleep(0.05)
+        assert answer.json()["version"] == load_artifact(good).digest[:12]
+        assert (await client.get("/v1/models/a?model=challenger")).status_code == 422
+        assert (await client.get("/v1/models/none")).status_code == 503
+
+    assert not app.is_ready
+    talk(app, ask)
+    nothing = made(WGAN_MODELS=f"{tmp_path}/none,{tmp_path}/no")
+
+    async def wait(client: httpx.AsyncClient) -> None:
+        assert not nothing.is_ready
+
+    talk(nothing, wait)
 
 
 def test_a_version_that_does_not_fit_is_not_loaded(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def service() -> str:
             assert len(answer["samples"]) == 8
             scores = pod.ask("/v1/scores", {"samples": answer["samples"]})
             assert len(scores["scores"]) == 8
-            assert "wgan_model_ready 1.0" in pod.get("/metrics")
+            assert 'wgan_model_ready{model="model"} 1.0' in pod.get("/metrics")
             peak = pod.peak_memory()
             code, seconds = pod.end()
         assert code == 0, f"SIGTERM ended it with {code}"

@@ -233,7 +233,7 @@ def test_a_broken_model_leaves_the_process_alive_and_unready(
     with running([sys.executable, "-c", code], port, tmp_path / "log"):
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             for _ in range(300):
-                if "no model:" in (tmp_path / "log").read_text():
+                if "no model is served" in (tmp_path / "log").read_text():
                     break
                 time.sleep(0.1)
             assert client.get("/livez").status_code == 200
@@ -242,7 +242,7 @@ def test_a_broken_model_leaves_the_process_alive_and_unready(
             assert "could not be loaded" in str(is_problem(response, 503)["detail"])
             assert response.headers["retry-after"]
             is_problem(client.get("/v1/model"), 503)
-            assert "wgan_model_ready 0.0" in client.get("/metrics").text
+            assert 'wgan_model_ready{model="artifact"} 0.0' in client.get("/metrics").text
         assert says in (tmp_path / "log").read_text()
 
 

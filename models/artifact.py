@@ -155,8 +155,12 @@ def load_artifact(
     )
     for network, name in ((generator, GENERATOR), (critic, CRITIC)):
         try:
-            network.load_state_dict(load_file(folder / name))
-        except (SafetensorError, RuntimeError) as error:
+            tensors = load_file(folder / name)  # its RuntimeError is torch's, for want of memory
+        except SafetensorError as error:
+            raise ArtifactError(f"{folder / name}: cannot be read ({error})") from None
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ArtifactError(
                 f"{folder / name}: does not fit the networks in {RUN} ({reason})"

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from models.errors import UserError
+from models.errors import DeviceError, UserError
 
 
 def require_device(kind: str) -> torch.device:
     """Return the device of a kind, ``cpu`` or ``cuda``; CUDA then multiplies in full float32.
 
     Raises:
-        UserError: it is neither of them, or there is no CUDA device.
+        UserError: it is neither of them.
+        DeviceError: there is no CUDA device.
     """
     if kind not in ("cpu", "cuda"):
         raise UserError(f"device {kind}: use cpu or cuda")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise UserError("device cuda: torch sees no CUDA device; use cpu")
+            raise DeviceError("device cuda: torch sees no CUDA device; use cpu")
         multiply_in_float32()
     return torch.device(kind)
 

@@ -36,6 +36,10 @@ class MachineError(RegistryError):
     """This machine fails on the way to the registry or its storage, such as by a full disk."""
 
 
+class DeviceError(UserError):
+    """This machine lacks the device that is asked for."""
+
+
 class ClassError(UserError):
     """An unknown class, or a class for a model without classes."""
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
 from models import registry
-from models.errors import MachineError, RegistryError, ShapeError, UserError
+from models.errors import DeviceError, MachineError, RegistryError, ShapeError, UserError
 from service.cache import VersionCache
 from service.problems import NoModel, NotServed
 from service.retries import jittered, retry, within
@@ -28,8 +28,6 @@ Role = Literal["champion", "challenger"]
 ROLES = get_args(Role)
 ANSWER_SECONDS = 30.0
 """Longest time that the registry may take to answer a question."""
-OF_THE_MACHINE = ("can't allocate memory", "out of memory", "cuda error", "no cuda device")
-"""What PyTorch says, in a RuntimeError, and `require_device`, when the machine lacks something."""
 WORDS = {
     "machine": "meets an error of this machine, and is tried again",
     "missing": "is missing",
@@ -45,18 +43,18 @@ def outcome_of(error: Exception) -> str:
     """Tell why a version is not served: one of `WORDS`.
 
     Only what is wrong with the version itself refuses it. A full disk, or a lack of memory or file
-    descriptors, says nothing of it and passes.
+    descriptors, says nothing of it and passes; nor does an error of PyTorch's: what is found wrong
+    with a version is an error of ours, and PyTorch tells only some errors of the machine by type.
     """
     if isinstance(error, NoRoom):
         return "no_room"
     if isinstance(error, RegistryError) and not isinstance(error, MachineError):
         return "missing" if registry.is_absent(error) else "unreachable"
+    if isinstance(error, DeviceError | RuntimeError):  # the latter are PyTorch's
+        return "machine"
     cause: BaseException | None = error
     while cause:
-        said = str(cause).lower()
-        if isinstance(cause, MachineError | OSError | MemoryError) or any(
-            text in said for text in OF_THE_MACHINE
-        ):
+        if isinstance(cause, MachineError | OSError | MemoryError):
             return "machine"
         cause = cause.__cause__ or cause.__context__
     return "refused"

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models import registry
 from models.artifact import SERVED, SUMS, TRAINING_STATE, load_artifact
-from models.errors import ArtifactError, UserError
+from models.errors import ArtifactError
 from service.holder import Slot, outcome_of
 from service.room import Room
 from service.settings import Settings
 from tests.artifacts import make_artifact
 from tests.registries import Registry
-from tests.servers import spoil_weights
+from tests.servers import sign, spoil_weights
 from training.tracking import track_and_register
 
 OUT_OF_BOUNDS = 2
@@ -43,10 +44,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 class Watched:
     """A slot with a cache of its own, and the outcomes of its attempts."""
 
-    def __init__(self, source: str, cache: Path) -> None:
+    def __init__(self, source: str, cache: Path, **variables: str) -> None:
         self.cache = cache
         self.outcomes: list[str] = []
-        settings = Settings.read(WGAN_CACHE=str(cache))
+        settings = Settings.read(WGAN_CACHE=str(cache), **variables)
         self.slot = Slot("tiny", "champion", source, settings, Room(0), self.count)
 
     def count(self, model: str, role: str, outcome: str) -> None:
@@ -203,11 +204,32 @@ def test_a_folder_without_its_training_state_is_served(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "machine"),
-        (UserError("device cuda: torch sees no CUDA device; use cpu"), "machine"),
-        (RuntimeError("CUDA error: device-side assert triggered"), "machine"),
-        (ArtifactError("critic.safetensors is not what the checksum says"), "refused"),
+        (torch.OutOfMemoryError("Tried to allocate 2.00 GiB"), "machine"),
+        (torch.AcceleratorError("device-side assert triggered"), "machine"),
+        # PyTorch has no type for these.
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), "machine"),
+        (RuntimeError("Found no NVIDIA driver on your system"), "machine"),
+        (ArtifactError("out of memory/critic.safetensors: changed or truncated"), "refused"),
     ],
 )
-def test_errors_of_a_gpu_refuse_no_version(error: Exception, outcome: str) -> None:
+def test_errors_are_told_apart_by_type(error: Exception, outcome: str) -> None:
     assert outcome_of(error) == outcome
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_refuses_no_version(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "artifact")
+    watched = Watched(str(artifact), tmp_path / "cache", WGAN_DEVICE="cuda")
+    watched.slot.refresh()
+    assert watched.outcomes == ["machine"]
+    assert watched.slot.is_due
+
+
+@pytest.mark.parametrize("says", ["size mismatch for out of memory", "cuda error"])
+def test_weights_of_other_networks_refuse_a_version(tmp_path: Path, says: str) -> None:
+    artifact = make_artifact(tmp_path / "artifact")
+    save_file({says: torch.zeros(2)}, artifact / "critic.safetensors")
+    sign(artifact)
+    watched = Watched(str(artifact), tmp_path / "cache")
+    watched.slot.refresh()
+    assert watched.outcomes == ["refused"]

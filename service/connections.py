@@ -15,7 +15,10 @@ MAX_CONNECTIONS = 1000
 SHARE_OF_FILES = 0.75
 """Of the files that the process may open. The rest is for the model, the registry and the like."""
 HEAD_SECONDS = 10.0
-"""From a connection's beginning, or its last answer, to the end of the next request's head."""
+"""From a connection's beginning, or a later head's first byte, to the end of the head."""
+LINGER_SECONDS = 30.0
+"""For which the rest of a body is read and thrown away once its request is refused: a client that
+has not looked yet would lose the answer with its connection. It is nginx's ``lingering_time``."""
 READ_SECONDS = 10.0
 """Over which a client's reading is measured, once what it does not read piles up."""
 LEAST_RATE = 2**14
@@ -34,11 +37,15 @@ class Connection(Protocol):
     peer: str
     """Network that it comes from."""
     since: float
-    """Loop time since which it is as it is: opened, sending a body, answered, waiting for more."""
+    """Loop time since which it is as it is: opened, sending a body, answered, sending a head."""
 
     @property
-    def awaits_head(self) -> bool:
-        """True if no request is under way."""
+    def patience(self) -> float:
+        """Seconds for which it may stay so."""
+
+    @property
+    def is_idle(self) -> bool:
+        """True if it is kept for its next request, of which nothing has come."""
 
     @property
     def awaits_client(self) -> bool:
@@ -99,10 +106,10 @@ class Connections:
         self._reading.pop(connection, None)
 
     def _make_room(self, newest: Connection) -> None:
-        """Close a sixteenth: of the peers that have most, those that have waited longest."""
+        """Close a sixteenth: of the peers that have most, the idle, then who has waited longest."""
         counts = Counter(c.peer for c in self._open)
         waiting = [c for c in self._open if c.awaits_client and c is not newest]
-        waiting.sort(key=lambda c: (-counts[c.peer], c.since))
+        waiting.sort(key=lambda c: (-counts[c.peer], not c.is_idle, c.since))
         for connection in waiting[: 1 + self.limit // 16] or [newest]:
             self._give_up(connection, "crowded")
         now = asyncio.get_running_loop().time()
@@ -122,7 +129,7 @@ class Connections:
         self._ticking = loop.call_later(TICK, self._tick)  # first: an error must not end the watch
         now = loop.time()
         for connection in list(self._open):
-            if connection.awaits_head and now - connection.since > HEAD_SECONDS:
+            if now - connection.since > connection.patience:
                 self._give_up(connection, "no_request")
             else:
                 self._check_reading(connection, now)

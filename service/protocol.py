@@ -10,16 +10,17 @@ import array
 import asyncio
 import contextlib
 import fcntl
+import math
 import termios
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.connections import HEAD_SECONDS, Connections
+from service.connections import HEAD_SECONDS, LINGER_SECONDS, Connections
 from service.exchange import exchange_of, network
 from service.limits import MAX_HEADERS
 from service.problems import MEDIA_TYPE, problem
@@ -41,6 +42,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """All connections of this worker."""
     unparsed = 0
     """Bytes since the last whole head or part of a body."""
+    coming: Literal["head", "body"] | None = None
+    """The part of a request of which some has come."""
     peer = ""
     since = 0.0
 
@@ -57,14 +60,37 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     @property
-    def awaits_head(self) -> bool:
+    def patience(self) -> float:
+        """Seconds for which it may stay as it is."""
+        if not self.awaits_request:
+            return math.inf  # the guard's affair
+        if self.is_idle:  # uvicorn sees to most of these, but not after a body that was thrown away
+            return self.timeout_keep_alive
+        return LINGER_SECONDS if self.coming == "body" else HEAD_SECONDS
+
+    @property
+    def awaits_request(self) -> bool:
         """True if no request is under way."""
         return self.cycle is None or self.cycle.response_complete
 
     @property
+    def is_idle(self) -> bool:
+        """True if it is kept for its next request, of which nothing has come."""
+        was_answered = self.cycle is not None and self.cycle.response_complete
+        # What is not taken would be held for as long.
+        return was_answered and self._is_between_requests and not self._untaken()
+
+    @property
+    def _is_between_requests(self) -> bool:
+        return self.coming is None and not self.unparsed
+
+    def _untaken(self) -> int:
+        return self.transport.get_write_buffer_size() + _sent_but_not_taken(self.transport)
+
+    @property
     def awaits_client(self) -> bool:
         """True if nothing is done for it before more comes from its client."""
-        return self.awaits_head or self.cycle.more_body
+        return self.awaits_request or self.cycle.more_body
 
     def unread(self) -> int | None:
         """Return the bytes that the client has yet to take; None unless they are in the way.
@@ -73,14 +99,14 @@ class BoundedProtocol(HttpToolsProtocol):
         them then, so they tell what the client takes; the kernel's own buffer counts, because it
         can hold more than a slow client takes in a minute.
         """
-        size = self.transport.get_write_buffer_size()
-        if not size or not (self.flow.write_paused or self.transport.is_closing()):
+        is_waited_for = self.flow.write_paused or self.transport.is_closing()
+        if not is_waited_for or not self.transport.get_write_buffer_size():
             return None
-        return size + _sent_but_not_taken(self.transport)
+        return self._untaken()
 
     def give_up(self, reason: str) -> None:
         """Close the connection; with a half-sent head, say why."""
-        if reason == "no_request" and self.unparsed and not self.transport.is_closing():
+        if reason == "no_request" and self.coming == "head" and not self.transport.is_closing():
             self.refuse(408, f"the head did not come within {HEAD_SECONDS:g} seconds")
         if self.cycle is not None:
             exchange_of(cast("Scope", self.cycle.scope)).is_too_slow = True
@@ -88,16 +114,24 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, and refuse a head that is longer than any that is let through."""
+        if self.cycle is not None and self._is_between_requests:
+            self.since = self.loop.time()
         self.unparsed += len(data)
         super().data_received(data)
         if self.unparsed > 2 * MAX_HEADERS and not self.transport.is_closing():
             self.send_400_response(f"the headers are over {MAX_HEADERS} bytes")
+
+    def on_message_begin(self) -> None:
+        """Note that a head begins."""
+        self.coming = "head"
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Note that a head is whole; refuse it if too many wait for the answer to another."""
         if len(self.pipeline) >= MAX_PIPELINED:
             raise ValueError("too many requests sent ahead")  # the parser turns it into a 400
         self.unparsed = 0
+        self.coming = "body"
         self.since = self.loop.time()
         super().on_headers_complete()
 
@@ -105,6 +139,13 @@ class BoundedProtocol(HttpToolsProtocol):
         """Note that a part of a body came."""
         self.unparsed = 0
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Note that a request is whole."""
+        self.unparsed = 0
+        self.coming = None
+        self.since = self.loop.time()
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Note that an answer is whole; read no more while requests wait that were read already."""

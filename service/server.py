@@ -62,6 +62,7 @@ def serve(
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "bentoml", "serve", "service.entry:WganService"]
     command += ["--working-dir", str(root), "--host", host, "--port", str(port), *tls]
+    command += ["--timeout-keep-alive", str(settings.keep_alive_seconds)]
     # Seconds for requests under way to end after SIGTERM; BentoML would wait for ever.
     command += ["--timeout-graceful-shutdown", "20"]
     os.execve(sys.executable, command, environment)

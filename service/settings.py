@@ -233,6 +233,14 @@ class Settings(BaseSettings):
         description="how long the service is unready, still answering, between SIGTERM and its "
         "end; longer than a load balancer takes to notice",
     )
+    keep_alive_seconds: int = Field(
+        620,
+        alias="WGAN_KEEP_ALIVE_SECONDS",
+        ge=1,
+        le=86_400,
+        description="how long a connection is kept for its next request; longer than the load "
+        "balancer in front keeps it: see [below](#behind-a-load-balancer)",
+    )
     drift_window: Annotated[int, AfterValidator(_window)] = Field(
         0,
         alias="WGAN_DRIFT_WINDOW",

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import json
+import re
 import resource
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from prometheus_client import Counter, Gauge
@@ -16,6 +18,7 @@ from starlette.types import Message
 from service.connections import (
     HEAD_SECONDS,
     LEAST_RATE,
+    LINGER_SECONDS,
     MAX_CONNECTIONS,
     READ_SECONDS,
     SHARE_OF_FILES,
@@ -31,6 +34,7 @@ from tests.test_exchanges import logged
 FILES = 256
 """Files that the server may open."""
 LIMIT = int(SHARE_OF_FILES * FILES)
+LIVE = raw("GET /livez HTTP/1.1\nHost: x")
 HALF_HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 60_000
 
 
@@ -91,6 +95,16 @@ def rest(connection: socket.socket) -> bytes:
     return content
 
 
+def answers(connection: socket.socket) -> list[int]:
+    """Statuses of the answers that come until a second passes without any."""
+    content = b""
+    connection.settimeout(1)
+    with contextlib.suppress(ConnectionResetError, TimeoutError):
+        while part := connection.recv(2**16):
+            content += part
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3})", content)]
+
+
 def test_clients_that_dawdle_lose_their_connections_and_others_do_not(
     server: Server, opened: list[socket.socket]
 ) -> None:
@@ -100,38 +114,65 @@ def test_clients_that_dawdle_lose_their_connections_and_others_do_not(
     second = connect(opened, server, raw("GET /livez HTTP/1.1\nHost: x"))
     assert second.recv(2**16).startswith(b"HTTP/1.1 200")
     second.sendall(HALF_HEAD[:100])
-    # A body that trickles on after its request was refused.
-    refused = connect(
-        opened, server, raw("PUT /v1/model HTTP/1.1\nHost: x\nContent-Length: 99999999")
+    with_half = connect(opened, server, LIVE + b"GET /")
+    kept, with_ends = connect(opened, server, LIVE), connect(opened, server, LIVE)
+    assert with_ends.recv(2**16).startswith(b"HTTP/1.1 200")
+    with_ends.sendall(b"\r\n")
+    # Bodies that trickle on after their requests were refused; one of them for 15 seconds.
+    refused, ending = (
+        connect(opened, server, raw(f"PUT /v1/model HTTP/1.1\nHost: x\nContent-Length: {size}"))
+        for size in (99999999, 300)
     )
     nonsense = connect(opened, server, b"\x16\x03\x01\r\n\r\n")
     assert rest(nonsense).startswith(b"HTTP/1.1 400")
     stuck, steady = (connect(opened, server, samples(name)) for name in ("stuck", "steady"))
-    taken = 0
+    taken, sent = 0, 0
     while time.monotonic() - began < READ_SECONDS + HEAD_SECONDS:
         taken += len(steady.recv(int(4 * LEAST_RATE * 0.05)))
-        with contextlib.suppress(OSError):
-            refused.sendall(b"x")
+        refused.sendall(b"x")
+        if sent < 300:
+            ending.sendall(b"x")
+            sent += 1
         time.sleep(0.05)
     assert taken > LEAST_RATE * READ_SECONDS
+    for connection in (kept, ending):  # they may be used again
+        connection.sendall(LIVE)
+    assert answers(kept) == [200, 200]
+    assert answers(ending) == [405, 200]
     assert idle.recv(1) == b""
+    assert answers(with_half) == [200, 408]
+    assert with_ends.recv(1) == b""
     for connection in (half, second):
         content = rest(connection)
         assert b"HTTP/1.1 408 Request Timeout\r\n" in content
         assert b"application/problem+json" in content
         assert content.endswith(b'the head did not come within 10 seconds"}')
-    with pytest.raises(OSError, match=r"reset|Broken"):
+    while time.monotonic() - began < LINGER_SECONDS:
         refused.sendall(b"x")
+        time.sleep(0.05)
+    assert answers(refused) == [405]
+    assert rest(refused) == b""
     rest(stuck)  # what lay in buffers, and no more
     entry = logged(server, "stuck")
     assert (entry["status"], entry["version"]) == (408, server.model.digest[:12])
     assert entry["seconds"] < 2 * READ_SECONDS
     after = closed(server)
-    assert after["no_request"] - before["no_request"] == 4
+    assert after["no_request"] - before["no_request"] == 6
     assert after["slow_reader"] - before["slow_reader"] == 1
     assert after["not_http"] - before["not_http"] == 1
     steady.settimeout(1)
     assert steady.recv(1), "a client that reads slowly, but above the least rate, is left alone"
+
+
+def test_a_connection_is_kept_for_as_long_as_is_set(
+    tmp_path: Path, opened: list[socket.socket]
+) -> None:
+    with Server("vector", tmp_path, WGAN_KEEP_ALIVE_SECONDS="1").running() as server:
+        kept = connect(opened, server, LIVE)
+        assert kept.recv(2**16).startswith(b"HTTP/1.1 200")
+        began = time.monotonic()
+        assert kept.recv(1) == b""
+        assert 0.9 < time.monotonic() - began < 4
 
 
 def test_requests_that_are_sent_ahead_do_not_pile_up(
@@ -156,11 +197,12 @@ def test_requests_that_are_sent_ahead_do_not_pile_up(
     [
         HALF_HEAD,
         b"",
+        LIVE,
         raw(
             "POST /v1/samples HTTP/1.1\nHost: x\nContent-Type: application/json\nContent-Length: 9"
         ),
     ],
-    ids=["half heads", "idle", "bodies that do not come"],
+    ids=["half heads", "idle", "kept", "bodies that do not come"],
 )
 def test_a_crowd_of_connections_shuts_nobody_out(
     server: Server, opened: list[socket.socket], content: bytes

@@ -28,8 +28,10 @@ HELP = (
         ("connection_made", ["self", "transport"]),
         ("connection_lost", ["self", "exc"]),
         ("data_received", ["self", "data"]),
+        ("on_message_begin", ["self"]),
         ("on_headers_complete", ["self"]),
         ("on_body", ["self", "body"]),
+        ("on_message_complete", ["self"]),
         ("on_response_complete", ["self"]),
         ("resume_writing", ["self"]),
         ("send_400_response", ["self", "msg"]),
@@ -54,6 +56,7 @@ def test_what_is_called_and_read_is_as_expected() -> None:
         "app = self.app",
         "self.transport",
         "self.client = ",
+        "self.timeout_keep_alive = config.timeout_keep_alive",
         "on_response=self.on_response_complete",
     ):
         assert use in source, f"{HELP} ({use})"

@@ -27,7 +27,7 @@ TICK = 1.0
 """Seconds between looks at all connections."""
 LOG_SECONDS = 60.0
 """Seconds between two lines that say the same."""
-REASONS = ("no_request", "not_http", "slow_reader", "crowded")
+REASONS = ("no_request", "no_tls", "not_http", "slow_reader", "crowded")
 log = logging.getLogger("wgan.service")
 
 

@@ -13,19 +13,23 @@ os.environ["FORWARDED_ALLOW_IPS"] = ""
 
 import bentoml
 
-from service import metrics, protocol, telemetry, tls
+from service import metrics, protocol, telemetry
 from service.app import create_app
+from service.handshakes import TlsProtocol
 from service.limits import TIMEOUT
 from service.settings import Settings
+from service.tls import Certificate
 
 settings = Settings.read()
 telemetry.log_as_json()
 if settings.metrics_folder:
     metrics.cache_process_id()
 app = create_app(settings)
-protocol.install(app.direct(), app.connections)
 if settings.tls_cert and settings.tls_key:
-    tls.install(tls.Certificate(settings.tls_cert, settings.tls_key))
+    certificate = Certificate(settings.tls_cert, settings.tls_key)
+    protocol.install(app.direct(), app.connections, TlsProtocol, certificate=certificate)
+else:
+    protocol.install(app.direct(), app.connections)
 
 
 # BentoML's own request metrics label each raw path, so every unknown path would add a series.

@@ -120,8 +120,8 @@ class Metrics:
         self.connections = gauge("wgan_connections", "Connections that are open.")
         self.connections_closed = counter(
             "wgan_connections_closed",
-            "Connections closed: no_request (no whole head came in time), not_http, slow_reader, "
-            "crowded (too many were open).",
+            "Connections closed: no_request (no whole head came in time), no_tls (the handshake "
+            "failed), not_http, slow_reader, crowded (too many were open).",
             "reason",
         )
         self.workers = gauge("wgan_workers", "Workers alive.")

@@ -50,6 +50,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to watch a connection."""
         super().connection_made(transport)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to watch the connection with the client."""
         self.peer = network(self.client[0]) if self.client else ""
         self.since = self.loop.time()
         self.watch.add(self)
@@ -191,13 +195,19 @@ def _sent_but_not_taken(transport: asyncio.Transport) -> int:
     return size[0]
 
 
-def install(direct: Mapping[tuple[str, str], ASGIApp], watch: Connections) -> None:
+def install(
+    direct: Mapping[tuple[str, str], ASGIApp],
+    watch: Connections,
+    kind: type[BoundedProtocol] = BoundedProtocol,
+    **members: object,
+) -> None:
     """Have uvicorn speak the bounded protocol: BentoML, which starts it, offers no choice.
 
     Args:
         direct: applications by method and path that bypass BentoML's layers, which cost as much
             time as a small answer.
         watch: watches over the connections.
+        kind: the protocol.
+        members: what else it needs.
     """
-    members = {"direct": direct, "watch": watch}
-    auto.AutoHTTPProtocol = type("Protocol", (BoundedProtocol,), members)
+    auto.AutoHTTPProtocol = type("Protocol", (kind,), {"direct": direct, "watch": watch, **members})

@@ -44,12 +44,10 @@ def serve(
     settings = Settings.read(WGAN_MODEL=model, WGAN_MODELS=models, **given)
     if settings.api_keys_file:
         read_keys(settings.api_keys_file)
-    tls = []
     if settings.tls_cert and settings.tls_key:
         from service.tls import read_certificate
 
         read_certificate(settings.tls_cert, settings.tls_key)
-        tls = ["--ssl-certfile", str(settings.tls_cert), "--ssl-keyfile", str(settings.tls_key)]
     for challenger in settings.challengers.values():
         if not registry.is_reference(challenger) and not os.path.isdir(challenger):
             raise ConfigError(f"WGAN_CHALLENGER={challenger:.100}: there is no such folder")
@@ -61,7 +59,7 @@ def serve(
     environment.setdefault("BENTOML_HOME", tempfile.mkdtemp(prefix="wgan-bentoml-"))
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "bentoml", "serve", "service.entry:WganService"]
-    command += ["--working-dir", str(root), "--host", host, "--port", str(port), *tls]
+    command += ["--working-dir", str(root), "--host", host, "--port", str(port)]
     command += ["--timeout-keep-alive", str(settings.keep_alive_seconds)]
     # Seconds for requests under way to end after SIGTERM; BentoML would wait for ever.
     command += ["--timeout-graceful-shutdown", "20"]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable
 from pathlib import Path
-
-from uvicorn import config
 
 from models.errors import ConfigError
 
@@ -67,10 +64,6 @@ class Certificate:
                 log.error("%s; the TLS certificate stays as it was", error)
         return self._context
 
-    def choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
-        """Give the present certificate to a connection that begins: a context's `sni_callback`."""
-        connection.context = self.current()
-
     def _state(self) -> list[tuple[int, ...]]:
         found: list[tuple[int, ...]] = []
         for file in self._files:
@@ -80,19 +73,3 @@ class Certificate:
             except OSError:
                 found.append(())
         return found
-
-
-def install(certificate: Certificate) -> None:
-    """Have uvicorn ask for the certificate anew for each connection.
-
-    BentoML, which starts it, hands over the names of the files alone. What is replaced is a private
-    part of uvicorn: pyproject.toml bounds the version, tests/test_tls.py holds what is used.
-    """
-    create: Callable[..., ssl.SSLContext] = config.create_ssl_context
-
-    def create_ssl_context(*args: object, **options: object) -> ssl.SSLContext:
-        context = create(*args, **options)
-        context.sni_callback = certificate.choose  # called whether or not a client sends a name
-        return context
-
-    config.create_ssl_context = create_ssl_context

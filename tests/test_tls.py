@@ -1,7 +1,6 @@
 """TLS: certificates from files, exchanged while the service answers."""
 
 import datetime as dt
-import inspect
 import ipaddress
 import ssl
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from uvicorn import config
 
 from models.errors import ConfigError
 from service.server import serve
@@ -78,18 +76,16 @@ def test_a_pair_is_taken_once_both_files_are_new(
     new_cert, new_key = write_certificate(tmp_path / "new", "new")
     old, new = der(cert), der(new_cert)
     certificate = Certificate(cert, key)
-    listening = read_certificate(cert, key)
-    listening.sni_callback = certificate.choose
-    assert handshake(listening, name) == old
+    assert handshake(certificate.current(), name) == old
     new_cert.replace(cert)
-    assert handshake(listening, name) == old
+    assert handshake(certificate.current(), name) == old
     assert "the TLS certificate stays as it was" in caplog.text
     new_key.replace(key)
-    assert handshake(listening, name) == new
+    assert handshake(certificate.current(), name) == new
     cert.unlink()
-    assert handshake(listening, name) == new
+    assert handshake(certificate.current(), name) == new
     cert.write_text("half a certifi")
-    assert handshake(listening, name) == new
+    assert handshake(certificate.current(), name) == new
 
 
 def test_what_cannot_be_used_is_told_in_one_line(
@@ -112,10 +108,6 @@ def test_what_cannot_be_used_is_told_in_one_line(
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="WGAN_TLS_CERT: give WGAN_TLS_KEY too"):
         serve("some/folder", "127.0.0.1", free_port(), None, cert)
-
-
-def test_uvicorn_makes_its_context_where_it_is_replaced() -> None:
-    assert "self.ssl = create_ssl_context(" in inspect.getsource(config.Config.load)
 
 
 def test_the_service_speaks_https_and_takes_a_new_certificate(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ REASONS = {
 }
 """Reasons of rejections by status; a 503 without a model is `NO_MODEL`."""
 NO_MODEL = "no_model"
+NOT_SERVED = "not_served"
+"""Reason of a 404 to a request that names a version."""
 SHARE = "share"
 """Reason of a 429 to a caller that has more requests under way than is fair."""
 
@@ -138,7 +140,7 @@ class Metrics:
             "role",
             "outcome",
         )
-        for reason in (*REASONS.values(), SHARE, NO_MODEL):
+        for reason in (*REASONS.values(), SHARE, NO_MODEL, NOT_SERVED):
             self.rejections.labels(reason)  # shown from the start, at 0
         for reason in connections.REASONS:
             self.connections_closed.labels(reason)

@@ -16,7 +16,9 @@ from starlette.responses import Response
 from starlette.types import Message
 
 from models.errors import ClassError, ConditionError, DataError, ShapeError
+from service.exchange import exchange_of
 from service.keys import Forbidden, Unauthorized
+from service.metrics import NOT_SERVED
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 100
@@ -120,6 +122,8 @@ async def on_error(request: Request, error: Exception) -> Response:
     error.__context__ = None  # pydantic's errors hold the body too
     model = request.scope.get(ANSWERING, {})
     match error:
+        case NotServed():  # its status alone would say that the path is unknown
+            exchange_of(request.scope).reason = NOT_SERVED
         case BadRequest():
             return problem(400, str(error), model, errors=error.errors)
         case Unauthorized():

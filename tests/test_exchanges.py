@@ -156,6 +156,16 @@ def test_refusals_are_counted_as_the_client_sees_them(server: Server) -> None:
     assert counted(server, "/v1/scores")["503"] - scores.get("503", 0) == 1
 
 
+def test_a_version_that_is_not_served_is_no_unknown_path(server: Server) -> None:
+    before = {reason: rejected(server, reason) for reason in ("not_served", "unknown_path")}
+    for name in ("digits@1", "champion", "another"):
+        named = server.client.get("/v1/model", params={"model": name})
+        assert named.status_code == (200 if name == "champion" else 404)
+    assert server.client.get("/v1/nothing").status_code == 404
+    assert rejected(server, "not_served") - before["not_served"] == 2
+    assert rejected(server, "unknown_path") - before["unknown_path"] == 1
+
+
 def test_probes_are_no_clients(server: Server) -> None:
     before = families(server)["wgan_rejections"]
     assert server.client.post("/readyz").status_code == 405

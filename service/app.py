@@ -109,7 +109,9 @@ class App:
         )
 
     def _count(self, path: str, exchange: Exchange) -> None:
-        """Count a request that has ended; probes are none of our clients'."""
+        """Count a request that has ended; probes are none of our clients', nor are preflights."""
+        if exchange.is_preflight:
+            return
         metrics = self.context.metrics
         if path in self._counted:
             metrics.count_request(self._counted[path], exchange)

@@ -32,7 +32,10 @@ class Exchange:
     reason: str | None = None
     """Why it was refused, where the status alone does not say."""
     is_too_slow: bool = False
-    """True if its connection was closed because the client read too slowly."""
+    """True if its answer was cut off because the client read too slowly."""
+
+    is_preflight: bool = False
+    """True if a browser asks whether a page may ask: its user's request comes after this one."""
 
     @property
     def caller(self) -> str:

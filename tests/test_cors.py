@@ -51,6 +51,12 @@ def test_a_page_asks_first(app: App) -> None:
                 assert method in answer.headers["access-control-allow-methods"]
             else:
                 is_problem(answer, status)
+        told = (await client.get("/metrics")).text
+        assert "wgan_requests_total{" not in told, "nobody has asked for samples yet"
+        assert 'wgan_rejections_total{reason="schema"} 0.0' in told
+        assert (await client.options("/v1/samples", headers={"origin": PAGE})).status_code == 401
+        told = (await client.get("/metrics")).text
+        assert 'wgan_requests_total{endpoint="/v1/samples",status="401"} 1.0' in told
 
     talk(app, ask)
 

@@ -112,21 +112,27 @@ class Guard:
             await self.app(scope, receive, send)
             return
         exchange = exchange_of(scope)
+        clock = asyncio.get_running_loop().time
         answer: Response | None = None
         started = left = False
+        unread = 0.0  # seconds in which the answer waited for the client to take more of it
 
         async def send_or_replace(message: Message) -> None:
-            nonlocal answer, started
+            nonlocal answer, started, unread
             if message["type"] == "http.response.start":
                 answer = as_problem(message)
                 started = answer is None
                 if started:
                     if not limit.cancel_called:
-                        limit.deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT
+                        limit.deadline = clock() + ANSWER_TIMEOUT
                     nosniff = (b"x-content-type-options", b"nosniff")
                     message = {**message, "headers": [*message["headers"], nosniff]}
             if started:
-                await send(message)
+                began = clock()
+                try:
+                    await send(message)
+                finally:
+                    unread += clock() - began
 
         def leave() -> None:
             nonlocal left
@@ -147,7 +153,9 @@ class Guard:
                 detail = f"an error of ours; it is logged as {request_id}"
                 answer = problem(500, detail, scope.get(ANSWERING))
         if limit.cancelled_caught or left:  # of a whole answer the end may come before the cancel
-            answer = _gone(exchange) if left else _late(exchange, scope.get(ANSWERING))
+            exchange.is_too_slow |= unread > ANSWER_TIMEOUT / 2
+            is_theirs = left or exchange.is_too_slow
+            answer = _gone(exchange) if is_theirs else _late(exchange, scope.get(ANSWERING))
             if started:  # what was sent cannot be taken back: the connection is closed
                 exchange.status, answer = answer.status_code, None
         if answer is not None:

@@ -7,12 +7,12 @@ import re
 import resource
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from prometheus_client import Counter, Gauge
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Message
 
 from service.connections import (
@@ -285,3 +285,30 @@ def test_a_client_that_leaves_before_it_has_a_whole_answer_is_counted_as_such() 
 
     asyncio.run(serve())
     assert exchange_of(scope).status == GONE
+
+
+@pytest.mark.parametrize(("seconds", "status"), [((0.3, 0.02), 408), ((0.02, 0.3), 504)])
+def test_an_answer_is_cut_off_by_the_fault_of_who_took_the_time(
+    monkeypatch: pytest.MonkeyPatch, seconds: tuple[float, float], status: int
+) -> None:
+    monkeypatch.setattr("service.limits.ANSWER_TIMEOUT", 1.0)
+    to_read, to_make = seconds
+
+    async def content() -> AsyncIterator[bytes]:
+        while True:
+            await asyncio.sleep(to_make)
+            yield b"x"
+
+    requests = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Message:
+        if not requests:
+            await asyncio.Event().wait()  # the client stays
+        return requests.pop()
+
+    async def send(message: Message) -> None:
+        await asyncio.sleep(to_read)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    asyncio.run(Guard(StreamingResponse(content()), Keys(None))(scope, receive, send))
+    assert exchange_of(scope).status == status

@@ -1,7 +1,11 @@
 """Rows of a table over HTTP, and by the client."""
 
+import concurrent.futures
+import contextlib
+import functools
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from models.tables import parse_conditions
 from models.trained import load
 from service.client import Client, UnsuitableError
 from service.endpoints.samples import MEDIA_TYPES
-from tests.servers import Server, is_problem
+from tests.servers import Server, is_problem, worker
 from wgan_cli import main
 
 GAPS: list[dict[str, Any]] = [{"age": 40, "home": None}, {"home": "own", "income": 0.5}]
@@ -261,3 +265,20 @@ def test_the_client(server: Server) -> None:
         assert frame.id.tolist() == [row["id"] for row in client.rows(5, seed=2).items]
         with pytest.raises(UnsuitableError, match="did you mean"):
             client.rows(where={"hom": 1})
+
+
+def test_files_of_rows_are_read_one_at_a_time(server: Server) -> None:
+    """Each reader may take 256 MiB, however many processors there are."""
+    content = server.samples(count=1000, seed=1, format="csv").content
+    kind, tasks = {"content-type": "text/csv"}, worker(server) / "task"
+    most = 0
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        post = functools.partial(server.client.post, "/v1/scores", content=content, headers=kind)
+        answers = [pool.submit(post) for _ in range(4)]
+        while not all(answer.done() for answer in answers):
+            with contextlib.suppress(OSError):  # a thread has ended
+                readers = [(task / "children").read_text().split() for task in tasks.iterdir()]
+                most = max(most, sum(map(len, readers)))
+            time.sleep(0.01)
+    assert {answer.result().status_code for answer in answers} == {200}
+    assert most == 1

@@ -271,6 +271,8 @@ def read_files(
         OversizeError: a file unpacks to more than the bounds.
     """
     if model.table is not None:
+        if bounds is not LARGE:
+            raise OversizeError("a file of rows may unpack to as much as is read one at a time")
         return read_rows(model, uploads)
     parts, pixels, items = [], MAX_PIXELS, MAX_ITEMS
     max_bytes = bounds.bytes

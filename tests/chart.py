@@ -58,7 +58,7 @@ def everything() -> Documents:
         *TRAIN_JOB,
         *("--set", "sample.enabled=true,sample.out=s3://bucket/samples"),
         *("--set", "serve.apiKeys.secret=keys,s3.secret=s3,serve.modelClaim=models"),
-        *("--set", "serve.autoscaling.enabled=true"),
+        *("--set", "serve.autoscaling.enabled=true,serve.tls.secret=own-tls"),
         *("--set", "ingress.enabled=true,ingress.host=gan.example.com,ingress.tlsSecret=tls"),
         *("--set", "httpRoute.enabled=true,httpRoute.parentRefs[0].name=public"),
     )
@@ -67,6 +67,7 @@ def everything() -> Documents:
 OUTSIDE_EVERYTHING = {
     ("Secret", "keys"),
     ("Secret", "tls"),
+    ("Secret", "own-tls"),
     ("Secret", "s3/AWS_ACCESS_KEY_ID"),
     ("Secret", "s3/AWS_SECRET_ACCESS_KEY"),
     ("PersistentVolumeClaim", "models"),

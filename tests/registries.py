@@ -12,7 +12,18 @@ from pathlib import Path
 
 import httpx
 
-from tests.servers import WGAN, free_port
+from models.artifact import load_artifact
+from tests.artifacts import make_artifact
+from tests.servers import WGAN, free_port, spoil_weights
+from training.tracking import track_and_register
+
+
+def register(folder: Path, number: int, is_spoilt: bool = False) -> None:
+    """Make an artifact, in a folder beside others, and register it as that version of ``tiny``."""
+    made = make_artifact(folder / f"artifact{number}", seed=number)
+    if is_spoilt:
+        spoil_weights(made)
+    assert track_and_register(load_artifact(made), made) == f"tiny@{number}"
 
 
 class Registry:

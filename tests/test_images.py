@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
 from models.errors import ShapeError
-from models.images import MODES, encode_png, encode_small_png, grid
+from models.images import MODES, encode_png, encode_small_png, fit, grid
 
 Array = np.ndarray
 
@@ -50,3 +50,17 @@ def test_files_are_about_as_small_as_pillow_s(name: str) -> None:
 def test_an_image_file_has_four_channels_at_most() -> None:
     with pytest.raises(ShapeError, match="1 to 4 channels, not 5; ask for npz"):
         encode_png(np.zeros((8, 8, 5), np.uint8))
+
+
+def test_images_are_fitted_as_training_does() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (20, 31, 3), np.uint8)
+    middle = Image.fromarray(image[:, 5:25]).resize((8, 8), Image.Resampling.LANCZOS)
+    assert np.array_equal(fit(image, 8, 8, 3), middle)
+    assert np.array_equal(fit(image, 8, 8), middle)
+    assert fit(image, 16, 12, 1).shape == (16, 12, 1)
+    grey = np.full((5, 5, 1), 90, np.uint8)
+    assert (fit(grey, 8, 8, 3) == 90).all()
+    clear = np.zeros((5, 5, 4), np.uint8)
+    assert (fit(clear, 5, 5, 3) == 255).all()
+    assert np.array_equal(fit(image[:8, :8], 8, 8, 3), image[:8, :8])

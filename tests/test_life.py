@@ -3,8 +3,6 @@
 import concurrent.futures
 import contextlib
 import io
-import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,10 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models import registry
 from models.artifact import load_artifact
-from tests.artifacts import make_artifact
-from tests.registries import Registry, until
-from tests.servers import WGAN, free_port, is_problem, running, spoil_weights, wait_for
-from training.tracking import track_and_register
+from tests.registries import Registry, register, until
+from tests.servers import WGAN, free_port, is_problem, running, wait_for
 
 GOOD = (1, 2, 3)
 CUT_SHORT, WITHOUT_NUMBERS = 4, 5
@@ -35,10 +31,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         # The versions are made in the database itself, and served over HTTP.
         patch.setenv("MLFLOW_TRACKING_URI", home.database)
         for number in (*GOOD, CUT_SHORT, WITHOUT_NUMBERS):
-            made = make_artifact(folder / f"artifact{number}", seed=number)
-            if number == WITHOUT_NUMBERS:
-                spoil_weights(made)
-            assert track_and_register(load_artifact(made), made) == f"tiny@{number}"
+            register(folder, number, number == WITHOUT_NUMBERS)
         source = registry.client().get_model_version("tiny", str(CUT_SHORT)).source
         spoilt = Path(source.removeprefix("file://")) / "critic.safetensors"
         spoilt.write_bytes(spoilt.read_bytes()[:-10])
@@ -367,15 +360,6 @@ def test_a_registry_may_be_empty(home: Registry, tmp_path: Path) -> None:
         assert service.client.get("/livez").status_code == 200
 
 
-@pytest.mark.parametrize("model", ["@champion", "tiny@"])
-def test_a_name_that_is_none_is_told_at_once(model: str) -> None:
-    done = subprocess.run(
-        [WGAN, "serve", "--model", model], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 2
-    assert "NAME@ALIAS" in done.stderr
-
-
 def test_a_damaged_cache_is_fetched_again(home: Registry, tmp_path: Path) -> None:
     registry.promote("tiny", "1", "a test")
     options = {"WGAN_CACHE": str(tmp_path)}
@@ -386,27 +370,3 @@ def test_a_damaged_cache_is_fetched_again(home: Registry, tmp_path: Path) -> Non
     with Service(home, **options).running() as second:
         assert second.version() == "tiny@1"
         assert "is fetched again" in second.log.read_text()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("WGAN_CHALLENGER_SHARE", "2"),
-        ("WGAN_CHALLENGER_SHARE", "0.5"),  # of no challenger
-        ("WGAN_REGISTRY_POLL_SECONDS", "soon"),
-        ("WGAN_WORKERS", "0"),
-    ],
-)
-def test_a_setting_of_no_use_is_told_at_once(tmp_path: Path, name: str, value: str) -> None:
-    artifact = make_artifact(tmp_path / "artifact")
-    done = subprocess.run(
-        [WGAN, "serve", "--model", artifact, "--port", "1"],
-        env={**os.environ, name: value},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert name in done.stderr
-    assert done.stderr.count("\n") == 1

@@ -18,9 +18,8 @@ from service.holder import Slot, outcome_of
 from service.room import Room
 from service.settings import Settings
 from tests.artifacts import make_artifact
-from tests.registries import Registry
-from tests.servers import sign, spoil_weights
-from training.tracking import track_and_register
+from tests.registries import Registry, register
+from tests.servers import sign
 
 OUT_OF_BOUNDS = 2
 """The version whose critic gives NaN."""
@@ -34,10 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         patch.setenv("MLFLOW_TRACKING_URI", home.uri)
         with home.running():
             for number in (1, OUT_OF_BOUNDS):
-                made = make_artifact(folder / f"artifact{number}", seed=number)
-                if number == OUT_OF_BOUNDS:
-                    spoil_weights(made)
-                assert track_and_register(load_artifact(made), made) == f"tiny@{number}"
+                register(folder, number, number == OUT_OF_BOUNDS)
             yield home
 
 

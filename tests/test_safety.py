@@ -1,6 +1,5 @@
 """What an attacker or a crowd may send: each hostile request gets its 4xx, and leaves no trace."""
 
-import hashlib
 import http.client
 import json
 import pickle
@@ -12,13 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
-from models.errors import ConfigError
-from models.images import fit
-from service.keys import Forbidden, Key, Keys, Unauthorized, allow, read_keys
 from service.limits import MAX_BODY
 from tests.attacks import (
     ATTACKS,
@@ -318,58 +312,6 @@ def test_other_origins_are_not_let_in(server: Server) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_changed_file_of_keys_is_read_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "keys"
-    path.write_text(line("a", "1", "samples") + line("a", "1", "scores"))
-    keys = Keys(path)
-    assert keys.authenticate(authorization("bearer 1")) == Key(
-        "a", hashlib.sha256(b"1").digest(), frozenset({"samples", "scores"})
-    )
-    assert not keys.metrics_need_one()
-    (tmp_path / "new").write_text(line("b", "2", "metrics"))
-    (tmp_path / "new").replace(path)
-    with pytest.raises(Unauthorized):
-        keys.authenticate(authorization("Bearer 1"))
-    key = keys.authenticate(authorization("Bearer 2"))
-    assert keys.metrics_need_one()
-    with pytest.raises(Forbidden, match="samples"):
-        allow(key, "samples")
-    for content in ("half a li", "", "# all keys are gone\n"):  # a mistake locks nobody out
-        path.write_text(content)
-        caplog.clear()
-        assert keys.authenticate(authorization("Bearer 2")) == key
-        assert "the keys stay as they were (1)" in caplog.text
-    path.unlink()
-    assert keys.authenticate(authorization("Bearer 2")) == key
-    with pytest.raises(Unauthorized):  # but nobody is let in by a file that was never there
-        Keys(path).authenticate(authorization("Bearer 2"))
-    assert Keys(None).authenticate([]) is None
-
-
-def authorization(*values: str) -> list[tuple[bytes, bytes]]:
-    return [(b"authorization", value.encode("latin-1")) for value in values]
-
-
-@pytest.mark.parametrize("sent", ["", "Bearer", "Bearer ", "bearer   "])
-def test_an_empty_key_opens_nothing(tmp_path: Path, sent: str) -> None:
-    path = tmp_path / "keys"
-    path.write_text(line("a", "1", "samples"))
-    keys = Keys(path)
-    keys.current()
-    path.write_text(line("a", "1", "samples") + line("b", "", "samples"))
-    with pytest.raises(ConfigError, match="line 2: this is the SHA-256 of an empty key"):
-        read_keys(path)
-    with pytest.raises(Unauthorized):
-        keys.authenticate(authorization(sent))
-
-
-def test_a_mark_of_the_encoding_is_no_part_of_a_name(tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("\ufeff" + line("a", "1", "samples"), "utf-8")
-    assert [key.name for key in read_keys(tmp_path / "keys")] == ["a"]
-
-
 @pytest.mark.parametrize("path", ["/v1/model", "/metrics"])
 def test_several_keys_are_refused_wherever_they_are_sent(server: Server, path: str) -> None:
     right, wrong = bearer("all")["authorization"], "Bearer x"
@@ -383,42 +325,3 @@ def test_several_keys_are_refused_wherever_they_are_sent(server: Server, path: s
 def raw_status(server: Server, head: str) -> int:
     attack = Attack((), raw(head), raw=True)
     return sent(server, attack).status
-
-
-def test_the_log_says_whether_keys_are_needed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "wgan.service")
-    Keys(None).announce()
-    assert "no API keys: anybody may ask" in caplog.text
-    path = tmp_path / "keys"
-    path.write_text(line("a", "1", "samples") + line("b", "2", ""))
-    Keys(path).announce()
-    assert f"API keys are needed: 2 are in {path}" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["a", "a:b:c", f"a:{'0' * 63}:", f"a:{'0' * 64}:all", f"ä:{'0' * 64}:", "a:key:samples"],
-)
-def test_a_mistake_in_a_file_of_keys_is_told_without_its_content(
-    tmp_path: Path, content: str
-) -> None:
-    (tmp_path / "keys").write_text("# keys\n" + content)
-    with pytest.raises(ConfigError, match="line 2: write name:sha256hex:scopes") as caught:
-        read_keys(tmp_path / "keys")
-    assert "key:samples" not in str(caught.value)
-
-
-def test_images_are_fitted_as_training_does() -> None:
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (20, 31, 3), np.uint8)
-    middle = Image.fromarray(image[:, 5:25]).resize((8, 8), Image.Resampling.LANCZOS)
-    assert np.array_equal(fit(image, 8, 8, 3), middle)
-    assert np.array_equal(fit(image, 8, 8), middle)
-    assert fit(image, 16, 12, 1).shape == (16, 12, 1)
-    grey = np.full((5, 5, 1), 90, np.uint8)
-    assert (fit(grey, 8, 8, 3) == 90).all()
-    clear = np.zeros((5, 5, 4), np.uint8)
-    assert (fit(clear, 5, 5, 3) == 255).all()
-    assert np.array_equal(fit(image[:8, :8], 8, 8, 3), image[:8, :8])

@@ -190,3 +190,35 @@ def test_only_the_settings_read_the_environment() -> None:
     for file in (ROOT / "service").rglob("*.py"):
         if file.name not in allowed:
             assert not re.search(r"os\.environ|getenv", file.read_text()), file
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WGAN_CHALLENGER_SHARE", "2"),
+        ("WGAN_CHALLENGER_SHARE", "0.5"),  # of no challenger
+        ("WGAN_REGISTRY_POLL_SECONDS", "soon"),
+        ("WGAN_WORKERS", "0"),
+    ],
+)
+def test_a_setting_of_no_use_is_told_at_once(artifact: Path, name: str, value: str) -> None:
+    done = subprocess.run(
+        [WGAN, "serve", "--model", artifact, "--port", "1"],
+        env={**os.environ, name: value},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert name in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("model", ["@champion", "tiny@"])
+def test_a_name_that_is_none_is_told_at_once(model: str) -> None:
+    done = subprocess.run(
+        [WGAN, "serve", "--model", model], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert "NAME@ALIAS" in done.stderr

@@ -56,10 +56,10 @@ class Folder:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        fs, path = self._told(fsspec.core.url_to_fs, url)
+        fs, path = self._told("opened", fsspec.core.url_to_fs, url)
         self._fs, self._path = fs, path.rstrip("/")
         if isinstance(fs, LocalFileSystem):  # in a bucket there are no folders to make
-            self._told(lambda: fs.makedirs(self._path, exist_ok=True))
+            self._told("written", lambda: fs.makedirs(self._path, exist_ok=True))
 
     def names(self) -> set[str]:
         """Names of the whole files that are there."""
@@ -73,26 +73,31 @@ class Folder:
             names = {str(path).rpartition("/")[2] for path in found}
             return {name for name in names if not name.endswith(UNFINISHED)}
 
-        return self._told(ask)
+        return self._told("read", ask)
 
     def read(self, name: str) -> bytes:
         """Content of a file."""
-        return bytes(self._told(self._fs.cat_file, f"{self._path}/{name}"))
+        return bytes(self._told("read", self._fs.cat_file, f"{self._path}/{name}"))
 
     def write(self, name: str, pieces: Iterable[bytes], shard: int) -> None:
         """Write a file, which appears under its name when it is whole; ``shard`` writes it."""
         path = f"{self._path}/{name}"
         unfinished = f"{path}.{shard}{UNFINISHED}"
-        file = self._told(self._fs.open, unfinished, "wb")
+        file = self._told("written", self._fs.open, unfinished, "wb")
         try:
             for piece in pieces:
-                self._told(file.write, piece)
+                self._told("written", file.write, piece)
         finally:
-            self._told(file.close)
-        self._told(self._fs.mv, unfinished, path)
+            self._told("written", file.close)
+        self._told("written", self._fs.mv, unfinished, path)
 
-    def _told(self, step: Callable[..., T], *arguments: object) -> T:
-        """Do a step, and tell in one line what goes wrong: each protocol has its own errors."""
+    def _told(self, what: str, step: Callable[..., T], *arguments: object) -> T:
+        """Do a step, and tell in one line what goes wrong: each protocol has its own errors.
+
+        Args:
+            what: is done to the folder by the step, such as ``read``.
+            step: is called with the arguments.
+        """
         try:
             return step(*arguments)
         except ImportError as error:
@@ -101,7 +106,7 @@ class Folder:
             ) from None
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"{self.url}: cannot be written: {reason}") from error
+            raise UserError(f"{self.url}: cannot be {what}: {reason}") from error
 
 
 def write_samples(

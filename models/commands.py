@@ -14,6 +14,7 @@ from models.errors import DataError, ShapeError, UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from models.bulk import Sampling
     from models.model import Model
 
 app = new_app()
@@ -76,9 +77,25 @@ def sample(
 ) -> None:
     """Write samples to a file, or very many to a folder."""
     from models.formats import SAMPLE_FORMATS, stream_samples
+    from models.trained import load_served
 
     if format is not None:
-        _sample_into(out, format, model, device, n, seed, class_name, where or [], shards, shard)
+        from models.bulk import FORMATS, SAMPLES_PER_FILE, Sampling
+
+        if format not in FORMATS:
+            raise UserError(f"--format {format}: is none of {', '.join(FORMATS)}")
+        shard, shards = _share(shard, shards)
+        made = load_served(model, device)
+        wanted = Sampling(
+            model=made.digest,
+            count=n,
+            seed=seed,
+            format=format,
+            class_name=class_name,
+            where=where or [],
+            samples_per_file=SAMPLES_PER_FILE,
+        )
+        _sample_into(out, made, wanted, shard, shards)
         return
     file = Path(out)
     suffix = file.suffix.removeprefix(".")
@@ -88,7 +105,6 @@ def sample(
         )
     from models.progress import say
     from models.tables import parse_conditions
-    from models.trained import load_served
 
     made = load_served(model, device)
     label = None if class_name is None else made.label(class_name)
@@ -102,41 +118,22 @@ def sample(
     say(f"wrote {n} samples to {out}")
 
 
-def _sample_into(
-    url: str,
-    format: str,
-    model: str,
-    device: str,
-    count: int,
-    seed: int,
-    class_name: str | None,
-    where: list[str],
-    shards: int,
-    shard: int | None,
-) -> None:
-    """Write very many samples as files of one size; see `models.bulk`."""
-    from models.bulk import FORMATS, SAMPLES_PER_FILE, Folder, Sampling, write_samples
-    from models.progress import say
-    from models.tables import parse_conditions
-    from models.trained import load_served
-
-    if format not in FORMATS:
-        raise UserError(f"--format {format}: is none of {', '.join(FORMATS)}")
+def _share(shard: int | None, shards: int) -> tuple[int, int]:
+    """Check which shard of how many is asked for; without one, all is."""
     if shard is None:
-        shard, shards = 0, 1
+        return 0, 1
     if shard >= shards:
         raise UserError(f"--shard {shard}: of {shards} shards the last is {shards - 1}")
-    made = load_served(model, device)
-    sampling = Sampling(
-        model=made.digest,
-        count=count,
-        seed=seed,
-        format=format,
-        class_name=class_name,
-        where=where,
-        samples_per_file=SAMPLES_PER_FILE,
-    )
-    write_samples(made, sampling, Folder(url), shard, shards, parse_conditions(where))
+    return shard, shards
+
+
+def _sample_into(url: str, made: Model, wanted: Sampling, shard: int, shards: int) -> None:
+    """Write very many samples as files of one size; see `models.bulk`."""
+    from models.bulk import Folder, write_samples
+    from models.progress import say
+    from models.tables import parse_conditions
+
+    write_samples(made, wanted, Folder(url), shard, shards, parse_conditions(wanted.where))
     say(f"shard {shard} of {shards} is in {url}")
 
 

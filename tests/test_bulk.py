@@ -125,6 +125,11 @@ def test_what_cannot_be_written_is_told_before_anything_is(
         write_samples(model, sampling(model, "npz"), Folder(str(tmp_path)))
     with pytest.raises(UserError, match="cannot be written"):
         Folder(str(tmp_path / "theirs.txt" / "folder"))
+    folder = Folder(str(tmp_path))
+    with pytest.raises(UserError, match="cannot be read"):
+        folder.read("none")
+    with pytest.raises(UserError, match=r"cannot be opened: .*nowhere"):
+        Folder("nowhere://bucket")
 
 
 def wgan(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -163,7 +168,7 @@ def test_a_bucket_is_filled_and_resumed(
         assert before == after, "the file that was lost was made again, with the same bytes"
         s3fs.S3FileSystem.clear_instance_cache()
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-        with pytest.raises(UserError, match=r"s3://bucket/rows/: cannot be written: .*signature"):
+        with pytest.raises(UserError, match=r"s3://bucket/rows/: cannot be read: .*signature"):
             write_samples(model, job, Folder(bucket))
         s3fs.S3FileSystem.clear_instance_cache()
     write_samples(model, job, Folder(str(tmp_path / "here")))

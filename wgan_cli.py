@@ -32,6 +32,8 @@ COMMANDS = {
     "data": "training.commands",
     "retrain": "training.retraining.command",
     "models": "models.commands",
+    "sign": "models.commands",
+    "verify": "models.commands",
     "promote": "models.commands",
     "rollback": "models.commands",
     "w1": "training.lab.commands",

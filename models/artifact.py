@@ -28,6 +28,8 @@ from models.record import Run, without_false_guarantee
 
 Array = np.ndarray
 SUMS = "SHA256SUMS"
+SIGNATURE = "model.sig"
+"""The signature, if there is one; see `models.signing`. It has no checksum."""
 RUN = "run.json"
 GENERATOR = "generator.safetensors"
 CRITIC = "critic.safetensors"
@@ -121,7 +123,7 @@ def verify(folder: Path, needed: Collection[str] = FILES) -> str:
                 f"{folder / name}: changed or truncated (its SHA-256 is not the one in {SUMS}); "
                 "copy the artifact again"
             )
-    foreign = sorted({p.name for p in folder.iterdir()} - {*FILES, SUMS})
+    foreign = sorted({p.name for p in folder.iterdir()} - {*FILES, SUMS, SIGNATURE})
     if foreign or set(expected) != set(FILES):
         name = (foreign or sorted(set(expected) - set(FILES)))[0]
         raise ArtifactError(f"{folder / name}: does not belong to an artifact; remove it")

@@ -243,19 +243,73 @@ def list_models(as_json: JsonOption = False) -> None:
         print(f"{row['name']}@{row['version']:4s} {row['created']}  {constraint:20s} {aliases}")
 
 
+SigningKeyOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", envvar="WGAN_SIGNING_KEY", help="private key in PEM that signs"),
+]
+
+
+@app.command()
+def sign(model: ModelArgument, key: SigningKeyOption = None) -> None:
+    """Sign an artifact, here or in the registry, so that services can tell whose it is."""
+    from models import registry, signing
+    from models.artifact import SERVED
+    from models.progress import say
+    from models.trained import artifact_folder
+
+    if key is None:
+        raise UserError(f"name the private key: --key FILE, or {signing.SIGNING_KEY}")
+    if not registry.is_reference(model):
+        say(f"signed: {signing.sign(Path(model), key)}")
+        return
+    name, version = registry.resolve(model)
+    with artifact_folder(f"{name}@{version}", SERVED) as folder:
+        signing.sign_version(name, version, folder, key)
+    say(f"signed: {name}@{version}")
+
+
+@app.command()
+def verify(
+    model: ModelArgument,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            envvar="WGAN_TRUSTED_KEYS",
+            help="public key in PEM, or a folder of them, one of which must have signed it",
+        ),
+    ] = None,
+) -> None:
+    """Check every file of an artifact against its checksum, and its signature if keys are named."""
+    from models import artifact, signing
+    from models.trained import artifact_folder
+
+    keys = None if key is None else signing.read_keys(key)
+    with artifact_folder(model) as folder:
+        digest = artifact.verify(folder)
+        signed = "its signature was not checked: name keys by --key"
+        if keys is not None:
+            signed = f"signed by {signing.check_signature(folder, keys)}"
+    print(f"{model}: no file has changed, digest {digest}; {signed}")
+
+
 @app.command()
 def promote(
     model: Annotated[str, typer.Argument(metavar="NAME@VERSION")],
     why: Annotated[str, typer.Option(help="for the history")] = "promoted by hand",
+    key: SigningKeyOption = None,
 ) -> None:
-    """Make a version the champion."""
+    """Make a version the champion; with a key, sign it before."""
     from models import artifact, registry
     from models.progress import say
+    from models.signing import sign_version
     from models.trained import artifact_folder
 
     name, version = registry.resolve(model)
     with artifact_folder(f"{name}@{version}") as folder:
         artifact.verify(folder)  # a broken artifact must not become champion
+        if key is not None:
+            sign_version(name, version, folder, key)
     before = registry.promote(name, version, why)
     say(f"{name}@{version} is champion" + (f" (was {name}@{before})" if before else ""))
 

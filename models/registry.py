@@ -31,6 +31,8 @@ HISTORY = "promotion."
 digits follow: two simultaneous promotions may take the same number, but none overwrites the other.
 """
 DIGEST_TAG = "artifact_digest"
+SIGNATURE_TAG = "signature_sha256"
+"""Tag of a signed version: by it a service sees that there is a new signature."""
 EXTRACTOR_TAG = "extractor"
 """Tag with the features that figures are computed over, as JSON. A version has its own; a
 registered model keeps those of its first champion, so that figures compare over time."""
@@ -105,16 +107,6 @@ def resolve(model: str) -> tuple[str, str]:
     return name, str(_ask(model, lambda c: c.get_model_version_by_alias(name, which)).version)
 
 
-def digest(name: str, version: str) -> str | None:
-    """Return the digest of a version's artifact; None if the version does not record it.
-
-    Raises:
-        RegistryError: no such version, or the registry does not answer.
-    """
-    tags = _ask(f"{name}@{version}", lambda c: c.get_model_version(name, version)).tags
-    return str(tags[DIGEST_TAG]) if DIGEST_TAG in tags else None
-
-
 def is_absent(error: RegistryError) -> bool:
     """Return True if the registry answered that the thing is absent, False if it did not answer."""
     code = getattr(error.__cause__, "error_code", None)
@@ -150,6 +142,23 @@ def download(model: str, folder: Path, files: Collection[str] | None = None) -> 
         )
     except Exception as error:  # each kind of storage behind the registry raises its own
         raise _failure(f"{model}: cannot fetch {uri}: {error}") from error
+
+
+def upload(model: str, file: Path) -> None:
+    """Put a file beside the others of a version's artifact, in place of one of that name.
+
+    Raises:
+        RegistryError: no such version, or its storage does not take the file.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    name, version = resolve(model)
+    uri = _ask(model, lambda c: c.get_model_version_download_uri(name, version))
+    try:
+        stored = get_artifact_repository(uri, tracking_uri=tracking_uri())
+        stored.log_artifact(str(file))  # type: ignore[no-untyped-call]
+    except Exception as error:  # each kind of storage behind the registry raises its own
+        raise _failure(f"{model}: cannot store {file.name}: {error}") from error
 
 
 def register(name: str, run_id: str, artifact_uri: str, tags: dict[str, str]) -> str:

@@ -19,6 +19,7 @@ from models import registry
 from models.cache import cache_folder
 from models.errors import ArtifactError
 from service.retries import retry, within
+from service.trust import TrustedKeys
 
 DOWNLOAD_SECONDS = 900.0
 MAX_VERSIONS = 3
@@ -31,8 +32,11 @@ log = logging.getLogger("wgan.service")
 class VersionCache:
     """The versions of one registered name, such as ``digits@champion``."""
 
-    def __init__(self, source: str, parent: Path | None, tracking_uri: str) -> None:
+    def __init__(
+        self, source: str, parent: Path | None, tracking_uri: str, trusted: TrustedKeys
+    ) -> None:
         self.source = source
+        self._trusted = trusted
         self._parent = parent
         # Another registry's version of the same name is another model.
         self._key = hashlib.sha256(f"{tracking_uri}\n{source}".encode()).hexdigest()[:16]
@@ -73,6 +77,7 @@ class VersionCache:
             if folder.exists():
                 try:
                     _verify(folder, digest)
+                    self._trusted.check(folder)  # it may have been signed after it was fetched
                 except ArtifactError as error:
                     log.warning("the cached copy of %s is fetched again: %s", reference, error)
                     shutil.rmtree(folder)
@@ -84,11 +89,11 @@ class VersionCache:
                 shutil.rmtree(left, ignore_errors=True)
 
             def download() -> None:
-                from models.artifact import SERVED, SUMS
+                from models.artifact import SERVED, SIGNATURE, SUMS
 
                 with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
                     into = Path(temporary) / "artifact"
-                    fetched = registry.download(reference, into, {*SERVED, SUMS})
+                    fetched = registry.download(reference, into, {*SERVED, SUMS, SIGNATURE})
                     _verify(fetched, digest)
                     fetched.replace(folder)
 

@@ -23,6 +23,7 @@ from service.retries import jittered, retry, within
 from service.room import NoRoom, Room
 from service.served import Served
 from service.settings import Settings
+from service.trust import TrustedKeys
 
 Role = Literal["champion", "challenger"]
 ROLES = get_args(Role)
@@ -99,7 +100,10 @@ class Slot:
         self.is_reference = registry.is_reference(source)
         self._device = settings.device
         self._room = room
-        self.cache = VersionCache(source, settings.cache, settings.tracking_uri)
+        self._trusted = TrustedKeys(settings.trusted_keys)
+        self.cache = VersionCache(source, settings.cache, settings.tracking_uri, self._trusted)
+        self._refused_with: tuple[object, ...] = ()
+        """The signature and the trusted keys with which `refused` was refused."""
         self._kept: str | None = None
         """The version that the cache records as the last good one."""
         self._on_outcome = on_outcome
@@ -124,18 +128,21 @@ class Slot:
     def refresh(self) -> None:
         """Serve what the source names now, if it is sound."""
         number, digest, version = "", None, Path(self.source).name
+        signed: tuple[object, ...] = ()
         try:
             if self.is_reference:
-                number, digest = retry(self._find)
+                found = retry(self._find)
                 self._set_reachable(True)
+                number, digest = found["version"], found.get(registry.DIGEST_TAG)
                 version = self.cache.version(number)
-            if self.refused != version:
+                signed = (found.get(registry.SIGNATURE_TAG), self._trusted.read())
+            if (self.refused, self._refused_with) != (version, signed):
                 self.refused = None
                 self._take(number, digest, version)
         except Exception as error:  # whatever is wrong, the last good one must serve on
             outcome = outcome_of(error)
             if outcome == "refused":
-                self.refused = version
+                self.refused, self._refused_with = version, signed
             elif outcome in ("missing", "unreachable"):
                 self._set_reachable(outcome == "missing")
             self._fail(error, outcome)
@@ -152,17 +159,17 @@ class Slot:
             self.cache.keep(number)
             self._kept = number
 
-    def _find(self) -> tuple[str, str | None]:
-        """Find the number and digest of the version that the source names now."""
+    def _load(self, folder: Path, version: str | None) -> Served:
+        self._trusted.check(folder)
+        return self._room.load(folder, version, self.name, self.role, self._device)
 
-        def ask() -> tuple[str, str | None]:
-            name, number = registry.resolve(self.source)
-            return number, registry.digest(name, number)
+    def _find(self) -> dict[str, str]:
+        """Find the number and the tags of the version that the source names now."""
+
+        def ask() -> dict[str, str]:
+            return registry.version(*registry.resolve(self.source))
 
         return within(ANSWER_SECONDS, f"{self.source}: the registry", ask)
-
-    def _load(self, folder: Path, version: str | None) -> Served:
-        return self._room.load(folder, version, self.name, self.role, self._device)
 
     def _swap(self, served: Served, outcome: str) -> None:
         self.served = served

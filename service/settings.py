@@ -218,6 +218,13 @@ class Settings(BaseSettings):
         alias="WGAN_TLS_KEY",
         description="the file of the certificate's key, not encrypted; `--tls-key`",
     )
+    trusted_keys: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
+        None,
+        alias="WGAN_TRUSTED_KEYS",
+        description="a public key in PEM, or a folder of them; a version that none of them has "
+        "signed is refused: see [signed models](#signed-models)",
+        json_schema_extra={"default": "none: anything sound is served"},
+    )
     cors_origins: Annotated[str, AfterValidator(_origins)] = Field(
         "",
         alias="WGAN_CORS_ORIGINS",

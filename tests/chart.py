@@ -59,6 +59,7 @@ def everything() -> Documents:
         *("--set", "sample.enabled=true,sample.out=s3://bucket/samples"),
         *("--set", "serve.apiKeys.secret=keys,s3.secret=s3,serve.modelClaim=models"),
         *("--set", "serve.autoscaling.enabled=true,serve.tls.secret=own-tls"),
+        *("--set", "signing.trustedKeys=trusted,signing.key=signing"),
         *("--set", "ingress.enabled=true,ingress.host=gan.example.com,ingress.tlsSecret=tls"),
         *("--set", "httpRoute.enabled=true,httpRoute.parentRefs[0].name=public"),
     )
@@ -66,6 +67,8 @@ def everything() -> Documents:
 
 OUTSIDE_EVERYTHING = {
     ("Secret", "keys"),
+    ("Secret", "signing"),
+    ("Secret", "trusted"),
     ("Secret", "tls"),
     ("Secret", "own-tls"),
     ("Secret", "s3/AWS_ACCESS_KEY_ID"),

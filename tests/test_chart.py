@@ -331,6 +331,26 @@ def test_workers_find_each_other() -> None:
     assert retrain["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
+def test_retraining_alone_has_the_key_that_signs_and_the_service_what_checks_it() -> None:
+    documents = render(
+        "values-gpu", False, "--set", "signing.trustedKeys=trusted,signing.key=signing"
+    )
+    found = {}
+    for workload, spec, each in manifests.containers(documents):
+        secrets = {v["name"]: v["secret"]["secretName"] for v in spec["volumes"] if "secret" in v}
+        paths = {m["mountPath"]: secrets.get(m["name"]) for m in each["volumeMounts"]}
+        variables = {v["name"]: v.get("value") for v in each.get("env", [])}
+        found[workload["kind"], workload["metadata"]["name"].rsplit("-sweep", 1)[0]] = (
+            paths.get(variables.get("WGAN_TRUSTED_KEYS")),
+            paths.get((variables.get("WGAN_SIGNING_KEY") or "").removesuffix("/key.pem")),
+            sorted(secrets.values()),
+        )
+    assert found.pop(("Deployment", "wgan")) == ("trusted", None, ["trusted"])
+    assert found.pop(("CronJob", "wgan-retrain")) == (None, "signing", ["signing"])
+    assert found
+    assert set(map(str, found.values())) == {"(None, None, [])"}
+
+
 def test_the_service_computes_on_the_gpu_that_it_has() -> None:
     documents = render("values-gpu", False)
     spec, service = container(documents, "Deployment", "wgan")

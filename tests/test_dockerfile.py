@@ -74,7 +74,7 @@ def test_each_image_installs_its_lock_and_requires_hashes() -> None:
         assert re.search(rf"^COPY .*requirements/{name}.txt", stage, re.MULTILINE)
         assert lock.LOCKS.joinpath(f"{name}.txt").exists()
     extras = PROJECT["project"]["optional-dependencies"].keys()
-    assert lock.EXTRAS["service"] == ["service"]
+    assert lock.EXTRAS["service"] == ["service", "signing"]
     # Inception's weights are the user's own; the tools of development are no part of an image.
     assert {*lock.EXTRAS["train"]} == extras - {"service", "inception", "dev", "docs"}
 

@@ -31,6 +31,7 @@ ORDER = [
     "artifact",
     "registry",
     "trained",
+    "signing",
     "bulk",
     "commands",
 ]

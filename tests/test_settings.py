@@ -29,6 +29,7 @@ BAD_TEXTS = {
     "WGAN_API_KEYS_FILE": "/no/such/file",
     "WGAN_TLS_CERT": "/no/such/file",
     "WGAN_TLS_KEY": "/no/such/file",
+    "WGAN_TRUSTED_KEYS": "/no/such/file",
     "WGAN_CORS_ORIGINS": "https://a.example,*",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "abc",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "ftp://collector",

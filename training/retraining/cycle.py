@@ -26,6 +26,7 @@ from models.config import Config
 from models.errors import RegistryError, UserError
 from models.model import Model
 from models.record import DataCard
+from models.signing import configured_key, sign_version
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.engine.runs import Interrupted, Row
@@ -114,6 +115,7 @@ def retrain(
     config = settings.build()
     started = time.time()
     try:
+        configured_key()  # one that cannot sign is told before the training, not after it
         outcome = _run(settings, config, say, report, stop_requested, workers)
     except (Interrupted, RegistryError) as error:
         outcome = Outcome("interrupted", " ".join(str(error).split()))
@@ -328,6 +330,8 @@ def _settle(cycle: Cycle, decision: Decision) -> Outcome:
                 }
             )
         elif current != version:
+            if key := configured_key():
+                sign_version(name, version, cycle.folder / ARTIFACT, key)
             registry.promote(name, version, f"retraining: {decision.reason}")
     if decision.outcome != "interrupted":
         decision = decision.model_copy(update={"recorded": True})

@@ -146,6 +146,27 @@ limits:
   emptyDir: {sizeLimit: {{ index .Values.retrain.resources.limits "ephemeral-storage" }}}
 {{- end }}
 
+{{/* The key by which retraining signs: an environment variable, its mount and its volume. */}}
+{{- define "wgan.signingEnv" -}}
+{{- if .Values.signing.key }}
+- name: WGAN_SIGNING_KEY
+  value: /etc/wgan-signing/key.pem
+{{- end }}
+{{- end }}
+
+{{- define "wgan.signingMount" -}}
+{{- if .Values.signing.key }}
+- {name: signing, mountPath: /etc/wgan-signing, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "wgan.signingVolume" -}}
+{{- if .Values.signing.key }}
+- name: signing
+  secret: {secretName: {{ .Values.signing.key }}, defaultMode: 0440}
+{{- end }}
+{{- end }}
+
 {{/* Egress: DNS, this release's MLflow, and the rules of the values: (list . rules). */}}
 {{- define "wgan.egress" -}}
 {{- $root := index . 0 -}}

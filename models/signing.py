@@ -1,0 +1,175 @@
+"""Signatures of artifacts by OpenSSF's model-signing: who has made this, not only is it whole.
+
+Checksums lie beside the files, so whoever may replace the files may replace them too. A signature
+can be made by the holder of a private key alone. It covers `SERVED` and the checksums, and thereby
+every file; it lies beside them as `SIGNATURE`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models import registry
+from models.artifact import CARD, SERVED, SIGNATURE, TRAINING_STATE, verify
+from models.errors import ArtifactError, ConfigError, needs
+
+if TYPE_CHECKING:
+    from model_signing import hashing, signing, verifying
+
+SIGNING_KEY = "WGAN_SIGNING_KEY"
+TRUSTED_KEYS = "WGAN_TRUSTED_KEYS"
+CURVES = "on the curve P-256, P-384 or P-521, in PEM"
+
+
+def configured_key() -> Path | None:
+    """Return the private key that ``WGAN_SIGNING_KEY`` names, if it can sign; None if it is unset.
+
+    Raises:
+        ConfigError: see `sign`.
+    """
+    name = os.environ.get(SIGNING_KEY)
+    if not name:
+        return None
+    _signer(Path(name))
+    return Path(name)
+
+
+def sign(folder: Path, key: Path) -> Path:
+    """Sign an artifact, in place of an earlier signature.
+
+    Args:
+        folder: the artifact's folder.
+        key: a private key in PEM, not encrypted.
+
+    Returns:
+        The file of the signature.
+
+    Raises:
+        ArtifactError: the artifact is not sound.
+        ConfigError: the key cannot sign.
+        UserError: model-signing is not installed.
+    """
+    signer = _signer(key)
+    verify(folder, SERVED)
+    # A file that is half written would not belong to an artifact, so it lies outside.
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as outside:
+        new = Path(outside) / SIGNATURE
+        signer.sign(folder, new)
+        os.replace(new, folder / SIGNATURE)
+    return folder / SIGNATURE
+
+
+def sign_version(name: str, version: str, folder: Path, key: Path) -> None:
+    """Sign an artifact, and put the signature beside the files of its registered version.
+
+    Args:
+        name: name of the registered model.
+        version: number of the version.
+        folder: the artifact; what the registry has must be the same.
+        key: see `sign`.
+
+    Raises:
+        ArtifactError: the artifact is not sound, or not the one that was registered.
+        RegistryError: no such version, or the registry does not answer.
+        UserError: see `sign`.
+    """
+    known = registry.version(name, version).get(registry.DIGEST_TAG)
+    digest = verify(folder, SERVED)
+    if known not in (None, digest):
+        raise ArtifactError(
+            f"{name}@{version}: is not signed: its digest is {digest}, but the registry knows it "
+            f"as {known}"
+        )
+    signature = sign(folder, key)
+    registry.upload(f"{name}@{version}", signature)
+    told = hashlib.sha256(signature.read_bytes()).hexdigest()
+    registry.tag(name, version, {registry.SIGNATURE_TAG: told})
+
+
+@needs("signing")
+def read_keys(path: Path) -> dict[str, verifying.Config]:
+    """Read public keys: a file, or every file of a folder but hidden ones.
+
+    Returns:
+        What verifies by each key, by the name of its file.
+
+    Raises:
+        ConfigError: there is no key, or a file is none.
+        UserError: model-signing is not installed.
+    """
+    from model_signing import verifying
+
+    keys = {}
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+    except OSError as error:
+        raise ConfigError(f"{TRUSTED_KEYS}: {path} cannot be read ({error.strerror})") from None
+    for file in files:
+        if file.name.startswith("."):  # such as ..data, which Kubernetes makes
+            continue
+        try:
+            keys[file.name] = verifying.Config().use_elliptic_key_verifier(public_key=file)
+        except OSError as error:
+            raise ConfigError(f"{TRUSTED_KEYS}: {file} cannot be read ({error.strerror})") from None
+        except Exception:  # the library has no error of its own
+            raise ConfigError(f"{TRUSTED_KEYS}: {file} is no public key {CURVES}") from None
+    if not keys:
+        raise ConfigError(f"{TRUSTED_KEYS}: {path} holds no key")
+    return keys
+
+
+def check_signature(folder: Path, keys: dict[str, verifying.Config]) -> str:
+    """Check that one of some keys has signed an artifact as it is now.
+
+    Args:
+        folder: the artifact's folder; what a service needs of it is enough.
+        keys: see `read_keys`.
+
+    Returns:
+        The name of that key.
+
+    Raises:
+        ArtifactError: there is no signature, it is of no such key, or files have changed since.
+        OSError: a file cannot be read.
+    """
+    signature = folder / SIGNATURE
+    if not signature.is_file():
+        raise ArtifactError(f"{folder}: is not signed; `wgan sign` signs it")
+    changed = ""
+    for name, verifier in keys.items():
+        try:
+            verifier.set_hashing_config(_hashing()).verify(folder, signature)
+            return name
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # each kind of malformed signature has another
+            if str(error).startswith("Signature mismatch"):
+                changed = str(error)
+    # Outside of the blocks above, so that this error has no other as its context.
+    if changed:
+        raise ArtifactError(f"{folder}: its files are not those that were signed: {changed}")
+    raise ArtifactError(f"{signature}: is of none of the trusted keys: {', '.join(keys)}")
+
+
+@needs("signing")
+def _signer(key: Path) -> signing.Config:
+    from model_signing import signing
+
+    try:
+        signer = signing.Config().use_elliptic_key_signer(private_key=key)
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot be read ({error.strerror})") from None
+    except Exception:  # the library has no error of its own
+        raise ConfigError(f"{key}: is no private key {CURVES}, without a password") from None
+    return signer.set_hashing_config(_hashing())
+
+
+def _hashing() -> hashing.Config:
+    """What is signed; verifying changes it, so each call has its own."""
+    from model_signing import hashing
+
+    return hashing.Config().set_ignored_paths(paths=[TRAINING_STATE, CARD, SIGNATURE])

@@ -1,0 +1,69 @@
+"""The keys that models must be signed by, from files that are read again whenever they change."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.errors import UserError
+
+if TYPE_CHECKING:
+    from model_signing import verifying
+
+log = logging.getLogger("wgan.service")
+
+
+class TrustedKeys:
+    """The public keys in force; without a path, no model need be signed.
+
+    Args:
+        path: a file in PEM, or a folder of them.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._seen: list[tuple[str, int, int, int]] = []
+        self._keys: dict[str, verifying.Config] = {}
+
+    def check(self, folder: Path) -> None:
+        """Check that one of the keys has signed an artifact; see `models.signing`.
+
+        Raises:
+            ArtifactError: none has, or there are no keys yet because their files have a mistake.
+            OSError: a file cannot be read.
+        """
+        if self._path is not None:
+            from models.signing import check_signature  # it needs torch, which only workers have
+
+            self.read()
+            key = check_signature(folder, self._keys)
+            log.info("%s is signed by %s", folder, key)
+
+    def read(self) -> object:
+        """Read the keys again if a file has changed; returns what tells one state from another.
+
+        While files cannot be read, or have a mistake, the keys stay as they were.
+        """
+        if self._path is None:
+            return None
+        seen = self._state(self._path)
+        if seen != self._seen:
+            from models.signing import read_keys
+
+            self._seen = seen
+            try:
+                self._keys = read_keys(self._path)
+                log.info("models must be signed by one of: %s", ", ".join(self._keys))
+            except UserError as error:
+                log.error("%s; the trusted keys stay as they were (%d)", error, len(self._keys))
+        return tuple(seen)
+
+    @staticmethod
+    def _state(path: Path) -> list[tuple[str, int, int, int]]:
+        try:
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            stats = [(file.name, file.stat()) for file in files]
+        except OSError:
+            return [("", 0, 0, 0)]  # the log says once that they cannot be read
+        return [(name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats]

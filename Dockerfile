@@ -5,27 +5,31 @@
 #   docker build --target train --tag wgan-foundry:train-cuda --build-arg COMPUTE=cuda .
 #   docker build --target service --tag wgan-foundry:service-cuda --build-arg COMPUTE=cuda .
 #
-# docs/deploy.md says how to run them, on a CPU and on a GPU.
+# docs/deploy.md says how to run them, on a CPU and on a GPU, and how a release is built: there the
+# base is named by its digest too (python:3.11-slim-bookworm@sha256:...).
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# cpu or cuda.
+ARG COMPUTE=cpu
 
 # ---- what every stage starts from -------------------------------------------------------------
 # hadolint ignore=DL3006
 FROM ${PYTHON_IMAGE} AS base
 ENV PYTHONUNBUFFERED=1 \
-    PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 
 # ---- torch, and then one environment for each image ---------------------------------------------
-# pip installs nothing without a hash in requirements/, not even what builds our own package.
+# pip installs nothing without a hash in requirements/, not even what builds our own package. What it
+# downloads stays in the builder's cache, and in no layer.
 FROM base AS torch
-# cpu or cuda.
-ARG COMPUTE=cpu
+ARG COMPUTE
 # PyTorch's own index has the builds for CPUs. The CUDA builds are in the ordinary index.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /build
 COPY requirements/torch.txt requirements/cuda.txt requirements/
-# The images have no compiler, so they need no headers and static libraries of torch, nor its tests.
-RUN python -m venv /opt/venv \
+# Nothing in the images is compiled against torch, so they need no headers and static libraries of it,
+# nor its tests.
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+    python -m venv /opt/venv \
     && case "${COMPUTE}" in \
         cpu) set -- --index-url "${TORCH_INDEX}" ;; \
         cuda) set -- --requirement requirements/cuda.txt ;; \
@@ -40,7 +44,8 @@ RUN python -m venv /opt/venv \
 # The dependencies come before our code: a change of code does not install them again.
 FROM torch AS service-dependencies
 COPY requirements/service.txt requirements/
-RUN /opt/venv/bin/pip install --require-hashes --no-deps --requirement requirements/service.txt
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+    /opt/venv/bin/pip install --require-hashes --no-deps --requirement requirements/service.txt
 COPY . .
 RUN /opt/venv/bin/pip install --no-deps --no-build-isolation . \
     && /opt/venv/bin/pip check \
@@ -48,7 +53,8 @@ RUN /opt/venv/bin/pip install --no-deps --no-build-isolation . \
 
 FROM torch AS train-dependencies
 COPY requirements/train.txt requirements/
-RUN /opt/venv/bin/pip install --require-hashes --no-deps --requirement requirements/train.txt
+RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+    /opt/venv/bin/pip install --require-hashes --no-deps --requirement requirements/train.txt
 COPY . .
 RUN /opt/venv/bin/pip install --no-deps --no-build-isolation . \
     && /opt/venv/bin/pip check \
@@ -56,6 +62,7 @@ RUN /opt/venv/bin/pip install --no-deps --no-build-isolation . \
 
 # ---- what both images share: a user without rights, and nothing that is written to ---------------
 FROM base AS runtime
+ARG PYTHON_IMAGE
 ARG VERSION=0.2.0
 ARG REVISION=unknown
 ARG CREATED=unknown
@@ -64,7 +71,8 @@ LABEL org.opencontainers.image.title="wgan-foundry" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
-      org.opencontainers.image.created="${CREATED}"
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}"
 # The user has no entry in /etc/passwd, so it is named here: promotions record who made them.
 # Only /tmp must be writable.
 ENV PATH=/opt/venv/bin:$PATH \
@@ -80,7 +88,21 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["wgan"]
 
-FROM runtime AS train
+# On a GPU `training.critic_step=auto` compiles long runs of convolutional critics: by Triton, which is
+# in the lock and calls a C compiler when it runs. Python's headers are in the base.
+FROM runtime AS train-runtime
+ARG COMPUTE
+USER 0:0
+# The release of Debian decides the versions; a fixed one would miss its security updates.
+# hadolint ignore=DL3008
+RUN if [ "${COMPUTE}" = cuda ]; then \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
+USER 10001:10001
+
+FROM train-runtime AS train
 LABEL org.opencontainers.image.title="wgan-foundry train"
 COPY --from=train-dependencies /opt/venv /opt/venv
 CMD ["--help"]

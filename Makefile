@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_DIR ?= demo
 BIN := .venv/bin
 
-.PHONY: install tools demo test test-slow verify-gpu pack-gpu verify-deploy bench-step bench-serve bench-quality lint format docs lock clean
+.PHONY: install tools demo test test-slow verify-gpu pack-gpu verify-deploy sbom bench-step bench-serve bench-quality lint format docs lock clean
 
 install: .venv/.installed
 
@@ -73,6 +73,11 @@ bench-quality: install
 verify-deploy: install
 	$(BIN)/python deploy/verify.py
 
+# What the images are made of, as CycloneDX, in sbom/.
+sbom:
+	$(PYTHON) deploy/tools.py venv
+	"$${WGAN_TOOLS:-.tools}/venv/bin/python" deploy/sbom.py sbom
+
 lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -96,4 +101,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache demo site
+	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache demo sbom site

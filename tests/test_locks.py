@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -12,11 +13,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from deploy import lock
+from deploy import lock, tools
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = {path.stem: path.read_text() for path in lock.LOCKS.glob("*.txt")}
+CYCLONEDX = tools.find("cyclonedx-py")
 LINUX = {
     "implementation_name": "cpython",
     "platform_python_implementation": "CPython",
@@ -90,6 +92,30 @@ def test_torch_has_the_hashes_of_both_builds() -> None:
     assert len(set(hashes)) == len(hashes) >= 2 * 2 * 4
     # The CPU build for Python 3.11 on x86-64 is in PyTorch's own index alone.
     assert "sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b" in hashes
+
+
+@pytest.mark.skipif(CYCLONEDX is None, reason="no cyclonedx-py: run `make tools`")
+def test_the_bill_of_materials_is_what_the_image_installs(tmp_path: Path) -> None:
+    assert CYCLONEDX is not None
+    command = [CYCLONEDX.with_name("python"), ROOT / "deploy/sbom.py", tmp_path, "train-cuda"]
+    subprocess.run(command, check=True, capture_output=True)
+    bill = json.loads((tmp_path / "train-cuda.cdx.json").read_text())
+    assert bill["metadata"]["component"]["name"] == "wgan-foundry"
+    locks = ("torch", "cuda", "train")
+    hashes = {
+        canonicalize_name(r.name): set(found)
+        for name in locks
+        for r, found in entries(name)
+        if not r.marker or r.marker.evaluate(LINUX)
+    }
+    versions = {name: version for lock in locks for name, version in pins(lock, **LINUX).items()}
+    assert "colorama" not in versions, "which Windows alone needs"
+    listed = {canonicalize_name(c["name"]): c for c in bill["components"]}
+    assert {name: c["version"] for name, c in listed.items()} == versions
+    for name, component in listed.items():
+        assert component["purl"].startswith(f"pkg:pypi/{name}@{versions[name]}")
+        found = {h["content"] for e in component["externalReferences"] for h in e["hashes"]}
+        assert {f"sha256:{digest}" for digest in found} == hashes[name]
 
 
 def test_a_wrong_hash_is_refused(tmp_path: Path) -> None:

@@ -314,6 +314,18 @@ def test_promotion_signs_what_was_registered_and_nothing_else(
     assert registry.champion("tiny") == "1"
 
 
+def test_a_signature_goes_through_a_server_that_stores_the_files(
+    tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Registry(tmp_path)
+    with home.running():
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", home.uri)
+        registered(tmp_path, 1)
+        assert wgan_cli.main(["sign", "tiny@1", "--key", str(keys / "ours.key")]) == 0
+        assert wgan_cli.main(["verify", "tiny@1", "--key", str(keys / "ours.pem")]) == 0
+    assert list((tmp_path / "stored").rglob(SIGNATURE))
+
+
 OURS, UNSIGNED, OTHERS, REPLACED = "1", "2", "3", "4"
 """Versions: of our key, of none, of another, and of ours but replaced together with its digest."""
 

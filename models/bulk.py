@@ -96,7 +96,8 @@ class Folder:
 
         Args:
             what: is done to the folder by the step, such as ``read``.
-            step: is called with the arguments.
+            step: see above.
+            arguments: of the step.
         """
         try:
             return step(*arguments)

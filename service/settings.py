@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models import registry
 from models.errors import ConfigError
+from service import sources
 
 MIN_DRIFT_WINDOW = 50
 """With fewer scores than this, only gross changes would show."""
@@ -38,35 +39,6 @@ def _folder(path: Path) -> Path:
     if not existing.is_dir():
         raise ValueError(f"write the path of a folder; {existing} is a file")
     return path
-
-
-def _model(model: str) -> str:
-    """Make an artifact folder's path absolute; leave a registry name as it is."""
-    return model if not model or registry.is_reference(model) else str(Path(model).absolute())
-
-
-def _models(text: str) -> str:
-    """Check models separated by commas, and write each as NAME=SOURCE, folders absolute."""
-    found: dict[str, str] = {}
-    for entry in filter(None, map(str.strip, text.split(","))):
-        given = re.fullmatch(r"([^/=@]+)=(.+)", entry)
-        source = _model(given[2] if given else entry)
-        name = given[1] if given else name_of(source)
-        if not name:
-            raise ValueError(f"{entry:.100} has no name; write NAME=MODEL, or such as a@champion")
-        if name in found:
-            raise ValueError(f"two models have the name {name:.100}; write NAME=MODEL for one")
-        found[name] = source
-    return ",".join(f"{name}={source}" for name, source in found.items())
-
-
-def name_of(model: str) -> str:
-    """Name a model that has none of its own: by its registry name, or its folder."""
-    return model.rpartition("@")[0] if registry.is_reference(model) else Path(model).name
-
-
-def _by_name(models: str) -> dict[str, str]:
-    return dict(entry.split("=", 1) for entry in models.split(",") if entry)
 
 
 def _window(size: int) -> int:
@@ -90,8 +62,8 @@ def _origins(text: str) -> str:
 
 
 Url = Annotated[str, AfterValidator(_url)]
-ModelName = Annotated[str, AfterValidator(_model)]
-ModelNames = Annotated[str, AfterValidator(_models)]
+ModelName = Annotated[str, AfterValidator(sources.absolute)]
+ModelNames = Annotated[str, AfterValidator(sources.named)]
 
 
 class Settings(BaseSettings):
@@ -321,12 +293,14 @@ class Settings(BaseSettings):
     @property
     def champions(self) -> dict[str, str]:
         """The source of each model's champion, by the model's name."""
-        return _by_name(self.models) or ({name_of(self.model): self.model} if self.model else {})
+        if self.model:
+            return {sources.name_of(self.model): self.model}
+        return sources.by_name(self.models)
 
     @property
     def challengers(self) -> dict[str, str]:
         """The sources of challengers, by the name of their model."""
-        found = _by_name(self.challenger)
+        found = sources.by_name(self.challenger)
         if self.model and len(found) == 1:  # there is but one model that it can belong to
             return dict.fromkeys(self.champions, *found.values())
         return found

@@ -23,6 +23,7 @@ Array = np.ndarray
 Record = dict[str, Any]
 """A row of a table, by column name; None where there is no value."""
 Format = Literal["png", "webp", "zip", "npz", "json", "csv", "parquet", "arrow"]
+RowsFormat = Literal["json", "csv", "npz", "parquet", "arrow"]
 
 
 class ServiceError(Exception):
@@ -240,13 +241,26 @@ class Client:
             seed: another one gives another completion; without it, the service takes a random one.
             model: which served model.
         """
-        body: dict[str, Any] = {"rows": list(rows)}
-        if seed is not None:
-            body["seed"] = seed
-        if model is not None:
-            body["model"] = model
+        body = {"rows": list(rows), **_given(seed=seed, model=model)}
         response = self._send("POST", f"{self._root}/imputations", json=body)
         return Rows(response.json()["rows"], _origin(response))
+
+    def impute_file(
+        self,
+        file: str | Path,
+        seed: int | None = None,
+        *,
+        format: RowsFormat | None = None,
+        model: str | None = None,
+    ) -> File:
+        """Fill the gaps of the rows in a CSV, Parquet or Arrow file; see `impute`.
+
+        Without ``format``, the answer is what the file is.
+        """
+        parts = [("files", (Path(file).name, Path(file).read_bytes()))]
+        query = _given(seed=seed, format=format, model=model)
+        response = self._send("POST", f"{self._root}/imputations", files=parts, params=query)
+        return File(response.content, _origin(response))
 
     def file(
         self, format: Format = "png", count: int | None = None, **options: Unpack[SampleOptions]
@@ -307,14 +321,14 @@ class Client:
         form: dict[str, Any] = {"resize": str(resize).lower()}
         if classes is not None:
             form["classes"] = list(classes)
-        query = _query(model)
+        query = _given(model=model)
         return _scores(
             self._send("POST", f"{self._root}/scores", files=parts, data=form, params=query)
         )
 
     def model(self, model: str | None = None) -> dict[str, Any]:
         """Get a model's record: the champion's, unless another is named."""
-        return dict(self._send("GET", self._record, params=_query(model)).json())
+        return dict(self._send("GET", self._record, params=_given(model=model)).json())
 
     def models(self) -> dict[str, Any]:
         """Get the registry's versions, and which are served."""
@@ -326,11 +340,11 @@ class Client:
         Raises:
             NotFoundError: the service does not measure it.
         """
-        return dict(self._send("GET", f"{self._root}/drift", params=_query(model)).json())
+        return dict(self._send("GET", f"{self._root}/drift", params=_given(model=model)).json())
 
     def picture(self, model: str | None = None) -> bytes:
         """Get a PNG of samples, drawn when the model was made."""
-        return self._send("GET", f"{self._record}/samples.png", params=_query(model)).content
+        return self._send("GET", f"{self._record}/samples.png", params=_given(model=model)).content
 
     def is_ready(self) -> bool:
         """Return True if a model is served."""
@@ -350,8 +364,8 @@ class Client:
         raise _error(response)
 
 
-def _query(model: str | None) -> dict[str, str]:
-    return {} if model is None else {"model": model}
+def _given(**options: str | int | None) -> dict[str, str | int]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _scores(response: httpx.Response) -> Scores:

@@ -95,28 +95,36 @@ class Endpoint:
         return {self.path: holders.only, **named}
 
 
-async def read_json(context: Context, request: Request, schema: type[M]) -> M:
+async def read_json(context: Context, request: Request, schema: type[M], others: str = "") -> M:
     """Read a JSON body that follows a schema; a large one in a thread.
+
+    For ``others`` see `json_content`.
 
     Raises:
         BadRequest: the body is not JSON, or does not follow the schema.
         HTTPException: 415, the content type is another.
     """
-    body = await json_content(request)
+    body = await json_content(request, others)
     if len(body) <= SMALL_BODY:
         return parse_json(body, schema)
     async with context.turn(body):
         return await context.processors.run("body", lambda: parse_json(body, schema))
 
 
-async def json_content(request: Request) -> bytes:
+async def json_content(request: Request, others: str = "") -> bytes:
     """Read the body of a request that says it is JSON.
+
+    Args:
+        request: the request.
+        others: the end of the error's message: what else the endpoint takes.
 
     Raises:
         HTTPException: 415, the content type is another.
     """
     if content_type(request) != "application/json":
-        raise HTTPException(415, "send JSON, with the header Content-Type: application/json")
+        raise HTTPException(
+            415, f"send JSON, with the header Content-Type: application/json{others}"
+        )
     return await request.body()
 
 

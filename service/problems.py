@@ -7,7 +7,7 @@ import json
 import math
 import traceback
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
@@ -73,9 +73,9 @@ def too_often(
     return problem(429, f"over {per_second:g} {what} a second; try again later", headers)
 
 
-def describe(error: ValidationError) -> BadRequest:
+def describe(error: ValidationError, place: Literal["body", "query"] = "body") -> BadRequest:
     """Turn pydantic's errors into paths and messages."""
-    detail, count = "the body does not follow the schema", error.error_count()
+    detail, count = f"the {place} does not follow the schema", error.error_count()
     if count > MAX_ERRORS:
         return BadRequest(detail, [{"path": "/", "message": f"{count} errors, too many to list"}])
     errors = [

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the 
     import pyarrow as pa
 
     from models.model import Model
+    from models.tables import TableSchema
 
 MAX_ROWS = 1024
 """Rows in one request."""
@@ -27,12 +28,22 @@ def to_table(model: Model, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """
     from models.tables.records import rows_of_records
 
-    if model.table is None:
-        raise ShapeError("the model takes no rows of named columns: see its shape in GET /v1/model")
+    schema = require_table(model)
     if len(rows) > MAX_ROWS:
         raise ShapeError(f"over {MAX_ROWS} rows; at most {MAX_ROWS} are taken at once")
     with unsuitable():
-        return rows_of_records(model.table, rows)
+        return rows_of_records(schema, rows)
+
+
+def require_table(model: Model) -> TableSchema:
+    """The schema of a model's table.
+
+    Raises:
+        ShapeError: the model makes no table.
+    """
+    if model.table is None:
+        raise ShapeError("the model takes no rows of named columns: see its shape in GET /v1/model")
+    return model.table
 
 
 @contextlib.contextmanager

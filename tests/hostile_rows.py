@@ -18,6 +18,8 @@ TYPES = {
     "parquet": "application/vnd.apache.parquet",
     "arrow": "application/vnd.apache.arrow.file",
 }
+COMPLETED = {"UTF-16", "age b'NaN'", "age b'0x10'"}
+"""Files that only lack columns or cells, which are gaps."""
 NUMBERS = ["1e308", "-1e308", "1e999", str(10**400), str(2**63), str(2**64), "-0.0", "1.5", "NaN"]
 
 
@@ -202,8 +204,27 @@ def attacks() -> dict[str, Attack]:
         if name in ("text", "a name twice", "parquet whose texts unpack to 1 GB"):
             multipart = "multipart/form-data; boundary=b"
             found[f"form: {name}"] = Attack(statuses, form(content, "x.csv"), multipart, path)
-    for kind in TYPES.values():
-        found[f"{kind} to /v1/imputations"] = Attack((415,), b"age\n1\n", kind, "/v1/imputations")
+        if "000 columns" not in name:  # seconds each, of the same reader
+            right = (200,) if name in COMPLETED else statuses
+            found[f"imputations: file: {name}"] = Attack(
+                right, content, TYPES[format], "/v1/imputations"
+            )
+    for query in ("seed=-1", "seed=1e3", "seed=" + "9" * 5000, "seed=", "format=png", "model=",
+                  "rows=1", "seed=1&seed=2", "format=csv%00", "seed=%F0%9F%98%80"):  # fmt: skip
+        path = f"/v1/imputations?{query}"
+        found[f"imputations: query {query[:20]}"] = Attack((400,), b"age\n40\n", "text/csv", path)
+    part = form(b"age\n40\n", "x.csv").removesuffix(b"--b--\r\n")
+    for name, parts in {
+        "two files": part * 2,
+        "no file": b"",
+        "300 files": part * 300,
+        "another part": part + part.replace(b"files", b"rows"),
+        "a text in place of a file": part.replace(b'; filename="x.csv"', b""),
+    }.items():
+        kind = "multipart/form-data; boundary=b"
+        found[f"imputations: {name}"] = Attack(
+            (400,), parts + b"--b--\r\n", kind, "/v1/imputations"
+        )
     return found
 
 

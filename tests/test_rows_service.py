@@ -13,14 +13,17 @@ from typing import Any
 import httpx
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from models.errors import ConditionError
 from models.images import encode_png
 from models.tables import parse_conditions
+from models.tables.files import write_rows
 from models.trained import load
 from service.client import Client, UnsuitableError
 from service.endpoints.samples import MEDIA_TYPES
+from tests.mixed import people
 from tests.servers import Server, is_problem, worker
 from wgan_cli import main
 
@@ -243,6 +246,89 @@ def test_files_of_rows_that_are_refused(
     assert says in str(is_problem(answer, status)["detail"])
 
 
+def read(content: bytes, format: str) -> pd.DataFrame:
+    """Rows in a file; dates as texts, which is what CSV and npz files have."""
+    file = io.BytesIO(content)
+    match format:
+        case "json":
+            frame = pd.DataFrame(json.loads(content)["rows"])
+        case "npz":
+            with np.load(file) as arrays:
+                frame = pd.DataFrame(dict(arrays))
+        case "csv":
+            frame = pd.read_csv(file)
+        case _:
+            frame = {"parquet": pd.read_parquet, "arrow": pd.read_feather}[format](file)
+    return frame.assign(since=frame.since.astype(str), home=frame.home.astype(str))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "arrow"])
+def test_files_of_rows_with_gaps_come_back_completed(server: Server, kind: str) -> None:
+    gaps = people(60).to_pandas().drop(columns=["member", "country"])
+    gaps.loc[::2, "age"] = None
+    gaps.loc[::2, "years"] = None
+    gaps.loc[::3, "home"] = None
+    gaps["since"] = gaps.since.where(gaps.index % 4 > 0)
+    rows = pa.Table.from_pandas(gaps, preserve_index=False)
+    content = b"".join(write_rows([rows], kind))
+    expected = load(str(server.artifact)).impute(rows, seed=3)
+    expected = expected.assign(since=expected.since.astype(str), home=expected.home.astype(str))
+    assert not expected.isna().any(axis=None)
+    headers = {"content-type": MEDIA_TYPES[kind]}
+    for format in (None, "json", "csv", "npz", "parquet", "arrow"):
+        query = {"seed": "3", **({} if format is None else {"format": format})}
+        raw = server.client.post("/v1/imputations", params=query, content=content, headers=headers)
+        assert raw.status_code == 200, raw.text
+        assert raw.headers["X-Seed"] == "3"
+        assert raw.headers["content-type"] == MEDIA_TYPES[format or kind]
+        frame = read(raw.content, format or kind)
+        pd.testing.assert_frame_equal(frame, expected, check_dtype=False)
+        parts = [("files", ("x", content))]
+        form = server.client.post("/v1/imputations", params=query, files=parts)
+        assert form.content == raw.content
+    body = {"rows": GAPS, "seed": 3, "format": kind}
+    as_file = server.client.post("/v1/imputations", json=body)
+    assert as_file.headers["content-type"] == MEDIA_TYPES[kind]
+    told = pd.DataFrame(post(server, "imputations", rows=GAPS, seed=3).json()["rows"])
+    pd.testing.assert_frame_equal(read(as_file.content, kind), told, check_dtype=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "query", "status", "says"),
+    [
+        (b"age,hom\n40,own\n", {}, 422, "did you mean 'home'"),
+        (b"age\nforty\n", {}, 422, "column 'age': not int64"),
+        (b"home\ncastle\n", {}, 422, "unknown category 'castle'"),
+        (b"PAR1 and no more", {}, 415, "the body: no table as CSV, Parquet or Arrow"),
+        (b"age\n" + b"40\n" * 1025, {}, 422, "at most 1024 rows"),
+        (b"age,home\n", {}, 422, "no rows"),
+        (b"age\n40\n", {"seed": "-1"}, 400, "/seed"),
+        (b"age\n40\n", {"seed": "first"}, 400, "/seed"),
+        (b"age\n40\n", {"format": "png"}, 400, "/format"),
+        (b"age\n40\n", {"seeds": "1"}, 400, "/seeds"),
+        (b"age\n40\n", {"model": "none@1"}, 404, "none@1 is not served"),
+    ],
+)
+def test_files_of_rows_with_gaps_that_are_refused(
+    server: Server, content: bytes, query: dict[str, str], status: int, says: str
+) -> None:
+    headers = {"content-type": "text/csv"}
+    answer = server.client.post("/v1/imputations", params=query, content=content, headers=headers)
+    assert says in json.dumps(is_problem(answer, status))
+
+
+def test_ways_to_send_rows_with_gaps_that_are_refused(server: Server) -> None:
+    one = ("files", ("x.csv", b"age\n40\n"))
+    url = "/v1/imputations"
+    assert "send one file" in str(is_problem(server.client.post(url, files=[one, one]), 400))
+    form = server.client.post(url, files=[one], data={"seed": "3"})
+    assert "the rest is in the query" in str(is_problem(form, 400))
+    beside = server.client.post(url, params={"seed": "3"}, json={"rows": GAPS})
+    assert "in the body" in str(is_problem(beside, 400))
+    text = server.client.post(url, content=b"age", headers={"content-type": "text/plain"})
+    assert "text/csv" in str(is_problem(text, 415))
+
+
 def test_the_description_has_the_short_forms(server: Server) -> None:
     document = server.client.get("/docs.json").json()
     condition = document["components"]["schemas"]["Condition"]
@@ -253,7 +339,7 @@ def test_the_description_has_the_short_forms(server: Server) -> None:
     assert [column["name"] for column in columns][:2] == ["id", "age"]
 
 
-def test_the_client(server: Server) -> None:
+def test_the_client(server: Server, tmp_path: Path) -> None:
     with Client(str(server.client.base_url)) as client:
         rows = client.rows(30, seed=2, where={"home": "own"})
         assert {row["home"] for row in rows.items} == {"own"}
@@ -261,6 +347,12 @@ def test_the_client(server: Server) -> None:
         assert len(client.score(rows.items).scores) == 30
         filled = client.impute(GAPS, seed=1, model="champion")
         assert filled.items[0]["age"] == 40
+        (tmp_path / "gaps.csv").write_text("age,home\n40,\n,own\n")
+        file = client.impute_file(tmp_path / "gaps.csv", seed=1, model="champion")
+        assert file.origin.seed == 1
+        assert file.content.startswith(b"age,home,")
+        rows = json.loads(client.impute_file(tmp_path / "gaps.csv", 1, format="json").content)
+        assert rows["rows"] == client.impute([{"age": 40}, {"home": "own"}], seed=1).items
         frame = pd.read_parquet(io.BytesIO(client.file("parquet", 5, seed=2).content))
         assert frame.id.tolist() == [row["id"] for row in client.rows(5, seed=2).items]
         with pytest.raises(UnsuitableError, match="did you mean"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -103,6 +103,13 @@ def _first(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
 
 
+def file_format(content: bytes) -> Literal["csv", "parquet", "arrow"]:
+    """What a file of rows is, by its first bytes: all that is neither of the others is CSV."""
+    if content.startswith(b"PAR1"):
+        return "parquet"
+    return "arrow" if content.startswith(b"ARROW1") else "csv"
+
+
 def read_rows(
     content: bytes,
     name: str,
@@ -126,11 +133,11 @@ def read_rows(
         DataError: the file is broken.
     """
     # Without threads: Arrow's may still run when a short process ends, and abort it.
-    source = pa.BufferReader(content)
+    source, format = pa.BufferReader(content), file_format(content)
     try:
-        if content.startswith(b"PAR1"):
+        if format == "parquet":
             table = pyarrow.parquet.read_table(source, use_threads=False)
-        elif content.startswith(b"ARROW1"):
+        elif format == "arrow":
             table = pyarrow.ipc.open_file(source).read_all()
         else:
             read = read_csv(content, config, PurePath(name).suffix, schema)

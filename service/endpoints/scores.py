@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import math
-from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 import anyio.from_thread
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -32,6 +27,7 @@ from service.endpoint import (
     parse_json,
     queried_model,
 )
+from service.forms import FORM, MAX_FILES, OR_FILES, TABLE_TYPES, read_upload
 from service.limits import SMALL_BODY
 from service.openapi import (
     BINARY,
@@ -54,9 +50,6 @@ if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the 
 Array = np.ndarray
 MAX_ITEMS = 1024
 """Items to score in one request."""
-MAX_FILES = 256
-FORM_PIECE = 2**16
-"""Bytes of a form that are parsed at once, on the event loop: the worst ones take 5 ms."""
 
 
 class Bounds(NamedTuple):
@@ -70,8 +63,6 @@ SMALL = Bounds(2**22, 2**24)
 """Read as many at once as there are processors."""
 LARGE = Bounds(MAX_PIXELS, 2**26)
 """Read one at a time, for all requests together: this bounds the memory."""
-TABLE_TYPES = ("text/csv", "application/vnd.apache.parquet", "application/vnd.apache.arrow.file")
-"""Media types of a file of rows that is a body by itself; its bytes alone decide what it is."""
 
 
 class ScoresRequest(BaseModel):
@@ -143,8 +134,12 @@ class Scores(BaseModel):
 async def post_scores(context: Context, request: Request) -> Response:
     """Score items given as JSON or as files."""
     queried, kind = queried_model(request), content_type(request)
-    if kind == "multipart/form-data" or kind in TABLE_TYPES:
-        uploads, classes, resize = await read_upload(request, kind)
+    if kind in (FORM, *TABLE_TYPES):
+        uploads, texts = await read_upload(request, kind, ("classes", "resize"), MAX_ITEMS + 1)
+        classes = texts["classes"] or None
+        if texts["resize"] not in ([], ["true"], ["false"]):
+            raise BadRequest("the part named 'resize' is true or false")
+        resize = texts["resize"] == ["true"]
 
         def read(bounds: Bounds) -> ScoreJob:
             served = choose_model(context, request, queried)
@@ -158,7 +153,7 @@ async def post_scores(context: Context, request: Request) -> Response:
             async with context.one_large:
                 result = await score(lambda: read(LARGE))
     else:
-        body = await json_content(request)
+        body = await json_content(request, OR_FILES)
 
         def read_body() -> ScoreJob:
             wanted = parse_json(body, ScoresRequest)
@@ -294,53 +289,6 @@ def read_files(
     return np.concatenate(parts)
 
 
-async def read_upload(
-    request: Request, kind: str
-) -> tuple[list[tuple[str, bytes]], list[str] | None, bool]:
-    """Read a form, as `read_form` does, or a file of rows that is the body."""
-    if kind == "multipart/form-data":
-        return await read_form(request)
-    return [("the body", await request.body())], None, False
-
-
-async def in_pieces(body: bytes) -> AsyncGenerator[bytes]:
-    """Yield a body piece by piece, with turns for other requests between them."""
-    for start in range(0, len(body), FORM_PIECE):
-        if start:
-            await asyncio.sleep(0)
-        yield body[start : start + FORM_PIECE]
-
-
-async def read_form(request: Request) -> tuple[list[tuple[str, bytes]], list[str] | None, bool]:
-    """Read a form's files by name, their classes, and whether to resize them."""
-    pieces = in_pieces(await request.body())
-    parser = MultiPartParser(request.headers, pieces, max_files=MAX_FILES, max_fields=MAX_ITEMS + 1)
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:  # a broken body, or too many parts
-        raise HTTPException(400, error.message) from None
-    try:
-        if set(form) - {"files", "classes", "resize"}:
-            raise BadRequest("the form's parts are 'files', and if need be 'classes' and 'resize'")
-        files, classes = form.getlist("files"), form.getlist("classes")
-        resize = form.getlist("resize")
-        if not files or not all(isinstance(file, UploadFile) for file in files):
-            raise BadRequest("send the files as parts named 'files', each with a file name")
-        if not all(isinstance(name, str) for name in classes):
-            raise BadRequest("the parts named 'classes' are text, one for each item")
-        if resize not in ([], ["true"], ["false"]):
-            raise BadRequest("the part named 'resize' is true or false")
-        uploads = [
-            (f"file {i} ({(file.filename or 'no name')[:100]})", await file.read())
-            for i, file in enumerate(files)
-            if isinstance(file, UploadFile)
-        ]
-        names = [name for name in classes if isinstance(name, str)]
-        return uploads, names or None, resize == ["true"]
-    finally:
-        await form.close()
-
-
 EXAMPLES: dict[str, dict[str, Any]] = {
     "vectors": {"summary": "Two vectors", "value": {"samples": [[0.5, -0.25], [3, 0]]}},
     "rows": {
@@ -366,7 +314,7 @@ ENDPOINT = Endpoint(
             "required": True,
             "content": {
                 "application/json": {"schema": ref(ScoresRequest), "examples": EXAMPLES},
-                "multipart/form-data": {"schema": ref(ScoresForm)},
+                FORM: {"schema": ref(ScoresForm)},
                 **{kind: {"schema": BINARY} for kind in TABLE_TYPES},
             },
         },

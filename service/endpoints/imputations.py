@@ -140,7 +140,8 @@ async def read_file(
 
         return file_format(uploads[0][1]), read_tables(uploads, schema)[0]
 
-    own_format, rows = await context.processors.run("rows", read)
+    async with context.one_large:
+        own_format, rows = await context.processors.run("rows", read)
     return served, wanted.model_copy(update={"format": wanted.format or own_format}), rows
 
 

@@ -30,10 +30,12 @@ class TlsProtocol(BoundedProtocol):
             HttpToolsProtocol.connection_made(self, transport)  # it is watched already
             return
         self.client = get_remote_addr(transport)
-        self.begin()
         accepted = transport.get_extra_info("socket").dup()
         transport.abort()  # closes its own descriptor: the connection goes on
         self.handshake = self.loop.create_task(self._shake_hands(accepted))
+        # It may be cancelled before it begins.
+        self.handshake.add_done_callback(lambda _: self._forget(accepted))
+        self.begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget a connection; not for the end of the transport that it was accepted with."""
@@ -59,7 +61,9 @@ class TlsProtocol(BoundedProtocol):
             self.watch.count("no_tls")
         except OSError:
             pass  # the client left
-        finally:
-            if self.transport is None:
-                self.watch.remove(self)
-                accepted.close()
+
+    def _forget(self, accepted: socket.socket) -> None:
+        """Close a connection whose handshake came to nothing."""
+        if self.transport is None:
+            self.watch.remove(self)
+            accepted.close()

@@ -1,18 +1,26 @@
 """TLS handshakes are connections from their first byte: counted, bounded, ended in time."""
 
+import asyncio
 import contextlib
 import resource
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 import pytest
+import uvicorn
+import uvloop
+from prometheus_client import Counter, Gauge
 from prometheus_client.parser import text_string_to_metric_families
+from uvicorn.server import ServerState
 
-from service.connections import HEAD_SECONDS, SHARE_OF_FILES, TICK
+from service.connections import HEAD_SECONDS, SHARE_OF_FILES, TICK, Connections
+from service.handshakes import TlsProtocol
+from service.tls import Certificate
 from tests.artifacts import make_artifact
 from tests.servers import WGAN, free_port, running
 from tests.test_connections import LIVE, answers
@@ -128,3 +136,36 @@ def test_a_connection_over_tls_is_used_again(server: Https) -> None:
         assert answers(connection) == [200, 200]
         connection.sendall(LIVE)
         assert answers(connection) == [200]
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_connection_for_which_there_is_no_room_is_closed(
+    tmp_path: Path, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    async def app(scope: object, receive: object, send: object) -> None: ...
+
+    closed = Counter("c", "d", ["reason"], registry=None)
+    watch = Connections(Gauge("a", "b", registry=None), closed)
+    watch.limit = 0
+    certificate = Certificate(*write_certificate(tmp_path, "wgan"))
+    protocol = type("Protocol", (TlsProtocol,), {"watch": watch, "certificate": certificate})
+    config = uvicorn.Config(app, log_config=None)  # type: ignore[arg-type]
+    config.load()
+
+    async def connect() -> bytes:
+        def accept() -> asyncio.Protocol:
+            made = protocol(config, ServerState(), {}, None)
+            assert isinstance(made, asyncio.Protocol)
+            return made
+
+        listening = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        try:
+            return await asyncio.wait_for(reader.read(), 10)
+        finally:
+            writer.close()
+            listening.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(connect()) == b""
+    assert closed.labels("crowded")._value.get() == 1

@@ -96,7 +96,7 @@ class Folder:
 
         Args:
             what: is done to the folder by the step, such as ``read``.
-            step: see above.
+            step: is called with the arguments.
             arguments: of the step.
         """
         try:

@@ -149,7 +149,7 @@ def test_a_connection_for_which_there_is_no_room_is_closed(
     watch.limit = 0
     certificate = Certificate(*write_certificate(tmp_path, "wgan"))
     protocol = type("Protocol", (TlsProtocol,), {"watch": watch, "certificate": certificate})
-    config = uvicorn.Config(app, log_config=None)  # type: ignore[arg-type]
+    config = uvicorn.Config(app, log_config=None)
     config.load()
 
     async def connect() -> bytes:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.durable import PARTIAL, put
 from models.errors import ArtifactError
 from models.model import Model
 from models.networks import build_networks
@@ -67,7 +68,7 @@ def save_artifact(
         card: the model card, Markdown.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=folder.parent))
     try:
         new.chmod(0o755)
         (new / RUN).write_text(run.model_dump_json(indent=2) + "\n")
@@ -82,9 +83,7 @@ def save_artifact(
         (new / GRID).write_bytes(grid_png)
         (new / CARD).write_text(card)
         (new / SUMS).write_text("".join(f"{_sha256(new / name)}  {name}\n" for name in FILES))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(new, folder)
+        put(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import importlib.util
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -26,6 +27,13 @@ class OversizeError(DataError):
 
 class ArtifactError(UserError):
     """An artifact is missing, tampered with, truncated or foreign."""
+
+
+class BrokenFileError(UserError):
+    """A file of ours cannot be read: it was cut or changed."""
+
+    def __init__(self, path: Path, reason: str, remedy: str) -> None:
+        super().__init__(f"{path}: broken ({' '.join(reason.split())}); {remedy}")
 
 
 class RegistryError(UserError):

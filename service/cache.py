@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from models import registry
 from models.cache import cache_folder
+from models.durable import put, write_file
 from models.errors import ArtifactError
 from service.retries import retry, within
 from service.trust import TrustedKeys
@@ -95,7 +95,7 @@ class VersionCache:
                     into = Path(temporary) / "artifact"
                     fetched = registry.download(reference, into, {*SERVED, SUMS, SIGNATURE})
                     _verify(fetched, digest)
-                    fetched.replace(folder)
+                    put(fetched, folder)
 
             storage = f"{reference}: its storage"
             # A copy may be cut short, so an unsound artifact may pass too.
@@ -104,9 +104,7 @@ class VersionCache:
 
     def keep(self, number: str) -> None:
         """Record a version as the last good one, and delete the oldest ones."""
-        temporary = self.folder / f"{CURRENT}.{os.getpid()}"
-        temporary.write_text(number)
-        temporary.replace(self.folder / CURRENT)
+        write_file(self.folder / CURRENT, number)
         (self.folder / number).touch()
         with _locked(self.folder / "lock"):
             versions = [f for f in self.folder.iterdir() if f.name.isdecimal()]

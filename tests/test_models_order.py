@@ -8,6 +8,7 @@ import pytest
 MODELS = Path(__file__).parent.parent / "models"
 ORDER = [
     "errors",
+    "durable",
     "cache",
     "progress",
     "command_line",

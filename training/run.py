@@ -17,6 +17,7 @@ from torch import nn
 from models import __version__, artifact, record, registry
 from models.config import Config
 from models.device import multiply_in_float32
+from models.durable import read_file, write_file
 from models.errors import UserError
 from models.lipschitz import (
     ASCENT_STARTS,
@@ -163,12 +164,13 @@ def run_training(
     model = artifact.load_artifact(finished)
     judged = model.run
     if (folder / JUDGED).exists():
-        judged = Run.model_validate_json((folder / JUDGED).read_bytes())
+        remedy = "remove it; the artifact has all but the figures that are not to be published"
+        judged = read_file(folder / JUDGED, Run.model_validate_json, remedy)
     _say_results(judged, say)
     page = findings_page(f"Diagnosis of {config.name}", judged.findings)
-    (folder / DIAGNOSIS).write_text(page)
+    write_file(folder / DIAGNOSIS, page)
     if model.table is not None:
-        (folder / REPORT).write_text(table_report(model, data, judged.results))
+        write_file(folder / REPORT, table_report(model, data, judged.results))
     return _register_once(model, folder) if register else None
 
 
@@ -309,7 +311,7 @@ def _judge_and_save(
         }
     )
     if run.privacy is not None:
-        folder.with_name(JUDGED).write_text(run.model_dump_json(indent=2) + "\n")
+        write_file(folder.with_name(JUDGED), run.model_dump_json(indent=2) + "\n")
         run = record.without_leaks(run)
         if not run.results.figures:  # nor scores and a picture of real rows
             heldout = model.sample(seed, len(heldout))
@@ -378,8 +380,9 @@ def _register_once(model: Model, folder: Path) -> str:
     """Register the artifact, unless a note in the run's folder says that it is registered."""
     note = folder / REGISTERED
     if note.exists():
-        return str(json.loads(note.read_text())["model"])
+        remedy = "remove it; the registry knows the run by its artifact"
+        return str(read_file(note, json.loads, remedy)["model"])
     report = folder / REPORT if model.table is not None else None
     reference = track_and_register(model, folder / ARTIFACT, report=report)
-    note.write_text(json.dumps({"model": reference}) + "\n")
+    write_file(note, json.dumps({"model": reference}) + "\n")
     return reference

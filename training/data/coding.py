@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from models.cache import cache_folder
 from models.config import ColumnConfig, DataConfig
+from models.durable import PARTIAL, put
 from models.errors import DataError, suggestion
 from models.tables import Choice, Part, TableSchema, Value
 from models.tables.column import column_values
@@ -215,14 +215,14 @@ def _packed(table: Any, schema: TableSchema, digests: Array) -> PackedCodes:
 def _write(folder: Path, table: Any, schema: TableSchema) -> None:
     """Write packed codes into ``folder``, which appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    new = Path(tempfile.mkdtemp(prefix=".new-", suffix=PARTIAL, dir=folder.parent))
     try:
         with (new / "scores").open("wb") as scores, (new / "options").open("wb") as options:
             for numbers, chosen in _coded(table, schema.pack):
                 scores.write(numbers.tobytes())
                 options.write(chosen.tobytes())
         if not folder.is_dir():  # or else another run has made it meanwhile
-            os.replace(new, folder)
+            put(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.config import Config
+from models.durable import put
 from models.errors import UserError
 
 CHECKPOINTS_KEPT = 2
@@ -99,9 +99,7 @@ def save_checkpoint(
         "critic_step": critic_step,
     }
     save_file(state.tensors(), new, metadata)
-    with new.open("rb") as file:
-        os.fsync(file.fileno())  # or a crash of the machine could leave the name without content
-    os.replace(new, path)
+    put(new, path)
     for old in checkpoints(folder)[:-CHECKPOINTS_KEPT]:
         old.unlink()
     return path

@@ -25,6 +25,7 @@ from torch.fx import GraphModule
 
 from models.config import Config
 from models.constraints import Constraint
+from models.durable import put, read_file
 from models.errors import ConfigError
 from models.lipschitz import CriticFunction
 from models.record import PrivacyCard
@@ -35,6 +36,7 @@ from training.engine.step import can_pair, critic_loss, trace
 from training.engine.workers import Workers
 
 Array = np.ndarray
+KEY_BYTES = 32
 SECRET = "secret"
 """File beside the checkpoints; whoever has it can take the noise off again."""
 MAX_NUMBERS = 2**24
@@ -84,6 +86,7 @@ def keep_secret(folder: Path, *, is_new: bool) -> Secret:
 
     Raises:
         CheckpointError: the run is not new, and its secret is gone.
+        BrokenFileError: the secret was cut or changed.
     """
     path = folder / SECRET
     if not path.exists():
@@ -96,11 +99,16 @@ def keep_secret(folder: Path, *, is_new: bool) -> Secret:
         new = path.with_suffix(".partial")
         new.unlink(missing_ok=True)
         with os.fdopen(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    return Secret(bytes.fromhex(path.read_text()))
+            file.write(secrets.token_hex(KEY_BYTES))
+        put(new, path)
+    return Secret(read_file(path, _key, "start anew with another --out"))
+
+
+def _key(content: bytes) -> bytes:
+    key = bytes.fromhex(content.decode())
+    if len(key) != KEY_BYTES:
+        raise ValueError("the key has another length")
+    return key
 
 
 def poisson_batches(secret: Secret, count: int, size: int, first: int) -> Iterator[Array]:

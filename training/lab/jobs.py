@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,7 +12,10 @@ from typing import Any
 
 import torch
 
+from models.durable import read_file, write_file
 from training.progress import silent, track
+
+REMEDY = "remove it, and it is computed anew"
 
 
 def run_jobs(
@@ -46,9 +48,7 @@ def run_jobs(
 
     def keep(name: str, answer: Any) -> None:
         nonlocal done
-        new = paths[name].with_suffix(".partial")
-        new.write_text(json.dumps(answer))
-        os.replace(new, paths[name])
+        write_file(paths[name], json.dumps(answer))
         done += 1
         say(f"{done}/{len(jobs)} {name}")
 
@@ -65,7 +65,7 @@ def run_jobs(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    return {name: json.loads(path.read_text()) for name, path in paths.items()}
+    return {name: read_file(path, json.loads, REMEDY) for name, path in paths.items()}
 
 
 def _begin() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict
 
+from models.durable import append_line, read_file, read_lines, write_file
 from models.record import Extractor
 from training.judging.evaluate import SAMPLE_SEED
 from training.retraining.config import RetrainConfig
@@ -54,15 +54,20 @@ class Decision(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Decision | None:
-        """Read the decision of a run; None if there is none yet."""
+        """Read the decision of a run; None if there is none yet.
+
+        Raises:
+            BrokenFileError: it was cut or changed.
+        """
         path = folder / DECISION
-        return cls.model_validate_json(path.read_bytes()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        remedy = "remove it, and the next retraining asks the registry instead"
+        return read_file(path, cls.model_validate_json, remedy)
 
     def write(self, folder: Path) -> None:
         """Write the decision into the run's folder, whole or not at all."""
-        new = folder / f".{DECISION}"
-        new.write_text(self.text())
-        os.replace(new, folder / DECISION)
+        write_file(folder / DECISION, self.text())
 
     def text(self) -> str:
         """Write the decision as JSON."""
@@ -98,21 +103,24 @@ def publish(
         name: the model's.
         outcome: the end of the retraining.
         started: when it started, in seconds since 1970.
-        say: takes a line for people; a gateway that does not answer is no error.
+        say: takes a line for people; a folder that is full, or a gateway that does not answer, is
+            no error.
     """
     path = settings.folder / OUTCOMES
+    line = {
+        "model": name,
+        "when": now(),
+        "outcome": outcome.kind,
+        "reason": outcome.reason,
+        "folder": str(outcome.folder) if outcome.folder else None,
+    }
+    outcomes = [*_outcomes(path, name, say), line]
     if settings.folder.is_dir():  # a mistake makes no folder
-        line = {
-            "model": name,
-            "when": now(),
-            "outcome": outcome.kind,
-            "reason": outcome.reason,
-            "folder": str(outcome.folder) if outcome.folder else None,
-        }
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            append_line(path, json.dumps(line))
+        except OSError as error:
+            say(f"warning: the outcome was not written into {path}: {error}")
     if settings.pushgateway is not None:
-        outcomes = _outcomes(path, name)
         try:
             _push(settings.pushgateway, name, outcome, outcomes, started)
         except OSError as error:
@@ -151,12 +159,9 @@ def _push(
     push_to_gateway(address, JOB, batch, grouping_key={"model": name}, timeout=PUSH_SECONDS)
 
 
-def _outcomes(path: Path, name: str) -> list[dict[str, Any]]:
+def _outcomes(path: Path, name: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Read the outcomes of a model so far, oldest first."""
-    if not path.is_file():
-        return []
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for line in lines if line["model"] == name]
+    return [line for line in read_lines(path, say) if line.get("model") == name]
 
 
 def _last_end(outcomes: list[dict[str, Any]]) -> float:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
+from models.durable import put
 from models.errors import DataError
 from training.progress import track
 
@@ -129,7 +130,7 @@ def new_file(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         new = Path(folder) / path.name
         yield new
-        os.replace(new, path)
+        put(new, path)
 
 
 def installed_file(package: str, path: str) -> Path | None:

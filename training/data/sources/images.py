@@ -15,6 +15,7 @@ import PIL
 
 from models.cache import cache_folder
 from models.config import DataConfig
+from models.durable import PARTIAL, put
 from models.errors import DataError
 from models.images import decode_image, fit, on_white
 from training.data.raw import RawData
@@ -105,7 +106,7 @@ def _build(folder: Path, location: Location, size: int | None) -> None:
     """Decode the images into ``folder``, which appears whole or not at all."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+        new = Path(tempfile.mkdtemp(prefix=".new-", suffix=PARTIAL, dir=folder.parent))
     except OSError as error:
         raise DataError(
             f"{folder.parent}: cannot be written to ({error}); set WGAN_CACHE to a folder for "
@@ -144,8 +145,7 @@ def _build(folder: Path, location: Location, size: int | None) -> None:
         item_digests(items).tofile(new / "digests")
         index = {"shape": whole, "classes": classes, "skipped": skipped}
         (new / "index.json").write_text(json.dumps(index))
-        shutil.rmtree(folder, ignore_errors=True)  # left by an older, broken one
-        os.replace(new, folder)
+        put(new, folder)  # in the place of an older, broken one
     except OSError as error:
         if _open(folder) is None:  # else another run has made it meanwhile
             raise DataError(f"{folder}: cannot be written: {error}") from None

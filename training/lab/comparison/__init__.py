@@ -12,6 +12,7 @@ from typing import Any
 
 from models.artifact import load_artifact
 from models.config import Config
+from models.durable import write_file
 from models.errors import UserError
 from training.data.dataset import load_data
 from training.judging.figures import headlines
@@ -120,7 +121,7 @@ def compare(
         for name in jobs:
             _track(out / "runs" / name, out.name)
     summary = summarise(plan, answers, seeds, data.card.name, headlines(data.card)[0])
-    (out / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_file(out / "comparison.json", json.dumps(summary, indent=1) + "\n")
     (out / REPORT).write_text(comparison_page(plan, answers, seeds, data, out, summary))
     return summary
 
@@ -136,4 +137,4 @@ def _track(folder: Path, comparison: str) -> None:
         return
     model = load_artifact(folder / ARTIFACT)
     run_id = track_and_register(model, folder / ARTIFACT, comparison=comparison)
-    note.write_text(json.dumps({"run": run_id}) + "\n")
+    write_file(note, json.dumps({"run": run_id}) + "\n")

@@ -16,6 +16,7 @@ from torch import nn
 
 from models.artifact import load_artifact
 from models.config import Config
+from models.durable import read_file, write_file
 from models.sampling import latents
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
@@ -39,6 +40,7 @@ PACE_STEPS, PACE_WARM_UP = 24, 4
 SAME_RUN = 0.02
 """Runs of both budgets are one run if their critic steps differ by less than this share."""
 CURVE = "curve.json"
+REMEDY = "remove the folder that holds it, and the run is trained anew"
 
 
 class Job(NamedTuple):
@@ -128,7 +130,7 @@ class QualityRecorder:
     def __call__(self, step: int, state: TrainingState) -> None:
         """Measure if this step is one of those; see `training.engine.runs.Watch`."""
         if not self.started:  # the first step since the start, or since a resume
-            kept = json.loads(self.path.read_text()) if self.path.exists() else []
+            kept = read_file(self.path, json.loads, REMEDY) if self.path.exists() else []
             self.rows = [row for row in kept if row["step"] < step]
             last = self.rows[-1] if self.rows else {"seconds": 0.0, "step": 0}
             steps = step - last["step"]
@@ -143,7 +145,7 @@ class QualityRecorder:
         value = headline(self.config, self.data, state.ema, self.extractor)
         self.rows.append({"step": step, "seconds": seconds, "value": value})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.rows))
+        write_file(self.path, json.dumps(self.rows))
         self.before, self.started = seconds, time.process_time()
 
 
@@ -219,7 +221,7 @@ def run_job(job: Job) -> dict[str, Any]:
     )
     run = load_artifact(folder / ARTIFACT).run
     return {
-        "curve": json.loads((folder / CURVE).read_text()),
+        "curve": read_file(folder / CURVE, json.loads, REMEDY),
         "figures": {k: f.model_dump(mode="json") for k, f in run.results.figures.items()},
         "findings": [finding.model_dump(mode="json") for finding in run.findings],
         "steps": config.training.steps,

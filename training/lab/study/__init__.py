@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from models.durable import write_file
 from models.errors import UserError
 from training.lab.jobs import run_jobs
 from training.lab.study import fits, trainings
@@ -56,7 +57,7 @@ def study(
     mine = json.dumps(scale)
     if note.exists() and note.read_text() != mine:
         raise UserError(f"{out}: holds a study of another scale; choose another --out")
-    note.write_text(mine)
+    write_file(note, mine)
     jobs = {
         **fits.surface_jobs(scale),
         **trainings.deep_jobs(scale),

@@ -1,0 +1,188 @@
+"""Files that are cut at any byte, disks that fill up, and what is written in which order."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.durable import (
+    append_line,
+    put,
+    read_file,
+    read_lines,
+    remove_folder,
+    remove_partial,
+    write_file,
+)
+from models.errors import BrokenFileError
+from tests.artifacts import tiny_config
+from training.engine.privacy import keep_secret
+from training.progress import silent
+from training.retraining.config import RetrainConfig
+from training.retraining.outcomes import Decision, Outcome, publish
+
+LINES = [{"a": 1}, {"b": "ü\n"}, {"c": None}]
+
+
+def test_a_file_of_lines_survives_being_cut_at_any_byte(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    for line in LINES:
+        append_line(path, json.dumps(line))
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        kept = LINES[: sum(end <= cut for end in ends)]
+        said: list[str] = []
+        found = read_lines(path, said.append)
+        # A line without its end may be whole all the same.
+        assert found in (kept, LINES[: len(kept) + 1])
+        assert bool(said) == (found == kept and cut not in (0, *ends)), cut
+        assert all(str(path) in line for line in said)
+        append_line(path, '{"d": 2}')
+        assert read_lines(path, pytest.fail) == [*kept, {"d": 2}]
+    assert read_lines(tmp_path / "none", pytest.fail) == []
+
+
+def test_what_is_no_line_of_ours_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    path.write_bytes(b'{"a": 1}\n\x00\x00\x00\n[3]\n\xff\n{"b": 2}\n')
+    said: list[str] = []
+    assert read_lines(path, said.append) == [{"a": 1}, {"b": 2}]
+    assert ["line 2" in said[0], "line 3" in said[1], "line 4" in said[2]] == [True] * 3
+
+
+def test_a_disk_that_is_full_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    """The kernel takes a part of what is written, and then refuses."""
+    path = tmp_path / "lines"
+    append_line(path, '"before"')
+    code = f"""
+import resource, signal
+from pathlib import Path
+from models.durable import append_line, write_file
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
+for write in append_line, write_file:
+    try:
+        write(Path({str(path)!r}), "x" * 100)
+    except OSError as error:
+        print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["refused"] * 2
+    assert path.read_text() == '"before"\n'
+    assert os.listdir(tmp_path) == ["lines"]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The calls of fsync and of replace, with the names of what they were about."""
+    found = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(number: int) -> None:
+        found.append(("fsync", Path(os.readlink(f"/proc/self/fd/{number}")).name))
+        fsync(number)
+
+    def noted_replace(old: Any, new: Any) -> None:
+        found.append(("replace", Path(new).name))
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    return found
+
+
+def test_the_disk_has_a_file_before_it_has_its_name(
+    tmp_path: Path, calls: list[tuple[str, str]]
+) -> None:
+    write_file(tmp_path / "file", "ü")
+    assert (tmp_path / "file").read_text() == "ü"
+    new = calls[0][1]
+    assert calls == [("fsync", new), ("replace", "file"), ("fsync", tmp_path.name)]
+    assert new.endswith(".partial")
+    calls.clear()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "part").write_text("content")
+    put(tmp_path / "new", tmp_path / "folder")
+    assert calls == [
+        ("fsync", "part"), ("fsync", "new"), ("replace", "folder"), ("fsync", tmp_path.name),
+    ]  # fmt: skip
+    (tmp_path / "new").mkdir()
+    put(tmp_path / "new", tmp_path / "folder")
+    assert not list((tmp_path / "folder").iterdir()), "an older folder is replaced as a whole"
+    calls.clear()
+    append_line(tmp_path / "lines", "1")
+    assert calls == [("fsync", "lines"), ("fsync", tmp_path.name)]
+
+
+def test_a_folder_is_whole_or_gone(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
+    (tmp_path / "folder" / "below").mkdir(parents=True)
+    remove_folder(tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
+    assert calls[0][0] == "replace", "what rmtree has not removed yet has another name"
+    (tmp_path / ".folder.1.partial" / "below").mkdir(parents=True)
+    (tmp_path / ".file.2.partial").touch()
+    (tmp_path / "kept").touch()
+    remove_partial(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def decision(folder: Path) -> None:
+    Decision.read(folder)
+
+
+def secret(folder: Path) -> None:
+    keep_secret(folder, is_new=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("decision.json", decision), ("secret", secret)], ids=lambda x: str(x)[:8]
+)
+def test_a_broken_file_is_named(tmp_path: Path, name: str, read: Callable[[Path], None]) -> None:
+    if name == "decision.json":
+        whole = Decision(
+            model="m", outcome="promoted", reason="r", who="w", when="2026-01-01", key="k",
+            challenger="1", champion=None, best="1", data={}, extractor=None, loss="l", gates=[],
+        )  # fmt: skip
+        whole.write(tmp_path)
+        assert Decision.read(tmp_path) == whole
+    else:
+        read(tmp_path)
+    content = (tmp_path / name).read_bytes().rstrip()
+    for cut in range(len(content)):
+        (tmp_path / name).write_bytes(content[:cut])
+        with pytest.raises(BrokenFileError, match=f"{name}: broken .*; (remove it|start anew)"):
+            read(tmp_path)
+
+
+def test_reading_needs_a_parser_that_tells(tmp_path: Path) -> None:
+    write_file(tmp_path / "file", b"[1]")
+    assert read_file(tmp_path / "file", json.loads, "") == [1]
+    (tmp_path / "file").write_bytes(b"[1")
+    with pytest.raises(BrokenFileError, match=r"file: broken .*; remove it"):
+        read_file(tmp_path / "file", json.loads, "remove it")
+
+
+def test_an_outcome_is_listed_after_one_that_was_cut(tmp_path: Path) -> None:
+    """A disk that was full once breaks no later run."""
+    settings = RetrainConfig(preset="8gaussians", folder=tmp_path, pushgateway="http://127.0.0.1:9")
+    name, said = tiny_config().name, list[str]()
+    publish(settings, name, Outcome("promoted", "first"), time.time(), silent)
+    path = tmp_path / "outcomes.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"model": "tiny", "when": "20')
+    publish(settings, name, Outcome("rejected", "second"), time.time(), said.append)
+    assert "outcomes.jsonl: line 2 is cut off" in said[0]
+    assert [line["outcome"] for line in read_lines(path, pytest.fail)] == ["promoted", "rejected"]
+    # A folder that takes nothing more hides no outcome, and the gateway is told.
+    said.clear()
+    path.unlink()
+    path.mkdir()
+    publish(settings, name, Outcome("promoted", "third"), time.time(), said.append)
+    assert ["not written" in said[0], "was not told" in said[1]] == [True, True]

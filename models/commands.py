@@ -311,7 +311,7 @@ def promote(
         if key is not None:
             sign_version(name, version, folder, key)
     before = registry.promote(name, version, why)
-    say(f"{name}@{version} is champion" + (f" (was {name}@{before})" if before else ""))
+    say(f"{name}@{version} is champion" + _instead_of(name, before))
 
 
 @app.command()
@@ -324,7 +324,11 @@ def rollback(
     from models.progress import say
 
     before, now = registry.rollback(name, why)
-    say(f"{name}@{now} is champion again (was {name}@{before})")
+    say(f"{name}@{now} is champion again" + _instead_of(name, before))
+
+
+def _instead_of(name: str, before: str | None) -> str:
+    return f" (was {name}@{before})" if before else " (there was none)"
 
 
 @app.command()

@@ -40,6 +40,14 @@ class RegistryError(UserError):
     """A name, version or alias is not in the model registry, or the registry does not answer."""
 
 
+class AbsentError(RegistryError):
+    """The registry or its storage answered that the thing is not there."""
+
+
+class ForbiddenError(RegistryError):
+    """The registry or its storage answered that this is not allowed (401, 403)."""
+
+
 class MachineError(RegistryError):
     """This machine fails on the way to the registry or its storage, such as by a full disk."""
 

@@ -5,19 +5,18 @@
 
 from __future__ import annotations
 
-import errno
 import getpass
 import json
 import logging
 import os
-import re
-import secrets
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import MachineError, RegistryError
+from models import promotions
+from models.errors import AbsentError, RegistryError
+from models.registry_errors import failure
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
 LONGEST_NAME = 256
 """Characters of a name or an alias that MLflow's database holds."""
 CHAMPION = "champion"
-HISTORY = "promotion."
-"""Prefix of the registered model's tags that record changes of the champion. A number and random
-digits follow: two simultaneous promotions may take the same number, but none overwrites the other.
-"""
 DIGEST_TAG = "artifact_digest"
 SIGNATURE_TAG = "signature_sha256"
 """Tag of a signed version: by it a service sees that there is a new signature."""
@@ -43,17 +38,6 @@ HTTP_LIMITS = {
 }
 """Seconds and repetitions of a request, unless the environment sets them. MLflow's own defaults,
 two minutes and seven repetitions, let a caller wait for a quarter of an hour."""
-OF_THIS_MACHINE = {
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ENOSPC,
-    errno.EROFS,
-}
-"""Numbers of errors that a registry or its storage cannot cause: disk, memory, open files."""
 
 
 def tracking_uri() -> str:
@@ -109,8 +93,7 @@ def resolve(model: str) -> tuple[str, str]:
 
 def is_absent(error: RegistryError) -> bool:
     """Return True if the registry answered that the thing is absent, False if it did not answer."""
-    code = getattr(error.__cause__, "error_code", None)
-    return code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+    return isinstance(error, AbsentError)
 
 
 def download(model: str, folder: Path, files: Collection[str] | None = None) -> Path:
@@ -122,7 +105,9 @@ def download(model: str, folder: Path, files: Collection[str] | None = None) -> 
         files: names of the files to copy, as far as there are such; None: all.
 
     Raises:
-        RegistryError: no such version, or its files cannot be fetched.
+        AbsentError: no such version, or its files are gone.
+        ForbiddenError: they may not be read.
+        RegistryError: the registry or the storage does not answer.
         MachineError: this machine cannot store them.
     """
     from mlflow.artifacts import download_artifacts
@@ -132,16 +117,19 @@ def download(model: str, folder: Path, files: Collection[str] | None = None) -> 
     uri = _ask(model, lambda c: c.get_model_version_download_uri(name, version))
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        stored = get_artifact_repository(uri, tracking_uri=tracking_uri())
+        present = {info.path for info in stored.list_artifacts()}
+        if not present:
+            raise AbsentError("nothing is stored there any more")
         if files is not None:
-            stored = get_artifact_repository(uri, tracking_uri=tracking_uri())
-            for file in sorted({info.path for info in stored.list_artifacts()} & {*files}):
+            for file in sorted(present & {*files}):
                 stored.download_artifacts(file, str(folder))  # type: ignore[no-untyped-call]
             return folder
         return Path(
             download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri())
         )
     except Exception as error:  # each kind of storage behind the registry raises its own
-        raise _failure(f"{model}: cannot fetch {uri}: {error}") from error
+        raise failure(f"{model}: cannot fetch {uri}: {error}", error) from error
 
 
 def upload(model: str, file: Path) -> None:
@@ -175,7 +163,7 @@ def register(name: str, run_id: str, artifact_uri: str, tags: dict[str, str]) ->
         except MlflowException as error:
             # Another process may have created it meanwhile.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise RegistryError(_message(name, error)) from error
+                raise failure(_message(name, error), error) from error
     created = _ask(name, lambda c: c.create_model_version(name, artifact_uri, run_id, tags=tags))
     return str(created.version)
 
@@ -251,6 +239,8 @@ def versions(name: str | None = None) -> list[dict[str, Any]]:
 def promote(name: str, version: str, why: str) -> str | None:
     """Make a version the champion and record the change in the history.
 
+    Repeating it is safe: what an earlier call was cut off from is made good.
+
     Returns:
         The previous champion's version, or None.
 
@@ -288,59 +278,94 @@ def champion(name: str) -> str | None:
 
 def _set_champion(name: str, version: str, action: str, why: str) -> str | None:
     resolve(f"{name}@{version}")
-    registered = _ask(name, lambda c: c.get_registered_model(name))
-    before = registered.aliases.get(CHAMPION)
-    extractor = _ask(name, lambda c: c.get_model_version(name, version)).tags.get(EXTRACTOR_TAG)
-    entry = {
+    tags, before = _mended(name)
+    if version == before:
+        return before
+    change = {
         "action": action,
         "who": getpass.getuser(),
         "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "why": why,
-        "from": None if before is None else str(before),
+        "from": before,
         "to": version,
     }
-    numbers = [int(key.split(".")[1]) for key in registered.tags if key.startswith(HISTORY)]
-    key = f"{HISTORY}{max(numbers, default=0) + 1:06d}.{secrets.token_hex(4)}"
+    key = promotions.next_tag(tags)
+    pending = json.dumps({**change, promotions.PENDING: True})
+    _ask(name, lambda c: c.set_registered_model_tag(name, key, pending))
     _ask(name, lambda c: c.set_registered_model_alias(name, CHAMPION, version))
-    _ask(name, lambda c: c.set_registered_model_tag(name, key, json.dumps(entry)))
-    if extractor and EXTRACTOR_TAG not in registered.tags:
-        frozen = json.dumps({**json.loads(extractor), "version": version})
-        _ask(name, lambda c: c.set_registered_model_tag(name, EXTRACTOR_TAG, frozen))
-    return entry["from"]
+    _freeze_extractor(name, tags, version)
+    _ask(name, lambda c: c.set_registered_model_tag(name, key, json.dumps(change)))
+    return before
+
+
+def _mended(name: str) -> tuple[dict[str, str], str | None]:
+    """Bring a model's history up to its alias; returns its tags and its champion's version."""
+    tags, current = _tags_and_champion(name)
+    if current is not None:
+        _freeze_extractor(name, tags, current)
+    _, mend = promotions.settle(tags, current)
+    for key, value in mend.items():
+        if value is None:
+            _ask(name, lambda c, k=key: c.delete_registered_model_tag(name, k))
+            del tags[key]
+        else:
+            _ask(name, lambda c, k=key, v=value: c.set_registered_model_tag(name, k, v))
+            tags[key] = value
+    return tags, current
+
+
+def _freeze_extractor(name: str, tags: dict[str, str], version: str) -> None:
+    """Keep the extractor of a champion for those that follow, unless one is kept already."""
+    if EXTRACTOR_TAG in tags:
+        return
+    extractor = _ask(name, lambda c: c.get_model_version(name, version)).tags.get(EXTRACTOR_TAG)
+    if extractor:
+        tags[EXTRACTOR_TAG] = json.dumps({**json.loads(extractor), "version": version})
+        _ask(name, lambda c: c.set_registered_model_tag(name, EXTRACTOR_TAG, tags[EXTRACTOR_TAG]))
+
+
+def _tags_and_champion(name: str) -> tuple[dict[str, str], str | None]:
+    registered = _ask(name, lambda c: c.get_registered_model(name))
+    current = registered.aliases.get(CHAMPION)
+    return dict(registered.tags), None if current is None else str(current)
 
 
 def history(name: str) -> list[dict[str, str | None]]:
-    """List the changes of the champion, oldest first: action, who, when, why, from, to."""
-    tags = _ask(name, lambda c: c.get_registered_model(name)).tags
-    changes = [
-        (int(key.split(".")[1]), json.loads(value))
-        for key, value in tags.items()
-        if key.startswith(HISTORY)
-    ]
-    return [change for _, change in sorted(changes, key=lambda c: (c[0], c[1]["when"]))]
+    """List the changes of the champion, oldest first: action, who, when, why, from, to.
 
-
-def rollback(name: str, why: str) -> tuple[str, str]:
-    """Make the previous champion the champion again.
-
-    A second rollback goes one step further back, not forward again.
-
-    Returns:
-        The version rolled back from, and the version rolled back to.
+    The alias decides what happened. One that was moved by other means is a change by nobody, with
+    the action ``moved``; it is found when the history is asked for, and kept at the next promotion.
 
     Raises:
-        RegistryError: no earlier champion is known.
+        RegistryError: no such model, or the registry does not answer.
     """
-    stack: list[str] = []
-    for change in history(name):
-        if change["action"] == "rollback":
-            stack.pop()
-        else:
-            stack.append(str(change["to"]))
-    if len(stack) < 2:
-        raise RegistryError(f"{name}: there is no earlier champion to roll back to")
-    _set_champion(name, stack[-2], "rollback", why)
-    return stack[-1], stack[-2]
+    return promotions.settle(*_tags_and_champion(name))[0]
+
+
+def rollback(name: str, why: str) -> tuple[str | None, str]:
+    """Make the previous champion the champion again.
+
+    A second rollback goes one step further back, not forward again. Versions that have been deleted
+    meanwhile are passed over. Where there is no champion, the last one is taken.
+
+    Returns:
+        The version rolled back from, None where there was no champion; and the version rolled back
+        to.
+
+    Raises:
+        AbsentError: no earlier champion is known.
+        RegistryError: the registry does not answer.
+    """
+    tags, current = _mended(name)
+    for version in reversed(promotions.champions(promotions.settle(tags, current)[0])):
+        if version == current:
+            continue
+        try:
+            _set_champion(name, version, "rollback", why)
+        except AbsentError:
+            continue
+        return current, version
+    raise AbsentError(f"{name}: there is no earlier champion to roll back to")
 
 
 def _described(version: ModelVersion) -> dict[str, str]:
@@ -371,17 +396,8 @@ def _ask(what: str, question: Any) -> Any:
         return question(client())
     # The errors of requests are OSErrors; SQLAlchemy raises its own for a database.
     except (MlflowException, OSError, SQLAlchemyError) as error:
-        raise _failure(_message(what, error)) from error
+        raise failure(_message(what, error), error) from error
 
 
 def _message(what: str, error: Exception) -> str:
     return f"{what}: {getattr(error, 'message', error)} (registry: {tracking_uri()})"
-
-
-def _failure(message: str) -> RegistryError:
-    """Tell a failure of this machine, such as a full disk, from one of the registry.
-
-    MLflow keeps nothing of the causes of its errors but their texts.
-    """
-    numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", message)}
-    return (MachineError if numbers & OF_THIS_MACHINE else RegistryError)(message)

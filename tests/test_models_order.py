@@ -30,6 +30,8 @@ ORDER = [
     "record",
     "model",
     "artifact",
+    "promotions",
+    "registry_errors",
     "registry",
     "trained",
     "signing",

@@ -1,20 +1,25 @@
 """The registry, against a real MLflow database."""
 
+import http.server
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from models import registry
 from models.artifact import load_artifact
-from models.errors import RegistryError
+from models.errors import AbsentError, ForbiddenError, RegistryError
 from tests.artifacts import make_artifact
 from training.tracking import track_and_register
 
 WGAN = Path(sys.executable).with_name("wgan")
+NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +187,11 @@ def test_promotions_at_once_leave_one_champion_and_both_histories() -> None:
     both = [subprocess.Popen([sys.executable, "-c", code, version]) for version in ("1", "3")]
     assert [p.wait(120) for p in both] == [0, 0]
     assert registry.champion("tiny") in {"1", "3"}
-    added = registry.history("tiny")[before:]
+    added = [h for h in registry.history("tiny")[before:] if h["action"] == "promote"]
     assert sorted(str(h["to"]) for h in added) == ["1", "3"]
+    assert registry.history("tiny")[-1]["to"] == registry.champion("tiny")
     registry.promote("tiny", "2", "after the race")
     assert registry.history("tiny")[-1]["to"] == "2"
-    assert len(registry.history("tiny")) == before + 3
 
 
 def test_a_server_that_is_away_is_said(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
@@ -202,3 +207,158 @@ def test_a_server_that_is_away_is_said(monkeypatch: pytest.MonkeyPatch, home: Pa
     folder = home / "artifact0"
     with pytest.raises(RegistryError, match="the artifact is safe"):
         track_and_register(load_artifact(folder), folder)
+
+
+def changes(name: str = "tiny") -> list[tuple[str | None, ...]]:
+    return [(h["action"], h["from"], h["to"]) for h in registry.history(name)]
+
+
+@pytest.fixture
+def model(home: Path) -> str:
+    """A model of three versions of its own, of which the first two have been champions."""
+    name = f"model{next(NUMBERS)}"
+    version = registry.client().get_model_version("tiny", "1")
+    tags = {registry.EXTRACTOR_TAG: '{"name": "one", "sha256": "0"}'}
+    for _ in range(3):
+        registry.register(name, version.run_id, version.source, tags)
+    registry.promote(name, "1", "first")
+    registry.promote(name, "2", "better")
+    return name
+
+
+def killed_promotion(name: str, calls: int) -> None:
+    """Promote the third version in a process that dies after so many calls that change MLflow."""
+    code = f"""
+import os
+from mlflow import MlflowClient
+from models import registry
+left = {calls}
+def dying(function):
+    def call(*arguments, **more):
+        global left
+        if not left:
+            os._exit(137)
+        left -= 1
+        return function(*arguments, **more)
+    return call
+for method in ("set_registered_model_alias", "set_registered_model_tag"):
+    setattr(MlflowClient, method, dying(getattr(MlflowClient, method)))
+registry.promote({name!r}, "3", "best")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == (137 if calls < 3 else 0)
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2, 3])
+def test_a_promotion_that_is_killed_leaves_a_true_history(model: str, calls: int) -> None:
+    killed_promotion(model, calls)
+    happened = calls > 1
+    before = [("promote", None, "1"), ("promote", "1", "2")]
+    after = [*before, ("promote", "2", "3")]
+    for _ in range(2):  # before anything is mended, and after
+        assert registry.champion(model) == ("3" if happened else "2")
+        assert changes(model) == (after if happened else before)
+        if happened:
+            assert registry.history(model)[-1]["why"] == "best"
+        registry.promote(model, str(registry.champion(model)), "again: nothing changes")
+    assert registry.rollback(model, "back") == (("3", "2") if happened else ("2", "1"))
+    tags = registry.client().get_registered_model(model).tags
+    recorded = [value for key, value in tags.items() if key.startswith("promotion.")]
+    assert len(recorded) == len(changes(model))
+    assert not any("pending" in value for value in recorded)
+    assert json.loads(tags[registry.EXTRACTOR_TAG])["version"] == "1"
+
+
+def test_a_killed_rollback_goes_on_backward(model: str) -> None:
+    """A second one would otherwise bring the version back that was rolled back from."""
+    registry.promote(model, "3", "best")
+    api = registry.client()
+    registry.rollback(model, "cut off after the alias")
+    (key,) = [
+        key for key, value in api.get_registered_model(model).tags.items() if "rollback" in value
+    ]
+    change = json.loads(api.get_registered_model(model).tags[key])
+    api.set_registered_model_tag(model, key, json.dumps({**change, "pending": True}))
+    assert registry.rollback(model, "again") == ("2", "1")
+
+
+def test_an_alias_that_is_moved_by_hand_is_in_the_history(model: str) -> None:
+    api = registry.client()
+    api.set_registered_model_alias(model, registry.CHAMPION, "3")
+    moved = ("moved", "2", "3")
+    assert changes(model)[2:] == [moved], "the registry is asked"
+    assert registry.rollback(model, "not meant") == ("3", "2")
+    assert changes(model)[2:] == [moved, ("rollback", "3", "2")]
+    assert registry.rollback(model, "nor that") == ("2", "1")
+    api.delete_registered_model_alias(model, registry.CHAMPION)
+    assert changes(model)[4:] == [("rollback", "2", "1"), ("moved", "1", None)]
+    assert registry.rollback(model, "there must be one") == (None, "1")
+    assert changes(model)[-2:] == [("moved", "1", None), ("rollback", None, "1")]
+    with pytest.raises(AbsentError, match="no earlier champion"):
+        registry.rollback(model, "further back")
+
+
+def test_tags_of_others_are_no_changes(model: str) -> None:
+    api = registry.client()
+    others = {
+        "promotion.note": "ask Anna first",
+        "promotion.7": "{}",
+        "promotion.000009.ab": "not JSON",
+        "promotion.000010.ab": "[]",
+    }
+    for key, value in others.items():
+        api.set_registered_model_tag(model, key, value)
+    registry.promote(model, "3", "best")
+    assert changes(model)[2:] == [("promote", "2", "3")]
+    assert registry.rollback(model, "back") == ("3", "2")
+    assert others.items() <= api.get_registered_model(model).tags.items()
+
+
+def test_a_version_that_was_deleted_is_passed_over(model: str) -> None:
+    registry.promote(model, "3", "best")
+    registry.client().delete_model_version(model, "2")
+    assert registry.rollback(model, "back") == ("3", "1")
+
+
+def test_what_is_absent_is_told_from_what_does_not_answer(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(AbsentError):
+        registry.version(model, "9")
+    with pytest.raises(AbsentError):
+        registry.resolve(f"{model}@nobody")
+    stored = tmp_path / "stored"
+    shutil.copytree(Path(registry.client().get_model_version("tiny", "1").source[7:]), stored)
+    run_id = registry.version("tiny", "1")["run_id"]
+    version = registry.register(model, run_id, stored.as_uri(), {})
+    registry.download(f"{model}@{version}", tmp_path / "a")
+    shutil.rmtree(stored)
+    with pytest.raises(AbsentError, match="nothing is stored there any more"):
+        registry.download(f"{model}@{version}", tmp_path / "b")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RegistryError) as caught:
+        registry.champion(model)
+    assert not isinstance(caught.value, AbsentError | ForbiddenError)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("body", ["not allowed", '{"error_code": "PERMISSION_DENIED"}'])
+def test_a_registry_that_refuses_is_told_from_one_that_is_away(
+    monkeypatch: pytest.MonkeyPatch, status: int, body: str
+) -> None:
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(ForbiddenError):
+            registry.champion("tiny")
+        server.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING
 from models import registry
 from models.artifact import CARD, GRID
 from models.config import flatten
-from models.errors import RegistryError
+from models.errors import AbsentError, RegistryError
 from models.model import Model
 from models.record import Run
+from models.registry_errors import ABSENT, failure
 from training.progress import phase
 from training.reporting.pages import findings_page
 
@@ -58,7 +60,7 @@ def track_and_register(
             api = registry.client()
             known = None if comparison else registry.find(name, registry.DIGEST_TAG, model.digest)
             if known:  # an earlier call was killed just before its end
-                api.set_terminated(known["run_id"])
+                _end(api, known["run_id"])
                 return f"{name}@{known['version']}"
             started = api.create_run(_experiment(), run_name=f"{name}-{run.constraint.kind}")
             run_id = started.info.run_id
@@ -78,11 +80,23 @@ def track_and_register(
             api.set_terminated(run_id)
             return reference
     except (MlflowException, RegistryError, OSError) as error:
-        raise RegistryError(
+        raise failure(
             f"MLflow at {registry.tracking_uri()} failed ({getattr(error, 'message', error)}); the "
             f"artifact is safe in {artifact_folder}: repeat the command with --resume to register "
-            "it"
+            "it",
+            error,
         ) from error
+
+
+def _end(api: MlflowClient, run_id: str) -> None:
+    """End a run, unless somebody has deleted it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        api.set_terminated(run_id)
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
 
 
 def _tags(model: Model, comparison: str | None) -> dict[str, str]:
@@ -156,6 +170,8 @@ def _log_files(api: MlflowClient, run_id: str, run: Run, artifact_folder: Path) 
 def record(name: str, version: str, file: str, text: str, tags: dict[str, str]) -> None:
     """Put a text file beside the artifact in a version's run, and tags on the version.
 
+    If somebody has deleted the run, the tags tell alone.
+
     Raises:
         RegistryError: MLflow does not answer, or refuses.
     """
@@ -163,7 +179,8 @@ def record(name: str, version: str, file: str, text: str, tags: dict[str, str]) 
     with TemporaryDirectory() as folder:
         path = Path(folder) / file
         path.write_text(text)
-        _store(registry.client(), run_id, path)
+        with contextlib.suppress(AbsentError):
+            _store(registry.client(), run_id, path)
     registry.tag(name, version, tags)
 
 
@@ -179,7 +196,7 @@ def _store(api: MlflowClient, run_id: str, what: Path, under: str | None = None)
         else:
             api.log_artifact(run_id, str(what), under)
     except Exception as error:  # each kind of storage has errors of its own
-        raise RegistryError(f"cannot store {what.name}: {error}") from error
+        raise failure(f"cannot store {what.name}: {error}", error) from error
 
 
 def _experiment() -> str:

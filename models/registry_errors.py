@@ -1,0 +1,62 @@
+"""What an error of MLflow, of its storage or of this machine means to us."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+from models.errors import AbsentError, ForbiddenError, MachineError, RegistryError
+
+OF_THIS_MACHINE = {
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOSPC,
+    errno.EROFS,
+}
+"""Numbers of errors that a registry or its storage cannot cause: disk, memory, open files."""
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""MLflow's codes of things that are not there; an alias is an invalid value."""
+FORBIDDEN = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+
+
+def is_of_this_machine(error: Exception) -> bool:
+    """Return True if an error is one of disk, memory or open files here."""
+    return isinstance(error, OSError) and error.errno in OF_THIS_MACHINE
+
+
+def failure(message: str, error: Exception) -> RegistryError:
+    """The error of ours for one of the registry's, of its storage or of this machine.
+
+    MLflow keeps nothing of the causes of a failure of this machine, such as a full disk, but texts.
+
+    Args:
+        message: in one line, with what ``error`` says.
+        error: what was raised; of a `RegistryError` the kind is kept.
+    """
+    if isinstance(error, RegistryError):
+        return type(error)(message)
+    numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", message)}
+    if numbers & OF_THIS_MACHINE or is_of_this_machine(error):
+        return MachineError(message)
+    code = getattr(error, "error_code", None)
+    if code in ABSENT:
+        return AbsentError(message)
+    if code in FORBIDDEN or _status(error) in (401, 403):
+        return ForbiddenError(message)
+    return RegistryError(message)
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status behind an error, as requests and botocore tell it."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if response is not None:
+            return response.status_code
+        error = error.__cause__ or error.__context__
+    return None

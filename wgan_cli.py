@@ -17,8 +17,14 @@ from typer.exceptions import TyperException
 from typer.main import get_command, get_group
 
 from models import __version__
-from models.command_line import EXIT_MISTAKE, EXIT_SIGINT, complain, new_app
-from models.errors import UserError, needs, suggestion
+from models.command_line import (
+    EXIT_INTERRUPTED,
+    EXIT_MISTAKE,
+    EXIT_SIGINT,
+    complain,
+    new_app,
+)
+from models.errors import UnreachableError, UserError, needs, suggestion
 
 COMMANDS = {
     "train": "training.commands",
@@ -122,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
             code = get_command(app).main(arguments, prog_name="wgan", standalone_mode=False)
     except UserError as error:
         complain(f"error: {' '.join(str(error).split())}")
-        return EXIT_MISTAKE
+        return EXIT_INTERRUPTED if isinstance(error, UnreachableError) else EXIT_MISTAKE
     except TyperException as error:  # a command line that cannot be understood
         complain(f"error: {_in_one_line(error)}")
         return EXIT_MISTAKE

@@ -19,6 +19,7 @@ from models.errors import UserError
 from models.formats import stream_samples
 from models.model import Model
 from models.progress import say, track
+from models.remote import fault, reached
 
 if TYPE_CHECKING:
     from models.tables import Condition
@@ -51,7 +52,8 @@ class Folder:
     """A folder of this machine, or behind a URL that fsspec knows, such as ``s3://bucket/prefix``.
 
     Raises, in all methods too:
-        UserError: what speaks the protocol is not installed, access is denied, or nobody answers.
+        UserError: what speaks the protocol is not installed, or access is denied.
+        UnreachableError: nobody answers; where that may pass, reading was tried several times.
     """
 
     def __init__(self, url: str) -> None:
@@ -73,11 +75,12 @@ class Folder:
             names = {str(path).rpartition("/")[2] for path in found}
             return {name for name in names if not name.endswith(UNFINISHED)}
 
-        return self._told("read", ask)
+        return self._told("read", reached, self.url, ask)
 
     def read(self, name: str) -> bytes:
         """Content of a file."""
-        return bytes(self._told("read", self._fs.cat_file, f"{self._path}/{name}"))
+        path = f"{self._path}/{name}"
+        return bytes(self._told("read", reached, self.url, lambda: self._fs.cat_file(path)))
 
     def write(self, name: str, pieces: Iterable[bytes], shard: int) -> None:
         """Write a file, which appears under its name when it is whole; ``shard`` writes it."""
@@ -106,6 +109,8 @@ class Folder:
                 f"{self.url}: {error}; for s3://: pip install 'wgan-foundry[s3]'"
             ) from None
         except Exception as error:
+            if found := fault(self.url, error):
+                raise found from error
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.url}: cannot be {what}: {reason}") from error
 

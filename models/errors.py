@@ -21,6 +21,10 @@ class DataError(UserError):
     """The data cannot be used."""
 
 
+class UnreachableError(DataError):
+    """What is behind a URL cannot be reached now, which may pass: command-line exit code 75."""
+
+
 class OversizeError(DataError):
     """A file holds, or unpacks to, more than is read."""
 

@@ -9,6 +9,7 @@ MODELS = Path(__file__).parent.parent / "models"
 ORDER = [
     "errors",
     "durable",
+    "remote",
     "cache",
     "progress",
     "command_line",

@@ -19,7 +19,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import wgan_cli
-from models import registry
+from models import registry, remote
 from models.artifact import load_artifact
 from models.errors import ConfigError
 from tests.runs import trained
@@ -277,6 +277,15 @@ def test_a_registry_that_is_away_never_spoils_a_training(
     version = registry.version("corners", outcome.decision.challenger)
     assert version[registry.DIGEST_TAG] == digest, "what was trained meanwhile, and nothing else"
     registry.promote("corners", str(champion), "after the test")
+
+
+def test_data_that_cannot_be_reached_are_no_mistake(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "WAITS", (0.01,))
+    outcome = run(home, data="http://127.0.0.1:9/data.npy", folder=str(tmp_path))
+    assert outcome.kind == "interrupted"
+    assert "http://127.0.0.1:9/data.npy: cannot be reached" in outcome.reason
 
 
 class _Gateway(http.server.BaseHTTPRequestHandler):

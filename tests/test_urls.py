@@ -120,13 +120,6 @@ def test_what_is_not_there_is_told(server: str, monkeypatch: pytest.MonkeyPatch)
             load(source)
 
 
-def test_no_server_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(DataError, match="cannot be read"):
-        load("s3://bucket/set.zip")
-
-
 def test_no_credentials_are_told(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

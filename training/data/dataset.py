@@ -12,6 +12,7 @@ from models.config import DataConfig
 from models.errors import DataError
 from models.images import MODES, fit
 from models.record import DataCard, Numbers
+from models.remote import reached
 from models.sampling import Scaling
 from training.data.builtin import BUILT_IN
 from training.data.coding import code_table
@@ -104,12 +105,17 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
 
     Raises:
         DataError: the data cannot be used; one line says why and what to do.
+        UnreachableError: a server does not answer, or is busy, and was so for some seconds.
 
     Example:
         >>> data = load_data(DataConfig(source="digits"))
         >>> data.items.shape, data.card.kind
         ((1797, 8, 8, 1), 'image')
     """
+    return reached(config.source, lambda: _load(config, batch_size, card))
+
+
+def _load(config: DataConfig, batch_size: int, card: DataCard | None) -> Dataset:
     raw = read_source(config, None if card is None else card.table)
     schema, table, notes = None, None, raw.notes
     if raw.table is not None and (card is None or card.table is not None):

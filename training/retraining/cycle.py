@@ -23,7 +23,7 @@ import torch
 
 from models import artifact, registry
 from models.config import Config
-from models.errors import RegistryError, UserError
+from models.errors import RegistryError, UnreachableError, UserError
 from models.model import Model
 from models.record import DataCard
 from models.signing import configured_key, sign_version
@@ -105,8 +105,8 @@ def retrain(
 
     Returns:
         The outcome: promoted, skipped, rejected, or interrupted. An interruption may be a signal, a
-        registry that does not answer or a champion that changed meanwhile; the same call then goes
-        on where this one stopped.
+        registry or a server of data that does not answer, or a champion that changed meanwhile; the
+        same call then goes on where this one stopped.
 
     Raises:
         UserError: the configuration or the data cannot be used.
@@ -117,7 +117,7 @@ def retrain(
     try:
         configured_key()  # one that cannot sign is told before the training, not after it
         outcome = _run(settings, config, say, report, stop_requested, workers)
-    except (Interrupted, RegistryError) as error:
+    except (Interrupted, RegistryError, UnreachableError) as error:
         outcome = Outcome("interrupted", " ".join(str(error).split()))
     except Exception as error:
         if workers.is_main:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from models.durable import put
 from models.errors import DataError
+from models.remote import fault
 from training.progress import track
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -63,8 +64,10 @@ class Location(NamedTuple):
             try:
                 # Not `isfile` and `isdir`, which answer no where access is denied.
                 kind = self.fs.info(self.path)["type"]
-            except FileNotFoundError:
-                return None
+            except FileNotFoundError as error:
+                if fault(self.source, error) is None:
+                    return None
+                raise  # over HTTP, whatever goes wrong is one
         return "folder" if kind == "directory" else "file"
 
     def open(self) -> IO[bytes]:

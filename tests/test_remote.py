@@ -1,0 +1,259 @@
+"""Servers of data that are away, busy, strange or strict: real ones, over HTTP, TLS and S3."""
+
+import contextlib
+import errno
+import http.server
+import os
+import socket
+import socketserver
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fsspec.implementations.http import HTTPFileSystem
+
+import wgan_cli
+from models import bulk, remote
+from models.config import DataConfig
+from models.errors import DataError, UnreachableError
+from tests.s3 import KEY, SECRET, s3_server
+from tests.servers import WGAN
+from tests.test_tls import write_certificate
+from training.data.dataset import load_data
+
+ITEMS = np.random.default_rng(0).standard_normal((150, 2)).astype(np.float32)
+
+
+class Door(socketserver.ThreadingTCPServer):
+    """Lets connections through to a server, but answers the next ``refusals`` itself."""
+
+    daemon_threads = True
+    refusals = 0
+    status = "503 Service Unavailable"
+
+    def __init__(self, port: int) -> None:
+        self.upstream = port
+        super().__init__(("127.0.0.1", 0), _Guard)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Guard(socketserver.BaseRequestHandler):
+    server: Door
+
+    def handle(self) -> None:
+        if self.server.refusals > 0:
+            self.server.refusals -= 1
+            self.request.recv(2**16)
+            head = f"HTTP/1.1 {self.server.status}\r\nConnection: close\r\n"
+            self.request.sendall(f"{head}Content-Length: 0\r\n\r\n".encode())
+            return
+        with socket.create_connection(("127.0.0.1", self.server.upstream)) as far:
+            back = threading.Thread(target=_copy, args=(far, self.request), daemon=True)
+            back.start()
+            _copy(self.request, far)
+            back.join()
+
+
+def _copy(source: socket.socket, end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(2**16):
+            end.sendall(data)
+        end.shutdown(socket.SHUT_WR)
+
+
+@contextlib.contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class _Files(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+def files(folder: Path) -> http.server.ThreadingHTTPServer:
+    def handler(*arguments: object) -> _Files:
+        return _Files(*arguments, directory=str(folder))  # type: ignore[arg-type]
+
+    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served")
+    np.save(folder / "set.npy", ITEMS)
+    return folder
+
+
+@pytest.fixture
+def door(folder: Path) -> Iterator[Door]:
+    server = files(folder)
+    door = Door(server.server_address[1])
+    with serving(server), serving(door):
+        yield door
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[str]:
+    import s3fs
+
+    with s3_server(tmp_path_factory.mktemp("s3") / "server") as url:
+        fs = s3fs.S3FileSystem(key=KEY, secret=SECRET, endpoint_url=url)
+        fs.mkdir("bucket")
+        fs.put(str(folder / "set.npy"), "bucket/set.npy")
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setattr(remote, "WAITS", (0.01,) * 4)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    HTTPFileSystem.clear_instance_cache()
+
+
+def load(url: str) -> np.ndarray:
+    return load_data(DataConfig(source=url)).items
+
+
+@pytest.mark.parametrize("refusals", [2, 3])
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(
+    door: Door, refusals: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of HTTP's two questions, HEAD and GET, either may meet it."""
+    door.refusals = refusals
+    np.testing.assert_array_equal(load(f"{door.url}/set.npy"), ITEMS)
+    assert "503 Service Unavailable; trying again" in caplog.text
+
+
+def test_s3_that_is_busy_for_a_moment_is_asked_again(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import s3fs
+
+    def refused_at_first(door: Door, refusals: int) -> None:
+        s3fs.S3FileSystem.clear_instance_cache()  # new connections, and nothing known
+        door.refusals = refusals
+
+    door = Door(int(s3.rpartition(":")[2]))
+    with serving(door):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", door.url)
+        refused_at_first(door, 2)
+        np.testing.assert_array_equal(load("s3://bucket/set.npy"), ITEMS)
+        assert door.refusals == 0
+        refused_at_first(door, 2)
+        assert bulk.Folder("s3://bucket").names() == {"set.npy"}
+        assert door.refusals == 0
+        refused_at_first(door, 1000)
+        with pytest.raises(UnreachableError, match="503 Service Unavailable"):
+            load("s3://bucket/set.npy")
+        with pytest.raises(UnreachableError, match="503 Service Unavailable"):
+            bulk.Folder("s3://bucket").names()
+
+
+@pytest.mark.parametrize(
+    ("status", "passes", "says"),
+    [
+        ("503 Service Unavailable", True, "answered 503 Service Unavailable"),
+        ("429 Too Many Requests", True, "answered 429"),
+        ("401 Unauthorized", False, "access denied (401 Unauthorized); check the permissions"),
+        ("403 Forbidden", False, "access denied (403 Forbidden)"),
+        ("404 Not Found", False, "no such file"),
+        ("400 Bad Request", False, "answered 400 Bad Request"),
+    ],
+)
+def test_what_a_server_answers_is_told(
+    door: Door,
+    status: str,
+    passes: bool,
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    door.status, door.refusals = status, 1000
+    url = f"{door.url}/set.npy"
+    with pytest.raises(DataError) as caught:
+        load(url)
+    assert isinstance(caught.value, UnreachableError) is passes
+    assert says in str(caught.value)
+    assert url in str(caught.value)
+    asked = 1000 - door.refusals
+    assert asked == 2 * (1 + len(remote.WAITS) * passes), "what is wrong is not asked again"
+    code = wgan_cli.main(["data", "inspect", url])
+    assert code == (75 if passes else 2)
+    assert says in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_nobody_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for url in ("http://127.0.0.1:9/set.npy", "s3://bucket/set.npy"):
+        with pytest.raises(UnreachableError, match=r"cannot be reached: .*127\.0\.0\.1:9"):
+            load(url)
+    with pytest.raises(DataError, match="no such host") as caught:
+        load("http://host.invalid/set.npy")
+    assert not isinstance(caught.value, UnreachableError)
+
+
+def test_a_certificate_that_is_not_trusted_is_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = write_certificate(tmp_path / "tls", "ours")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = files(folder)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = f"https://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    with serving(server):
+        for source in (f"{url}/set.npy", "s3://bucket/set.npy"):
+            with pytest.raises(DataError, match="certificate is not trusted") as caught:
+                load(source)
+            assert not isinstance(caught.value, UnreachableError)
+        # Of a process: aiohttp reads the variable when it is imported.
+        done = subprocess.run(
+            [WGAN, "data", "inspect", f"{url}/set.npy"],
+            env={**os.environ, "SSL_CERT_FILE": str(certificate)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_server_without_tls_is_told(door: Door) -> None:
+    with pytest.raises(DataError, match="no TLS connection") as caught:
+        load(door.url.replace("http", "https") + "/set.npy")
+    assert not isinstance(caught.value, UnreachableError)
+
+
+def test_files_of_this_machine_are_not_waited_for(tmp_path: Path) -> None:
+    asked = []
+
+    def step() -> None:
+        asked.append(1)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        remote.reached("set.npy", step)
+    assert len(asked) == 1

@@ -97,7 +97,7 @@ def test_every_value_is_described_and_allowed() -> None:
 
     def walk(values: dict[str, Any], node: dict[str, Any], path: str) -> None:
         node = schema["definitions"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
-        if "properties" not in node:
+        if "properties" not in node or path == ".retrain.config":  # which sets what it wants
             return
         assert node["additionalProperties"] is False, path
         assert set(values) == set(node["properties"]) - {"global"}, path

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -399,6 +400,32 @@ def test_a_mistaken_file_is_said(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=r"retrain\.yaml") as caught:
         read_config(tmp_path / "retrain.yaml")
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "device", "says"),
+    [
+        ({"gates": {"margn": 1}}, "cpu", "did you mean 'margin'"),
+        ({"set": {"training.stepz": 1}}, "cpu", "did you mean 'steps'"),
+        ({}, "cuda", "no CUDA device"),
+    ],
+)
+def test_a_mistaken_configuration_has_an_outcome(
+    mistake: dict[str, Any], device: str, says: str, tmp_path: Path
+) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("it has a CUDA device")
+    config = tmp_path / "retrain.yaml"
+    with gateway() as address:
+        given = {"preset": "8gaussians", "folder": str(tmp_path), "pushgateway": address, **mistake}
+        given["set"] = {"name": "corners", **mistake.get("set", {})}
+        config.write_text(yaml.safe_dump(given))
+        _Gateway.bodies.clear()
+        assert wgan_cli.main(["retrain", "--config", str(config), "--device", device]) == 2
+    assert pushed()["wgan_retrain_outcome", "mistake"] == 1
+    (line,) = (tmp_path / "outcomes.jsonl").read_text().splitlines()
+    assert json.loads(line)["model"] == "corners"
+    assert says in json.loads(line)["reason"]
 
 
 def test_json_and_dotted_keys_mean_the_same(tmp_path: Path) -> None:

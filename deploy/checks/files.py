@@ -39,7 +39,7 @@ def chart() -> str:
     """The chart renders, and its manifests pass every check of the tests."""
     need("helm")
     need("kubernetes-validate")
-    return pytest("tests/test_chart.py", "tests/test_manifests.py")
+    return pytest("tests/test_chart.py", "tests/test_chart_schema.py", "tests/test_manifests.py")
 
 
 def security() -> str:

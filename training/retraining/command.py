@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from models.command_line import (
     example,
     new_app,
 )
+from models.errors import UserError
 from training.commands import TrainingDevice
 
 app = new_app()
@@ -30,15 +32,21 @@ def retrain(
     device: TrainingDevice = None,
 ) -> int:
     """Train a challenger and promote it if the evidence allows."""
-    from training.retraining.config import read_config
-    from training.retraining.cycle import retrain as run_cycle
-
-    settings = read_config(config)
     from training.engine.runs import Diverged
     from training.engine.workers import join_workers
     from training.progress import TrainingBar, no_report, say, silent
+    from training.retraining.config import read_config
+    from training.retraining.cycle import retrain as run_cycle
+    from training.retraining.outcomes import publish_mistake
 
-    workers = join_workers(device)
+    try:
+        settings = read_config(config)
+        settings.build()
+        workers = join_workers(device)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":  # as torchrun numbers the processes
+            publish_mistake(config, error, say)
+        raise
     say = say if workers.is_main else silent
     try:
         outcome = run_cycle(

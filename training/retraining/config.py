@@ -50,13 +50,42 @@ def read_config(path: Path) -> RetrainConfig:
     Raises:
         ConfigError: one line that names each fault and, for an unknown key, the nearest known one.
     """
+    values = _read_values(path)
+    try:
+        return RetrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {faults_in_words(error.errors(), RetrainConfig)}") from None
+
+
+def who_is_told(path: Path) -> tuple[RetrainConfig, str]:
+    """Find who is told of outcomes, and the model's name, in a file that may have mistakes.
+
+    Returns:
+        Settings of which ``folder`` and ``pushgateway`` alone are there, and the name.
+
+    Raises:
+        ConfigError: it does not say so.
+    """
+    values = _read_values(path)
+    named = flatten(values["set"]) if isinstance(values.get("set"), dict) else {}
+    name = named.get("name", values.get("preset"))
+    told = {
+        "folder": values.get("folder"),
+        "pushgateway": values.get("pushgateway"),
+        "preset": name,
+    }
+    try:
+        settings = RetrainConfig.model_validate(told)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {faults_in_words(error.errors(), RetrainConfig)}") from None
+    return settings, settings.preset
+
+
+def _read_values(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())  # JSON is YAML
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no settings; write at least preset and folder")
-    try:
-        return RetrainConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {faults_in_words(error.errors(), RetrainConfig)}") from None
+    return values

@@ -12,9 +12,10 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict
 
 from models.durable import append_line, read_file, read_lines, write_file
+from models.errors import ConfigError, UserError
 from models.record import Extractor
 from training.judging.evaluate import SAMPLE_SEED
-from training.retraining.config import RetrainConfig
+from training.retraining.config import RetrainConfig, who_is_told
 from training.retraining.gates import Gate
 
 DECISION = "decision.json"
@@ -125,6 +126,21 @@ def publish(
             _push(settings.pushgateway, name, outcome, outcomes, started)
         except OSError as error:
             say(f"the Pushgateway {settings.pushgateway} was not told: {error}")
+
+
+def publish_mistake(path: Path, error: UserError, say: Callable[[str], None]) -> None:
+    """Publish that a configuration cannot be used, as far as it says to whom.
+
+    Args:
+        path: of the configuration.
+        error: what is wrong.
+        say: see `publish`.
+    """
+    try:
+        settings, name = who_is_told(path)
+    except ConfigError:
+        return  # the error itself is told by the caller
+    publish(settings, name, Outcome("mistake", str(error)), time.time(), say)
 
 
 def _push(

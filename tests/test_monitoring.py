@@ -16,11 +16,15 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy import tools
 from models.config import DataConfig
+from tests.chart import CHART, OPERATORS, helm, needs_helm
 from tests.servers import WGAN, free_port, running, wait_for
 from training.data.dataset import load_data
+from training.retraining.config import RetrainConfig
+from training.retraining.outcomes import Outcome, publish
 
 ROOT = Path(__file__).parent.parent
 MONITORING = ROOT / "deploy/monitoring"
@@ -134,8 +138,89 @@ def test_every_query_parses() -> None:
 
 
 def concrete(query: str) -> str:
-    """A dashboard's query as Grafana sends it, with every namespace chosen."""
-    return query.replace("$__rate_interval", "1m").replace("$namespace", ".*")
+    """A dashboard's query as Grafana sends it, with every namespace and release chosen."""
+    every = query.replace("$namespace", ".*").replace("$release", ".*")
+    return every.replace("$__rate_interval", "1m")
+
+
+# ---- two releases in one namespace ---------------------------------------------------------------
+
+
+def release_rules(release: str) -> dict[str, Any]:
+    """The rules that the chart installs with a release."""
+    kinds = [f"--api-versions={kind}" for kind in OPERATORS]
+    done = helm("template", release, CHART, "--namespace", "gan", *kinds)
+    assert done.returncode == 0, done.stderr
+    documents = [d for d in yaml.safe_load_all(done.stdout) if d]
+    (monitor,) = [d for d in documents if d["kind"] == "ServiceMonitor"]
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["relabelings"] == [{"targetLabel": "release", "replacement": release}]
+    (config,) = [d["data"]["retrain.json"] for d in documents
+                 if d["metadata"]["name"] == f"{release}-retrain" and "data" in d]  # fmt: skip
+    assert json.loads(config)["push_labels"] == {"namespace": "gan", "release": release}
+    (rules,) = [d["spec"] for d in documents if d["kind"] == "PrometheusRule"]
+    assert len([r for g in rules["groups"] for r in g["rules"]]) == len(RULES)
+    return dict(rules)
+
+
+@needs_helm
+@needs_promtool
+def test_the_rules_of_a_release_see_no_other(tmp_path: Path) -> None:
+    """Staging fails at everything, beside production in its namespace: one is told, once."""
+    at = 'namespace="gan", release="{}"'
+    failing = {
+        'wgan_model_ready{job="wgan-foundry", AT}': "0",
+        'up{job="wgan-foundry", AT}': "0",
+        'wgan_retrain_failed_in_a_row{job="wgan_retrain", AT}': "2",
+        'wgan_retrain_outcome{job="wgan_retrain", AT, outcome="mistake"}': "1",
+    }
+    well = ["1", "1", "0", "0"]
+    series = [
+        {"series": key.replace("AT", at.format(release)), "values": f"{value}x20"}
+        for release, values in (("staging", failing.values()), ("production", well))
+        for key, value in zip(failing, values, strict=True)
+    ]
+    alerts = ["WganNoReadyReplica", "WganDown", "WganRetrainingFailing", "WganRetrainingMistaken"]
+    for release, count in (("staging", 1), ("production", 0)):
+        (tmp_path / "rules.yaml").write_text(yaml.safe_dump(release_rules(release)))
+        questions = [
+            {
+                "expr": f'count(ALERTS{{alertname="{name}", alertstate="firing"}})',
+                "eval_time": "10m",
+            }
+            | {"exp_samples": [{"labels": "{}", "value": count}] if count else []}
+            for name in alerts
+        ]
+        test = {"interval": "1m", "input_series": series, "promql_expr_test": questions}
+        content = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
+        (tmp_path / "test.yaml").write_text(yaml.safe_dump(content))
+        run(PROMTOOL, "test", "rules", tmp_path / "test.yaml")
+
+
+@needs_promtool
+def test_a_push_replaces_only_that_of_its_own_release(tmp_path: Path) -> None:
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [tools.find("prometheus-pushgateway") or "", f"--web.listen-address=127.0.0.1:{port}"]
+    with program(command, f"{address}/-/ready", tmp_path / "log"):
+        for release, model, kind in (
+            ("production", "digits", "promoted"),
+            ("staging", "digits", "rejected"),
+            ("staging", "letters", "failed"),  # the model was renamed
+        ):
+            labels = {"namespace": "gan", "release": release}
+            settings = RetrainConfig(
+                preset="digits", folder=tmp_path, pushgateway=address, push_labels=labels
+            )
+            publish(settings, model, Outcome(kind, "why"), time.time(), print)
+        metrics = text_string_to_metric_families(httpx.get(f"{address}/metrics").text)
+        found = {
+            (s.labels["release"], s.labels["model"], s.labels["outcome"])
+            for family in metrics
+            for s in family.samples
+            if s.name == "wgan_retrain_outcome" and s.value == 1
+        }
+    assert found == {("production", "digits", "promoted"), ("staging", "letters", "failed")}
 
 
 # ---- real Prometheus, Alertmanager, Pushgateway, registry and service ----------------------------
@@ -205,6 +290,7 @@ def test_every_query_returns_data_and_an_alert_arrives(tmp_path: Path) -> None:
         "set": {"training.steps": 500, "name": "ring"},  # enough for every gate
         "folder": str(tmp_path / "runs"),
         "pushgateway": f"http://{local['pushgateway']}",
+        "push_labels": {"release": "wgan"},
     }
     (tmp_path / "retrain.json").write_text(json.dumps(config))
     prometheus = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())

@@ -15,7 +15,9 @@ from grafana_foundation_sdk.models.dashboard import DataSourceRef, GridPos
 
 OUT = Path(__file__).parent.parent / "chart/files/dashboard.json"
 SOURCE = DataSourceRef(type_val="prometheus", uid="$datasource")
-JOB = 'job="wgan-foundry", namespace=~"$namespace"'
+OURS = 'namespace=~"$namespace", release=~"$release"'
+JOB = f'job="wgan-foundry", {OURS}'
+RETRAIN = f'job="wgan_retrain", {OURS}'
 RATE = "$__rate_interval"
 
 # Rows of panels. Each panel: title, description, unit, and queries with their legends.
@@ -252,28 +254,45 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "How the last retraining ended",
             "From the Pushgateway.",
             "table",
-            [("max by (model, outcome) (wgan_retrain_outcome) == 1", "")],
+            [(f"max by (model, outcome) (wgan_retrain_outcome{{{RETRAIN}}}) == 1", "")],
         ),
         (
             "Failures in a row",
             "Rejections and failures in a row; alerts fire at 3 and 2.",
             "short",
             [
-                ("max by (model) (wgan_retrain_rejected_in_a_row)", "rejected, {{model}}"),
-                ("max by (model) (wgan_retrain_failed_in_a_row)", "failed, {{model}}"),
+                (
+                    f"max by (model) (wgan_retrain_rejected_in_a_row{{{RETRAIN}}})",
+                    "rejected, {{model}}",
+                ),
+                (
+                    f"max by (model) (wgan_retrain_failed_in_a_row{{{RETRAIN}}})",
+                    "failed, {{model}}",
+                ),
             ],
         ),
         (
             "Since the last end",
             "Time since a retraining ended; an alert fires after 4 days.",
             "s",
-            [("time() - max by (model) (wgan_retrain_finished_timestamp_seconds)", "{{model}}")],
+            [
+                (
+                    "time() - max by (model) "
+                    f"(wgan_retrain_finished_timestamp_seconds{{{RETRAIN}}})",
+                    "{{model}}",
+                )
+            ],
         ),
         (
             "Gates",
             "1 means passed.",
             "short",
-            [("max by (model, gate) (wgan_retrain_gate_passed)", "{{gate}}, {{model}}")],
+            [
+                (
+                    f"max by (model, gate) (wgan_retrain_gate_passed{{{RETRAIN}}})",
+                    "{{gate}}, {{model}}",
+                )
+            ],
         ),
     ],
 }
@@ -292,15 +311,16 @@ def build() -> str:
         .with_variable(
             dashboard.DatasourceVariable("datasource").label("Prometheus").type("prometheus")
         )
-        .with_variable(
-            dashboard.QueryVariable("namespace")
+    )
+    for label in ("namespace", "release"):
+        board = board.with_variable(
+            dashboard.QueryVariable(label)
             .datasource(SOURCE)
-            .query("label_values(wgan_model_ready, namespace)")
+            .query(f"label_values(wgan_model_ready, {label})")
             .include_all(True)
             .all_value(".*")
             .multi(True)
         )
-    )
     y = 0
     for row, panels in ROWS.items():
         board = board.with_row(dashboard.Row(row).grid_pos(GridPos(h=1, w=24, x=0, y=y)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,6 +34,9 @@ class RetrainConfig(BaseModel):
     gates: GatesConfig = GatesConfig()
     pushgateway: str | None = None
     """Address of a Prometheus Pushgateway that is told of each outcome."""
+    push_labels: dict[Annotated[str, Field(pattern="^[a-z_][a-z0-9_]*$")], str] = {}
+    """Labels of what is pushed, such as namespace and release: an outcome replaces what was pushed
+    with the same ones. None: an outcome replaces what was pushed for the same model."""
 
     def build(self) -> Config:
         """Build the configuration of the run.
@@ -61,7 +64,7 @@ def who_is_told(path: Path) -> tuple[RetrainConfig, str]:
     """Find who is told of outcomes, and the model's name, in a file that may have mistakes.
 
     Returns:
-        Settings of which ``folder`` and ``pushgateway`` alone are there, and the name.
+        Settings of which ``folder`` and those of the push alone are there, and the name.
 
     Raises:
         ConfigError: it does not say so.
@@ -75,7 +78,7 @@ def who_is_told(path: Path) -> tuple[RetrainConfig, str]:
         "preset": name,
     }
     try:
-        settings = RetrainConfig.model_validate(told)
+        settings = RetrainConfig.model_validate({**told, "preset": name})
     except ValidationError as error:
         raise ConfigError(f"{path}: {faults_in_words(error.errors(), RetrainConfig)}") from None
     return settings, settings.preset

@@ -123,7 +123,7 @@ def publish(
             say(f"warning: the outcome was not written into {path}: {error}")
     if settings.pushgateway is not None:
         try:
-            _push(settings.pushgateway, name, outcome, outcomes, started)
+            _push(settings, name, outcome, outcomes, started)
         except OSError as error:
             say(f"the Pushgateway {settings.pushgateway} was not told: {error}")
 
@@ -144,18 +144,24 @@ def publish_mistake(path: Path, error: UserError, say: Callable[[str], None]) ->
 
 
 def _push(
-    address: str, name: str, outcome: Outcome, outcomes: list[dict[str, Any]], started: float
+    settings: RetrainConfig,
+    name: str,
+    outcome: Outcome,
+    outcomes: list[dict[str, Any]],
+    started: float,
 ) -> None:
     from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
     batch = CollectorRegistry()
 
-    def gauge(key: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-        return Gauge(f"wgan_retrain_{key}", text, labels, registry=batch)
+    def gauge(key: str, text: str, *label: str) -> Gauge:
+        labels = ("model", *label)
+        metric = Gauge(f"wgan_retrain_{key}", text, labels, registry=batch)
+        return metric if label else metric.labels(name)
 
-    kinds = gauge("outcome", "1 for how the last retraining ended, 0 for the others", ("outcome",))
+    kinds = gauge("outcome", "1 for how the last retraining ended, 0 for the others", "outcome")
     for kind in OUTCOME_KINDS:
-        kinds.labels(kind).set(kind == outcome.kind)
+        kinds.labels(name, kind).set(kind == outcome.kind)
     gauge("finished_timestamp_seconds", "When one last ended, but by an interruption").set(
         _last_end(outcomes)
     )
@@ -164,15 +170,17 @@ def _push(
     gauge("rejected_in_a_row", "Rejections since the last promotion").set(rejected)
     gauge("failed_in_a_row", "Failures and mistakes since the last other end").set(failed)
     if outcome.decision:
-        passed = gauge("gate_passed", "1 if the gate was passed", ("gate",))
-        figures = gauge("gate_challenger", "The challenger's figure at a gate", ("gate",))
-        references = gauge("gate_reference", "What it was compared with", ("gate",))
+        passed = gauge("gate_passed", "1 if the gate was passed", "gate")
+        figures = gauge("gate_challenger", "The challenger's figure at a gate", "gate")
+        references = gauge("gate_reference", "What it was compared with", "gate")
         for gate in outcome.decision.gates:
-            passed.labels(gate.name).set(gate.passed)
+            passed.labels(name, gate.name).set(gate.passed)
             if gate.challenger is not None and gate.reference is not None:
-                figures.labels(gate.name).set(gate.challenger)
-                references.labels(gate.name).set(gate.reference)
-    push_to_gateway(address, JOB, batch, grouping_key={"model": name}, timeout=PUSH_SECONDS)
+                figures.labels(name, gate.name).set(gate.challenger)
+                references.labels(name, gate.name).set(gate.reference)
+    group = settings.push_labels or {"model": name}
+    address = str(settings.pushgateway)
+    push_to_gateway(address, JOB, batch, grouping_key=group, timeout=PUSH_SECONDS)
 
 
 def _outcomes(path: Path, name: str, say: Callable[[str], None]) -> list[dict[str, Any]]:

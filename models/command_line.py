@@ -6,9 +6,11 @@ when it runs, so that `wgan --help` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import typer
@@ -79,11 +81,16 @@ def value(text: str) -> Any:
         return text
 
 
+class StopNow(BaseException):
+    """A stop was requested; not an `Exception`, which work that is stopped might catch."""
+
+
 class StopRequest:
     """Turns the first SIGTERM or SIGINT into a request; a second one ends the process at once."""
 
     def __init__(self) -> None:
         self.requested = False
+        self._raises = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._request)
 
@@ -91,6 +98,19 @@ class StopRequest:
         """Return True if a stop was requested; pass the object as ``stop_requested``."""
         return self.requested
 
+    @contextlib.contextmanager
+    def raised(self) -> Iterator[None]:
+        """Raise `StopNow` as soon as a stop is requested while the block runs."""
+        self._raises = True
+        try:
+            if self.requested:
+                raise StopNow
+            yield
+        finally:
+            self._raises = False
+
     def _request(self, number: int, frame: object) -> None:
         self.requested = True
         signal.signal(number, signal.SIG_DFL)
+        if self._raises:
+            raise StopNow

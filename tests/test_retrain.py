@@ -448,6 +448,34 @@ def start(home: Path, config: Path, uri: str | None = None) -> "subprocess.Popen
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.parametrize(
+    ("line", "stopped"),
+    [
+        ("judging on held-out data", "stopped while judging"),
+        ("comparing with", "stopped while judging the challenger"),
+    ],
+)
+def test_sigterm_ends_judging(home: Path, tmp_path: Path, line: str, stopped: str) -> None:
+    """Thousands of points are judged for seconds; what is not finished leaves nothing behind."""
+    np.save(tmp_path / "data.npy", mixture(4, 20_000))
+    settings = {"set": steps(1) | {"evaluation": {"samples": 1200}}, "folder": str(tmp_path)}
+    config = tmp_path / "retrain.yaml"
+    config.write_text(yaml.safe_dump(values(home, data=str(tmp_path / "data.npy"), **settings)))
+    process = start(home, config, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with killed_at_last(process):
+        assert process.stdout is not None
+        said = next((text for text in process.stdout if text.startswith(line)), None)
+        assert said is not None, "it says so before it judges"
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=200)
+    assert process.returncode == 75
+    assert f"interrupted: {stopped}" in out
+    (folder,) = tmp_path.glob("corners-*/")
+    assert (folder / "artifact").exists() == (line != "judging on held-out data")
+    assert not (folder / "decision.json").exists()
+    assert not list(folder.glob(".artifact-*")), "nor parts of an artifact"
+
+
 def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 500
     while time.monotonic() < deadline and process.poll() is None:

@@ -35,7 +35,7 @@ from training.data.inspection import precision_problems
 from training.engine.accounting import privacy_card
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import train
-from training.engine.runs import Interrupted, Row, Watch, no_watch
+from training.engine.runs import Interrupted, Row, Watch, no_watch, stoppable
 from training.engine.workers import ALONE, Workers
 from training.judging.doctor.diagnosis import diagnose, in_one_line, watcher
 from training.judging.evaluate import judge, require_target
@@ -121,7 +121,7 @@ def run_training(
         )
     started = time.perf_counter()
     if data is None:
-        with phase("loading the data"):
+        with phase("loading the data"), stoppable(stop_requested, "loading the data"):
             data = load_data(config.data, config.training.batch_size)
     config = fill_in(config, data.card, device.type)
     require_target(config.evaluation, data)
@@ -150,14 +150,13 @@ def run_training(
     if finished.exists():
         say(f"{finished} is already complete")
     else:
-        if stop_requested():
-            raise Interrupted("stopped before judging")
         seconds = time.perf_counter() - started
-        extractor = _choose_features(config, data, register, say)
-        say("judging on held-out data" + (f" over {extractor.card.name}" if extractor else ""))
-        provenance = _provenance(device, seconds, checkpoints)
-        run = _new_record(config, data, provenance, history)
-        _judge_and_save(run, data, state, finished, extractor)
+        with stoppable(stop_requested, "judging"):
+            extractor = _choose_features(config, data, register, say)
+            say("judging on held-out data" + (f" over {extractor.card.name}" if extractor else ""))
+            provenance = _provenance(device, seconds, checkpoints)
+            run = _new_record(config, data, provenance, history)
+            _judge_and_save(run, data, state, finished, extractor)
         if stop_requested() and register:
             raise Interrupted("stopped before registering")
 

@@ -6,12 +6,14 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from models.command_line import StopNow, StopRequest
 from models.config import Config, flatten
 from models.networks import build_networks
 from training.data.dataset import Dataset
@@ -37,7 +39,28 @@ class Diverged(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has left a checkpoint to resume from."""
+    """The run was asked to stop, and can be resumed."""
+
+
+@contextmanager
+def stoppable(stop_requested: Callable[[], bool], what: str) -> Iterator[None]:
+    """Run a block whose work is lost if it is stopped, and can be done again.
+
+    Args:
+        stop_requested: asked before the block. A `models.command_line.StopRequest` also ends it, as
+            soon as the call into compiled code that is under way returns.
+        what: what the block does, such as ``judging``.
+
+    Raises:
+        Interrupted: a stop was requested.
+    """
+    if stop_requested():
+        raise Interrupted(f"stopped before {what}")
+    try:
+        with stop_requested.raised() if isinstance(stop_requested, StopRequest) else nullcontext():
+            yield
+    except StopNow:
+        raise Interrupted(f"stopped while {what}") from None
 
 
 def no_watch(step: int, state: TrainingState) -> None:

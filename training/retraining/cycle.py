@@ -29,7 +29,7 @@ from models.record import DataCard
 from models.signing import configured_key, sign_version
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
-from training.engine.runs import Interrupted, Row
+from training.engine.runs import Interrupted, Row, stoppable
 from training.engine.workers import ALONE, Workers
 from training.presets import fill_in
 from training.progress import never, no_report, phase, silent
@@ -137,11 +137,13 @@ def _run(
     stop_requested: Callable[[], bool],
     workers: Workers,
 ) -> Outcome:
-    data = load_data(config.data, config.training.batch_size)
+    with stoppable(stop_requested, "loading the data"):
+        data = load_data(config.data, config.training.batch_size)
     config = fill_in(config, data.card, workers.device.type)
     key = run_key(config, data.card)
     folder = settings.folder / f"{config.name}-{key[:12]}"
-    judged = judged_data(settings.reference, config, data)
+    with stoppable(stop_requested, "loading the reference"):
+        judged = judged_data(settings.reference, config, data)
     if workers.is_main and settings.reference is not None:
         for note in judged.notes:
             say(f"reference: {note}")
@@ -172,7 +174,9 @@ def _run(
         )
         if reference is None:
             return Outcome("skipped", "the main process decides")
-        return _settle(cycle, _decide(cycle, registry.resolve(reference)[1], workers.device))
+        with stoppable(stop_requested, "judging the challenger"):
+            decision = _decide(cycle, registry.resolve(reference)[1], workers.device)
+        return _settle(cycle, decision)
 
 
 def run_key(config: Config, card: DataCard) -> str:
@@ -275,7 +279,6 @@ def _decide(cycle: Cycle, version: str, device: torch.device) -> Decision:
         with phase("judging the challenger"):
             gates += challenger_gates(evidence, limits)
         if champion:
-            cycle.pause("comparing with the champion")
             with phase("comparing with the champion"):
                 gates += champion_gates(evidence, limits)
             value, best_value = gates[-1].challenger, gates[-1].reference

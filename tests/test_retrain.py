@@ -26,7 +26,8 @@ from models.errors import ConfigError
 from tests.runs import trained
 from training.progress import silent
 from training.retraining.config import RetrainConfig, read_config
-from training.retraining.cycle import _lease, retrain
+from training.retraining.cycle import retrain
+from training.retraining.folder import lease
 from training.retraining.outcomes import Outcome
 
 WGAN = Path(sys.executable).with_name("wgan")
@@ -250,7 +251,7 @@ def test_a_decision_that_the_registry_does_not_know_is_told_again(home: Path) ->
 
 
 def test_one_retraining_at_a_time(home: Path) -> None:
-    with _lease(home / "runs" / "corners.lease") as holder:
+    with lease(home / "runs" / "corners.lease") as holder:
         assert holder is None
         outcome = run(home, set=steps(5, seed=41))
     assert outcome.kind == "skipped"

@@ -18,7 +18,7 @@ from models import __version__, artifact, record, registry
 from models.config import Config
 from models.device import multiply_in_float32
 from models.durable import read_file, write_file
-from models.errors import UserError
+from models.errors import AbsentError, RegistryError, UserError
 from models.lipschitz import (
     ASCENT_STARTS,
     LipschitzBounds,
@@ -130,18 +130,14 @@ def run_training(
     if watch is None:
         # Only the main process warns.
         watch = watcher(config, data, say) if workers.is_main else no_watch
+    # A decided retraining keeps its artifact without the checkpoints.
+    is_trained = workers.any(finished.exists() and newest_checkpoint(checkpoints) is None)
     try:
-        state, history = train(
-            config,
-            data,
-            checkpoints,
-            device,
-            report(config.training.steps),
-            stop_requested,
-            workers,
-            watch,
-            say,
-        )
+        if not is_trained:
+            bar = report(config.training.steps)
+            state, history = train(
+                config, data, checkpoints, device, bar, stop_requested, workers, watch, say
+            )
     finally:
         workers.leave()
     if not workers.is_main:
@@ -170,7 +166,7 @@ def run_training(
     write_file(folder / DIAGNOSIS, page)
     if model.table is not None:
         write_file(folder / REPORT, table_report(model, data, judged.results))
-    return _register_once(model, folder) if register else None
+    return _register_once(model, folder, say) if register else None
 
 
 def load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:
@@ -375,12 +371,20 @@ def _provenance(device: torch.device, seconds: float, checkpoints: Path) -> dict
 # ---- registering --------------------------------------------------------------------------------
 
 
-def _register_once(model: Model, folder: Path) -> str:
-    """Register the artifact, unless a note in the run's folder says that it is registered."""
+def _register_once(model: Model, folder: Path, say: Callable[[str], None]) -> str:
+    """Register the artifact, unless it is registered as a note in the run's folder says."""
     note = folder / REGISTERED
     if note.exists():
         remedy = "remove it; the registry knows the run by its artifact"
-        return str(read_file(note, json.loads, remedy)["model"])
+        reference = str(read_file(note, json.loads, remedy)["model"])
+        try:
+            registry.resolve(reference)
+        except AbsentError:
+            say(f"{reference} is not in the registry any more: the run is registered again")
+        except RegistryError:
+            return reference  # the note holds while the registry is away
+        else:
+            return reference
     report = folder / REPORT if model.table is not None else None
     reference = track_and_register(model, folder / ARTIFACT, report=report)
     write_file(note, json.dumps({"model": reference}) + "\n")

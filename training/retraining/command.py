@@ -64,4 +64,9 @@ def retrain(
     say(f"{outcome.kind}: {outcome.reason}")
     if outcome.folder:
         say(f"decision: {outcome.folder / 'decision.json'}")
-    return {"rejected": EXIT_REJECTED, "interrupted": EXIT_INTERRUPTED}.get(outcome.kind, 0)
+    codes = {
+        "rejected": EXIT_REJECTED,
+        "interrupted": EXIT_INTERRUPTED,
+        "failed": EXIT_FAILED,
+    }
+    return codes.get(outcome.kind, 0)

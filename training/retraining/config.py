@@ -29,6 +29,9 @@ class RetrainConfig(BaseModel):
     """Any other settings, such as ``training.steps: 5000``, or nested; ``name`` is the model's."""
     folder: Path
     """Folder of the runs. It must outlive the process, or there is nothing to resume."""
+    keep_runs: int = Field(default=5, ge=1)
+    """Runs of a model that stay in ``folder``: those that changed last. What was decided on older
+    ones is in the registry."""
     reference: str | None = None
     """Data whose held-out items judge, in place of the new data's own: a set that is trusted."""
     gates: GatesConfig = GatesConfig()

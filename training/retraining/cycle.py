@@ -7,15 +7,12 @@ attempt finds the last one's checkpoint, artifact and decision there.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import getpass
 import hashlib
 import json
-import os
 import shutil
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,12 +20,20 @@ import torch
 
 from models import artifact, registry
 from models.config import Config
-from models.errors import RegistryError, UnreachableError, UserError
+from models.errors import (
+    AbsentError,
+    ArtifactError,
+    ForbiddenError,
+    RegistryError,
+    UnreachableError,
+)
 from models.model import Model
 from models.record import DataCard
+from models.registry_errors import is_of_this_machine
 from models.signing import configured_key, sign_version
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
+from training.engine.checkpoint import newest_checkpoint
 from training.engine.runs import Interrupted, Row, stoppable
 from training.engine.workers import ALONE, Workers
 from training.presets import fill_in
@@ -41,14 +46,18 @@ from training.retraining.evidence import (
     choose_loss,
     judged_data,
 )
+from training.retraining.folder import lease, make_room, needed_bytes
 from training.retraining.gates import challenger_gates, champion_gates, sound
-from training.retraining.outcomes import DECISION, Decision, Outcome, OutcomeKind, now, publish
+from training.retraining.outcomes import DECISION, Decision, Outcome, kind_of, now, publish
 from training.run import ARTIFACT, CHECKPOINTS, run_training
 from training.tracking import record
 
 KEY_TAG = "retrain_key"
 """Tag of a version: the hash of what it was trained from and how; see `run_key`."""
 OUTCOME_TAG = "retrain_outcome"
+COMPARED_TAG = "retrain_champion"
+"""Tag of a version: the champion that it was compared with, or `NOTHING`."""
+NOTHING = "none"
 BEST_TAG = "best_champion"
 """Tag of a version: the best champion up to it. A version without the tag is its own best."""
 
@@ -67,6 +76,8 @@ class Cycle:
     judged: Dataset
     """Its held-out items judge."""
     loss: str
+    needed: int
+    """Bytes that it needs in its folder, about."""
     say: Callable[[str], None]
     stop_requested: Callable[[], bool]
     models: dict[str, Model] = field(default_factory=dict)
@@ -76,6 +87,20 @@ class Cycle:
         """Stop here if asked to."""
         if self.stop_requested():
             raise Interrupted(f"stopped before {before}")
+
+    @property
+    def place(self) -> str:
+        """How far it has come: what is trained, and the newest checkpoint."""
+        newest = newest_checkpoint(self.folder / CHECKPOINTS)
+        return f"{self.folder.name} {newest.stem if newest else 'no checkpoint'}"
+
+    def rival(self, version: str) -> RegisteredModel | None:
+        """Load a version to compare with; None if nobody can load it any more."""
+        try:
+            return RegisteredModel(version, self.model(version))
+        except (AbsentError, ArtifactError) as error:
+            self.say(f"version {version} cannot be compared with: {error}")
+            return None
 
     def model(self, version: str) -> Model:
         """Load a registered model, once."""
@@ -104,39 +129,45 @@ def retrain(
             all.
 
     Returns:
-        The outcome: promoted, skipped, rejected, or interrupted. An interruption may be a signal, a
-        registry or a server of data that does not answer, or a champion that changed meanwhile; the
-        same call then goes on where this one stopped.
+        The outcome: promoted, skipped, rejected, interrupted or failed. An interruption may be a
+        signal, a registry or a server of data that does not answer, or a champion that changed
+        meanwhile; the same call then goes on where this one stopped. Interruptions that get no
+        further fail in the end.
 
     Raises:
-        UserError: the configuration or the data cannot be used.
+        UserError: the configuration or the data cannot be used, or the registry refuses.
         Diverged: training failed.
     """
     config = settings.build()
     started = time.time()
+    cycle: Cycle | None = None
+
+    def end(outcome: Outcome) -> Outcome:
+        if not workers.is_main:
+            return outcome
+        place, needed = (cycle.place, cycle.needed) if cycle else (None, None)
+        return publish(settings, config.name, outcome, started, say, place, needed)
+
     try:
         configured_key()  # one that cannot sign is told before the training, not after it
-        outcome = _run(settings, config, say, report, stop_requested, workers)
-    except (Interrupted, RegistryError, UnreachableError) as error:
-        outcome = Outcome("interrupted", " ".join(str(error).split()))
+        cycle = _begin(settings, config, say, stop_requested, workers)
+        outcome = _run(cycle, report, workers)
     except Exception as error:
-        if workers.is_main:
-            kind: OutcomeKind = "mistake" if isinstance(error, UserError) else "failed"
-            publish(settings, config.name, Outcome(kind, str(error)), started, say)
-        raise
-    if workers.is_main:
-        publish(settings, config.name, outcome, started, say)
-    return outcome
+        outcome = end(Outcome(kind_of(error), " ".join(str(error).split())))
+        known = isinstance(error, Interrupted | RegistryError | UnreachableError)
+        if outcome.kind == "mistake" or not (known or is_of_this_machine(error)):
+            raise
+        return outcome
+    return end(outcome)
 
 
-def _run(
+def _begin(
     settings: RetrainConfig,
     config: Config,
     say: Callable[[str], None],
-    report: Callable[[int], Callable[[Row], None]],
     stop_requested: Callable[[], bool],
     workers: Workers,
-) -> Outcome:
+) -> Cycle:
     with stoppable(stop_requested, "loading the data"):
         data = load_data(config.data, config.training.batch_size)
     config = fill_in(config, data.card, workers.device.type)
@@ -148,17 +179,27 @@ def _run(
         for note in judged.notes:
             say(f"reference: {note}")
     loss = choose_loss(settings.gates.loss, data.card)
-    cycle = Cycle(settings, config, data, key, folder, judged, loss, say, stop_requested)
+    needed = needed_bytes(config, data.card) if workers.is_main else 0
+    return Cycle(settings, config, data, key, folder, judged, loss, needed, say, stop_requested)
+
+
+def _run(cycle: Cycle, report: Callable[[int], Callable[[Row], None]], workers: Workers) -> Outcome:
+    config, folder = cycle.config, cycle.folder
     with contextlib.ExitStack() as stack:
-        done: Outcome | None = None
+        done: Outcome | str | None = None
         if workers.is_main:
-            holder = stack.enter_context(_lease(settings.folder / f"{config.name}.lease"))
+            holder = stack.enter_context(lease(cycle.settings.folder / f"{config.name}.lease"))
             if holder is not None:
                 done = Outcome("skipped", f"another retraining is under way: {holder}")
             else:
                 done = _done_before(cycle)
+            if done is None:
+                runs = cycle.settings.keep_runs
+                make_room(folder, config.name, runs, cycle.needed, cycle.say)
         if workers.any(done is not None):
             workers.leave()
+            if isinstance(done, str):
+                return _settle(cycle, _judge(cycle, done, workers.device))
             return done or Outcome("skipped", "")
         reference = run_training(
             config,
@@ -166,17 +207,20 @@ def _run(
             workers.device,
             resume=True,
             register=True,
-            say=say,
+            say=cycle.say,
             report=report,
-            stop_requested=stop_requested,
+            stop_requested=cycle.stop_requested,
             workers=workers,
-            data=data,
+            data=cycle.data,
         )
         if reference is None:
             return Outcome("skipped", "the main process decides")
-        with stoppable(stop_requested, "judging the challenger"):
-            decision = _decide(cycle, registry.resolve(reference)[1], workers.device)
-        return _settle(cycle, decision)
+        return _settle(cycle, _judge(cycle, registry.resolve(reference)[1], workers.device))
+
+
+def _judge(cycle: Cycle, version: str, device: torch.device) -> Decision:
+    with stoppable(cycle.stop_requested, "judging the challenger"):
+        return _decide(cycle, version, device)
 
 
 def run_key(config: Config, card: DataCard) -> str:
@@ -191,40 +235,42 @@ def run_key(config: Config, card: DataCard) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def _lease(path: Path) -> Iterator[str | None]:
-    """Hold the lock of a model's retraining; yields None, or a text that says who holds it.
+def _done_before(cycle: Cycle) -> Outcome | str | None:
+    """Look up an earlier decision on the same data and settings.
 
-    The kernel frees the lock when the process ends, however it ends.
+    Returns:
+        The outcome, if nothing is left to do; the version that is to be judged anew, if its
+        decision does not hold any more; None if there is more to do.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            yield file.read().strip()
-        else:
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
-            file.flush()
-            yield None
+    decision = Decision.read(cycle.folder)
+    if decision is None or decision.outcome == "interrupted":
+        return _known(cycle)
+    try:
+        if not decision.recorded:
+            return _settle(cycle, decision)
+        if not _holds(cycle, decision.outcome, decision.champion is None):
+            return registry.resolve(f"{decision.model}@{decision.challenger}")[1]
+    except AbsentError as error:
+        cycle.say(f"{error}; the model is registered and judged anew")
+        return None
+    except RegistryError as error:
+        if not decision.recorded or isinstance(error, ForbiddenError):
+            raise
+        cycle.say(str(error))
+    return _unchanged(cycle, f"{decision.outcome} on {decision.when}", decision)
 
 
-def _done_before(cycle: Cycle) -> Outcome | None:
-    """Look up an earlier decision on the same data and settings; None if there is more to do.
+def _known(cycle: Cycle) -> Outcome | str | None:
+    """Ask the registry what `_done_before` does not find in the folder.
 
     A registry that does not answer is no reason not to train: it is asked again afterwards.
     """
-    decision = Decision.read(cycle.folder)
-    if decision and decision.outcome != "interrupted":
-        if not decision.recorded:
-            return _settle(cycle, decision)
-        return _unchanged(cycle, f"{decision.outcome} on {decision.when}", decision)
     name = cycle.config.name
     try:
         known = registry.find(name, KEY_TAG, cycle.key)
         if known and OUTCOME_TAG in known:
+            if not _holds(cycle, known[OUTCOME_TAG], known.get(COMPARED_TAG) == NOTHING):
+                return known["version"]
             return _unchanged(cycle, f"{known[OUTCOME_TAG]}, version {known['version']}")
         champion = registry.champion(name)
         tags = registry.version(name, champion) if champion else {}
@@ -232,9 +278,19 @@ def _done_before(cycle: Cycle) -> Outcome | None:
             run = cycle.model(champion).run
             if run_key(run.config, run.data) == cycle.key:
                 return _unchanged(cycle, f"the champion, version {champion}, is of them")
-    except RegistryError as error:
+    except ForbiddenError:
+        raise
+    except (RegistryError, ArtifactError) as error:
         cycle.say(f"{error}; training goes on, and it is asked again afterwards")
     return None
+
+
+def _holds(cycle: Cycle, outcome: str, compared_with_none: bool) -> bool:
+    """Tell whether a decision still holds: without a champion, only a rejection by floors does."""
+    if registry.champion(cycle.config.name) or (outcome == "rejected" and compared_with_none):
+        return True
+    cycle.say("there is no champion any more: the model is judged anew")
+    return False
 
 
 def _unchanged(cycle: Cycle, what: str, decision: Decision | None = None) -> Outcome:
@@ -254,20 +310,27 @@ def _decide(cycle: Cycle, version: str, device: torch.device) -> Decision:
     if champion == version:  # promoted by hand meanwhile: there is nothing to compare it with
         champion = None
     best = registry.version(name, champion).get(BEST_TAG, champion) if champion else None
-    trained = artifact.verify(cycle.folder / ARTIFACT)
+    # Where one of them is gone, the other stands for it; where both are, the floors decide alone.
+    rivals = {other: cycle.rival(other) for other in (champion, best) if other}
+    present = [rival for rival in rivals.values() if rival]
+    served, former = (present[0], present[-1]) if present else (None, None)
+    trained = registry.digest(name, version)
+    if (cycle.folder / ARTIFACT).exists():
+        trained = artifact.verify(cycle.folder / ARTIFACT)
     extractor = None
     with artifact_folder(f"{name}@{version}") as fetched:
-        gate, challenger = sound(fetched, trained)
+        gate, challenger = sound(fetched, str(trained))
         if challenger:
             extractor = choose_features(cycle.config, challenger, fetched)
-    gates, successor = [gate], best or version
+    gates, successor = [gate], former.version if former else version
     n = min(cycle.config.evaluation.samples, cycle.judged.card.heldout_count)
     if challenger:
-        cycle.say(f"comparing with {f'the champion, version {champion}' if champion else 'floors'}")
+        rival = f"the champion, version {served.version}" if served else "floors"
+        cycle.say(f"comparing with {rival}")
         evidence = Evidence(
             challenger,
-            RegisteredModel(champion, cycle.model(champion)) if champion else None,
-            RegisteredModel(best, cycle.model(best)) if best else None,
+            served,
+            former,
             cycle.judged,
             cycle.data,
             extractor.on(device) if extractor else None,
@@ -278,7 +341,7 @@ def _decide(cycle: Cycle, version: str, device: torch.device) -> Decision:
         )
         with phase("judging the challenger"):
             gates += challenger_gates(evidence, limits)
-        if champion:
+        if served:
             with phase("comparing with the champion"):
                 gates += champion_gates(evidence, limits)
             value, best_value = gates[-1].challenger, gates[-1].reference
@@ -288,6 +351,8 @@ def _decide(cycle: Cycle, version: str, device: torch.device) -> Decision:
     reason = (
         "; ".join(f"{gate.name}: {gate.reason}" for gate in failed) or f"passed {len(gates)} gates"
     )
+    for gone in [other for other, found in rivals.items() if found is None]:
+        reason += f"; version {gone} was not compared with, since it is gone"
     return Decision(
         model=name,
         outcome="rejected" if failed else "promoted",
@@ -319,6 +384,7 @@ def _settle(cycle: Cycle, decision: Decision) -> Outcome:
     both.
     """
     name, version = decision.model, decision.challenger
+    cycle.folder.mkdir(parents=True, exist_ok=True)  # not there if it is judged anew elsewhere
     decision.write(cycle.folder)
     if decision.outcome == "promoted":
         cycle.pause("promoting")
@@ -332,13 +398,15 @@ def _settle(cycle: Cycle, decision: Decision) -> Outcome:
                     f"now is version {current}; run again to compare with that",
                 }
             )
-        elif current != version:
-            if key := configured_key():
+        else:
+            key = configured_key()
+            if key and current != version:
                 sign_version(name, version, cycle.folder / ARTIFACT, key)
             registry.promote(name, version, f"retraining: {decision.reason}")
     if decision.outcome != "interrupted":
         decision = decision.model_copy(update={"recorded": True})
-        record(name, version, DECISION, decision.text(), {OUTCOME_TAG: decision.outcome})
+        tags = {OUTCOME_TAG: decision.outcome, COMPARED_TAG: decision.champion or NOTHING}
+        record(name, version, DECISION, decision.text(), tags)
         shutil.rmtree(cycle.folder / CHECKPOINTS, ignore_errors=True)  # the artifact has it all
     decision.write(cycle.folder)
     return Outcome(decision.outcome, decision.reason, decision, cycle.folder)

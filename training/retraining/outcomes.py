@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,8 +13,17 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict
 
 from models.durable import append_line, read_file, read_lines, write_file
-from models.errors import ConfigError, UserError
+from models.errors import (
+    AbsentError,
+    ConfigError,
+    ForbiddenError,
+    MachineError,
+    RegistryError,
+    UnreachableError,
+    UserError,
+)
 from models.record import Extractor
+from training.engine.runs import Interrupted
 from training.judging.evaluate import SAMPLE_SEED
 from training.retraining.config import RetrainConfig, who_is_told
 from training.retraining.gates import Gate
@@ -21,6 +31,9 @@ from training.retraining.gates import Gate
 DECISION = "decision.json"
 OUTCOMES = "outcomes.jsonl"
 PUSH_SECONDS = 5.0
+MAX_INTERRUPTIONS = 12
+"""Interruptions at the same place, such as by a registry that never answers, which are a failure.
+With Kubernetes' waits between them, at most 10 minutes, they take about an hour."""
 JOB = "wgan_retrain"
 
 OutcomeKind = Literal["promoted", "skipped", "rejected", "interrupted", "mistake", "failed"]
@@ -85,6 +98,21 @@ class Outcome(NamedTuple):
     """The run's."""
 
 
+def kind_of(error: Exception) -> OutcomeKind:
+    """Tell an end that may be another one when it is run again from one that will not.
+
+    What does not answer may do so later. That a thing is absent or forbidden is an answer, and to
+    ask again would change nothing.
+    """
+    if isinstance(error, MachineError):
+        return "failed"
+    if isinstance(error, AbsentError | ForbiddenError):
+        return "mistake"
+    if isinstance(error, Interrupted | RegistryError | UnreachableError):
+        return "interrupted"
+    return "mistake" if isinstance(error, UserError) else "failed"
+
+
 def now() -> str:
     """The time, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -96,7 +124,9 @@ def publish(
     outcome: Outcome,
     started: float,
     say: Callable[[str], None],
-) -> None:
+    place: str | None = None,
+    needed: int | None = None,
+) -> Outcome:
     """Write an outcome into the list of outcomes, and push it to the Pushgateway.
 
     Args:
@@ -106,16 +136,30 @@ def publish(
         started: when it started, in seconds since 1970.
         say: takes a line for people; a folder that is full, or a gateway that does not answer, is
             no error.
+        place: how far the retraining has come; None if it did not begin.
+        needed: bytes that a run needs in the folder, about; None if that is not known.
+
+    Returns:
+        The outcome that was written: an interruption that gets no further becomes a failure.
     """
     path = settings.folder / OUTCOMES
+    earlier = _outcomes(path, name, say)
+    interruptions = 0
+    if outcome.kind == "interrupted":
+        interruptions = 1 + _interruptions(earlier, place)
+        if interruptions % MAX_INTERRUPTIONS == 0:
+            reason = f"interrupted {interruptions} times without getting further; {outcome.reason}"
+            outcome = outcome._replace(kind="failed", reason=reason)
     line = {
         "model": name,
         "when": now(),
         "outcome": outcome.kind,
         "reason": outcome.reason,
         "folder": str(outcome.folder) if outcome.folder else None,
+        "place": place,
+        "interruptions": interruptions,
     }
-    outcomes = [*_outcomes(path, name, say), line]
+    outcomes = [*earlier, line]
     if settings.folder.is_dir():  # a mistake makes no folder
         try:
             append_line(path, json.dumps(line))
@@ -123,9 +167,10 @@ def publish(
             say(f"warning: the outcome was not written into {path}: {error}")
     if settings.pushgateway is not None:
         try:
-            _push(settings, name, outcome, outcomes, started)
+            _push(settings, name, outcome, outcomes, started, needed)
         except OSError as error:
             say(f"the Pushgateway {settings.pushgateway} was not told: {error}")
+    return outcome
 
 
 def publish_mistake(path: Path, error: UserError, say: Callable[[str], None]) -> None:
@@ -149,6 +194,7 @@ def _push(
     outcome: Outcome,
     outcomes: list[dict[str, Any]],
     started: float,
+    needed: int | None,
 ) -> None:
     from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
@@ -169,6 +215,13 @@ def _push(
     rejected, failed = _in_a_row([line["outcome"] for line in outcomes])
     gauge("rejected_in_a_row", "Rejections since the last promotion").set(rejected)
     gauge("failed_in_a_row", "Failures and mistakes since the last other end").set(failed)
+    if needed is not None and settings.folder.is_dir():
+        gauge("disk_needed_bytes", "What a run needs in the folder, about").set(needed)
+        free = shutil.disk_usage(settings.folder).free
+        gauge("disk_free_bytes", "What is free there").set(free)
+    gauge("interrupted_in_a_row", "Interruptions without getting further").set(
+        outcomes[-1]["interruptions"]
+    )
     if outcome.decision:
         passed = gauge("gate_passed", "1 if the gate was passed", "gate")
         figures = gauge("gate_challenger", "The challenger's figure at a gate", "gate")
@@ -186,6 +239,14 @@ def _push(
 def _outcomes(path: Path, name: str, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Read the outcomes of a model so far, oldest first."""
     return [line for line in read_lines(path, say) if line.get("model") == name]
+
+
+def _interruptions(outcomes: list[dict[str, Any]], place: str | None) -> int:
+    """Count the last interruptions that came no further than a place."""
+    for line in reversed(outcomes):
+        if line["outcome"] != "skipped":  # such as by another one under way
+            return int(line.get("interruptions", 0)) if line.get("place") == place else 0
+    return 0
 
 
 def _last_end(outcomes: list[dict[str, Any]]) -> float:

@@ -1,0 +1,102 @@
+"""The folder of the runs: its lock, the runs that stay, and the room that one needs."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from models.config import Config
+from models.durable import PARTIAL, remove_folder, remove_partial
+from models.errors import MachineError
+from models.networks import build_networks
+from models.record import DataCard
+from training.engine.checkpoint import CHECKPOINTS_KEPT
+from training.retraining.outcomes import now
+
+COPIES = CHECKPOINTS_KEPT + 2
+"""Copies of a run's state at once: the checkpoints that stay, one more while it is written, and the
+training state of the artifact."""
+MARGIN = 1.25
+"""For what the state is not: extractors' weights, histories, pages."""
+LEAST_BYTES = 64 * 2**20
+"""Room that is wanted for the smallest run."""
+
+
+@contextlib.contextmanager
+def lease(path: Path) -> Iterator[str | None]:
+    """Hold the lock of a model's retraining; yields None, or a text that says who holds it.
+
+    The kernel frees the lock when the process ends, however it ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            yield file.read().strip()
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
+            file.flush()
+            yield None
+
+
+def make_room(current: Path, name: str, keep: int, needed: int, say: Callable[[str], None]) -> None:
+    """Remove old runs, and require room for the one at work; under the model's lease.
+
+    Args:
+        current: folder of the run at work, in the folder of the runs.
+        name: the model's.
+        keep: runs of the model that stay, this one among them: those that changed last.
+        needed: bytes that the run needs, as `needed_bytes` estimates.
+        say: takes a line for each folder that is removed.
+
+    Raises:
+        MachineError: there is less room.
+    """
+    parent = current.parent
+    this_models = re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}")
+    others = [p for p in parent.iterdir() if this_models.fullmatch(p.name) and p != current]
+    for folder in sorted(others, key=lambda p: -p.stat().st_mtime)[keep - 1 :]:
+        say(f"removing {folder}: keep_runs is {keep}")
+        remove_folder(folder)
+    for left in parent.glob(f".*{PARTIAL}"):  # by a removal that was cut off
+        if this_models.match(left.name[1:]):
+            shutil.rmtree(left)
+    held = 0
+    if current.is_dir():
+        remove_partial(current)
+        held = sum(p.stat().st_size for p in current.rglob("*") if p.is_file())
+    free = shutil.disk_usage(parent).free + held
+    if free < needed:
+        raise MachineError(
+            f"{parent}: has room for {free / 1e6:.0f} MB, and this run needs about "
+            f"{needed / 1e6:.0f} MB; enlarge the disk, or lower keep_runs (now {keep})"
+        )
+
+
+def needed_bytes(config: Config, card: DataCard) -> int:
+    """Estimate the room that a run needs in its folder.
+
+    Args:
+        config: of the run.
+        card: of its data.
+    """
+    with torch.random.fork_rng(devices=[]):
+        generator, critic = build_networks(config, card.shape, len(card.classes), card.parts)
+    sizes = [
+        sum(t.numel() * t.element_size() for t in network.state_dict().values())
+        for network in (generator, critic)
+    ]
+    # Each network, two moments of its optimiser, and the generator's moving average.
+    state = 3 * sum(sizes) + sizes[0]
+    return LEAST_BYTES + int(MARGIN * (COPIES * state + sum(sizes)))

@@ -272,6 +272,24 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             ],
         ),
         (
+            "Interruptions in a row",
+            "Those that came no further; an alert fires at 12, and each twelfth is a failure.",
+            "short",
+            [(f"max by (model) (wgan_retrain_interrupted_in_a_row{{{RETRAIN}}})", "{{model}}")],
+        ),
+        (
+            "Room for runs",
+            "An alert fires when less is free than a run needs.",
+            "bytes",
+            [
+                (f"min by (model) (wgan_retrain_disk_free_bytes{{{RETRAIN}}})", "free, {{model}}"),
+                (
+                    f"max by (model) (wgan_retrain_disk_needed_bytes{{{RETRAIN}}})",
+                    "needed, {{model}}",
+                ),
+            ],
+        ),
+        (
             "Since the last end",
             "Time since a retraining ended; an alert fires after 4 days.",
             "s",

@@ -39,6 +39,8 @@ PYTHON_TOOLS = [
     "pyyaml==6.0.4",
 ]
 CHECKOV = ["checkov==3.3.30"]
+# The oldest server that `models/tracking_server.py` allows; it does not start with SQLAlchemy 2.1.
+MLFLOW = ["mlflow==3.0.0", "sqlalchemy<2.1"]
 CLIENTS = ["openapi-python-client==0.29.1"]
 NODE_TOOLS = ["@stoplight/spectral-cli@6.16.3", "@hey-api/openapi-ts@0.95.0", "typescript@5.9.3"]
 TEMPLATES = Path("/usr/share/prometheus/alertmanager")
@@ -97,6 +99,11 @@ def fetch_checkov(scratch: Path) -> None:
     _environment(TOOLS / "checkov", CHECKOV)
 
 
+def fetch_mlflow(scratch: Path) -> None:
+    """Install the oldest supported MLflow in an environment of its own."""
+    _environment(TOOLS / "mlflow", MLFLOW)
+
+
 def fetch_clients(scratch: Path) -> None:
     """Install a generator of Python clients in an environment of its own."""
     _environment(TOOLS / "clients", CLIENTS)
@@ -116,6 +123,7 @@ FETCH: dict[str, tuple[Callable[[Path], None], Callable[[], bool]]] = {
     "prometheus": (fetch_prometheus, (BIN / "promtool").exists),
     "venv": (fetch_venv, lambda: _installed(TOOLS / "venv") == PYTHON_TOOLS),
     "checkov": (fetch_checkov, lambda: _installed(TOOLS / "checkov") == CHECKOV),
+    "mlflow": (fetch_mlflow, lambda: _installed(TOOLS / "mlflow") == MLFLOW),
     "clients": (fetch_clients, lambda: _installed(TOOLS / "clients") == CLIENTS),
     "node": (fetch_node, lambda: _installed(TOOLS / "node") == NODE_TOOLS),
 }

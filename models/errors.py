@@ -52,6 +52,10 @@ class ForbiddenError(RegistryError):
     """The registry or its storage answered that this is not allowed (401, 403)."""
 
 
+class UnsupportedServerError(ForbiddenError):
+    """The registry's server is too old a version of MLflow."""
+
+
 class MachineError(RegistryError):
     """This machine fails on the way to the registry or its storage, such as by a full disk."""
 

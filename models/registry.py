@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from models import promotions
 from models.errors import AbsentError, RegistryError
 from models.registry_errors import failure
+from models.tracking_server import require_supported
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,7 +47,7 @@ def tracking_uri() -> str:
 
 
 def client() -> MlflowClient:
-    """Connect to the tracking server or database."""
+    """Connect to the tracking server or database; see `require_supported`."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for key, value in HTTP_LIMITS.items():
@@ -55,6 +56,7 @@ def client() -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    require_supported(tracking_uri())
     return MlflowClient(tracking_uri())
 
 

@@ -29,8 +29,9 @@ def register(folder: Path, number: int, is_spoilt: bool = False) -> None:
 class Registry:
     """A real MLflow server, behind a door of our own that can be shut: then nothing listens."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, program: Path | None = None) -> None:
         self.folder = folder
+        self.program = program or WGAN.with_name("mlflow")
         self.log = folder / "registry-log"
         self.database = f"sqlite:///{folder / 'mlflow.db'}"
         self.port, self.door = free_port(), free_port()
@@ -42,7 +43,7 @@ class Registry:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        command = [WGAN.with_name("mlflow"), "server", "--backend-store-uri", self.database]
+        command = [self.program, "server", "--backend-store-uri", self.database]
         command += [f"--artifacts-destination={self.folder / 'stored'}", f"--port={self.port}"]
         with self.log.open("wb") as out:
             process = subprocess.Popen(

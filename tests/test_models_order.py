@@ -33,6 +33,7 @@ ORDER = [
     "artifact",
     "promotions",
     "registry_errors",
+    "tracking_server",
     "registry",
     "trained",
     "signing",

@@ -1,0 +1,36 @@
+"""The MLflow server behind the registry: whether its version is one that the client can use."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+from models.errors import UnsupportedServerError
+
+OLDEST = (3, 0)
+"""Servers of version 2 take what the client of version 3 writes and do not give it back."""
+
+
+@functools.cache
+def require_supported(uri: str) -> None:
+    """Ask a tracking server, once in a process, whether it is new enough.
+
+    A server that does not tell its version, as those of other makers do not, is taken for new
+    enough, and so are databases.
+
+    Raises:
+        UnsupportedServerError: it is too old.
+        MlflowException: it does not answer.
+    """
+    if not uri.startswith(("http://", "https://")):
+        return
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    answer = http_request(get_default_host_creds(uri), "/version", "GET")
+    found = re.match(r"(\d+)\.(\d+)", answer.text) if answer.status_code == 200 else None
+    if found and tuple(map(int, found.groups())) < OLDEST:
+        raise UnsupportedServerError(
+            f"{uri}: MLflow {answer.text.strip()} is too old; update the server to "
+            f"{'.'.join(map(str, OLDEST))} or newer"
+        )

@@ -22,13 +22,13 @@ from prometheus_client.parser import text_string_to_metric_families
 import wgan_cli
 from models import registry, remote
 from models.artifact import load_artifact
-from models.errors import ConfigError
+from models.errors import ConfigError, DataError
 from tests.runs import trained
 from training.progress import silent
 from training.retraining.config import RetrainConfig, read_config
 from training.retraining.cycle import retrain
 from training.retraining.folder import lease
-from training.retraining.outcomes import Outcome
+from training.retraining.outcomes import Outcome, _in_a_row
 
 WGAN = Path(sys.executable).with_name("wgan")
 OPEN = {
@@ -475,6 +475,44 @@ def test_sigterm_ends_judging(home: Path, tmp_path: Path, line: str, stopped: st
     assert (folder / "artifact").exists() == (line != "judging on held-out data")
     assert not (folder / "decision.json").exists()
     assert not list(folder.glob(".artifact-*")), "nor parts of an artifact"
+
+
+def test_one_that_was_killed_has_an_outcome(home: Path, tmp_path: Path) -> None:
+    """The next start finds that the last one did not end; one that ended leaves nothing to find."""
+    settings = {"set": steps(3, seed=91) | {"name": "killed"}, "folder": str(tmp_path)}
+    for count in (1, 2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path / "killed.lease")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with killed_at_last(process):
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+        with gateway() as address:
+            given = values(home, pushgateway=address, **settings)
+            given["data"] = str(tmp_path / "none.npy") if count == 1 else given["data"]
+            with contextlib.suppress(DataError):  # the first ends by a mistake, after it has told
+                retrain(RetrainConfig.model_validate(given))
+        lines = [json.loads(x) for x in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
+        assert [line["outcome"] for line in lines[-2:-1]] == ["killed"]
+        assert f"process {process.pid} on" in lines[-2]["reason"]
+    assert [line["outcome"] for line in lines] == ["killed", "mistake", "killed", "promoted"]
+    run(home, **settings)
+    lines = [json.loads(x) for x in (tmp_path / "outcomes.jsonl").read_text().splitlines()]
+    assert [line["outcome"] for line in lines][4:] == ["skipped"]
+    assert _in_a_row(["promoted", "killed", "interrupted", "killed"]) == (0, 0, 2)
+    assert _in_a_row(["killed", "killed", "rejected"]) == (1, 0, 0)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from training.retraining.folder import lease
+with lease(Path(sys.argv[1])) as holder:
+    print("held", flush=True)
+    time.sleep(600)
+"""
 
 
 def wait_for_step(folder: Path, step: int, process: "subprocess.Popen[str]") -> None:

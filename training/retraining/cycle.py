@@ -52,6 +52,7 @@ from training.retraining.outcomes import DECISION, Decision, Outcome, kind_of, n
 from training.run import ARTIFACT, CHECKPOINTS, run_training
 from training.tracking import record
 
+Report = Callable[[int], Callable[[Row], None]]
 KEY_TAG = "retrain_key"
 """Tag of a version: the hash of what it was trained from and how; see `run_key`."""
 OUTCOME_TAG = "retrain_outcome"
@@ -114,7 +115,7 @@ def retrain(
     settings: RetrainConfig,
     *,
     say: Callable[[str], None] = silent,
-    report: Callable[[int], Callable[[Row], None]] = no_report,
+    report: Report = no_report,
     stop_requested: Callable[[], bool] = never,
     workers: Workers = ALONE,
 ) -> Outcome:
@@ -148,10 +149,15 @@ def retrain(
         place, needed = (cycle.place, cycle.needed) if cycle else (None, None)
         return publish(settings, config.name, outcome, started, say, place, needed)
 
+    def killed(who: str) -> None:
+        end(Outcome("killed", f"killed without a word ({who}): was its memory enough?"))
+
+    path = settings.folder / f"{config.name}.lease"
     try:
         configured_key()  # one that cannot sign is told before the training, not after it
-        cycle = _begin(settings, config, say, stop_requested, workers)
-        outcome = _run(cycle, report, workers)
+        with lease(path, killed) if workers.is_main else contextlib.nullcontext() as holder:
+            cycle = _begin(settings, config, say, stop_requested, workers)
+            outcome = _run(cycle, holder, report, workers)
     except Exception as error:
         outcome = end(Outcome(kind_of(error), " ".join(str(error).split())))
         known = isinstance(error, Interrupted | RegistryError | UnreachableError)
@@ -183,39 +189,33 @@ def _begin(
     return Cycle(settings, config, data, key, folder, judged, loss, needed, say, stop_requested)
 
 
-def _run(cycle: Cycle, report: Callable[[int], Callable[[Row], None]], workers: Workers) -> Outcome:
-    config, folder = cycle.config, cycle.folder
-    with contextlib.ExitStack() as stack:
-        done: Outcome | str | None = None
-        if workers.is_main:
-            holder = stack.enter_context(lease(cycle.settings.folder / f"{config.name}.lease"))
-            if holder is not None:
-                done = Outcome("skipped", f"another retraining is under way: {holder}")
-            else:
-                done = _done_before(cycle)
-            if done is None:
-                runs = cycle.settings.keep_runs
-                make_room(folder, config.name, runs, cycle.needed, cycle.say)
-        if workers.any(done is not None):
-            workers.leave()
-            if isinstance(done, str):
-                return _settle(cycle, _judge(cycle, done, workers.device))
-            return done or Outcome("skipped", "")
-        reference = run_training(
-            config,
-            folder,
-            workers.device,
-            resume=True,
-            register=True,
-            say=cycle.say,
-            report=report,
-            stop_requested=cycle.stop_requested,
-            workers=workers,
-            data=cycle.data,
-        )
-        if reference is None:
-            return Outcome("skipped", "the main process decides")
-        return _settle(cycle, _judge(cycle, registry.resolve(reference)[1], workers.device))
+def _run(cycle: Cycle, holder: str | None, report: Report, workers: Workers) -> Outcome:
+    config, folder, done = cycle.config, cycle.folder, None
+    if holder is not None:
+        done = Outcome("skipped", f"another retraining is under way: {holder}")
+    elif workers.is_main:
+        done = _done_before(cycle)
+        if done is None:
+            make_room(folder, config.name, cycle.settings.keep_runs, cycle.needed, cycle.say)
+    if workers.any(done is not None):
+        workers.leave()
+        if isinstance(done, str):
+            return _settle(cycle, _judge(cycle, done, workers.device))
+        return done or Outcome("skipped", "")
+    reference = run_training(
+        config,
+        folder,
+        workers.device,
+        resume=True,
+        say=cycle.say,
+        report=report,
+        stop_requested=cycle.stop_requested,
+        workers=workers,
+        data=cycle.data,
+    )
+    if reference is None:
+        return Outcome("skipped", "the main process decides")
+    return _settle(cycle, _judge(cycle, registry.resolve(reference)[1], workers.device))
 
 
 def _judge(cycle: Cycle, version: str, device: torch.device) -> Decision:

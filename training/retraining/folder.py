@@ -19,6 +19,7 @@ from models.errors import MachineError
 from models.networks import build_networks
 from models.record import DataCard
 from training.engine.checkpoint import CHECKPOINTS_KEPT
+from training.progress import silent
 from training.retraining.outcomes import now
 
 COPIES = CHECKPOINTS_KEPT + 2
@@ -31,10 +32,15 @@ LEAST_BYTES = 64 * 2**20
 
 
 @contextlib.contextmanager
-def lease(path: Path) -> Iterator[str | None]:
+def lease(path: Path, killed: Callable[[str], None] = silent) -> Iterator[str | None]:
     """Hold the lock of a model's retraining; yields None, or a text that says who holds it.
 
-    The kernel frees the lock when the process ends, however it ends.
+    The kernel frees the lock when the process ends, however it ends. What the file says goes with
+    the block alone.
+
+    Args:
+        path: of the file that is locked.
+        killed: told who held the lock last, if that process did not come to the end of its block.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -44,10 +50,16 @@ def lease(path: Path) -> Iterator[str | None]:
             file.seek(0)
             yield file.read().strip()
         else:
+            file.seek(0)
+            if before := file.read().strip():
+                killed(before)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
             file.flush()
-            yield None
+            try:
+                yield None
+            finally:
+                file.truncate(0)
 
 
 def make_room(current: Path, name: str, keep: int, needed: int, say: Callable[[str], None]) -> None:

@@ -36,8 +36,11 @@ MAX_INTERRUPTIONS = 12
 With Kubernetes' waits between them, at most 10 minutes, they take about an hour."""
 JOB = "wgan_retrain"
 
-OutcomeKind = Literal["promoted", "skipped", "rejected", "interrupted", "mistake", "failed"]
+OutcomeKind = Literal[
+    "promoted", "skipped", "rejected", "interrupted", "killed", "mistake", "failed"
+]
 OUTCOME_KINDS: tuple[OutcomeKind, ...] = get_args(OutcomeKind)
+NO_END = ("interrupted", "killed")
 
 
 class Decision(BaseModel):
@@ -212,9 +215,10 @@ def _push(
         _last_end(outcomes)
     )
     gauge("duration_seconds", "How long it took").set(time.time() - started)
-    rejected, failed = _in_a_row([line["outcome"] for line in outcomes])
+    rejected, failed, killed = _in_a_row([line["outcome"] for line in outcomes])
     gauge("rejected_in_a_row", "Rejections since the last promotion").set(rejected)
     gauge("failed_in_a_row", "Failures and mistakes since the last other end").set(failed)
+    gauge("killed_in_a_row", "Kills without a word since the last end").set(killed)
     if needed is not None and settings.folder.is_dir():
         gauge("disk_needed_bytes", "What a run needs in the folder, about").set(needed)
         free = shutil.disk_usage(settings.folder).free
@@ -244,7 +248,7 @@ def _outcomes(path: Path, name: str, say: Callable[[str], None]) -> list[dict[st
 def _interruptions(outcomes: list[dict[str, Any]], place: str | None) -> int:
     """Count the last interruptions that came no further than a place."""
     for line in reversed(outcomes):
-        if line["outcome"] != "skipped":  # such as by another one under way
+        if line["outcome"] not in ("skipped", "killed"):  # such as by another one under way
             return int(line.get("interruptions", 0)) if line.get("place") == place else 0
     return 0
 
@@ -252,19 +256,23 @@ def _interruptions(outcomes: list[dict[str, Any]], place: str | None) -> int:
 def _last_end(outcomes: list[dict[str, Any]]) -> float:
     """Find when a retraining last ended for good, in seconds since 1970.
 
-    An interrupted one has not ended. Where none has ended yet, the time counts from the first
-    interruption, or nobody would ever be told.
+    One that was interrupted or killed has not ended. Where none has ended yet, the time counts from
+    the first of these, or nobody would ever be told.
     """
-    ends = [line for line in outcomes if line["outcome"] != "interrupted"] or outcomes[:1]
+    ends = [line for line in outcomes if line["outcome"] not in NO_END] or outcomes[:1]
     return datetime.fromisoformat(ends[-1]["when"]).timestamp() if ends else time.time()
 
 
-def _in_a_row(kinds: list[str]) -> tuple[int, int]:
-    """Count the rejections since the last promotion, and the failures since the last other end."""
+def _in_a_row(kinds: list[str]) -> tuple[int, int, int]:
+    """Count the rejections since the last promotion, and the failures since the last other end.
+
+    The third count is of kills since the last end of any kind.
+    """
     decided = [kind for kind in kinds if kind in ("promoted", "rejected")]
-    ended = [kind in ("failed", "mistake") for kind in kinds if kind != "interrupted"]
+    ended = [kind in ("failed", "mistake") for kind in kinds if kind not in NO_END]
+    killed = [kind == "killed" for kind in kinds if kind != "interrupted"]
 
     def last(values: list[bool]) -> int:
         return len(values) if all(values) else values[::-1].index(False)
 
-    return last([kind == "rejected" for kind in decided]), last(ended)
+    return last([kind == "rejected" for kind in decided]), last(ended), last(killed)

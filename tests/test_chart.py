@@ -322,6 +322,10 @@ def test_workers_find_each_other() -> None:
     documents = render("values-gpu", False)
     spec, retrain = container(documents, "CronJob", "wgan-retrain")
     job = named(documents, "CronJob", "wgan-retrain")["spec"]["jobTemplate"]["spec"]
+    # Each ends as index 0 does, which decides; a crash of all is one of each.
+    assert job["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+    assert (job["backoffLimitPerIndex"], job["maxFailedIndexes"]) == (2, 0)
+    assert "backoffLimit" not in job
     variables = {v["name"]: v.get("value") for v in retrain["env"]}
     assert int(variables["PET_NNODES"]) == job["completions"]
     host, _, domain = variables["PET_MASTER_ADDR"].partition(".")

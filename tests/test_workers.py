@@ -1,5 +1,6 @@
 """Several processes against one: the same draws, gradients, weights; stops and resumes."""
 
+import json
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from models.constraints import (
 )
 from models.errors import ConfigError
 from models.networks import CriticConfig, build_critic
+from tests.servers import free_port
 from tests.test_cli import WGAN
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.step import CriticStep
@@ -328,3 +330,114 @@ def test_torchrun_passes_a_request_to_stop_on(tmp_path: Path) -> None:
         assert process.stdout.readline() == b"ready\n"
         process.terminate()
         assert process.wait(timeout=60) == 75
+
+
+ALIKE = """
+import os, signal, sys, time
+from pathlib import Path
+from training.engine.workers import join_workers
+
+workers = join_workers("cpu")
+workers.wait()
+workers.leave()
+Path(f"ready-{workers.rank}").touch()
+code = 0
+if workers.is_main:
+    while not Path("end").exists():
+        time.sleep(0.05)
+    word = Path("end").read_text()
+    if word == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    code = int(word)
+sys.exit(workers.end_alike(code))
+"""
+
+
+def pods(folder: Path, *command: str, port: int) -> list[subprocess.Popen[bytes]]:
+    """Two pods of one Job, as the chart starts them, but on one machine; each writes a log."""
+    found = []
+    for index in range(2):
+        environment = {
+            "OMP_NUM_THREADS": "1",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+            "PYTHONPATH": str(ROOT),
+            "PET_NNODES": "2",
+            "PET_NODE_RANK": str(index),
+            "PET_NPROC_PER_NODE": "1",
+            "PET_MASTER_ADDR": "127.0.0.1",
+            "PET_MASTER_PORT": str(port),
+        }
+        with (folder / f"log-{index}").open("wb") as log:
+            found.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "training.torchrun", *command],
+                    cwd=folder,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, **environment},
+                )
+            )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("word", "codes"),
+    [("0", [{0}, {0}]), ("75", [{75}, {75}]), ("3", [{3}, {3, 75}]), ("die", [{1}, {75}])],
+)
+def test_pods_end_as_the_first_does(word: str, codes: list[set[int]], tmp_path: Path) -> None:
+    """Never before it, nor well if it did not: else only it would be started again, and wait.
+
+    On 3 the whole Job ends; a pod that does not hear of it in time takes it for an interruption.
+    """
+    (tmp_path / "worker.py").write_text(ALIKE)
+    started = pods(tmp_path, "worker.py", port=free_port())
+    try:
+        deadline = time.monotonic() + 200
+        while len(list(tmp_path.glob("ready-*"))) < 2:
+            assert time.monotonic() < deadline
+            assert [pod.poll() for pod in started] == [None, None]
+            time.sleep(0.05)
+        time.sleep(1)
+        assert [pod.poll() for pod in started] == [None, None], "they wait for the first"
+        (tmp_path / "end.part").write_text(word)
+        (tmp_path / "end.part").rename(tmp_path / "end")
+        found = [pod.wait(timeout=120) for pod in started]
+    finally:
+        for pod in started:
+            pod.kill()
+            pod.wait()
+    assert all(code in expected for code, expected in zip(found, codes, strict=True)), found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # several processes, on a machine that may be busy
+def test_pods_take_up_an_interrupted_judging_together(tmp_path: Path) -> None:
+    """SIGTERM to the first pod while it judges ends both alike; started again, both end well."""
+    (tmp_path / "retrain.json").write_text(
+        json.dumps(
+            {
+                "preset": "8gaussians",
+                "folder": str(tmp_path / "runs"),
+                "set": {"training.steps": 500, "evaluation.samples": 1200},
+            }
+        )
+    )
+    command = ["-m", "wgan_cli", "retrain", "--config=retrain.json", "--device=cpu"]
+    for codes in ([75, 75], [0, 0]):
+        started = pods(tmp_path, *command, port=free_port())
+        try:
+            if codes[0] == 75:
+                deadline = time.monotonic() + 900
+                while "judging on held-out data" not in (tmp_path / "log-0").read_text():
+                    assert time.monotonic() < deadline
+                    assert [pod.poll() for pod in started] == [None, None]
+                    time.sleep(0.05)
+                started[0].terminate()
+            found = [pod.wait(timeout=900) for pod in started]
+        finally:
+            for pod in started:
+                pod.kill()
+                pod.wait()
+        assert found == codes, [(tmp_path / f"log-{i}").read_text()[-2000:] for i in range(2)]
+    lines = (tmp_path / "runs" / "outcomes.jsonl").read_text().splitlines()
+    assert [json.loads(line)["outcome"] for line in lines] == ["interrupted", "promoted"]

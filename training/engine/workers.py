@@ -7,7 +7,8 @@ for the whole batch and divided with it, and gradients are averaged, whatever ma
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,16 @@ import torch.distributed as dist
 import torch.distributed.nn  # before `join_workers`, which says why
 from torch import Tensor, nn
 
+from models.command_line import EXIT_INTERRUPTED
 from models.device import require_device
 from models.errors import ConfigError
 from training.engine.draws import Draw, RandomCalls, Shape
+from training.progress import never
 
 CPU = torch.device("cpu")
+END = "end"
+"""Key of the main process's exit code in the store."""
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Workers:
     rank: int = 0
     count: int = 1
     device: torch.device = CPU
+    store: dist.Store | None = None
+    """Shared by the processes, for as long as the main one's torchrun is there."""
 
     @property
     def is_alone(self) -> bool:
@@ -127,6 +135,33 @@ class Workers:
         if not self.is_alone:
             dist.destroy_process_group()
 
+    def end_alike(self, code: int, stop_requested: Callable[[], bool] = never) -> int:
+        """Choose the exit code: that of the main process, for which the others wait.
+
+        A process that had ended well before would not be there when the main one, after an
+        interruption, is started again.
+
+        Args:
+            code: of this process.
+            stop_requested: see `training.engine.loop.train`.
+
+        Returns:
+            The main process's code; 75 if it has gone without one, or a stop was requested.
+        """
+        if self.store is None or (code and not self.is_main):
+            return code
+        if self.is_main:
+            self.store.set(END, str(code))
+            return code
+        while not stop_requested():
+            try:
+                if self.store.check([END]):
+                    return int(self.store.get(END))
+            except dist.DistError:
+                break
+            time.sleep(POLL_SECONDS)
+        return EXIT_INTERRUPTED
+
 
 ALONE = Workers()
 
@@ -152,8 +187,14 @@ def join_workers(device_type: str | None = None) -> Workers:
     if device_type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
-    return Workers(dist.get_rank(), count, device)
+    store, rank, count = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=count,
+    )
+    return Workers(rank, count, device, store)
 
 
 class _DividedDraws(RandomCalls):

@@ -48,17 +48,18 @@ def retrain(
             publish_mistake(config, error, say)
         raise
     say = say if workers.is_main else silent
+    stop_requested = StopRequest()
     try:
         outcome = run_cycle(
             settings,
             say=say,
             report=TrainingBar if workers.is_main else no_report,
-            stop_requested=StopRequest(),
+            stop_requested=stop_requested,
             workers=workers,
         )
     except Diverged as error:
         complain(f"error: {error}")
-        return EXIT_FAILED
+        return workers.end_alike(EXIT_FAILED)
     for gate in outcome.decision.gates if outcome.decision else []:
         say(f"  {'passed' if gate.passed else 'FAILED'}  {gate.name:14s} {gate.reason}")
     say(f"{outcome.kind}: {outcome.reason}")
@@ -69,4 +70,4 @@ def retrain(
         "interrupted": EXIT_INTERRUPTED,
         "failed": EXIT_FAILED,
     }
-    return codes.get(outcome.kind, 0)
+    return workers.end_alike(codes.get(outcome.kind, 0), stop_requested)

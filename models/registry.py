@@ -148,7 +148,7 @@ def upload(model: str, file: Path) -> None:
         stored = get_artifact_repository(uri, tracking_uri=tracking_uri())
         stored.log_artifact(str(file))  # type: ignore[no-untyped-call]
     except Exception as error:  # each kind of storage behind the registry raises its own
-        raise _failure(f"{model}: cannot store {file.name}: {error}") from error
+        raise failure(f"{model}: cannot store {file.name}: {error}", error) from error
 
 
 def register(name: str, run_id: str, artifact_uri: str, tags: dict[str, str]) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.errors import MachineError, RegistryError
+from models.secret_files import read_secret_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,7 +61,12 @@ def tracking_uri() -> str:
 
 
 def client() -> MlflowClient:
-    """Connect to the tracking server or database."""
+    """Connect to the tracking server or database.
+
+    Raises:
+        RegistryError: a file with a secret for the server cannot be read.
+    """
+    read_secret_files()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for key, value in HTTP_LIMITS.items():

@@ -29,6 +29,7 @@ ORDER = [
     "record",
     "model",
     "artifact",
+    "secret_files",
     "registry",
     "trained",
     "bulk",

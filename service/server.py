@@ -60,8 +60,8 @@ def serve(
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "bentoml", "serve", "service.entry:WganService"]
     command += ["--working-dir", str(root), "--host", host, "--port", str(port), *tls]
-    # Seconds for requests under way to end after SIGTERM; BentoML would wait for ever.
-    command += ["--timeout-graceful-shutdown", "20"]
+    # BentoML would wait for ever.
+    command += ["--timeout-graceful-shutdown", str(settings.finish_seconds)]
     os.execve(sys.executable, command, environment)
 
 

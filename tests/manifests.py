@@ -258,6 +258,7 @@ def check_autoscalers(documents: Documents) -> None:
             # Utilisation is in per cent of the request.
             assert amount(container["resources"]["requests"]["cpu"]) > 0
         scaled.add(target["metadata"]["name"])
+    scaled |= {s["spec"]["scaleTargetRef"]["name"] for s in of_kind(documents, "ScaledObject")}
     for deployment in of_kind(documents, "Deployment"):
         # With both, every upgrade would throw away what the autoscaler found.
         is_scaled = deployment["metadata"]["name"] in scaled

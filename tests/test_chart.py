@@ -19,6 +19,7 @@ from models import command_line
 from models.bulk import FORMATS
 from models.command_line import assignments
 from models.constraints import AnyConstraint
+from service.limits import ANSWER_TIMEOUT, TIMEOUT
 from service.settings import MIN_DRIFT_WINDOW
 from tests import manifests
 from tests.chart import (
@@ -62,6 +63,8 @@ def test_lint(values: str) -> None:
     [
         ("serve.replica=2", "replica"),
         ("serve.autoscaling.cpuPercent=101", "cpuPercent"),
+        ("serve.autoscaling.cpuPercent=0", "requestsInFlight"),
+        ("serve.autoscaling.kedaPrometheus=http://prometheus:9090", "requestsInFlight"),
         ("serve.driftWindow=49", "driftWindow"),
         ("retrain.schedule=daily", "schedule"),
         ("mlflow.enabled=false", "externalUri"),
@@ -154,8 +157,13 @@ def test_kubernetes_knows_it(values: str, gates: bool, tmp_path: Path) -> None:
     assert done.stdout.count("passed") == len(known), done.stdout
 
 
+KEDA = [
+    "--set-json",
+    'serve.autoscaling={"requestsInFlight": 8, "kedaPrometheus": "http://prometheus:9090"}',
+]
 OPERATOR_KINDS = '''
 import sys, yaml
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 from kubeflow_trainer_api.models.trainer_v1alpha1_train_job import TrainerV1alpha1TrainJob
 
@@ -181,7 +189,8 @@ for document in yaml.safe_load_all(sys.stdin):
     if kind == "TrainJob":
         typed = TrainerV1alpha1TrainJob.from_dict(document).to_dict()
     else:
-        model = {"ServiceMonitor": ServiceMonitor, "PrometheusRule": PrometheusRule}[kind]
+        models = [ServiceMonitor, PrometheusRule, ScaledObject]
+        model = {model.__name__: model for model in models}[kind]
         typed = model.model_validate(document).model_dump(
             by_alias=True, exclude_none=True, mode="json"
         )
@@ -204,8 +213,8 @@ def typed(documents: Documents) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.skipif(not tools.PYTHON.exists(), reason="no typed models: run `make tools`")
 def test_operators_know_their_kinds() -> None:
-    kinds = {"ServiceMonitor", "PrometheusRule", "TrainJob"}
-    documents = of_kind(everything(), *kinds)
+    kinds = {"ServiceMonitor", "PrometheusRule", "TrainJob", "ScaledObject"}
+    documents = of_kind(everything() + render("values", True, *KEDA), *kinds)
     done = typed(documents)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) == kinds
@@ -249,13 +258,13 @@ def test_the_service_is_started_as_it_wants() -> None:
     options = parsed(service["args"])
     assert options.command == "serve"
     assert (options.host, options.port) == ("0.0.0.0", service["ports"][0]["containerPort"])
-    source = (ROOT / "service/server.py").read_text()
-    (drain,) = map(int, re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', source))
     wait = service["lifecycle"]["preStop"]["sleep"]["seconds"]
     values = {v["name"]: v.get("value") for v in service["env"]}
     unready = int(values["WGAN_DRAIN_SECONDS"])
     assert unready, "a request over a kept connection is lost without it"
-    assert spec["terminationGracePeriodSeconds"] > wait + unready + drain
+    finish = int(values["WGAN_FINISH_SECONDS"])
+    assert finish >= TIMEOUT + ANSWER_TIMEOUT, "no stream is cut"
+    assert spec["terminationGracePeriodSeconds"] > wait + unready + finish
     assert int(values["WGAN_DRIFT_WINDOW"]) >= MIN_DRIFT_WINDOW
     probes = {service[kind]["httpGet"]["path"] for kind in manifests.PROBES}
     assert probes == {"/livez", "/readyz"}  # tests/test_service.py asks the real ones
@@ -372,6 +381,42 @@ def test_the_pods_of_a_sampling_share_its_files() -> None:
     assert found.shards == job["spec"]["completions"] == 7
     assert found.format in FORMATS
     assert job["spec"]["completionMode"] == "Indexed"
+
+
+def test_the_autoscaler_goes_by_cpu_and_by_requests() -> None:
+    def metrics(*more: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = named(
+            render("values", False, *more), "HorizontalPodAutoscaler", "wgan"
+        )["spec"]["metrics"]
+        return found
+
+    assert [m["type"] for m in metrics()] == ["Resource"]
+    cpu, requests = metrics("--set", "serve.autoscaling.requestsInFlight=8")
+    assert cpu["resource"]["target"]["averageUtilization"] == 70
+    assert requests["pods"] == {
+        "metric": {"name": "wgan_requests_in_flight"},
+        "target": {"type": "AverageValue", "averageValue": "8"},
+    }
+    (alone,) = metrics(
+        "--set", "serve.autoscaling.requestsInFlight=8,serve.autoscaling.cpuPercent=0"
+    )
+    assert alone == requests
+
+
+def test_keda_asks_prometheus_itself() -> None:
+    documents = render("values", False, *KEDA)
+    assert not of_kind(documents, "HorizontalPodAutoscaler")
+    spec = named(documents, "ScaledObject", "wgan")["spec"]
+    assert spec["scaleTargetRef"]["name"] == "wgan"
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (2, 6)
+    cpu, requests = spec["triggers"]
+    assert cpu == {"type": "cpu", "metricType": "Utilization", "metadata": {"value": "70"}}
+    assert requests["metadata"]["serverAddress"] == "http://prometheus:9090"
+    assert requests["metadata"]["threshold"] == "8"
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    plain = named(render("values", False), "HorizontalPodAutoscaler", "wgan")
+    assert behavior == plain["spec"]["behavior"]
+    assert "replicas" not in named(documents, "Deployment", "wgan")["spec"]
 
 
 def test_mlflow_answers_to_its_service_name() -> None:

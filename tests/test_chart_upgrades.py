@@ -50,6 +50,15 @@ CHANGES: list[dict[str, Any]] = [
     {"mlflow.allowedHosts": ["mlflow.example.com"]},
     {"ingress.paths": ["/"]},
     {"networkPolicy.clients": []},
+    {"serve.autoscaling": {"requestsInFlight": 8}},
+    {"serve.autoscaling": {"requestsInFlight": 8, "kedaPrometheus": "http://prometheus:9090"}},
+    {"pods.all": {"labels": {"team": "ml"}, "env": {"A": "b"}, "priorityClassName": "high"}},
+    {"pods.train": {"sharedMemory": "1Gi", "serviceAccountName": "mine"}},
+    {"objects": {"labels": {"team": "ml"}, "annotations": {"a/b": "c"}}},
+    {"serviceAccount": {"create": False, "name": "mine"}},
+    {"service": {"type": "LoadBalancer", "annotations": {"a/b": "c"}}},
+    {"caBundle": {"configMap": "ca"}},
+    {"proxy": {"https": "http://proxy:3128"}},
 ]
 BASE = copy.deepcopy(VALUES)
 for section, content in yaml.safe_load((CHART / "values-gpu.yaml").read_text()).items():

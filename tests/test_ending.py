@@ -14,7 +14,7 @@ from tests.servers import Server
 COUNT = 20_000
 
 
-@pytest.mark.parametrize(("seconds", "is_whole"), [("1", False), ("60", True)])
+@pytest.mark.parametrize(("seconds", "is_whole"), [("1", False), ("600", True)])
 def test_a_stream_has_the_time_that_it_is_given(
     tmp_path: Path, seconds: str, is_whole: bool
 ) -> None:
@@ -36,5 +36,6 @@ def test_a_stream_has_the_time_that_it_is_given(
             with contextlib.suppress(ConnectionResetError):
                 while part := connection.recv(2**20):
                     answer.append(part)
-        assert b"".join(answer).endswith(b"0\r\n\r\n") == is_whole, "the last chunk is empty"
-        assert server.process.wait(timeout=60) == 0
+        log = server.log.read_text()[-1500:]
+        assert b"".join(answer).endswith(b"0\r\n\r\n") == is_whole, log
+        assert server.process.wait(timeout=120) == 0

@@ -217,7 +217,7 @@ def test_a_train_job_takes_an_addition_or_names_it(
     ]
     done = helm(*arguments, "--set", "trainJob.enabled=true")
     if key not in PATCHED:
-        assert f"pods.train.{key}: a TrainJob cannot add it" in done.stderr
+        assert f"{key}: a TrainJob cannot add it" in done.stderr
         return
     (job,) = of_kind([d for d in yaml.safe_load_all(done.stdout) if d], "TrainJob")
     plain = helm(*arguments[:3], "--set", "trainJob.enabled=true").stdout

@@ -52,7 +52,7 @@ CHANGES: list[dict[str, Any]] = [
     {"networkPolicy.clients": []},
     {"serve.autoscaling": {"requestsInFlight": 8}},
     {"serve.autoscaling": {"requestsInFlight": 8, "kedaPrometheus": "http://prometheus:9090"}},
-    {"pods.all": {"labels": {"team": "ml"}, "env": {"A": "b"}, "priorityClassName": "high"}},
+    {"pods.all": {"labels": {"team": "ml"}, "env": {"A": "b"}, "sharedMemory": "1Gi"}},
     {"pods.train": {"sharedMemory": "1Gi", "serviceAccountName": "mine"}},
     {"objects": {"labels": {"team": "ml"}, "annotations": {"a/b": "c"}}},
     {"serviceAccount": {"create": False, "name": "mine"}},
@@ -75,7 +75,8 @@ CHANGES += [
     for section, content in BASE.items()
     if isinstance(content, dict)
     for key, value in content.items()
-    if isinstance(value, bool | int) and (section, key) != ("mlflow", "enabled")
+    if isinstance(value, bool | int)
+    and (section, key) not in [("mlflow", "enabled"), ("serviceAccount", "create")]
 ]
 
 

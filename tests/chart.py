@@ -75,6 +75,12 @@ def everything() -> Documents:
     return render("values-gpu", True, *EVERYTHING)
 
 
+KEDA = [
+    "--set-json",
+    'serve.autoscaling={"requestsInFlight": 8, "kedaPrometheus": "http://prometheus:9090"}',
+]
+
+
 OUTSIDE_EVERYTHING = {
     ("Secret", "keys"),
     ("Secret", "tls"),

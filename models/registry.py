@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from models import promotions
 from models.errors import AbsentError, RegistryError
 from models.registry_errors import failure
+from models.secret_files import read_secret_files
 from models.tracking_server import require_supported
 
 if TYPE_CHECKING:
@@ -47,7 +48,12 @@ def tracking_uri() -> str:
 
 
 def client() -> MlflowClient:
-    """Connect to the tracking server or database; see `require_supported`."""
+    """Connect to the tracking server or database; see `require_supported`.
+
+    Raises:
+        RegistryError: a file with a secret for the server cannot be read.
+    """
+    read_secret_files()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for key, value in HTTP_LIMITS.items():

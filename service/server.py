@@ -70,7 +70,7 @@ def serve(
     command += ["--working-dir", str(root), "--host", host, "--port", str(port)]
     command += ["--timeout-keep-alive", str(settings.keep_alive_seconds)]
     # Seconds for requests under way to end after SIGTERM; BentoML would wait for ever.
-    command += ["--timeout-graceful-shutdown", "20"]
+    command += ["--timeout-graceful-shutdown", str(settings.finish_seconds)]
     os.execve(sys.executable, command, environment)
 
 

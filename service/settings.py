@@ -204,6 +204,14 @@ class Settings(BaseSettings):
         "`https://a.example,https://b.example:8443`",
         json_schema_extra={"default": "none: its own pages alone"},
     )
+    finish_seconds: int = Field(
+        20,
+        alias="WGAN_FINISH_SECONDS",
+        ge=1,
+        le=86_400,
+        description="how long requests under way may still take at the end, after draining; a "
+        "streamed answer takes up to 11 minutes",
+    )
     drain_seconds: float = Field(
         0.0,
         alias="WGAN_DRAIN_SECONDS",

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 import subprocess
 from pathlib import Path
 
@@ -15,7 +16,6 @@ ROOT = Path(__file__).parent.parent
 CHART = ROOT / "deploy/chart"
 VALUES = ["values", "values-kind", "values-gpu", "values-production"]
 OPERATORS = ["monitoring.coreos.com/v1/ServiceMonitor", "monitoring.coreos.com/v1/PrometheusRule"]
-TRAIN_JOB = ["--set", "trainJob.enabled=true"]
 HELM = tools.find("helm")
 needs_helm = pytest.mark.skipif(HELM is None, reason="no helm: run `make tools`")
 
@@ -50,19 +50,37 @@ def render(values: str, gates: bool, *more: str) -> Documents:
     return copy.deepcopy(parsed_once(values, gates, *more))
 
 
+EVERYTHING = [
+    "--set-json="
+    + json.dumps(
+        {
+            "trainJob": {"enabled": True},
+            "sample": {"enabled": True, "out": "s3://bucket/samples"},
+            "s3": {"secret": "s3"},
+            "serve": {
+                "apiKeys": {"secret": "keys"},
+                "modelClaim": "models",
+                "autoscaling": {"enabled": True},
+                "tls": {"secret": "own-tls"},
+            },
+            "signing": {"trustedKeys": "trusted", "key": "signing"},
+            "ingress": {"enabled": True, "host": "gan.example.com", "tlsSecret": "tls"},
+            "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
+        }
+    )
+]
+"""Options that, with values-gpu.yaml, put every template into a rendering."""
+
+
 def everything() -> Documents:
     """One rendering with every template in it."""
-    return render(
-        "values-gpu",
-        True,
-        *TRAIN_JOB,
-        *("--set", "sample.enabled=true,sample.out=s3://bucket/samples"),
-        *("--set", "serve.apiKeys.secret=keys,s3.secret=s3,serve.modelClaim=models"),
-        *("--set", "serve.autoscaling.enabled=true,serve.tls.secret=own-tls"),
-        *("--set", "signing.trustedKeys=trusted,signing.key=signing"),
-        *("--set", "ingress.enabled=true,ingress.host=gan.example.com,ingress.tlsSecret=tls"),
-        *("--set", "httpRoute.enabled=true,httpRoute.parentRefs[0].name=public"),
-    )
+    return render("values-gpu", True, *EVERYTHING)
+
+
+KEDA = [
+    "--set-json",
+    'serve.autoscaling={"requestsInFlight": 8, "kedaPrometheus": "http://prometheus:9090"}',
+]
 
 
 OUTSIDE_EVERYTHING = {

@@ -213,7 +213,10 @@ def check_references(documents: Documents, outside: set[tuple[str, str]]) -> Non
                 claim = volume["persistentVolumeClaim"]["claimName"]
                 wanted.add(("PersistentVolumeClaim", claim))
             if "secret" in volume:
-                wanted.add(("Secret", volume["secret"]["secretName"]))
+                name = volume["secret"]["secretName"]
+                wanted.add(("Secret", name))
+                keys = [item["key"] for item in volume["secret"].get("items", [])]
+                wanted |= {("Secret", f"{name}/{key}") for key in keys}
         for variable in container.get("env", []):
             if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
                 wanted.add(("Secret", f"{reference['name']}/{reference['key']}"))
@@ -255,6 +258,7 @@ def check_autoscalers(documents: Documents) -> None:
             # Utilisation is in per cent of the request.
             assert amount(container["resources"]["requests"]["cpu"]) > 0
         scaled.add(target["metadata"]["name"])
+    scaled |= {s["spec"]["scaleTargetRef"]["name"] for s in of_kind(documents, "ScaledObject")}
     for deployment in of_kind(documents, "Deployment"):
         # With both, every upgrade would throw away what the autoscaler found.
         is_scaled = deployment["metadata"]["name"] in scaled

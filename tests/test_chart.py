@@ -19,10 +19,12 @@ from models import command_line
 from models.bulk import FORMATS
 from models.command_line import assignments
 from models.constraints import AnyConstraint
+from service.limits import ANSWER_TIMEOUT, TIMEOUT
 from service.settings import MIN_DRIFT_WINDOW, Settings
 from tests import manifests
 from tests.chart import (
     CHART,
+    KEDA,
     OUTSIDE_EVERYTHING,
     ROOT,
     VALUES,
@@ -62,6 +64,8 @@ def test_lint(values: str) -> None:
     [
         ("serve.replica=2", "replica"),
         ("serve.autoscaling.cpuPercent=101", "cpuPercent"),
+        ("serve.autoscaling.cpuPercent=0", "requestsInFlight"),
+        ("serve.autoscaling.kedaPrometheus=http://prometheus:9090", "requestsInFlight"),
         ("serve.driftWindow=49", "driftWindow"),
         (r"serve.models[0]=a@1\,b@1", "models"),
         ("serve.modelsMemory=128Mi", "modelsMemory"),
@@ -97,7 +101,9 @@ def test_every_value_is_described_and_allowed() -> None:
 
     def walk(values: dict[str, Any], node: dict[str, Any], path: str) -> None:
         node = schema["definitions"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
-        if "properties" not in node or path == ".retrain.config":  # which sets what it wants
+        if path in (".pods.serve", ".pods.train", ".pods.mlflow", ".retrain.config"):
+            return  # the keys of .pods.all, or what one wants to set
+        if "properties" not in node:
             return
         assert node["additionalProperties"] is False, path
         assert set(values) == set(node["properties"]) - {"global"}, path
@@ -158,6 +164,7 @@ def test_kubernetes_knows_it(values: str, gates: bool, tmp_path: Path) -> None:
 
 OPERATOR_KINDS = '''
 import sys, yaml
+from cloudcoil.models.keda.v1alpha1 import ScaledObject
 from cloudcoil.models.prometheus_operator.v1 import PrometheusRule, ServiceMonitor
 from kubeflow_trainer_api.models.trainer_v1alpha1_train_job import TrainerV1alpha1TrainJob
 
@@ -183,7 +190,8 @@ for document in yaml.safe_load_all(sys.stdin):
     if kind == "TrainJob":
         typed = TrainerV1alpha1TrainJob.from_dict(document).to_dict()
     else:
-        model = {"ServiceMonitor": ServiceMonitor, "PrometheusRule": PrometheusRule}[kind]
+        models = [ServiceMonitor, PrometheusRule, ScaledObject]
+        model = {model.__name__: model for model in models}[kind]
         typed = model.model_validate(document).model_dump(
             by_alias=True, exclude_none=True, mode="json"
         )
@@ -206,8 +214,8 @@ def typed(documents: Documents) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.skipif(not tools.PYTHON.exists(), reason="no typed models: run `make tools`")
 def test_operators_know_their_kinds() -> None:
-    kinds = {"ServiceMonitor", "PrometheusRule", "TrainJob"}
-    documents = of_kind(everything(), *kinds)
+    kinds = {"ServiceMonitor", "PrometheusRule", "TrainJob", "ScaledObject"}
+    documents = of_kind(everything() + render("values", True, *KEDA), *kinds)
     done = typed(documents)
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) == kinds
@@ -251,13 +259,13 @@ def test_the_service_is_started_as_it_wants() -> None:
     options = parsed(service["args"])
     assert options.command == "serve"
     assert (options.host, options.port) == ("0.0.0.0", service["ports"][0]["containerPort"])
-    source = (ROOT / "service/server.py").read_text()
-    (drain,) = map(int, re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', source))
     wait = service["lifecycle"]["preStop"]["sleep"]["seconds"]
     values = {v["name"]: v.get("value") for v in service["env"]}
     unready = int(values["WGAN_DRAIN_SECONDS"])
     assert unready, "a request over a kept connection is lost without it"
-    assert spec["terminationGracePeriodSeconds"] > wait + unready + drain
+    finish = int(values["WGAN_FINISH_SECONDS"])
+    assert finish >= TIMEOUT + ANSWER_TIMEOUT, "no stream is cut"
+    assert spec["terminationGracePeriodSeconds"] > wait + unready + finish
     assert int(values["WGAN_DRIFT_WINDOW"]) >= MIN_DRIFT_WINDOW
     probes = {service[kind]["httpGet"]["path"] for kind in manifests.PROBES}
     assert probes == {"/livez", "/readyz"}  # tests/test_service.py asks the real ones

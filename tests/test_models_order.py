@@ -34,6 +34,7 @@ ORDER = [
     "promotions",
     "registry_errors",
     "tracking_server",
+    "secret_files",
     "registry",
     "trained",
     "signing",

@@ -15,47 +15,14 @@ app.kubernetes.io/component: {{ index . 1 }}
 app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
+{{- with (index . 0).Values.objects.labels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "wgan.image" -}}
 image: {{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}
 imagePullPolicy: {{ .pullPolicy }}
-{{- end }}
-
-{{/* Restrictions of every pod: no token, no privileges, a user that the node does not have. */}}
-{{- define "wgan.pod" -}}
-serviceAccountName: {{ include "wgan.name" . }}
-automountServiceAccountToken: false
-enableServiceLinks: false
-securityContext:
-  runAsNonRoot: true
-  runAsUser: 10001
-  runAsGroup: 10001
-  fsGroup: 10001
-  fsGroupChangePolicy: OnRootMismatch
-  seccompProfile: {type: RuntimeDefault}
-{{- with .Values.images.pullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . }}
-  {{- end }}
-{{- end }}
-{{- end }}
-
-{{- define "wgan.container" -}}
-securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities: {drop: [ALL]}
-{{- end }}
-
-{{- define "wgan.nodes" -}}
-{{- with .nodeSelector }}
-nodeSelector: {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .tolerations }}
-tolerations: {{- toYaml . | nindent 2 }}
-{{- end }}
 {{- end }}
 
 {{- define "wgan.trackingUri" -}}
@@ -70,18 +37,12 @@ http://{{ include "wgan.name" . }}-mlflow:5000
 {{- define "wgan.trackingEnv" -}}
 - name: MLFLOW_TRACKING_URI
   value: {{ include "wgan.trackingUri" . }}
-{{- with .Values.mlflow.secret }}
-- name: MLFLOW_TRACKING_USERNAME
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: MLFLOW_TRACKING_USERNAME}}
-- name: MLFLOW_TRACKING_PASSWORD
-  valueFrom: {secretKeyRef: {name: {{ . }}, key: MLFLOW_TRACKING_PASSWORD}}
+{{- if .Values.mlflow.secret }}
+- {name: MLFLOW_TRACKING_USERNAME_FILE, value: /etc/mlflow/username}
+- {name: MLFLOW_TRACKING_PASSWORD_FILE, value: /etc/mlflow/password}
 {{- end }}
-{{- end }}
-
-{{- define "wgan.extraEnv" -}}
-{{- range $name, $value := . }}
-- name: {{ $name }}
-  value: {{ $value | quote }}
+{{- if .Values.mlflow.tokenSecret }}
+- {name: MLFLOW_TRACKING_TOKEN_FILE, value: /etc/mlflow/token}
 {{- end }}
 {{- end }}
 
@@ -92,7 +53,7 @@ http://{{ include "wgan.name" . }}-mlflow:5000
 {{/* A container that trains; its name and command are added by the caller. */}}
 {{- define "wgan.trainer" -}}
 {{ include "wgan.image" .Values.images.train }}
-{{ include "wgan.container" . }}
+{{ include "wgan.container" (list . "train") }}
 workingDir: /runs
 resources: {{- include "wgan.trainerResources" . | nindent 2 }}
 volumeMounts: {{- include "wgan.trainerMounts" . | nindent 2 }}
@@ -113,6 +74,7 @@ limits:
 - {name: runs, mountPath: /runs}
 - {name: config, mountPath: /etc/wgan, readOnly: true}
 - {name: tmp, mountPath: /tmp}
+{{- include "wgan.mounts" (list . "train") }}
 {{- end }}
 
 {{- define "wgan.trainerEnv" -}}
@@ -134,7 +96,7 @@ limits:
   value: {{ .endpoint }}
 {{- end }}
 {{- end }}
-{{- include "wgan.extraEnv" .Values.retrain.env }}
+{{- include "wgan.env" (list . "train" .Values.retrain.env) }}
 {{- end }}
 
 {{- define "wgan.trainerVolumes" -}}
@@ -144,6 +106,7 @@ limits:
   configMap: {name: {{ include "wgan.name" . }}-retrain}
 - name: tmp
   emptyDir: {sizeLimit: {{ index .Values.retrain.resources.limits "ephemeral-storage" }}}
+{{- include "wgan.volumes" (list . "train") }}
 {{- end }}
 
 {{/* The key by which retraining signs: an environment variable, its mount and its volume. */}}
@@ -171,7 +134,11 @@ limits:
 {{- define "wgan.egress" -}}
 {{- $root := index . 0 -}}
 - to: {{- toYaml $root.Values.networkPolicy.dns | nindent 4 }}
-  ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
+  ports:
+    {{- range $root.Values.networkPolicy.dnsPorts }}
+    - {port: {{ . }}, protocol: UDP}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
 {{- if $root.Values.mlflow.enabled }}
 - to:
     - podSelector:

@@ -9,7 +9,6 @@ import getpass
 import json
 import logging
 import os
-from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,57 +103,14 @@ def is_absent(error: RegistryError) -> bool:
     return isinstance(error, AbsentError)
 
 
-def download(model: str, folder: Path, files: Collection[str] | None = None) -> Path:
-    """Copy a version's artifact into ``folder`` and return its path.
-
-    Args:
-        model: ``name@alias`` or ``name@number``.
-        folder: made if it is not there.
-        files: names of the files to copy, as far as there are such; None: all.
+def files_uri(model: str) -> str:
+    """Return the URI of the files of a version; see `models.registry_files`.
 
     Raises:
-        AbsentError: no such version, or its files are gone.
-        ForbiddenError: they may not be read.
-        RegistryError: the registry or the storage does not answer.
-        MachineError: this machine cannot store them.
+        RegistryError: no such version, or the registry does not answer.
     """
-    from mlflow.artifacts import download_artifacts
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     name, version = resolve(model)
-    uri = _ask(model, lambda c: c.get_model_version_download_uri(name, version))
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        stored = get_artifact_repository(uri, tracking_uri=tracking_uri())
-        present = {info.path for info in stored.list_artifacts()}
-        if not present:
-            raise AbsentError("nothing is stored there any more")
-        if files is not None:
-            for file in sorted(present & {*files}):
-                stored.download_artifacts(file, str(folder))  # type: ignore[no-untyped-call]
-            return folder
-        return Path(
-            download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri())
-        )
-    except Exception as error:  # each kind of storage behind the registry raises its own
-        raise failure(f"{model}: cannot fetch {uri}: {error}", error) from error
-
-
-def upload(model: str, file: Path) -> None:
-    """Put a file beside the others of a version's artifact, in place of one of that name.
-
-    Raises:
-        RegistryError: no such version, or its storage does not take the file.
-    """
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    name, version = resolve(model)
-    uri = _ask(model, lambda c: c.get_model_version_download_uri(name, version))
-    try:
-        stored = get_artifact_repository(uri, tracking_uri=tracking_uri())
-        stored.log_artifact(str(file))  # type: ignore[no-untyped-call]
-    except Exception as error:  # each kind of storage behind the registry raises its own
-        raise failure(f"{model}: cannot store {file.name}: {error}", error) from error
+    return str(_ask(model, lambda c: c.get_model_version_download_uri(name, version)))
 
 
 def register(name: str, run_id: str, artifact_uri: str, tags: dict[str, str]) -> str:

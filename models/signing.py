@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models import registry
+from models import registry, registry_files
 from models.artifact import CARD, SERVED, SIGNATURE, TRAINING_STATE, verify
 from models.errors import ArtifactError, ConfigError, needs
 
@@ -85,7 +85,7 @@ def sign_version(name: str, version: str, folder: Path, key: Path) -> None:
             f"as {known}"
         )
     signature = sign(folder, key)
-    registry.upload(f"{name}@{version}", signature)
+    registry_files.upload(f"{name}@{version}", signature)
     told = hashlib.sha256(signature.read_bytes()).hexdigest()
     registry.tag(name, version, {registry.SIGNATURE_TAG: told})
 

@@ -27,7 +27,8 @@ def require_supported(uri: str) -> None:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    answer = http_request(get_default_host_creds(uri), "/version", "GET")
+    host = get_default_host_creds(uri)  # type: ignore[no-untyped-call]
+    answer = http_request(host, "/version", "GET")  # type: ignore[no-untyped-call]
     found = re.match(r"(\d+)\.(\d+)", answer.text) if answer.status_code == 200 else None
     if found and tuple(map(int, found.groups())) < OLDEST:
         raise UnsupportedServerError(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from models import registry
+from models import registry, registry_files
 from models.artifact import SERVED, SUMS, load_artifact
 from models.device import require_device
 from models.errors import UserError
@@ -200,7 +200,7 @@ def artifact_folder(model: str, needed: Collection[str] | None = None) -> Iterat
         return
     with tempfile.TemporaryDirectory() as folder:
         with phase(f"downloading {model}"):
-            fetched = registry.download(model, Path(folder), needed and {*needed, SUMS})
+            fetched = registry_files.download(model, Path(folder), needed and {*needed, SUMS})
         yield fetched
 
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from models import registry
+from models import registry_files
 from models.cache import cache_folder
 from models.durable import put, write_file
 from models.errors import ArtifactError
@@ -93,7 +93,7 @@ class VersionCache:
 
                 with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
                     into = Path(temporary) / "artifact"
-                    fetched = registry.download(reference, into, {*SERVED, SUMS, SIGNATURE})
+                    fetched = registry_files.download(reference, into, {*SERVED, SUMS, SIGNATURE})
                     _verify(fetched, digest)
                     put(fetched, folder)
 

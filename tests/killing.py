@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 import wgan_cli
-from models import artifact, registry
+from models import artifact, registry, registry_files
 from models.durable import read_lines
 from tests.test_retrain import steps, values
 from training.retraining import cycle, outcomes
@@ -73,7 +73,7 @@ def state(home: Path) -> dict[str, Any]:
     tags = registry.client().get_registered_model("corners").tags
     champion = registry.champion("corners")
     with contextlib.redirect_stderr(io.StringIO()):
-        fetched = registry.download("corners@champion", home / "fetched")
+        fetched = registry_files.download("corners@champion", home / "fetched")
     (decided,) = [
         decision
         for path in runs.glob("corners-*")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
-from models import registry
+from models import registry, registry_files
 from models.artifact import load_artifact
 from models.errors import RegistryError
 from tests.artifacts import make_artifact
@@ -134,7 +134,7 @@ def test_versions_champions_and_artifacts(
         registry.promote("tiny", "1", "first")
         registry.promote("tiny", "2", "second")
         assert registry.rollback("tiny", "back") == ("2", "1")
-        fetched = load_artifact(registry.download("tiny@champion", tmp_path / "fetched"))
+        fetched = load_artifact(registry_files.download("tiny@champion", tmp_path / "fetched"))
         assert fetched.digest == digests[0]
         assert [h["action"] for h in registry.history("tiny")] == ["promote", "promote", "rollback"]
         assert registry.find("tiny", registry.DIGEST_TAG, digests[1]) is not None

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import registry
+from models import registry, registry_files
 from models.artifact import SERVED, SUMS, TRAINING_STATE, load_artifact
 from models.errors import ArtifactError
 from service.holder import Slot, outcome_of
@@ -175,7 +175,9 @@ def test_what_is_served_is_fetched_and_nothing_else(watched: Watched, home: Regi
     served = watched.slot.served
     assert served
     assert served.model.digest == load_artifact(home.folder / "artifact1").digest
-    assert TRAINING_STATE in {p.name for p in registry.download("tiny@1", watched.cache).iterdir()}
+    assert TRAINING_STATE in {
+        p.name for p in registry_files.download("tiny@1", watched.cache).iterdir()
+    }
 
 
 def test_a_version_with_a_file_missing_is_refused(watched: Watched, home: Registry) -> None:

@@ -36,6 +36,7 @@ ORDER = [
     "tracking_server",
     "secret_files",
     "registry",
+    "registry_files",
     "trained",
     "signing",
     "bulk",

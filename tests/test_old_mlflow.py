@@ -13,7 +13,7 @@ import yaml
 
 import wgan_cli
 from deploy import tools
-from models import registry, tracking_server
+from models import registry, registry_files, tracking_server
 from models.artifact import load_artifact
 from models.errors import UnsupportedServerError
 from tests.artifacts import make_artifact
@@ -119,7 +119,7 @@ def test_the_oldest_server_does_all_that_is_asked_of_it(
     with server.running():
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         name = use(artifact)
-        fetched = registry.download(f"{name}@champion", tmp_path / "fetched")
+        fetched = registry_files.download(f"{name}@champion", tmp_path / "fetched")
         assert load_artifact(fetched).digest == load_artifact(artifact).digest
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from models import registry
+from models import registry, registry_files
 from models.artifact import load_artifact
 from models.errors import AbsentError, ForbiddenError, RegistryError
 from tests.artifacts import make_artifact
@@ -51,7 +51,7 @@ def test_versions_are_listed(home: Path) -> None:
 
 
 def test_a_version_is_fetched_whole(home: Path, tmp_path: Path) -> None:
-    fetched = load_artifact(registry.download("tiny@2", tmp_path))
+    fetched = load_artifact(registry_files.download("tiny@2", tmp_path))
     assert fetched.digest == load_artifact(home / "artifact1").digest
 
 
@@ -118,7 +118,7 @@ def test_champions_come_and_go_with_their_history() -> None:
 )
 def test_what_is_not_there_is_said(model: str, tmp_path: Path) -> None:
     with pytest.raises(RegistryError):
-        registry.download(model, tmp_path)
+        registry_files.download(model, tmp_path)
     if model.startswith(("tiny@9", "absent")):
         name, _, version = model.partition("@")
         with pytest.raises(RegistryError):
@@ -331,10 +331,10 @@ def test_what_is_absent_is_told_from_what_does_not_answer(
     shutil.copytree(Path(registry.client().get_model_version("tiny", "1").source[7:]), stored)
     run_id = registry.version("tiny", "1")["run_id"]
     version = registry.register(model, run_id, stored.as_uri(), {})
-    registry.download(f"{model}@{version}", tmp_path / "a")
+    registry_files.download(f"{model}@{version}", tmp_path / "a")
     shutil.rmtree(stored)
     with pytest.raises(AbsentError, match="nothing is stored there any more"):
-        registry.download(f"{model}@{version}", tmp_path / "b")
+        registry_files.download(f"{model}@{version}", tmp_path / "b")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(RegistryError) as caught:

@@ -20,7 +20,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import wgan_cli
-from models import registry, remote
+from models import registry, registry_files, remote
 from models.artifact import load_artifact
 from models.errors import ConfigError, DataError
 from tests.runs import trained
@@ -599,5 +599,5 @@ def test_two_started_at_once_leave_one_champion(home: Path, tmp_path: Path) -> N
     changes = registry.history("twins")
     assert champion == changes[-1]["to"]
     assert len({str(change["to"]) for change in changes}) == len(changes)
-    found = registry.download("twins@champion", tmp_path / "champion")
+    found = registry_files.download("twins@champion", tmp_path / "champion")
     assert load_artifact(found).run.config.training.seed == 81

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 import wgan_cli
-from models import registry
+from models import registry, registry_files
 from models.artifact import FILES, SERVED, SIGNATURE, SUMS, load_artifact, verify
 from models.errors import ArtifactError, ConfigError
 from models.signing import check_signature, read_keys, sign, sign_version
@@ -423,6 +423,6 @@ def test_retraining_signs_what_it_promotes(
     assert not list((tmp_path / "runs").glob("corners-*")), "it is told before the training"
     monkeypatch.setenv("WGAN_SIGNING_KEY", str(keys / "ours.key"))
     assert retrain(settings).kind == "promoted"
-    fetched = registry.download("corners@champion", tmp_path / "fetched")
+    fetched = registry_files.download("corners@champion", tmp_path / "fetched")
     assert signer(fetched, keys / "ours.pem") == "ours.pem"
     assert registry.version("corners", "1")[registry.SIGNATURE_TAG]

@@ -37,7 +37,7 @@ class Workers:
     rank: int = 0
     count: int = 1
     device: torch.device = CPU
-    store: dist.Store | None = None
+    store: dist.distributed_c10d.Store | None = None
     """Shared by the processes, for as long as the main one's torchrun is there."""
 
     @property
@@ -187,10 +187,10 @@ def join_workers(device_type: str | None = None) -> Workers:
     if device_type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    store, rank, count = next(dist.rendezvous("env://"))
+    store, rank, count = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=dist.distributed_c10d.PrefixStore("group", store),
         rank=rank,
         world_size=count,
     )

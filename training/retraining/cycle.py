@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
 from models import artifact, registry
-from models.config import Config
 from models.errors import (
     AbsentError,
     ArtifactError,
@@ -27,26 +22,19 @@ from models.errors import (
     RegistryError,
     UnreachableError,
 )
-from models.model import Model
-from models.record import DataCard
 from models.registry_errors import is_of_this_machine
 from models.signing import configured_key, sign_version
 from models.trained import artifact_folder
-from training.data.dataset import Dataset, load_data
-from training.engine.checkpoint import newest_checkpoint
 from training.engine.runs import Interrupted, Row, stoppable
 from training.engine.workers import ALONE, Workers
-from training.presets import fill_in
 from training.progress import never, no_report, phase, silent
+from training.retraining.begin import Cycle, begin, run_key
 from training.retraining.config import RetrainConfig
 from training.retraining.evidence import (
     Evidence,
-    RegisteredModel,
     choose_features,
-    choose_loss,
-    judged_data,
 )
-from training.retraining.folder import lease, make_room, needed_bytes
+from training.retraining.folder import lease, make_room
 from training.retraining.gates import challenger_gates, champion_gates, sound
 from training.retraining.outcomes import DECISION, Decision, Outcome, kind_of, now, publish
 from training.run import ARTIFACT, CHECKPOINTS, run_training
@@ -61,54 +49,6 @@ COMPARED_TAG = "retrain_champion"
 NOTHING = "none"
 BEST_TAG = "best_champion"
 """Tag of a version: the best champion up to it. A version without the tag is its own best."""
-
-
-@dataclass
-class Cycle:
-    """One retraining: the values that its steps share."""
-
-    settings: RetrainConfig
-    config: Config
-    data: Dataset
-    key: str
-    """See `run_key`."""
-    folder: Path
-    """This run's, within ``settings.folder``."""
-    judged: Dataset
-    """Its held-out items judge."""
-    loss: str
-    needed: int
-    """Bytes that it needs in its folder, about."""
-    say: Callable[[str], None]
-    stop_requested: Callable[[], bool]
-    models: dict[str, Model] = field(default_factory=dict)
-    """Models that were downloaded, by version number."""
-
-    def pause(self, before: str) -> None:
-        """Stop here if asked to."""
-        if self.stop_requested():
-            raise Interrupted(f"stopped before {before}")
-
-    @property
-    def place(self) -> str:
-        """How far it has come: what is trained, and the newest checkpoint."""
-        newest = newest_checkpoint(self.folder / CHECKPOINTS)
-        return f"{self.folder.name} {newest.stem if newest else 'no checkpoint'}"
-
-    def rival(self, version: str) -> RegisteredModel | None:
-        """Load a version to compare with; None if nobody can load it any more."""
-        try:
-            return RegisteredModel(version, self.model(version))
-        except (AbsentError, ArtifactError) as error:
-            self.say(f"version {version} cannot be compared with: {error}")
-            return None
-
-    def model(self, version: str) -> Model:
-        """Load a registered model, once."""
-        if version not in self.models:
-            with artifact_folder(f"{self.config.name}@{version}") as fetched:
-                self.models[version] = artifact.load_artifact(fetched)
-        return self.models[version]
 
 
 def retrain(
@@ -156,7 +96,7 @@ def retrain(
     try:
         configured_key()  # one that cannot sign is told before the training, not after it
         with lease(path, killed) if workers.is_main else contextlib.nullcontext() as holder:
-            cycle = _begin(settings, config, say, stop_requested, workers)
+            cycle = begin(settings, config, say, stop_requested, workers)
             outcome = _run(cycle, holder, report, workers)
     except Exception as error:
         outcome = end(Outcome(kind_of(error), " ".join(str(error).split())))
@@ -167,30 +107,9 @@ def retrain(
     return end(outcome)
 
 
-def _begin(
-    settings: RetrainConfig,
-    config: Config,
-    say: Callable[[str], None],
-    stop_requested: Callable[[], bool],
-    workers: Workers,
-) -> Cycle:
-    with stoppable(stop_requested, "loading the data"):
-        data = load_data(config.data, config.training.batch_size)
-    config = fill_in(config, data.card, workers.device.type)
-    key = run_key(config, data.card)
-    folder = settings.folder / f"{config.name}-{key[:12]}"
-    with stoppable(stop_requested, "loading the reference"):
-        judged = judged_data(settings.reference, config, data)
-    if workers.is_main and settings.reference is not None:
-        for note in judged.notes:
-            say(f"reference: {note}")
-    loss = choose_loss(settings.gates.loss, data.card)
-    needed = needed_bytes(config, data.card) if workers.is_main else 0
-    return Cycle(settings, config, data, key, folder, judged, loss, needed, say, stop_requested)
-
-
 def _run(cycle: Cycle, holder: str | None, report: Report, workers: Workers) -> Outcome:
-    config, folder, done = cycle.config, cycle.folder, None
+    config, folder = cycle.config, cycle.folder
+    done: Outcome | str | None = None
     if holder is not None:
         done = Outcome("skipped", f"another retraining is under way: {holder}")
     elif workers.is_main:
@@ -221,18 +140,6 @@ def _run(cycle: Cycle, holder: str | None, report: Report, workers: Workers) -> 
 def _judge(cycle: Cycle, version: str, device: torch.device) -> Decision:
     with stoppable(cycle.stop_requested, "judging the challenger"):
         return _decide(cycle, version, device)
-
-
-def run_key(config: Config, card: DataCard) -> str:
-    """Hash what a run is trained from and how, as hexadecimal digits.
-
-    Data count by their content and not by where they lie; labels count by their names and the
-    number of items of each.
-    """
-    settings = config.model_dump(mode="json")
-    del settings["data"]["source"]
-    content = [settings, card.sha256, card.classes, card.class_counts]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _done_before(cycle: Cycle) -> Outcome | str | None:
@@ -314,7 +221,7 @@ def _decide(cycle: Cycle, version: str, device: torch.device) -> Decision:
     rivals = {other: cycle.rival(other) for other in (champion, best) if other}
     present = [rival for rival in rivals.values() if rival]
     served, former = (present[0], present[-1]) if present else (None, None)
-    trained = registry.digest(name, version)
+    trained = registry.version(name, version).get(registry.DIGEST_TAG)
     if (cycle.folder / ARTIFACT).exists():
         trained = artifact.verify(cycle.folder / ARTIFACT)
     extractor = None

@@ -43,12 +43,12 @@ def put(new: Path, path: Path) -> None:
 
     Args:
         new: on the same file system as ``path``.
-        path: the name; what has it already is replaced.
+        path: the name; a file or a folder of that name is replaced by one of its kind.
     """
     for file in new.iterdir() if new.is_dir() else ():
         _sync(file)
     _sync(new)
-    if path.is_dir():  # only an empty folder can be replaced
+    if new.is_dir() and path.is_dir():  # only an empty folder can be replaced
         remove_folder(path)
     os.replace(new, path)
     _sync(path.parent)

@@ -117,6 +117,8 @@ def test_the_disk_has_a_file_before_it_has_its_name(
     (tmp_path / "new").mkdir()
     put(tmp_path / "new", tmp_path / "folder")
     assert not list((tmp_path / "folder").iterdir()), "an older folder is replaced as a whole"
+    with pytest.raises(IsADirectoryError):
+        write_file(tmp_path / "folder", "a file takes no folder's place")
     calls.clear()
     append_line(tmp_path / "lines", "1")
     assert calls == [("fsync", "lines"), ("fsync", tmp_path.name)]

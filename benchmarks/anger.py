@@ -308,16 +308,22 @@ def limits(found: dict[str, Any]) -> list[Limit]:
 
 
 def shown(result: dict[str, Any]) -> str:
-    """The result as a Markdown table."""
+    """What is known of each service, as a sentence and a Markdown table."""
+    services = [service for service in SERVICES if service in result]
+    runs = [
+        f"{SERVICES[service]}: {found['seconds'] / 60:g} minutes on {found['date']}, load average "
+        f"{found['load_average'][0]:.1f} when it began, {found['swaps']} swaps"
+        for service in services
+        for found in [result[service]]
+    ]
     rows = [
         [SERVICES[service], limit.what, limit.asked, limit.found, "yes" if limit.is_kept else "no"]
-        for service in SERVICES
+        for service in services
         for limit in limits(result[service])
     ]
-    found = result["keys"]
     return (
-        f"{found['seconds'] / 60:g} minutes of each, a swap every {SWAP_SECONDS:g} seconds, "
-        f"load average {result['load_average'][0]:.1f} when it began:\n\n"
+        "; ".join(runs).capitalize()
+        + ".\n\n"
         + table(["service", "what", "asked", "found", "reached"], rows)
     )
 
@@ -325,24 +331,23 @@ def shown(result: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=20.0, help="of each service's attack")
-    parser.add_argument("--service", choices=SERVICES, help="one alone; no file is written")
+    parser.add_argument("--service", choices=SERVICES, help="one alone; the other's result stays")
     parser.add_argument("--descriptors", type=int, default=DESCRIPTORS, help="of the service")
     options = parser.parse_args()
     os.sched_setaffinity(0, {CLIENT_CORE})
-    result: dict[str, Any] = {
-        "command": f"python -m benchmarks.anger --minutes {options.minutes:g}",
-        "load_average": list(os.getloadavg()),
-    }
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    are_kept = True
     for service in [options.service] if options.service else SERVICES:
-        result[service] = measure(60 * options.minutes, service, options.descriptors)
+        begun = {"date": time.strftime("%Y-%m-%d"), "load_average": list(os.getloadavg())}
+        found = measure(60 * options.minutes, service, options.descriptors)
+        result[service] = {**begun, **found}
         print(json.dumps(result[service], indent=2))
         for limit in limits(result[service]):
             print("kept:    " if limit.is_kept else "NOT KEPT:", *limit[:3], sep="  ", flush=True)
-    if not options.service:
+            are_kept = are_kept and limit.is_kept
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")
         put_between(PAGE, BEGIN, END, shown(result))
-    services = SERVICES.keys() & result.keys()
-    return int(not all(limit.is_kept for name in services for limit in limits(result[name])))
+    return int(not are_kept)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ENV PYTHONUNBUFFERED=1 \
 # pip installs nothing without a hash in requirements/, not even what builds our own package. What it
 # downloads stays in the builder's cache, and in no layer.
 FROM base AS torch
+ENV PIP_CACHE_DIR=/var/cache/pip
 ARG COMPUTE
 # PyTorch's own index has the builds for CPUs. The CUDA builds are in the ordinary index.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -28,7 +29,7 @@ WORKDIR /build
 COPY requirements/torch.txt requirements/cuda.txt requirements/
 # Nothing in the images is compiled against torch, so they need no headers and static libraries of it,
 # nor its tests.
-RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+RUN --mount=type=cache,target=/var/cache/pip,sharing=locked \
     python -m venv /opt/venv \
     && case "${COMPUTE}" in \
         cpu) set -- --index-url "${TORCH_INDEX}" ;; \
@@ -44,7 +45,7 @@ RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
 # The dependencies come before our code: a change of code does not install them again.
 FROM torch AS service-dependencies
 COPY requirements/service.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+RUN --mount=type=cache,target=/var/cache/pip,sharing=locked \
     /opt/venv/bin/pip install --require-hashes --no-deps --requirement requirements/service.txt
 COPY . .
 RUN /opt/venv/bin/pip install --no-deps --no-build-isolation . \
@@ -53,7 +54,7 @@ RUN /opt/venv/bin/pip install --no-deps --no-build-isolation . \
 
 FROM torch AS train-dependencies
 COPY requirements/train.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip,sharing=locked \
+RUN --mount=type=cache,target=/var/cache/pip,sharing=locked \
     /opt/venv/bin/pip install --require-hashes --no-deps --requirement requirements/train.txt
 COPY . .
 RUN /opt/venv/bin/pip install --no-deps --no-build-isolation . \

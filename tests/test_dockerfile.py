@@ -96,7 +96,8 @@ def test_the_last_stages_only_copy(name: str) -> None:
 def test_what_is_downloaded_is_cached_and_in_no_layer() -> None:
     for name in ("torch", "service-dependencies", "train-dependencies"):
         (line,) = re.findall(r"^RUN (.*--require-hashes.*)$", stages()[name], re.MULTILINE)
-        assert line.startswith("--mount=type=cache,target=/root/.cache/pip,")
+        assert line.startswith("--mount=type=cache,target=/var/cache/pip,")
+    assert "ENV PIP_CACHE_DIR=/var/cache/pip\n" in stages()["torch"]
     assert "PIP_NO_CACHE_DIR" not in DOCKERFILE
 
 

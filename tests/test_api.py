@@ -15,7 +15,7 @@ import torch
 
 import wgan
 import wgan_cli
-from models import registry
+from models import registry_files
 from models.errors import UserError
 from models.trained import TrainedModel
 from tests.artifacts import make_artifact
@@ -137,7 +137,7 @@ def test_a_downloaded_artifact_lasts_as_long_as_the_call(
     def download(model: str, folder: Path, needed: object) -> Path:
         return Path(shutil.copytree(trained.artifact, folder / "artifact"))
 
-    monkeypatch.setattr(registry, "download", download)
+    monkeypatch.setattr(registry_files, "download", download)
     assert wgan.evaluate("people@champion").figures == trained.figures
     assert wgan.diagnose("people@champion") == wgan.diagnose(trained)
 

@@ -150,7 +150,7 @@ def test_clients_that_dawdle_lose_their_connections_and_others_do_not(
     while time.monotonic() - began < LINGER_SECONDS:
         refused.sendall(b"x")
         time.sleep(0.05)
-    assert answers(refused) == [405]
+    assert answers(refused) == [413]
     assert rest(refused) == b""
     rest(stuck)  # what lay in buffers, and no more
     entry = logged(server, "stuck")

@@ -123,4 +123,4 @@ def test_the_service_takes_its_device_from_the_environment(monkeypatch: pytest.M
 def test_the_service_does_not_fall_back_to_another_device(tmp_path: Path) -> None:
     folder = make_artifact(tmp_path / "artifact")
     with pytest.raises(UserError, match="torch sees no CUDA device"):
-        load(folder, None, "champion", "cuda")
+        load(folder, None, "digits", "champion", "cuda")

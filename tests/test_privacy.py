@@ -50,7 +50,7 @@ from training.engine.step import CriticStep, critic_loss
 from training.engine.workers import Workers
 
 CPU = torch.device("cpu")
-KEY = b"a key of tests"
+KEY = b"a key of tests, of 32 bytes....."
 ROUNDING = 1e-7
 """Relative error of a gradient in float64: scores pass through float32."""
 WITHOUT_DRAWS: list[Constraint] = [

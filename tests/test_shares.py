@@ -81,9 +81,9 @@ def test_no_rate_bounds_nothing_and_callers_are_forgotten(monkeypatch: pytest.Mo
         (Exchange("2001:db8::1"), Exchange("2001:db8::ffff:2"), True),
         (Exchange("2001:db8::1"), Exchange("2001:db8:0:1::1"), False),
         (Exchange("fe80::1%eth0"), Exchange("fe80::2%eth0"), True),
-        (Exchange("192.0.2.1", "a"), Exchange("192.0.2.2", "a"), True),
-        (Exchange("192.0.2.1", "a"), Exchange("192.0.2.1", "b"), False),
-        (Exchange("192.0.2.1", "192.0.2.2"), Exchange("192.0.2.2"), False),
+        (Exchange("192.0.2.1", key="a"), Exchange("192.0.2.2", key="a"), True),
+        (Exchange("192.0.2.1", key="a"), Exchange("192.0.2.1", key="b"), False),
+        (Exchange("192.0.2.1", key="192.0.2.2"), Exchange("192.0.2.2"), False),
     ],
 )
 def test_who_shares_as_one_caller(one: Exchange, other: Exchange, are_one: bool) -> None:
@@ -119,6 +119,7 @@ def test_rates_are_answered_with_429(
         assert (await asked("b")).status_code == 200
         told = (await client.get("/metrics")).text
         assert 'wgan_rejections_total{reason="rate"} 1.0' in told
-        assert 'wgan_requests_total{endpoint="/v1/samples",status="429"} 1.0' in told
+        counted = 'wgan_requests_total{endpoint="/v1/samples",model="artifact",status="429"} 1.0'
+        assert counted in told
 
     talk(app, ask)

@@ -66,7 +66,8 @@ class ProjectionCritic(nn.Module):
 
 def repeated(labels: Tensor, count: int) -> Tensor:
     """Labels ``(N,)`` or restrictions ``(N, C)`` one batch after another, ``count`` in all."""
-    return labels.repeat(count // len(labels), *[1] * (labels.dim() - 1))
+    times = count // max(1, len(labels))  # a private batch may have no rows
+    return labels.repeat(times, *[1] * (labels.dim() - 1))
 
 
 class WithLabels(nn.Module):

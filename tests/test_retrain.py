@@ -429,6 +429,27 @@ def test_a_mistaken_configuration_has_an_outcome(
     assert says in json.loads(line)["reason"]
 
 
+@pytest.mark.parametrize(
+    ("labels", "group"),
+    [
+        ({"namespace": "gan", "release": "wgan"}, "namespace/gan/release/wgan"),
+        ({"Name Space": 1}, "model/corners"),
+    ],
+)
+def test_a_mistake_is_pushed_with_the_labels_that_can_be_read(
+    labels: dict[str, Any], group: str, tmp_path: Path
+) -> None:
+    """Alerts of a chart see what has their own release's labels, and nothing else."""
+    config = tmp_path / "retrain.yaml"
+    _Gateway.bodies.clear()
+    with gateway() as address:
+        given = {"preset": "8gaussians", "folder": str(tmp_path), "pushgateway": address}
+        given |= {"set": {"name": "corners"}, "push_labels": labels, "no_such_key": 1}
+        config.write_text(yaml.safe_dump(given))
+        assert wgan_cli.main(["retrain", "--config", str(config)]) == 2
+    assert list(_Gateway.bodies) == [f"/metrics/job/wgan_retrain/{group}"]
+
+
 def test_json_and_dotted_keys_mean_the_same(tmp_path: Path) -> None:
     given = {"preset": "digits", "folder": "x", "set": {"training.steps": 7, "name": "mine"}}
     (tmp_path / "a.json").write_text(json.dumps(given))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,8 +81,12 @@ def who_is_told(path: Path) -> tuple[RetrainConfig, str]:
         "pushgateway": values.get("pushgateway"),
         "preset": name,
     }
+    if "push_labels" in values:
+        with contextlib.suppress(ValidationError):  # they may be what is mistaken
+            settings = RetrainConfig.model_validate({**told, "push_labels": values["push_labels"]})
+            return settings, settings.preset
     try:
-        settings = RetrainConfig.model_validate({**told, "preset": name})
+        settings = RetrainConfig.model_validate(told)
     except ValidationError as error:
         raise ConfigError(f"{path}: {faults_in_words(error.errors(), RetrainConfig)}") from None
     return settings, settings.preset

@@ -3,7 +3,9 @@
 import http.server
 import json
 import shutil
+import socketserver
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,9 @@ from tests.test_retrain import gateway, mixture, pushed, run, steps
 from training.data.dataset import load_data
 from training.progress import silent
 from training.retraining import outcomes
+from training.retraining.config import RetrainConfig
 from training.retraining.folder import COPIES, LEAST_BYTES, MARGIN, make_room, needed_bytes
+from training.retraining.outcomes import Outcome, publish
 
 ANY = {"gates": {"margin": 10.0}}
 """A challenger need not be better."""
@@ -106,6 +110,26 @@ def test_a_registry_that_refuses_ends_it_before_training(
         server.shutdown()
     assert kinds(home) == ["mistake"]
     assert not list((home / "runs").glob("corners-*"))
+
+
+class _NoHttp(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(b"SSH-2.0-OpenSSH\r\n")
+        self.rfile.read()  # or the connection is reset before the answer is read
+
+
+def test_no_gateway_is_an_error(tmp_path: Path) -> None:
+    """Neither one that answers what is no HTTP, nor an address that is none."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _NoHttp) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        no_http = f"http://127.0.0.1:{server.server_address[1]}"
+        for address in (no_http, "http://[::1", "gateway:9091/x y", "http://127.0.0.1:99999"):
+            settings = RetrainConfig(preset="digits", folder=tmp_path, pushgateway=address)
+            said: list[str] = []
+            outcome = publish(settings, "digits", Outcome("promoted", ""), time.time(), said.append)
+            assert outcome.kind == "promoted"
+            assert f"the Pushgateway {address} was not told" in said[0]
+        server.shutdown()
 
 
 def test_interruptions_that_get_no_further_fail_in_the_end(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import time
@@ -171,7 +172,8 @@ def publish(
     if settings.pushgateway is not None:
         try:
             _push(settings, name, outcome, outcomes, started, needed)
-        except OSError as error:
+        # What answers may speak no HTTP, and the address may be none.
+        except (OSError, http.client.HTTPException, ValueError) as error:
             say(f"the Pushgateway {settings.pushgateway} was not told: {error}")
     return outcome
 

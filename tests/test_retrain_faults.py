@@ -23,7 +23,7 @@ from training.progress import silent
 from training.retraining import outcomes
 from training.retraining.config import RetrainConfig
 from training.retraining.folder import COPIES, LEAST_BYTES, MARGIN, make_room, needed_bytes
-from training.retraining.outcomes import Outcome, publish
+from training.retraining.outcomes import Outcome, OutcomeKind, publish
 
 ANY = {"gates": {"margin": 10.0}}
 """A challenger need not be better."""
@@ -148,6 +148,25 @@ def test_interruptions_that_get_no_further_fail_in_the_end(
     assert told["wgan_retrain_interrupted_in_a_row",] == 4, "the alert stays"
     assert run(home, set=steps(4)).kind == "promoted", "it goes on all the same"
     assert kinds(home)[-2:] == ["interrupted", "promoted"]
+
+
+def test_an_end_that_was_good_ends_the_count_of_interruptions(tmp_path: Path) -> None:
+    settings = RetrainConfig(preset="digits", folder=tmp_path)
+    place = "digits-0123456789ab no checkpoint"
+
+    def count(kind: OutcomeKind, at: str | None) -> int:
+        publish(settings, "digits", Outcome(kind, ""), time.time(), silent, at)
+        return read_lines(tmp_path / "outcomes.jsonl", pytest.fail)[-1]["interruptions"]
+
+    assert [count("interrupted", None) for _ in range(2)] == [1, 2]
+    count("skipped", place)  # nothing changed
+    assert count("interrupted", None) == 1
+    count("killed", None)
+    assert count("interrupted", None) == 2
+    assert count("interrupted", place) == 1
+    count("killed", None)
+    count("skipped", place)  # another one is under way
+    assert count("interrupted", place) == 2
 
 
 def test_without_a_champion_nothing_is_settled(home: Path) -> None:

@@ -250,8 +250,10 @@ def _outcomes(path: Path, name: str, say: Callable[[str], None]) -> list[dict[st
 def _interruptions(outcomes: list[dict[str, Any]], place: str | None) -> int:
     """Count the last interruptions that came no further than a place."""
     for line in reversed(outcomes):
-        if line["outcome"] not in ("skipped", "killed"):  # such as by another one under way
-            return int(line.get("interruptions", 0)) if line.get("place") == place else 0
+        is_here = line.get("place") == place
+        if line["outcome"] == "killed" or (line["outcome"] == "skipped" and is_here):
+            continue  # such as by another one under way
+        return int(line.get("interruptions", 0)) if is_here else 0
     return 0
 
 

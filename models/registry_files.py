@@ -34,9 +34,7 @@ def download(model: str, folder: Path, files: Collection[str] | None = None) -> 
     folder.mkdir(parents=True, exist_ok=True)
     try:
         storage = _storage(uri)
-        present = {info.path for info in storage.list_artifacts()}
-        if not present:
-            raise AbsentError("nothing is stored there any more")
+        present = _names(storage)
         if files is not None:
             for file in sorted(present & {*files}):
                 storage.download_artifacts(file, str(folder))  # type: ignore[no-untyped-call]
@@ -46,6 +44,23 @@ def download(model: str, folder: Path, files: Collection[str] | None = None) -> 
         )
     except Exception as error:  # each kind of storage behind the registry raises its own
         raise failure(f"{model}: cannot fetch {uri}: {error}", error) from error
+
+
+def require_files(model: str) -> None:
+    """Require that a version's artifact is stored.
+
+    Args:
+        model: ``name@alias`` or ``name@number``.
+
+    Raises:
+        AbsentError: no such version, or its files are gone.
+        RegistryError: the registry or the storage does not answer, or refuses.
+    """
+    uri = files_uri(model)
+    try:
+        _names(_storage(uri))
+    except Exception as error:  # each kind of storage behind the registry raises its own
+        raise failure(f"{model}: cannot list {uri}: {error}", error) from error
 
 
 def upload(model: str, file: Path) -> None:
@@ -59,6 +74,14 @@ def upload(model: str, file: Path) -> None:
         _storage(uri).log_artifact(str(file))  # type: ignore[no-untyped-call]
     except Exception as error:  # each kind of storage behind the registry raises its own
         raise failure(f"{model}: cannot store {file.name}: {error}", error) from error
+
+
+def _names(storage: ArtifactRepository) -> set[str]:
+    """The names of the files of an artifact, of which there are always some."""
+    names = {info.path for info in storage.list_artifacts()}
+    if not names:
+        raise AbsentError("nothing is stored there any more")
+    return names
 
 
 def _storage(uri: str) -> ArtifactRepository:

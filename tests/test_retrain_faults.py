@@ -13,14 +13,16 @@ import pytest
 import torch
 
 from models import registry
+from models.artifact import SIGNATURE, load_artifact
 from models.durable import read_lines
 from models.errors import ForbiddenError, MachineError
 from tests.artifacts import tiny_config
 from tests.runs import trained
 from tests.test_retrain import gateway, mixture, pushed, run, steps
+from tests.test_signing import write_pair
 from training.data.dataset import load_data
 from training.progress import silent
-from training.retraining import outcomes
+from training.retraining import cycle, outcomes
 from training.retraining.config import RetrainConfig
 from training.retraining.folder import COPIES, LEAST_BYTES, MARGIN, make_room, needed_bytes
 from training.retraining.outcomes import Outcome, OutcomeKind, publish
@@ -89,6 +91,50 @@ def test_what_is_gone_from_the_registry_is_done_without(home: Path) -> None:
     api.delete_run(registry.version("corners", "5")["run_id"])
     path.write_text(json.dumps(json.loads(path.read_text()) | {"recorded": False}))
     assert run(home, set=steps(2, seed=3)).kind == "promoted"
+
+
+def files_of(version: str) -> Path:
+    return Path(registry.client().get_model_version("corners", version).source[len("file://") :])
+
+
+def test_a_challenger_whose_files_are_gone_is_registered_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cycle, "_decide", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(home)
+    shutil.rmtree(files_of("1"))
+    outcome = run(home)
+    assert (outcome.kind, champion()) == ("promoted", "2")
+
+    # Decided, and not yet carried out; then decided, and without a champion, here and elsewhere.
+    path = outcome.folder / "decision.json"
+    elsewhere = str(home / "elsewhere")
+    for version, changes in ((3, {"recorded": False}), (4, {}), (5, {})):
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        registry.client().delete_registered_model_alias("corners", "champion")
+        shutil.rmtree(files_of(str(version - 1)))
+        outcome = run(home, **({"folder": elsewhere} if version == 5 else {}))
+        assert (outcome.kind, champion()) == ("promoted", str(version))
+        assert load_artifact(files_of(str(version))).digest
+    assert run(home, folder=elsewhere).kind == "skipped"
+
+
+def test_what_was_not_trained_here_is_trained_again_to_be_signed(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WGAN_SIGNING_KEY", str(write_pair(home, "ours")))
+    folder = run(home).folder
+    for version, gone in (("2", home / "runs"), ("3", folder / "artifact")):
+        registry.client().delete_registered_model_alias("corners", "champion")
+        shutil.rmtree(gone)
+        assert (run(home).kind, champion()) == ("promoted", version)
+        assert (files_of(version) / SIGNATURE).exists()
+        assert run(home).kind == "skipped"
 
 
 def test_a_registry_that_refuses_ends_it_before_training(

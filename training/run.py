@@ -28,6 +28,7 @@ from models.lipschitz import (
 from models.model import QUANTILE_LEVELS, Model
 from models.networks.conditional import WithLabels
 from models.record import Engine, Results, Run
+from models.registry_files import require_files
 from models.sampling import chunk_rows
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
@@ -378,13 +379,15 @@ def _register_once(model: Model, folder: Path, say: Callable[[str], None]) -> st
         remedy = "remove it; the registry knows the run by its artifact"
         reference = str(read_file(note, json.loads, remedy)["model"])
         try:
-            registry.resolve(reference)
-        except AbsentError:
-            say(f"{reference} is not in the registry any more: the run is registered again")
+            digest = registry.version(*registry.split(reference)).get(registry.DIGEST_TAG)
+            require_files(reference)
+        except AbsentError as error:
+            say(f"{error}; the run is registered again")
         except RegistryError:
             return reference  # the note holds while the registry is away
         else:
-            return reference
+            if digest == model.digest:  # and not of an artifact that was removed
+                return reference
     report = folder / REPORT if model.table is not None else None
     reference = track_and_register(model, folder / ARTIFACT, report=report)
     write_file(note, json.dumps({"model": reference}) + "\n")

@@ -15,6 +15,7 @@ from models.errors import AbsentError, RegistryError
 from models.model import Model
 from models.record import Run
 from models.registry_errors import ABSENT, failure
+from models.registry_files import require_files
 from training.progress import phase
 from training.reporting.pages import findings_page
 
@@ -36,7 +37,8 @@ def track_and_register(
 ) -> str:
     """Write a finished run and its artifact to MLflow, and register it as a new version.
 
-    Repeating it is safe: a version that has the same artifact is not made again. Nothing else is
+    Repeating it is safe: a version that has the same artifact is not made again, unless its files
+    are gone. Nothing else is
     queued: what MLflow did not take stays in the run's folder until this is called again.
 
     Args:
@@ -60,8 +62,11 @@ def track_and_register(
             api = registry.client()
             known = None if comparison else registry.find(name, registry.DIGEST_TAG, model.digest)
             if known:  # an earlier call was killed just before its end
-                _end(api, known["run_id"])
-                return f"{name}@{known['version']}"
+                reference = f"{name}@{known['version']}"
+                with contextlib.suppress(AbsentError):
+                    require_files(reference)
+                    _end(api, known["run_id"])
+                    return reference
             started = api.create_run(_experiment(), run_name=f"{name}-{run.constraint.kind}")
             run_id = started.info.run_id
             tags = _tags(model, comparison)

@@ -23,6 +23,7 @@ from models.errors import (
     UnreachableError,
 )
 from models.registry_errors import is_of_this_machine
+from models.registry_files import require_files
 from models.signing import configured_key, sign_version
 from models.trained import artifact_folder
 from training.engine.runs import Interrupted, Row, stoppable
@@ -156,7 +157,8 @@ def _done_before(cycle: Cycle) -> Outcome | str | None:
         if not decision.recorded:
             return _settle(cycle, decision)
         if not _holds(cycle, decision.outcome, decision.champion is None):
-            return registry.resolve(f"{decision.model}@{decision.challenger}")[1]
+            _require_all(cycle, decision.challenger)
+            return decision.challenger
     except AbsentError as error:
         cycle.say(f"{error}; the model is registered and judged anew")
         return None
@@ -177,6 +179,7 @@ def _known(cycle: Cycle) -> Outcome | str | None:
         known = registry.find(name, KEY_TAG, cycle.key)
         if known and OUTCOME_TAG in known:
             if not _holds(cycle, known[OUTCOME_TAG], known.get(COMPARED_TAG) == NOTHING):
+                _require_all(cycle, known["version"])
                 return known["version"]
             return _unchanged(cycle, f"{known[OUTCOME_TAG]}, version {known['version']}")
         champion = registry.champion(name)
@@ -190,6 +193,19 @@ def _known(cycle: Cycle) -> Outcome | str | None:
     except (RegistryError, ArtifactError) as error:
         cycle.say(f"{error}; training goes on, and it is asked again afterwards")
     return None
+
+
+def _require_all(cycle: Cycle, version: str) -> None:
+    """Require what the promotion of a version needs.
+
+    Raises:
+        AbsentError: its files are gone, or those here of which a signature is made: what was not
+            trained here is not signed.
+        RegistryError: the registry or its storage does not answer.
+    """
+    require_files(f"{cycle.config.name}@{version}")
+    if configured_key() and not (cycle.folder / ARTIFACT).exists():
+        raise AbsentError(f"{cycle.folder / ARTIFACT}: is gone, and is needed for the signature")
 
 
 def _holds(cycle: Cycle, outcome: str, compared_with_none: bool) -> bool:
@@ -306,9 +322,10 @@ def _settle(cycle: Cycle, decision: Decision) -> Outcome:
                 }
             )
         else:
-            key = configured_key()
-            if key and current != version:
-                sign_version(name, version, cycle.folder / ARTIFACT, key)
+            if current != version:
+                _require_all(cycle, version)
+                if key := configured_key():
+                    sign_version(name, version, cycle.folder / ARTIFACT, key)
             registry.promote(name, version, f"retraining: {decision.reason}")
     if decision.outcome != "interrupted":
         decision = decision.model_copy(update={"recorded": True})

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import shutil
 import socketserver
 import threading
@@ -25,7 +26,7 @@ from training.progress import silent
 from training.retraining import cycle, outcomes
 from training.retraining.config import RetrainConfig
 from training.retraining.folder import COPIES, LEAST_BYTES, MARGIN, make_room, needed_bytes
-from training.retraining.outcomes import Outcome, OutcomeKind, publish
+from training.retraining.outcomes import Decision, Outcome, OutcomeKind, publish
 
 ANY = {"gates": {"margin": 10.0}}
 """A challenger need not be better."""
@@ -286,6 +287,38 @@ def test_a_full_disk_is_foreseen(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     make_room(current, "corners", 1, LEAST_BYTES + 1000, silent)
     with pytest.raises(MachineError, match="enlarge the disk, or lower keep_runs"):
         make_room(current, "corners", 1, LEAST_BYTES + 1001, silent)
+
+
+@pytest.mark.parametrize(("kind", "free"), [("interrupted", 1800), ("promoted", 1300)])
+def test_the_room_that_is_told_is_what_the_next_run_finds(
+    kind: OutcomeKind, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk of 1800 bytes: the run at work has 500 of them, and an older one 300."""
+    old, current, new = (tmp_path / f"corners-{digit * 12}" for digit in "012")
+    for when, (folder, count) in enumerate([(old, 300), (current, 500)]):
+        folder.mkdir()
+        (folder / "held").write_bytes(bytes(count))
+        os.utime(folder, (when, when))
+    usage = shutil.disk_usage(tmp_path)
+
+    def disk(_: object) -> object:
+        held = sum(path.stat().st_size for path in tmp_path.glob("corners-*/*"))
+        return usage._replace(free=1800 - held)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk)
+    decided = kind == "promoted"
+    keep = 2 if decided else 1
+    outcome = Outcome(kind, "", Decision.model_construct(gates=[]) if decided else None)
+    with gateway() as address:
+        settings = RetrainConfig(
+            preset="digits", folder=tmp_path, pushgateway=address, keep_runs=keep
+        )
+        publish(settings, "corners", outcome, time.time(), pytest.fail, "place", 1, current)
+    assert pushed()["wgan_retrain_disk_free_bytes",] == free
+    following = new if decided else current
+    make_room(following, "corners", keep, free, silent)
+    with pytest.raises(MachineError):
+        make_room(following, "corners", keep, free + 1, silent)
 
 
 def test_the_room_that_a_run_needs_is_estimated(tmp_path: Path) -> None:

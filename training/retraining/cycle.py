@@ -87,8 +87,8 @@ def retrain(
     def end(outcome: Outcome) -> Outcome:
         if not workers.is_main:
             return outcome
-        place, needed = (cycle.place, cycle.needed) if cycle else (None, None)
-        return publish(settings, config.name, outcome, started, say, place, needed)
+        at = (cycle.place, cycle.needed, cycle.folder) if cycle else ()
+        return publish(settings, config.name, outcome, started, say, *at)
 
     def killed(who: str) -> None:
         end(Outcome("killed", f"killed without a word ({who}): was its memory enough?"))

@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -20,7 +21,6 @@ from models.networks import build_networks
 from models.record import DataCard
 from training.engine.checkpoint import CHECKPOINTS_KEPT
 from training.progress import silent
-from training.retraining.outcomes import now
 
 COPIES = CHECKPOINTS_KEPT + 2
 """Copies of a run's state at once: the checkpoints that stay, one more while it is written, and the
@@ -54,7 +54,8 @@ def lease(path: Path, killed: Callable[[str], None] = silent) -> Iterator[str | 
             if before := file.read().strip():
                 killed(before)
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
+            when = datetime.now(UTC).isoformat(timespec="seconds")
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {when}\n")
             file.flush()
             try:
                 yield None
@@ -76,24 +77,44 @@ def make_room(current: Path, name: str, keep: int, needed: int, say: Callable[[s
         MachineError: there is less room.
     """
     parent = current.parent
-    this_models = re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}")
-    others = [p for p in parent.iterdir() if this_models.fullmatch(p.name) and p != current]
-    for folder in sorted(others, key=lambda p: -p.stat().st_mtime)[keep - 1 :]:
+    for folder in _old_runs(parent, name, keep, current):
         say(f"removing {folder}: keep_runs is {keep}")
         remove_folder(folder)
     for left in parent.glob(f".*{PARTIAL}"):  # by a removal that was cut off
-        if this_models.match(left.name[1:]):
+        if _of_model(name).match(left.name[1:]):
             shutil.rmtree(left)
-    held = 0
     if current.is_dir():
         remove_partial(current)
-        held = sum(p.stat().st_size for p in current.rglob("*") if p.is_file())
-    free = shutil.disk_usage(parent).free + held
+    free = room(parent, name, keep, current)
     if free < needed:
         raise MachineError(
             f"{parent}: has room for {free / 1e6:.0f} MB, and this run needs about "
             f"{needed / 1e6:.0f} MB; enlarge the disk, or lower keep_runs (now {keep})"
         )
+
+
+def room(parent: Path, name: str, keep: int, current: Path | None) -> int:
+    """Count the bytes that a run may use: free ones, its own, and those of runs that it replaces.
+
+    Args:
+        parent: folder of the runs.
+        name: the model's.
+        keep: see `make_room`.
+        current: folder of the run; None: it is a new one.
+    """
+    folders = _old_runs(parent, name, keep, current) + ([current] if current else [])
+    held = [p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file()]
+    return shutil.disk_usage(parent).free + sum(held)
+
+
+def _old_runs(parent: Path, name: str, keep: int, current: Path | None) -> list[Path]:
+    """List the runs of a model that go when another one is trained: those that changed first."""
+    others = [p for p in parent.iterdir() if _of_model(name).fullmatch(p.name) and p != current]
+    return sorted(others, key=lambda p: -p.stat().st_mtime)[keep - 1 :]
+
+
+def _of_model(name: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}")
 
 
 def needed_bytes(config: Config, card: DataCard) -> int:

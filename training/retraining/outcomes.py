@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from models.record import Extractor
 from training.engine.runs import Interrupted
 from training.judging.evaluate import SAMPLE_SEED
 from training.retraining.config import RetrainConfig, who_is_told
+from training.retraining.folder import room
 from training.retraining.gates import Gate
 
 DECISION = "decision.json"
@@ -130,6 +130,7 @@ def publish(
     say: Callable[[str], None],
     place: str | None = None,
     needed: int | None = None,
+    current: Path | None = None,
 ) -> Outcome:
     """Write an outcome into the list of outcomes, and push it to the Pushgateway.
 
@@ -142,6 +143,7 @@ def publish(
             no error.
         place: how far the retraining has come; None if it did not begin.
         needed: bytes that a run needs in the folder, about; None if that is not known.
+        current: folder of the run at work; None if there is none.
 
     Returns:
         The outcome that was written: an interruption that gets no further becomes a failure.
@@ -171,7 +173,7 @@ def publish(
             say(f"warning: the outcome was not written into {path}: {error}")
     if settings.pushgateway is not None:
         try:
-            _push(settings, name, outcome, outcomes, started, needed)
+            _push(settings, name, outcome, outcomes, started, needed, current)
         # What answers may speak no HTTP, and the address may be none.
         except (OSError, http.client.HTTPException, ValueError) as error:
             say(f"the Pushgateway {settings.pushgateway} was not told: {error}")
@@ -200,6 +202,7 @@ def _push(
     outcomes: list[dict[str, Any]],
     started: float,
     needed: int | None,
+    current: Path | None,
 ) -> None:
     from prometheus_client import CollectorRegistry, Gauge, push_to_gateway
 
@@ -223,8 +226,9 @@ def _push(
     gauge("killed_in_a_row", "Kills without a word since the last end").set(killed)
     if needed is not None and settings.folder.is_dir():
         gauge("disk_needed_bytes", "What a run needs in the folder, about").set(needed)
-        free = shutil.disk_usage(settings.folder).free
-        gauge("disk_free_bytes", "What is free there").set(free)
+        is_decided = outcome.decision is not None and outcome.kind != "interrupted"
+        free = room(settings.folder, name, settings.keep_runs, None if is_decided else current)
+        gauge("disk_free_bytes", "What the next run may use there").set(free)
     gauge("interrupted_in_a_row", "Interruptions without getting further").set(
         outcomes[-1]["interruptions"]
     )

@@ -30,6 +30,10 @@ from tests.test_cli import WGAN
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.step import CriticStep
 from training.engine.workers import ALONE, Workers
+from training.progress import never, silent
+from training.retraining.begin import begin
+from training.retraining.config import RetrainConfig
+from training.retraining.outcomes import Decision
 
 ROOT = Path(__file__).parent.parent
 
@@ -353,7 +357,7 @@ sys.exit(workers.end_alike(code))
 """
 
 
-def pods(folder: Path, *command: str, port: int) -> list[subprocess.Popen[bytes]]:
+def pods(folder: Path, *command: str, port: int, **more: str) -> list[subprocess.Popen[bytes]]:
     """Two pods of one Job, as the chart starts them, but on one machine; each writes a log."""
     found = []
     for index in range(2):
@@ -366,6 +370,7 @@ def pods(folder: Path, *command: str, port: int) -> list[subprocess.Popen[bytes]
             "PET_NPROC_PER_NODE": "1",
             "PET_MASTER_ADDR": "127.0.0.1",
             "PET_MASTER_PORT": str(port),
+            **more,
         }
         with (folder / f"log-{index}").open("wb") as log:
             found.append(
@@ -407,6 +412,42 @@ def test_pods_end_as_the_first_does(word: str, codes: list[set[int]], tmp_path: 
             pod.kill()
             pod.wait()
     assert all(code in expected for code, expected in zip(found, codes, strict=True)), found
+
+
+def test_pods_are_interrupted_alike_before_the_training(tmp_path: Path) -> None:
+    """The first has a decision to carry out, and the registry is away; the other comes to train."""
+    values = {"preset": "8gaussians", "folder": str(tmp_path / "runs")}
+    (tmp_path / "retrain.json").write_text(json.dumps(values))
+    settings = RetrainConfig.model_validate(values)
+    cycle = begin(settings, settings.build(), silent, never, ALONE)
+    cycle.folder.mkdir(parents=True)
+    Decision(
+        model=cycle.config.name,
+        outcome="promoted",
+        reason="",
+        who="",
+        when="",
+        key=cycle.key,
+        challenger="1",
+        champion=None,
+        best="1",
+        data={},
+        extractor=None,
+        loss=cycle.loss,
+        gates=[],
+    ).write(cycle.folder)
+    command = ["-m", "wgan_cli", "retrain", "--config=retrain.json", "--device=cpu"]
+    away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    started = pods(tmp_path, *command, port=free_port(), **away)
+    try:
+        found = [pod.wait(timeout=280) for pod in started]
+    finally:
+        for pod in started:
+            pod.kill()
+            pod.wait()
+    assert found == [75, 75], [(tmp_path / f"log-{i}").read_text()[-2000:] for i in range(2)]
+    (line,) = (tmp_path / "runs" / "outcomes.jsonl").read_text().splitlines()
+    assert json.loads(line)["outcome"] == "interrupted"
 
 
 @pytest.mark.slow

@@ -117,7 +117,11 @@ def _run(cycle: Cycle, holder: str | None, report: Report, workers: Workers) -> 
         done = _done_before(cycle)
         if done is None:
             make_room(folder, config.name, cycle.settings.keep_runs, cycle.needed, cycle.say)
-    if workers.any(done is not None):
+    try:
+        is_done = workers.any(done is not None)
+    except RuntimeError as error:  # how torch says that another process has left the group
+        raise Interrupted(f"another process has ended before the training: {error}") from error
+    if is_done:
         workers.leave()
         if isinstance(done, str):
             return _settle(cycle, _judge(cycle, done, workers.device))

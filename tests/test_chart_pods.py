@@ -190,6 +190,20 @@ def test_a_component_adds_to_lists_and_wins_otherwise() -> None:
     assert [t["key"] for t in found["wgan-mlflow"]["spec"]["tolerations"]] == ["a"]
 
 
+@pytest.mark.parametrize("component", WORKLOADS)
+@pytest.mark.parametrize("key", ["labels", "annotations", "env", "nodeSelector"])
+def test_null_takes_away_what_all_pods_have(component: str, key: str) -> None:
+    taken, kept = {key: {"A": "x", "B": "y"}}, {key: {"B": "y"}}
+    values = {"pods": {"all": taken, component: {key: {"A": None}}}}
+    found = pods(rendered(values, NO_TRAIN_JOB))
+    with_both = pods(rendered({"pods": {"all": taken}}, NO_TRAIN_JOB))
+    with_one = pods(rendered({"pods": {"all": kept}}, NO_TRAIN_JOB))
+    for name, pod in found.items():
+        assert pod == (with_one if name in WORKLOADS[component] else with_both)[name]
+    done = helm("template", "wgan", CHART, f"--set-json=pods.all.{key}.A=null")
+    assert f"'/pods/all/{key}/A'" in done.stderr, "there is nothing to take away from"
+
+
 def test_labels_that_select_pods_are_not_to_be_changed() -> None:
     values = {"pods": {"all": {"labels": {"app.kubernetes.io/component": "x"}}}}
     done = helm("template", "wgan", CHART, f"--set-json={json.dumps(values)}")

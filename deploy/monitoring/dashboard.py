@@ -32,13 +32,14 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
         ),
         (
             "Errors",
-            "Share of answers that are 5xx; an alert fires above 1%.",
+            "Share of answers that are 5xx, by model; an alert fires above 1%.",
             "stat:percentunit",
             [
                 (
-                    f'(sum(rate(wgan_requests_total{{{JOB}, status=~"5.."}}[5m])) or vector(0))'
-                    f" / sum(rate(wgan_requests_total{{{JOB}}}[5m]))",
-                    "",
+                    f'(sum by (model) (rate(wgan_requests_total{{{JOB}, status=~"5.."}}[5m]))'
+                    f" or 0 * sum by (model) (rate(wgan_requests_total{{{JOB}}}[5m])))"
+                    f" / sum by (model) (rate(wgan_requests_total{{{JOB}}}[5m]))",
+                    "{{model}}",
                 )
             ],
         ),
@@ -79,9 +80,9 @@ ROWS: dict[str, list[tuple[str, str, str, Queries]]] = {
             "s",
             [
                 (
-                    f"histogram_quantile({q}, sum by (endpoint, le) "
+                    f"histogram_quantile({q}, sum by (model, endpoint, le) "
                     f"(rate(wgan_request_duration_seconds_bucket{{{JOB}}}[{RATE}])))",
-                    f"{{{{endpoint}}}} {name}",
+                    f"{{{{model}}}} {{{{endpoint}}}} {name}",
                 )
                 for q, name in ((0.5, "median"), (0.99, "99th percentile"))
             ],

@@ -112,6 +112,12 @@ FROM runtime AS service
 LABEL org.opencontainers.image.title="wgan-foundry service"
 COPY --from=service-dependencies /opt/venv /opt/venv
 EXPOSE 3000
+# The certificate is for the service's name, not for this address, so it is not verified. Proxies are not
+# asked.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:3000/livez', timeout=4)"]
+    CMD ["python", "-c", "import http.client as h, os, ssl; \
+        tls = {'context': ssl._create_unverified_context()} if os.environ.get('WGAN_TLS_CERT') else {}; \
+        c = (h.HTTPSConnection if tls else h.HTTPConnection)('127.0.0.1', 3000, timeout=4, **tls); \
+        c.request('GET', '/livez'); \
+        raise SystemExit(c.getresponse().status != 200)"]
 CMD ["serve", "--host", "0.0.0.0", "--port", "3000"]

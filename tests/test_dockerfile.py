@@ -1,10 +1,14 @@
 """The Dockerfile, what is sent to it and its documentation, as far as no image need be built."""
 
 import fnmatch
+import http.server
 import json
 import re
 import shlex
+import ssl
 import subprocess
+import sys
+import threading
 import tomllib
 from pathlib import Path, PurePath
 
@@ -12,6 +16,7 @@ import pytest
 
 from deploy import lock, tools
 from tests.command_line import parsed
+from tests.test_tls import write_certificate
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -91,6 +96,55 @@ def test_the_last_stages_only_copy(name: str) -> None:
     if name == "service":
         options = parsed(json.loads(command))
         assert f"EXPOSE {options.port}\n" in stage
+
+
+class _Live(http.server.BaseHTTPRequestHandler):
+    status = 200
+
+    def do_GET(self) -> None:
+        self.send_response(self.status if self.path == "/livez" else 404)
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("tls", "told", "status", "code"),
+    [
+        (False, False, 200, 0),
+        (True, True, 200, 0),
+        (False, False, 503, 1),
+        (True, True, 503, 1),
+        (True, False, 200, 1),
+        (False, True, 200, 1),
+    ],
+)
+def test_the_health_check_asks_as_the_service_speaks(
+    tmp_path: Path, tls: bool, told: bool, status: int, code: int
+) -> None:
+    """`told`: the variable of the certificate is set. A proxy of the host is not asked."""
+    stage = stages()["service"]
+    program, *words = json.loads(
+        re.search(r"^HEALTHCHECK .* CMD (\[.*\])$", stage, re.MULTILINE)[1]
+    )
+    assert program == "python"
+    certificate = write_certificate(tmp_path, "service.example.com")
+    handler = type("Handler", (_Live,), {"status": status})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if tls:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(*certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:1")
+        environment["WGAN_TLS_CERT"] = str(certificate[0]) if told else ""
+        done = subprocess.run(
+            [sys.executable, *(word.replace("3000", str(server.server_port)) for word in words)],
+            env=environment, capture_output=True, check=False,
+        )  # fmt: skip
+        server.shutdown()
+    assert done.returncode == code, done.stderr
 
 
 def test_what_is_downloaded_is_cached_and_in_no_layer() -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -202,6 +203,27 @@ def test_null_takes_away_what_all_pods_have(component: str, key: str) -> None:
         assert pod == (with_one if name in WORKLOADS[component] else with_both)[name]
     done = helm("template", "wgan", CHART, f"--set-json=pods.all.{key}.A=null")
     assert f"'/pods/all/{key}/A'" in done.stderr, "there is nothing to take away from"
+
+
+@pytest.mark.parametrize("component", WORKLOADS)
+def test_the_chart_s_own_variables_are_not_set_twice(component: str) -> None:
+    """Whoever sets one in `env` is told the value that sets it."""
+    known = yaml.safe_load((CHART / "values.yaml").read_text())
+    found = pods(rendered({}))
+    own = {v["name"] for name in WORKLOADS[component] for v in ours(found[name])["env"]}
+    own -= {"WGAN_DEVICE"}  # in values-gpu.yaml's serve.env
+    assert own
+    base = ["template", "wgan", CHART, f"--values={CHART}/values-gpu.yaml", *EVERYTHING]
+    for name in sorted(own):
+        done = helm(*base, NO_TRAIN_JOB, f"--set-string=pods.{component}.env.{name}=1")
+        says = re.search(rf"{name}: set (\S+)( or \S+)?, not this variable in env", done.stderr)
+        assert says, (name, done.stderr)
+        for path in filter(None, (says[1], (says[2] or "").removeprefix(" or "))):
+            functools.reduce(lambda node, key: node[key], path.split("."), known)
+    section = {"serve": "serve", "train": "retrain"}.get(component)
+    if section:
+        done = helm(*base, f"--set-string={section}.env.MLFLOW_TRACKING_URI=1")
+        assert "MLFLOW_TRACKING_URI: set mlflow.enabled" in done.stderr
 
 
 def test_labels_that_select_pods_are_not_to_be_changed() -> None:

@@ -33,16 +33,17 @@ http://{{ include "wgan.name" . }}-mlflow:5000
 {{- end }}
 {{- end }}
 
-{{/* Environment: the tracking server and its credentials. */}}
+{{/* The chart's own variables for the tracking server and its credentials, for wgan.env. */}}
 {{- define "wgan.trackingEnv" -}}
 - name: MLFLOW_TRACKING_URI
-  value: {{ include "wgan.trackingUri" . }}
+  value: {{ include "wgan.trackingUri" . | quote }}
+  by: mlflow.enabled or mlflow.externalUri
 {{- if .Values.mlflow.secret }}
-- {name: MLFLOW_TRACKING_USERNAME_FILE, value: /etc/mlflow/username}
-- {name: MLFLOW_TRACKING_PASSWORD_FILE, value: /etc/mlflow/password}
+- {name: MLFLOW_TRACKING_USERNAME_FILE, value: /etc/mlflow/username, by: mlflow.secret}
+- {name: MLFLOW_TRACKING_PASSWORD_FILE, value: /etc/mlflow/password, by: mlflow.secret}
 {{- end }}
 {{- if .Values.mlflow.tokenSecret }}
-- {name: MLFLOW_TRACKING_TOKEN_FILE, value: /etc/mlflow/token}
+- {name: MLFLOW_TRACKING_TOKEN_FILE, value: /etc/mlflow/token, by: mlflow.tokenSecret}
 {{- end }}
 {{- end }}
 
@@ -77,26 +78,30 @@ limits:
 {{- include "wgan.mounts" (list . "train") }}
 {{- end }}
 
+{{/* Environment of a container that trains or samples: (list $ OWN), with OWN as wgan.env has it. */}}
 {{- define "wgan.trainerEnv" -}}
-{{ include "wgan.trackingEnv" . }}
+{{- $root := index . 0 }}
+{{- $own := printf "%s\n%s\n%s" (index . 1) (include "wgan.trackingEnv" $root) (include "wgan.s3Env" $root) }}
+{{- include "wgan.env" (list $root "train" $root.Values.retrain.env $own) }}
+{{- end }}
+
+{{/* The chart's own variables for buckets, for wgan.env. */}}
+{{- define "wgan.s3Env" -}}
 {{- with .Values.s3 }}
 {{- if .secret }}
-- name: AWS_ACCESS_KEY_ID
-  valueFrom: {secretKeyRef: {name: {{ .secret }}, key: AWS_ACCESS_KEY_ID}}
-- name: AWS_SECRET_ACCESS_KEY
-  valueFrom: {secretKeyRef: {name: {{ .secret }}, key: AWS_SECRET_ACCESS_KEY}}
-- name: AWS_DEFAULT_REGION
-  value: {{ .region }}
+{{- range $name := list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
+- name: {{ $name }}
+  valueFrom: {secretKeyRef: {name: {{ $.Values.s3.secret }}, key: {{ $name }}}}
+  by: s3.secret
+{{- end }}
+- {name: AWS_DEFAULT_REGION, value: {{ .region | quote }}, by: s3.region}
 # Do not wait for the metadata service: the network policy refuses connections to it.
-- name: AWS_EC2_METADATA_DISABLED
-  value: "true"
+- {name: AWS_EC2_METADATA_DISABLED, value: "true", by: s3.secret}
 {{- end }}
 {{- if .endpoint }}
-- name: AWS_ENDPOINT_URL
-  value: {{ .endpoint }}
+- {name: AWS_ENDPOINT_URL, value: {{ .endpoint | quote }}, by: s3.endpoint}
 {{- end }}
 {{- end }}
-{{- include "wgan.env" (list . "train" .Values.retrain.env) }}
 {{- end }}
 
 {{- define "wgan.trainerVolumes" -}}
@@ -112,8 +117,7 @@ limits:
 {{/* The key by which retraining signs: an environment variable, its mount and its volume. */}}
 {{- define "wgan.signingEnv" -}}
 {{- if .Values.signing.key }}
-- name: WGAN_SIGNING_KEY
-  value: /etc/wgan-signing/key.pem
+- {name: WGAN_SIGNING_KEY, value: /etc/wgan-signing/key.pem, by: signing.key}
 {{- end }}
 {{- end }}
 

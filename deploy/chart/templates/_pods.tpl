@@ -93,11 +93,18 @@ envFrom: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{/* Environment of our container: (list $ COMPONENT ENV), where the workload's ENV wins. */}}
+{{/* Environment of our container: (list $ COMPONENT ENV OWN). OWN is a list, as text, of the chart's own variables,
+each with `by`, the value that sets it; nobody else may set them. Of all others the workload's ENV wins. */}}
 {{- define "wgan.env" -}}
 {{- $root := index . 0 }}
 {{- $added := include "wgan.added" . | fromJson }}
 {{- $variables := merge (deepCopy (index . 2)) $added.env }}
+{{- range index . 3 | fromYamlArray }}
+{{- if hasKey $variables .name }}
+{{- fail (printf "%s: set %s, not this variable in env: the chart sets it from there" .name .by) }}
+{{- end }}
+{{ list (omit . "by") | toYaml }}
+{{- end }}
 {{- with $root.Values.caBundle }}
 {{- if or .configMap .secret }}
 {{- range list "SSL_CERT_FILE" "REQUESTS_CA_BUNDLE" "AWS_CA_BUNDLE" "OTEL_EXPORTER_OTLP_CERTIFICATE" }}

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from models.errors import RegistryError
+from models.errors import MachineError, RegistryError
+from models.registry_errors import is_of_this_machine
 
 SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 """What MLflow itself reads from the environment alone."""
@@ -19,6 +20,7 @@ def read_secret_files() -> None:
 
     Raises:
         RegistryError: a file cannot be read, or is empty.
+        MachineError: it cannot be read for want of open files, or the like.
     """
     for name in SECRETS:
         variable = f"{name}_FILE"
@@ -29,7 +31,8 @@ def read_secret_files() -> None:
             secret = Path(path).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise RegistryError(f"{variable}={path}: the file cannot be read: {reason}") from None
+            kind = MachineError if is_of_this_machine(error) else RegistryError
+            raise kind(f"{variable}={path}: the file cannot be read: {reason}") from None
         if not secret:
             raise RegistryError(f"{variable}={path}: the file is empty")
         os.environ[name] = secret

@@ -3,6 +3,8 @@
 import base64
 import http.server
 import json
+import os
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from models import registry
-from models.errors import RegistryError
-from models.secret_files import SECRETS
+from models.errors import MachineError, RegistryError
+from models.secret_files import SECRETS, read_secret_files
+from tests.test_machine import limited
 
 
 @pytest.fixture
@@ -81,3 +84,18 @@ def test_a_file_that_is_of_no_use_is_named(
     with pytest.raises(RegistryError, match=f"MLFLOW_TRACKING_TOKEN_FILE={file}: .*{says}"):
         registry.champion("digits")
     assert asked == []
+
+
+def test_too_few_open_files_are_an_error_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the registry's, which `RegistryError` alone would say."""
+    (tmp_path / "token").write_text("secret")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN_FILE", str(tmp_path / "token"))
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    with (
+        limited(resource.RLIMIT_NOFILE, lowest_free),
+        pytest.raises(MachineError, match="Too many"),
+    ):
+        read_secret_files()

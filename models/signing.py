@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from models import registry, registry_files
 from models.artifact import CARD, SERVED, SIGNATURE, TRAINING_STATE, verify
-from models.errors import ArtifactError, ConfigError, needs
+from models.errors import ArtifactError, ConfigError, MachineError, UserError, needs
+from models.registry_errors import is_of_this_machine
 
 if TYPE_CHECKING:
     from model_signing import hashing, signing, verifying
@@ -99,6 +100,7 @@ def read_keys(path: Path) -> dict[str, verifying.Config]:
 
     Raises:
         ConfigError: there is no key, or a file is none.
+        MachineError: a file cannot be read for want of open files, or the like.
         UserError: model-signing is not installed.
     """
     from model_signing import verifying
@@ -107,19 +109,24 @@ def read_keys(path: Path) -> dict[str, verifying.Config]:
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
     except OSError as error:
-        raise ConfigError(f"{TRUSTED_KEYS}: {path} cannot be read ({error.strerror})") from None
+        raise _unreadable(path, error) from None
     for file in files:
         if file.name.startswith("."):  # such as ..data, which Kubernetes makes
             continue
         try:
             keys[file.name] = verifying.Config().use_elliptic_key_verifier(public_key=file)
         except OSError as error:
-            raise ConfigError(f"{TRUSTED_KEYS}: {file} cannot be read ({error.strerror})") from None
+            raise _unreadable(file, error) from None
         except Exception:  # the library has no error of its own
             raise ConfigError(f"{TRUSTED_KEYS}: {file} is no public key {CURVES}") from None
     if not keys:
         raise ConfigError(f"{TRUSTED_KEYS}: {path} holds no key")
     return keys
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    kind = MachineError if is_of_this_machine(error) else ConfigError
+    return kind(f"{TRUSTED_KEYS}: {path} cannot be read ({error.strerror})")
 
 
 def check_signature(folder: Path, keys: dict[str, verifying.Config]) -> str:

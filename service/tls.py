@@ -6,7 +6,8 @@ import logging
 import ssl
 from pathlib import Path
 
-from models.errors import ConfigError
+from models.errors import ConfigError, MachineError
+from models.registry_errors import is_of_this_machine
 
 VARIABLES = "WGAN_TLS_CERT, WGAN_TLS_KEY"
 log = logging.getLogger("wgan.service")
@@ -17,6 +18,7 @@ def read_certificate(cert: Path, key: Path) -> ssl.SSLContext:
 
     Raises:
         ConfigError: they cannot be read, or do not fit each other; or the key is encrypted.
+        MachineError: they cannot be read for want of open files, or the like.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
@@ -27,7 +29,9 @@ def read_certificate(cert: Path, key: Path) -> ssl.SSLContext:
         context.load_cert_chain(cert, key, no_password)
     except OSError as error:
         reason = error.strerror or error
-        raise ConfigError(
+        # OpenSSL's own errors have other numbers.
+        of_machine = not isinstance(error, ssl.SSLError) and is_of_this_machine(error)
+        raise (MachineError if of_machine else ConfigError)(
             f"{VARIABLES}: {cert} and {key} are no certificate and its key ({reason})"
         ) from None
     return context
@@ -41,7 +45,7 @@ class Certificate:
         key: file of its key.
 
     Raises:
-        ConfigError: see `read_certificate`.
+        ConfigError, MachineError: see `read_certificate`.
     """
 
     def __init__(self, cert: Path, key: Path) -> None:
@@ -52,16 +56,19 @@ class Certificate:
     def current(self) -> ssl.SSLContext:
         """Return a context with the certificate, read again if a file has changed.
 
-        While only one of the two files is new, or they have a mistake, it stays as it was.
+        While only one of the two files is new, or they have a mistake, it stays as it was. An error
+        of the machine may pass while the files stay the same, so they are read again.
         """
         seen = self._state()
         if seen != self._seen:
-            self._seen = seen
             try:
                 self._context = read_certificate(*self._files)
                 log.info("the TLS certificate was read again")
-            except ConfigError as error:
+            except (ConfigError, MachineError) as error:
                 log.error("%s; the TLS certificate stays as it was", error)
+                if isinstance(error, MachineError):
+                    return self._context
+            self._seen = seen
         return self._context
 
     def _state(self) -> list[tuple[int, ...]]:
@@ -69,7 +76,7 @@ class Certificate:
         for file in self._files:
             try:
                 stat = file.stat()
-                found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
+                found.append((stat.st_ctime_ns, stat.st_size, stat.st_ino))
             except OSError:
                 found.append(())
         return found

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.errors import UserError
+from models.errors import MachineError, UserError
 
 if TYPE_CHECKING:
     from model_signing import verifying
@@ -43,7 +43,8 @@ class TrustedKeys:
     def read(self) -> object:
         """Read the keys again if a file has changed; returns what tells one state from another.
 
-        While files cannot be read, or have a mistake, the keys stay as they were.
+        While files cannot be read, or have a mistake, the keys stay as they were. An error of the
+        machine may pass while the files stay the same, so they are read again.
         """
         if self._path is None:
             return None
@@ -51,13 +52,15 @@ class TrustedKeys:
         if seen != self._seen:
             from models.signing import read_keys
 
-            self._seen = seen
             try:
                 self._keys = read_keys(self._path)
                 log.info("models must be signed by one of: %s", ", ".join(self._keys))
             except UserError as error:
                 log.error("%s; the trusted keys stay as they were (%d)", error, len(self._keys))
-        return tuple(seen)
+                if isinstance(error, MachineError):
+                    return tuple(self._seen)
+            self._seen = seen
+        return tuple(self._seen)
 
     @staticmethod
     def _state(path: Path) -> list[tuple[str, int, int, int]]:
@@ -66,4 +69,5 @@ class TrustedKeys:
             stats = [(file.name, file.stat()) for file in files]
         except OSError:
             return [("", 0, 0, 0)]  # the log says once that they cannot be read
-        return [(name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats]
+        # The time of a change of the mode too: a file may become readable.
+        return [(name, stat.st_ctime_ns, stat.st_size, stat.st_ino) for name, stat in stats]

@@ -3,7 +3,9 @@
 import base64
 import hashlib
 import json
+import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -27,11 +29,13 @@ from models import registry, registry_files
 from models.artifact import FILES, SERVED, SIGNATURE, SUMS, load_artifact, verify
 from models.errors import ArtifactError, ConfigError
 from models.signing import check_signature, read_keys, sign, sign_version
+from service.trust import TrustedKeys
 from tests.artifacts import make_artifact
 from tests.registries import Registry, until
 from tests.servers import ROOT, WGAN
 from tests.servers import sign as write_checksums
 from tests.test_life import Service, load, serves
+from tests.test_machine import limited
 from tests.test_retrain import mixture, values
 from training.retraining.config import RetrainConfig
 from training.retraining.cycle import retrain
@@ -397,6 +401,21 @@ def test_a_service_takes_only_what_a_trusted_key_has_signed(
         registry.promote("tiny", OTHERS, "a test")
         service.is_ready()
         assert service.version() == "tiny@3"
+
+
+def test_keys_that_could_not_be_read_are_read_once_they_can(
+    signed: Path, keys: Path, tmp_path: Path
+) -> None:
+    """Without a change of their files: too few open files pass, and so may a mode."""
+    key = Path(shutil.copy(keys / "ours.pem", tmp_path))
+    read_keys(key)  # so that the library is loaded
+    trusted = TrustedKeys(key)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    with limited(resource.RLIMIT_NOFILE, lowest_free):
+        before = trusted.read()
+    assert trusted.read() != before, "what was refused meanwhile is tried again"
+    trusted.check(signed)
 
 
 def test_a_folder_that_is_not_signed_is_not_served(

@@ -2,6 +2,8 @@
 
 import datetime as dt
 import ipaddress
+import os
+import resource
 import ssl
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from service.server import serve
 from service.tls import Certificate, read_certificate
 from tests.artifacts import make_artifact
 from tests.servers import WGAN, free_port, running
+from tests.test_machine import limited
 
 
 def write_certificate(folder: Path, name: str, password: bytes | None = None) -> tuple[Path, Path]:
@@ -86,6 +89,24 @@ def test_a_pair_is_taken_once_both_files_are_new(
     assert handshake(certificate.current(), name) == new
     cert.write_text("half a certifi")
     assert handshake(certificate.current(), name) == new
+
+
+def test_a_certificate_that_could_not_be_read_is_read_once_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = write_certificate(tmp_path / "mounted", "old")
+    new_pair = write_certificate(tmp_path / "new", "new")
+    old, new = der(pair[0]), der(new_pair[0])
+    certificate = Certificate(*pair)
+    for new_file, file in zip(new_pair, pair, strict=True):
+        new_file.replace(file)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    with limited(resource.RLIMIT_NOFILE, lowest_free):
+        context = certificate.current()
+    assert handshake(context) == old
+    assert "Too many open files" in caplog.text
+    assert handshake(certificate.current()) == new
 
 
 def test_what_cannot_be_used_is_told_in_one_line(

@@ -289,7 +289,7 @@ def verify(
         digest = artifact.verify(folder)
         signed = "its signature was not checked: name keys by --key"
         if keys is not None:
-            signed = f"signed by {signing.check_signature(folder, keys)}"
+            signed = f"signed by {signing.check_signature(folder, keys).key}"
     print(f"{model}: no file has changed, digest {digest}; {signed}")
 
 

@@ -11,10 +11,10 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models import registry, registry_files
-from models.artifact import CARD, SERVED, SIGNATURE, TRAINING_STATE, verify
+from models.artifact import CARD, SERVED, SIGNATURE, SUMS, TRAINING_STATE, verify
 from models.errors import ArtifactError, ConfigError, MachineError, UserError, needs
 from models.registry_errors import is_of_this_machine
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SIGNING_KEY = "WGAN_SIGNING_KEY"
 TRUSTED_KEYS = "WGAN_TRUSTED_KEYS"
+UNSIGNED = (TRAINING_STATE, CARD, SIGNATURE)
+"""Files that a service does not fetch; the first two have their checksums."""
 CURVES = "on the curve P-256, P-384 or P-521, in PEM"
 
 
@@ -124,12 +126,21 @@ def read_keys(path: Path) -> dict[str, verifying.Config]:
     return keys
 
 
+class Signed(NamedTuple):
+    """What a signature says."""
+
+    key: str
+    """The name of the key's file."""
+    digest: str
+    """The artifact's, as `models.artifact.verify` returns it: a file that changes changes it."""
+
+
 def _unreadable(path: Path, error: OSError) -> UserError:
     kind = MachineError if is_of_this_machine(error) else ConfigError
     return kind(f"{TRUSTED_KEYS}: {path} cannot be read ({error.strerror})")
 
 
-def check_signature(folder: Path, keys: dict[str, verifying.Config]) -> str:
+def check_signature(folder: Path, keys: dict[str, verifying.Config]) -> Signed:
     """Check that one of some keys has signed an artifact as it is now.
 
     Args:
@@ -137,7 +148,7 @@ def check_signature(folder: Path, keys: dict[str, verifying.Config]) -> str:
         keys: see `read_keys`.
 
     Returns:
-        The name of that key.
+        The name of that key, and the digest that it has signed.
 
     Raises:
         ArtifactError: there is no signature, it is of no such key, or files have changed since.
@@ -146,11 +157,22 @@ def check_signature(folder: Path, keys: dict[str, verifying.Config]) -> str:
     signature = folder / SIGNATURE
     if not signature.is_file():
         raise ArtifactError(f"{folder}: is not signed; `wgan sign` signs it")
+    from model_signing import hashing, manifest
+
+    class Hashing(hashing.Config):
+        """Keeps what was found: once verified it is what was signed, whatever comes later."""
+
+        def hash(self, *given: Any, **options: Any) -> manifest.Manifest:
+            self.found = super().hash(*given, **options)
+            return self.found
+
     changed = ""
     for name, verifier in keys.items():
         try:
-            verifier.set_hashing_config(_hashing()).verify(folder, signature)
-            return name
+            found: Hashing = Hashing().set_ignored_paths(paths=UNSIGNED)
+            verifier.set_hashing_config(found).verify(folder, signature)
+            sums = {file.identifier: file.digest for file in found.found.resource_descriptors()}
+            return Signed(name, sums[SUMS].digest_hex)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # each kind of malformed signature has another
@@ -179,4 +201,4 @@ def _hashing() -> hashing.Config:
     """What is signed; verifying changes it, so each call has its own."""
     from model_signing import hashing
 
-    return hashing.Config().set_ignored_paths(paths=[TRAINING_STATE, CARD, SIGNATURE])
+    return hashing.Config().set_ignored_paths(paths=UNSIGNED)

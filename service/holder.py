@@ -16,7 +16,14 @@ from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
 from models import registry
-from models.errors import DeviceError, MachineError, RegistryError, ShapeError, UserError
+from models.errors import (
+    ArtifactError,
+    DeviceError,
+    MachineError,
+    RegistryError,
+    ShapeError,
+    UserError,
+)
 from service.cache import VersionCache
 from service.problems import NoModel, NotServed
 from service.retries import jittered, retry, within
@@ -160,8 +167,12 @@ class Slot:
             self._kept = number
 
     def _load(self, folder: Path, version: str | None) -> Served:
-        self._trusted.check(folder)
-        return self._room.load(folder, version, self.name, self.role, self._device)
+        signed = self._trusted.check(folder)
+        served = self._room.load(folder, version, self.name, self.role, self._device)
+        digest = served.model.digest
+        if signed not in (None, digest):  # loading may have had to wait
+            raise ArtifactError(f"{folder}: was exchanged: {signed} is signed, not {digest}")
+        return served
 
     def _find(self) -> dict[str, str]:
         """Find the number and the tags of the version that the source names now."""

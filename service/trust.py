@@ -26,19 +26,24 @@ class TrustedKeys:
         self._seen: list[tuple[str, int, int, int]] = []
         self._keys: dict[str, verifying.Config] = {}
 
-    def check(self, folder: Path) -> None:
+    def check(self, folder: Path) -> str | None:
         """Check that one of the keys has signed an artifact; see `models.signing`.
+
+        Returns:
+            The digest that was signed; None if no model need be signed.
 
         Raises:
             ArtifactError: none has, or there are no keys yet because their files have a mistake.
             OSError: a file cannot be read.
         """
-        if self._path is not None:
-            from models.signing import check_signature  # it needs torch, which only workers have
+        if self._path is None:
+            return None
+        from models.signing import check_signature  # it needs torch, which only workers have
 
-            self.read()
-            key = check_signature(folder, self._keys)
-            log.info("%s is signed by %s", folder, key)
+        self.read()
+        key, digest = check_signature(folder, self._keys)
+        log.info("%s is signed by %s", folder, key)
+        return digest
 
     def read(self) -> object:
         """Read the keys again if a file has changed; returns what tells one state from another.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,10 @@ from models import registry, registry_files
 from models.artifact import FILES, SERVED, SIGNATURE, SUMS, load_artifact, verify
 from models.errors import ArtifactError, ConfigError
 from models.signing import check_signature, read_keys, sign, sign_version
+from service.holder import Slot
+from service.room import Room
+from service.served import Served
+from service.settings import Settings
 from service.trust import TrustedKeys
 from tests.artifacts import make_artifact
 from tests.registries import Registry, until
@@ -70,7 +75,9 @@ def signed(tmp_path: Path, keys: Path) -> Path:
 def signer(folder: Path, *trusted: Path) -> str:
     """The key among some that has signed an artifact."""
     found = {name: key for path in trusted for name, key in read_keys(path).items()}
-    return check_signature(folder, found)
+    key, digest = check_signature(folder, found)
+    assert digest == verify(folder, SERVED)
+    return key
 
 
 def test_the_signature_is_of_the_key_and_of_the_files(signed: Path, keys: Path) -> None:
@@ -416,6 +423,34 @@ def test_keys_that_could_not_be_read_are_read_once_they_can(
         before = trusted.read()
     assert trusted.read() != before, "what was refused meanwhile is tried again"
     trusted.check(signed)
+
+
+class Exchanging(Room):
+    """A room in which another model is being loaded, while somebody exchanges a folder."""
+
+    def __init__(self, evil: Path) -> None:
+        super().__init__(0)
+        self.evil = evil
+
+    def load(self, folder: Path, *given: Any) -> Served:
+        shutil.copytree(self.evil, folder, dirs_exist_ok=True)
+        return super().load(folder, *given)
+
+
+def test_what_is_exchanged_once_its_signature_was_checked_is_refused(
+    signed: Path, keys: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evil = make_artifact(tmp_path / "evil", seed=9)
+    settings = Settings.read(WGAN_TRUSTED_KEYS=str(keys / "ours.pem"))
+    outcomes: list[str] = []
+    slot = Slot(
+        "tiny", "champion", str(signed), settings, Exchanging(evil),
+        lambda name, role, outcome: outcomes.append(outcome),
+    )  # fmt: skip
+    slot.refresh()
+    assert slot.served is None
+    assert outcomes == ["refused"]
+    assert "was exchanged" in caplog.text
 
 
 def test_a_folder_that_is_not_signed_is_not_served(

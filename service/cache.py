@@ -68,7 +68,8 @@ class VersionCache:
         Raises:
             RegistryError: the version cannot be downloaded now.
             ArtifactError: the downloaded artifact is not the one that was registered.
-            OSError, MachineError: this machine cannot store it, or read what it has stored.
+            OSError, MachineError: this machine cannot store it, or read what it has stored, or the
+                trusted keys.
         """
         reference = self.version(number)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,6 @@ class VersionCache:
                     self._trusted.check(folder)  # it may have been signed after it was fetched
                 except ArtifactError as error:
                     log.warning("the cached copy of %s is fetched again: %s", reference, error)
-                    shutil.rmtree(folder)
                 else:
                     return folder
 
@@ -91,15 +91,21 @@ class VersionCache:
             def download() -> None:
                 from models.artifact import SERVED, SIGNATURE, SUMS
 
-                with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
+                needed = {*SERVED, SUMS, SIGNATURE}
+                with tempfile.TemporaryDirectory(
+                    dir=self.folder, ignore_cleanup_errors=True
+                ) as temporary:
                     into = Path(temporary) / "artifact"
-                    fetched = registry_files.download(reference, into, {*SERVED, SUMS, SIGNATURE})
+                    fetched = within(
+                        DOWNLOAD_SECONDS,
+                        f"{reference}: its storage",
+                        lambda: registry_files.download(reference, into, needed),
+                    )
                     _verify(fetched, digest)
+                    # Here, where the lock is held: a download that was given up puts nothing.
                     put(fetched, folder)
 
-            storage = f"{reference}: its storage"
-            # A copy may be cut short, so an unsound artifact may pass too.
-            retry(lambda: within(DOWNLOAD_SECONDS, storage, download), ArtifactError)
+            retry(download, ArtifactError)  # a copy may be cut short, so an unsound one may pass
             return folder
 
     def keep(self, number: str) -> None:

@@ -117,8 +117,12 @@ class Slot:
 
     @property
     def is_due(self) -> bool:
-        """True if `refresh` may find something new: not in a folder that is served, or refused."""
-        return self.is_reference or (self.served is None and self.refused is None)
+        """True if `refresh` may find something new.
+
+        Not in a folder that is served, or is refused whatever the trusted keys are.
+        """
+        may_serve = self.refused is None or self._trusted.are_needed
+        return self.is_reference or (self.served is None and may_serve)
 
     def start(self) -> None:
         """Serve the last good version from the cache; the registry is not asked, nor waited for."""
@@ -137,12 +141,14 @@ class Slot:
         number, digest, version = "", None, Path(self.source).name
         signed: tuple[object, ...] = ()
         try:
+            tag = None
             if self.is_reference:
                 found = retry(self._find)
                 self._set_reachable(True)
                 number, digest = found["version"], found.get(registry.DIGEST_TAG)
                 version = self.cache.version(number)
-                signed = (found.get(registry.SIGNATURE_TAG), self._trusted.read())
+                tag = found.get(registry.SIGNATURE_TAG)
+            signed = tag, self._trusted.read()
             if (self.refused, self._refused_with) != (version, signed):
                 self.refused = None
                 self._take(number, digest, version)

@@ -26,6 +26,11 @@ class TrustedKeys:
         self._seen: list[tuple[str, int, int, int]] = []
         self._keys: dict[str, verifying.Config] = {}
 
+    @property
+    def are_needed(self) -> bool:
+        """True if models must be signed."""
+        return self._path is not None
+
     def check(self, folder: Path) -> str | None:
         """Check that one of the keys has signed an artifact; see `models.signing`.
 
@@ -33,14 +38,18 @@ class TrustedKeys:
             The digest that was signed; None if no model need be signed.
 
         Raises:
-            ArtifactError: none has, or there are no keys yet because their files have a mistake.
-            OSError: a file cannot be read.
+            ArtifactError: none has.
+            MachineError: there are no keys yet, which says nothing of the artifact: their files
+                have a mistake, or cannot be read.
+            OSError: a file of the artifact cannot be read.
         """
         if self._path is None:
             return None
         from models.signing import check_signature  # it needs torch, which only workers have
 
         self.read()
+        if not self._keys:
+            raise MachineError(f"WGAN_TRUSTED_KEYS: {self._path} has given no keys yet")
         key, digest = check_signature(folder, self._keys)
         log.info("%s is signed by %s", folder, key)
         return digest

@@ -6,6 +6,7 @@ import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,6 +155,27 @@ def test_what_a_killed_download_left_goes(watched: Watched) -> None:
     watched.slot.refresh()
     assert watched.version == "tiny@1"
     assert not left.parent.exists()
+
+
+def test_a_download_that_was_given_up_comes_to_nothing(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could replace what another worker uses: it does not hold the lock any more."""
+    go_on, fetch = threading.Event(), registry_files.download
+
+    def slowly(*given: Any) -> Path:
+        go_on.wait()
+        return fetch(*given)
+
+    monkeypatch.setattr(registry_files, "download", slowly)
+    monkeypatch.setattr("service.cache.DOWNLOAD_SECONDS", 0.01)
+    watched.slot.refresh()
+    go_on.set()
+    for thread in threading.enumerate():
+        if thread.name == "registry":
+            thread.join()
+    assert watched.outcomes == ["unreachable"]
+    assert not (watched.slot.cache.folder / "1").exists()
 
 
 def test_a_version_that_is_not_sound_is_refused_still(watched: Watched, tmp_path: Path) -> None:

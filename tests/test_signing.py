@@ -28,8 +28,9 @@ from cryptography.hazmat.primitives.serialization import (
 import wgan_cli
 from models import registry, registry_files
 from models.artifact import FILES, SERVED, SIGNATURE, SUMS, load_artifact, verify
-from models.errors import ArtifactError, ConfigError
+from models.errors import AbsentError, ArtifactError, ConfigError, MachineError
 from models.signing import check_signature, read_keys, sign, sign_version
+from service.cache import VersionCache
 from service.holder import Slot
 from service.room import Room
 from service.served import Served
@@ -451,6 +452,45 @@ def test_what_is_exchanged_once_its_signature_was_checked_is_refused(
     assert slot.served is None
     assert outcomes == ["refused"]
     assert "was exchanged" in caplog.text
+
+
+def test_a_folder_is_tried_again_when_the_trusted_keys_change(
+    signed: Path, keys: Path, tmp_path: Path
+) -> None:
+    trusted = Path(shutil.copy(keys / "other.pem", tmp_path / "trusted.pem"))
+    outcomes: list[str] = []
+    settings = Settings.read(WGAN_TRUSTED_KEYS=str(trusted))
+    slot = Slot(
+        "tiny", "champion", str(signed), settings, Room(0),
+        lambda name, role, outcome: outcomes.append(outcome),
+    )  # fmt: skip
+    for _ in range(2):
+        slot.refresh()
+        assert slot.is_due
+    assert outcomes == ["refused"]
+    shutil.copy(keys / "ours.pem", trusted)
+    slot.refresh()
+    assert outcomes == ["refused", "swapped"]
+    assert not slot.is_due
+
+
+def test_a_mistake_in_the_keys_costs_no_cached_version(
+    signed: Path, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a copy go before another is there: the registry may be away."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'empty.db'}")
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_text("-----BEGIN")
+    cache = VersionCache("tiny@champion", tmp_path / "cache", "", TrustedKeys(trusted))
+    kept = shutil.copytree(signed, cache.folder / "1")
+    with pytest.raises(MachineError, match="has given no keys yet"):
+        cache.fetch("1", None)
+    shutil.copy(keys / "other.pem", trusted)
+    with pytest.raises(AbsentError):
+        cache.fetch("1", None)
+    shutil.copy(keys / "ours.pem", trusted)
+    assert cache.fetch("1", None) == kept
+    verify(kept)
 
 
 def test_a_folder_that_is_not_signed_is_not_served(

@@ -53,9 +53,11 @@ def serve(
     settings = Settings.read(**files, **named)
     if not settings.champions:
         raise UserError("name a model: wgan serve --model MODEL, or set WGAN_MODEL")
-    _check(settings)
+    from service.server import check_signatures
     from service.server import serve as start_server
 
+    check_signatures(settings)  # before anything of the models is read
+    _check(settings)
     start_server(settings.model, host, port, workers, tls_cert, tls_key, settings.models)
 
 

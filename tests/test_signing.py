@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 import wgan_cli
 from models import registry, registry_files
-from models.artifact import FILES, SERVED, SIGNATURE, SUMS, load_artifact, verify
+from models.artifact import CRITIC, FILES, SERVED, SIGNATURE, SUMS, load_artifact, verify
 from models.errors import AbsentError, ArtifactError, ConfigError, MachineError
 from models.signing import check_signature, read_keys, sign, sign_version
 from service.cache import VersionCache
@@ -494,12 +494,22 @@ def test_a_mistake_in_the_keys_costs_no_cached_version(
 
 
 def test_a_folder_that_is_not_signed_is_not_served(
-    tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    signed: Path, keys: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_artifact(tmp_path / "artifact")
+    folder = make_artifact(signed.parent / "challenger")
     monkeypatch.setenv("WGAN_TRUSTED_KEYS", str(keys / "ours.pem"))
     assert wgan_cli.main(["serve", "--model", str(folder), "--port", "0"]) == 2
     assert "is not signed" in capsys.readouterr().err
+    monkeypatch.setattr("os.execve", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setenv("WGAN_CHALLENGER", str(folder))
+    assert wgan_cli.main(["serve", "--model", str(signed), "--port", "0"]) == 2
+    assert "challenger: is not signed" in capsys.readouterr().err
+    # A folder that is not signed is not read: that it is broken too is not found.
+    (folder / CRITIC).write_bytes(b"")
+    write_checksums(folder)
+    assert wgan_cli.main(["serve", "--model", str(folder), "--port", "0"]) == 2
+    assert "challenger: is not signed" in capsys.readouterr().err
+    monkeypatch.delenv("WGAN_CHALLENGER")
     monkeypatch.setenv("WGAN_TRUSTED_KEYS", str(keys / "ours.key"))
     assert wgan_cli.main(["serve", "--model", "tiny@1", "--port", "0"]) == 2
     assert "ours.key is no public key" in capsys.readouterr().err

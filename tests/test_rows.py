@@ -3,6 +3,10 @@
 import datetime as dt
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -340,4 +344,42 @@ def test_a_reader_that_cannot_start_is_our_fault_and_says_why(
     (tmp_path / "pyarrow.py").write_text("raise ImportError('no pyarrow here')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="no pyarrow here"):
+        uploads.read_tables([("a.csv", b"age\n1\n")], model.table)
+
+
+def reader_ends(folder: Path, by: signal.Signals, first: str = "") -> str:
+    """Where a reader finds, in pyarrow's place, what ends it by a signal."""
+    script = f"import os, signal\n{first}\nos.kill(os.getpid(), signal.{by.name})\n"
+    (folder / "pyarrow.py").write_text(script)
+    return str(folder)
+
+
+def test_a_reader_that_the_machine_ended_is_tried_once_more(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And is not the rows' fault, as the bounds on memory and time are."""
+    assert model.table is not None
+    rows = [("a.csv", b"age\n1\n")]
+    path = os.environ.get("PYTHONPATH", "")
+    once = reader_ends(tmp_path, signal.SIGKILL, "os.remove(__file__)")
+    monkeypatch.setenv("PYTHONPATH", f"{once}:{path}")
+    assert [len(table) for table in uploads.read_tables(rows, model.table)] == [1]
+    reader_ends(tmp_path, signal.SIGKILL)
+    with pytest.raises(HTTPException, match="the machine lacks memory") as caught:
+        uploads.read_tables(rows, model.table)
+    assert caught.value.status_code == 503
+    reader_ends(tmp_path, signal.SIGSEGV)
+    with pytest.raises(RuntimeError, match=r"the reader of rows failed \(-11\)"):
+        uploads.read_tables(rows, model.table)
+
+
+def test_a_reader_that_takes_too_long_is_the_rows_fault(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert model.table is not None
+    code = "from service import uploads; uploads.MAX_SECONDS = 0; uploads._bound()\nwhile 1: pass"
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert done.returncode == -signal.SIGXCPU
+    monkeypatch.setenv("PYTHONPATH", reader_ends(tmp_path, signal.SIGXCPU))
+    with pytest.raises(ShapeError, match="5 seconds of a processor"):
         uploads.read_tables([("a.csv", b"age\n1\n")], model.table)

@@ -49,8 +49,8 @@ class ModelCollector(Collector):
             "wgan_model_refused", "The version that was refused; another may go on serving."
         )
         for slot in holders.slots:
-            if slot.refused:
-                labels = {"model": slot.name, "role": slot.role, "version": slot.refused}
+            if version := slot.refused:  # read once: another thread may set it to None
+                labels = {"model": slot.name, "role": slot.role, "version": version}
                 refused.add_metric([], labels)
         yield refused
         served = [slot.served for slot in holders.slots if slot.served]

@@ -32,7 +32,8 @@ class Room:
 
     def __init__(self, mebibytes: int) -> None:
         self._most = mebibytes * 2**20
-        self._held: weakref.WeakKeyDictionary[Model, int] = weakref.WeakKeyDictionary()
+        self._held: tuple[tuple[weakref.ref[Model], int], ...] = ()
+        """Versions and their sizes; replaced whole, since metrics are read while one is loaded."""
         self._loading = threading.Lock()
 
     def load(self, folder: Path, version: str | None, name: str, role: str, device: str) -> Served:
@@ -52,13 +53,14 @@ class Room:
                         f"over WGAN_MODELS_MEMORY={self._most // 2**20}"
                     )
             served = load(folder, version, name, role, device)
-            self._held[served.model] = size
+            alive = (held for held in self._held if held[0]() is not None)
+            self._held = (*alive, (weakref.ref(served.model), size))
             return served
 
     @property
     def held(self) -> int:
         """Bytes of the files of all versions that are held."""
-        return sum(self._held.values())
+        return sum(size for model, size in self._held if model() is not None)
 
 
 def size_of(folder: Path) -> int:

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from models import registry
 from models.artifact import load_artifact
 from models.errors import ConfigError
 from models.tables.files import records
+from service import room as rooms
 from service.client import Client, NotFoundError
 from service.endpoints import ENDPOINTS
+from service.holder import Slot
 from service.room import NoRoom, Room, size_of
 from service.settings import Settings
 from tests.artifacts import make_artifact
@@ -274,6 +278,58 @@ def test_a_version_that_does_not_fit_is_not_loaded(tmp_path: Path) -> None:
     del served, kept, _
     assert room.held == 0
     assert Room(0).load(large, None, "large", "champion", "cpu").model.digest
+
+
+def test_metrics_are_read_while_a_version_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading takes no time here, so that it happens thousands of times."""
+
+    class Version:
+        pass
+
+    room, errors, is_over = Room(0), list[Exception](), threading.Event()
+    monkeypatch.setattr(rooms, "load", lambda *_: types.SimpleNamespace(model=Version()))
+
+    def read() -> None:
+        while not is_over.is_set():
+            try:
+                assert room.held == 0  # the folder is empty
+            except Exception as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=read)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        for _ in range(20):
+            held = [room.load(tmp_path, None, "a", "champion", "cpu") for _ in range(50)]
+            assert len(held) == 50
+    finally:
+        sys.setswitchinterval(interval)
+        is_over.set()
+        thread.join()
+    assert not errors
+
+
+def test_a_refusal_that_ends_while_metrics_are_read_fails_no_scrape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = made(WGAN_MODEL=str(make_artifact(tmp_path / "artifact", "vector")))
+    told = iter(["artifact@1"])  # whatever reads it next finds None
+    monkeypatch.setattr(
+        Slot, "refused", property(lambda _: next(told, None), lambda *_: None), raising=False
+    )
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        nonlocal told
+        told = iter(["artifact@1"])
+        answer = await client.get("/metrics")
+        assert answer.status_code == 200
+        assert 'version="artifact@1"} 1.0' in answer.text
+
+    talk(app, ask)
 
 
 GROWTH = """

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import re
 
 from models.errors import UnsupportedServerError
 
 OLDEST = (3, 0)
 """Servers of version 2 take what the client of version 3 writes and do not give it back."""
+known: set[str] = set()
+"""Servers that have told that they are new enough, or that they tell no version."""
 
 
-@functools.cache
 def require_supported(uri: str) -> None:
     """Ask a tracking server, once in a process, whether it is new enough.
 
     A server that does not tell its version, as those of other makers do not, is taken for new
-    enough, and so are databases.
+    enough, and so are databases. One that refuses the question, such as before a secret is right,
+    is asked again the next time.
 
     Raises:
         UnsupportedServerError: it is too old.
         MlflowException: it does not answer.
     """
-    if not uri.startswith(("http://", "https://")):
+    if uri in known or not uri.startswith(("http://", "https://")):
         return
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
@@ -35,3 +36,5 @@ def require_supported(uri: str) -> None:
             f"{uri}: MLflow {answer.text.strip()} is too old; update the server to "
             f"{'.'.join(map(str, OLDEST))} or newer"
         )
+    if answer.status_code in (200, 404):
+        known.add(uri)

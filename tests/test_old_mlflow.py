@@ -61,7 +61,7 @@ def test_a_server_that_is_too_old_is_told_at_first_contact(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Whoever does not tell a version is asked no further."""
-    tracking_server.require_supported.cache_clear()
+    tracking_server.known.clear()
     handler = type("Handler", (_Version,), {"status": status, "text": text})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -74,6 +74,24 @@ def test_a_server_that_is_too_old_is_told_at_first_contact(
             assert wgan_cli.main(["promote", "digits@1"]) == 2
             assert "update the server to 3.0 or newer" in capsys.readouterr().err
         server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "asked"), [((401, 200), 2), ((403, 200), 2), ((200, 200), 1), ((404, 404), 1)]
+)
+def test_a_server_that_refuses_to_tell_its_version_is_asked_again(
+    statuses: tuple[int, int], asked: int
+) -> None:
+    tracking_server.known.clear()
+    told = iter(statuses)
+    answers = {"status": property(lambda _: next(told)), "text": "3.1"}
+    handler = type("Handler", (_Version,), answers)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for _ in statuses:
+            tracking_server.require_supported(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert len(statuses) - len(list(told)) == asked
 
 
 def is_healthy(port: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Le
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -64,6 +64,11 @@ def _origins(text: str) -> str:
 Url = Annotated[str, AfterValidator(_url)]
 ModelName = Annotated[str, AfterValidator(sources.absolute)]
 ModelNames = Annotated[str, AfterValidator(sources.named)]
+
+
+def _challengers(text: str, info: ValidationInfo) -> str:
+    """Check a list; of one model alone the challenger is all of the text, `=` and commas too."""
+    return sources.absolute(text) if info.data.get("model") else sources.named(text)
 
 
 class Settings(BaseSettings):
@@ -118,7 +123,7 @@ class Settings(BaseSettings):
         "the container",
         json_schema_extra={"default": "`~/.cache/wgan-foundry`"},
     )
-    challenger: ModelNames = Field(
+    challenger: Annotated[str, AfterValidator(_challengers)] = Field(
         "",
         alias="WGAN_CHALLENGER",
         description="a second model, named like the first, such as `digits@challenger`; of several "
@@ -308,10 +313,9 @@ class Settings(BaseSettings):
     @property
     def challengers(self) -> dict[str, str]:
         """The sources of challengers, by the name of their model."""
-        found = sources.by_name(self.challenger)
-        if self.model and len(found) == 1:  # there is but one model that it can belong to
-            return dict.fromkeys(self.champions, *found.values())
-        return found
+        if self.model:
+            return dict.fromkeys(self.champions, self.challenger) if self.challenger else {}
+        return sources.by_name(self.challenger)
 
     @property
     def is_tracing(self) -> bool:

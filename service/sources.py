@@ -7,6 +7,8 @@ from pathlib import Path
 
 from models import registry
 
+NAME = r"[^/=@]+"
+
 
 def absolute(model: str) -> str:
     """Make an artifact folder's path absolute; leave a registry name as it is."""
@@ -17,11 +19,13 @@ def named(text: str) -> str:
     """Check models separated by commas, and write each as NAME=SOURCE, folders absolute."""
     found: dict[str, str] = {}
     for entry in filter(None, map(str.strip, text.split(","))):
-        given = re.fullmatch(r"([^/=@]+)=(.+)", entry)
+        given = re.fullmatch(rf"({NAME})=(.+)", entry)
         source = absolute(given[2] if given else entry)
         name = given[1] if given else name_of(source)
         if not name:
             raise ValueError(f"{entry:.100} has no name; write NAME=MODEL, or such as a@champion")
+        if not re.fullmatch(NAME, name):
+            raise ValueError(f"{name:.100} has one of / = @ in its name; write NAME=MODEL")
         if name in found:
             raise ValueError(f"two models have the name {name:.100}; write NAME=MODEL for one")
         found[name] = source

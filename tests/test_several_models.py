@@ -227,10 +227,17 @@ def test_settings_name_each_model_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert challenged.challengers == {"wine": "wine@challenger"}
     alone = Settings.read(WGAN_MODEL="digits@champion", WGAN_CHALLENGER="trial@3")
     assert alone.challengers == {"digits": "trial@3"}
+    for folder in ("/runs/lr=0.1", "/runs/a,b", "/runs/x=1/a@2,c=3"):
+        alone = Settings.read(WGAN_MODEL="/runs/base", WGAN_CHALLENGER=folder)
+        assert alone.challengers == {"base": folder}
+        workers = Settings.read(**alone.environment())
+        assert workers.challengers == alone.challengers
     for models, more, says in (
         ("a/artifact,b/artifact", {}, "two models have the name artifact"),
         ("@1", {}, "@1 has no name"),
         ("/", {}, "/ has no name"),
+        ("/runs/base,/runs/lr=0.1", {}, "lr=0.1 has one of / = @ in its name; write NAME=MODEL"),
+        ("a@1", {"WGAN_CHALLENGER": "/runs/lr=0.1"}, "WGAN_CHALLENGER=.*write NAME=MODEL"),
         ("a@1", {"WGAN_MODEL": "a@1"}, "leave out WGAN_MODEL"),
         ("a@1,b@1", {"WGAN_CHALLENGER": "c@1"}, "c is none of the models a, b"),
     ):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import fsspec
@@ -15,6 +16,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel
 
+from models.durable import put
 from models.errors import UserError
 from models.formats import stream_samples
 from models.model import Model
@@ -92,7 +94,10 @@ class Folder:
                 self._told("written", file.write, piece)
         finally:
             self._told("written", file.close)
-        self._told("written", self._fs.mv, unfinished, path)
+        if isinstance(self._fs, LocalFileSystem):  # a name promises the content after a crash too
+            self._told("written", put, Path(unfinished), Path(path))
+        else:
+            self._told("written", self._fs.mv, unfinished, path)
 
     def _told(self, what: str, step: Callable[..., T], *arguments: object) -> T:
         """Do a step, and tell in one line what goes wrong: each protocol has its own errors.

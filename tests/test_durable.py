@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from models.bulk import UNFINISHED, Folder
 from models.durable import (
     append_line,
     put,
@@ -122,6 +123,17 @@ def test_the_disk_has_a_file_before_it_has_its_name(
     calls.clear()
     append_line(tmp_path / "lines", "1")
     assert calls == [("fsync", "lines"), ("fsync", tmp_path.name)]
+
+
+def test_the_disk_has_samples_before_their_file_has_its_name(
+    tmp_path: Path, calls: list[tuple[str, str]]
+) -> None:
+    """What has a name is not made again, so it must be whole after a crash of the machine."""
+    Folder(str(tmp_path)).write("0.npz", [b"a", b"b"], 0)
+    assert (tmp_path / "0.npz").read_bytes() == b"ab"
+    new = calls[0][1]
+    assert calls == [("fsync", new), ("replace", "0.npz"), ("fsync", tmp_path.name)]
+    assert new.endswith(UNFINISHED)
 
 
 def test_a_folder_is_whole_or_gone(tmp_path: Path, calls: list[tuple[str, str]]) -> None:

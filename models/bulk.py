@@ -6,6 +6,7 @@ processes, and one that was interrupted goes on with the files that are not ther
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ forward lies in one file."""
 FORMATS = ("parquet", "arrow", "npz", "npy", "zip", "csv", "json")
 RECORD = "sampling.json"
 UNFINISHED = ".unfinished"
-"""Ending of a file's name, after the shard's number, until it is whole."""
+"""Ending of a file's name, after its writer's, until it is whole."""
 
 
 class Sampling(BaseModel, frozen=True):
@@ -84,10 +85,16 @@ class Folder:
         path = f"{self._path}/{name}"
         return bytes(self._told("read", reached, self.url, lambda: self._fs.cat_file(path)))
 
-    def write(self, name: str, pieces: Iterable[bytes], shard: int) -> None:
-        """Write a file, which appears under its name when it is whole; ``shard`` writes it."""
+    def write(self, name: str, pieces: Iterable[bytes], writer: str) -> None:
+        """Write a file, which appears under its name when it is whole.
+
+        Args:
+            name: of the file.
+            pieces: the content; the file does not appear if one of them raises an error.
+            writer: who writes it, as a part of the name until then.
+        """
         path = f"{self._path}/{name}"
-        unfinished = f"{path}.{shard}{UNFINISHED}"
+        unfinished = f"{path}.{writer}{UNFINISHED}"
         file = self._told("written", self._fs.open, unfinished, "wb")
         try:
             for piece in pieces:
@@ -153,8 +160,20 @@ def write_samples(
             model, parts, count, sampling.format, conditions=conditions, first=first
         )
 
+    def confirmed(pieces: Iterator[bytes]) -> Iterator[bytes]:
+        yield from pieces
+        # Of two that begin at once, the second replaces the record: the first writes no file.
+        _require_same(folder, sampling)
+
     encoded(samples(0, 1), 0, 1)  # what does not fit is told before anything is written
-    present = _agree(folder, sampling, shard)
+    record = sampling.model_dump_json(indent=2).encode() + b"\n"
+    writer = f"{shard}-{hashlib.sha256(record).hexdigest()[:8]}"
+    present = folder.names()
+    if RECORD not in present:
+        if present:
+            raise UserError(f"{folder.url}: holds other files; name an empty folder")
+        folder.write(RECORD, [record], writer)
+    _require_same(folder, sampling)
     starts = range(0, sampling.count, sampling.samples_per_file)[shard::shards]
     names = {f"{first:012d}.{sampling.format}": first for first in starts}
     todo = {name: first for name, first in names.items() if name not in present}
@@ -164,20 +183,14 @@ def write_samples(
     for done, (name, first) in enumerate(todo.items(), 1):
         count = min(sampling.samples_per_file, sampling.count - first)
         shown = track(samples(first, count), name, -(-count // model.run.engine.chunk))
-        folder.write(name, encoded(shown, first, count), shard)
+        folder.write(name, confirmed(encoded(shown, first, count)), writer)
         written += count
         rate = written / (time.monotonic() - began)
         say(f"wrote {name}: {done} of {len(todo)} files, {rate:.0f} samples a second")
 
 
-def _agree(folder: Folder, sampling: Sampling, shard: int) -> set[str]:
-    """Return the names of the files in the folder, if they are of this sampling; record it."""
-    present = folder.names()
-    if RECORD not in present:
-        if present:
-            raise UserError(f"{folder.url}: holds other files; name an empty folder")
-        folder.write(RECORD, [sampling.model_dump_json(indent=2).encode() + b"\n"], shard)
-        return present
+def _require_same(folder: Folder, sampling: Sampling) -> None:
+    """Require that a folder's record is that of a sampling."""
     try:
         recorded = Sampling.model_validate_json(folder.read(RECORD))
     except ValueError:
@@ -190,4 +203,3 @@ def _agree(folder: Folder, sampling: Sampling, shard: int) -> set[str]:
                 f"{folder.url}: holds samples of {name} {getattr(recorded, name)}, not {value}; "
                 "name an empty folder"
             )
-    return present

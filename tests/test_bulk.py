@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,60 @@ def test_a_folder_of_other_samples_is_refused(
     with pytest.raises(UserError, match=f"of {next(iter(change))} .*empty folder"):
         write_samples(model, sampling(model, "npz", **change), Folder(str(tmp_path)))
     assert contents(tmp_path) == before
+
+
+def test_of_two_samplings_that_begin_at_once_one_ends(
+    models: dict[str, Model], tmp_path: Path
+) -> None:
+    """Both find the folder empty, so the second replaces the record of the first."""
+    model = models["vector"]
+    first, second = (sampling(model, "npz", seed=seed) for seed in (3, 4))
+    barrier = threading.Barrier(2, timeout=30)
+
+    class Together(Folder):
+        def names(self) -> set[str]:
+            found = super().names()
+            barrier.wait()
+            return found
+
+        def write(self, name: str, pieces: Iterable[bytes], writer: str) -> None:
+            super().write(name, pieces, writer)
+            if name == RECORD:
+                barrier.wait()
+
+    def write(job: Sampling) -> str:
+        try:
+            write_samples(model, job, Together(str(tmp_path)))
+        except UserError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(write, (first, second)))
+    recorded = Sampling.model_validate_json((tmp_path / RECORD).read_bytes())
+    kept = 0 if recorded == first else 1
+    assert told[kept] == ""
+    assert f"holds samples of seed {recorded.seed}, not" in told[1 - kept]
+    expected = model.sample(recorded.seed, 1100)
+    assert samples_in(tmp_path, "npz").tobytes() == expected.tobytes()
+
+
+def test_a_sampling_whose_record_was_replaced_writes_no_file(
+    models: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models["vector"]
+
+    def replaced(*arguments: Any, **options: Any) -> Iterator[np.ndarray]:
+        for part in Model.samples(model, *arguments, **options):
+            if (tmp_path / RECORD).exists():
+                other = sampling(model, "npz", seed=4).model_dump_json()
+                (tmp_path / RECORD).write_text(other)
+            yield part
+
+    monkeypatch.setattr(model, "samples", replaced, raising=False)
+    with pytest.raises(UserError, match=r"of seed 4, not 3; name an empty folder"):
+        write_samples(model, sampling(model, "npz"), Folder(str(tmp_path)))
+    assert not list(tmp_path.glob("*.npz"))
 
 
 def test_what_cannot_be_written_is_told_before_anything_is(

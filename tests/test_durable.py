@@ -129,7 +129,7 @@ def test_the_disk_has_samples_before_their_file_has_its_name(
     tmp_path: Path, calls: list[tuple[str, str]]
 ) -> None:
     """What has a name is not made again, so it must be whole after a crash of the machine."""
-    Folder(str(tmp_path)).write("0.npz", [b"a", b"b"], 0)
+    Folder(str(tmp_path)).write("0.npz", [b"a", b"b"], "me")
     assert (tmp_path / "0.npz").read_bytes() == b"ab"
     new = calls[0][1]
     assert calls == [("fsync", new), ("replace", "0.npz"), ("fsync", tmp_path.name)]

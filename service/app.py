@@ -26,7 +26,7 @@ from service.drift import Windows
 from service.endpoint import Context, Endpoint, check_query
 from service.endpoints import ENDPOINTS
 from service.exchange import Exchange, exchange_of
-from service.holders import Holders
+from service.holders import FIRST_MODEL_SECONDS, Holders
 from service.keys import Keys, allow
 from service.limits import Guard, Load
 from service.metrics import Metrics
@@ -37,8 +37,6 @@ from service.settings import Settings
 from service.shares import Rate
 from service.telemetry import QUIET, RequestMiddleware, Tracing
 
-FIRST_MODEL_SECONDS = 60.0
-"""Longest wait of one worker among several for its models before it takes part."""
 Handled = Callable[[Request], Awaitable[Response]]
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from service.holder import ModelHolder, OnOutcome, Slot, log_errors
 from service.problems import NotServed
 from service.room import Room
 from service.settings import Settings
+
+FIRST_MODEL_SECONDS = 60.0
+"""Longest wait for a model that is loaded for the first time: of the next one for it, and of one
+worker among several before it takes part."""
 
 
 class Holders:
@@ -27,7 +31,7 @@ class Holders:
             name: ModelHolder(name, settings, self.room, on_outcome) for name in settings.champions
         }
         self.champions_tried = threading.Event()
-        """Set when the first attempts to load the champions are over."""
+        """Set when the first attempts to load the champions are over, or take too long."""
 
     def __iter__(self) -> Iterator[ModelHolder]:
         return iter(self._by_name.values())
@@ -49,7 +53,7 @@ class Holders:
 
     @property
     def is_ready(self) -> bool:
-        """True if each champion has run, or failed to; and at least one has run."""
+        """True if each champion has run, failed to, or takes long; and at least one has run."""
         return self.champions_tried.is_set() and any(holder.served for holder in self)
 
     def has_model(self, name: str | None) -> bool:
@@ -70,11 +74,15 @@ class Holders:
 
     def start(self) -> None:
         """Load the models, and look for newer versions from now on, in threads."""
-        threading.Thread(target=self._load, name="models", daemon=True).start()
+        _in_thread("models", self._load)
 
     def _load(self) -> None:
-        """Load the models one after the other, so that it is always the same that finds no room."""
+        """Load the models one after the other, so that it is always the same that finds no room.
+
+        One that takes long, such as while its storage hangs, does not hold the others up for ever.
+        """
         champions = [holder.champion for holder in self]
+        tries: dict[Slot, threading.Thread] = {}
         for slots in (champions, [slot for slot in self.slots if slot not in champions]):
             for slot in slots:
                 log_errors(
@@ -82,10 +90,12 @@ class Holders:
                 )  # first what is in the cache: it need not wait for a registry
             for slot in slots:
                 if slot.served is None:
-                    log_errors(slot.refresh)
+                    tries[slot] = _in_thread(f"first try of {slot.name}", log_errors, slot.refresh)
+                    tries[slot].join(FIRST_MODEL_SECONDS)
             self.champions_tried.set()
         for holder in self:
-            holder.follow()
+            own = [tries[slot] for slot in holder.slots if slot in tries]
+            _in_thread(f"start of {holder.name}", _follow_after, holder, own)
 
     @property
     def registry_answers(self) -> bool | None:
@@ -121,3 +131,16 @@ class Holders:
             "registry_answers": self.registry_answers,
             "serving": serving,
         }
+
+
+def _in_thread(name: str, work: Callable[..., None], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=work, name=name, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _follow_after(holder: ModelHolder, tries: Iterable[threading.Thread]) -> None:
+    """Let a holder look for newer versions once its first tries are over."""
+    for thread in tries:
+        thread.join()
+    holder.follow()

@@ -20,6 +20,7 @@ from models import registry
 from models.artifact import load_artifact
 from models.errors import ConfigError
 from models.tables.files import records
+from service import holders
 from service import room as rooms
 from service.client import Client, NotFoundError
 from service.endpoints import ENDPOINTS
@@ -268,6 +269,44 @@ def test_a_process_is_ready_once_each_model_has_run_or_failed(tmp_path: Path) ->
         assert not nothing.is_ready
 
     talk(nothing, wait)
+
+
+def test_a_model_that_hangs_holds_no_other_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are served and followed; its own first try goes on, and is not doubled."""
+    monkeypatch.setattr(holders, "FIRST_MODEL_SECONDS", 0.1)
+    good = make_artifact(tmp_path / "good", "vector")
+    app = made(WGAN_MODELS=f"slow={tmp_path}/slow,good={good},none={tmp_path}/none")
+    slow, _, none = app.context.holders
+    goes_on, tries = threading.Event(), []
+
+    def hang() -> None:
+        tries.append("slow")
+        goes_on.wait(20)
+        goes_on.set()
+
+    monkeypatch.setattr(slow.champion, "refresh", hang)
+    followed = {holder.name: threading.Event() for holder in (slow, none)}
+    for holder in (slow, none):
+        monkeypatch.setattr(holder, "follow", followed[holder.name].set)
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        while not app.is_ready:
+            await asyncio.sleep(0.05)
+        assert not goes_on.is_set()
+        assert (await client.get("/v1/models/good")).status_code == 200
+        assert (await client.get("/v1/models/slow")).status_code == 503
+        assert followed["none"].wait(30)
+        assert not followed["slow"].is_set()
+        goes_on.set()
+        assert followed["slow"].wait(30)
+        assert tries == ["slow"]
+
+    try:
+        talk(app, ask)
+    finally:
+        goes_on.set()
 
 
 def test_a_version_that_does_not_fit_is_not_loaded(tmp_path: Path) -> None:

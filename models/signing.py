@@ -169,7 +169,7 @@ def check_signature(folder: Path, keys: dict[str, verifying.Config]) -> Signed:
     changed = ""
     for name, verifier in keys.items():
         try:
-            found: Hashing = Hashing().set_ignored_paths(paths=UNSIGNED)
+            found: Hashing = Hashing().set_ignored_paths(paths=UNSIGNED)  # type: ignore[no-untyped-call]
             verifier.set_hashing_config(found).verify(folder, signature)
             sums = {file.identifier: file.digest for file in found.found.resource_descriptors()}
             return Signed(name, sums[SUMS].digest_hex)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.errors import ConfigError
+from models.registry_errors import is_of_this_machine
 
 SCOPES = ("samples", "scores", "metrics")
 VARIABLE = "WGAN_API_KEYS_FILE"
@@ -49,7 +50,7 @@ def read_keys(path: Path) -> list[Key]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()  # editors on Windows begin with a mark
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{VARIABLE}: {path} cannot be read ({error})") from None
+        raise ConfigError(f"{VARIABLE}: {path} cannot be read ({error})") from error
     keys = []
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
@@ -144,6 +145,8 @@ class Keys:
                 log.info("API keys are needed: %d are in %s", len(self._keys), self.path)
             except ConfigError as error:
                 log.error("%s; the keys stay as they were (%d)", error, len(self._keys))
+                if isinstance(error.__cause__, OSError) and is_of_this_machine(error.__cause__):
+                    self._seen = None  # it may pass while the file stays the same
         return self._keys
 
 

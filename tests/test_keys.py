@@ -1,6 +1,8 @@
 """The file of API keys: read again when it changes, and told of when it has a mistake."""
 
 import hashlib
+import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from models.errors import ConfigError
 from service.keys import Forbidden, Key, Keys, Unauthorized, allow, read_keys
 from tests.attacks import line
+from tests.test_machine import limited
 
 
 def test_a_changed_file_of_keys_is_read_again(
@@ -38,6 +41,17 @@ def test_a_changed_file_of_keys_is_read_again(
     with pytest.raises(Unauthorized):  # but nobody is let in by a file that was never there
         Keys(path).authenticate(authorization("Bearer 2"))
     assert Keys(None).authenticate([]) is None
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(line("a", "1", "samples"))
+    keys = Keys(path)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    with limited(resource.RLIMIT_NOFILE, lowest_free), pytest.raises(Unauthorized):
+        keys.authenticate(authorization("Bearer 1"))
+    assert keys.authenticate(authorization("Bearer 1"))
 
 
 def authorization(*values: str) -> list[tuple[bytes, bytes]]:

@@ -373,7 +373,7 @@ def test_a_service_takes_only_what_a_trusted_key_has_signed(
             (OTHERS, "is of none of the trusted keys: ours.pem"),
             (UNSIGNED, "is not signed"),
         ):
-            refused = {"role": "champion", "version": f"tiny@{number}"}
+            refused = {"model": "tiny", "role": "champion", "version": f"tiny@{number}"}
             with load(service) as answers:
                 registry.promote("tiny", number, "a test")
                 until(
@@ -385,7 +385,7 @@ def test_a_service_takes_only_what_a_trusted_key_has_signed(
             lines = service.log.read_text().splitlines()
             (line,) = [line for line in lines if f"tiny@{number} is refused" in line]
             assert says in line
-        assert service.series("wgan_model_reloads_total")["refused", "champion"] == 3
+        assert service.series("wgan_model_reloads_total")["tiny", "refused", "champion"] == 3
         # What was refused is taken without another promotion once it is signed,
         sign_version("tiny", UNSIGNED, home.folder / f"artifact{UNSIGNED}", keys / "ours.key")
         serves(service, "tiny@2")
@@ -405,7 +405,7 @@ def test_a_service_takes_only_what_a_trusted_key_has_signed(
     with Service(home, **options).started() as service:  # the cache's last good one is of that key
         until(lambda: service.labels("wgan_model_refused_info"), "refused", service.log)
         assert service.client.get("/readyz").status_code == 503
-        assert service.series("wgan_model_reloads_total")["cached", "champion"] == 0
+        assert service.series("wgan_model_reloads_total")["tiny", "cached", "champion"] == 0
         registry.promote("tiny", OTHERS, "a test")
         service.is_ready()
         assert service.version() == "tiny@3"

@@ -143,7 +143,7 @@ BROKEN = [
         "check_references",
         "CronJob",
         "wgan-retrain",
-        f"{JOB}/template/spec/containers/0/env/7/valueFrom/secretKeyRef/key",
+        f"{JOB}/template/spec/containers/0/env/8/valueFrom/secretKeyRef/key",
         "KEY",
     ),
 ]

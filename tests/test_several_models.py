@@ -370,9 +370,11 @@ def test_a_refusal_that_ends_while_metrics_are_read_fails_no_scrape(
 
     async def ask(client: httpx.AsyncClient) -> None:
         nonlocal told
-        told = iter(["artifact@1"])
-        answer = await client.get("/metrics")
-        assert answer.status_code == 200
+        for _ in range(2):  # the thread that follows the model ends with a look of its own
+            told = iter(["artifact@1"])
+            answer = await client.get("/metrics")
+            assert answer.status_code == 200
+            await asyncio.sleep(0.5)
         assert 'version="artifact@1"} 1.0' in answer.text
 
     talk(app, ask)

@@ -120,6 +120,7 @@ def _run(cycle: Cycle, holder: str | None, report: Report, workers: Workers) -> 
     try:
         is_done = workers.any(done is not None)
     except RuntimeError as error:  # how torch says that another process has left the group
+        workers.leave()  # or torch's own thread ends this process by a signal, at times
         raise Interrupted(f"another process has ended before the training: {error}") from error
     if is_done:
         workers.leave()

@@ -2,7 +2,7 @@
 
 import json
 
-from benchmarks import copying, imputation, intervals
+from benchmarks import anger, copying, imputation, intervals
 from benchmarks.performance import DOCS, page
 from benchmarks.performance_gpu import gpu_part
 from benchmarks.performance_quality import over, seconds_by_seed
@@ -41,6 +41,8 @@ def test_tables_are_made_from_the_results() -> None:
     assert held in (DOCS / "extractors.md").read_text()
     filled = imputation.shown(json.loads(imputation.RESULTS.read_text()))
     assert filled in (DOCS / "tables.md").read_text()
+    attacked = anger.shown(json.loads(anger.RESULTS.read_text()))
+    assert attacked in (DOCS / "operating.md").read_text()
 
 
 def test_what_was_not_reached_is_shown_as_a_bound() -> None:

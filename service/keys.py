@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from models.errors import ConfigError
+from models.errors import ConfigError, MachineError
 from models.registry_errors import is_of_this_machine
+from service.reread import Reread
 
 SCOPES = ("samples", "scores", "metrics")
 VARIABLE = "WGAN_API_KEYS_FILE"
@@ -46,11 +47,13 @@ def read_keys(path: Path) -> list[Key]:
     Raises:
         ConfigError: names the line with a mistake, but shows nothing of its content; or there is no
             key at all.
+        MachineError: it cannot be read for want of open files, or the like.
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()  # editors on Windows begin with a mark
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{VARIABLE}: {path} cannot be read ({error})") from error
+        kind = MachineError if is_of_this_machine(error) else ConfigError
+        raise kind(f"{VARIABLE}: {path} cannot be read ({error})") from None
     keys = []
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
@@ -80,8 +83,14 @@ class Keys:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._seen: tuple[int, ...] | None = None
-        self._keys: list[Key] = []
+        none: list[Key] = []
+        self._keys = Reread(
+            lambda: [self.path] if self.path else [],
+            lambda: read_keys(self.path) if self.path else [],
+            none,
+            lambda keys: f"API keys are needed: {len(keys)} are in {self.path}",
+            lambda keys: f"the keys stay as they were ({len(keys)})",
+        )
 
     def authenticate(self, headers: Sequence[tuple[bytes, bytes]]) -> Key | None:
         """Find the key in a request's headers; None if no file of keys is configured.
@@ -132,22 +141,7 @@ class Keys:
         A file that is half written, emptied or has a mistake must lock nobody out: the keys stay as
         they were. At the start there are none yet, so no key is known then.
         """
-        assert self.path is not None
-        try:
-            stat = self.path.stat()
-            seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        except OSError:
-            seen = (0, 0, 0)  # the log says once that the file is gone
-        if seen != self._seen:
-            self._seen = seen
-            try:
-                self._keys = read_keys(self.path)
-                log.info("API keys are needed: %d are in %s", len(self._keys), self.path)
-            except ConfigError as error:
-                log.error("%s; the keys stay as they were (%d)", error, len(self._keys))
-                if isinstance(error.__cause__, OSError) and is_of_this_machine(error.__cause__):
-                    self._seen = None  # it may pass while the file stays the same
-        return self._keys
+        return self._keys.current()
 
 
 def allow(key: Key | None, scope: str) -> None:

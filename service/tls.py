@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
 from pathlib import Path
 
 from models.errors import ConfigError, MachineError
 from models.registry_errors import is_of_this_machine
+from service.reread import Reread
 
 VARIABLES = "WGAN_TLS_CERT, WGAN_TLS_KEY"
-log = logging.getLogger("wgan.service")
 
 
 def read_certificate(cert: Path, key: Path) -> ssl.SSLContext:
@@ -49,34 +48,17 @@ class Certificate:
     """
 
     def __init__(self, cert: Path, key: Path) -> None:
-        self._files = cert, key
-        self._seen = self._state()
-        self._context = read_certificate(cert, key)
+        self._context = Reread(
+            lambda: (cert, key),
+            lambda: read_certificate(cert, key),
+            None,
+            lambda _: "the TLS certificate was read again",
+            lambda _: "the TLS certificate stays as it was",
+        )
 
     def current(self) -> ssl.SSLContext:
         """Return a context with the certificate, read again if a file has changed.
 
-        While only one of the two files is new, or they have a mistake, it stays as it was. An error
-        of the machine may pass while the files stay the same, so they are read again.
+        While only one of the two files is new it stays as it was: see `Reread`.
         """
-        seen = self._state()
-        if seen != self._seen:
-            try:
-                self._context = read_certificate(*self._files)
-                log.info("the TLS certificate was read again")
-            except (ConfigError, MachineError) as error:
-                log.error("%s; the TLS certificate stays as it was", error)
-                if isinstance(error, MachineError):
-                    return self._context
-            self._seen = seen
-        return self._context
-
-    def _state(self) -> list[tuple[int, ...]]:
-        found: list[tuple[int, ...]] = []
-        for file in self._files:
-            try:
-                stat = file.stat()
-                found.append((stat.st_ctime_ns, stat.st_size, stat.st_ino))
-            except OSError:
-                found.append(())
-        return found
+        return self._context.current()

@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.errors import MachineError, UserError
+from models.errors import MachineError
+from service.reread import Reread
 
 if TYPE_CHECKING:
     from model_signing import verifying
@@ -23,8 +24,14 @@ class TrustedKeys:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._seen: list[tuple[str, int, int, int]] = []
-        self._keys: dict[str, verifying.Config] = {}
+        none: dict[str, verifying.Config] = {}
+        self._keys = Reread(
+            self._files,
+            self._read,
+            none,
+            lambda keys: f"models must be signed by one of: {', '.join(keys)}",
+            lambda keys: f"the trusted keys stay as they were ({len(keys)})",
+        )
 
     @property
     def are_needed(self) -> bool:
@@ -47,41 +54,25 @@ class TrustedKeys:
             return None
         from models.signing import check_signature  # it needs torch, which only workers have
 
-        self.read()
-        if not self._keys:
+        keys = self._keys.current()
+        if not keys:
             raise MachineError(f"WGAN_TRUSTED_KEYS: {self._path} has given no keys yet")
-        key, digest = check_signature(folder, self._keys)
+        key, digest = check_signature(folder, keys)
         log.info("%s is signed by %s", folder, key)
         return digest
 
     def read(self) -> object:
-        """Read the keys again if a file has changed; returns what tells one state from another.
+        """Read the keys again if a file has changed; returns what tells one state from another."""
+        if self._path is not None:
+            self._keys.current()
+        return self._keys.seen
 
-        While files cannot be read, or have a mistake, the keys stay as they were. An error of the
-        machine may pass while the files stay the same, so they are read again.
-        """
-        if self._path is None:
-            return None
-        seen = self._state(self._path)
-        if seen != self._seen:
-            from models.signing import read_keys
+    def _files(self) -> list[Path]:
+        assert self._path is not None
+        return sorted(self._path.iterdir()) if self._path.is_dir() else [self._path]
 
-            try:
-                self._keys = read_keys(self._path)
-                log.info("models must be signed by one of: %s", ", ".join(self._keys))
-            except UserError as error:
-                log.error("%s; the trusted keys stay as they were (%d)", error, len(self._keys))
-                if isinstance(error, MachineError):
-                    return tuple(self._seen)
-            self._seen = seen
-        return tuple(self._seen)
+    def _read(self) -> dict[str, verifying.Config]:
+        from models.signing import read_keys  # see `check`
 
-    @staticmethod
-    def _state(path: Path) -> list[tuple[str, int, int, int]]:
-        try:
-            files = sorted(path.iterdir()) if path.is_dir() else [path]
-            stats = [(file.name, file.stat()) for file in files]
-        except OSError:
-            return [("", 0, 0, 0)]  # the log says once that they cannot be read
-        # The time of a change of the mode too: a file may become readable.
-        return [(name, stat.st_ctime_ns, stat.st_size, stat.st_ino) for name, stat in stats]
+        assert self._path is not None
+        return read_keys(self._path)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models import registry, registry_files
 from models.artifact import CARD, SERVED, SIGNATURE, SUMS, TRAINING_STATE, verify
+from models.durable import put
 from models.errors import ArtifactError, ConfigError, MachineError, UserError, needs
 from models.registry_errors import is_of_this_machine
 
@@ -62,7 +63,7 @@ def sign(folder: Path, key: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as outside:
         new = Path(outside) / SIGNATURE
         signer.sign(folder, new)
-        os.replace(new, folder / SIGNATURE)
+        put(new, folder / SIGNATURE)
     return folder / SIGNATURE
 
 

@@ -110,3 +110,10 @@ def needs(extra: str) -> Iterator[None]:
         raise UserError(
             f"{package} is not installed, and is needed here: pip install 'wgan-foundry[{extra}]'"
         ) from error
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 
-from models.errors import AbsentError, ForbiddenError, MachineError, RegistryError
+from models.errors import AbsentError, ForbiddenError, MachineError, RegistryError, causes
 
 OF_THIS_MACHINE = {
     errno.EDQUOT,
@@ -50,13 +50,12 @@ def failure(message: str, error: Exception) -> RegistryError:
     return RegistryError(message)
 
 
-def _status(error: BaseException | None) -> int | None:
+def _status(error: Exception) -> int | None:
     """The HTTP status behind an error, as requests and botocore tell it."""
-    while error is not None:
-        response = getattr(error, "response", None)
+    for cause in causes(error):
+        response = getattr(cause, "response", None)
         if isinstance(response, dict):
             return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if response is not None:
             return response.status_code
-        error = error.__cause__ or error.__context__
     return None

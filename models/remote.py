@@ -11,10 +11,10 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
-from models.errors import DataError, UnreachableError
+from models.errors import DataError, UnreachableError, causes
 
 T = TypeVar("T")
 WAITS = (1.0, 2.0, 4.0, 8.0)
@@ -67,7 +67,7 @@ def fault(url: str, error: BaseException) -> DataError | None:
     Returns:
         An `UnreachableError` if it may pass, else a `DataError`; one line says what happened.
     """
-    chain = list(_chain(error))
+    chain = list(causes(error))
     if any(isinstance(cause, PermissionError) for cause in chain):
         return None  # says more than its status
     status = next((code for code in map(_status, chain) if code), None)
@@ -101,13 +101,6 @@ def _mistake(cause: BaseException) -> str | None:
 def _names(error: BaseException) -> set[str]:
     """Names of an error's classes."""
     return {kind.__name__ for kind in type(error).__mro__}
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it came from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _status(error: BaseException) -> int | None:

@@ -23,6 +23,7 @@ from models.errors import (
     RegistryError,
     ShapeError,
     UserError,
+    causes,
 )
 from service.cache import VersionCache
 from service.problems import NoModel, NotServed
@@ -60,11 +61,8 @@ def outcome_of(error: Exception) -> str:
         return "missing" if registry.is_absent(error) else "unreachable"
     if isinstance(error, DeviceError | RuntimeError):  # the latter are PyTorch's
         return "machine"
-    cause: BaseException | None = error
-    while cause:
-        if isinstance(cause, MachineError | OSError | MemoryError):
-            return "machine"
-        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(cause, MachineError | OSError | MemoryError) for cause in causes(error)):
+        return "machine"
     return "refused"
 
 

@@ -84,10 +84,8 @@ class Holders:
         champions = [holder.champion for holder in self]
         tries: dict[Slot, threading.Thread] = {}
         for slots in (champions, [slot for slot in self.slots if slot not in champions]):
-            for slot in slots:
-                log_errors(
-                    slot.start
-                )  # first what is in the cache: it need not wait for a registry
+            for slot in slots:  # first what is in the cache: it need not wait for a registry
+                log_errors(slot.start)
             for slot in slots:
                 if slot.served is None:
                     tries[slot] = _in_thread(f"first try of {slot.name}", log_errors, slot.refresh)

@@ -14,19 +14,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from deploy import lock, tools
+from deploy.sbom import LINUX
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = {path.stem: path.read_text() for path in lock.LOCKS.glob("*.txt")}
 CYCLONEDX = tools.find("cyclonedx-py")
-LINUX = {
-    "implementation_name": "cpython",
-    "platform_python_implementation": "CPython",
-    "platform_system": "Linux",
-    "python_full_version": "3.11.2",
-    "python_version": "3.11",
-    "sys_platform": "linux",
-}
 
 
 def entries(name: str) -> list[tuple[Requirement, list[str]]]:

@@ -23,9 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LOCKS = ROOT / "requirements"
 EXTRAS = {
-    "dev": ["train", "privacy", "service", "signing", "dev", "docs"],
+    "dev": ["train", "arrays", "export", "privacy", "service", "signing", "dev", "docs"],
     "service": ["service", "signing"],
-    "train": ["train", "features", "privacy", "s3", "signing"],
+    "train": ["train", "arrays", "features", "privacy", "s3", "signing"],
 }
 TORCH = "torch==2.13.0"
 """One release of those that pyproject.toml allows, as a CPU build and as a CUDA build."""

@@ -109,13 +109,12 @@ def train(
             ``(N, H, W)`` or ``(N, H, W, C)``, vectors ``(N, D)`` or sequences ``(N, T, D)``; or a
             DataFrame or `pyarrow.Table`. By default the preset's own.
         preset: settings to start from, see `presets`; by default those that suit the data.
-        constraint: kind of the critic constraint, see `constraints`, or one with other
-            hyperparameters, such as ``wgan.GradientPenalty(strength=1)``.
+        constraint: a kind (see `constraints`), or one such as ``wgan.GradientPenalty(strength=1)``.
         steps: generator steps.
         seed: seed of everything random.
         out: folder of the run; by default a temporary one that goes with the model.
         device: ``cpu`` or ``cuda``; by default CUDA if there is one.
-        register: write the run to MLflow and register a version.
+        register: write the run to MLflow and register a version; of data in memory, give ``name``.
         resume: continue the run in ``out``.
         say: takes a line for people, such as ``print``.
         **settings: any others, a section each or dotted: ``training={"batch_size": 32}``,
@@ -132,10 +131,8 @@ def train(
     from training.progress import TrainingBar
     from training.run import ARTIFACT, run_training
 
-    overrides = flatten(settings)
-    for key, value in (("training.steps", steps), ("training.seed", seed)):
-        if value is not None:
-            overrides[key] = value
+    given = {"training.steps": steps, "training.seed": seed}
+    overrides = flatten(settings) | {k: v for k, v in given.items() if v is not None}
     kind = constraint if isinstance(constraint, str) or constraint is None else constraint.kind
     if constraint is not None and not isinstance(constraint, str):
         for name, value in constraint.model_dump(exclude={"kind"}).items():
@@ -143,10 +140,13 @@ def train(
     with contextlib.ExitStack() as stack:
         folder = _folder(out, stack)
         source = None if data is None else _source(data, folder)
-        if preset is None:
-            if source is None:
-                raise UserError("name data or a preset")
-            preset = suitable_preset(source, overrides)
+        if preset is None and source is None:
+            raise UserError("name data or a preset")
+        preset = preset or suitable_preset(str(source), overrides)
+        if not isinstance(data, str | Path | None) and "name" not in overrides:
+            if register:
+                raise UserError("data in memory have no name: register them as name='...'")
+            overrides["name"] = preset
         config = build_config(preset, source, kind, overrides)
         workers = join_workers(device)
         run_training(

@@ -293,14 +293,24 @@ def verify(
     print(f"{model}: no file has changed, digest {digest}; {signed}")
 
 
+ForceOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REASON",
+        help="replace a champion of other columns, sizes or classes; the reason becomes a tag",
+    ),
+]
+
+
 @app.command()
 def promote(
     model: Annotated[str, typer.Argument(metavar="NAME@VERSION")],
     why: Annotated[str, typer.Option(help="for the history")] = "promoted by hand",
+    force: ForceOption = None,
     key: SigningKeyOption = None,
 ) -> None:
     """Make a version the champion; with a key, sign it before."""
-    from models import artifact, registry
+    from models import artifact, champions, registry
     from models.progress import say
     from models.signing import sign_version
     from models.trained import artifact_folder
@@ -310,7 +320,7 @@ def promote(
         artifact.verify(folder)  # a broken artifact must not become champion
         if key is not None:
             sign_version(name, version, folder, key)
-    before = registry.promote(name, version, why)
+    before = champions.promote(name, version, why, force)
     say(f"{name}@{version} is champion" + _instead_of(name, before))
 
 
@@ -318,12 +328,13 @@ def promote(
 def rollback(
     name: Annotated[str, typer.Argument(metavar="NAME")],
     why: Annotated[str, typer.Option(help="for the history")] = "rolled back by hand",
+    force: ForceOption = None,
 ) -> None:
     """Make the previous champion champion again."""
-    from models import registry
+    from models import champions
     from models.progress import say
 
-    before, now = registry.rollback(name, why)
+    before, now = champions.rollback(name, why, force)
     say(f"{name}@{now} is champion again" + _instead_of(name, before))
 
 

@@ -9,6 +9,7 @@ import getpass
 import json
 import logging
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,12 @@ HTTP_LIMITS = {
 }
 """Seconds and repetitions of a request, unless the environment sets them. MLflow's own defaults,
 two minutes and seven repetitions, let a caller wait for a quarter of an hour."""
+
+Check = Callable[[str, str], None]
+
+
+def _allow(before: str, version: str) -> None:
+    """Let any version replace any champion."""
 
 
 def tracking_uri() -> str:
@@ -200,10 +207,18 @@ def versions(name: str | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def promote(name: str, version: str, why: str) -> str | None:
+def promote(name: str, version: str, why: str, check: Check = _allow) -> str | None:
     """Make a version the champion and record the change in the history.
 
-    Repeating it is safe: what an earlier call was cut off from is made good.
+    Repeating it is safe: what an earlier call was cut off from is made good. `models.champions`
+    checks that the new champion makes the same items.
+
+    Args:
+        name: of the registered model.
+        version: number of the new champion.
+        why: for the history.
+        check: takes the champion's version and the new one, before anything is changed, and raises
+            if the one may not replace the other.
 
     Returns:
         The previous champion's version, or None.
@@ -211,7 +226,7 @@ def promote(name: str, version: str, why: str) -> str | None:
     Raises:
         RegistryError: no such version.
     """
-    return _set_champion(name, version, "promote", why)
+    return _set_champion(name, version, "promote", why, check)
 
 
 def frozen_extractor(name: str) -> dict[str, str] | None:
@@ -240,11 +255,13 @@ def champion(name: str) -> str | None:
     return None if version is None else str(version)
 
 
-def _set_champion(name: str, version: str, action: str, why: str) -> str | None:
+def _set_champion(name: str, version: str, action: str, why: str, check: Check) -> str | None:
     resolve(f"{name}@{version}")
     tags, before = _mended(name)
     if version == before:
         return before
+    if before is not None:
+        check(before, version)
     change = {
         "action": action,
         "who": getpass.getuser(),
@@ -306,11 +323,16 @@ def history(name: str) -> list[dict[str, str | None]]:
     return promotions.settle(*_tags_and_champion(name))[0]
 
 
-def rollback(name: str, why: str) -> tuple[str | None, str]:
+def rollback(name: str, why: str, check: Check = _allow) -> tuple[str | None, str]:
     """Make the previous champion the champion again.
 
     A second rollback goes one step further back, not forward again. Versions that have been deleted
     meanwhile are passed over. Where there is no champion, the last one is taken.
+
+    Args:
+        name: of the registered model.
+        why: for the history.
+        check: as of `promote`.
 
     Returns:
         The version rolled back from, None where there was no champion; and the version rolled back
@@ -325,7 +347,7 @@ def rollback(name: str, why: str) -> tuple[str | None, str]:
         if version == current:
             continue
         try:
-            _set_champion(name, version, "rollback", why)
+            _set_champion(name, version, "rollback", why, check)
         except AbsentError:
             continue
         return current, version

@@ -25,6 +25,7 @@ from models.errors import (
     UserError,
     causes,
 )
+from models.schema_changes import schema_changes
 from service.cache import VersionCache
 from service.problems import NoModel, NotServed
 from service.retries import jittered, retry, within
@@ -187,10 +188,16 @@ class Slot:
         return within(ANSWER_SECONDS, f"{self.source}: the registry", ask)
 
     def _swap(self, served: Served, outcome: str) -> None:
-        self.served = served
+        before, self.served = self.served, served
         self._on_outcome(self.name, self.role, outcome)
         digest = served.model.digest
         log.info("%s: serving %s as %s, digest %s", self.name, served.version, self.role, digest)
+        changes = schema_changes(served.model.run, before.model.run) if before else []
+        if changes:  # whoever promoted it gave a reason, so it is served
+            log.warning(
+                "%s: %s does not take the requests that %s took: %s",
+                *(self.name, served.version, before and before.version, "; ".join(changes)),
+            )
 
     def _fail(self, error: Exception, outcome: str) -> None:
         self._on_outcome(self.name, self.role, outcome)
@@ -232,6 +239,8 @@ class ModelHolder:
         """Versions of the registry under the names that are followed, as it last told them."""
         self.listed_at: float | None = None
         """Time at which it told them, by `time.monotonic`; None: not yet."""
+        self._compared: tuple[tuple[str, str] | None, bool] = (None, False)
+        """Digests of the champion and the challenger that were compared, and if they are alike."""
 
     @property
     def slots(self) -> list[Slot]:
@@ -264,13 +273,29 @@ class ModelHolder:
         slot = self.champion
         if challenger and wanted == "challenger":
             slot = challenger
-        elif challenger and wanted is None and challenger.served:
+        elif challenger and wanted is None and self._shares(challenger.served):
             slot = challenger if random.random() < self.challenger_share else slot
         if slot.served is None:
             raise NoModel(slot.reason)
         if wanted is None or wanted in ROLES:
             return slot.served
         return self._version(wanted)
+
+    def _shares(self, challenger: Served | None) -> bool:
+        """Tell if a challenger takes requests that name no model: it must take the champion's."""
+        champion = self.champion.served
+        if challenger is None or champion is None:
+            return challenger is not None
+        digests = champion.model.digest, challenger.model.digest
+        if self._compared[0] != digests:
+            changes = schema_changes(challenger.model.run, champion.model.run)
+            if changes:
+                log.warning(
+                    "%s: the challenger, %s, is given only requests that name it: %s",
+                    *(self.name, challenger.version, "; ".join(changes)),
+                )
+            self._compared = digests, not changes
+        return self._compared[1]
 
     def _version(self, wanted: str) -> Served:
         served = {s.version: s for s in (slot.served for slot in self.slots) if s}

@@ -195,6 +195,7 @@ def test_mistakes(trained: TrainedModel, tmp_path: Path) -> None:
     for mistake, says in (
         (wgan.train, "data or a preset"),
         (lambda: wgan.train("digits", constraint="weight_cliping"), "weight_clipping"),
+        (lambda: wgan.train(np.zeros((9, 2)), preset="table", register=True), "name='...'"),
         (lambda: wgan.train("digits", trainin={"steps": 3}), "training"),
         (lambda: wgan.load(tmp_path), "not an artifact"),
         (lambda: trained.sample(count=0), "at least one"),

@@ -54,8 +54,26 @@ def test_every_preset_works_with_every_constraint(preset: str, kind: str) -> Non
     own = None if "source" in PRESETS[preset]["data"] else "mine"
     config = build_config(preset, own, kind)
     assert config.constraint.kind == kind
-    assert config.name == preset
+    assert config.name == (own or preset)
     assert parse_config(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "name"),
+    [
+        ("digits", {}, "digits"),
+        ("digits", {"data.source": "digits"}, "digits"),
+        ("digits", {"data.source": "mine.npy"}, "mine"),
+        ("table", {"data.source": "data/Sales 2026 (été).csv.gz"}, "Sales-2026-ete"),
+        ("table", {"data.source": "https://example.com/wine.csv?version=2"}, "wine"),
+        ("table", {"data.source": "日本.csv"}, "table"),
+        ("images", {"data.source": "s3://bucket/photos/"}, "photos"),
+        ("images", {"data.source": f"{'a' * 80}.zip"}, "a" * 64),
+        ("images", {"data.source": "photos", "name": "faces"}, "faces"),
+    ],
+)
+def test_a_model_is_named_by_its_data(preset: str, settings: dict[str, Any], name: str) -> None:
+    assert build_config(preset, overrides=settings).name == name
 
 
 def test_presets_without_data_ask_for_it() -> None:

@@ -421,28 +421,38 @@ def test_every_headline_may_be_the_loss() -> None:
     assert set(get_args(gates.Loss)) == set(itertools.chain(*HEADLINES.values()))
 
 
-def test_items_of_another_shape_are_compared_with_no_champion() -> None:
-    def version(number: str, shape: tuple[int, ...]) -> Any:
-        return SimpleNamespace(version=number, model=SimpleNamespace(shape=shape, table=None))
+def test_items_of_another_kind_are_compared_with_no_champion(tmp_path: Path) -> None:
+    kinds = ("vector", "image", "rgb")
+    models = {kind: load_artifact(make_artifact(tmp_path / kind, kind)) for kind in kinds}
 
-    def names(champion: Any, best: Any) -> list[str]:
+    def found(champion: str, best: str | None = None) -> dict[str, gates.Gate]:
+        versions = [
+            RegisteredModel(str(i), models[kind])
+            for i, kind in enumerate((champion, best or champion))
+        ]
         evidence: Any = SimpleNamespace(
-            champion=champion,
-            best=best,
-            challenger=SimpleNamespace(shape=(2,), table=None),
+            champion=versions[0],
+            best=versions[1] if best else versions[0],
+            challenger=models["vector"],
             loss="wasserstein_1",
             judged_alike=lambda model: False,
             loss_difference=lambda model: Difference(1.0, 1.1, -0.5, -0.1, 50),
         )
-        found = list(gates.champion_gates(evidence, gates.GatesConfig()))
-        return [gate.name if gate.passed else f"{gate.name}: {gate.reason}" for gate in found]
+        judged = gates.champion_gates(evidence, gates.GatesConfig())
+        return {gate.name: gate for gate in judged}
 
-    assert names(None, None) == []
-    assert names(version("1", (2,)), version("1", (2,))) == ["data", "champion"]
-    assert names(version("2", (2,)), version("1", (2,))) == ["data", "champion", "best_champion"]
-    (champion, best) = names(version("2", (3,)), version("1", (4,)))
-    assert champion.startswith("champion: the champion makes items of shape (3,)")
-    assert best.startswith("best_champion: the best champion makes items of shape (4,)")
+    none: Any = SimpleNamespace(champion=None, best=None)
+    assert list(gates.champion_gates(none, gates.GatesConfig())) == []
+    assert [*found("vector")] == ["schema", "data", "champion"]
+    assert [*found("vector", "vector")] == ["schema", "data", "champion", "best_champion"]
+    assert all(gate.passed for gate in found("vector", "vector").values())
+    other = found("image", "rgb")
+    assert not any(gate.passed for gate in other.values())
+    assert other["schema"].reason.startswith(
+        "it makes vectors of 2 values, not images of 8x8 pixels and 1 channel; "
+    )
+    assert other["champion"].reason == "the champion makes items that do not compare"
+    assert other["best_champion"].reason == "the best champion makes items that do not compare"
 
 
 def test_a_registered_artifact_must_be_the_one_that_was_trained(tmp_path: Path) -> None:

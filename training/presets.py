@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+import unicodedata
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from models.config import Config, parse_config
 from models.errors import ConfigError
 from models.record import DataCard
+from training.data.sources.files import Location
 
 Values = dict[str, Any]
 
@@ -174,6 +179,9 @@ def build_config(
 ) -> Config:
     """Build a configuration from a preset.
 
+    The model is named by its data (`name_of`), unless ``overrides`` name it; one of a preset's own
+    data, or of data without a name, by the preset.
+
     Args:
         preset: its name.
         data: another data source than the preset's.
@@ -186,7 +194,7 @@ def build_config(
     """
     if preset not in PRESETS:
         raise ConfigError(f"no preset '{preset}'; there are: {', '.join(PRESETS)}")
-    values: Values = {"name": preset, **{k: dict(v) for k, v in PRESETS[preset].items()}}
+    values: Values = {k: dict(v) for k, v in PRESETS[preset].items()}
     overrides = dict(overrides or {})
     kind = str(overrides.pop("constraint.kind", constraint or values["constraint"]["kind"]))
     if kind != values["constraint"]["kind"]:
@@ -211,7 +219,33 @@ def build_config(
                 values[section][name] = value
     if isinstance(values["data"], dict) and "source" not in values["data"]:
         raise ConfigError(f"preset '{preset}' brings no data of its own: name yours with --data")
+    values.setdefault("name", _own_name(preset, values["data"]))
     return parse_config(values)
+
+
+def _own_name(preset: str, data: Any) -> str:
+    source = data.get("source") if isinstance(data, dict) else None  # what else it is, is refused
+    is_own = source == PRESETS[preset]["data"].get("source")
+    return preset if is_own else name_of(str(source)) or preset
+
+
+def name_of(source: str) -> str:
+    """Name a model by its data: the stem of the file or folder, in signs that a registry takes.
+
+    >>> name_of("data/Sales 2026.csv.gz"), name_of("s3://bucket/photos/"), name_of("digits")
+    ('Sales-2026', 'photos', 'digits')
+
+    Args:
+        source: as ``data.source``.
+
+    Returns:
+        At most 64 letters, digits, points, hyphens and underscores; empty if nothing is left.
+    """
+    url = urlsplit(source)
+    path = f"{url.netloc}{url.path}" if "://" in source else os.path.abspath(source)
+    stem = Location(source, path.rstrip("/"), None).name
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()  # é is e
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:64]
 
 
 def _set_columns(data: Values, key: str, value: Any) -> None:

@@ -83,6 +83,8 @@ def begin(
     """Load the data, and find out what is to be trained and where; see `retrain`."""
     with stoppable(stop_requested, "loading the data"):
         data = load_data(config.data, config.training.batch_size)
+    if settings.data is not None and "name" not in settings.set:
+        say(f"the model is called '{config.name}', as its preset; set.name gives it its own name")
     config = fill_in(config, data.card, workers.device.type)
     key = run_key(config, data.card)
     folder = settings.folder / f"{config.name}-{key[:12]}"

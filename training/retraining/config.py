@@ -27,7 +27,8 @@ class RetrainConfig(BaseModel):
     constraint: str | None = None
     """Name, as in `wgan train --constraint`; None: the preset's."""
     set: dict[str, Any] = Field(default_factory=dict)
-    """Any other settings, such as ``training.steps: 5000``, or nested; ``name`` is the model's."""
+    """Any other settings, such as ``training.steps: 5000``, or nested; ``name`` is the model's,
+    without it the preset's: data that come anew each time may have another name each time."""
     folder: Path
     """Folder of the runs. It must outlive the process, or there is nothing to resume."""
     keep_runs: int = Field(default=5, ge=1)
@@ -48,7 +49,8 @@ class RetrainConfig(BaseModel):
         Raises:
             ConfigError: no such preset, key or value.
         """
-        return build_config(self.preset, self.data, self.constraint, flatten(self.set))
+        settings = {"name": self.preset, **flatten(self.set)}
+        return build_config(self.preset, self.data, self.constraint, settings)
 
 
 def read_config(path: Path) -> RetrainConfig:

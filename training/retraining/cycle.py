@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from models import artifact, registry
+from models import artifact, champions, registry
 from models.errors import (
     AbsentError,
     ArtifactError,
@@ -331,7 +331,7 @@ def _settle(cycle: Cycle, decision: Decision) -> Outcome:
                 _require_all(cycle, version)
                 if key := configured_key():
                     sign_version(name, version, cycle.folder / ARTIFACT, key)
-            registry.promote(name, version, f"retraining: {decision.reason}")
+            champions.promote(name, version, f"retraining: {decision.reason}", say=cycle.say)
     if decision.outcome != "interrupted":
         decision = decision.model_copy(update={"recorded": True})
         tags = {OUTCOME_TAG: decision.outcome, COMPARED_TAG: decision.champion or NOTHING}

@@ -21,13 +21,14 @@ from models.artifact import load_artifact
 from models.errors import ArtifactError, suggestion
 from models.model import Model
 from models.record import Figure, Finding
+from models.schema_changes import schema_changes
 from training.judging.copying import COPYING, Membership, copying_statistic
 from training.judging.doctor.diagnosis import in_one_line
 from training.judging.figures import FIGURES, figure
 from training.judging.intervals import Difference, Estimate
 from training.judging.metrics import Device
 from training.judging.neighbours import nearest_distances
-from training.retraining.evidence import Evidence, RegisteredModel, different_columns, make_the_same
+from training.retraining.evidence import Evidence, RegisteredModel, make_the_same
 
 Array = np.ndarray
 Loss = Literal[
@@ -123,9 +124,9 @@ def challenger_gates(evidence: Evidence, limits: GatesConfig) -> Iterator[Gate]:
 
 def champion_gates(evidence: Evidence, limits: GatesConfig) -> Iterator[Gate]:
     """Apply the gates against the champion and the best champion so far; without one, none."""
-    champion, best = evidence.champion, evidence.best
-    if champion is None or best is None:
+    if (champion := evidence.champion) is None or (best := evidence.best) is None:
         return
+    yield same_schema(evidence.challenger, champion)
     if make_the_same(champion.model, evidence.challenger):
         yield known_data(evidence, champion.model, limits.max_drift)
     yield no_worse_than(evidence, "champion", "the champion", champion, limits.margin)
@@ -152,11 +153,18 @@ def sound(folder: Path, digest: str) -> tuple[Gate, Model | None]:
     return Gate(name="checksums", passed=True, reason=f"digest {digest}"), model
 
 
+def same_schema(challenger: Model, champion: RegisteredModel) -> Gate:
+    """Check that the challenger makes and takes the same items as the champion."""
+    changes = "; ".join(schema_changes(challenger.run, champion.model.run))
+    remedy = "give it a name of its own (set.name), or promote it by hand with --force"
+    reason = f"{changes}; {remedy}" if changes else "it makes the items that the champion makes"
+    return Gate(name="schema", passed=not changes, reason=reason)
+
+
 def enough_heldout(n: int, least: int) -> Gate:
     """Check that there are enough held-out items to judge by."""
-    reason = f"{n} held-out items" + (
-        "" if n >= least else "; bring more data: too few to judge by"
-    )
+    few = "" if n >= least else "; bring more data: too few to judge by"
+    reason = f"{n} held-out items{few}"
     return Gate(name="heldout", passed=n >= least, challenger=n, reference=least, reason=reason)
 
 
@@ -202,14 +210,7 @@ def no_worse_than(
         margin: in the loss's unit.
     """
     if not make_the_same(rival.model, evidence.challenger):
-        theirs, ours = rival.model.table, evidence.challenger.table
-        if theirs is None or ours is None:
-            what = f"items of shape {rival.model.shape}, the challenger {evidence.challenger.shape}"
-        else:
-            names = ", ".join(different_columns(theirs, ours))
-            what = f"rows of other columns, or of other kinds, than the challenger ({names})"
-        reason = f"{other} makes {what}: no figure compares them; promote by hand"
-        return Gate(name=name, passed=False, reason=reason)
+        return Gate(name=name, passed=False, reason=f"{other} makes items that do not compare")
     called = f"{other} (version {rival.version})"
     difference = evidence.loss_difference(rival.model)
     return not_worse(name, called, evidence.loss, difference, margin)
@@ -319,8 +320,7 @@ def known_data(evidence: Evidence, champion: Model, ratio: float) -> Gate:
     more items than were judged on then, so many are taken; for fewer, the recorded loss is raised.
     """
     if not evidence.judged_alike(champion):
-        reason = "not asked: the champion was judged over other features"
-        return Gate(name="data", passed=True, reason=reason)
+        return Gate(name="data", passed=True, reason="not asked: the champion has other features")
     recorded = champion.run.results.figures[evidence.loss]
     now = evidence.loss_of(champion, recorded.n)
     growth = evidence.loss_growth(champion, now.n, recorded.n)

@@ -76,7 +76,7 @@ def load(model: str | Path, device: str = "cpu") -> TrainedModel:
     """Load a model, with ``sample``, ``score``, ``figures`` and more.
 
     Args:
-        model: an artifact folder, or a registry name such as ``digits@champion``.
+        model: the folder of a run or an artifact, or a registry name such as ``digits@champion``.
         device: ``cpu`` or ``cuda``.
 
     Raises:

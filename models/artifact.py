@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models import run_folder
 from models.durable import PARTIAL, put
 from models.errors import ArtifactError
 from models.model import Model
@@ -28,7 +29,7 @@ from models.networks import build_networks
 from models.record import Run, without_false_guarantee
 
 Array = np.ndarray
-SUMS = "SHA256SUMS"
+SUMS = run_folder.SUMS
 SIGNATURE = "model.sig"
 """The signature, if there is one; see `models.signing`. It has no checksum."""
 RUN = "run.json"
@@ -103,7 +104,9 @@ def verify(folder: Path, needed: Collection[str] = FILES) -> str:
     """
     sums = folder / SUMS
     if not os.path.isfile(sums):  # False too for what no path can be
-        raise ArtifactError(f"{folder}: not an artifact (it has no {SUMS})")
+        raise ArtifactError(
+            f"{folder}: not an artifact (it has no {SUMS}){run_folder.instead_of(folder)}"
+        )
     content = sums.read_bytes()
     try:
         lines = [line.split("  ", 1) for line in content.decode("ascii").splitlines()]

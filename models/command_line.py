@@ -28,9 +28,11 @@ DATA_HELP = (
     "a built-in data set; a .npy, .npz, .csv or .parquet file; a folder, .zip or .tar of images; "
     "or a URL of one of these"
 )
-MODEL_HELP = "an artifact folder, or a registry name such as digits@champion"
+MODEL_HELP = "the folder of a run or an artifact, or a registry name such as digits@champion"
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help=f"{MODEL_HELP}; digits alone means its champion")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 ClassOption = Annotated[
     str | None, typer.Option("--class", metavar="NAME", help="class, of a conditional model")

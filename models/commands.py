@@ -252,17 +252,19 @@ SigningKeyOption = Annotated[
 @app.command()
 def sign(model: ModelArgument, key: SigningKeyOption = None) -> None:
     """Sign an artifact, here or in the registry, so that services can tell whose it is."""
-    from models import registry, signing
+    from models import signing
     from models.artifact import SERVED
+    from models.model_names import locate, resolve
     from models.progress import say
     from models.trained import artifact_folder
 
     if key is None:
         raise UserError(f"name the private key: --key FILE, or {signing.SIGNING_KEY}")
-    if not registry.is_reference(model):
-        say(f"signed: {signing.sign(Path(model), key)}")
+    found = locate(model)
+    if isinstance(found, Path):
+        say(f"signed: {signing.sign(found, key)}")
         return
-    name, version = registry.resolve(model)
+    name, version = resolve(found)
     with artifact_folder(f"{name}@{version}", SERVED) as folder:
         signing.sign_version(name, version, folder, key)
     say(f"signed: {name}@{version}")
@@ -310,12 +312,13 @@ def promote(
     key: SigningKeyOption = None,
 ) -> None:
     """Make a version the champion; with a key, sign it before."""
-    from models import artifact, champions, registry
+    from models import artifact, champions
+    from models.model_names import require_version
     from models.progress import say
     from models.signing import sign_version
     from models.trained import artifact_folder
 
-    name, version = registry.resolve(model)
+    name, version = require_version(model)
     with artifact_folder(f"{name}@{version}") as folder:
         artifact.verify(folder)  # a broken artifact must not become champion
         if key is not None:
@@ -332,8 +335,10 @@ def rollback(
 ) -> None:
     """Make the previous champion champion again."""
     from models import champions
+    from models.model_names import require_name
     from models.progress import say
 
+    require_name(name)
     before, now = champions.rollback(name, why, force)
     say(f"{name}@{now} is champion again" + _instead_of(name, before))
 

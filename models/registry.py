@@ -174,6 +174,15 @@ def tag(name: str, number: str, tags: dict[str, str]) -> None:
         _ask(name, lambda c, k=key, v=value: c.set_model_version_tag(name, number, k, v))
 
 
+def names() -> list[str]:
+    """List the names of the registered models.
+
+    Raises:
+        RegistryError: the registry does not answer.
+    """
+    return [m.name for m in _ask("models", lambda c: list(c.search_registered_models()))]
+
+
 def versions(name: str | None = None) -> list[dict[str, Any]]:
     """List the versions of a name, or every version in the registry, newest first within a name.
 

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from models import registry, registry_files
+from models import registry_files
 from models.artifact import SERVED, SUMS, load_artifact
 from models.device import require_device
 from models.errors import UserError
 from models.model import Model
+from models.model_names import locate, resolve
 from models.progress import phase
 from models.record import Figure, Finding, Run
 from models.tables.conditions import conditions_of
@@ -189,18 +190,21 @@ def artifact_folder(model: str, needed: Collection[str] | None = None) -> Iterat
     """Give the folder of an artifact; one from the registry goes when the block ends.
 
     Args:
-        model: an artifact folder, or a registry name such as ``digits@champion``.
+        model: see `models.model_names.locate`.
         needed: names of the files to fetch from a registry; None: all.
 
     Raises:
+        ArtifactError: no such folder.
         RegistryError: no such version, or the registry does not answer.
     """
-    if not registry.is_reference(model):
-        yield Path(model)
+    found = locate(model)
+    if isinstance(found, Path):
+        yield found
         return
+    version = "@".join(resolve(found))
     with tempfile.TemporaryDirectory() as folder:
-        with phase(f"downloading {model}"):
-            fetched = registry_files.download(model, Path(folder), needed and {*needed, SUMS})
+        with phase(f"downloading {version}"):
+            fetched = registry_files.download(version, Path(folder), needed and {*needed, SUMS})
         yield fetched
 
 

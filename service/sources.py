@@ -6,13 +6,16 @@ import re
 from pathlib import Path
 
 from models import registry
+from models.run_folder import artifact_of
 
 NAME = r"[^/=@]+"
 
 
 def absolute(model: str) -> str:
-    """Make an artifact folder's path absolute; leave a registry name as it is."""
-    return model if not model or registry.is_reference(model) else str(Path(model).absolute())
+    """Make a folder's path absolute, a run's that of its artifact; leave a registry name alone."""
+    if not model or registry.is_reference(model):
+        return model
+    return str(artifact_of(Path(model)).absolute())
 
 
 def named(text: str) -> str:

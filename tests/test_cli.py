@@ -56,17 +56,17 @@ MISTAKES = {
     "strange data": ((*TRAIN, "--data", "data.txt"), "nor a built-in"),
     "vectors in a preset for images": ((*TRAIN, "--data", "8gaussians"), "architecture=mlp"),
     "no GPU": ((*TRAIN, "--device", "cuda"), "no CUDA device; use cpu"),
-    "no artifact": (("sample", "absent", "--out", "a.png"), "not an artifact"),
+    "no artifact": (("sample", "absent", "--out", "a.png"), "no such folder"),
     "unknown format": (("sample", "absent", "--out", "a.gif"), "png"),
     "no samples": (("sample", "absent", "-n", "0", "--out", "a.png"), "at least one"),
     "negative seed": (("sample", "absent", "--seed", "-1", "--out", "a.png"), "--seed"),
     "unregistered name": (("sample", "digits@champion", "--out", "a.png"), "digits"),
     "nothing to promote": (("promote", "digits@1"), "digits"),
-    "promote without a version": (("promote", "digits"), "NAME@VERSION"),
+    "promote without a version": (("promote", "digits"), "no registry in"),
     "nothing to roll back": (("rollback", "digits"), "digits"),
     "nothing to retrain by": (("retrain", "--config", "absent.yaml"), "absent.yaml"),
     "nothing to serve": (("serve", "--port", "1"), "WGAN_MODEL"),
-    "serving what is not there": (("serve", "--model", "absent"), "not an artifact"),
+    "serving what is not there": (("serve", "--model", "absent"), "no such folder"),
 }
 
 

@@ -111,7 +111,7 @@ def test_an_installation_without_training_serves() -> None:
     assert "(not installed)" in helped.stdout
     served = run_python(code, "serve", "--model", "absent")
     assert served.returncode == 2
-    assert "not an artifact" in served.stderr
+    assert "no such folder" in served.stderr
     done = run_python(code, "train", "--preset", "digits", "--out", "run")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

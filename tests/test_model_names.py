@@ -68,8 +68,8 @@ def test_a_folder_comes_before_a_registered_name(home: Path) -> None:
     [
         ("runs/frist", r"runs/frist: no such folder; did you mean 'runs/first'\?"),
         ("runs/frist/artifact", r"no such folder; did you mean 'runs/first/artifact'\?"),
-        ("./nowhere/at/all", r"nowhere/at/all: no such folder: \. has no nowhere$"),
-        ("./nowhere", r"no such folder: \. has no nowhere; a registry name has an @"),
+        ("./xyzzy/at/all", r"xyzzy/at/all: no such folder: \. has no xyzzy$"),
+        ("./xyzzy", r"no such folder: \. has no xyzzy; a registry name has an @"),
         ("runs", r"not an artifact.*; did you mean 'runs/first'\?"),
         ("runs/unfinished", "not an artifact.*; its run has not ended: .*--resume"),
         ("runs/first/artifact/run.json", "it is a file: name its folder, runs/first/artifact"),

@@ -19,7 +19,6 @@ from models.errors import DataError
 from models.networks import CriticConfig, build_critic
 from training.judging.metrics import wasserstein_1
 from training.lab.fitting import default_recipe, fit
-from training.lab.samples import load_samples
 from training.lab.w1 import critic_estimate, estimate
 
 Array = np.ndarray
@@ -214,17 +213,6 @@ def test_images_are_taken_as_images() -> None:
 def test_samples_that_do_not_fit(a: Array, b: Array, message: str) -> None:
     with pytest.raises(DataError, match=message):
         estimate(a, b)
-
-
-def test_files_that_are_no_samples(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file"):
-        load_samples(tmp_path / "absent.npy")
-    (tmp_path / "text.npy").write_text("hello")
-    with pytest.raises(DataError, match=r"not a \.npy file"):
-        load_samples(tmp_path / "text.npy")
-    np.savez(tmp_path / "many.npz", a=np.zeros(3))
-    with pytest.raises(DataError, match="several arrays"):
-        load_samples(tmp_path / "many.npz")
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import typer
 from models.command_line import (
     DATA_HELP,
     EXIT_INTERRUPTED,
+    MODEL_HELP,
     SetOption,
     assignments,
     complain,
@@ -115,10 +116,10 @@ def clipping(
     return 0
 
 
-@app.command(epilog=example("wgan w1 a.npy b.npy --json w1.json"))
+@app.command(epilog=example("wgan w1 digits@champion heldout/ --json w1.json"))
 def w1(
-    a: Annotated[Path, typer.Argument(metavar="A", help=".npy: N x D, sequences or images")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="likewise; the critic is larger on A")],
+    a: Annotated[str, typer.Argument(metavar="A", help=f"a model: {MODEL_HELP}; or {DATA_HELP}")],
+    b: Annotated[str, typer.Argument(metavar="B", help="likewise; the critic is larger on A")],
     report: Annotated[Path, typer.Option("--json", metavar="OUT", help="the report's file")],
     constraint: Annotated[
         str | None,
@@ -127,6 +128,12 @@ def w1(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, metavar="S")] = 0,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "-n", min=1, metavar="N", help="of a model; default: as many as the other side has"
+        ),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="critic steps; default: 4000")
     ] = None,
@@ -146,32 +153,47 @@ def w1(
     gradients_out: Annotated[
         Path | None, typer.Option(metavar="G.npy", help="the gradients there")
     ] = None,
+    settings: SetOption = None,
 ) -> None:
     """Measure the Wasserstein-1 distance between two sets of samples with a critic."""
     if (gradients_at is None) != (gradients_out is None):
         raise UserError("--gradients-at and --gradients-out go together: give both or neither")
     import numpy as np
 
-    from training.lab.samples import load_samples
+    from training.data.loading import read_source
+    from training.lab.sets import load_sets
     from training.lab.w1 import estimate
     from training.lab.w1_page import w1_page
+    from training.presets import build_config
     from training.progress import phase, say
 
-    samples = load_samples(a), load_samples(b)
-    points = load_samples(gradients_at) if gradients_at else None
+    config = build_config("table", a, None, assignments(settings)).data
+    with phase("reading A and B"):
+        sets = load_sets(a, b, config, samples, seed)
+        points = None
+        if gradients_at is not None:
+            at = config.model_copy(update={"source": str(gradients_at)})
+            points = read_source(at).items
+    for line in sets.said:
+        say(line)
     with phase("measuring W1"):
         found, gradient = estimate(
-            *samples,
+            sets.a,
+            sets.b,
             constraint,
             seed=seed,
             steps=steps,
             seconds=seconds,
             until_converged=until_converged,
             batch_size=batch_size,
+            names=sets.names,
         )
+    found |= {"units": sets.units, "read": sets.said}
+    if sets.names:
+        found["columns"] = sets.names
     report.write_text(json.dumps(found, indent=2) + "\n")
     if out is not None:
-        out.write_text(w1_page(found, *samples, a.name, b.name))
+        out.write_text(w1_page(found, sets.a, sets.b, _called(a), _called(b)))
     if points is not None and gradients_out is not None:
         with gradients_out.open("wb") as file:
             np.save(file, gradient(points))
@@ -181,7 +203,7 @@ def w1(
     low, high = found["interval"]
     say(
         f"W1 {found['w1']:.5g}, at least {found['lower']:.5g} (95% confidence); about {low:.5g} to "
-        f"{high:.5g}"
+        f"{high:.5g}; {sets.units}"
     )
     say(
         f"p by permutation of {found['heldout'][0]} and {found['heldout'][1]} held-out samples; "
@@ -193,6 +215,11 @@ def w1(
     )
     if out is not None:
         say(f"page: {out}")
+
+
+def _called(source: str) -> str:
+    """The last part of a path, or a registry name."""
+    return source.rstrip("/").rpartition("/")[2] or source
 
 
 def _goes_on() -> int:

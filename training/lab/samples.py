@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,23 +25,6 @@ MIN_SAMPLES = 50
 """Fewest samples a side."""
 SPLIT = (0.7, 0.1, 0.2)
 """Shares of the samples to fit on, to validate on, and to hold out for the estimate."""
-
-
-def load_samples(path: Path) -> Array:
-    """Read an array file of samples.
-
-    Raises:
-        DataError: there is none, or it cannot be read.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: not a .npy file ({str(error).splitlines()[0]})") from None
-    if not isinstance(found, np.ndarray):
-        raise DataError(f"{path}: holds several arrays; save one with numpy.save")
-    return found
 
 
 def require_samples(a: Array, b: Array) -> None:

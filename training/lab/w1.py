@@ -144,6 +144,7 @@ def estimate(
     seconds: float | None = None,
     until_converged: bool = False,
     batch_size: int = 512,
+    names: Sequence[str] = (),
 ) -> Fitted:
     """Estimate W1 between two sets of samples, with the Euclidean distance, and bound it.
 
@@ -156,6 +157,7 @@ def estimate(
         seconds: time for fitting, instead of ``steps``.
         until_converged: double the steps until more bring nothing, or ``seconds`` are over.
         batch_size: samples from each set in a step.
+        names: of an item's values, for the verdict; without them, their places.
 
     Returns:
         The report, and the critic's gradient.
@@ -287,5 +289,5 @@ def estimate(
         "converged": off <= MAX_APART,
         "seconds": time.perf_counter() - started,
     }
-    report = {"verdict": verdict(report, column_names(a.shape[1:])), **report}
+    report = {"verdict": verdict(report, names or column_names(a.shape[1:])), **report}
     return Fitted(report, lambda points: units.gradient(critic, points))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,14 +38,15 @@ def w1_page(report: dict[str, Any], a: Array, b: Array, a_name: str, b_name: str
     """Write what `training.lab.w1.estimate` found as one HTML file that needs no other.
 
     Args:
-        report: the estimate's report.
+        report: the estimate's report; ``columns`` has the names of a table's values.
         a: the samples that it was made from.
         b: likewise.
         a_name: what A is called, such as the name of its file.
         b_name: likewise.
     """
     kind, blame = kind_of(a.shape[1:]), np.array(report["blame"])
-    parts = {"image": _images, "sequence": _sequences, "vector": _vectors}[kind]
+    vectors = partial(_vectors, names=report.get("columns") or column_names(blame.shape))
+    parts = {"image": _images, "sequence": _sequences, "vector": vectors}[kind]
     return render(
         "w1.html.j2",
         title=f"Are {a_name} and {b_name} the same?",
@@ -104,9 +107,9 @@ def _values(name: str, a: Array, b: Array) -> Chart:
     )
 
 
-def _marginals(blame: Array, a: Array, b: Array) -> list[tuple[Chart, str]]:
+def _marginals(blame: Array, a: Array, b: Array, names: Sequence[str]) -> list[tuple[Chart, str]]:
     """Values of the columns that are blamed most."""
-    names, shares = column_names(blame.shape), blame.ravel()
+    shares = blame.ravel()
     most = np.argsort(-shares, kind="stable")[:MAX_CHARTS]
     chosen = [i for i in most if shares[i] >= MIN_SHARE] or most[:1]
     flat = [x.reshape(len(x), -1) for x in (a, b)]
@@ -116,8 +119,10 @@ def _marginals(blame: Array, a: Array, b: Array) -> list[tuple[Chart, str]]:
     ]
 
 
-def _vectors(blame: Array, a: Array, b: Array, typical: list[list[int]]) -> dict[str, Any]:
-    names, order = column_names(blame.shape), np.argsort(-blame, kind="stable")
+def _vectors(
+    blame: Array, a: Array, b: Array, typical: list[list[int]], names: Sequence[str]
+) -> dict[str, Any]:
+    order = np.argsort(-blame, kind="stable")
     shown = order[:MAX_BARS]
     rows = [(names[i], float(blame[i]), COLOURS[0]) for i in shown]
     even = 1 / len(blame)
@@ -135,7 +140,7 @@ def _vectors(blame: Array, a: Array, b: Array, typical: list[list[int]]) -> dict
     return {
         "bars": horizontal_bars("Blame of each column", rows, even),
         "bars_caption": f"Share of the distance. Dashed: an even share, {even:.2g}.{left}",
-        "charts": _marginals(blame, a, b),
+        "charts": _marginals(blame, a, b, names),
         "tables": [
             table("Most typical of A, and not of B", typical[0], a),
             table("Most typical of B, and not of A", typical[1], b),
@@ -164,7 +169,7 @@ def _sequences(blame: Array, a: Array, b: Array, typical: list[list[int]]) -> di
     return {
         "charts": [
             (by_step, "In brackets: a feature's blame over all steps."),
-            *_marginals(blame, a, b),
+            *_marginals(blame, a, b, column_names(blame.shape)),
         ],
         "items": [(encode_small_png(drawn), caption, 960)],
     }

@@ -36,7 +36,9 @@ def load_array(location: Location, config: DataConfig) -> RawData:
         raise
     except Exception as error:  # numpy and zipfile raise many kinds on a broken file
         why = reason(error)
-        if "allow_pickle" in why or "Object arrays" in why:
+        if "Object arrays" in why:
             why = "an object array (items of mixed shapes?): save one array of one shape"
+        elif "pickle" in why:  # numpy takes whatever it does not know for a pickle
+            why = "no NumPy file, as its first bytes show; save the array with numpy.save"
         raise DataError(f"{source}: cannot be read: {why}") from error
     return RawData(items, location.name, source)

@@ -1,0 +1,196 @@
+"""The two sets of `wgan w1`: files of any kind, folders and models, in one form and known units."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import wgan_cli
+from models.artifact import load_artifact
+from models.config import DataConfig
+from models.errors import DataError, UserError
+from models.images import encode_png
+from models.tables.files import write_rows
+from tests.artifacts import make_artifact
+from tests.mixed import people
+from training.judging.metrics import wasserstein_1
+from training.lab.sets import Sets, load_sets
+
+Array = np.ndarray
+
+
+def read(a: Path | str, b: Path | str, **settings: Any) -> Sets:
+    return load_sets(str(a), str(b), DataConfig(source=str(a)), **settings)
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> Iterator[dict[str, Path]]:
+    """The same numbers in every kind of file; in csv with the columns exchanged."""
+    x = np.random.default_rng(0).normal([150, 2], [10, 0.1], (80, 2)).astype(np.float32)
+    frame = pd.DataFrame(x.astype(np.float64), columns=["height", "mass"])
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "samples.npz", samples=x)
+    frame[["mass", "height"]].to_csv(tmp_path / "x.csv", index=False)
+    frame.to_parquet(tmp_path / "x.parquet")
+    np.savez(tmp_path / "columns.npz", **{name: frame[name].to_numpy() for name in frame})
+    return {p.name: p for p in tmp_path.iterdir()}
+
+
+def test_numbers_are_compared_in_their_own_units(numbers: dict[str, Path]) -> None:
+    x = np.load(numbers["x.npy"])
+    for name in ("samples.npz", "x.parquet", "columns.npz"):
+        sets = read(numbers["x.npy"], numbers[name])
+        np.testing.assert_array_equal(sets.b, x)
+        assert "their own units" in sets.units
+    for one, other in itertools.permutations(("x.csv", "x.parquet", "columns.npz"), 2):
+        sets = read(numbers[one], numbers[other])
+        np.testing.assert_array_equal(sets.a, sets.b)
+        assert sets.names == [["height", "mass"], ["mass", "height"]][one == "x.csv"]
+    assert any("order counts" in line for line in read(numbers["x.npy"], numbers["x.csv"]).said)
+
+
+def test_mixed_columns_have_units_that_are_known(tmp_path: Path) -> None:
+    """Rows that differ in one category alone are 1 apart, and in a gap beside a mean value too."""
+    rng = np.random.default_rng(0)
+    grams = rng.normal(10, 3, 60)
+    frame = pd.DataFrame({"grams": grams, "kind": "x"})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.assign(kind="y")[["kind", "grams"]].to_csv(tmp_path / "b.csv", index=False)
+    sets = read(tmp_path / "a.csv", tmp_path / "b.csv")
+    assert sets.names == ["grams", "kind = x", "kind = y"]
+    assert wasserstein_1(sets.a, sets.b) == pytest.approx(1)
+    assert any(line.startswith("mixed types: 2 columns (category, number)") for line in sets.said)
+    assert "standard deviations" in sets.units
+    # Moved by two standard deviations of both sets together.
+    moved = frame.assign(grams=grams + 7, kind=rng.choice(["x", "y"], 60))
+    (frame := frame.assign(kind=moved.kind)).to_csv(tmp_path / "a.csv", index=False)
+    moved.to_csv(tmp_path / "b.csv", index=False)
+    sets = read(tmp_path / "a.csv", tmp_path / "b.csv")
+    apart = 7 / np.concatenate([grams, grams + 7]).std()
+    assert np.linalg.norm(sets.a - sets.b, axis=1) == pytest.approx(np.full(60, apart))
+    frame.grams = frame.grams.where(np.arange(60) > 5)
+    frame.to_parquet(tmp_path / "a.parquet")
+    sets = read(tmp_path / "a.parquet", tmp_path / "b.csv")
+    assert "whether grams is missing" in sets.names
+    assert sets.a[:6, sets.names.index("whether grams is missing")].tolist() == [1.0] * 6
+
+
+def test_images_are_compared_in_grey_levels(tmp_path: Path) -> None:
+    """Every image is 10 levels lighter in 64 pixels: they are 80 apart."""
+    rng = np.random.default_rng(0)
+    dark = rng.integers(0, 200, (60, 8, 8, 1), np.uint8)
+    for name, images in (("dark", dark), ("light", dark + 10)):
+        (tmp_path / name).mkdir()
+        for i, image in enumerate(images):
+            (tmp_path / name / f"{i:03d}.png").write_bytes(encode_png(image))
+    sets = read(tmp_path / "dark", tmp_path / "light")
+    a, b = (x.reshape(60, -1).astype(float) for x in (sets.a, sets.b))
+    assert wasserstein_1(a, b) == pytest.approx(80)
+    assert sets.units == "Euclidean over all 64 pixel values, in grey levels, 0 to 255"
+    np.save(tmp_path / "grey.npy", dark[..., 0])
+    np.testing.assert_array_equal(read(tmp_path / "dark", tmp_path / "grey.npy").b, dark)
+    np.save(tmp_path / "rgb.npy", np.repeat(dark, 3, axis=3))
+    assert read(tmp_path / "dark", tmp_path / "rgb.npy").a.shape == (60, 8, 8, 3)
+    np.save(tmp_path / "large.npy", np.zeros((60, 16, 16), np.uint8))
+    with pytest.raises(DataError, match=r"dark of 8x8 .*large.npy of 16x16 .*--set data.size=8"):
+        read(tmp_path / "dark", tmp_path / "large.npy")
+    told = DataConfig(source="", size=8)
+    sets = load_sets(str(tmp_path / "dark"), str(tmp_path / "large.npy"), told)
+    assert sets.b.shape == (60, 8, 8, 1)
+
+
+def test_a_model_makes_as_many_samples_as_the_other_side_has(tmp_path: Path) -> None:
+    run = make_artifact(tmp_path / "run" / "artifact", "image").parent
+    made = load_artifact(run / "artifact")
+    images = np.random.default_rng(0).integers(0, 256, (70, 8, 8), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    sets = read(run, tmp_path / "images.npy", seed=5)
+    np.testing.assert_array_equal(sets.a, made.sample(5, 70))
+    assert sets.said[0].startswith(f"A: 70 samples of {run} (digest {made.digest[:12]}), seed 5")
+    sets = read(tmp_path / "images.npy", run / "artifact", count=60, seed=5)
+    np.testing.assert_array_equal(sets.b, made.sample(6, 60))
+    sets = read(run, run, count=60)
+    assert not np.array_equal(sets.a, sets.b), "another seed"
+    # Read as the model's own data were: resized.
+    resizing = make_artifact(tmp_path / "resized", "image", data={"source": "x", "size": 8})
+    (tmp_path / "photos").mkdir()
+    for i in range(60):
+        photo = np.full((16, 12, 3), i, np.uint8)
+        (tmp_path / "photos" / f"{i}.png").write_bytes(encode_png(photo))
+    sets = read(resizing, tmp_path / "photos")
+    assert sets.b.shape == (60, 8, 8, 1)
+    assert "all are made grey to be compared" in sets.said
+
+
+def test_a_table_s_model_and_rows_meet_in_the_model_s_columns(tmp_path: Path) -> None:
+    folder = make_artifact(tmp_path / "artifact", "rows")
+    rows = people(90)
+    (tmp_path / "rows.csv").write_bytes(b"".join(write_rows([rows], "csv")))
+    (tmp_path / "rows.npz").write_bytes(b"".join(write_rows([rows], "npz")))
+    sets = read(folder, tmp_path / "rows.csv")
+    assert sets.a.shape == sets.b.shape == (90, len(sets.names))
+    as_npz = read(folder, tmp_path / "rows.npz")
+    np.testing.assert_allclose(as_npz.b, sets.b, rtol=1e-6)
+    fewer = rows.drop_columns(["home"])
+    (tmp_path / "fewer.csv").write_bytes(b"".join(write_rows([fewer], "csv")))
+    with pytest.raises(DataError, match=r"fewer.csv: has no column 'home'"):
+        read(folder, tmp_path / "fewer.csv")
+    with pytest.raises(DataError, match=r"other columns: only .*rows.csv has home"):
+        read(tmp_path / "rows.csv", tmp_path / "fewer.csv")
+
+
+@pytest.mark.parametrize("content", [b"hello", b"", b"PK\x03\x04", "objects"])
+def test_nobody_is_told_to_load_pickles(content: bytes | str, tmp_path: Path) -> None:
+    path = tmp_path / "samples.npy"
+    if content == "objects":
+        np.save(path, np.array([{}, []], dtype=object), allow_pickle=True)
+    else:
+        path.write_bytes(bytes(content))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        read(path, path)
+    assert "pickle" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("absent.npy", "absent.npy: no such file"),
+        ("runs/absent", "runs/absent: no such"),
+        ("absent@champion", "absent@champion: no such folder, and no registry"),
+        ("absent", "absent@champion: no such folder, and no registry"),
+    ],
+)
+def test_what_is_not_there(
+    source: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match=says):
+        read(source, "8gaussians")
+
+
+def test_the_command_says_the_units_and_the_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"grams": rng.normal(size=100), "kind": rng.choice(["x", "y"], 100)})
+    for name, shift in (("a", 0), ("b", 9)):
+        frame.assign(grams=frame.grams + shift).to_csv(tmp_path / f"{name}.csv", index=False)
+    files = [str(tmp_path / name) for name in ("a.csv", "b.csv")]
+    report, page = tmp_path / "w1.json", tmp_path / "page.html"
+    command = ["w1", *files, "--json", str(report), "--steps", "5", "--out", str(page)]
+    assert wgan_cli.main(command) == 0
+    said = capsys.readouterr().out
+    assert "A: 100 rows of " in said
+    assert "mixed types: 2 columns" in said
+    assert "most of it is in grams" in said
+    assert "another category and a missing value count 1" in said
+    found = json.loads(report.read_text())
+    assert sorted(found["columns"]) == ["grams", "kind = x", "kind = y"]
+    assert found["units"] in said
+    assert "grams" in page.read_text()

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from models.command_line import ClassOption, DeviceOption, JsonOption, ModelArgument, new_app
+from models.command_line import (
+    ClassOption,
+    DeviceOption,
+    JsonOption,
+    ModelArgument,
+    complain,
+    new_app,
+)
 from models.errors import DataError, ShapeError, UserError
 
 if TYPE_CHECKING:
@@ -179,30 +186,33 @@ def score(
     model: ModelArgument,
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE", help="images or arrays; of tables CSV, Parquet or Arrow"),
+        typer.Argument(
+            metavar="FILE",
+            help="images or arrays; of tables CSV, Parquet, Arrow or .npz; folders and archives",
+        ),
     ],
     class_name: ClassOption = None,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="bring images of any size and channels to the model's")
+    ] = False,
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",
 ) -> None:
     """Score the items in image or array files, or the rows in a table's, with the critic."""
-    from models.formats import read_items
+    import numpy as np
+
+    from models.item_files import read_files
     from models.trained import load
 
     trained = load(model, device)
-    names, scores, percentiles = [], [], []
-    for path in files:
+    names, scores = list[str](), list[float]()
+    for batch in read_files(trained.model, files, resize, complain):
         try:
-            if trained.model.table is None:
-                items = read_items(_content(path), str(path))
-            else:
-                items = _rows(trained.model, path)
-            of_file = trained.score(items, class_name)
+            scores += trained.score(batch.items, class_name).tolist()
         except (DataError, ShapeError) as error:
-            raise UserError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
-        scores += of_file.tolist()
-        percentiles += trained.percentiles(of_file).tolist()
-        names += [f"{path}[{i}]" if len(items) > 1 else str(path) for i in range(len(items))]
+            raise UserError(f"{batch.names[0].partition('[')[0]}: {error}") from None
+        names += batch.names
+    percentiles = trained.percentiles(np.array(scores, np.float32)).tolist()
     if as_json:
         print(json.dumps({"items": names, "scores": scores, "percentiles": percentiles}))
         return

@@ -41,6 +41,7 @@ ORDER = [
     "registry_files",
     "champions",
     "model_names",
+    "item_files",
     "trained",
     "signing",
     "bulk",

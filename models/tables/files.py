@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet
 
+from models.errors import DataError
 from models.pipe import Pipe
 from models.tables.column import whole
 
@@ -117,6 +118,38 @@ def as_array(values: pa.ChunkedArray) -> Array:
         return (values.cast(pa.float64()) if values.null_count else values).to_numpy()
     texts = values.cast(pa.string()).fill_null("").to_pylist()
     return np.array(texts, dtype=str)
+
+
+def read_npz(content: bytes, name: str) -> pa.Table:
+    """Read rows of a .npz file with an array for each column, as `write_rows` writes them.
+
+    Args:
+        content: the file's bytes.
+        name: the file's name, for error messages.
+
+    Returns:
+        A column for each array; NaN, NaT and empty texts become missing values.
+
+    Raises:
+        DataError: it is no such file; objects are never unpickled.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {column: file[column] for column in file.files}
+    except Exception:  # numpy and zipfile raise many kinds on a broken file
+        raise DataError(f"{name}: no .npz file of columns, or a broken one") from None
+    if (
+        len({array.shape for array in arrays.values()}) != 1
+        or next(iter(arrays.values())).ndim != 1
+    ):
+        raise DataError(f"{name}: its arrays are no columns, one-dimensional and equally long")
+    return pa.table({column: _values(array) for column, array in arrays.items()})
+
+
+def _values(array: Array) -> pa.Array:
+    if array.dtype.kind == "U":
+        return pa.array([text or None for text in array.tolist()], pa.string())
+    return pa.array(array, from_pandas=True)
 
 
 def _parquet(parts: Iterable[pa.Table]) -> Iterator[bytes]:

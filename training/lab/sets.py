@@ -20,6 +20,7 @@ from models.model import Model
 from models.model_names import locate
 from models.run_folder import artifact_of
 from models.tables import CategoryColumn, NumberColumn, TableSchema
+from models.tables.files import read_npz
 from models.tables.records import typed
 from models.trained import load_served
 from training.data.builtin import BUILT_IN
@@ -144,23 +145,13 @@ def _columns(source: str) -> pa.Table | None:
     """The rows of a .npz file with an array for each column, as `wgan sample` writes a table's."""
     if not source.lower().endswith(".npz") or not zipfile.is_zipfile(source):
         return None
+    with zipfile.ZipFile(source) as file:
+        if len(file.namelist()) < 2 or "samples.npy" in file.namelist():
+            return None
     try:
-        with np.load(source, allow_pickle=False) as file:
-            if len(file.files) < 2 or "samples" in file.files:
-                return None
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile):
+        return read_npz(Path(source).read_bytes(), source)
+    except DataError:
         return None  # the reader of arrays says what is wrong
-    if {array.shape for array in arrays.values()} != {(len(next(iter(arrays.values()))),)}:
-        return None
-    return pa.table({name: _column(array) for name, array in arrays.items()})
-
-
-def _column(array: Array) -> pa.Array:
-    """A column with its gaps: NaN, or an empty text."""
-    if array.dtype.kind in "US":
-        return pa.array([text or None for text in array.astype(str).tolist()])
-    return pa.array(array, from_pandas=True)
 
 
 def _generated(source: str, model: Model | None, count: int, seed: int) -> Side:

@@ -1,0 +1,153 @@
+"""Files of items to score, as people have them: single ones, folders and archives."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from models.errors import DataError, ShapeError, UserError
+from models.formats import read_items
+from models.model import Model
+from models.tables.files import read_npz
+from models.tables.reading.texts import decompressed
+from models.tables.records import read_rows
+
+Array = np.ndarray
+AT_ONCE = 1024
+"""Items, about, that are held before they are scored."""
+MAX_BYTES = 2**28
+"""Largest file of an archive: a small one may unpack to far more."""
+
+
+class Batch(NamedTuple):
+    """Items with a name each."""
+
+    names: list[str]
+    items: Any
+    """An array as `Model.items` returns it, or a `pyarrow.Table`."""
+
+
+def read_files(
+    model: Model, paths: list[Path], resize: bool, say: Callable[[str], None]
+) -> Iterator[Batch]:
+    """Read items or rows of a model from files, folders and archives, some at a time.
+
+    Images are read as training read them: if those were resized, so are these.
+
+    Args:
+        model: that the items are for.
+        paths: images, arrays, files of rows; folders, .zip and .tar files of them.
+        resize: bring images of any size and channels to the model's.
+        say: is told of files in folders and archives that hold no items, and of what is resized.
+
+    Raises:
+        UserError: a path is not there, or holds no items, or items that the model does not take.
+    """
+    names, held, resized = list[str](), list[Array](), 0
+    for path in paths:
+        skipped, count = list[str](), 0
+        for name, content in _files(path):
+            try:
+                items = _read(model, name, content, say)
+            except DataError as error:
+                if name == str(path):  # it was named, and not only found
+                    raise UserError(_named(name, error)) from None
+                skipped.append(str(error))
+                continue
+            count += 1
+            if not isinstance(items, np.ndarray):
+                yield Batch(_numbered(name, len(items)), items)
+                continue
+            try:
+                fitted = _as_in_training(model, items, resize)
+            except (DataError, ShapeError) as error:
+                hint = "; --resize brings images to that" if model.is_image and not resize else ""
+                raise UserError(f"{_named(name, error)}{hint}") from None
+            resized += len(items) * (fitted.shape[1:3] != items.shape[1:3])
+            held.append(fitted)
+            names += _numbered(name, len(items))
+            if len(names) >= AT_ONCE:
+                yield Batch(names, np.concatenate(held))
+                names, held = [], []
+        for line in skipped:
+            say(f"left out: {line}")
+        if not count:
+            raise UserError(f"{path}: holds nothing that the model scores")
+    if held:
+        yield Batch(names, np.concatenate(held))
+    if resized and not resize:
+        say(f"{resized} images were resized, as those in training were")
+
+
+def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and content of each file that a path means, in sorted order but for a tar."""
+    if path.is_dir():
+        for folder, folders, files in os.walk(path):
+            folders.sort()
+            for name in sorted(filter(_is_visible, files)):
+                file = Path(folder, name)
+                yield str(file), file.read_bytes()
+        return
+    if not path.is_file():
+        raise UserError(f"{path}: no such file or folder")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = sorted(m.filename for m in archive.infolist() if not m.is_dir())
+                if not any(name.endswith(".npy") for name in names):  # that would be an .npz file
+                    for name in filter(_is_visible, names):
+                        with archive.open(name) as member:
+                            yield f"{path}/{name}", member.read(MAX_BYTES)
+                    return
+        elif tarfile.is_tarfile(path):
+            with tarfile.open(path) as tar:
+                for part in tar:
+                    content = tar.extractfile(part) if _is_visible(part.name) else None
+                    if content is not None:
+                        yield f"{path}/{part.name}", content.read(MAX_BYTES)
+            return
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
+        raise UserError(f"{path}: a broken archive ({error})") from None
+    yield str(path), path.read_bytes()
+
+
+def _is_visible(name: str) -> bool:
+    return not any(p.startswith(".") or p == "__MACOSX" for p in name.removeprefix("./").split("/"))
+
+
+def _read(model: Model, name: str, content: bytes, say: Callable[[str], None]) -> Any:
+    if model.table is None:
+        return read_items(content, name)
+    if content.startswith(b"PK"):
+        return read_npz(content, name)
+    config = model.run.config.data.csv
+    return read_rows(decompressed(content), name, model.table, config, say)
+
+
+def _as_in_training(model: Model, items: Array, resize: bool) -> Array:
+    """Bring items to the model's form; images as training did it, or any if ``resize``."""
+    if not model.is_image or (items.dtype != np.uint8 and not resize):
+        return model.items(items)
+    images = items[..., None] if items.ndim == 3 else items
+    channels, height, width = model.shape
+    if images.ndim == 4 and images.shape[1:] != (height, width, channels):
+        has_size = images.shape[1:3] == (height, width) or model.run.config.data.size is not None
+        colours = images.shape[3] - (images.shape[3] in (2, 4))  # without transparency
+        if resize or (has_size and colours in (1, channels)):
+            return model.resized(images)
+    return model.items(items)
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [f"{name}[{i}]" if count > 1 else name for i in range(count)]
+
+
+def _named(name: str, error: Exception) -> str:
+    return f"{name}: {str(error).removeprefix(f'{name}: ')}"

@@ -1,0 +1,137 @@
+"""What `wgan score` takes: files, folders, archives, and images as training read them."""
+
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.artifact import load_artifact
+from models.images import encode_png, fit
+from models.model import Model
+from models.tables.files import write_rows
+from tests.artifacts import make_artifact
+from tests.mixed import people
+from wgan_cli import main
+
+Array = np.ndarray
+
+
+@pytest.fixture(autouse=True)
+def _in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Array:
+    """Six images, in a folder with a class below it, and in archives of that folder."""
+    items = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), np.uint8)
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    for i, image in enumerate(items):
+        folder = tmp_path / "photos" / ("cats" if i > 2 else "")
+        (folder / f"{i}.png").write_bytes(encode_png(image))
+    (tmp_path / "photos" / "notes.txt").write_text("of cats\n")
+    (tmp_path / "photos" / ".DS_Store").write_text("hidden")
+    with (
+        zipfile.ZipFile("photos.zip", "w") as archive,
+        tarfile.open("photos.tar.gz", "w:gz") as tar,
+    ):
+        for file in sorted(Path("photos").rglob("*")):
+            archive.write(file)
+            tar.add(file, recursive=False)
+    return items
+
+
+def scored(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
+    code = main(["score", *arguments, "--json"])
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    return json.loads(told.out), told.err
+
+
+def refused(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["score", *arguments]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.count("\n") == 1
+    return told.err
+
+
+def model(kind: str = "image", **settings: Any) -> Model:
+    return load_artifact(make_artifact(Path("run") / "artifact", kind, **settings))
+
+
+@pytest.mark.parametrize("source", ["photos", "photos.zip", "photos.tar.gz"])
+def test_folders_and_archives(
+    source: str, images: Array, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = model().score(images)
+    found, told = scored("run", source, capsys=capsys)
+    parent = source if source == "photos" else f"{source}/photos"
+    names = [f"{parent}/{'cats/' * (i > 2)}{i}.png" for i in range(6)]
+    by_name = dict(zip(found["items"], found["scores"], strict=True))
+    assert sorted(by_name) == sorted(names)
+    np.testing.assert_array_equal(np.float32([by_name[name] for name in names]), expected)
+    assert "left out: " in told
+    assert "notes.txt" in told
+    assert "hidden" not in told
+
+
+def test_images_of_another_size_need_a_word_unless_training_resized(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    large = np.random.default_rng(0).integers(0, 256, (1, 12, 16, 1), np.uint8)
+    Path("large.png").write_bytes(encode_png(large[0]))
+    np.save("large.npy", large)
+    fitted = fit(large[0], 8, 8)[None]
+    plain = model()
+    for name in ("large.png", "large.npy"):
+        assert "--resize" in refused("run", name, capsys=capsys)
+        found, _ = scored("run", name, "--resize", capsys=capsys)
+        np.testing.assert_array_equal(np.float32(found["scores"]), plain.score(fitted))
+    resizing = model(data={"source": "photos", "size": 8})
+    for name in ("large.png", "large.npy"):
+        found, told = scored("run", name, capsys=capsys)
+        np.testing.assert_array_equal(np.float32(found["scores"]), resizing.score(fitted))
+        assert "1 images were resized, as those in training were" in told
+
+
+def test_channels_are_read_as_in_training(capsys: pytest.CaptureFixture[str]) -> None:
+    """Transparency and grey are brought to RGB; colour is not made grey without a word."""
+    rng = np.random.default_rng(0)
+    grey, clear = (rng.integers(0, 256, (16, 12, c), np.uint8) for c in (1, 4))
+    Path("grey.png").write_bytes(encode_png(grey))
+    Path("clear.png").write_bytes(encode_png(clear))
+    rgb = model("rgb")
+    items = np.concatenate([rgb.resized(image[None]) for image in (grey, clear)])
+    found, _ = scored("run", "grey.png", "clear.png", capsys=capsys)
+    np.testing.assert_array_equal(np.float32(found["scores"]), rgb.score(items))
+    model("image")
+    Path("colour.png").write_bytes(encode_png(rng.integers(0, 256, (8, 8, 3), np.uint8)))
+    assert "--resize" in refused("run", "colour.png", capsys=capsys)
+
+
+def test_rows_of_a_table_in_files_and_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    table, rows = model("rows"), people(5)
+    Path("rows").mkdir()
+    for suffix in ("csv", "parquet", "arrow", "npz"):
+        Path(f"rows/1.{suffix}").write_bytes(b"".join(write_rows([rows], suffix)))
+    expected = table.score(table.codes(rows))
+    for suffix in ("csv", "parquet", "arrow", "npz"):
+        found, _ = scored("run", f"rows/1.{suffix}", capsys=capsys)
+        np.testing.assert_allclose(found["scores"], expected, rtol=1e-5)
+        assert found["items"] == [f"rows/1.{suffix}[{i}]" for i in range(5)]
+    found, _ = scored("run", "rows", capsys=capsys)
+    assert len(found["scores"]) == 20
+
+
+def test_what_holds_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    model()
+    Path("empty").mkdir()
+    assert "empty: holds nothing" in refused("run", "empty", capsys=capsys)
+    assert "absent: no such file or folder" in refused("run", "absent", capsys=capsys)
+    np.save("objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
+    assert "not plain numbers" in refused("run", "objects.npy", capsys=capsys)

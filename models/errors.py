@@ -85,6 +85,8 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     '; there are: digits, mnist5k'
     """
     known = list(known)
+    if not known:
+        return "; there are none"
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f"; there are: {', '.join(known)}"
 

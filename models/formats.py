@@ -112,10 +112,12 @@ def stream(
         return _json(parts, facts or {})
     if format == "csv":
         if first.ndim != 2:
-            raise ShapeError("only vectors make a csv; ask for npz or, of images, png")
+            others = "npz or png" if first.ndim == 4 else "npz"
+            raise ShapeError(f"only vectors make a csv; ask for {others}")
         return _csv(parts, columns or [f"x{i + 1}" for i in range(first.shape[1])])
     if format in ("parquet", "arrow"):
-        raise ShapeError(f"only tables of mixed columns make a {format} file; ask for npz or csv")
+        others = "npz or csv" if first.ndim == 2 else "npz"
+        raise ShapeError(f"only tables of mixed columns make a {format} file; ask for {others}")
     if first.ndim != 4:
         kind = "vectors" if first.ndim == 2 else "sequences"
         raise ShapeError(f"the model makes {kind}, which have no {format}; ask for npz")

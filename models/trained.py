@@ -16,7 +16,7 @@ import pyarrow as pa
 from models import registry_files
 from models.artifact import SERVED, SUMS, load_artifact
 from models.device import require_device
-from models.errors import UserError
+from models.errors import ArtifactError, UserError
 from models.model import Model
 from models.model_names import locate, resolve
 from models.progress import phase
@@ -205,7 +205,10 @@ def artifact_folder(model: str, needed: Collection[str] | None = None) -> Iterat
     with tempfile.TemporaryDirectory() as folder:
         with phase(f"downloading {version}"):
             fetched = registry_files.download(version, Path(folder), needed and {*needed, SUMS})
-        yield fetched
+        try:
+            yield fetched
+        except ArtifactError as error:  # nobody can look into the temporary folder
+            raise ArtifactError(str(error).replace(str(fetched), version)) from error
 
 
 def load_served(model: str, device: str = "cpu") -> Model:

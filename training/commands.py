@@ -135,20 +135,23 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="of a table: pictures of each column")
     ] = None,
+    settings: SetOption = None,
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Judge a model on held-out data again."""
+    """Judge a model on held-out data again; --set says how the data are read."""
     if report and report.suffix != ".html":
         raise UserError(f"--report {report}: the page is an .html file")
     from models.trained import artifact_folder
     from training.judging.evaluate import judge_again
+    from training.presets import build_config
     from training.progress import say, silent
     from training.reporting.pages import figures_in_words
     from training.reporting.table_report import table_report
 
+    told = build_config("table", data or "", None, assignments(settings)).data
     with artifact_folder(model) as folder:
-        judged, rows, results = judge_again(folder, data, silent if as_json else say, device)
+        judged, rows, results = judge_again(folder, data, silent if as_json else say, device, told)
     if report:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(table_report(judged, rows, results))

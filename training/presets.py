@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from models.config import Config, parse_config
 from models.errors import ConfigError
+from models.networks.settings import ARCHITECTURES
 from models.record import DataCard
 from training.data.sources.files import Location
 
@@ -159,7 +160,11 @@ def fill_in(config: Config, card: DataCard, device: str = "cpu") -> Config:
         config: to fill in.
         card: of the data.
         device: ``cpu`` or ``cuda``, where the run will train.
+
+    Raises:
+        ConfigError: the networks take another kind of data; names the preset for it.
     """
+    _require_preset_of_kind(config, card)
     given, count = config.training, card.training_count
     steps = 100 * max(1, round(0.25 * math.sqrt(count * max(1.0, card.shape[0] / 64))))
     suited: Values = {
@@ -169,6 +174,20 @@ def fill_in(config: Config, card: DataCard, device: str = "cpu") -> Config:
     if device == "cuda" and "precision" not in given.model_fields_set and config.privacy is None:
         suited["precision"] = "tf32"
     return config.model_copy(update={"training": given.model_copy(update=suited)})
+
+
+def _require_preset_of_kind(config: Config, card: DataCard) -> None:
+    """Require networks for the kind of data, and say at once all that must change otherwise."""
+    fitting = ARCHITECTURES[f"{card.kind}s"]
+    networks = {"generator": config.generator, "critic": config.critic}
+    wrong = [role for role, network in networks.items() if network.architecture not in fitting]
+    if wrong:
+        settings = " and ".join(f"{role}.architecture={fitting[0]}" for role in wrong)
+        architectures = " and ".join(f"{role} {networks[role].architecture}" for role in wrong)
+        raise ConfigError(
+            f"{config.data.source}: holds {card.kind}s, which {architectures} cannot take: start "
+            f"from the preset {PRESETS_BY_KIND[card.kind]}, or set {settings}"
+        )
 
 
 def build_config(

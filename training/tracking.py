@@ -87,8 +87,8 @@ def track_and_register(
     except (MlflowException, RegistryError, OSError) as error:
         raise failure(
             f"MLflow at {registry.tracking_uri()} failed ({getattr(error, 'message', error)}); the "
-            f"artifact is safe in {artifact_folder}: repeat the command with --resume to register "
-            "it",
+            f"artifact is safe in {artifact_folder}: repeat the command to register it, wgan train "
+            "with --resume",
             error,
         ) from error
 

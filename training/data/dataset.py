@@ -244,7 +244,9 @@ def _resized(items: Array, config: DataConfig) -> Array:
     if size is None or items.shape[1:3] == (size, size):
         return items
     if items.ndim != 4:
-        raise DataError(f"{config.source}: data.size is for images; leave it out (null)")
+        raise DataError(
+            f"{config.source}: data.size is for images; say null, or take a preset without it"
+        )
     if items.shape[3] not in MODES:
         raise DataError(
             f"{config.source}: images of {items.shape[3]} channels cannot be resized; leave "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.artifact import load_artifact
-from models.config import EvaluationConfig
+from models.config import DataConfig, EvaluationConfig
 from models.device import require_device
 from models.errors import ConfigError, UserError
 from models.model import Model
@@ -250,6 +250,7 @@ def judge_again(
     source: str | None = None,
     say: Callable[[str], None] = silent,
     device: str = "cpu",
+    told: DataConfig | None = None,
 ) -> Evaluation:
     """Judge a finished model again, over the features that it was judged over in its run.
 
@@ -258,6 +259,8 @@ def judge_again(
         source: data to compare with, as ``data.source``; by default those it was trained on.
         say: takes a line for each thing that the user should know of how the data were read.
         device: ``cpu`` or ``cuda``.
+        told: the user's word on how the data are read, as far as it is set; the rest is that of the
+            training.
 
     Returns:
         With every figure, its floor and interval. On the same data and kind of device, those of the
@@ -271,13 +274,21 @@ def judge_again(
     weights = artifact_weights(folder)
     config, judged = model.run.config, model.run.results.extractor
     source = source or config.data.source
+    own = {name: getattr(told, name) for name in told.model_fields_set} if told else {}
+    read = config.data.model_copy(update={**own, "source": source})
     with phase("loading the data"):
         # Held as the model's data, which decides what is held out.
-        data = load_data(config.data.model_copy(update={"source": source}), card=model.run.data)
+        data = load_data(read, card=model.run.data)
     for note in data.notes:
         say(f"{source}: {note}")
     if data.card.shape != model.shape:
-        raise UserError(f"{source}: items of shape {data.card.shape}; the model's: {model.shape}")
+        side = model.shape[-1]
+        is_square = model.is_image and data.card.kind == "image" and model.shape[1] == side
+        remedy = f"--set data.size={side}" if is_square else "bring items of that shape"
+        raise UserError(
+            f"{source}: has items of shape {data.card.shape}, and the model takes {model.shape}: "
+            f"{remedy}"
+        )
     with phase("judging"):
         # The same features as in the run, or none: figures over others would not compare.
         extractor = (

@@ -343,9 +343,9 @@ def _inception(config: EvaluationConfig) -> FeatureExtractor:
         ) from None
     try:
         network = FeatureExtractorInceptionV3(INCEPTION, ["2048"], str(path))
-    except Exception as error:  # whatever unpickling another kind of file brings
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # whatever unpickling another kind of file brings, with its advice
         raise ConfigError(
-            f"evaluation.inception_weights: {path}: no such weights ({reason})"
+            f"evaluation.inception_weights: {path}: not the weights that torch-fidelity loads "
+            f"({type(error).__name__})"
         ) from None
     return _hashed(INCEPTION, content, _InBytes(network), channels=3)

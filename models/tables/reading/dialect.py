@@ -113,10 +113,8 @@ def decoded(content: bytes, config: CsvConfig) -> tuple[str, str]:
                 row = text[: text.index("\0")].count("\n") + 1
                 raise DataError(f"line {row} holds a zero byte: this is no text, or broken")
             return text, encoding
-    raise DataError(
-        f"line {line} holds byte 0x{byte:02x}, which is not {' or '.join(candidates)}: set "
-        "data.csv.encoding"
-    )
+    what = f"line {line} holds byte 0x{byte:02x}, which is not {' or '.join(candidates)}"
+    raise DataError(f"{what}: set data.csv.encoding to another, such as latin-1")
 
 
 def find_dialect(text: str, config: CsvConfig, suffix: str = ".csv") -> Dialect:

@@ -94,7 +94,8 @@ def streamed(
         if config.encoding is not None or encoding != "utf-8":
             byte = error.object[error.start]
             raise DataError(
-                f"holds byte 0x{byte:02x}, which is not {encoding}: set data.csv.encoding"
+                f"holds byte 0x{byte:02x}, which is not {encoding}: set data.csv.encoding to "
+                "another, such as latin-1"
             ) from None
     return _read(location, config, schema, dialect, "cp1252"), ()  # as of a small file
 

@@ -28,7 +28,7 @@ from training.data.coding import match_columns
 from training.data.loading import READERS, read_source
 from training.data.schema import find_structure, fit_schema
 from training.data.sources.tables import as_numbers
-from training.judging.tables.rows import comparable, is_missing, is_number, learned
+from training.judging.tables.rows import comparable, is_missing, is_number
 from training.lab.differences import kind_of
 
 Array = np.ndarray
@@ -181,18 +181,18 @@ def _alike(sides: list[Side]) -> Sets:
             said.append(f"{other.source} has no names of columns: its order counts")
     a, b = (_with_channels(side.items) for side in sides)
     if a.ndim == b.ndim == 4:
-        wanted = (b if sides[1].model else a).shape[1:]  # a model's images stay as they are
+        # A model's images stay as they are.
+        height, width, depth = (b if sides[1].model else a).shape[1:]
         if a.shape[1:3] != b.shape[1:3]:
             sizes = " and ".join(
                 f"{side.source} of {x.shape[2]}x{x.shape[1]} pixels"
                 for side, x in zip(sides, (a, b), strict=True)
             )
-            same = wanted[0] == wanted[1]
-            remedy = f"--set data.size={wanted[0]}" if same else "bring images of one size"
+            remedy = f"--set data.size={height}" if height == width else "bring images of one size"
             raise DataError(f"the images have two sizes, {sizes}: {remedy}")
         if {a.shape[3], b.shape[3]} == {1, 3}:
-            channels = wanted[2] if sides[0].model or sides[1].model else 3
-            a, b = (np.stack([fit(image, *wanted[:2], channels) for image in x]) for x in (a, b))
+            channels = depth if sides[0].model or sides[1].model else 3
+            a, b = (np.stack([fit(image, height, width, channels) for image in x]) for x in (a, b))
             said.append(f"all are made {'grey' if channels == 1 else 'RGB'} to be compared")
     return Sets(a, b, names, _units(a), said)
 
@@ -248,7 +248,7 @@ def _coded(sides: list[Side], schema: TableSchema | None) -> Sets:
 
 def _encoded(rows: list[Array], schema: TableSchema, said: list[str]) -> Sets:
     """Encode what `comparable` made of two tables' rows: numbers alone as they are, or else all."""
-    columns = learned(schema)
+    columns = [column for column in schema.columns if column.parts]  # as `comparable` takes them
     kinds = {type(column) for column in columns}
     has_gaps = any(is_missing(x[field]).any() for x in rows for field in x.dtype.names or ())
     if kinds == {NumberColumn} and not has_gaps:

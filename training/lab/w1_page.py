@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,7 +46,11 @@ def w1_page(report: dict[str, Any], a: Array, b: Array, a_name: str, b_name: str
     """
     kind, blame = kind_of(a.shape[1:]), np.array(report["blame"])
     vectors = partial(_vectors, names=report.get("columns") or column_names(blame.shape))
-    parts = {"image": _images, "sequence": _sequences, "vector": vectors}[kind]
+    drawn: dict[str, Callable[..., dict[str, Any]]] = {
+        "image": _images,
+        "sequence": _sequences,
+        "vector": vectors,
+    }
     return render(
         "w1.html.j2",
         title=f"Are {a_name} and {b_name} the same?",
@@ -61,7 +65,7 @@ def w1_page(report: dict[str, Any], a: Array, b: Array, a_name: str, b_name: str
         ),
         chance=report["p_value"] > SIGNIFICANCE,
         **{"bars": "", "bars_caption": "", "charts": [], "pictures": [], "tables": [], "items": []}
-        | parts(blame, a, b, report["typical"]),
+        | drawn[kind](blame, a, b, report["typical"]),
     )
 
 

@@ -151,13 +151,13 @@ def test_the_dump_holds_every_default() -> None:
 def test_steps_and_batches_suit_the_table(
     rows: int, width: int, steps: int, batch_size: int
 ) -> None:
-    card = DataCard.model_construct(shape=(width,), training_count=rows)
+    card = DataCard.model_construct(kind="vector", shape=(width,), training_count=rows)
     training = fill_in(build_config("table", "mine"), card).training
     assert (training.steps, training.batch_size) == (steps, batch_size)
 
 
 def test_steps_and_batches_that_are_given_stay() -> None:
-    card = DataCard.model_construct(shape=(5,), training_count=9)
+    card = DataCard.model_construct(kind="vector", shape=(5,), training_count=9)
     told = build_config("table", "mine", None, {"training.steps": 7, "training.batch_size": 3})
     assert fill_in(told, card) == told
 
@@ -175,7 +175,7 @@ def test_steps_and_batches_that_are_given_stay() -> None:
 def test_a_run_on_cuda_that_names_no_precision_takes_tf32_and_records_it(
     device: str, settings: dict[str, Any], precision: str
 ) -> None:
-    card = DataCard.model_construct(shape=(5,), training_count=900)
+    card = DataCard.model_construct(kind="vector", shape=(5,), training_count=900)
     filled = fill_in(build_config("table", "mine", None, settings), card, device)
     assert filled.training.precision == precision
     recorded = parse_config(filled.model_dump(mode="json"))

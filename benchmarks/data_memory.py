@@ -31,14 +31,14 @@ BATCHES = 500
 
 
 def make_folder(folder: Path, count: int) -> None:
-    from models.images import encode_png
+    from models.images import encode_small_png
 
     rng = np.random.default_rng(0)
     for i in range(count):
         path = folder / f"{i % 10}" / f"{i:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = rng.integers(0, 256, (8, 8, 3), np.uint8)
-        path.write_bytes(encode_png(coarse.repeat(SIDE // 8, 0).repeat(SIDE // 8, 1)))
+        path.write_bytes(encode_small_png(coarse.repeat(SIDE // 8, 0).repeat(SIDE // 8, 1)))
 
 
 def memory() -> dict[str, int]:

@@ -49,6 +49,18 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     are."""
     max_broken_fraction: float = Field(default=0.01, ge=0, lt=1)
     """Share of image files that may be broken and are then skipped; with more the run fails."""
+    background: str = Field(
+        default="white",
+        pattern="^(white|black|#[0-9A-Fa-f]{6})$",
+        exclude_if=lambda colour: colour == "white",
+    )
+    """What transparent pixels of images lie on: white, black or #rrggbb. Written only if it is not
+    white, so that other records keep their bytes."""
+    split: Literal["hash", "folders"] = Field(
+        default="hash", exclude_if=lambda split: split == "hash"
+    )
+    """folders: of image files, those in folders named test, val or alike are held out. hash: an
+    item's own hash decides. Written only if it is folders."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of the distinct items that is held out; an item's own hash decides."""
     columns: dict[str, ColumnConfig] = Field(default={}, exclude_if=lambda columns: not columns)

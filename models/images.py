@@ -9,20 +9,29 @@ import zlib
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from models.errors import DataError, OversizeError, ShapeError
 from models.image_parts import (
+    GIF_STARTS,
     JPEG_START,
     PNG_START,
+    TIFF_STARTS,
     ImageParts,
+    bmp_parts,
+    gif_parts,
     jpeg_parts,
     orientation,
     png_parts,
+    tiff_parts,
 )
 
 Array = np.ndarray
@@ -35,7 +44,7 @@ MAX_PIXELS = 2**24
 MAX_SCANNED = 16 * MAX_PIXELS
 """Pixels of a progressive JPEG times its scans, of which encoders write about ten."""
 STRIP = 2**18
-"""Pixels that are laid on white at once."""
+"""Pixels that are laid on a background at once."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,6 +57,11 @@ TURNS = {
 """What makes an image of each EXIF orientation upright."""
 EXCHANGING = [TURNS[i] for i in (5, 6, 7, 8)]
 """Turns that make the width the height."""
+BROKEN = (
+    *(OSError, SyntaxError, ValueError, RuntimeError, struct.error),
+    Image.DecompressionBombError,
+)
+"""What Pillow and we raise for a broken file."""
 MAX_WEBP_SIDE = 16383
 MARGIN = 2
 """Pixels between the images of a grid, which would otherwise run together."""
@@ -59,7 +73,7 @@ def decode_image(
     max_pixels: int = MAX_PIXELS,
     admit: Callable[[int, int], None] | None = None,
 ) -> Array:
-    """Decode one PNG, JPEG or WebP file; of an animated one, the first image.
+    """Decode one PNG, JPEG, WebP, GIF, TIFF, BMP or AVIF file; of several images, the first.
 
     Args:
         content: the file's bytes.
@@ -68,15 +82,16 @@ def decode_image(
         admit: called with the height and width before the image is decoded; may raise.
 
     Returns:
-        uint8 ``(H, W, C)`` with the file's own channels (a palette becomes RGB or RGBA), rotated by
-        its EXIF orientation.
+        uint8 ``(H, W, C)`` with the file's own channels (a palette becomes RGB or RGBA, and one
+        colour that is transparent an alpha channel), rotated by its EXIF orientation. Of 16 bits
+        the upper 8 are read.
 
     Raises:
         DataError: the file is no such image, or is broken.
         OversizeError: it has too many pixels, or scans.
     """
     try:
-        parts, file = _open(content, name)
+        parts, file = _open(content, name, max_pixels)
         with file:
             turn = TURNS.get(orientation(parts.exif or file.info.get("exif", b"")))
             if admit is not None:
@@ -90,59 +105,105 @@ def decode_image(
                 raise OversizeError(
                     f"{name}: {file.width}x{file.height} in {parts.scans} scans; save it as PNG"
                 )
-            image: Image.Image = file
-            if file.mode == "P":
-                image = file.convert("RGBA" if "transparency" in file.info else "RGB")
-            elif file.mode == "1":
-                image = file.convert("L")
+            image = _with_alpha(file, parts.key)
             if image.mode not in MODES.values():
-                raise DataError(f"{name}: {image.mode} pixels; only 8 bits a channel are read")
+                raise DataError(
+                    f"{name}: {image.mode} pixels; only grey and RGB of 8 or 16 bits are read"
+                )
             pixels = np.asarray(image if turn is None else image.transpose(turn))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise DataError(f"{name}: a broken image ({error})") from None
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _open(content: bytes, name: str) -> tuple[ImageParts, ImageFile]:
+def _open(content: bytes, name: str, max_pixels: int) -> tuple[ImageParts, ImageFile]:
     """Read an image's header, of the parts alone that its pixels come from."""
+    reader: type[ImageFile]
+    brands = content[8 : int.from_bytes(content[:4])] if content[4:8] == b"ftyp" else b""
     if content.startswith(PNG_START):
-        parts = png_parts(content, name)
-        return parts, PngImageFile(io.BytesIO(parts.content))
-    if content.startswith(JPEG_START):
-        parts = jpeg_parts(content, name)
-        return parts, JpegImageFile(io.BytesIO(parts.content))
-    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":  # Pillow reads no other parts
-        return ImageParts(content, b""), WebPImageFile(io.BytesIO(content))
-    raise DataError(f"{name}: not a PNG, JPEG or WebP image")
+        parts, reader = png_parts(content, name), PngImageFile
+    elif content.startswith(JPEG_START):
+        parts, reader = jpeg_parts(content, name), JpegImageFile
+    elif content.startswith(b"RIFF") and content[8:12] == b"WEBP":  # Pillow reads no other parts
+        parts, reader = ImageParts(content, b""), WebPImageFile
+    elif content.startswith(GIF_STARTS):
+        parts, reader = gif_parts(content, name), GifImageFile
+    elif content.startswith(TIFF_STARTS):
+        parts, reader = tiff_parts(content, name, max_pixels), TiffImageFile
+    elif content.startswith(b"BM"):
+        parts, reader = bmp_parts(content, name), BmpImageFile
+    elif b"avif" in brands or b"avis" in brands:
+        parts, reader = ImageParts(content, b""), AvifImageFile
+    else:
+        raise DataError(f"{name}: not a PNG, JPEG, WebP, GIF, TIFF, BMP or AVIF image")
+    return parts, reader(io.BytesIO(parts.content))
 
 
-def on_white(image: Array) -> Array:
-    """Lay uint8 ``(H, W, C)`` with an alpha channel (C of 2 or 4) on white; keep other images."""
+def _with_alpha(file: ImageFile, key: tuple[int, ...]) -> Image.Image:
+    """Read the pixels in 8 bits; the key of `ImageParts`, if there is one, as an alpha channel."""
+    file.load()
+    is_transparent = "transparency" in file.info
+    if file.mode == "P":
+        return file.convert("RGBA" if is_transparent else "RGB")
+    if file.mode == "L" and is_transparent:  # a GIF whose palette is all greys
+        key = (file.info["transparency"],)
+    image: Image.Image = file
+    if file.mode == "1":
+        image = file.convert("L")
+    elif file.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8))
+    if key:
+        values = np.asarray(image if file.mode == "1" else file)
+        is_shown = (values.reshape(*values.shape[:2], -1) != key).any(axis=2)
+        image.putalpha(Image.fromarray(is_shown.astype(np.uint8) * 255))
+    return image
+
+
+def opaque(image: Array, background: str = "white") -> Array:
+    """Lay uint8 ``(H, W, C)`` with an alpha channel (C of 2 or 4) on a colour; keep other images.
+
+    Args:
+        image: what is laid.
+        background: the colour, as ``data.background`` names it.
+
+    Returns:
+        uint8 ``(H, W, C - 1)``; grey on a colour that is not grey becomes RGB.
+    """
     height, width, channels = image.shape
     if channels not in (2, 4):
         return image
-    result = np.empty((height, width, channels - 1), np.uint8)
+    ground = np.array(ImageColor.getrgb(background), np.uint16)
+    if channels == 2 and len(set(ground.tolist())) == 1:
+        ground = ground[:1]
+    result = np.empty((height, width, max(len(ground), channels - 1)), np.uint8)
     rows = max(1, STRIP // max(1, width))  # a few at a time: in 16 bits, all would take much memory
     for top in range(0, height, rows):
         strip = image[top : top + rows]
         alpha = strip[..., -1:].astype(np.uint16)
-        mixed = strip[..., :-1] * alpha + 255 * (255 - alpha)
+        mixed = strip[..., :-1] * alpha + ground * (255 - alpha)
         # Adding 127 rounds the division to nearest.
         result[top : top + rows] = (mixed + 127) // 255
     return result
 
 
-def fit(image: Array, height: int, width: int, channels: int | None = None) -> Array:
+def fit(
+    image: Array,
+    height: int,
+    width: int,
+    channels: int | None = None,
+    background: str = "white",
+) -> Array:
     """Bring an image to a size and a number of channels, for training and for scoring alike.
 
     The middle is cut out in the proportions wanted and resized (Lanczos). Transparency is laid on
-    white, colour becomes grey by its luma, and grey becomes colour.
+    the background, colour becomes grey by its luma, and grey becomes colour.
 
     Args:
         image: uint8 ``(H, W, C)``, C of 1 to 4. An image of the size wanted is not resampled.
         height: height of the result, in pixels.
         width: width of the result, in pixels.
         channels: 1, 3, or as many as the image has; None keeps the image's.
+        background: see `opaque`.
 
     Returns:
         uint8 ``(height, width, channels)``.
@@ -152,7 +213,7 @@ def fit(image: Array, height: int, width: int, channels: int | None = None) -> A
     """
     channels = channels or image.shape[2]
     if image.shape[2] != channels:
-        image = on_white(image)
+        image = opaque(image, background)
     if image.shape[2] != channels:
         if {image.shape[2], channels} != {1, 3}:
             raise ShapeError(f"{image.shape[2]} channels cannot be made {channels}")
@@ -219,6 +280,22 @@ def encode_webp(image: Array) -> bytes:
     # Transparent pixels keep their colour, so every pixel can be read back.
     _picture(image).save(out, format="WEBP", lossless=True, quality=20, method=0, exact=True)
     return out.getvalue()
+
+
+def is_written_here(content: bytes, pixels: Array) -> bool:
+    """Tell if an image file is to the byte what `encode_png` or `encode_webp` makes of its pixels.
+
+    Other programs choose other filters or parts. So samples and pictures of ours are known
+    wherever they lie, without a mark that would change their bytes.
+
+    Args:
+        content: the file's bytes.
+        pixels: as `decode_image` returned them.
+    """
+    if content.startswith(PNG_START):
+        # First what is quick: all data follow the header in one chunk, at zlib's lowest level.
+        return content[37:43] == b"IDAT\x78\x01" and content == encode_png(pixels)
+    return content[12:16] == b"VP8L" and content == encode_webp(pixels)
 
 
 def _picture(image: Array) -> Image.Image:

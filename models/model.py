@@ -95,8 +95,8 @@ class Model:
         """
         if not self.classes:
             raise ClassError("the model is not class-conditional; leave out the class")
-        if name not in self.classes:
-            raise ClassError(f"no class '{name[:100]}'; there are: {', '.join(self.classes)}")
+        if name not in (offered := self.run.data.trained_classes):
+            raise ClassError(f"no class '{name[:100]}'; there are: {', '.join(offered)}")
         return self.classes.index(name)
 
     def labels(self, seed: int, count: int, start: int = 0) -> Array | None:
@@ -359,7 +359,8 @@ class Model:
         if values.ndim != 4 or not values.size or values.shape[3] not in MODES:
             raise ShapeError(f"images have the shape (N, H, W, 1 to 4), not {values.shape}")
         channels, height, width = self.shape
-        return np.stack([fit(image, height, width, channels) for image in pixels(values)])
+        background, images = self.run.config.data.background, pixels(values)
+        return np.stack([fit(image, height, width, channels, background) for image in images])
 
     def score(self, items: Array, labels: Array | None = None) -> Array:
         """Score items; a higher score means more like real data, and scores have no bound.

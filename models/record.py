@@ -42,6 +42,9 @@ class DataCard(BaseModel, frozen=True, extra="forbid"):
     count: int
     skipped: int = 0
     """Number of image files that could not be decoded; `count` leaves them out."""
+    not_read: dict[str, int] = Field(default={}, exclude_if=lambda not_read: not not_read)
+    """How many files of a folder or archive were not looked at, by suffix or by what they are.
+    Written only if there are any."""
     training_count: int
     heldout_count: int
     heldout_fraction: float
@@ -56,6 +59,11 @@ class DataCard(BaseModel, frozen=True, extra="forbid"):
     dtype: Numbers = Field(default="float32", exclude_if=lambda dtype: dtype == "float32")
     """The type of vectors and sequences in data units, samples too. Written only if it is float64,
     so that other records keep their bytes."""
+
+    @property
+    def trained_classes(self) -> list[str]:
+        """Names of the classes that have training items: a model knows nothing of the others."""
+        return [name for name, n in zip(self.classes, self.class_counts, strict=True) if n]
 
     @property
     def parts(self) -> list[Part]:

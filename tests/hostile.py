@@ -306,7 +306,7 @@ def files() -> Iterator[tuple[str, bytes, tuple[int, ...]]]:
     yield "PNG with a wrong sum", PNG[:29] + bytes([PNG[29] ^ 1]) + PNG[30:], no
     yield "PNG without data", png_of(8, 8, b""), no
     yield "PNG of no size", png_of(0, 0, b""), no
-    for format in ("JPEG", "WEBP"):
+    for format in ("JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"):
         content = image_file(format)
         yield f"{format} cut", content[: len(content) // 2], no
         yield f"{format} of zeros", content[:12] + bytes(len(content)), no
@@ -315,10 +315,9 @@ def files() -> Iterator[tuple[str, bytes, tuple[int, ...]]]:
     for size in (4, 30, 100, len(whole) - 10):
         yield f"npz of {size} bytes", whole[:size], no
     # Other formats, and files that are several at once
+    for format in ("GIF", "BMP", "TIFF", "AVIF"):
+        yield format, image_file(format), (422,)  # in colour, and the model's are grey
     for format in (
-        "GIF",
-        "BMP",
-        "TIFF",
         "ICO",
         "PPM",
         "TGA",

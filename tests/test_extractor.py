@@ -18,7 +18,7 @@ import torch
 from models import registry
 from models.config import Config, DataConfig, EvaluationConfig, parse_config
 from models.errors import ConfigError
-from models.images import encode_png
+from models.images import encode_small_png
 from tests.artifacts import tiny_config
 from tests.runs import trained
 from training.data.dataset import Dataset, load_data
@@ -58,7 +58,7 @@ def save_images(folder: Path, side: int = 12, count: int = 90) -> Path:
             elif name == "across":
                 columns = slice(None)
             image[rows, columns] += rng.integers(100, 180, 3, dtype=np.uint8)
-            (folder / name / f"{i}.png").write_bytes(encode_png(image))
+            (folder / name / f"{i}.png").write_bytes(encode_small_png(image))
     return folder
 
 

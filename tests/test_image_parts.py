@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import struct
 import time
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
@@ -12,8 +15,15 @@ import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
 from models.errors import DataError, OversizeError
-from models.image_parts import JPEG_START, MAX_PARTS, jpeg_parts, orientation, png_parts
-from models.images import STRIP, decode_image, on_white
+from models.image_parts import (
+    JPEG_START,
+    MAX_PARTS,
+    jpeg_parts,
+    orientation,
+    png_parts,
+    tiff_parts,
+)
+from models.images import STRIP, decode_image, encode_png, encode_webp, is_written_here, opaque
 from tests.costly import jpeg_segment, jpeg_with, png_with, progressive, with_scans
 from tests.hostile import png_chunk
 
@@ -54,10 +64,19 @@ def metadata(format: str) -> dict[str, Any]:
     return {"icc_profile": profile, "exif": exif(), "xmp": xmp, **more}
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+MODES = {
+    "JPEG": ("L", "RGB"),
+    "GIF": ("L", "RGB", "RGBA", "P", "1"),
+    "BMP": ("L", "RGB", "P", "1"),
+    "AVIF": ("L", "RGB", "RGBA"),
+}
+"""Those that a format has, of formats that do not have all."""
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"])
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1"])
 def test_the_pixels_are_those_of_the_whole_file(format: str, mode: str) -> None:
-    if format == "JPEG" and mode not in ("L", "RGB"):
+    if mode not in MODES.get(format, mode):
         return
     for options in ({}, {"progressive": True, "quality": 30} if format == "JPEG" else {}):
         content = saved(format, mode, **options, **metadata(format))
@@ -67,10 +86,12 @@ def test_the_pixels_are_those_of_the_whole_file(format: str, mode: str) -> None:
 
 
 def test_of_an_animation_the_first_image_is_decoded() -> None:
-    for format in ("PNG", "WEBP"):
+    for format in ("PNG", "WEBP", "TIFF", "GIF"):
         frames = [PICTURE.rotate(180), PICTURE.rotate(90, expand=False)]
         content = saved(format, save_all=True, append_images=frames, lossless=True)
-        assert np.array_equal(decode_image(content, "x"), np.asarray(PICTURE))
+        first = whole(content)
+        assert np.array_equal(decode_image(content, "x"), first)
+        assert format == "GIF" or np.array_equal(first, PICTURE)
 
 
 def test_a_transparent_palette_stays_transparent() -> None:
@@ -78,8 +99,126 @@ def test_a_transparent_palette_stays_transparent() -> None:
     assert np.array_equal(decode_image(content, "x"), whole(content))
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_becomes_transparent(bits: int) -> None:
+    """As the specification says: exactly the pixels that are equal to it, whatever the bits."""
+    grey = RNG.integers(0, 2**bits, (8, 16)).astype(np.uint32)
+    key = int(grey[3, 4])
+    line = [np.unpackbits(g.astype(">u4").view(np.uint8).reshape(-1, 4), axis=1) for g in grey]
+    rows = b"".join(b"\0" + np.packbits(bit[:, -bits:]).tobytes() for bit in line)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 16, 8, bits, 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", key)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    content = b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+    expected = grey >> 8 if bits == 16 else grey * 255 // (2**bits - 1)
+    assert np.array_equal(
+        decode_image(content, "x"), np.stack([expected, 255 * (grey != key)], axis=2)
+    )
+
+
+def test_a_transparent_grey_of_impossible_bits_is_a_broken_image() -> None:
+    content = bytearray(saved("PNG", "L", transparency=3))
+    for bits in (0, 3, 200):
+        content[24] = bits
+        with pytest.raises(DataError, match="x: a broken image"):
+            decode_image(bytes(content), "x")
+
+
+def test_a_transparent_colour_becomes_transparent() -> None:
+    colours = np.asarray(PICTURE)
+    content = saved("PNG", transparency=tuple(map(int, colours[3, 4])))
+    found = decode_image(content, "x")
+    assert np.array_equal(found[..., :3], colours)
+    assert np.array_equal(found[..., 3], 255 * (colours != colours[3, 4]).any(axis=2))
+
+
+def test_of_16_bits_the_upper_8_are_read() -> None:
+    deep = RNG.integers(0, 2**16, (8, 9)).astype(np.uint16)
+    for format in ("PNG", "TIFF"):
+        out = io.BytesIO()
+        Image.fromarray(deep).save(out, format)
+        assert np.array_equal(decode_image(out.getvalue(), "x")[..., 0], deep >> 8)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "group4"])
+def test_compressed_tiffs_are_read(compression: str) -> None:
+    content = saved("TIFF", "1" if compression == "group4" else "RGB", compression=compression)
+    assert np.array_equal(decode_image(content, "x").squeeze(), whole(content))
+
+
+def test_a_tiff_of_more_pieces_than_its_size_has_is_refused() -> None:
+    """A raw decoder would decode each of them: a small file could so take hours."""
+    content = saved("TIFF")
+    assert tiff_parts(content, "x", 10**6).content != content
+    (first,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, first)
+    for position in range(first + 2, first + 2 + 12 * count, 12):
+        (tag,) = struct.unpack_from("<H", content, position)
+        changed = bytearray(content)
+        if tag == 273:  # strips
+            struct.pack_into("<I", changed, position + 4, 100_000)
+            with pytest.raises(DataError, match="x: its strips or tiles"):
+                decode_image(bytes(changed), "x")
+        if tag == 259:  # compression: JPEG, whose scans nobody would count
+            struct.pack_into("<H", changed, position + 8, 7)
+            with pytest.raises(DataError, match="x: TIFF compression 7 is not read"):
+                decode_image(bytes(changed), "x")
+
+
+def test_a_compressed_bmp_is_refused() -> None:
+    """A few of its bytes fill any memory."""
+    content = bytearray(saved("BMP", "L"))
+    content[30] = 1
+    with pytest.raises(DataError, match="x: a compressed BMP is not read"):
+        decode_image(bytes(content), "x")
+
+
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "BMP", "AVIF"])
+def test_cut_and_spoilt_files_are_broken_images(format: str) -> None:
+    content = saved(format)
+    for size in (*range(20), len(content) // 2):
+        with pytest.raises(DataError):
+            decode_image(content[:size], "x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, on fields that it leaves out
+        for _ in range(300):
+            spoilt = np.frombuffer(content, np.uint8).copy()
+            spoilt[RNG.integers(2, len(spoilt), 4)] = RNG.integers(0, 256, 4)
+            with contextlib.suppress(DataError):
+                decode_image(spoilt.tobytes(), "x", 10**6)
+
+
+def test_what_we_wrote_is_known_by_its_bytes() -> None:
+    for channels in range(1, 5):
+        image = RNG.integers(0, 256, (20, 31, channels), np.uint8)
+        for encode in (encode_png, encode_webp):
+            content = encode(image)
+            assert is_written_here(content, decode_image(content, "x"))
+    for format, options in (
+        ("PNG", {}),
+        ("PNG", {"compress_level": 1}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {}),
+        ("JPEG", {}),
+    ):
+        content = saved(format, **options)
+        assert not is_written_here(content, decode_image(content, "x"))
+
+
+def test_transparency_is_laid_on_any_colour() -> None:
+    grey = np.array([[[100, 0], [100, 255], [100, 51]]], np.uint8)
+    assert opaque(grey, "black").tolist() == [[[0], [100], [20]]]
+    assert opaque(grey, "#808080").tolist() == [[[128], [100], [122]]]
+    coloured = [[255, 128, 0], [100] * 3, [224, 122, 20]]
+    assert opaque(grey, "#ff8000").tolist() == [coloured]
+    assert opaque(grey[..., [0, 0, 0, 1]], "#ff8000").tolist() == [coloured]
+
+
 @pytest.mark.parametrize("value", range(1, 9))
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_images_are_turned_upright(format: str, value: int) -> None:
     content = saved(format, exif=exif(value))
     sizes = []
@@ -144,12 +283,12 @@ def test_too_many_parts_are_refused() -> None:
             decode_image(content, "x")
 
 
-def test_transparency_is_laid_on_white_strip_by_strip_as_at_once() -> None:
+def test_transparency_is_laid_opaque_strip_by_strip_as_at_once() -> None:
     for channels in (2, 4):
         image = RNG.integers(0, 256, (STRIP // 700 * 2 + 5, 700, channels), np.uint8)
         alpha = image[..., -1:].astype(float)
         exact = (image[..., :-1] * alpha + 255 * (255 - alpha)) / 255
-        assert np.array_equal(on_white(image), np.floor(exact + 127 / 255))
+        assert np.array_equal(opaque(image), np.floor(exact + 127 / 255))
 
 
 def test_the_time_to_find_markers_grows_with_the_bytes_alone() -> None:

@@ -316,7 +316,7 @@ def test_dropped_and_chosen_images_are_scored(sites: Sites, visit: Callable[...,
     resized = site.model.resized(wide[None])
     np.testing.assert_allclose(shown_scores(page), site.model.score(resized), rtol=1e-3)
     drop(page, "broken.png", b"no image")
-    has(page, "#score-status", "not a PNG, JPEG or WebP image")
+    has(page, "#score-status", "not a PNG, JPEG, WebP, GIF, TIFF, BMP or AVIF image")
     page.get_by_role("button", name="Score the samples").click()
     has(page, "#score-status", "64 items scored")
 

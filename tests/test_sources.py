@@ -190,12 +190,12 @@ def test_broken_images_are_skipped_by_name_up_to_a_share(
 ) -> None:
     pixels = photos(190)
     files = {f"{i:03d}.png": encoded(p) for i, p in enumerate(pixels)}
-    deep = np.zeros((8, 8), np.uint16)
+    deep = np.zeros((8, 8), np.float32)
     files |= {
         "cut.png": encoded(pixels[0])[:-40],
         "empty.png": b"",
         "text.jpg": b"<html>",
-        "deep.png": encoded(deep),
+        "deep.tif": encoded(deep, "TIFF"),
     }
     source = container(files, tmp_path / "set")
     for _ in range(2):
@@ -207,7 +207,7 @@ def test_broken_images_are_skipped_by_name_up_to_a_share(
     assert data.card.count == 190
     assert sorted(p.split(":")[0] for p in data.problems) == [
         "cut.png",
-        "deep.png",
+        "deep.tif",
         "empty.png",
         "text.jpg",
     ]

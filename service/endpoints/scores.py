@@ -103,9 +103,9 @@ class ScoresForm(BaseModel):
     files: list[Annotated[str, Field(json_schema_extra={"format": "binary"})]] = Field(
         min_length=1,
         max_length=MAX_FILES,
-        description="PNG, JPEG or WebP images; npy arrays; npz files with one array, or one named "
-        "`samples`. Of a model with `data.table`: CSV, Parquet or Arrow files of rows, whose "
-        "columns are found by name. Never unpickled.",
+        description="PNG, JPEG, WebP, GIF, TIFF, BMP or AVIF images; npy arrays; npz files with "
+        "one array, or one named `samples`. Of a model with `data.table`: CSV, Parquet or Arrow "
+        "files of rows, whose columns are found by name. Never unpickled.",
     )
     classes: list[str] | None = Field(
         default=None, description="The class of each item: for a class-conditional model only."

@@ -18,7 +18,7 @@ from training.data.builtin import BUILT_IN
 from training.data.coding import code_table
 from training.data.digests import digest_order, slices, uniform
 from training.data.loading import read_source
-from training.data.raw import Mixture
+from training.data.raw import Mixture, RawData
 from training.data.sources.cache import item_digests, items_at
 from training.data.sources.tables import as_numbers
 
@@ -95,7 +95,7 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
     The hash of an item's decoded content alone decides if it is held out: a duplicate goes with
     its twin, and the answer stays the same as data is added. Where items come in groups of
     near-duplicates, the hash is of the group's name; of a table's row, of the columns that are
-    learned.
+    learned. Only folders of images decide it themselves, if ``config.split`` says so.
 
     Args:
         config: what to load.
@@ -116,7 +116,9 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
 
 
 def _load(config: DataConfig, batch_size: int, card: DataCard | None) -> Dataset:
-    raw = read_source(config, None if card is None else card.table)
+    raw = read_source(config, card)
+    if card is None:
+        _require_usable(raw, config)
     schema, table, notes = None, None, raw.notes
     if raw.table is not None and (card is None or card.table is not None):
         schema, items, digests, is_heldout, found, table = code_table(
@@ -131,6 +133,19 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None) -> Dataset
         items = _resized(items, config)
         digests = item_digests(items) if raw.digests is None else raw.digests
         is_heldout = _uniform(raw.groups, digests) < config.heldout_fraction
+        if raw.is_heldout is not None:
+            is_heldout = raw.is_heldout
+    if len(digests) > 1 and (digests == digests[0]).all():
+        raise DataError(
+            f"{config.source}: all {len(digests)} items are the same once they are read; bring "
+            "items that differ"
+        )
+    class_counts = _class_counts(raw.labels, is_heldout, len(raw.classes))
+    notes += tuple(
+        f"class {name!r} has no items to train on, and cannot be asked for"
+        for name, n in zip(raw.classes, class_counts, strict=True)
+        if not n
+    )
     training, heldout = int((~is_heldout).sum()), int(is_heldout.sum())
     batch_size = max(2, batch_size)
     if training < batch_size or heldout < FEWEST_HELDOUT:
@@ -161,14 +176,17 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None) -> Dataset
             kind=kind,
             shape=(features, *items.shape[1:3]) if kind == "image" else items.shape[1:],
             classes=list(raw.classes),
-            class_counts=_class_counts(raw.labels, is_heldout, len(raw.classes)),
+            class_counts=class_counts,
             columns=list(raw.columns) if schema is None else schema.names,
             table=schema,
             count=len(items),
             skipped=len(raw.problems),
+            not_read=raw.not_read or {},
             training_count=training,
             heldout_count=heldout,
-            heldout_fraction=config.heldout_fraction,
+            heldout_fraction=config.heldout_fraction
+            if raw.is_heldout is None
+            else heldout / len(items),
             sha256=_content_hash(items, digests),
             offset=list(map(float, offset)),
             scale=list(map(float, scale)),
@@ -181,6 +199,19 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None) -> Dataset
         digests,
         table,
     )
+
+
+def _require_usable(raw: RawData, config: DataConfig) -> None:
+    if raw.is_ours:
+        raise DataError(
+            f"{config.source}: wgan wrote all its images, and a model's samples are no data; bring "
+            "other images"
+        )
+    if config.split == "folders" and raw.is_heldout is None:
+        raise DataError(
+            f"{config.source}: has no folders train and test (or val) of images, as "
+            "data.split=folders says; leave that out"
+        )
 
 
 def _canonical(items: Array, source: str, dtype: Numbers | None) -> Array:

@@ -20,6 +20,8 @@ FAR_RANGES = 20
 """Interquartile ranges from the median beyond which a value is suspicious."""
 MIN_TOLD_APART = 0.5
 """Share of a column's different values that must still differ as networks take them."""
+DARK = 64
+"""Grey levels that every set of images passes, if its values use their range."""
 FEW_VALUES = 10
 MOST_SHOWN = 6
 """Categories or spikes in a line."""
@@ -125,11 +127,17 @@ def _image_problems(data: Dataset) -> list[str]:
     height, width = data.card.shape[1:]
     if not 8 <= min(height, width) <= max(height, width) <= 128:
         lines.append(f"images are {width}x{height}: networks take sides of 8 to 128; set data.size")
-    blank = 0
+    blank = brightest = 0
     for first in range(0, len(data.items), AT_ONCE):
         images = data.items[first : first + AT_ONCE]
         blank += int((images == images[:, :1, :1]).all(axis=(1, 2, 3)).sum())
+        brightest = max(brightest, int(images.max()))
         release(data.items)
+    if brightest < DARK:
+        lines.append(
+            f"no pixel is brighter than {brightest} of 255: images of 16 bits that use few of them "
+            "must be brought to the whole range first"
+        )
     if blank:
         lines.append(f"{blank} images are of one colour all over")
     return lines

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from models.config import DataConfig
 from models.errors import DataError
-from models.tables import TableSchema
+from models.record import DataCard
 from training.data.builtin import BUILT_IN
 from training.data.raw import RawData
 from training.data.sources.arrays import ARRAYS, load_array
@@ -26,12 +26,12 @@ READERS: dict[str, Reader] = {
 """The reader of each kind of file, by the suffix of its name. A folder is read for its images."""
 
 
-def read_source(config: DataConfig, schema: TableSchema | None = None) -> RawData:
+def read_source(config: DataConfig, card: DataCard | None = None) -> RawData:
     """Read a built-in set, or a user's own file or folder, here or behind a URL.
 
     Args:
         config: what to read.
-        schema: of the model that a table is for, if there is one.
+        card: of the data that the model was trained on, if the data are for one.
 
     Raises:
         DataError: nothing is there, or it cannot be read; one line says why.
@@ -49,5 +49,7 @@ def read_source(config: DataConfig, schema: TableSchema | None = None) -> RawDat
     if reader is None:
         raise DataError(f"{source}: not a kind of file that is read: {', '.join(READERS)}")
     if reader is load_table:
-        return load_table(location, config, schema)
+        return load_table(location, config, None if card is None else card.table)
+    if reader is load_images and card is not None:
+        return load_images(location, config, in_colour=card.shape[0] == 3)
     return reader(location, config)

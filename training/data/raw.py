@@ -41,10 +41,16 @@ class RawData(NamedTuple):
     """The decimal sign of a CSV file."""
     digests: Array | None = None
     """uint8 ``(N, 16)``, a hash of each item, if the source has it already."""
+    is_heldout: Array | None = None
+    """bool ``(N,)``, if the source says which items to hold out."""
     groups: tuple[str, ...] = ()
     """Name of each item's group of near-duplicates: a group is held out as a whole."""
     problems: tuple[str, ...] = ()
     """One line for each item that was skipped, with the reason."""
+    not_read: dict[str, int] | None = None
+    """How many files were not looked at, by suffix or by what they are."""
+    is_ours: bool = False
+    """True if this product wrote all items, which are then no data to train on."""
     notes: tuple[str, ...] = ()
     """One line for each thing that the user should know of the data."""
     autocovariance: Array | None = None

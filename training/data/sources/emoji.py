@@ -19,7 +19,7 @@ import PIL
 
 from models.cache import cache_folder
 from models.errors import DataError
-from models.images import decode_image, fit, on_white
+from models.images import decode_image, fit, opaque
 from training.data.sources.files import new_file
 from training.progress import phase
 
@@ -101,7 +101,7 @@ def make_emoji32(font: bytes) -> tuple[Array, list[str]]:
 
 def _draw(png: bytes) -> Array:
     """Lay a bitmap on white, in the middle of a square, and shrink it."""
-    image = on_white(decode_image(png, "emoji"))
+    image = opaque(decode_image(png, "emoji"))
     side = max(image.shape[:2])
     top, left = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2
     square = np.full((side, side, 3), 255, np.uint8)

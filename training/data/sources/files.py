@@ -1,33 +1,23 @@
-"""Files, folders and archives, on this machine or behind any URL that fsspec knows."""
+"""Files and folders, on this machine or behind any URL that fsspec knows."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import os
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from models.durable import put
 from models.errors import DataError
 from models.remote import fault
-from training.progress import track
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 """Endings of the names of compressed files, each with the method's name."""
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-MAX_FILE_BYTES = 2**26
-"""Limit for one image file: a small archive may unpack to far more."""
-FETCHED_AT_ONCE = 64
-"""Objects of a remote folder that are fetched together, since each alone waits for the network."""
 
 
 class Location(NamedTuple):
@@ -141,115 +131,3 @@ def installed_file(package: str, path: str) -> Path | None:
     spec = importlib.util.find_spec(package)
     folders = (spec.submodule_search_locations if spec else None) or []
     return next((Path(f) / path for f in folders if (Path(f) / path).is_file()), None)
-
-
-def is_image_name(name: str) -> bool:
-    """True for a file that is taken for an image: by its suffix, unless it is hidden."""
-    return name.lower().endswith(IMAGES) and not any(
-        part.startswith((".", "__MACOSX")) for part in name.split("/")
-    )
-
-
-def content_key(location: Location) -> str:
-    """Hash what a folder or archive holds, names included: SHA-256 in hex.
-
-    Files of this machine are read. Behind a URL an object's ETag stands for its content where
-    there is one, so that a known set is not fetched again.
-    """
-    key = hashlib.sha256()
-    with reading(location.source):
-        if location.suffix in ARCHIVES:
-            etag = _etag(location.fs.info(location.path)) if location.fs else None
-            if etag:
-                return hashlib.sha256(etag.encode()).hexdigest()
-            with location.open() as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        for name, content in _etags(location) or track(read_images(location), "reading images"):
-            key.update(f"{len(name.encode())} {name} {len(content)} ".encode())
-            key.update(content)
-    return key.hexdigest()
-
-
-def _etags(location: Location) -> list[tuple[str, bytes]] | None:
-    if location.fs is None:
-        return None
-    etags = [(name, _etag(info)) for name, info in _remote_images(location).items()]
-    known = [(name, etag.encode()) for name, etag in etags if etag]
-    return known if len(known) == len(etags) else None
-
-
-def _etag(info: dict[str, Any]) -> str | None:
-    etag = info.get("ETag") or info.get("etag")
-    return f"{etag} {info.get('size')}" if etag else None
-
-
-def read_images(location: Location) -> Iterator[tuple[str, bytes]]:
-    """Yield ``(name, content)`` of each image file in a folder or archive.
-
-    Names are relative, with ``/``; in sorted order, but for a tar, which is read as it comes.
-    Nothing is ever unpacked to the disk. A file of over `MAX_FILE_BYTES` is cut there, so that
-    it cannot be decoded.
-
-    Raises:
-        DataError: it cannot be read, or an archive's names lead out of it.
-    """
-    suffix = location.suffix
-    with reading(location.source):
-        if suffix == ".zip":
-            yield from _zip_images(location)
-        elif suffix in ARCHIVES:
-            yield from _tar_images(location)
-        elif location.fs is None:
-            root = Path(location.path)
-            for name in _local_images(root):
-                with (root / name).open("rb") as file:
-                    yield name, file.read(MAX_FILE_BYTES)
-        else:
-            objects = _remote_images(location)
-            names = list(objects)
-            for first in range(0, len(names), FETCHED_AT_ONCE):
-                fetched = names[first : first + FETCHED_AT_ONCE]
-                contents = location.fs.cat([objects[name]["name"] for name in fetched])
-                for name in fetched:
-                    yield name, contents[objects[name]["name"]][:MAX_FILE_BYTES]
-
-
-def _local_images(root: Path) -> list[str]:
-    images = []
-    for folder, _, files in os.walk(root):
-        below = Path(folder).relative_to(root).as_posix()
-        images += [name if below == "." else f"{below}/{name}" for name in files]
-    return sorted(filter(is_image_name, images))
-
-
-def _remote_images(location: Location) -> dict[str, dict[str, Any]]:
-    root = location.path.rstrip("/")
-    objects = location.fs.find(root, detail=True)
-    names = {path.removeprefix(root).lstrip("/"): info for path, info in objects.items()}
-    return {name: info for name, info in sorted(names.items()) if is_image_name(name)}
-
-
-def _zip_images(location: Location) -> Iterator[tuple[str, bytes]]:
-    with location.open() as file, zipfile.ZipFile(file) as archive:
-        for member in sorted(archive.infolist(), key=lambda m: m.filename):
-            if not member.is_dir() and is_image_name(_safe(member.filename, location)):
-                try:
-                    with archive.open(member) as content:
-                        yield member.filename, content.read(MAX_FILE_BYTES)
-                except (zipfile.BadZipFile, zlib.error, EOFError):
-                    yield member.filename, b""  # this one is broken; the others may not be
-
-
-def _tar_images(location: Location) -> Iterator[tuple[str, bytes]]:
-    with location.open() as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-        for member in archive:
-            name = _safe(member.name.removeprefix("./"), location)
-            if member.isfile() and is_image_name(name):
-                content = cast(IO[bytes], archive.extractfile(member))
-                yield name, content.read(MAX_FILE_BYTES)
-
-
-def _safe(name: str, location: Location) -> str:
-    if name.startswith("/") or ".." in name.replace("\\", "/").split("/"):
-        raise DataError(f"{location.source}: the member {name!r} leads out of the archive")
-    return name

@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -17,17 +17,24 @@ from models.cache import cache_folder
 from models.config import DataConfig
 from models.durable import PARTIAL, put
 from models.errors import DataError
-from models.images import decode_image, fit, on_white
+from models.images import decode_image, fit, is_written_here, opaque
 from training.data.raw import RawData
 from training.data.sources.cache import AT_ONCE, DIGEST_BYTES, item_digests, release
-from training.data.sources.files import Location, content_key, read_images
+from training.data.sources.files import ARCHIVES, Location
+from training.data.sources.folders import read_folders
+from training.data.sources.image_files import IMAGES, content_key, read_images
 from training.progress import track
 
 Array = np.ndarray
-LAYOUT = 2
+LAYOUT = 3
 """Version of the cached files and of the decoding: a new number leaves older files unused."""
 MAX_EXAMPLES = 3
 """Broken images named in an error message."""
+OURS = "pictures that wgan wrote"
+SPLIT_NOTE = (
+    "folders such as train and test are no classes but a split, which data.split=folders follows; "
+    "without it a hash of each item decides what is held out"
+)
 
 
 class DecodedImages(NamedTuple):
@@ -37,32 +44,40 @@ class DecodedImages(NamedTuple):
     """uint8 ``(N, H, W, C)``, a memory map; C is 1 if every image is grey, else 3"""
     digests: Array
     """uint8 ``(N, 16)``"""
-    labels: Array | None
-    """int64 ``(N,)``, or None if the images are in no subfolders"""
-    classes: list[str]
-    """names of the subfolders, sorted"""
+    names: list[str]
+    """of the files"""
     skipped: list[str]
     """what is wrong with each image that could not be decoded, its name first"""
+    not_read: dict[str, int]
+    """how many files were not looked at, by suffix or by what they are"""
+    is_ours: bool
+    """True if this product wrote all of them"""
 
 
-def load_images(location: Location, config: DataConfig) -> RawData:
+def load_images(location: Location, config: DataConfig, *, in_colour: bool = False) -> RawData:
     """Read the images of a folder or archive, from the cache if they were decoded before.
 
     The cache is keyed by the content of the files, so a changed file is never missed. With
     ``config.size`` each image is resized and cropped to a square of that many pixels a side.
+    Samples and pictures that this product wrote are left out, unless there is nothing else.
+
+    Args:
+        location: the folder or archive.
+        config: of the data.
+        in_colour: three channels though all images are grey, for a model that was trained on such.
 
     Raises:
         DataError: no images, images of mixed shapes without a size, a larger share of broken ones
             than ``config.max_broken_fraction``, or the location cannot be read.
     """
-    key = f"{content_key(location)}-{config.size or 'asis'}-{LAYOUT}-pillow{PIL.__version__}"
+    not_read = Counter[str]()
+    read_as = f"{config.size or 'asis'}-{config.background.lstrip('#')}-{LAYOUT}"
+    key = f"{content_key(location, not_read)}-{read_as}-pillow{PIL.__version__}"
     folder = cache_folder() / "images" / key
-    decoded = _open(folder)
-    if decoded is None:
-        _build(folder, location, config.size)
-        decoded = _open(folder)
-    if decoded is None:
-        raise DataError(f"{folder}: cannot be used as a cache; set WGAN_CACHE to another folder")
+    decoded = _cached(folder, location, config, in_colour=False)
+    if in_colour and decoded.items.shape[3] == 1:
+        folder = folder.with_name(f"{key}-rgb")
+        decoded = _cached(folder, location, config, in_colour=True)
     total = len(decoded.items) + len(decoded.skipped)
     if len(decoded.skipped) > config.max_broken_fraction * total:
         examples = "; ".join(decoded.skipped[:MAX_EXAMPLES])
@@ -71,15 +86,51 @@ def load_images(location: Location, config: DataConfig) -> RawData:
             f"share than data.max_broken_fraction = {config.max_broken_fraction:g} (such as "
             f"{examples}); repair or remove them, or set a larger share"
         )
+    if location.suffix in ARCHIVES:  # the names of other files are no part of a folder's key
+        not_read = Counter(decoded.not_read)
+    elif OURS in decoded.not_read:
+        not_read[OURS] = decoded.not_read[OURS]
+    not_read = Counter(dict(sorted(not_read.items())))
+    folders = read_folders(decoded.names, location.source)
+    notes = list(folders.notes)
+    if not_read:
+        notes.append(f"not read: {', '.join(f'{n} {what}' for what, n in not_read.items())}")
+    is_heldout = folders.is_heldout
+    if is_heldout is not None and config.split == "hash":
+        is_heldout = None
+        notes.append(SPLIT_NOTE)
+    elif is_heldout is not None:
+        trained = {digest.tobytes() for digest in decoded.digests[~is_heldout]}
+        twins = is_heldout & [digest.tobytes() in trained for digest in decoded.digests]
+        is_heldout &= ~twins
+        if twins.any():
+            notes.append(f"{twins.sum()} images to hold out are also trained on, and count so")
     return RawData(
         decoded.items,
         location.name,
         location.source,
-        labels=decoded.labels,
-        classes=tuple(decoded.classes),
+        labels=folders.labels,
+        classes=folders.classes,
+        is_heldout=is_heldout,
         digests=decoded.digests,
         problems=tuple(decoded.skipped),
+        not_read=not_read,
+        is_ours=decoded.is_ours,
+        notes=tuple(notes),
     )
+
+
+def _cached(
+    folder: Path, location: Location, config: DataConfig, *, in_colour: bool
+) -> DecodedImages:
+    """The set of a folder of the cache, which is made if it is not there."""
+    decoded = _open(folder)
+    if decoded is None:
+        _build(folder, location, config, in_colour)
+        decoded = _open(folder)
+    if decoded is None:
+        raise DataError(f"{folder}: cannot be used as a cache; set WGAN_CACHE to another folder")
+    return decoded
 
 
 def _open(folder: Path) -> DecodedImages | None:
@@ -93,16 +144,13 @@ def _open(folder: Path) -> DecodedImages | None:
             else np.empty(shape, np.uint8)
         )
         digests = np.fromfile(folder / "digests", np.uint8).reshape(shape[0], DIGEST_BYTES)
-        labels = np.fromfile(folder / "labels", np.int64)
     except (OSError, ValueError, KeyError):
         return None
-    labelled = len(index["classes"]) > 0
-    return DecodedImages(
-        items, digests, labels if labelled else None, index["classes"], index["skipped"]
-    )
+    others = (index[key] for key in DecodedImages._fields[2:])
+    return DecodedImages(items, digests, *others)
 
 
-def _build(folder: Path, location: Location, size: int | None) -> None:
+def _build(folder: Path, location: Location, config: DataConfig, in_colour: bool) -> None:
     """Decode the images into ``folder``, which appears whole or not at all."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -113,37 +161,23 @@ def _build(folder: Path, location: Location, size: int | None) -> None:
             "decoded data"
         ) from None
     try:
-        names, skipped = list[str](), list[str]()
-        with (new / "items").open("wb") as out:
-            shape = (0, 0, 0)
-            grey = True
-            files = track(read_images(location), "decoding images")
-            for name, pixels in _decoded(files, skipped):
-                image = pixels if size is None else fit(pixels, size, size)
-                grey = grey and image.shape[2] == 1
-                rgb = np.broadcast_to(image, (*image.shape[:2], 3))
-                if names and rgb.shape != shape:
-                    raise DataError(
-                        f"{location.source}: {names[0]} has {shape[1]}x{shape[0]} pixels and "
-                        f"{name} {rgb.shape[1]}x{rgb.shape[0]}; set data.size to a number of "
-                        "pixels, and all are resized and cropped to that square"
-                    )
-                shape = rgb.shape
-                names.append(name)
-                out.write(rgb.tobytes())
-        if not names and not skipped:
+        index = _decode(new / "items", location, config)
+        if not index["names"] and not index["skipped"] and OURS in index["not_read"]:
+            index = _decode(new / "items", location, config, with_ours=True)
+        if not index["names"] and not index["skipped"]:
+            not_read = ", ".join(f"{count} {what}" for what, count in index["not_read"].items())
             raise DataError(
-                f"{location.source}: holds no images; bring files named .png, .jpg, .jpeg or .webp"
+                f"{location.source}: holds no images; bring files named {', '.join(IMAGES)}"
+                + (f" (there are {not_read})" if not_read else "")
             )
-        if grey and names:
-            _keep_first_channel(new / "items", (len(names), *shape))
-            shape = (*shape[:2], 1)
-        labels, classes = _classes(names, location)
-        labels.tofile(new / "labels")
-        whole = (len(names), *shape)
-        items = np.memmap(new / "items", np.uint8, "r", shape=whole) if names else np.empty(whole)
+        whole = index["shape"]
+        if index.pop("grey") and index["names"] and not in_colour:
+            _keep_first_channel(new / "items", whole)
+            whole = index["shape"] = (*whole[:3], 1)
+        items = (
+            np.memmap(new / "items", np.uint8, "r", shape=whole) if whole[0] else np.empty(whole)
+        )
         item_digests(items).tofile(new / "digests")
-        index = {"shape": whole, "classes": classes, "skipped": skipped}
         (new / "index.json").write_text(json.dumps(index))
         put(new, folder)  # in the place of an older, broken one
     except OSError as error:
@@ -153,13 +187,50 @@ def _build(folder: Path, location: Location, size: int | None) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _decoded(files: Iterable[tuple[str, bytes]], skipped: list[str]) -> Iterator[tuple[str, Array]]:
-    """Yield each image that can be decoded, without transparency; note each that cannot."""
-    for name, content in files:
-        try:
-            yield name, on_white(decode_image(content, name))
-        except DataError as error:
-            skipped.append(str(error))
+def _decode(
+    path: Path, location: Location, config: DataConfig, with_ours: bool = False
+) -> dict[str, Any]:
+    """Decode the images into one file, in three channels, and return the index of the cache.
+
+    Args:
+        path: of the file.
+        location: holds the images.
+        config: of the data.
+        with_ours: also those that this product wrote.
+    """
+    names, skipped, not_read = list[str](), list[str](), Counter[str]()
+    shape, grey, size = (0, 0, 0), True, config.size
+    with path.open("wb") as out:
+        for name, content in track(read_images(location, not_read), "decoding images"):
+            try:
+                pixels = decode_image(content, name)
+            except DataError as error:
+                skipped.append(str(error))
+                continue
+            if not with_ours and is_written_here(content, pixels):
+                not_read[OURS] += 1
+                continue
+            image = opaque(pixels, config.background)
+            image = image if size is None else fit(image, size, size)
+            grey = grey and bool((image == image[..., :1]).all())
+            rgb = np.broadcast_to(image, (*image.shape[:2], 3))
+            if names and rgb.shape != shape:
+                raise DataError(
+                    f"{location.source}: {names[0]} has {shape[1]}x{shape[0]} pixels and "
+                    f"{name} {rgb.shape[1]}x{rgb.shape[0]}; set data.size to a number of "
+                    "pixels, and all are resized and cropped to that square"
+                )
+            shape = rgb.shape
+            names.append(name)
+            out.write(rgb.tobytes())
+    return {
+        "shape": (len(names), *shape),
+        "names": names,
+        "skipped": skipped,
+        "not_read": not_read,
+        "is_ours": with_ours,
+        "grey": grey,
+    }
 
 
 def _keep_first_channel(path: Path, shape: tuple[int, ...]) -> None:
@@ -170,24 +241,3 @@ def _keep_first_channel(path: Path, shape: tuple[int, ...]) -> None:
             out.write(items[first : first + AT_ONCE, ..., :1].tobytes())
             release(items)
     os.replace(grey, path)
-
-
-def _classes(names: list[str], location: Location) -> tuple[Array, list[str]]:
-    """Labels and their names: the folder below the one folder that holds all images."""
-    parts = [name.split("/") for name in names]
-    depth = 0
-    while parts and all(len(p) > depth + 1 for p in parts) and len({p[depth] for p in parts}) == 1:
-        depth += 1
-    inside = [len(p) > depth + 1 for p in parts]
-    if not any(inside):
-        return np.empty(0, np.int64), []
-    if not all(inside):
-        stray = names[inside.index(False)]
-        raise DataError(
-            f"{location.source}: some images are in subfolders, which are taken for classes, but "
-            f"{stray} is not; put it into one, or all into one folder"
-        )
-    folders = [p[depth] for p in parts]
-    classes = sorted(set(folders))
-    number = {name: i for i, name in enumerate(classes)}
-    return np.array([number[f] for f in folders], np.int64), classes

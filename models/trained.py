@@ -78,7 +78,7 @@ class TrainedModel:
     @property
     def classes(self) -> list[str]:
         """Names of the classes that can be asked for; empty without classes."""
-        return self.model.classes
+        return self.record.data.trained_classes if self.model.classes else []
 
     def sample(
         self,

@@ -13,13 +13,16 @@ from scipy import stats
 from torch import nn
 
 from models.artifact import load_artifact
+from models.config import DataConfig
 from models.constraints import GradientPenalty, SpectralNorm, WeightClipping
 from models.errors import ClassError, ConfigError
+from models.formats import encode
 from models.model import Model
 from models.networks import CriticConfig, GeneratorConfig, build_critic, build_generator
 from models.networks.conditional import ProjectionCritic, WithLabels
 from models.networks.parts import ConditionalNorm
 from models.sampling import CHUNK, draw_labels
+from models.trained import TrainedModel
 from tests.artifacts import make_artifact, tiny_config
 from tests.servers import Server
 from tests.test_cli import wgan
@@ -29,6 +32,7 @@ from training.engine.loop import train
 from training.engine.runs import Interrupted
 from training.judging.classifier import fit_classifier
 from training.judging.evaluate import class_accuracy, critic_membership
+from training.reporting.preview import samples_picture
 
 CPU = torch.device("cpu")
 COUNTS = {"cat": 10, "dog": 60, "no emu": 30}
@@ -379,6 +383,35 @@ def test_the_service(tmp_path: Path) -> None:
             answer = server.client.post("/v1/scores", json={**body, "classes": classes})
             assert answer.status_code == 422
             assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_class_without_training_items_is_not_offered(tmp_path: Path) -> None:
+    server = Server("image", tmp_path)
+    make_artifact(server.artifact, class_counts={"cat": 3, "none": 0, "dog": 5})
+    server.model = model = load_artifact(server.artifact)
+    assert TrainedModel(server.artifact).classes == ["cat", "dog"]
+    assert set(model.labels(5, 1000)) == {0, 2}
+    with server.running():
+        data = server.client.get("/v1/model").json()["data"]
+        assert (data["classes"], data["class_counts"]) == (["cat", "dog"], [3, 5])
+        answer = server.samples(**{"class": "none"})
+        assert answer.status_code == 422
+        assert "there are: cat, dog" in answer.json()["detail"]
+        answer = server.samples(count=3, seed=5, format="npz", **{"class": "dog"})
+        samples = np.load(io.BytesIO(answer.content))["samples"]
+        assert np.array_equal(samples, model.sample(5, 3, label=2))
+    done = wgan("sample", server.artifact, "--class", "none", "--out", "t.npz", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "there are: cat, dog" in done.stderr
+
+
+def test_the_picture_of_samples_has_rows_of_trained_classes_alone(tmp_path: Path) -> None:
+    counts = {"cat": 3, "none": 0, "dog": 5}
+    model = load_artifact(make_artifact(tmp_path / "a", class_counts=counts))
+    data = load_data(DataConfig(source="digits"))
+    drawn = samples_picture(model, data, data.heldout)
+    rows = [model.sample(model.run.config.training.seed, 2, label) for label in (0, 2)]
+    assert drawn == encode(np.concatenate(rows), "png")
 
 
 def test_the_service_of_a_model_without_classes(tmp_path: Path) -> None:

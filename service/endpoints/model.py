@@ -55,6 +55,9 @@ async def get_model(context: Context, request: Request) -> Response:
     """Tell all that is known of a model: the champion, unless the query names another."""
     served = choose_model(context, request, queried_model(request) or "champion")
     run = served.model.run.model_dump(mode="json", exclude={"history"})
+    # The others cannot be asked for: the model has not seen them.
+    run["data"]["classes"] = served.model.run.data.trained_classes
+    run["data"]["class_counts"] = [n for n in run["data"]["class_counts"] if n]
     for card in (run["data"], run["config"]["data"]):  # may be a path of the training machine
         card["source"] = os.path.basename(card["source"])
     about = {

@@ -80,9 +80,9 @@ def samples_picture(model: Model, data: Dataset, heldout: Array) -> bytes:
     """
     seed = model.run.config.training.seed
     if model.is_image:
-        rows = min(len(model.classes), MAX_CLASSES)
-        by_class = [model.sample(seed, rows, label) for label in range(rows)]
-        samples = np.concatenate(by_class) if rows else model.sample(seed, MAX_IMAGES)
+        names = model.run.data.trained_classes[:MAX_CLASSES] if model.classes else []
+        by_class = [model.sample(seed, len(names), model.label(name)) for name in names]
+        samples = np.concatenate(by_class) if names else model.sample(seed, MAX_IMAGES)
         if model.shape[0] not in MODES:  # more channels than a picture has: show the first
             samples = samples[..., :1]
         return encode(samples, "png")

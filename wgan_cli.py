@@ -37,6 +37,7 @@ COMMANDS = {
     "study": "training.lab.commands",
     "data": "training.commands",
     "retrain": "training.retraining.command",
+    "export": "models.export.command",
     "models": "models.commands",
     "sign": "models.commands",
     "verify": "models.commands",

@@ -76,6 +76,10 @@ class ShapeError(UserError):
     """Samples do not have the shape that the model was made for."""
 
 
+class ExportError(UserError):
+    """A model cannot be written in another program's format, or computes something else there."""
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """End a message about an unknown word: with the known word nearest to it, or with all of them.
 

@@ -45,6 +45,7 @@ ORDER = [
     "trained",
     "signing",
     "bulk",
+    "export",
     "commands",
 ]
 WITHIN = {
@@ -79,6 +80,7 @@ WITHIN = {
         "records",
         "gaps",
     ],
+    "export": ["graphs", "formats", "check", "layouts", "folder", "command"],
     "lipschitz": ["gradients", "operators", "certificate", "signals", "bracket"],
 }
 

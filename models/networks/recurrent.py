@@ -23,7 +23,7 @@ class GRU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the state after each step; the state before the first is zero."""
         width = self.state.in_features
-        h = x.new_zeros(len(x), width)
+        h = x.new_zeros(x.shape[0], width)
         states = []
         for step in self.input(x).unbind(dim=1):
             past = self.state(h)
@@ -48,7 +48,7 @@ class LSTM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the state after each step; the state before the first is zero."""
-        h = cell = x.new_zeros(len(x), self.state.in_features)
+        h = cell = x.new_zeros(x.shape[0], self.state.in_features)
         states = []
         for step in self.input(x).unbind(dim=1):
             input_gate, forget, candidate, output_gate = (step + self.state(h)).chunk(4, dim=1)

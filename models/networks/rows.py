@@ -86,7 +86,7 @@ class RowHeads(nn.Module):
         logits = x[:, count:] / TEMPERATURE - FORBIDDEN * forbidden
         start = 0
         for width, choices in self.widths:
-            alike = logits[:, start : start + choices * width].reshape(len(x), choices, width)
+            alike = logits[:, start : start + choices * width].reshape(x.shape[0], choices, width)
             pieces.append(alike.softmax(dim=2).flatten(1))
             start += choices * width
         return torch.cat(pieces, dim=1).index_select(1, self.code_order)
@@ -110,7 +110,7 @@ class RowGenerator(nn.Module):
         """
         if restrictions is None:
             dtype = torch.promote_types(latents.dtype, torch.float32)
-            restrictions = latents.new_zeros(len(latents), self.restriction_width, dtype=dtype)
+            restrictions = latents.new_zeros(latents.shape[0], self.restriction_width, dtype=dtype)
         # The heads stay in float32 when the body is in bfloat16: a bound must not be rounded.
         inputs = torch.cat([latents, restrictions], dim=1).to(latents.dtype)
         return self.heads(self.body(inputs).to(restrictions.dtype), restrictions)
@@ -130,7 +130,7 @@ class RowCritic(Critic):
     def forward(self, samples: Tensor, restrictions: Tensor | None = None) -> Tensor:
         """Score each row ``(N, width)``, by default as one made without conditions; ``(N,)``."""
         if restrictions is None:
-            restrictions = samples.new_zeros(len(samples), self.restriction_width)
+            restrictions = samples.new_zeros(samples.shape[0], self.restriction_width)
         return super().forward(torch.cat([samples, restrictions], dim=1))
 
 

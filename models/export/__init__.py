@@ -1,0 +1,1 @@
+"""Export of a model to ONNX or torch.export, for other servers and programs."""

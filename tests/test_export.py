@@ -1,0 +1,249 @@
+"""Exports: run in ONNX Runtime and torch, they give the model's own samples and scores."""
+
+import json
+import logging
+import re
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+
+import wgan_cli
+from models.artifact import load_artifact
+from models.errors import ExportError
+from models.export import check, folder, formats
+from models.export.graphs import graphs
+from models.model import Model
+from tests.artifacts import make_artifact
+from tests.test_commands import WITHOUT, run_python
+
+RESNET = {"architecture": "resnet", "depth": 4}
+UNLIKE: dict[str, Any] = {
+    "grey images": ("image", {"constraint": {"kind": "spectral_norm"}}),
+    "classes": (
+        "rgb",
+        {"class_counts": {"a": 3, "b": 5}, "generator": {"normalization": "batch"}},
+    ),
+    "resnets": (
+        "rgb",
+        {
+            "generator": {**RESNET, "normalization": "batch"},
+            "critic": RESNET,
+            "constraint": {"kind": "gradient_normalization"},
+        },
+    ),
+    "vectors": ("vector", {"constraint": {"kind": "bjorck", "method": "iterate"}}),
+    "sequences": ("sequence", {"critic": {"architecture": "lstm"}}),
+    "columns": ("table", {"constraint": {"kind": "aol"}, "critic": {"activation": "groupsort"}}),
+    "rows": ("rows", {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest's log handler would make torch write a record of every step of tracing."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)
+
+
+def model(path: Path, kind: str = "image", **changes: Any) -> Model:
+    return load_artifact(make_artifact(path / "artifact", kind, **changes))
+
+
+def opened(path: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_onnx_runtime_gives_our_samples_and_scores(name: str, tmp_path: Path) -> None:
+    kind, changes = UNLIKE[name]
+    made = model(tmp_path, kind, **changes)
+    folder.export(made, "onnx", tmp_path / "out")
+    generator, critic = (opened(tmp_path / f"out/{p}.onnx") for p in ("generator", "critic"))
+    labels = {} if not made.classes else {"labels": made.labels(3, 40)}
+    (items,) = generator.run(None, {"latents": made.latents(3, 40), **labels})
+    ours = made.sample(3, 40)
+    if items.dtype == np.uint8:
+        assert np.abs(items.astype(int) - ours).max() <= 1
+        assert (items != ours).mean() < 0.001
+    else:
+        np.testing.assert_allclose(items, ours, atol=1e-4 if name == "rows" else 1e-5)
+    (input_name,) = {i.name for i in critic.get_inputs()} - {"labels"}
+    (scores,) = critic.run(None, {input_name: ours, **labels})
+    given = list(labels.values())
+    np.testing.assert_allclose(scores, made.score(ours, *given), atol=1e-5)
+    assert critic.get_inputs()[0].shape == ["N", *ours.shape[1:]]
+
+
+def test_metadata_says_where_an_export_is_from_and_sums_hold(tmp_path: Path) -> None:
+    made = model(tmp_path, class_counts={"a": 3, "b": 5})
+    folder.export(made, "torch-export", tmp_path / "out", version="7")
+    files = {"generator.pt2", "critic.pt2", "SHA256SUMS"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
+    subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "out", check=True)
+    extra = {"metadata.json": ""}
+    program = torch.export.load(tmp_path / "out/generator.pt2", extra_files=extra)
+    about = json.loads(extra["metadata.json"])
+    assert about["name"] == "tiny"
+    assert about["version"] == "7"
+    assert about["constraint"] == "gradient_penalty"
+    assert json.loads(about["classes"]) == ["a", "b"]
+    assert about["latent_size"] == "4"
+    assert about["artifact_sha256"] == made.digest
+    labels = made.labels(3, 6)
+    assert labels is not None
+    z = made.latents(3, 6)
+    images = program.module()(torch.from_numpy(z), torch.from_numpy(labels))
+    assert np.abs(images.numpy().astype(int) - made.sample(3, 6)).max() <= 1
+
+
+def test_a_pt2_of_ours_has_no_pickled_weight_or_constant(tmp_path: Path) -> None:
+    folder.export(model(tmp_path, "vector"), "torch-export", tmp_path / "out")
+    for path in (tmp_path / "out").glob("*.pt2"):
+        with zipfile.ZipFile(path) as archive:
+            indices = [n for n in archive.namelist() if n.endswith("_config.json")]
+            assert len(indices) == 2
+            for index in indices:
+                assert '"use_pickle": true' not in archive.read(index).decode()
+
+
+def test_a_version_in_bfloat16_is_exported_in_float32(tmp_path: Path) -> None:
+    made = model(tmp_path, serving={"precision": "bf16"})
+    folder.export(made, "torch-export", tmp_path / "out")
+    assert (tmp_path / "out/generator.pt2").is_file()
+
+
+@pytest.mark.parametrize("kind", ["image", "vector", "rows"])
+def test_an_export_that_computes_something_else_is_refused(kind: str, tmp_path: Path) -> None:
+    made = model(tmp_path, kind)
+    generator, critic = graphs(made).values()
+
+    def run(graph: Any, name: str, by: float) -> formats.Run:
+        def changed(inputs: Any) -> Any:
+            moved = {**inputs, name: inputs[name] + type(inputs[name].flat[0])(by)}
+            return graph.program.module()(*map(torch.from_numpy, moved.values())).numpy()
+
+        return changed
+
+    check.check_generator(made, run(generator, "latents", 0))
+    check.check_critic(made, run(critic, next(iter(critic.inputs)), 0))
+    with pytest.raises(ExportError, match="other samples"):
+        check.check_generator(made, run(generator, "latents", 0.01 if kind != "image" else 1))
+    with pytest.raises(ExportError, match="other scores"):
+        check.check_critic(made, run(critic, next(iter(critic.inputs)), 1))
+
+
+def test_a_refused_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ExportError("no")
+
+    monkeypatch.setitem(folder.CHECKS, "generator", refuse)
+    made = model(tmp_path, "vector")
+    with pytest.raises(ExportError):
+        folder.export(made, "torch-export", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_the_normal_quantile_is_that_of_torch() -> None:
+    class Quantile(torch.nn.Module):
+        def forward(self, p: torch.Tensor) -> torch.Tensor:
+            return torch.special.ndtri(p)
+
+    p = torch.cat([torch.linspace(1e-6, 1 - 1e-6, 999), torch.tensor([0.075, 0.925, 0.5])])
+    rows = {0: torch.export.Dim("N")}
+    program = torch.export.export(Quantile(), (p,), dynamic_shapes=(rows,))
+    table = {torch.ops.aten.special_ndtri.default: formats.normal_quantile}
+    with formats.quiet():
+        made = torch.onnx.export(program, custom_translation_table=table, verbose=False)
+    assert made is not None
+    session = onnxruntime.InferenceSession(made.model_proto.SerializeToString())
+    (found,) = session.run(None, {"p": p.numpy()})
+    exact = torch.special.ndtri(p.double()).numpy()
+    np.testing.assert_allclose(found, exact, rtol=2e-7, atol=1e-7)
+
+
+def wgan(*words: object) -> int:
+    return wgan_cli.main(list(map(str, words)))
+
+
+def test_layouts_of_triton_and_kserve(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "artifact", class_counts={"a": 3, "b": 5})
+    out = tmp_path / "out"
+    assert wgan("export", artifact, "--to", "onnx", "--layout", "kserve", "--out", out) == 0
+    for part in ("generator", "critic"):
+        session = opened(out / f"tiny-{part}/1/model.onnx")
+        config = fields((out / f"tiny-{part}/config.pbtxt").read_text())
+        assert config["name"] == [f'"tiny-{part}"']
+        assert config["backend"] == ['"onnxruntime"']
+        for kind, tensors in (("input", session.get_inputs()), ("output", session.get_outputs())):
+            assert config[kind] == [described(tensor) for tensor in tensors]
+    manifest = yaml.safe_load((out / "inference-service.yaml").read_text())
+    assert manifest["kind"] == "InferenceService"
+    assert manifest["spec"]["predictor"]["model"]["modelFormat"] == {"name": "triton"}
+
+
+def fields(text: str) -> dict[str, list[str]]:
+    """The fields of a configuration in protobuf's text format, as lines have them."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        name, value = re.fullmatch(r"(\w+):? (.*)", line).groups()  # type: ignore[union-attr]
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def described(tensor: Any) -> str:
+    """A tensor of ONNX Runtime's, as Triton must be told of it; the first axis is the batch."""
+    names = {"tensor(float)": "FP32", "tensor(uint8)": "UINT8", "tensor(int64)": "INT64"}
+    assert tensor.shape[0] == "N"
+    sizes = ", ".join(map(str, tensor.shape[1:]))
+    shape = f"dims: [ {sizes} ]" if sizes else "dims: [ 1 ] reshape { shape: [ ] }"
+    return f'[ {{ name: "{tensor.name}" data_type: TYPE_{names[tensor.type]} {shape} }} ]'
+
+
+def test_mistakes_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    for words, said in (
+        (["--to", "onnx", "--out", there], "is there already"),
+        (["--to", "torch-export", "--layout", "triton", "--out", tmp_path / "o"], "--to onnx"),
+    ):
+        artifact = make_artifact(tmp_path / "artifact", "vector")
+        assert wgan("export", artifact, *words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+
+
+def test_a_missing_extra_is_one_line(tmp_path: Path) -> None:
+    code = WITHOUT.format(absent={"onnxruntime"})
+    out = str(tmp_path / "out")
+    done = run_python(code, "export", str(tmp_path), "--to", "onnx", "--out", out)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "pip install 'wgan-foundry[export]'" in line
+
+
+def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs/export.md").read_text()
+    made = {
+        name: load_artifact(make_artifact(tmp_path / f"runs/{name}/artifact", kind))
+        for name, kind in (("photos", "rgb"), ("people", "rows"), ("first", "vector"))
+    }
+    monkeypatch.chdir(tmp_path)
+    for line in re.findall(r"^wgan (.*)$", page, re.MULTILINE):
+        assert "--layout" in line or wgan(*line.split()) == 0  # layouts have a test of their own
+    found: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, found)
+    images = made["photos"].sample(7, 16)
+    for theirs in (found["images"], found["made_again"].numpy()):
+        assert np.abs(theirs.astype(int) - images).max() <= 1
+    np.testing.assert_allclose(found["scores"], made["photos"].score(images), atol=1e-4)
+    rows = made["people"].rows(made["people"].sample(7, 100))
+    for name in ("age", "income", "home"):
+        assert found["rows"][name] == rows[name].to_pylist(), name
+    assert found["samples"].numpy().tobytes() == made["first"].sample(7, 16).tobytes()

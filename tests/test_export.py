@@ -18,7 +18,7 @@ import wgan_cli
 from models.artifact import load_artifact
 from models.errors import ExportError
 from models.export import check, folder, formats
-from models.export.graphs import graphs
+from models.export.graphs import _convolution_gradient, _pooling_gradient, graphs
 from models.model import Model
 from tests.artifacts import make_artifact
 from tests.test_commands import WITHOUT, run_python
@@ -147,6 +147,29 @@ def test_a_refused_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ExportError):
         folder.export(made, "torch-export", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+@pytest.mark.parametrize(("taps", "stride"), [((3, 4), 2), ((3, 3), 1), ((4, 3), 2)])
+def test_the_gradient_of_a_convolution_is_autograds(taps: tuple[int, int], stride: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 7, 9, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 3, *taps, dtype=torch.float64)
+    y = torch.nn.functional.conv2d(x, weight, None, stride, 1)
+    gradient = torch.randn_like(y)
+    (exact,) = torch.autograd.grad(y, x, gradient)
+    two, one = [stride, stride], [1, 1]
+    found, *_ = _convolution_gradient(gradient, x, weight, None, two, one, one, False, [0, 0], 1)
+    torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize("sides", [(7, 5), (8, 6), (7, 6)])
+def test_the_gradient_of_pooling_is_autograds(sides: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, *sides, dtype=torch.float64, requires_grad=True)
+    y = torch.nn.functional.avg_pool2d(x, 2, ceil_mode=True)
+    gradient = torch.randn_like(y)
+    (exact,) = torch.autograd.grad(y, x, gradient)
+    torch.testing.assert_close(_pooling_gradient(gradient, x, [2, 2]), exact)
 
 
 def test_the_normal_quantile_is_that_of_torch() -> None:

@@ -24,7 +24,7 @@ Run = Callable[[Mapping[str, Array]], Array]
 """Runs a file: arrays by name to the one that comes out."""
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
 OPSET = 20
-"""Of ONNX's operators; ONNX Runtime knows this set from 1.17 on, and Triton from 24.02 on."""
+"""Of ONNX's operators; ONNX Runtime knows this set from 1.17 on."""
 
 
 def require(target: Format) -> None:

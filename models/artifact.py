@@ -1,6 +1,6 @@
 """The artifact: a folder of safetensors, JSON and checksums that is all a service needs.
 
-Nothing in it is ever unpickled, and nothing is read before its checksum is verified.
+Nothing in it is ever unpickled, and nothing is parsed but bytes whose checksum was verified.
 `docs/artifact.md` describes each file and every field of `run.json`.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from models import run_folder
@@ -102,34 +102,10 @@ def verify(folder: Path, needed: Collection[str] = FILES) -> str:
     Raises:
         ArtifactError: a file is missing, changed, truncated or foreign; the message names it.
     """
-    sums = folder / SUMS
-    if not os.path.isfile(sums):  # False too for what no path can be
-        raise ArtifactError(
-            f"{folder}: not an artifact (it has no {SUMS}){run_folder.instead_of(folder)}"
-        )
-    content = sums.read_bytes()
-    try:
-        lines = [line.split("  ", 1) for line in content.decode("ascii").splitlines()]
-        expected = {name: digest for digest, name in lines}
-    except ValueError:
-        raise ArtifactError(f"{sums}: not a list of SHA-256 sums") from None
-    for name in FILES:
-        if name not in expected:
-            raise ArtifactError(f"{sums}: has no sum for {name}")
-        if not (folder / name).is_file():
-            if name not in needed:
-                continue
-            raise ArtifactError(f"{folder / name}: missing; copy the artifact again")
-        if _sha256(folder / name) != expected[name]:
-            raise ArtifactError(
-                f"{folder / name}: changed or truncated (its SHA-256 is not the one in {SUMS}); "
-                "copy the artifact again"
-            )
-    foreign = sorted({p.name for p in folder.iterdir()} - {*FILES, SUMS, SIGNATURE})
-    if foreign or set(expected) != set(FILES):
-        name = (foreign or sorted(set(expected) - set(FILES)))[0]
-        raise ArtifactError(f"{folder / name}: does not belong to an artifact; remove it")
-    return hashlib.sha256(content).hexdigest()
+    sums, digest = _sums(folder, needed)
+    for name, expected in sums.items():
+        _require(folder / name, _sha256(folder / name), expected)
+    return digest
 
 
 def load_artifact(
@@ -145,9 +121,16 @@ def load_artifact(
     Raises:
         ArtifactError: a file is missing, changed, foreign, or does not fit the others.
     """
-    digest = verify(folder, needed)
+    sums, digest = _sums(folder, needed)
+
+    def content(name: str) -> bytes:
+        """Read a file once: what is verified is what is loaded, though it may change meanwhile."""
+        data = (folder / name).read_bytes()
+        _require(folder / name, hashlib.sha256(data).hexdigest(), sums.pop(name))
+        return data
+
     try:
-        run = Run.model_validate_json((folder / RUN).read_bytes())
+        run = Run.model_validate_json(content(RUN))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -158,26 +141,69 @@ def load_artifact(
         run.config, run.data.shape, len(run.data.classes), run.data.parts
     )
     for network, name in ((generator, GENERATOR), (critic, CRITIC)):
-        try:
-            tensors = load_file(folder / name)  # its RuntimeError is torch's, for want of memory
-        except SafetensorError as error:
-            raise ArtifactError(f"{folder / name}: cannot be read ({error})") from None
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ArtifactError(
-                f"{folder / name}: does not fit the networks in {RUN} ({reason})"
-            ) from None
+        _fill(network, folder / name, content(name))
         network.to(device).eval().requires_grad_(False)
+    quantiles, grid = np.array(json.loads(content(QUANTILES))["scores"]), content(GRID)
+    for name, expected in sums.items():  # of files that are not loaded
+        _require(folder / name, _sha256(folder / name), expected)
     broken = run.config.constraint.broken_claim(critic)
     if broken:
         raise ArtifactError(
             f"{folder / CRITIC}: not a critic under {run.constraint.kind}, as {RUN} says: {broken}"
         )
     run = without_false_guarantee(run)
-    quantiles = np.array(json.loads((folder / QUANTILES).read_text())["scores"])
-    return Model(run, generator, critic, quantiles, digest, (folder / GRID).read_bytes())
+    return Model(run, generator, critic, quantiles, digest, grid)
+
+
+def _sums(folder: Path, needed: Collection[str]) -> tuple[dict[str, str], str]:
+    """Read an artifact's checksums; see `verify`.
+
+    Returns:
+        The SHA-256 of each file that is there, in hex, and the artifact's digest.
+    """
+    sums = folder / SUMS
+    if not os.path.isfile(sums):  # False too for what no path can be
+        raise ArtifactError(
+            f"{folder}: not an artifact (it has no {SUMS}){run_folder.instead_of(folder)}"
+        )
+    content = sums.read_bytes()
+    try:
+        lines = [line.split("  ", 1) for line in content.decode("ascii").splitlines()]
+        expected = {name: digest for digest, name in lines}
+    except ValueError:
+        raise ArtifactError(f"{sums}: not a list of SHA-256 sums") from None
+    for name in FILES:
+        if name not in expected:
+            raise ArtifactError(f"{sums}: has no sum for {name}")
+        if name in needed and not (folder / name).is_file():
+            raise ArtifactError(f"{folder / name}: missing; copy the artifact again")
+    there = {path.name for path in folder.iterdir()}
+    foreign = sorted(there - {*FILES, SUMS, SIGNATURE}) or sorted({*expected} - {*FILES})
+    if foreign:
+        raise ArtifactError(f"{folder / foreign[0]}: does not belong to an artifact; remove it")
+    found = {name: expected[name] for name in FILES if (folder / name).is_file()}
+    return found, hashlib.sha256(content).hexdigest()
+
+
+def _require(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise ArtifactError(
+            f"{path}: changed or truncated (its SHA-256 is not the one in {SUMS}); "
+            "copy the artifact again"
+        )
+
+
+def _fill(network: nn.Module, path: Path, content: bytes) -> None:
+    """Give a network the weights of a file."""
+    try:
+        tensors = load(content)
+    except (SafetensorError, KeyError) as error:  # the latter: a type that it does not know
+        raise ArtifactError(f"{path}: cannot be read ({error})") from None
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{path}: does not fit the networks in {RUN} ({reason})") from None
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

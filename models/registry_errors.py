@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import re
 
-from models.errors import AbsentError, ForbiddenError, MachineError, RegistryError, causes
+from models.errors import AbsentError, ForbiddenError, MachineError, RegistryError
+from models.remote import http_status
 
 OF_THIS_MACHINE = {
     errno.EDQUOT,
@@ -45,17 +46,6 @@ def failure(message: str, error: Exception) -> RegistryError:
     code = getattr(error, "error_code", None)
     if code in ABSENT:
         return AbsentError(message)
-    if code in FORBIDDEN or _status(error) in (401, 403):
+    if code in FORBIDDEN or http_status(error) in (401, 403):
         return ForbiddenError(message)
     return RegistryError(message)
-
-
-def _status(error: Exception) -> int | None:
-    """The HTTP status behind an error, as requests and botocore tell it."""
-    for cause in causes(error):
-        response = getattr(cause, "response", None)
-        if isinstance(response, dict):
-            return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if response is not None:
-            return response.status_code
-    return None

@@ -70,7 +70,7 @@ def fault(url: str, error: BaseException) -> DataError | None:
     chain = list(causes(error))
     if any(isinstance(cause, PermissionError) for cause in chain):
         return None  # says more than its status
-    status = next((code for code in map(_status, chain) if code), None)
+    status = http_status(error)
     if status is not None:
         return _refusal(url, status)
     for cause in chain:
@@ -103,12 +103,20 @@ def _names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 
-def _status(error: BaseException) -> int | None:
-    """Status of HTTP that an error tells of: aiohttp's, or botocore's."""
-    status = getattr(error, "status", None)
-    if isinstance(response := getattr(error, "response", None), dict):
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status if isinstance(status, int) and status >= 400 else None
+def http_status(error: BaseException) -> int | None:
+    """Return the status of HTTP, from 400 on, that an error or one of its causes tells of.
+
+    They are aiohttp's, botocore's or those of requests.
+    """
+    for cause in causes(error):
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            status = getattr(response, "status_code", getattr(cause, "status", None))
+        if isinstance(status, int) and status >= 400:
+            return status
+    return None
 
 
 def _refusal(url: str, status: int) -> DataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,12 +54,26 @@ def serve(
     settings = Settings.read(**files, **named)
     if not settings.champions:
         raise UserError("name a model: wgan serve --model MODEL, or set WGAN_MODEL")
-    from service.server import check_signatures
     from service.server import serve as start_server
 
-    check_signatures(settings)  # before anything of the models is read
+    _check_signatures(settings)  # before anything of the models is read
     _check(settings)
     start_server(settings.model, host, port, workers, tls_cert, tls_key, settings.models)
+
+
+def _check_signatures(settings: Settings) -> None:
+    """Check the trusted keys, and that one of them has signed each folder to be served.
+
+    What is served is checked where it is loaded: see `service.holder`.
+    """
+    if not settings.trusted_keys:
+        return
+    from models import registry, signing
+
+    trusted = signing.read_keys(settings.trusted_keys)
+    for model in (*settings.champions.values(), *settings.challengers.values()):
+        if not registry.is_reference(model) and os.path.isdir(model):  # others are told elsewhere
+            signing.check_signature(Path(model), trusted)
 
 
 def _check(settings: Settings) -> None:

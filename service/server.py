@@ -37,15 +37,13 @@ def serve(
 
     Raises:
         ConfigError: an environment variable has a bad value, the file of API keys has a mistake,
-            the TLS certificate or a trusted key cannot be used, or the address cannot be bound.
-        ArtifactError: no trusted key has signed the folder.
+            the TLS certificate cannot be used, or the address cannot be bound.
     """
     options = {"WGAN_WORKERS": workers, "WGAN_TLS_CERT": tls_cert, "WGAN_TLS_KEY": tls_key}
     given = {name: value for name, value in options.items() if value is not None}
     settings = Settings.read(WGAN_MODEL=model, WGAN_MODELS=models, **given)
     if settings.api_keys_file:
         read_keys(settings.api_keys_file)
-    check_signatures(settings)
     if settings.tls_cert and settings.tls_key:
         from service.tls import read_certificate
 
@@ -66,23 +64,6 @@ def serve(
     # Seconds for requests under way to end after SIGTERM; BentoML would wait for ever.
     command += ["--timeout-graceful-shutdown", str(settings.finish_seconds)]
     os.execve(sys.executable, command, environment)
-
-
-def check_signatures(settings: Settings) -> None:
-    """Check the trusted keys, and that one of them has signed each folder to be served.
-
-    Raises:
-        ConfigError: a key cannot be used.
-        ArtifactError: none of them has signed a folder.
-    """
-    if not settings.trusted_keys:
-        return
-    from models import signing
-
-    trusted = signing.read_keys(settings.trusted_keys)
-    for model in (*settings.champions.values(), *settings.challengers.values()):
-        if not registry.is_reference(model) and os.path.isdir(model):  # others are told elsewhere
-            signing.check_signature(Path(model), trusted)
 
 
 def _check_address(host: str, port: int) -> None:

@@ -4,13 +4,25 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from models import artifact, networks
-from models.artifact import CARD, FILES, SERVED, SUMS, TRAINING_STATE, load_artifact
+from models.artifact import (
+    CARD,
+    CRITIC,
+    FILES,
+    GENERATOR,
+    GRID,
+    QUANTILES,
+    SERVED,
+    SUMS,
+    TRAINING_STATE,
+    load_artifact,
+)
 from models.errors import ArtifactError
 from tests.artifacts import SHAPES, make_artifact
 from tests.test_constraints import KINDS
@@ -131,6 +143,62 @@ def test_a_pickle_in_place_of_weights_is_never_loaded(folder: Path) -> None:
     resum(folder)
     with pytest.raises(ArtifactError, match=r"generator\.safetensors"):
         load_artifact(folder)
+
+
+def test_weights_of_a_type_that_networks_do_not_have_are_refused(folder: Path) -> None:
+    header = b'{"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}'
+    content = len(header).to_bytes(8, "little") + header + b"\0"
+    (folder / GENERATOR).write_bytes(content)
+    resum(folder)
+    with pytest.raises(ArtifactError, match=r"generator\.safetensors: cannot be read \('F4'\)"):
+        load_artifact(folder)
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """Another artifact, each of whose files is another one."""
+    other = make_artifact(tmp_path / "other", "rgb", seed=1)
+    quantiles = (other / QUANTILES).read_text()
+    (other / QUANTILES).write_text(quantiles.replace("1.0", "2.0"))
+    (other / GRID).write_bytes(b"another picture")
+    return other
+
+
+@pytest.mark.parametrize("name", [GENERATOR, CRITIC, QUANTILES, GRID])
+def test_what_is_exchanged_while_it_is_loaded_is_not_loaded(
+    folder: Path, other: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def exchanging(*given: Any) -> Any:
+        """Exchange a file when everything could have been checked and nothing is loaded."""
+        shutil.copy(other / name, folder / name)
+        return networks.build_networks(*given)
+
+    monkeypatch.setattr(artifact, "build_networks", exchanging)
+    with pytest.raises(ArtifactError, match=re.escape(f"{name}: changed or truncated")):
+        load_artifact(folder)
+
+
+@pytest.mark.parametrize("name", [GENERATOR, CRITIC, QUANTILES, GRID])
+def test_what_is_exchanged_once_it_is_read_is_not_missed(
+    folder: Path, other: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A file that is read a second time would give something else than was checked."""
+    before = load_artifact(folder)
+    read = Path.read_bytes
+
+    def exchanging(path: Path) -> bytes:
+        content = read(path)
+        if path == folder / name:
+            shutil.copy(other / name, path)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", exchanging)
+    model = load_artifact(folder)
+    assert read(folder / name) == read(other / name)
+    for network, same in ((model.generator, before.generator), (model.critic, before.critic)):
+        torch.testing.assert_close(network.state_dict(), same.state_dict(), rtol=0, atol=0)
+    assert (model.quantiles == before.quantiles).all()
+    assert model.picture == before.picture
 
 
 def test_another_schema_is_refused(folder: Path) -> None:

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 import wgan_cli
-from models import registry, registry_files
+from models import registry, registry_files, signing
 from models.artifact import CRITIC, FILES, SERVED, SIGNATURE, SUMS, load_artifact, verify
 from models.errors import AbsentError, ArtifactError, ConfigError, MachineError
 from models.signing import check_signature, read_keys, sign, sign_version
@@ -513,6 +513,23 @@ def test_a_folder_that_is_not_signed_is_not_served(
     monkeypatch.setenv("WGAN_TRUSTED_KEYS", str(keys / "ours.key"))
     assert wgan_cli.main(["serve", "--model", "tiny@1", "--port", "0"]) == 2
     assert "ours.key is no public key" in capsys.readouterr().err
+
+
+def test_a_signature_is_checked_once_before_the_server_starts(
+    signed: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashing large folders takes its time; each worker checks what it loads anyway."""
+    checked: list[Path] = []
+
+    def counting(folder: Path, trusted: dict[str, Any]) -> signing.Signed:
+        checked.append(folder)
+        return check_signature(folder, trusted)
+
+    monkeypatch.setattr(signing, "check_signature", counting)
+    monkeypatch.setattr("os.execve", lambda *_: None)
+    monkeypatch.setenv("WGAN_TRUSTED_KEYS", str(keys / "ours.pem"))
+    assert wgan_cli.main(["serve", "--model", str(signed), "--port", "0"]) == 0
+    assert checked == [signed]
 
 
 def test_retraining_signs_what_it_promotes(

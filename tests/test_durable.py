@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from models.bulk import UNFINISHED, Folder
 from models.durable import (
@@ -23,6 +25,7 @@ from models.durable import (
 )
 from models.errors import BrokenFileError
 from tests.artifacts import tiny_config
+from training.engine.checkpoint import TrainingState, save_checkpoint
 from training.engine.privacy import keep_secret
 from training.progress import silent
 from training.retraining.config import RetrainConfig
@@ -134,6 +137,20 @@ def test_the_disk_has_samples_before_their_file_has_its_name(
     new = calls[0][1]
     assert calls == [("fsync", new), ("replace", "0.npz"), ("fsync", tmp_path.name)]
     assert new.endswith(UNFINISHED)
+
+
+def test_the_disk_has_a_checkpoint_before_it_has_its_name(
+    tmp_path: Path, calls: list[tuple[str, str]]
+) -> None:
+    config = tiny_config("vector")
+    generator, critic, ema = (nn.Linear(2, 2) for _ in range(3))
+    optimizers = [torch.optim.Adam(network.parameters()) for network in (generator, critic)]
+    state = TrainingState(generator, critic, ema, *optimizers)
+    save_checkpoint(tmp_path, 3, config, [], state, "eager")
+    name = "step-00000003"
+    assert calls == [
+        ("fsync", f"{name}.partial"), ("replace", f"{name}.safetensors"), ("fsync", tmp_path.name),
+    ]  # fmt: skip
 
 
 def test_a_folder_is_whole_or_gone(tmp_path: Path, calls: list[tuple[str, str]]) -> None:

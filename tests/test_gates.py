@@ -1,6 +1,7 @@
 """The gates of a promotion, each against cases whose answer is known."""
 
 import itertools
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.random import default_rng
+from scipy import stats
 from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 
@@ -216,6 +218,20 @@ def test_a_copier_is_caught_and_a_perfect_sampler_is_not() -> None:
     assert gates.not_copied(copies, heldout, training, 0.25).challenger == 1.0
     mixed = np.concatenate([copies[:400], fresh[:600]])
     assert not gates.not_copied(mixed, heldout, training, 0.25).passed
+
+
+def test_the_share_of_near_samples_has_the_interval_of_a_share() -> None:
+    """One training item at 0, held-out ones at 1 to 100: a sample is near up to 5.95."""
+    heldout = np.arange(1.0, 101)[:, None]
+    fake = np.repeat([5.9, 50.0], [30, 70])[:, None]
+    gate = gates.not_copied(fake, heldout, [np.zeros((1, 1))], 0.22)
+    assert gate.passed
+    assert gate.challenger == 0.3
+    low, high = stats.norm.interval(0.95, 0.3, math.sqrt(0.3 * 0.7 / 100))
+    assert gate.interval == pytest.approx((low, high), abs=1e-4)
+    assert low == pytest.approx(0.2102, abs=1e-4)
+    assert not gates.not_copied(fake, heldout, [np.zeros((1, 1))], 0.2).passed
+    assert gates.not_copied(fake, heldout, [np.zeros((1, 1))], gate.interval[0]).passed
 
 
 def test_a_copier_of_a_hundred_thousand_items_is_caught() -> None:

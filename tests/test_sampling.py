@@ -1,7 +1,9 @@
 """Latents and samples: keyed by (seed, index), whatever else is asked for."""
 
 import copy
+import math
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,30 @@ def test_latents_are_standard_normal() -> None:
     assert np.abs(correlations).max() < 4 / np.sqrt(20_000)
     neighbours = np.corrcoef(z[:-1].ravel(), z[1:].ravel())[0, 1]
     assert abs(neighbours) < 4 / np.sqrt(z.size)
+
+
+def test_a_latent_follows_from_its_words_by_the_transform_of_box_and_muller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Words at the ends too, which no seed is known to give: the logarithm of 0 is not finite."""
+    words = [0, 0, 2**64 - 1, 2**63, 2**11, 2**62, 1 << 40, 3 << 60]
+
+    class Chosen:
+        def __init__(self, key: list[int], counter: list[int]) -> None:
+            assert (key, counter) == ([7, 0], [6, 0, 0, 0])
+
+        def random_raw(self, count: int) -> np.ndarray:
+            return np.array(words[:count], np.uint64)
+
+    monkeypatch.setattr(np.random, "Philox", Chosen)
+    expected = []
+    for first, second in zip(words[::2], words[1::2], strict=True):
+        one, two = (Fraction(2 * (word >> 11) + 1, 2**54) for word in (first, second))
+        radius, angle = math.sqrt(-2 * math.log(one)), 2 * math.pi * float(two)
+        expected += [radius * math.cos(angle), radius * math.sin(angle)]
+    assert expected[0] == pytest.approx(math.sqrt(108 * math.log(2)))
+    found = latents(seed=7, start=3, count=1, size=8)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6, atol=1e-7)
 
 
 @settings(max_examples=60, deadline=None)

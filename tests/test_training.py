@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from training.engine.checkpoint import (
     save_checkpoint,
 )
 from training.engine.loop import train
-from training.engine.optimisers import learning_rate
+from training.engine.optimisers import average_weight, learning_rate, update_average
 from training.engine.runs import Diverged, Interrupted, step_seed
 
 CPU = torch.device("cpu")
@@ -131,6 +132,28 @@ def test_the_average_is_not_the_generator(digits: Dataset, tmp_path: Path) -> No
     state = run(tiny_config(training={"steps": 5}), digits, tmp_path)
     pairs = zip(state.ema.parameters(), state.generator.parameters(), strict=True)
     assert not any(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_average_forgets_the_initial_weights_soon() -> None:
+    """After n steps 1 / C(n + 9, 9) is left of them, as long as the warm-up lasts."""
+    left, still = torch.ones(1), torch.zeros(1)
+    for step in range(30):
+        update_average([left], [still], average_weight(0.999, step))
+        assert left.item() == pytest.approx(1 / math.comb(step + 10, 9), rel=1e-5)
+    late = [average_weight(0.9, step) for step in (79, 80, 81, 10**6)]
+    assert late == pytest.approx([9 / 89, 0.1, 0.1, 0.1])
+
+
+def test_the_average_is_warmed_up_in_training(digits: Dataset, tmp_path: Path) -> None:
+    config = tiny_config(training={"steps": 1})
+    state = run(config, digits, tmp_path)
+    torch.manual_seed(step_seed(0, -1))
+    initial, _ = build_networks(config, digits.card.shape)
+    trios = zip(
+        state.ema.parameters(), state.generator.parameters(), initial.parameters(), strict=True
+    )
+    for average, trained, before in trios:
+        torch.testing.assert_close(average, 0.1 * before + 0.9 * trained)
 
 
 def test_clipped_weights_stay_clipped(digits: Dataset, tmp_path: Path) -> None:

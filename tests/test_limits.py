@@ -1,0 +1,177 @@
+"""Bounds of a request, in this process: what is taken is given back, whatever happens."""
+
+import asyncio
+
+import pytest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import limits
+from service.exchange import Exchange, exchange_of
+from service.keys import Keys
+from service.limits import (
+    MAX_BODY,
+    MAX_BUFFERED,
+    MAX_HEADER_LINES,
+    MAX_HEADERS,
+    SMALL_BODY,
+    Guard,
+    Load,
+)
+
+
+def request(path: str = "/v1/samples", **more: object) -> Scope:
+    return {"type": "http", "method": "POST", "path": path, "headers": [], **more}
+
+
+def parts(*sizes: int, leaves: bool = False) -> Receive:
+    """A client that sends a body in parts, and then waits, or leaves before its end."""
+    messages: list[Message] = [
+        {"type": "http.request", "body": bytes(size), "more_body": True} for size in sizes
+    ]
+    if leaves:
+        messages.append({"type": "http.disconnect"})
+    else:
+        messages[-1]["more_body"] = False
+
+    async def receive() -> Message:
+        return messages.pop(0) if messages else await asyncio.Future()
+
+    return receive
+
+
+def status(guard: Guard, scope: Scope, receive: Receive) -> int | None:
+    """The status of the answer; None if there is none."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(guard(scope, receive, send))
+    return sent[0]["status"] if sent else None
+
+
+async def reads(scope: Scope, receive: Receive, send: Send) -> None:
+    assert len((await receive())["body"]) == 3
+    await Response(b"done")(scope, receive, send)
+
+
+async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RuntimeError("a mistake of ours")
+
+
+async def dawdles(scope: Scope, receive: Receive, send: Send) -> None:
+    await asyncio.sleep(60)
+
+
+ENDS: dict[str, tuple[ASGIApp, Scope, Receive, int | None]] = {
+    "answered": (reads, request(), parts(1, 2), 200),
+    "a path without places": (reads, request("/livez"), parts(3), 200),
+    "our mistake": (fails, request(), parts(3), 500),
+    "too late": (dawdles, request(), parts(3), 504),
+    "half a body, and no more": (reads, request(), parts(3, 0, leaves=True), 499),
+    "too large in parts": (reads, request(), parts(MAX_BODY, 1), 413),
+    "too large by its head": (
+        reads, request(headers=[(b"content-length", b"%d" % (MAX_BODY + 1))]), parts(3), 413,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_what_a_request_takes_is_given_back(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    app, scope, receive, expected = ENDS[end]
+    monkeypatch.setattr(limits, "TIMEOUT", 0.2)
+    load = Load()
+    assert status(Guard(app, Keys(None), load), dict(scope), receive) == expected
+    for shares in (load.places, load.buffer):
+        assert shares.taken == 0
+        assert not shares._held
+
+
+def test_a_request_holds_its_place_and_its_bytes_while_it_is_answered() -> None:
+    load = Load(max_in_flight=4)
+    held: list[tuple[int, int]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        held.append((load.places.taken, load.buffer.taken))
+        await Response()(scope, receive, send)
+
+    for path in ("/v1/samples", "/livez"):
+        assert status(Guard(app, Keys(None), load), request(path), parts(5, 7)) == 200
+    assert held == [(1, 12), (0, 12)]
+
+
+def test_places_are_looked_for_again_when_the_body_has_come() -> None:
+    """A client may take long to send; meanwhile others may have taken all places."""
+    load = Load(max_in_flight=1)
+    answered: list[Scope] = []
+    end = parts(3)
+
+    async def receive() -> Message:
+        load.places.take("another")
+        return await end()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        answered.append(scope)
+
+    assert status(Guard(app, Keys(None), load), request(), receive) == 503
+    assert not answered
+    assert load.places.taken == 1
+
+
+def test_large_bodies_need_room_and_small_ones_none() -> None:
+    load = Load()
+    guard = Guard(Response(), Keys(None), load)
+    load.buffer.take("another", MAX_BUFFERED)
+    assert status(guard, request(), parts(SMALL_BODY)) == 200
+    assert status(guard, request(), parts(SMALL_BODY, 1)) == 503
+    load.buffer.give_back("another", MAX_BUFFERED)
+    assert status(guard, request(), parts(MAX_BODY)) == 200
+    load.buffer.take("another", MAX_BUFFERED // 2)
+    # The rest is 64 MiB, of which one caller may hold three quarters.
+    caller = Exchange().caller
+    load.buffer.take(caller, 3 * MAX_BUFFERED // 8 - SMALL_BODY - 1)
+    assert status(guard, request(), parts(SMALL_BODY + 1)) == 429
+
+
+def test_the_headers_are_bounded_by_lines_and_by_bytes() -> None:
+    guard = Guard(Response(), Keys(None))
+
+    def answers(lines: int, size: int) -> int | None:
+        first = (b"a", b"b" * (size - 2 * (lines - 1) - 1))
+        headers = [first, *[(b"a", b"b")] * (lines - 1)]
+        assert sum(len(name) + len(value) for name, value in headers) == size
+        return status(guard, request(headers=headers), parts(0))
+
+    assert answers(MAX_HEADER_LINES, 1000) == 200
+    assert answers(MAX_HEADER_LINES + 1, 1000) == 431
+    assert answers(10, MAX_HEADERS) == 200
+    assert answers(10, MAX_HEADERS + 1) == 431
+
+
+def test_a_place_that_is_not_there_is_told_before_the_body_is_sent() -> None:
+    load = Load(max_in_flight=2)
+    load.places.take("another", 2)
+
+    async def receive() -> Message:
+        pytest.fail("the body is read for nothing")
+
+    assert status(Guard(Response(), Keys(None), load), request(), receive) == 503
+    assert status(Guard(Response(), Keys(None), load), request("/livez"), parts(0)) == 200
+
+
+def test_a_rate_is_spent_by_what_lies_below_v1(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Load(requests_per_second=2)
+    monkeypatch.setattr("service.shares.time.monotonic", lambda: 100.0)
+    guard = Guard(Response(), Keys(None), load)
+    found = [status(guard, request(), parts(0)) for _ in range(4)]
+    assert found == [200, 200, 200, 429], "a second's worth at once, and the one that passes it"
+    assert status(guard, request("/livez"), parts(0)) == 200
+    assert status(guard, request("/docs"), parts(0)) == 200
+    assert load.places.taken == load.buffer.taken == 0
+
+
+def test_who_left_is_told_from_who_read_too_slowly() -> None:
+    scope = request()
+    assert status(Guard(Response(), Keys(None)), scope, parts(3, leaves=True)) == 499
+    assert exchange_of(scope).received is None

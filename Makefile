@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_DIR ?= demo
 BIN := .venv/bin
 
-.PHONY: install tools demo test test-slow verify-gpu pack-gpu verify-deploy sbom bench-step bench-serve bench-quality lint format docs lock clean
+.PHONY: install tools demo test test-slow mutate verify-gpu pack-gpu verify-deploy sbom bench-step bench-serve bench-quality lint format docs lock clean
 
 install: .venv/.installed
 
@@ -46,6 +46,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Puts small faults into modules and says which of them their tests do not notice: docs/mutation.md.
+mutate: install
+	$(BIN)/python -m benchmarks.mutation $(PATHS) $(if $(TESTS),--tests $(TESTS))
 
 # Tests and measures on a GPU, at most 8 minutes. Without one this passes, and says so.
 verify-gpu: install

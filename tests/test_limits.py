@@ -1,6 +1,7 @@
 """Bounds of a request, in this process: what is taken is given back, whatever happens."""
 
 import asyncio
+import time
 
 import pytest
 from starlette.responses import Response
@@ -18,21 +19,25 @@ from service.limits import (
     Guard,
     Load,
 )
+from service.processors import CALLER
+from service.telemetry import REQUEST_ID
+
+LEAVES = -1
+"""In place of a size: the client leaves."""
 
 
 def request(path: str = "/v1/samples", **more: object) -> Scope:
     return {"type": "http", "method": "POST", "path": path, "headers": [], **more}
 
 
-def parts(*sizes: int, leaves: bool = False) -> Receive:
-    """A client that sends a body in parts, and then waits, or leaves before its end."""
+def parts(*sizes: int) -> Receive:
+    """A client that sends a body in parts of some sizes, and then waits; see `LEAVES`."""
     messages: list[Message] = [
-        {"type": "http.request", "body": bytes(size), "more_body": True} for size in sizes
+        {"type": "http.disconnect"}
+        if size == LEAVES
+        else {"type": "http.request", "body": bytes(size), "more_body": number < len(sizes)}
+        for number, size in enumerate(sizes, 1)
     ]
-    if leaves:
-        messages.append({"type": "http.disconnect"})
-    else:
-        messages[-1]["more_body"] = False
 
     async def receive() -> Message:
         return messages.pop(0) if messages else await asyncio.Future()
@@ -52,7 +57,7 @@ def status(guard: Guard, scope: Scope, receive: Receive) -> int | None:
 
 
 async def reads(scope: Scope, receive: Receive, send: Send) -> None:
-    assert len((await receive())["body"]) == 3
+    assert await receive() == {"type": "http.request", "body": bytes(3), "more_body": False}
     await Response(b"done")(scope, receive, send)
 
 
@@ -64,25 +69,25 @@ async def dawdles(scope: Scope, receive: Receive, send: Send) -> None:
     await asyncio.sleep(60)
 
 
-ENDS: dict[str, tuple[ASGIApp, Scope, Receive, int | None]] = {
-    "answered": (reads, request(), parts(1, 2), 200),
-    "a path without places": (reads, request("/livez"), parts(3), 200),
-    "our mistake": (fails, request(), parts(3), 500),
-    "too late": (dawdles, request(), parts(3), 504),
-    "half a body, and no more": (reads, request(), parts(3, 0, leaves=True), 499),
-    "too large in parts": (reads, request(), parts(MAX_BODY, 1), 413),
+ENDS: dict[str, tuple[ASGIApp, Scope, tuple[int, ...], int]] = {
+    "answered": (reads, request(), (1, 2), 200),
+    "a path without places": (reads, request("/livez"), (3,), 200),
+    "our mistake": (fails, request(), (3,), 500),
+    "too late": (dawdles, request(), (3,), 504),
+    "half a body, and no more": (reads, request(), (3, LEAVES), 499),
+    "too large in parts": (reads, request(), (MAX_BODY, 1), 413),
     "too large by its head": (
-        reads, request(headers=[(b"content-length", b"%d" % (MAX_BODY + 1))]), parts(3), 413,
+        reads, request(headers=[(b"content-length", b"%d" % (MAX_BODY + 1))]), (3,), 413,
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_what_a_request_takes_is_given_back(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    app, scope, receive, expected = ENDS[end]
+    app, scope, sizes, expected = ENDS[end]
     monkeypatch.setattr(limits, "TIMEOUT", 0.2)
     load = Load()
-    assert status(Guard(app, Keys(None), load), dict(scope), receive) == expected
+    assert status(Guard(app, Keys(None), load), dict(scope), parts(*sizes)) == expected
     for shares in (load.places, load.buffer):
         assert shares.taken == 0
         assert not shares._held
@@ -173,5 +178,57 @@ def test_a_rate_is_spent_by_what_lies_below_v1(monkeypatch: pytest.MonkeyPatch) 
 
 def test_who_left_is_told_from_who_read_too_slowly() -> None:
     scope = request()
-    assert status(Guard(Response(), Keys(None)), scope, parts(3, leaves=True)) == 499
+    assert status(Guard(Response(), Keys(None)), scope, parts(3, LEAVES)) == 499
     assert exchange_of(scope).received is None
+
+
+def test_an_answer_that_began_in_time_has_time_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+        await asyncio.sleep(0.3)
+        await send({"type": "http.response.body", "body": b"whole"})
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    monkeypatch.setattr(limits, "TIMEOUT", 0.1)
+    asyncio.run(Guard(app, Keys(None))(request(), parts(0), send))
+    assert sent[0]["headers"] == [(b"a", b"b"), (b"x-content-type-options", b"nosniff")]
+    assert sent[1:] == [{"type": "http.response.body", "body": b"whole"}]
+
+
+def test_a_mistake_of_ours_is_logged_by_the_request_s_id(caplog: pytest.LogCaptureFixture) -> None:
+    token = REQUEST_ID.set("the request's own")
+    try:
+        assert status(Guard(fails, Keys(None)), request(), parts(3)) == 500
+    finally:
+        REQUEST_ID.reset(token)
+    assert "request the request's own failed" in caplog.text
+
+
+def test_a_client_that_leaves_while_it_waits_ends_the_work() -> None:
+    ended: list[str] = []
+    messages: list[Message] = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"a"}]
+
+    async def receive() -> Message:
+        return messages.pop()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(CALLER.get())
+
+    scope = request()
+    exchange_of(scope).client = "192.0.2.7"
+    began = time.monotonic()
+    assert status(Guard(app, Keys(None)), scope, receive) == 499
+    assert time.monotonic() - began < 30
+    assert ended == ["192.0.2.7"], "the processors know whose work it is"
+
+
+def test_a_body_may_be_as_long_as_its_head_may_say() -> None:
+    head = [(b"content-length", b"%d" % MAX_BODY)]
+    assert status(Guard(Response(), Keys(None)), request(headers=head), parts(MAX_BODY)) == 200

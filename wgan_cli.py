@@ -33,6 +33,7 @@ COMMANDS = {
     "score": "models.commands",
     "evaluate": "training.commands",
     "diagnose": "training.commands",
+    "train-detector": "training.commands",
     "compare": "training.lab.commands",
     "study": "training.lab.commands",
     "data": "training.commands",

@@ -6,12 +6,13 @@ Nothing in it is ever unpickled, and nothing is parsed but bytes whose checksum 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,12 @@ QUANTILES = "score_quantiles.json"
 GRID = "samples.png"
 CARD = "MODEL_CARD.md"
 FILES = (RUN, GENERATOR, CRITIC, TRAINING_STATE, QUANTILES, GRID, CARD)
+DETECTOR = "detector.safetensors"
+"""The detector of what does not belong, if the artifact has one; see `models.detector`."""
 SERVED = (RUN, GENERATOR, CRITIC, QUANTILES, GRID)
 """Files that sampling and scoring need. The training state, most of an artifact, is not one."""
+FETCHED = (*SERVED, DETECTOR)
+"""Files that a service needs, as far as the artifact has them."""
 MAX_SCORED_ITEMS = 10_000
 """Score quantiles are computed from at most this many held-out items."""
 
@@ -68,10 +73,7 @@ def save_artifact(
         grid_png: a picture of samples, as a PNG file.
         card: the model card, Markdown.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=folder.parent))
-    try:
-        new.chmod(0o755)
+    with _new_artifact(folder, FILES) as new:
         (new / RUN).write_text(run.model_dump_json(indent=2) + "\n")
         for name, tensors in (
             (GENERATOR, generator.state_dict()),
@@ -83,18 +85,47 @@ def save_artifact(
         (new / QUANTILES).write_text(json.dumps({"scores": quantiles.tolist()}) + "\n")
         (new / GRID).write_bytes(grid_png)
         (new / CARD).write_text(card)
-        (new / SUMS).write_text("".join(f"{_sha256(new / name)}  {name}\n" for name in FILES))
+
+
+def save_with_detector(
+    artifact: Path, folder: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write a copy of an artifact with a detector; see `save_artifact`.
+
+    Args:
+        artifact: the verified artifact; of a detector or a signature that it has, nothing stays.
+        folder: the copy's folder.
+        tensors: of the detector, by name.
+        metadata: of the detector's file.
+    """
+    with _new_artifact(folder, (*FILES, DETECTOR)) as new:
+        for name in FILES:
+            shutil.copyfile(artifact / name, new / name)
+        save_file(_plain(tensors), new / DETECTOR, metadata)
+        (new / DETECTOR).chmod(0o644)
+
+
+@contextlib.contextmanager
+def _new_artifact(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """Give a folder for files of these names; with their checksums it then appears whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=folder.parent))
+    try:
+        new.chmod(0o755)
+        yield new
+        (new / SUMS).write_text("".join(f"{_sha256(new / name)}  {name}\n" for name in names))
         put(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def verify(folder: Path, needed: Collection[str] = FILES) -> str:
+def verify(folder: Path, needed: Collection[str] = (*FILES, DETECTOR)) -> str:
     """Check every file of an artifact against its checksum.
 
     Args:
         folder: the artifact's folder.
-        needed: names of files that must be there; others may be missing.
+        needed: names of files that must be there, the detector if it has one; others may be
+            missing.
 
     Returns:
         The artifact's digest: the SHA-256 of its checksum file, in hex.
@@ -109,7 +140,9 @@ def verify(folder: Path, needed: Collection[str] = FILES) -> str:
 
 
 def load_artifact(
-    folder: Path, device: torch.device | str = "cpu", needed: Collection[str] = FILES
+    folder: Path,
+    device: torch.device | str = "cpu",
+    needed: Collection[str] = (*FILES, DETECTOR),
 ) -> Model:
     """Verify an artifact and load it, ready to sample and score.
 
@@ -172,16 +205,17 @@ def _sums(folder: Path, needed: Collection[str]) -> tuple[dict[str, str], str]:
         expected = {name: digest for digest, name in lines}
     except ValueError:
         raise ArtifactError(f"{sums}: not a list of SHA-256 sums") from None
-    for name in FILES:
+    names = (*FILES, DETECTOR) if DETECTOR in expected else FILES
+    for name in names:
         if name not in expected:
             raise ArtifactError(f"{sums}: has no sum for {name}")
         if name in needed and not (folder / name).is_file():
             raise ArtifactError(f"{folder / name}: missing; copy the artifact again")
     there = {path.name for path in folder.iterdir()}
-    foreign = sorted(there - {*FILES, SUMS, SIGNATURE}) or sorted({*expected} - {*FILES})
+    foreign = sorted(there - {*names, SUMS, SIGNATURE}) or sorted({*expected} - {*names})
     if foreign:
         raise ArtifactError(f"{folder / foreign[0]}: does not belong to an artifact; remove it")
-    found = {name: expected[name] for name in FILES if (folder / name).is_file()}
+    found = {name: expected[name] for name in names if (folder / name).is_file()}
     return found, hashlib.sha256(content).hexdigest()
 
 

@@ -263,7 +263,7 @@ SigningKeyOption = Annotated[
 def sign(model: ModelArgument, key: SigningKeyOption = None) -> None:
     """Sign an artifact, here or in the registry, so that services can tell whose it is."""
     from models import signing
-    from models.artifact import SERVED
+    from models.artifact import FETCHED
     from models.model_names import locate, resolve
     from models.progress import say
     from models.trained import artifact_folder
@@ -275,7 +275,7 @@ def sign(model: ModelArgument, key: SigningKeyOption = None) -> None:
         say(f"signed: {signing.sign(found, key)}")
         return
     name, version = resolve(found)
-    with artifact_folder(f"{name}@{version}", SERVED) as folder:
+    with artifact_folder(f"{name}@{version}", FETCHED) as folder:
         signing.sign_version(name, version, folder, key)
     say(f"signed: {name}@{version}")
 

@@ -265,15 +265,15 @@ def score(
     device = next(critic.parameters()).device
     scores = np.empty(len(items), np.float32)
     for first in range(0, len(items), chunk):
-        inputs = [scaling.to_model(torch.from_numpy(_padded(items, first, chunk)).to(device))]
+        inputs = [scaling.to_model(torch.from_numpy(padded(items, first, chunk)).to(device))]
         if labels is not None:
-            inputs.append(torch.from_numpy(_padded(labels, first, chunk)).to(device))
+            inputs.append(torch.from_numpy(padded(labels, first, chunk)).to(device))
         result = critic(*inputs).float().cpu().numpy()
         scores[first : first + chunk] = result[: len(items) - first]
     return scores
 
 
-def _padded(values: Array, first: int, chunk: int) -> Array:
+def padded(values: Array, first: int, chunk: int) -> Array:
     """Take a full chunk, always, so that an item's score does not depend on its company."""
     part = values[first : first + chunk]
     return np.concatenate([part, np.repeat(part[-1:], chunk - len(part), axis=0)])

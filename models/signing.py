@@ -1,7 +1,7 @@
 """Signatures of artifacts by OpenSSF's model-signing: who has made this, not only is it whole.
 
 Checksums lie beside the files, so whoever may replace the files may replace them too. A signature
-can be made by the holder of a private key alone. It covers `SERVED` and the checksums, and thereby
+can be made by the holder of a private key alone. It covers `FETCHED` and the checksums, and thereby
 every file; it lies beside them as `SIGNATURE`.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from models import registry, registry_files
-from models.artifact import CARD, SERVED, SIGNATURE, SUMS, TRAINING_STATE, verify
+from models.artifact import CARD, FETCHED, SIGNATURE, SUMS, TRAINING_STATE, verify
 from models.durable import put
 from models.errors import ArtifactError, ConfigError, MachineError, UserError, needs
 from models.registry_errors import is_of_this_machine
@@ -58,7 +58,7 @@ def sign(folder: Path, key: Path) -> Path:
         UserError: model-signing is not installed.
     """
     signer = _signer(key)
-    verify(folder, SERVED)
+    verify(folder, FETCHED)
     # A file that is half written would not belong to an artifact, so it lies outside.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as outside:
         new = Path(outside) / SIGNATURE
@@ -82,7 +82,7 @@ def sign_version(name: str, version: str, folder: Path, key: Path) -> None:
         UserError: see `sign`.
     """
     known = registry.version(name, version).get(registry.DIGEST_TAG)
-    digest = verify(folder, SERVED)
+    digest = verify(folder, FETCHED)
     if known not in (None, digest):
         raise ArtifactError(
             f"{name}@{version}: is not signed: its digest is {digest}, but the registry knows it "

@@ -89,9 +89,9 @@ class VersionCache:
                 shutil.rmtree(left, ignore_errors=True)
 
             def download() -> None:
-                from models.artifact import SERVED, SIGNATURE, SUMS
+                from models.artifact import FETCHED, SIGNATURE, SUMS
 
-                needed = {*SERVED, SUMS, SIGNATURE}
+                needed = {*FETCHED, SUMS, SIGNATURE}
                 with tempfile.TemporaryDirectory(
                     dir=self.folder, ignore_cleanup_errors=True
                 ) as temporary:
@@ -119,9 +119,9 @@ class VersionCache:
 
 
 def _verify(folder: Path, digest: str | None) -> None:
-    from models.artifact import SERVED, verify
+    from models.artifact import FETCHED, verify
 
-    own_digest = verify(folder, SERVED)
+    own_digest = verify(folder, FETCHED)
     if digest is not None and own_digest != digest:
         raise ArtifactError(
             f"{folder}: its digest is {own_digest}, but the registry knows it as {digest}"

@@ -83,7 +83,7 @@ def _check(settings: Settings) -> None:
     may hold the last good one.
     """
     from models import registry
-    from models.artifact import SERVED
+    from models.artifact import FETCHED
     from models.trained import artifact_folder
     from service.room import Room
 
@@ -92,5 +92,5 @@ def _check(settings: Settings) -> None:
         if registry.is_reference(model):
             registry.split(model)
         else:
-            with artifact_folder(model, SERVED) as folder:
+            with artifact_folder(model, FETCHED) as folder:
                 held.append(room.load(folder, None, name, "champion", "cpu"))

@@ -65,10 +65,10 @@ class Room:
 
 def size_of(folder: Path) -> int:
     """Return the bytes of those files of an artifact that a service reads."""
-    from models.artifact import SERVED
+    from models.artifact import FETCHED
 
     size = 0
-    for name in SERVED:
+    for name in FETCHED:
         with contextlib.suppress(OSError):  # loading it will tell what is wrong
             size += (folder / name).stat().st_size
     return size

@@ -33,6 +33,7 @@ ORDER = [
     "model",
     "run_folder",
     "artifact",
+    "detector",
     "promotions",
     "registry_errors",
     "tracking_server",

@@ -1,4 +1,4 @@
-"""Commands that train and judge: train, evaluate, diagnose, data inspect, presets."""
+"""Commands that train and judge: train, evaluate, diagnose, train-detector, data inspect."""
 
 from __future__ import annotations
 
@@ -252,6 +252,35 @@ def inspect(
         print(f"problem: {problem}")
     if out:
         say(f"picture: {out}")
+
+
+@app.command("train-detector", epilog=example("wgan train-detector digits@champion --out found"))
+def train_detector(
+    model: ModelArgument,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="a copy of the artifact, with the detector")
+    ],
+    data: Annotated[
+        str | None, typer.Option(metavar="D", help="default: the data it was trained on")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="of the encoder")] = 600,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, metavar="S", help="seed of everything random")
+    ] = 0,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Give a model a detector of items that do not belong."""
+    from models.trained import artifact_folder
+    from training.judging import detector
+    from training.progress import say
+
+    with artifact_folder(model) as folder:
+        card = detector.train_detector(folder, out, data, steps, seed, device, say).card
+    say(
+        f"trained on {card.training_count} items, calibrated by {card.calibration_count} others: "
+        f"the smallest p-value is {1 / (card.calibration_count + 1):.2g}"
+    )
+    say(f"artifact: {out}")
 
 
 @app.command()

@@ -1,0 +1,223 @@
+"""A detector of what does not belong: how far an item lies from what the generator can make.
+
+f-AnoGAN (Schlegl et al. 2019). An encoder E maps an item x to a latent, and the generator G makes
+G(E(x)) of that, which lies near x if x is like the data, and farther off otherwise. Where the
+distance stands among those of held-out items is a conformal p-value (Vovk et al. 2005).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from models.artifact import DETECTOR, save_with_detector
+from models.errors import ArtifactError, ShapeError
+from models.model import Model
+from models.networks import ARCHITECTURES, KINDS, Critic, CriticConfig, build_critic
+from models.networks.conditional import ProjectionCritic
+from models.networks.rows import RowCritic
+from models.sampling import padded
+
+Array = np.ndarray
+ENCODER = "encoder."
+CALIBRATION = "calibration"
+CARD = "card"
+
+
+class DetectorCard(BaseModel, frozen=True, extra="forbid"):
+    """What a detector was made of."""
+
+    source: str
+    """Of its data, as ``data.source``."""
+    sha256: str
+    """Hash of the data, as in the data card."""
+    training_count: int
+    """Items that the encoder was trained on."""
+    calibration_count: int
+    """Held-out items whose statistics give the p-values; none of them was trained on."""
+    steps: int
+    seed: int
+    wgan_foundry: str
+    """Version that made it."""
+
+
+class Examination(NamedTuple):
+    """What a detector finds in N items."""
+
+    p_values: Array
+    """float64 ``(N,)``, from ``1 / (n + 1)`` for n calibration items to 1; see
+    `conformal_p_values`."""
+    statistics: Array
+    """float64 ``(N,)``, at least 0: the mean squared residual, plus the mean squared error of the
+    critic's features."""
+    residuals: Array
+    """float32 ``(N, H, W)`` of images, means over channels; otherwise ``(N, *shape)``: the squared
+    difference of each entry from what the generator makes, in the critic's units."""
+
+
+def build_encoder(model: Model) -> nn.Sequential:
+    """Build an encoder of a model's items: float32 ``(N, *shape)`` to latents ``(N, latent_size)``.
+
+    It is like the model's critic, but for its last layer and whatever the constraint adds.
+    """
+    run = model.run
+    config = CriticConfig(
+        architecture=ARCHITECTURES[KINDS[len(model.shape)]][0],
+        width=run.config.critic.width,
+        depth=run.config.critic.depth,
+    )
+    critic = build_critic(config, model.shape)
+    assert isinstance(critic, Critic)
+    *layers, head = critic.body
+    assert isinstance(head, nn.Linear)
+    return nn.Sequential(*layers, type(head)(head.in_features, model.latent_size))
+
+
+def critic_features(critic: nn.Module, samples: Tensor) -> Tensor:
+    """What a critic's last layer takes of samples ``(N, *shape)``, in its units: ``(N, F)``."""
+    inner = next(m for m in critic.modules() if isinstance(m, Critic | ProjectionCritic))
+    if isinstance(inner, ProjectionCritic):
+        features: Tensor = inner.features(samples)
+        return features
+    if isinstance(inner, RowCritic):
+        samples = torch.cat([samples, samples.new_zeros(len(samples), inner.restriction_width)], 1)
+    return inner.body[:-1](samples).flatten(1)
+
+
+def conformal_p_values(statistics: Array, calibration: Array) -> Array:
+    """Chances of statistics as large as these, if the items are like the calibration items.
+
+    ``p = (1 + #{c >= s}) / (n + 1)`` for a statistic s and n calibration statistics c (Vovk,
+    Gammerman & Shafer 2005, ch. 2). If the item and the calibration items are exchangeable,
+    ``P(p <= a) <= a`` for every a, whatever their distribution; so a is the rate of false alarms.
+
+    Args:
+        statistics: ``(N,)``.
+        calibration: ``(n,)``, ascending.
+
+    Returns:
+        float64 ``(N,)``.
+
+    Example:
+        >>> conformal_p_values(np.array([0.0, 2.0, 9.0]), np.array([1.0, 2.0, 3.0])).tolist()
+        [1.0, 0.75, 0.25]
+    """
+    at_least = len(calibration) - np.searchsorted(calibration, statistics, "left")
+    return (1 + at_least) / (len(calibration) + 1)
+
+
+class Detector:
+    """A model's detector: `load_detector` loads one, `training.judging.detector` makes one.
+
+    Args:
+        model: whose generator and critic it uses.
+        encoder: as `build_encoder` builds it, in eval mode, on the model's device.
+        calibration: statistics of held-out items, ascending, float64 ``(n,)``.
+        card: what it was made of.
+    """
+
+    def __init__(
+        self, model: Model, encoder: nn.Module, calibration: Array, card: DetectorCard
+    ) -> None:
+        self.model = model
+        self.encoder = encoder
+        self.calibration = calibration
+        self.card = card
+
+    def examine(self, items: Array, labels: Array | None = None) -> Examination:
+        """Examine items.
+
+        Args:
+            items: as `Model.items`, `Model.resized` or `Model.codes` returned them.
+            labels: int64 ``(N,)``, if the model is class-conditional.
+
+        Raises:
+            ClassError: see `Model.require_labels`.
+            ShapeError: the items are so large that the statistics are not finite.
+        """
+        statistics, residuals = measure(self.model, self.encoder, items, labels)
+        if not np.isfinite(statistics).all():
+            raise ShapeError("the items are so large that their statistics are not finite")
+        p_values = conformal_p_values(statistics, self.calibration)
+        return Examination(p_values, statistics, residuals)
+
+    def save(self, artifact: Path, folder: Path) -> None:
+        """Write a copy of the model's artifact with the detector to a folder."""
+        tensors = {f"{ENCODER}{name}": t for name, t in self.encoder.state_dict().items()}
+        tensors[CALIBRATION] = torch.from_numpy(self.calibration)
+        save_with_detector(artifact, folder, tensors, {CARD: self.card.model_dump_json()})
+
+    def blame(self, residuals: Array) -> dict[str, Array]:
+        """Share of each column of a table in the residuals ``(N, width)`` of rows: ``(N,)``."""
+        schema = self.model.table
+        assert schema is not None, "other data have no columns"
+        whole, start, shares = residuals.sum(axis=1), 0, {}
+        for column in schema.coded:
+            stop = start + sum(part.width for part in column.parts)
+            own = residuals[:, start:stop].sum(axis=1)
+            shares[column.name] = np.divide(own, whole, out=np.zeros_like(own), where=whole > 0)
+            start = stop
+        return shares
+
+
+def reconstruct(model: Model, encoder: nn.Module, x: Tensor, labels: Tensor | None) -> Tensor:
+    """What the generator makes of the latents that the encoder gives ``(N, *shape)``."""
+    made: Tensor = model.generator(encoder(x), *([] if labels is None else [labels]))
+    return made
+
+
+@torch.inference_mode()
+def measure(
+    model: Model, encoder: nn.Module, items: Array, labels: Array | None = None
+) -> tuple[Array, Array]:
+    """Compute the statistics and residuals of items; see `Examination` and `Detector.examine`."""
+    model.require_labels(len(items), labels)
+    chunk = model.run.engine.chunk
+    statistics, residuals = [], []
+    for first in range(0, len(items), chunk):
+        part = torch.from_numpy(padded(items, first, chunk)).to(model.device)
+        x, y = model.scaling.to_model(part), None
+        if labels is not None:
+            y = torch.from_numpy(padded(labels, first, chunk)).to(model.device)
+        made = reconstruct(model, encoder, x, y)
+        residual = (made - x).square()
+        error = (critic_features(model.critic, made) - critic_features(model.critic, x)).square()
+        total = residual.flatten(1).mean(dim=1).double() + error.mean(dim=1).double()
+        statistics.append(total.cpu().numpy())
+        residuals.append((residual.mean(dim=1) if model.is_image else residual).cpu().numpy())
+    count = len(items)
+    return np.concatenate(statistics)[:count], np.concatenate(residuals)[:count]
+
+
+def load_detector(folder: Path, model: Model) -> Detector | None:
+    """Load the detector of an artifact; None if it has none.
+
+    Args:
+        folder: the artifact's, from which the model was loaded: its checksums are verified.
+        model: on whose device the encoder goes.
+
+    Raises:
+        ArtifactError: the detector does not fit the model.
+    """
+    file = folder / DETECTOR
+    if not file.exists():
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            card = DetectorCard.model_validate_json((opened.metadata() or {}).get(CARD, ""))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        calibration = tensors.pop(CALIBRATION).numpy()
+        encoder = build_encoder(model)
+        weights = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items()}
+        encoder.load_state_dict(weights)
+    except (SafetensorError, ValidationError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{file}: is no detector of this model ({reason})") from None
+    encoder.to(model.device).eval().requires_grad_(False)
+    return Detector(model, encoder, calibration, card)

@@ -1,0 +1,284 @@
+"""Detectors of what does not belong: p-values, residuals, training, and their file."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.artifact import DETECTOR, FILES, SERVED, SUMS, load_artifact, verify
+from models.config import DataConfig
+from models.detector import (
+    Detector,
+    DetectorCard,
+    build_encoder,
+    conformal_p_values,
+    critic_features,
+    load_detector,
+    measure,
+)
+from models.errors import ArtifactError, ClassError, DataError, ShapeError, UserError
+from models.model import Model
+from tests.artifacts import ALL_SHAPES, make_artifact
+from tests.test_constraints import KINDS
+from training.data.dataset import load_data
+from training.judging.detector import fit_detector, train_detector, train_encoder
+
+Array = np.ndarray
+CARD = DetectorCard(
+    source="test", sha256="0" * 64, training_count=8, calibration_count=4, steps=1, seed=0,
+    wgan_foundry="0",
+)  # fmt: skip
+CLASSES = {"a": 5, "b": 3}
+
+
+def with_detector(model: Model, calibration: Array | None = None) -> Detector:
+    torch.manual_seed(1)
+    encoder = build_encoder(model).eval().requires_grad_(False)
+    return Detector(model, encoder, np.arange(4.0) if calibration is None else calibration, CARD)
+
+
+def some_items(model: Model, count: int = 5) -> tuple[Array, Array | None]:
+    labels = model.labels(seed=3, count=count)
+    return model.sample(3, count, labels), labels
+
+
+# ---- p-values -----------------------------------------------------------------------------------
+
+
+def one_against_the_others(values: Array) -> Array:
+    """The p-value of each item, if all others calibrate."""
+    others = [np.sort(np.delete(values, i)) for i in range(len(values))]
+    return np.array([conformal_p_values(values[[i]], o)[0] for i, o in enumerate(others)])
+
+
+def test_p_values_of_exchangeable_items_are_uniform() -> None:
+    """Each of n + 1 items may be the new one; then every p-value k / (n + 1) comes exactly once."""
+    found = one_against_the_others(np.random.default_rng(0).normal(size=100))
+    np.testing.assert_array_equal(np.sort(found), np.arange(1, 101) / 100)
+
+
+def test_with_ties_p_values_are_never_too_small() -> None:
+    found = one_against_the_others(np.random.default_rng(0).integers(4, size=60).astype(float))
+    for alpha in np.arange(1, 61) / 60:
+        assert (found <= alpha).mean() <= alpha
+
+
+# ---- statistics ---------------------------------------------------------------------------------
+
+
+def linear_model(folder: Path, made: Array, features: Array) -> Model:
+    """A model of points whose generator and critic's features are linear, of these matrices."""
+    sizes = {"generator": {"latent_size": made.shape[1]}, "critic": {"width": 64}}
+    model = load_artifact(make_artifact(folder, "vector", **sizes))
+    model.generator = linear(made)
+    model.critic.body = nn.Sequential(linear(features), nn.Linear(len(features), 1))
+    return model
+
+
+def linear(matrix: Array) -> nn.Linear:
+    layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
+    layer.weight.data = torch.from_numpy(matrix).float()
+    return layer.requires_grad_(False)
+
+
+def test_statistics_of_linear_networks_have_a_closed_form(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    made, encoding, features = (rng.normal(size=(n, 2)) for n in (2, 2, 3))
+    model = linear_model(tmp_path / "artifact", made, features)
+    x = rng.normal(size=(40, 2)).astype(np.float32)
+    difference = x @ encoding.T @ made.T - x
+    statistics, residuals = measure(model, linear(encoding), x)
+    np.testing.assert_allclose(residuals, difference**2, rtol=1e-4, atol=1e-6)
+    expected = (difference**2).mean(axis=1) + ((difference @ features.T) ** 2).mean(axis=1)
+    np.testing.assert_allclose(statistics, expected, rtol=1e-4)
+
+
+def test_an_encoder_learns_to_project(tmp_path: Path) -> None:
+    """Of a generator of a line, no encoder is better than the projection on it, in both norms."""
+    made = np.array([[1.0], [-0.5]])
+    # The features are the point itself: of both norms the projection is the same.
+    model = linear_model(tmp_path / "artifact", made, np.eye(2))
+    rng = np.random.default_rng(3)
+    points = rng.normal(size=(1000, 1)) @ made.T + rng.normal(0, 0.1, (1000, 2))
+    np.save(tmp_path / "points.npy", points.astype(np.float32))
+    data = load_data(DataConfig(source=str(tmp_path / "points.npy")), card=model.run.data)
+    encoder = train_encoder(model, data, steps=600, seed=0)
+    x = points[:200].astype(np.float32)
+    direction = made[:, 0] / np.linalg.norm(made)
+    off = x - np.outer(x @ direction, direction)
+    statistics, _ = measure(model, encoder, x)
+    least = (off**2).sum(axis=1)
+    assert (statistics > least - 1e-5).all()
+    assert statistics.mean() < least.mean() + 0.05 * (x**2).sum(axis=1).mean()
+
+
+@pytest.mark.parametrize("constraint", KINDS)
+def test_features_are_what_the_last_layer_takes(tmp_path: Path, constraint: str) -> None:
+    changes = {"constraint": {"kind": constraint}, "critic": {"dropout": 0.1}}
+    folder = make_artifact(tmp_path / "artifact", **changes)
+    critic, x = load_artifact(folder).critic, torch.randn(3, 1, 8, 8)
+    seen: list[torch.Tensor] = []
+    *_, head = (m for m in critic.modules() if isinstance(m, nn.Linear))
+    head.register_forward_pre_hook(lambda _, given: seen.append(given[0].flatten(1)))
+    critic(x)
+    torch.testing.assert_close(critic_features(critic, x), seen[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [*ALL_SHAPES, "rows"])
+@pytest.mark.parametrize("counts", [None, CLASSES], ids=["plain", "conditional"])
+def test_an_item_is_examined_alike_in_any_company(
+    tmp_path: Path, kind: str, counts: dict[str, int] | None
+) -> None:
+    if counts and kind in ("table", "rows"):
+        pytest.skip("tables have no classes")
+    model = load_artifact(make_artifact(tmp_path / "artifact", kind, class_counts=counts))
+    detector, (items, labels) = with_detector(model), some_items(model, 300)
+    whole = detector.examine(items, labels)
+    alone = detector.examine(items[7:8], None if labels is None else labels[7:8])
+    for many, one in zip(whole, alone, strict=True):
+        assert len(many) == 300
+        np.testing.assert_allclose(many[7], one[0], rtol=1e-4, atol=1e-6)
+    expected = items.shape[:3] if model.is_image else items.shape
+    assert whole.residuals.shape == expected
+    if counts:
+        with pytest.raises(ClassError, match="give the class"):
+            detector.examine(items)
+
+
+def test_statistics_that_overflow_are_refused(tmp_path: Path) -> None:
+    model = load_artifact(make_artifact(tmp_path / "artifact", "vector"))
+    with pytest.raises(ShapeError, match="not finite"):
+        with_detector(model).examine(np.full((1, 2), 3e38, np.float32))
+
+
+def test_blame_is_the_share_of_each_column(tmp_path: Path) -> None:
+    model = load_artifact(make_artifact(tmp_path / "artifact", "rows"))
+    detector, schema = with_detector(model), model.table
+    assert schema is not None
+    names = [column.name for column in schema.coded if column.parts]
+    widths = [sum(p.width for p in column.parts) for column in schema.coded if column.parts]
+    owners = np.repeat(np.arange(len(names)), widths)
+    residuals = np.random.default_rng(0).random((6, model.shape[0])).astype(np.float32)
+    residuals[0] = 0
+    blame = detector.blame(residuals)
+    for i, name in enumerate(names):
+        expected = residuals[1:, owners == i].sum(axis=1) / residuals[1:].sum(axis=1)
+        np.testing.assert_allclose(blame[name][1:], expected, rtol=1e-5)
+        assert blame[name][0] == 0
+
+
+# ---- its file -----------------------------------------------------------------------------------
+
+
+def test_an_artifact_keeps_its_detector(tmp_path: Path) -> None:
+    source, copy = make_artifact(tmp_path / "artifact", "rgb"), tmp_path / "copy"
+    model = load_artifact(source)
+    made = with_detector(model)
+    made.save(source, copy)
+    again = load_artifact(copy)
+    loaded = load_detector(copy, again)
+    assert loaded is not None
+    assert loaded.card == CARD
+    items, _ = some_items(model)
+    for first, second in zip(made.examine(items), loaded.examine(items), strict=True):
+        assert first.tobytes() == second.tobytes()
+    assert again.sample(0, 3).tobytes() == model.sample(0, 3).tobytes()
+    for name in FILES:
+        assert (copy / name).read_bytes() == (source / name).read_bytes()
+    assert load_detector(source, model) is None
+    assert load_artifact(copy).digest != model.digest
+    made.save(copy, tmp_path / "again")  # in place of the one that is there
+    assert (tmp_path / "again" / SUMS).read_bytes() == (copy / SUMS).read_bytes()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    source = make_artifact(tmp_path / "artifact")
+    with_detector(load_artifact(source)).save(source, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "missing"])
+def test_a_damaged_detector_is_named(folder: Path, damage: str) -> None:
+    file = folder / DETECTOR
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes({"flip": content, "truncate": content[:-1], "empty": b""}[damage])
+    with pytest.raises(ArtifactError, match=re.escape(DETECTOR)):
+        load_artifact(folder)
+
+
+def test_a_detector_without_a_checksum_is_foreign(folder: Path, tmp_path: Path) -> None:
+    plain = make_artifact(tmp_path / "plain")
+    (plain / DETECTOR).write_bytes((folder / DETECTOR).read_bytes())
+    with pytest.raises(ArtifactError, match=re.escape(f"{DETECTOR}: does not belong")):
+        load_artifact(plain)
+
+
+def test_what_only_samples_does_without_it(folder: Path) -> None:
+    whole = verify(folder)
+    (folder / DETECTOR).unlink()
+    assert verify(folder, SERVED) == whole
+
+
+@pytest.mark.parametrize("what", ["another model's", "no card", "no calibration", "no safetensors"])
+def test_a_detector_that_does_not_fit_is_refused(folder: Path, tmp_path: Path, what: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file, model = folder / DETECTOR, load_artifact(folder)
+    if what == "another model's":
+        other = make_artifact(tmp_path / "other", "rgb")
+        with_detector(load_artifact(other)).save(other, tmp_path / "others")
+        file.write_bytes((tmp_path / "others" / DETECTOR).read_bytes())
+    elif what == "no card":
+        save_file(load_file(file), file)
+    elif what == "no calibration":
+        tensors = load_file(file)
+        del tensors["calibration"]
+        save_file(tensors, file, {"card": CARD.model_dump_json()})
+    else:
+        file.write_bytes(b"{}")
+    with pytest.raises(ArtifactError, match=re.escape(f"{file}: is no detector of this model")):
+        load_detector(folder, model)
+
+
+# ---- making one ---------------------------------------------------------------------------------
+
+
+def test_no_item_both_trains_and_calibrates(tmp_path: Path) -> None:
+    points = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
+    np.save(tmp_path / "points.npy", points)
+    model = load_artifact(make_artifact(tmp_path / "artifact", "vector"))
+    data = load_data(DataConfig(source=str(tmp_path / "points.npy")), card=model.run.data)
+    detector = fit_detector(model, data, steps=3)
+    statistics, _ = measure(model, detector.encoder, data.heldout)
+    np.testing.assert_array_equal(detector.calibration, np.sort(statistics))
+    data.items[data.is_heldout] += 1  # of these the encoder has seen nothing
+    again = fit_detector(model, data, steps=3)
+    for first, second in zip(
+        detector.encoder.parameters(), again.encoder.parameters(), strict=True
+    ):
+        assert torch.equal(first, second)
+    assert detector.card.calibration_count == data.card.heldout_count
+
+
+def test_a_detector_is_made_of_the_models_own_data(tmp_path: Path) -> None:
+    folder, out = make_artifact(tmp_path / "artifact"), tmp_path / "found"
+    before = {name: (folder / name).read_bytes() for name in (*FILES, SUMS)}
+    made = train_detector(folder, out, steps=2)
+    assert before == {name: (folder / name).read_bytes() for name in (*FILES, SUMS)}
+    assert made.card.source.startswith("scikit-learn")
+    assert load_detector(out, load_artifact(out)) is not None
+    with pytest.raises(UserError, match="is there already"):
+        train_detector(folder, out, steps=2)
+    with pytest.raises(DataError, match="items of shape"):
+        train_detector(folder, tmp_path / "other", "8gaussians", steps=2)
+    conditional = make_artifact(tmp_path / "conditional", class_counts=CLASSES)
+    with pytest.raises(DataError, match="not the model's classes: a, b"):
+        train_detector(conditional, tmp_path / "other", steps=2)

@@ -1,0 +1,147 @@
+"""Making a detector of what does not belong: its encoder, and the p-values' calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models import __version__
+from models.artifact import MAX_SCORED_ITEMS, load_artifact
+from models.detector import (
+    Detector,
+    DetectorCard,
+    build_encoder,
+    critic_features,
+    measure,
+    reconstruct,
+)
+from models.device import require_device
+from models.errors import DataError, UserError
+from models.model import Model
+from training.data.dataset import Dataset, load_data
+from training.progress import phase, silent, track
+
+Array = np.ndarray
+BATCH_SIZE = 64
+LEARNING_RATE = 1e-3
+
+
+def train_detector(
+    folder: Path,
+    out: Path,
+    source: str | None = None,
+    steps: int = 600,
+    seed: int = 0,
+    device: str = "cpu",
+    say: Callable[[str], None] = silent,
+) -> Detector:
+    """Make a detector for a model, and write a copy of the model's artifact with it.
+
+    The items that are held out of the model's training calibrate it, and are not trained on.
+
+    Args:
+        folder: the model's artifact.
+        out: folder of the copy.
+        source: data, as ``data.source``; by default those that the model was trained on.
+        steps: of the encoder.
+        seed: of everything random.
+        device: ``cpu`` or ``cuda``.
+        say: takes a line for each thing that the user should know of how the data were read.
+
+    Raises:
+        UserError: ``out`` is there, the model is differentially private, the artifact or the data
+            cannot be used, or they do not fit each other.
+    """
+    if out.exists():
+        raise UserError(f"--out {out}: is there already; name a new folder")
+    model = load_artifact(folder, require_device(device))
+    config, card = model.run.config.data, model.run.data
+    if model.run.privacy is not None:
+        raise UserError(
+            f"{folder}: is differentially private, and a detector would learn from its rows "
+            "without that guarantee; train it with a model of data that may be known"
+        )
+    source = source or config.source
+    with phase("loading the data"):
+        # Held as the model's data, which decides what is held out.
+        data = load_data(config.model_copy(update={"source": source}), card=card)
+    for note in data.notes:
+        say(f"{source}: {note}")
+    if data.card.shape != model.shape:
+        raise DataError(f"{source}: items of shape {data.card.shape}; the model's: {model.shape}")
+    if model.classes and data.card.classes != card.classes:
+        raise DataError(f"{source}: has not the model's classes: {', '.join(card.classes)}")
+    detector = fit_detector(model, data, steps, seed)
+    detector.save(folder, out)
+    return detector
+
+
+def fit_detector(model: Model, data: Dataset, steps: int = 600, seed: int = 0) -> Detector:
+    """Train an encoder on the training items, and calibrate it by the held-out ones.
+
+    Args:
+        model: stays as it is.
+        data: of the model's shape, and of its classes if it is class-conditional; at most
+            `MAX_SCORED_ITEMS` held-out items are used.
+        steps: of the encoder.
+        seed: of everything random.
+    """
+    encoder = train_encoder(model, data, steps, seed)
+    indices = data.sample_indices(MAX_SCORED_ITEMS, heldout=True)
+    labels = data.labels[indices] if model.classes and data.labels is not None else None
+    statistics, _ = measure(model, encoder, data.items_at(indices), labels)
+    if not np.isfinite(statistics).all():
+        raise UserError("the encoder diverged: its statistics are not finite; try another --seed")
+    card = DetectorCard(
+        source=data.card.source,
+        sha256=data.card.sha256,
+        training_count=data.card.training_count,
+        calibration_count=len(indices),
+        steps=steps,
+        seed=seed,
+        wgan_foundry=__version__,
+    )
+    return Detector(model, encoder, np.sort(statistics), card)
+
+
+def train_encoder(model: Model, data: Dataset, steps: int, seed: int) -> nn.Module:
+    """Train an encoder against the frozen generator: f-AnoGAN's izi_f (Schlegl et al. 2019, eq. 4).
+
+    The loss is the mean squared residual plus that of the critic's features, both weighted alike.
+    Adam, with a rate that falls to zero along a cosine.
+
+    Args:
+        model: stays as it is.
+        data: its training items are trained on.
+        steps: number of batches.
+        seed: of everything random.
+
+    Returns:
+        The encoder, in eval mode, on the model's device.
+    """
+    training = np.flatnonzero(~data.is_heldout)
+    source, device = np.random.default_rng(seed), model.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = build_encoder(model).to(device)
+    optimizer = torch.optim.Adam(encoder.parameters(), LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in track(range(steps), "training an encoder"):
+        chosen = source.choice(training, BATCH_SIZE)
+        x = model.scaling.to_model(torch.from_numpy(data.items_at(chosen)).to(device))
+        labels: Tensor | None = None
+        if model.classes and data.labels is not None:
+            labels = torch.from_numpy(data.labels[chosen]).to(device)
+        made = reconstruct(model, encoder, x, labels)
+        features = critic_features(model.critic, x)
+        loss = F.mse_loss(made, x) + F.mse_loss(critic_features(model.critic, made), features)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        optimizer.step()
+        schedule.step()
+    return encoder.eval()

@@ -181,6 +181,21 @@ class Scores:
     origin: Origin
 
 
+@dataclass(frozen=True)
+class Anomalies:
+    """What the model's detector finds, in the order of the items."""
+
+    p_values: Array
+    """float ``(N,)``: of items like the held-out ones, at most a share a has at most a."""
+    statistics: Array
+    """float ``(N,)``: how far each item is from what the generator can make."""
+    residuals: Array | None
+    """If explained: squared differences of images, ``(N, H, W)``, or of each number."""
+    blame: list[dict[str, float]] | None
+    """If explained, of rows: the share of each column in the differences."""
+    origin: Origin
+
+
 class Client:
     """A connection to one service.
 
@@ -289,15 +304,7 @@ class Client:
             resize: bring images to the model's size and channels.
             model: which served model.
         """
-        body: dict[str, Any] = {"resize": resize}
-        if isinstance(items, Sequence) and items and isinstance(items[0], dict):
-            body["rows"] = list(items)
-        else:
-            body["samples"] = np.asarray(items).tolist()
-        if classes is not None:
-            body["classes"] = list(classes)
-        if model is not None:
-            body["model"] = model
+        body = _items(items, classes, resize) | _given(model=model)
         return _scores(self._send("POST", f"{self._root}/scores", json=body))
 
     def score_files(
@@ -311,14 +318,46 @@ class Client:
 
         Of a table, the rows in CSV, Parquet and Arrow files.
         """
-        parts = [("files", (Path(file).name, Path(file).read_bytes())) for file in files]
-        form: dict[str, Any] = {"resize": str(resize).lower()}
-        if classes is not None:
-            form["classes"] = list(classes)
-        query = _given(model=model)
-        return _scores(
-            self._send("POST", f"{self._root}/scores", files=parts, data=form, params=query)
-        )
+        form, query = _form(files, classes, resize), _given(model=model)
+        return _scores(self._send("POST", f"{self._root}/scores", params=query, **form))
+
+    def anomalies(
+        self,
+        items: Array | Sequence[Record],
+        classes: Sequence[str] | None = None,
+        *,
+        resize: bool = False,
+        explain: bool = False,
+        model: str | None = None,
+    ) -> Anomalies:
+        """Say which items do not belong; see `score`.
+
+        Args:
+            items: as for scores.
+            classes: likewise.
+            resize: likewise.
+            explain: say where each item differs from what the generator makes.
+            model: which served model.
+
+        Raises:
+            NotFoundError: the model has no detector.
+        """
+        query = {"explain": str(explain).lower()}
+        body = _items(items, classes, resize) | _given(model=model)
+        return _anomalies(self._send("POST", f"{self._root}/anomalies", json=body, params=query))
+
+    def anomalies_of_files(
+        self,
+        *files: str | Path,
+        classes: Sequence[str] | None = None,
+        resize: bool = False,
+        explain: bool = False,
+        model: str | None = None,
+    ) -> Anomalies:
+        """Say which items in files do not belong; see `score_files` and `anomalies`."""
+        query = {"explain": str(explain).lower()} | _given(model=model)
+        form = _form(files, classes, resize)
+        return _anomalies(self._send("POST", f"{self._root}/anomalies", params=query, **form))
 
     def model(self, model: str | None = None) -> dict[str, Any]:
         """Get a model's record: the champion's, unless another is named."""
@@ -360,6 +399,39 @@ class Client:
 
 def _given(**options: str | int | None) -> dict[str, str | int]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _items(
+    items: Array | Sequence[Record], classes: Sequence[str] | None, resize: bool
+) -> dict[str, Any]:
+    """The JSON body that holds items."""
+    body: dict[str, Any] = {"resize": resize}
+    if isinstance(items, Sequence) and items and isinstance(items[0], dict):
+        body["rows"] = list(items)
+    else:
+        body["samples"] = np.asarray(items).tolist()
+    return body if classes is None else body | {"classes": list(classes)}
+
+
+def _form(
+    files: Sequence[str | Path], classes: Sequence[str] | None, resize: bool
+) -> dict[str, Any]:
+    """The form that holds files of items, as httpx takes it."""
+    parts = [("files", (Path(file).name, Path(file).read_bytes())) for file in files]
+    texts: dict[str, Any] = {"resize": str(resize).lower()}
+    return {"files": parts, "data": texts if classes is None else texts | {"classes": [*classes]}}
+
+
+def _anomalies(response: httpx.Response) -> Anomalies:
+    answer = response.json()
+    residuals = answer["residuals"]
+    return Anomalies(
+        np.array(answer["p_values"]),
+        np.array(answer["statistics"]),
+        None if residuals is None else np.array(residuals),
+        answer["blame"],
+        _origin(response),
+    )
 
 
 def _scores(response: httpx.Response) -> Scores:

@@ -13,6 +13,7 @@ import numpy as np
 from models.errors import ArtifactError
 
 if TYPE_CHECKING:  # torch would cost BentoML's supervisor 190 MB and a second: workers import it
+    from models.detector import Detector
     from models.model import Model
 
 MAX_INLINE_SECONDS = 0.001
@@ -37,6 +38,8 @@ class Served(NamedTuple):
     """Up to this many samples are made on the event loop itself; more take a thread."""
     name: str = ""
     """The model's name in paths and metrics."""
+    detector: Detector | None = None
+    """Tells what does not belong, if the artifact has one."""
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -65,15 +68,18 @@ def load(folder: Path, version: str | None, name: str, role: str, device: str = 
     """
     import torch
 
-    from models.artifact import SERVED, load_artifact
+    from models.artifact import FETCHED, load_artifact
+    from models.detector import load_detector
     from models.device import require_device
 
     torch.set_num_threads(1)  # requests run beside each other; threads in each would compete
-    model = load_artifact(folder, require_device(device), SERVED)
+    model = load_artifact(folder, require_device(device), FETCHED)
+    detector = load_detector(folder, model)
     version = version or model.digest[:12]
     run_once(model, version)
     saturated = model.run.config.constraint.saturated_share(model.critic)
-    return Served(model, version, role, saturated, time.time(), inline_limit(model), name)
+    limit = inline_limit(model)
+    return Served(model, version, role, saturated, time.time(), limit, name, detector)
 
 
 def run_once(model: Model, version: str) -> None:

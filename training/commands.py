@@ -269,7 +269,7 @@ def train_detector(
     ] = 0,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Give a model a detector of items that do not belong."""
+    """Give a model a detector of what does not belong, which `POST /v1/anomalies` asks."""
     from models.trained import artifact_folder
     from training.judging import detector
     from training.progress import say

@@ -2,12 +2,13 @@
 
 from service import page
 from service.endpoint import Endpoint
-from service.endpoints import docs, drift, imputations, metrics, model, samples, scores
+from service.endpoints import anomalies, docs, drift, imputations, metrics, model, samples, scores
 
 ENDPOINTS: list[Endpoint] = [
     samples.ENDPOINT,
     imputations.ENDPOINT,
     scores.ENDPOINT,
+    anomalies.ENDPOINT,
     model.RECORD,
     model.VERSIONS,
     model.PICTURE,

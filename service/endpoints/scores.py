@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 import anyio.from_thread
 import numpy as np
@@ -48,6 +49,7 @@ if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the 
     from models.model import Model
 
 Array = np.ndarray
+T = TypeVar("T")
 MAX_ITEMS = 1024
 """Items to score in one request."""
 
@@ -131,8 +133,16 @@ class Scores(BaseModel):
     )
 
 
-async def post_scores(context: Context, request: Request) -> Response:
-    """Score items given as JSON or as files."""
+async def read_and(
+    work: Callable[[Callable[[], ScoreJob], bool], Awaitable[T]], context: Context, request: Request
+) -> T:
+    """Work on items given as JSON or as files.
+
+    Args:
+        work: see `ScoreBatcher.score`.
+        context: has the models.
+        request: what the items come in.
+    """
     queried, kind = queried_model(request), content_type(request)
     if kind in (FORM, *TABLE_TYPES):
         uploads, texts = await read_upload(request, kind, ("classes", "resize"), MAX_ITEMS + 1)
@@ -145,29 +155,30 @@ async def post_scores(context: Context, request: Request) -> Response:
             served = choose_model(context, request, queried)
             return make_job(served, read_files(served.model, uploads, resize, bounds), classes)
 
-        score = functools.partial(context.batcher.score, alone=True)  # it may take long
-        result = None
         with contextlib.suppress(OversizeError):
-            result = await score(lambda: read(SMALL))
-        if result is None:
-            async with context.one_large:
-                result = await score(lambda: read(LARGE))
-    else:
-        body = await json_content(request, OR_FILES)
+            return await work(lambda: read(SMALL), True)  # it may take long
+        async with context.one_large:
+            return await work(lambda: read(LARGE), True)
+    body = await json_content(request, OR_FILES)
 
-        def read_body() -> ScoreJob:
-            wanted = parse_json(body, ScoresRequest)
-            if wanted.model and queried and wanted.model != queried:
-                raise BadRequest("the query and the body name different models; name one")
-            served = choose_model(context, request, wanted.model or queried)
-            if wanted.rows is not None:
-                items = to_codes(served.model, wanted.rows)
-            else:
-                items = to_items(served.model, to_array(wanted.samples or []), wanted.resize)
-            return make_job(served, items, wanted.classes)
+    def read_body() -> ScoreJob:
+        wanted = parse_json(body, ScoresRequest)
+        if wanted.model and queried and wanted.model != queried:
+            raise BadRequest("the query and the body name different models; name one")
+        served = choose_model(context, request, wanted.model or queried)
+        if wanted.rows is not None:
+            items = to_codes(served.model, wanted.rows)
+        else:
+            items = to_items(served.model, to_array(wanted.samples or []), wanted.resize)
+        return make_job(served, items, wanted.classes)
 
-        async with context.turn(body):
-            result = await context.batcher.score(read_body, alone=len(body) > SMALL_BODY)
+    async with context.turn(body):
+        return await work(read_body, len(body) > SMALL_BODY)
+
+
+async def post_scores(context: Context, request: Request) -> Response:
+    """Score items given as JSON or as files."""
+    result = await read_and(context.batcher.score, context, request)
     model = result.served.model
     answer = Scores(
         scores=result.scores.tolist(),
@@ -300,6 +311,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "value": {"samples": [[[0, 255], [255, 0]]], "resize": True},
     },
 }
+REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": ref(ScoresRequest), "examples": EXAMPLES},
+        FORM: {"schema": ref(ScoresForm)},
+        **{kind: {"schema": BINARY} for kind in TABLE_TYPES},
+    },
+}
 ENDPOINT = Endpoint(
     "POST",
     "/v1/scores",
@@ -310,14 +329,7 @@ ENDPOINT = Endpoint(
         "summary": "Score items with the critic",
         "description": "Given as JSON, as files of a form, or as one file of rows.",
         "parameters": [MODEL_PARAMETER],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": ref(ScoresRequest), "examples": EXAMPLES},
-                FORM: {"schema": ref(ScoresForm)},
-                **{kind: {"schema": BINARY} for kind in TABLE_TYPES},
-            },
-        },
+        "requestBody": REQUEST_BODY,
         "responses": {
             **json_answer("The scores.", ref(Scores), MODEL_HEADERS),
             **errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 503, 504),

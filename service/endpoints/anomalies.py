@@ -1,0 +1,120 @@
+"""`POST /v1/anomalies`: say which items do not belong, by the model's detector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from models.errors import ShapeError
+from service.endpoint import Context, Endpoint, model_headers
+from service.endpoints.scores import REQUEST_BODY, ScoresForm, ScoresRequest, read_and
+from service.openapi import MODEL_HEADERS, MODEL_PARAMETER, errors, json_answer, ref
+from service.problems import BadRequest
+from service.scoring import ScoreJob
+
+if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
+    from models.detector import Detector, Examination
+
+MAX_EXPLAINED = 2**20
+"""Numbers in the residuals of one answer: as JSON each takes some ten bytes."""
+
+
+class Anomalies(BaseModel):
+    """One entry for each item, in order: arrays side by side."""
+
+    p_values: list[float] = Field(
+        description="Of items like the held-out ones, at most a share a has p-values of at most a."
+    )
+    statistics: list[float] = Field(
+        description="How far each item is from what the generator can make, and its features: mean "
+        "squares, in the critic's units."
+    )
+    calibration_items: int = Field(
+        description="Held-out items behind the p-values: with n of them, none is below 1 / (n + 1)."
+    )
+    residuals: list[Any] | None = Field(
+        description="With `explain`: squared differences from what the generator makes, of images "
+        "(N,H,W), means over channels; (N,D) or (N,T,D) of other data. Null for tables."
+    )
+    blame: list[dict[str, float]] | None = Field(
+        description="With `explain`, of rows: the share of each column in the differences."
+    )
+
+
+async def post_anomalies(context: Context, request: Request) -> Response:
+    """Examine items given as JSON or as files."""
+    explain = request.query_params.get("explain", "false")
+    if explain not in ("true", "false"):
+        errors = [{"path": "/explain", "message": "is true or false"}]
+        raise BadRequest("the query does not follow the schema", errors)
+
+    def examine(job: ScoreJob) -> Response:
+        detector = job.served.detector
+        if detector is None:
+            raise HTTPException(
+                404, f"{job.served.version} has no detector; `wgan train-detector` makes one"
+            )
+        if explain == "true" and detector.model.table is None and job.items.size > MAX_EXPLAINED:
+            raise ShapeError(f"over {MAX_EXPLAINED} numbers to explain; send fewer items at once")
+        found = detector.examine(job.items, job.labels)
+        answer = describe(detector, found, explain == "true")
+        return JSONResponse(answer.model_dump(), headers=model_headers(job.served))
+
+    async def work(read: Callable[[], ScoreJob], alone: bool) -> Response:
+        return await context.processors.run("anomalies", lambda: examine(read()))
+
+    return await read_and(work, context, request)
+
+
+def describe(detector: Detector, found: Examination, explain: bool) -> Anomalies:
+    """Write what a detector found."""
+    residuals = blame = None
+    if explain and detector.model.table is None:
+        residuals = found.residuals.round(6).tolist()
+    elif explain:
+        shares = detector.blame(found.residuals)
+        blame = [
+            dict(zip(shares, row, strict=True))
+            for row in zip(*(share.round(6).tolist() for share in shares.values()), strict=True)
+        ]
+    return Anomalies(
+        p_values=found.p_values.tolist(),
+        statistics=found.statistics.tolist(),
+        calibration_items=len(detector.calibration),
+        residuals=residuals,
+        blame=blame,
+    )
+
+
+EXPLAIN: dict[str, Any] = {
+    "name": "explain",
+    "in": "query",
+    "schema": {"type": "boolean", "default": False},
+    "description": "True: say where each item differs from what the generator makes.",
+}
+ENDPOINT = Endpoint(
+    "POST",
+    "/v1/anomalies",
+    post_anomalies,
+    {
+        "operationId": "findAnomalies",
+        "tags": ["scores"],
+        "summary": "Say which items do not belong",
+        "description": "By a calibrated p-value of each. Items are given as for scores. A model "
+        "without a detector answers with a 404.",
+        "parameters": [MODEL_PARAMETER, EXPLAIN],
+        "requestBody": REQUEST_BODY,
+        "responses": {
+            **json_answer("The p-values.", ref(Anomalies), MODEL_HEADERS),
+            **errors(400, 401, 403, 404, 408, 413, 415, 422, 429, 431, 503, 504),
+        },
+    },
+    schemas=(ScoresRequest, ScoresForm, Anomalies),
+    scope="scores",
+    by_name="/v1/models/{name}/anomalies",
+)

@@ -21,10 +21,14 @@ from models.detector import (
 )
 from models.errors import ArtifactError, ClassError, DataError, ShapeError, UserError
 from models.model import Model
+from service.cache import VersionCache
+from service.served import load
+from service.trust import TrustedKeys
 from tests.artifacts import ALL_SHAPES, make_artifact
 from tests.test_constraints import KINDS
 from training.data.dataset import load_data
 from training.judging.detector import fit_detector, train_detector, train_encoder
+from wgan_cli import main
 
 Array = np.ndarray
 CARD = DetectorCard(
@@ -282,3 +286,21 @@ def test_a_detector_is_made_of_the_models_own_data(tmp_path: Path) -> None:
     conditional = make_artifact(tmp_path / "conditional", class_counts=CLASSES)
     with pytest.raises(DataError, match="not the model's classes: a, b"):
         train_detector(conditional, tmp_path / "other", steps=2)
+
+
+def test_a_registered_detector_reaches_a_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    source, out = make_artifact(tmp_path / "artifact"), tmp_path / "guarded"
+    command = ["train-detector", str(source), "--out", str(out), "--steps", "2", "--register"]
+    assert main(command) == 0
+    assert "registered: tiny@1" in capsys.readouterr().out
+    cache = VersionCache("tiny@champion", tmp_path / "cache", uri, TrustedKeys(None))
+    fetched = cache.fetch("1", load_artifact(out).digest)
+    assert (fetched / DETECTOR).read_bytes() == (out / DETECTOR).read_bytes()
+    served = load(fetched, "tiny@1", "tiny", "champion")
+    assert served.detector is not None
+    (fetched / DETECTOR).unlink()  # a version whose detector is gone is no copy of it
+    assert (cache.fetch("1", None) / DETECTOR).exists()

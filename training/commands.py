@@ -268,6 +268,9 @@ def train_detector(
         int, typer.Option(min=0, max=2**32 - 1, metavar="S", help="seed of everything random")
     ] = 0,
     device: DeviceOption = "cpu",
+    register: Annotated[
+        bool, typer.Option("--register", help="as a new version of the model's name")
+    ] = False,
 ) -> None:
     """Give a model a detector of what does not belong, which `POST /v1/anomalies` asks."""
     from models.trained import artifact_folder
@@ -281,6 +284,12 @@ def train_detector(
         f"the smallest p-value is {1 / (card.calibration_count + 1):.2g}"
     )
     say(f"artifact: {out}")
+    if register:
+        from models.artifact import load_artifact
+        from training.tracking import track_and_register
+
+        again = "remove it and repeat the command to register it"
+        say(f"registered: {track_and_register(load_artifact(out), out, again=again)}")
 
 
 @app.command()

@@ -34,6 +34,7 @@ def track_and_register(
     artifact_folder: Path,
     comparison: str | None = None,
     report: Path | None = None,
+    again: str = "repeat the command to register it, wgan train with --resume",
 ) -> str:
     """Write a finished run and its artifact to MLflow, and register it as a new version.
 
@@ -47,6 +48,7 @@ def track_and_register(
         comparison: name of the comparison that the run is part of; the run is then tracked, and no
             version is registered.
         report: the page of a table's columns, to be shown beside the artifact.
+        again: says, if MLflow fails, what to do when it is there again.
 
     Returns:
         ``name@version``; of a comparison, MLflow's run id.
@@ -87,8 +89,7 @@ def track_and_register(
     except (MlflowException, RegistryError, OSError) as error:
         raise failure(
             f"MLflow at {registry.tracking_uri()} failed ({getattr(error, 'message', error)}); the "
-            f"artifact is safe in {artifact_folder}: repeat the command to register it, wgan train "
-            "with --resume",
+            f"artifact is safe in {artifact_folder}: {again}",
             error,
         ) from error
 

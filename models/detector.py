@@ -1,8 +1,9 @@
-"""A detector of what does not belong: how far an item lies from what the generator can make.
+"""A detector of what does not belong: how far an item lies from the data, and where in it.
 
+How far: from the nearest training items, in the features below the critic's last layer. Where that
+distance stands among those of held-out items is a conformal p-value (Vovk et al. 2005). Where: by
 f-AnoGAN (Schlegl et al. 2019). An encoder E maps an item x to a latent, and the generator G makes
-G(E(x)) of that, which lies near x if x is like the data, and farther off otherwise. Where the
-distance stands among those of held-out items is a conformal p-value (Vovk et al. 2005).
+G(E(x)) of that, which differs from x where x is unlike the data.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from models.sampling import padded
 Array = np.ndarray
 ENCODER = "encoder."
 CALIBRATION = "calibration"
+REFERENCE = "reference"
+NEIGHBOURS = 5
 CARD = "card"
 
 
@@ -54,7 +57,7 @@ class Examination(NamedTuple):
     """float64 ``(N,)``, from ``1 / (n + 1)`` for n calibration items to 1; see
     `conformal_p_values`."""
     statistics: Array
-    """float64 ``(N,)``, at least 0: the mean squared residual, plus the mean squared error of the
+    """float64 ``(N,)``: the mean distance from the `NEIGHBOURS` nearest training items, in the
     critic's features."""
     residuals: Array
     """float32 ``(N, H, W)`` of images, means over channels; otherwise ``(N, *shape)``: the squared
@@ -118,15 +121,22 @@ class Detector:
     Args:
         model: whose generator and critic it uses.
         encoder: as `build_encoder` builds it, in eval mode, on the model's device.
+        reference: features of training items, float32 ``(M, F)``, there too.
         calibration: statistics of held-out items, ascending, float64 ``(n,)``.
         card: what it was made of.
     """
 
     def __init__(
-        self, model: Model, encoder: nn.Module, calibration: Array, card: DetectorCard
+        self,
+        model: Model,
+        encoder: nn.Module,
+        reference: Tensor,
+        calibration: Array,
+        card: DetectorCard,
     ) -> None:
         self.model = model
         self.encoder = encoder
+        self.reference = reference
         self.calibration = calibration
         self.card = card
 
@@ -141,8 +151,11 @@ class Detector:
             ClassError: see `Model.require_labels`.
             ShapeError: the items are so large that the statistics are not finite.
         """
-        statistics, residuals = measure(self.model, self.encoder, items, labels)
-        if not np.isfinite(statistics).all():
+        model = self.model
+        model.require_labels(len(items), labels)
+        statistics = feature_distances(model, self.reference, items)
+        residuals = squared_residuals(model, self.encoder, items, labels)
+        if not (np.isfinite(statistics).all() and np.isfinite(residuals).all()):
             raise ShapeError("the items are so large that their statistics are not finite")
         p_values = conformal_p_values(statistics, self.calibration)
         return Examination(p_values, statistics, residuals)
@@ -150,7 +163,7 @@ class Detector:
     def save(self, artifact: Path, folder: Path) -> None:
         """Write a copy of the model's artifact with the detector to a folder."""
         tensors = {f"{ENCODER}{name}": t for name, t in self.encoder.state_dict().items()}
-        tensors[CALIBRATION] = torch.from_numpy(self.calibration)
+        tensors |= {CALIBRATION: torch.from_numpy(self.calibration), REFERENCE: self.reference}
         save_with_detector(artifact, folder, tensors, {CARD: self.card.model_dump_json()})
 
     def blame(self, residuals: Array) -> dict[str, Array]:
@@ -173,26 +186,40 @@ def reconstruct(model: Model, encoder: nn.Module, x: Tensor, labels: Tensor | No
 
 
 @torch.inference_mode()
-def measure(
+def item_features(model: Model, items: Array) -> Tensor:
+    """The critic's features of items in data units, float32 ``(N, F)``, on the model's device."""
+    chunk, found = model.run.engine.chunk, []
+    for first in range(0, len(items), chunk):
+        part = torch.from_numpy(padded(items, first, chunk)).to(model.device)
+        found.append(critic_features(model.critic, model.scaling.to_model(part)))
+    return torch.cat(found)[: len(items)]
+
+
+@torch.inference_mode()
+def feature_distances(model: Model, reference: Tensor, items: Array) -> Array:
+    """Mean distance of items from the nearest of some features ``(M, F)``: float64 ``(N,)``."""
+    known, found = reference.double(), []
+    for features in item_features(model, items).split(model.run.engine.chunk):
+        distances = torch.cdist(features.double(), known)
+        nearest = distances.topk(min(NEIGHBOURS, len(known)), dim=1, largest=False).values
+        found.append(nearest.mean(dim=1))
+    return torch.cat(found).cpu().numpy()
+
+
+@torch.inference_mode()
+def squared_residuals(
     model: Model, encoder: nn.Module, items: Array, labels: Array | None = None
-) -> tuple[Array, Array]:
-    """Compute the statistics and residuals of items; see `Examination` and `Detector.examine`."""
-    model.require_labels(len(items), labels)
-    chunk = model.run.engine.chunk
-    statistics, residuals = [], []
+) -> Array:
+    """How items differ from what the generator makes of them; see `Examination`."""
+    chunk, found = model.run.engine.chunk, []
     for first in range(0, len(items), chunk):
         part = torch.from_numpy(padded(items, first, chunk)).to(model.device)
         x, y = model.scaling.to_model(part), None
         if labels is not None:
             y = torch.from_numpy(padded(labels, first, chunk)).to(model.device)
-        made = reconstruct(model, encoder, x, y)
-        residual = (made - x).square()
-        error = (critic_features(model.critic, made) - critic_features(model.critic, x)).square()
-        total = residual.flatten(1).mean(dim=1).double() + error.mean(dim=1).double()
-        statistics.append(total.cpu().numpy())
-        residuals.append((residual.mean(dim=1) if model.is_image else residual).cpu().numpy())
-    count = len(items)
-    return np.concatenate(statistics)[:count], np.concatenate(residuals)[:count]
+        residual = (reconstruct(model, encoder, x, y) - x).square()
+        found.append((residual.mean(dim=1) if model.is_image else residual).cpu().numpy())
+    return np.concatenate(found)[: len(items)]
 
 
 def load_detector(folder: Path, model: Model) -> Detector | None:
@@ -213,6 +240,7 @@ def load_detector(folder: Path, model: Model) -> Detector | None:
             card = DetectorCard.model_validate_json((opened.metadata() or {}).get(CARD, ""))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         calibration = tensors.pop(CALIBRATION).numpy()
+        reference = tensors.pop(REFERENCE).to(model.device)
         encoder = build_encoder(model)
         weights = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items()}
         encoder.load_state_dict(weights)
@@ -220,4 +248,4 @@ def load_detector(folder: Path, model: Model) -> Detector | None:
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{file}: is no detector of this model ({reason})") from None
     encoder.to(model.device).eval().requires_grad_(False)
-    return Detector(model, encoder, calibration, card)
+    return Detector(model, encoder, reference, calibration, card)

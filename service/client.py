@@ -188,7 +188,7 @@ class Anomalies:
     p_values: Array
     """float ``(N,)``: of items like the held-out ones, at most a share a has at most a."""
     statistics: Array
-    """float ``(N,)``: how far each item is from what the generator can make."""
+    """float ``(N,)``: how far each item is from the training items, in the critic's features."""
     residuals: Array | None
     """If explained: squared differences of images, ``(N, H, W)``, or of each number."""
     blame: list[dict[str, float]] | None

@@ -16,8 +16,10 @@ from models.detector import (
     build_encoder,
     conformal_p_values,
     critic_features,
+    feature_distances,
+    item_features,
     load_detector,
-    measure,
+    squared_residuals,
 )
 from models.errors import ArtifactError, ClassError, DataError, ShapeError, UserError
 from models.model import Model
@@ -41,7 +43,9 @@ CLASSES = {"a": 5, "b": 3}
 def with_detector(model: Model, calibration: Array | None = None) -> Detector:
     torch.manual_seed(1)
     encoder = build_encoder(model).eval().requires_grad_(False)
-    return Detector(model, encoder, np.arange(4.0) if calibration is None else calibration, CARD)
+    reference = item_features(model, some_items(model, 20)[0])
+    known = np.arange(4.0) if calibration is None else calibration
+    return Detector(model, encoder, reference, known, CARD)
 
 
 def some_items(model: Model, count: int = 5) -> tuple[Array, Array | None]:
@@ -94,10 +98,13 @@ def test_statistics_of_linear_networks_have_a_closed_form(tmp_path: Path) -> Non
     model = linear_model(tmp_path / "artifact", made, features)
     x = rng.normal(size=(40, 2)).astype(np.float32)
     difference = x @ encoding.T @ made.T - x
-    statistics, residuals = measure(model, linear(encoding), x)
+    residuals = squared_residuals(model, linear(encoding), x)
     np.testing.assert_allclose(residuals, difference**2, rtol=1e-4, atol=1e-6)
-    expected = (difference**2).mean(axis=1) + ((difference @ features.T) ** 2).mean(axis=1)
-    np.testing.assert_allclose(statistics, expected, rtol=1e-4)
+    known = rng.normal(size=(30, 2)).astype(np.float32)
+    distances = np.linalg.norm((x[:, None] - known) @ features.T, axis=2)
+    expected = np.sort(distances, axis=1)[:, :5].mean(axis=1)
+    found = feature_distances(model, item_features(model, known), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_an_encoder_learns_to_project(tmp_path: Path) -> None:
@@ -113,10 +120,9 @@ def test_an_encoder_learns_to_project(tmp_path: Path) -> None:
     x = points[:200].astype(np.float32)
     direction = made[:, 0] / np.linalg.norm(made)
     off = x - np.outer(x @ direction, direction)
-    statistics, _ = measure(model, encoder, x)
-    least = (off**2).sum(axis=1)
-    assert (statistics > least - 1e-5).all()
-    assert statistics.mean() < least.mean() + 0.05 * (x**2).sum(axis=1).mean()
+    found, least = squared_residuals(model, encoder, x).sum(axis=1), (off**2).sum(axis=1)
+    assert (found > least - 1e-5).all()
+    assert found.mean() < least.mean() + 0.05 * (x**2).sum(axis=1).mean()
 
 
 @pytest.mark.parametrize("constraint", KINDS)
@@ -261,10 +267,11 @@ def test_no_item_both_trains_and_calibrates(tmp_path: Path) -> None:
     model = load_artifact(make_artifact(tmp_path / "artifact", "vector"))
     data = load_data(DataConfig(source=str(tmp_path / "points.npy")), card=model.run.data)
     detector = fit_detector(model, data, steps=3)
-    statistics, _ = measure(model, detector.encoder, data.heldout)
+    statistics = feature_distances(model, detector.reference, data.heldout)
     np.testing.assert_array_equal(detector.calibration, np.sort(statistics))
     data.items[data.is_heldout] += 1  # of these the encoder has seen nothing
     again = fit_detector(model, data, steps=3)
+    assert torch.equal(detector.reference, again.reference)
     for first, second in zip(
         detector.encoder.parameters(), again.encoder.parameters(), strict=True
     ):

@@ -31,8 +31,8 @@ class Anomalies(BaseModel):
         description="Of items like the held-out ones, at most a share a has p-values of at most a."
     )
     statistics: list[float] = Field(
-        description="How far each item is from what the generator can make, and its features: mean "
-        "squares, in the critic's units."
+        description="Mean distance of each item from the nearest training items, in the critic's "
+        "features: larger is stranger."
     )
     calibration_items: int = Field(
         description="Held-out items behind the p-values: with n of them, none is below 1 / (n + 1)."

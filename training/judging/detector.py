@@ -17,7 +17,8 @@ from models.detector import (
     DetectorCard,
     build_encoder,
     critic_features,
-    measure,
+    feature_distances,
+    item_features,
     reconstruct,
 )
 from models.device import require_device
@@ -27,6 +28,8 @@ from training.data.dataset import Dataset, load_data
 from training.progress import phase, silent, track
 
 Array = np.ndarray
+MAX_REFERENCE = 5000
+"""Training items whose features are kept."""
 BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
 
@@ -82,31 +85,29 @@ def train_detector(
 
 
 def fit_detector(model: Model, data: Dataset, steps: int = 600, seed: int = 0) -> Detector:
-    """Train an encoder on the training items, and calibrate it by the held-out ones.
+    """Make a detector of the training items, and calibrate it by the held-out ones.
 
     Args:
         model: stays as it is.
         data: of the model's shape, and of its classes if it is class-conditional; at most
-            `MAX_SCORED_ITEMS` held-out items are used.
+            `MAX_SCORED_ITEMS` held-out items, and features of `MAX_REFERENCE` others, are used.
         steps: of the encoder.
         seed: of everything random.
     """
     encoder = train_encoder(model, data, steps, seed)
-    indices = data.sample_indices(MAX_SCORED_ITEMS, heldout=True)
-    labels = data.labels[indices] if model.classes and data.labels is not None else None
-    statistics, _ = measure(model, encoder, data.items_at(indices), labels)
-    if not np.isfinite(statistics).all():
-        raise UserError("the encoder diverged: its statistics are not finite; try another --seed")
+    reference = item_features(model, data.sample(MAX_REFERENCE, heldout=False))
+    heldout = data.sample(MAX_SCORED_ITEMS, heldout=True)
+    statistics = feature_distances(model, reference, heldout)
     card = DetectorCard(
         source=data.card.source,
         sha256=data.card.sha256,
         training_count=data.card.training_count,
-        calibration_count=len(indices),
+        calibration_count=len(heldout),
         steps=steps,
         seed=seed,
         wgan_foundry=__version__,
     )
-    return Detector(model, encoder, np.sort(statistics), card)
+    return Detector(model, encoder, reference, np.sort(statistics), card)
 
 
 def train_encoder(model: Model, data: Dataset, steps: int, seed: int) -> nn.Module:

@@ -28,11 +28,12 @@ def export(
     """Write generator and critic for other programs, checked against the model's own samples."""
     from models import registry
     from models.export import folder
+    from models.export.formats import require
     from models.progress import phase, say
     from models.trained import load_served
 
     folder.require_new(out)
-    folder.require(to)
+    require(to)
     version = ""
     if registry.is_reference(model):
         name, version = registry.resolve(model)

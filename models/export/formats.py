@@ -77,7 +77,7 @@ def _write_onnx(graph: Graph, path: Path, metadata: Mapping[str, str]) -> Run:
                 f"this network cannot be written as ONNX ({reason}); take --to torch-export"
             ) from error
     assert made is not None
-    (rows,) = {value.shape[0] for value in made.model.graph.inputs}  # type: ignore[index]
+    rows: Any = made.model.graph.inputs[0].shape[0]  # type: ignore[index]
     made.rename_axes({rows: "N"})
     made.model.metadata_props.update(metadata)
     made.save(path)

@@ -30,8 +30,6 @@ sampling and scoring work in every installation; what trains or judges needs
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import tempfile
 import weakref
 from collections.abc import Callable, Sequence
@@ -92,6 +90,7 @@ def train(
     data: Data | None = None,
     *,
     preset: str | None = None,
+    start: TrainedModel | str | Path | None = None,
     constraint: str | AnyConstraint | None = None,
     steps: int | None = None,
     seed: int | None = None,
@@ -109,6 +108,7 @@ def train(
             ``(N, H, W)`` or ``(N, H, W, C)``, vectors ``(N, D)`` or sequences ``(N, T, D)``; or a
             DataFrame or `pyarrow.Table`. By default the preset's own.
         preset: settings to start from, see `presets`; by default those that suit the data.
+        start: in place of a preset, a trained model, whose weights and settings it begins with.
         constraint: a kind (see `constraints`), or one such as ``wgan.GradientPenalty(strength=1)``.
         steps: generator steps.
         seed: seed of everything random.
@@ -126,8 +126,10 @@ def train(
     """
     from models.config import flatten
     from models.trained import TrainedModel
+    from training.data.given import source_of
+    from training.engine.origin import load_start
     from training.engine.workers import join_workers
-    from training.presets import build_config, suitable_preset
+    from training.presets import branch_config, build_config, suitable_preset
     from training.progress import TrainingBar
     from training.run import ARTIFACT, run_training
 
@@ -139,15 +141,22 @@ def train(
             overrides[f"constraint.{name}"] = value
     with contextlib.ExitStack() as stack:
         folder = _folder(out, stack)
-        source = None if data is None else _source(data, folder)
-        if preset is None and source is None:
-            raise UserError("name data or a preset")
-        preset = preset or suitable_preset(str(source), overrides)
-        if not isinstance(data, str | Path | None) and "name" not in overrides:
-            if register:
-                raise UserError("data in memory have no name: register them as name='...'")
-            overrides["name"] = preset
-        config = build_config(preset, source, kind, overrides)
+        source = None if data is None else source_of(data, folder)
+        begun = None
+        if preset is not None and start is not None:
+            raise UserError("name a preset or a model to start from, not both")
+        if start is not None:
+            begun = load_start(str(getattr(start, "artifact", start)))
+            config = branch_config(begun.model.run.config, source, kind, overrides)
+        else:
+            if preset is None and source is None:
+                raise UserError("name data or a preset")
+            preset = preset or suitable_preset(str(source), overrides)
+            if not isinstance(data, str | Path | None) and "name" not in overrides:
+                if register:
+                    raise UserError("data in memory have no name: register them as name='...'")
+                overrides["name"] = preset
+            config = build_config(preset, source, kind, overrides)
         workers = join_workers(device)
         run_training(
             config,
@@ -158,6 +167,7 @@ def train(
             say=say,
             report=lambda steps: TrainingBar(steps, lines=False),
             workers=workers,
+            start=begun,
         )
         trained = TrainedModel(folder / ARTIFACT)
         weakref.finalize(trained, stack.pop_all().close)
@@ -178,10 +188,11 @@ def evaluate(model: TrainedModel | str | Path, data: Data | None = None) -> Resu
     Raises:
         UserError: the data cannot be used, or do not fit the model.
     """
+    from training.data.given import source_of
     from training.judging.evaluate import evaluate_artifact
 
     with _artifact(model) as artifact, tempfile.TemporaryDirectory() as folder:
-        return evaluate_artifact(artifact, None if data is None else _source(data, Path(folder)))
+        return evaluate_artifact(artifact, None if data is None else source_of(data, Path(folder)))
 
 
 @needs("train")
@@ -242,12 +253,13 @@ def compare(
         UserError: the data or the settings cannot be used.
     """
     from models.config import flatten
+    from training.data.given import source_of
     from training.lab.comparison import compare as run_comparison
 
     with contextlib.ExitStack() as stack:
         folder = _folder(out, stack)
         return run_comparison(
-            _source(data, folder),
+            source_of(data, folder),
             constraints,
             seeds,
             folder,
@@ -314,13 +326,15 @@ def wasserstein_1(
     Raises:
         UserError: the samples do not fit each other or are too few, or options contradict.
     """
+    from models.outputs import require_file, save
     from training.lab.w1 import estimate
     from training.lab.w1_page import w1_page
 
     fit: dict[str, Any] = {"steps": steps, "seconds": seconds, "until_converged": until_converged}
+    require_file(None if out is None else Path(out))
     report, gradient = estimate(a, b, constraint, seed=seed, batch_size=batch_size, **fit)
     if out is not None:
-        Path(out).write_text(w1_page(report, a, b, "A", "B"))
+        save(Path(out), w1_page(report, a, b, "A", "B"))
     return Distance(report["w1"], report["lower"], report["verdict"], report, gradient)
 
 
@@ -370,31 +384,7 @@ def _artifact(model: TrainedModel | str | Path) -> contextlib.AbstractContextMan
 
 
 def _folder(out: str | Path | None, stack: contextlib.ExitStack) -> Path:
-    """Make the folder of a run; without one, a temporary one of ``stack``."""
+    """Give the folder of a run; without one, make a temporary one of ``stack``."""
     if out is None:
         return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wgan-")))
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _source(data: Data, folder: Path) -> str:
-    """Return the ``data.source`` of some data; arrays and tables are written to ``folder``.
-
-    Their file is named by their content, so that the same data continue the same run.
-    """
-    if isinstance(data, str | Path):
-        return str(data)
-    if hasattr(data, "columns"):
-        from models.tables.files import write_rows
-        from models.tables.frames import to_table
-
-        content, suffix = b"".join(write_rows([to_table(data)], "parquet")), "parquet"
-    else:
-        import numpy as np
-
-        np.save(file := io.BytesIO(), np.asarray(data), allow_pickle=False)
-        content, suffix = file.getvalue(), "npy"
-    path = folder / f"data-{hashlib.sha256(content).hexdigest()[:12]}.{suffix}"
-    path.write_bytes(content)
-    return str(path)
+    return Path(out)

@@ -110,18 +110,18 @@ def sample(
         raise UserError(
             f"--out {out}: ends in none of {', '.join(SAMPLE_FORMATS)}; of a folder, say --format"
         )
+    from models.outputs import require_file, save
     from models.progress import say
     from models.tables import parse_conditions
 
+    require_file(file)
     made = load_served(model, device)
     label = None if class_name is None else made.label(class_name)
     conditions = parse_conditions(where or [])
     restrictions = made.restrict(conditions) if where else None
     samples = made.samples(seed, n, label=label, restrictions=restrictions)
     pieces = stream_samples(made, samples, n, suffix, conditions=conditions)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("wb") as opened:
-        opened.writelines(pieces)
+    save(file, pieces)
     say(f"wrote {n} samples to {out}")
 
 
@@ -163,10 +163,12 @@ def impute(
     suffix = out.suffix.removeprefix(".")
     if suffix not in TABLE_FORMATS:
         raise UserError(f"--out {out}: ends in none of {', '.join(TABLE_FORMATS)}")
+    from models.outputs import require_file, save
     from models.progress import say
     from models.tables.files import write_rows
     from models.trained import load_served
 
+    require_file(out)
     made = load_served(model, device)
     if made.table is None:
         raise UserError(f"{model}: makes no table of mixed columns, which alone can be completed")
@@ -175,9 +177,7 @@ def impute(
         completed = made.impute(rows, seed)
     except DataError as error:
         raise UserError(f"{file}: {error}") from None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as opened:
-        opened.writelines(write_rows([completed], suffix))
+    save(out, write_rows([completed], suffix))
     say(f"wrote {len(completed)} rows to {out}")
 
 
@@ -249,8 +249,12 @@ def list_models(as_json: JsonOption = False) -> None:
         print(f"no models in {registry.tracking_uri()}; `wgan train` registers one")
     for row in rows:
         aliases = " ".join(f"@{alias}" for alias in row["aliases"])
-        constraint = row["tags"].get("constraint", "")
-        print(f"{row['name']}@{row['version']:4s} {row['created']}  {constraint:20s} {aliases}")
+        tags = row["tags"]
+        before = [f"from {tags['parent']}"] if "parent" in tags else []
+        before += [f"extended {tags['extended']}"] if "extended" in tags else []
+        constraint = tags.get("constraint", "")
+        words = "  ".join(filter(None, [aliases, *before]))
+        print(f"{row['name']}@{row['version']:4s} {row['created']}  {constraint:20s} {words}")
 
 
 SigningKeyOption = Annotated[

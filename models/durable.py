@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,16 +21,18 @@ PARTIAL = ".partial"
 """How the name of a file ends that is being written; a process that is killed leaves it."""
 
 
-def write_file(path: Path, content: str | bytes) -> None:
+def write_file(path: Path, content: str | bytes | Iterable[bytes]) -> None:
     """Write a file, or replace it: whole or not at all, whatever happens meanwhile.
 
     Args:
         path: the file; its folder is there.
-        content: of the file; text becomes UTF-8.
+        content: of the file, at once or in pieces; text becomes UTF-8.
     """
     new = _beside(path)
+    content = content.encode() if isinstance(content, str) else content
     try:
-        new.write_bytes(content.encode() if isinstance(content, str) else content)
+        with new.open("wb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
         put(new, path)
     finally:
         new.unlink(missing_ok=True)

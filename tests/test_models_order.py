@@ -36,6 +36,7 @@ ORDER = [
     "detector",
     "promotions",
     "registry_errors",
+    "outputs",
     "tracking_server",
     "secret_files",
     "registry",

@@ -23,11 +23,11 @@ import wgan_cli
 from models import registry, registry_files, remote
 from models.artifact import load_artifact
 from models.errors import ConfigError, DataError
+from models.outputs import lease
 from tests.runs import trained
 from training.progress import silent
 from training.retraining.config import RetrainConfig, read_config
 from training.retraining.cycle import retrain
-from training.retraining.folder import lease
 from training.retraining.outcomes import Outcome, _in_a_row
 
 WGAN = Path(sys.executable).with_name("wgan")
@@ -529,7 +529,7 @@ def test_one_that_was_killed_has_an_outcome(home: Path, tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from training.retraining.folder import lease
+from models.outputs import lease
 with lease(Path(sys.argv[1])) as holder:
     print("held", flush=True)
     time.sleep(600)

@@ -67,11 +67,19 @@ class _ListsItsNames(TyperCommand):
     ),
 )
 def train(
-    preset: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="settings to start from", autocompletion=preset_names),
-    ],
     out: Annotated[Path, typer.Option(metavar="DIR")],
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="settings to start from", autocompletion=preset_names),
+    ] = None,
+    from_model: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            help="in place of --preset: a trained model, whose weights and settings it begins with",
+        ),
+    ] = None,
     data: Annotated[str | None, typer.Option(metavar="D", help=DATA_HELP)] = None,
     constraint: Annotated[
         str | None,
@@ -83,17 +91,29 @@ def train(
     device: TrainingDevice = None,
     settings: SetOption = None,
     no_register: Annotated[bool, typer.Option("--no-register", help="leave MLflow alone")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="continue the run in --out; more --steps extend it"),
+    ] = False,
 ) -> int:
     """Train, judge, save and register a model."""
     overrides = assignments(settings)
     for key, text in (("training.steps", steps), ("training.seed", seed)):
         if text is not None:
             overrides[key] = value(text)
-    from training.presets import build_config
+    from training.presets import branch_config, build_config
 
-    # Mistakes in the configuration are told before torch's slower parts are imported.
-    config = build_config(preset, data, constraint, overrides)
+    start = None
+    if (preset is None) == (from_model is None):
+        raise UserError("name --preset, or --from a trained model: one of the two")
+    if preset is not None:
+        # Mistakes in the configuration are told before torch's slower parts are imported.
+        config = build_config(preset, data, constraint, overrides)
+    else:
+        from training.engine.origin import load_start
+
+        start = load_start(str(from_model))
+        config = branch_config(start.model.run.config, data, constraint, overrides)
 
     from training.engine.runs import Diverged, Interrupted
     from training.engine.workers import join_workers
@@ -113,6 +133,7 @@ def train(
             report=TrainingBar if workers.is_main else no_report,
             stop_requested=StopRequest(),
             workers=workers,
+            start=start,
         )
     except Interrupted as error:
         complain(f"{error}; go on with --resume")
@@ -142,6 +163,7 @@ def evaluate(
     """Judge a model on held-out data again; --set says how the data are read."""
     if report and report.suffix != ".html":
         raise UserError(f"--report {report}: the page is an .html file")
+    from models.outputs import require_file, save
     from models.trained import artifact_folder
     from training.judging.evaluate import judge_again
     from training.presets import build_config
@@ -149,12 +171,12 @@ def evaluate(
     from training.reporting.pages import figures_in_words
     from training.reporting.table_report import table_report
 
+    require_file(report)
     told = build_config("table", data or "", None, assignments(settings)).data
     with artifact_folder(model) as folder:
         judged, rows, results = judge_again(folder, data, silent if as_json else say, device, told)
     if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        report.write_text(table_report(judged, rows, results))
+        save(report, table_report(judged, rows, results))
     if as_json:
         print(results.model_dump_json(indent=2))
         return
@@ -179,16 +201,17 @@ def diagnose(
     """Measure what goes wrong with a run's critic, and say what to do."""
     if out and out.suffix != ".html":
         raise UserError(f"--out {out}: the page is an .html file")
+    from models.outputs import require_file, save
     from models.trained import artifact_folder
     from training.judging.doctor.diagnosis import diagnose_run, in_one_line
     from training.progress import phase, say
     from training.reporting.pages import findings_page
 
+    require_file(out)
     with artifact_folder(run) as folder, phase("diagnosing"):
         findings = diagnose_run(folder, device)
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(findings_page(f"Diagnosis of {run}", findings))
+        save(out, findings_page(f"Diagnosis of {run}", findings))
     if as_json:
         print(json.dumps([finding.model_dump(mode="json") for finding in findings], indent=2))
         return
@@ -211,6 +234,7 @@ def inspect(
     """Say what a data set becomes and what is wrong with it."""
     if out and out.suffix != ".png":
         raise UserError(f"--out {out}: the picture is a .png")
+    from models.outputs import require_file, save
     from models.tables import rule_shares
     from training.data import inspection
     from training.data.dataset import load_data
@@ -218,6 +242,7 @@ def inspect(
     from training.progress import phase, say
     from training.reporting.preview import data_picture
 
+    require_file(out)
     # Broken files are reported, however many there are: here they are no reason to stop.
     told = {"data.size": size, "data.max_broken_fraction": 0.999, **assignments(settings)}
     config = build_config("table", data, None, told).data
@@ -226,8 +251,7 @@ def inspect(
         problems = inspection.problems(dataset)
     card = dataset.card
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(data_picture(dataset))
+        save(out, data_picture(dataset))
     described = card.model_dump(mode="json")
     columns, rules = [], dict[str, float]()
     if card.table is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from models.config import Config, parse_config
+from models.config import Config, constraint_class, parse_config
 from models.errors import ConfigError
 from models.networks.settings import ARCHITECTURES
 from models.record import DataCard
@@ -222,6 +222,68 @@ def build_config(
         values[section] = {**values[section], **settings}
     if data is not None:
         values["data"]["source"] = data
+    _override(values, overrides)
+    if isinstance(values["data"], dict) and "source" not in values["data"]:
+        raise ConfigError(f"preset '{preset}' brings no data of its own: name yours with --data")
+    values.setdefault("name", _own_name(preset, values["data"]))
+    return parse_config(values)
+
+
+def branch_config(
+    parent: Config,
+    data: str | None = None,
+    constraint: str | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> Config:
+    """Build the configuration of a run that begins with a trained model: the model's own.
+
+    Args:
+        parent: configuration of the model's run.
+        data: another data source.
+        constraint: another kind of constraint, with its published settings of training.
+        overrides: see `build_config`.
+
+    Raises:
+        ConfigError: no such key or value, or the run is to be private.
+    """
+    values, overrides = parent.model_dump(mode="json"), dict(overrides or {})
+    kind = str(overrides.pop("constraint.kind", constraint or parent.constraint.kind))
+    if kind != parent.constraint.kind:
+        values["constraint"] = {"kind": kind}
+        for key in constraint_class(kind).published:
+            del values["training"][key]
+    if data is not None:
+        values["data"]["source"] = data
+    _override(values, overrides)
+    config = parse_config(values)
+    require_branch(config, parent)
+    return config
+
+
+def require_branch(config: Config, parent: Config) -> None:
+    """Require that a run may begin with a trained model.
+
+    Args:
+        config: of the run.
+        parent: of the model.
+
+    Raises:
+        ConfigError: the run is to be private, or its rows to be coded otherwise.
+    """
+    if config.privacy is not None:
+        raise ConfigError(
+            "privacy: a private run begins with random weights, since what a trained model has "
+            "spent is not accounted for; set privacy=null, or begin without a model"
+        )
+    if (config.data.columns, config.data.rules) != (parent.data.columns, parent.data.rules):
+        raise ConfigError(
+            "data.columns, data.rules: rows are coded as the model that the run begins with codes "
+            "them; leave these settings as they are there"
+        )
+
+
+def _override(values: Values, overrides: dict[str, Any]) -> None:
+    """Put settings of dotted keys into nested values; see `build_config`."""
     for key, value in overrides.items():
         section, _, name = key.partition(".")
         if not name:
@@ -236,10 +298,6 @@ def build_config(
                 values[section][name] = _read_rules(value)
             else:
                 values[section][name] = value
-    if isinstance(values["data"], dict) and "source" not in values["data"]:
-        raise ConfigError(f"preset '{preset}' brings no data of its own: name yours with --data")
-    values.setdefault("name", _own_name(preset, values["data"]))
-    return parse_config(values)
 
 
 def _own_name(preset: str, data: Any) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import __version__, artifact, record, registry
+from models import artifact, record, registry
 from models.config import Config
 from models.device import multiply_in_float32
 from models.durable import read_file, write_file
@@ -27,6 +27,7 @@ from models.lipschitz import (
 )
 from models.model import QUANTILE_LEVELS, Model
 from models.networks.conditional import WithLabels
+from models.outputs import sole_writer
 from models.record import Engine, Results, Run
 from models.registry_files import require_files
 from models.sampling import chunk_rows
@@ -34,8 +35,9 @@ from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import precision_problems
 from training.engine.accounting import privacy_card
-from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
+from training.engine.checkpoint import TrainingState, newest_checkpoint, provenance_of
 from training.engine.loop import train
+from training.engine.origin import Start, kept_threads, require_same_record
 from training.engine.runs import Interrupted, Row, Watch, no_watch, stoppable
 from training.engine.workers import ALONE, Workers
 from training.judging.doctor.diagnosis import diagnose, in_one_line, watcher
@@ -76,6 +78,7 @@ MAX_NAMED_PROBLEMS = 20
 """Broken files named one by one; further ones are only counted."""
 
 
+@kept_threads()
 def run_training(
     config: Config,
     folder: Path,
@@ -89,6 +92,7 @@ def run_training(
     workers: Workers = ALONE,
     data: Dataset | None = None,
     watch: Watch | None = None,
+    start: Start | None = None,
 ) -> str | None:
     """Train, judge, diagnose and save a model; the artifact is ``folder/artifact``.
 
@@ -106,6 +110,7 @@ def run_training(
             one goes on after training.
         data: what ``config.data`` loads, if it is loaded already.
         watch: see `training.engine.loop.train`; by default the doctor's, which warns with ``say``.
+        start: the trained model that the run begins with; rows of a table are coded as its are.
 
     Returns:
         ``name@version`` if it was registered.
@@ -115,59 +120,74 @@ def run_training(
         Interrupted: stopped on request; resume to go on.
         Diverged: training failed; the last good checkpoint is kept.
     """
-    checkpoints, finished = folder / CHECKPOINTS, folder / ARTIFACT
-    if not resume and (finished.exists() or newest_checkpoint(checkpoints)):
-        raise UserError(
-            f"{folder} already holds a run; continue it with --resume, or choose another --out"
-        )
-    started = time.perf_counter()
-    if data is None:
-        with phase("loading the data"), stoppable(stop_requested, "loading the data"):
-            data = load_data(config.data, config.training.batch_size)
-    config = fill_in(config, data.card, device.type)
-    require_target(config.evaluation, data)
-    _say_data(data, say)
-
-    if watch is None:
-        # Only the main process warns.
-        watch = watcher(config, data, say) if workers.is_main else no_watch
-    # A decided retraining keeps its artifact without the checkpoints.
-    is_trained = workers.any(finished.exists() and newest_checkpoint(checkpoints) is None)
-    try:
-        if not is_trained:
-            bar = report(config.training.steps)
-            state, history = train(
-                config, data, checkpoints, device, bar, stop_requested, workers, watch, say
+    with sole_writer(folder) if workers.is_main else nullcontext():
+        checkpoints, finished = folder / CHECKPOINTS, folder / ARTIFACT
+        if not resume and (finished.exists() or newest_checkpoint(checkpoints)):
+            raise UserError(
+                f"{folder} already holds a run; continue it with --resume, or choose another --out"
             )
-    finally:
-        workers.leave()
-    if not workers.is_main:
-        return None
+        started = time.perf_counter()
+        if data is None:
+            with phase("loading the data"), stoppable(stop_requested, "loading the data"):
+                card = start and start.model.run.data
+                data = load_data(config.data, config.training.batch_size, card)
+        config = fill_in(config, data.card, device.type)
+        require_target(config.evaluation, data)
+        _say_data(data, say)
 
-    if finished.exists():
-        say(f"{finished} is already complete")
-    else:
-        seconds = time.perf_counter() - started
-        with stoppable(stop_requested, "judging"):
-            extractor = _choose_features(config, data, register, say)
-            say("judging on held-out data" + (f" over {extractor.card.name}" if extractor else ""))
-            provenance = _provenance(device, seconds, checkpoints)
-            run = _new_record(config, data, provenance, history)
-            _judge_and_save(run, data, state, finished, extractor)
-        if stop_requested() and register:
-            raise Interrupted("stopped before registering")
+        if watch is None:
+            # Only the main process warns.
+            watch = watcher(config, data, say) if workers.is_main else no_watch
+        # A decided retraining keeps its artifact without the checkpoints.
+        is_trained = workers.any(finished.exists() and newest_checkpoint(checkpoints) is None)
+        try:
+            if is_trained:
+                require_same_record(finished, config, data)
+            else:
+                state, history = train(
+                    config,
+                    data,
+                    checkpoints,
+                    device,
+                    report(config.training.steps),
+                    stop_requested,
+                    workers,
+                    watch,
+                    say,
+                    start,
+                )
+        finally:
+            workers.leave()
+        if not workers.is_main:
+            return None
 
-    model = artifact.load_artifact(finished)
-    judged = model.run
-    if (folder / JUDGED).exists():
-        remedy = "remove it; the artifact has all but the figures that are not to be published"
-        judged = read_file(folder / JUDGED, Run.model_validate_json, remedy)
-    _say_results(judged, say)
-    page = findings_page(f"Diagnosis of {config.name}", judged.findings)
-    write_file(folder / DIAGNOSIS, page)
-    if model.table is not None:
-        write_file(folder / REPORT, table_report(model, data, judged.results))
-    return _register_once(model, folder, say) if register else None
+        model = artifact.load_artifact(finished) if finished.exists() else None
+        if model is not None and model.run.config.training.steps == config.training.steps:
+            say(f"{finished} is already complete")
+        else:  # or it was extended
+            (folder / REGISTERED).unlink(missing_ok=True)
+            seconds = time.perf_counter() - started
+            with stoppable(stop_requested, "judging"):
+                extractor = _choose_features(config, data, register, say)
+                over = f" over {extractor.card.name}" if extractor else ""
+                say(f"judging on held-out data{over}")
+                provenance = provenance_of(device, seconds, checkpoints)
+                run = _new_record(config, data, provenance, history)
+                _judge_and_save(run, data, state, finished, extractor)
+            if stop_requested() and register:
+                raise Interrupted("stopped before registering")
+            model = artifact.load_artifact(finished)
+
+        judged = model.run
+        if (folder / JUDGED).exists():
+            remedy = "remove it; the artifact has all but the figures that are not to be published"
+            judged = read_file(folder / JUDGED, Run.model_validate_json, remedy)
+        _say_results(judged, say)
+        page = findings_page(f"Diagnosis of {config.name}", judged.findings)
+        write_file(folder / DIAGNOSIS, page)
+        if model.table is not None:
+            write_file(folder / REPORT, table_report(model, data, judged.results))
+        return _register_once(model, folder, say) if register else None
 
 
 def load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:
@@ -350,23 +370,6 @@ def _measure_lipschitz(model: Model, heldout: Array, labels: Array | None) -> Li
     bounds = lipschitz_bracket(critic_of_first(starts), real[:starts], fake[:starts])
     norms = gradient_norm_summary(critic_of_first(count), real, fake)
     return bounds.model_copy(update={"gradient_norm": norms})
-
-
-def _provenance(device: torch.device, seconds: float, checkpoints: Path) -> dict[str, Any]:
-    """The software, the machine and the time that a run took."""
-    last = newest_checkpoint(checkpoints)
-    assert last is not None, "training ends with a checkpoint"
-    return {
-        "wgan_foundry": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 1),
-        "critic_step": load_checkpoint(last).critic_step,
-    }
 
 
 # ---- registering --------------------------------------------------------------------------------

@@ -116,6 +116,11 @@ def _tags(model: Model, comparison: str | None) -> dict[str, str]:
     }
     if run.privacy:
         tags["privacy"] = run.privacy.in_words
+    if parent := run.provenance.get("parent"):
+        tags["parent"] = parent["model"]
+        tags["parent_digest"] = parent["digest"]
+    if ends := run.provenance.get("extended"):
+        tags["extended"] = f"from {', '.join(map(str, ends))} steps"
     if comparison:
         tags["comparison"] = comparison
     tags |= {

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from models.lipschitz import CriticFunction
 
@@ -89,6 +90,22 @@ class Constraint(BaseModel, frozen=True, extra="forbid"):
             The critic to train and to save.
         """
         return critic
+
+    def plain_state(self, critic: nn.Module) -> dict[str, Tensor]:
+        """The weights that a critic computes with, without what `before_training` added.
+
+        Args:
+            critic: the one that `before_training` returned.
+
+        Returns:
+            Tensors by the names in the critic that `before_training` took.
+        """
+        state = {k: t for k, t in critic.state_dict().items() if "parametrizations." not in k}
+        for path, module in critic.named_modules():
+            if parametrize.is_parametrized(module):
+                for name in module.parametrizations:  # type: ignore[union-attr]
+                    state[f"{path}.{name}"] = getattr(module, name).detach()
+        return state
 
     def penalty(
         self, critic: CriticFunction, real: Tensor, fake: Tensor, step: int = 0

@@ -28,6 +28,11 @@ class GradientNormalization(Constraint):
         """Wrap the critic."""
         return GradientNormalized(critic)
 
+    def plain_state(self, critic: nn.Module) -> dict[str, Tensor]:
+        """The weights of the critic that is wrapped."""
+        assert isinstance(critic, GradientNormalized)
+        return super().plain_state(critic.critic)
+
 
 class GradientNormalized(nn.Module):
     """A critic with each score divided by its gradient norm plus its own size."""

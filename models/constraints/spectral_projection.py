@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from models.constraints.base import Constraint
 from models.constraints.layers import largest_singular_value, layers
@@ -40,6 +40,10 @@ class SpectralProjection(Constraint):
             layer.add_module("power", PowerMethod(layer, "operator"))
         self.after_critic_step(critic)
         return critic
+
+    def plain_state(self, critic: nn.Module) -> dict[str, Tensor]:
+        """The weights, without the singular vectors."""
+        return {k: t for k, t in super().plain_state(critic).items() if ".power." not in k}
 
     @torch.no_grad()
     def after_critic_step(self, critic: nn.Module) -> None:

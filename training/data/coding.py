@@ -17,6 +17,7 @@ from models.cache import cache_folder
 from models.config import ColumnConfig, DataConfig
 from models.durable import PARTIAL, put
 from models.errors import DataError, suggestion
+from models.outputs import turn
 from models.tables import Choice, Part, TableSchema, Value
 from models.tables.column import column_values
 from models.tables.layout import place
@@ -198,7 +199,8 @@ def _packed(table: Any, schema: TableSchema, digests: Array) -> PackedCodes:
     folder = cache_folder() / "tables" / content.hexdigest()
     if not folder.is_dir():
         try:
-            _write(folder, table, schema)
+            with turn(folder):
+                _write(folder, table, schema)
         except OSError as error:
             raise DataError(
                 f"{folder}: cannot be written ({error}); set WGAN_CACHE to a folder with room for "
@@ -214,15 +216,15 @@ def _packed(table: Any, schema: TableSchema, digests: Array) -> PackedCodes:
 
 def _write(folder: Path, table: Any, schema: TableSchema) -> None:
     """Write packed codes into ``folder``, which appears whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir():  # another process has made it meanwhile
+        return
     new = Path(tempfile.mkdtemp(prefix=".new-", suffix=PARTIAL, dir=folder.parent))
     try:
         with (new / "scores").open("wb") as scores, (new / "options").open("wb") as options:
             for numbers, chosen in _coded(table, schema.pack):
                 scores.write(numbers.tobytes())
                 options.write(chosen.tobytes())
-        if not folder.is_dir():  # or else another run has made it meanwhile
-            put(new, folder)
+        put(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models import __version__
 from models.config import Config
 from models.durable import put
 from models.errors import UserError
+from training.engine.origin import Origin
 
 CHECKPOINTS_KEPT = 2
 """The newest and the one before it."""
@@ -78,6 +82,8 @@ class Checkpoint(NamedTuple):
     tensors: dict[str, Tensor]
     critic_step: str
     """The mode of the critic's step; a resumed run keeps it."""
+    origin: Origin | None
+    """Where the run comes from; None of a former version's checkpoint."""
 
 
 def save_checkpoint(
@@ -87,6 +93,7 @@ def save_checkpoint(
     history: list[dict[str, float]],
     state: TrainingState,
     critic_step: str,
+    origin: Origin,
 ) -> Path:
     """Write a checkpoint, then remove all but the newest two; a kill at any moment loses none."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,9 +104,13 @@ def save_checkpoint(
         "config": config.model_dump_json(),
         "history": json.dumps(history),
         "critic_step": critic_step,
+        "origin": origin.model_dump_json(),
     }
-    save_file(state.tensors(), new, metadata)
-    put(new, path)
+    try:
+        save_file(state.tensors(), new, metadata)
+        put(new, path)
+    finally:
+        new.unlink(missing_ok=True)  # what a full disk took of it is in the way
     for old in checkpoints(folder)[:-CHECKPOINTS_KEPT]:
         old.unlink()
     return path
@@ -132,8 +143,35 @@ def load_checkpoint(path: Path) -> Checkpoint:
             json.loads(metadata["history"]),
             tensors,
             metadata["critic_step"],
+            Origin.model_validate_json(metadata["origin"]) if "origin" in metadata else None,
         )
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path}: a broken checkpoint ({error}); remove it to resume from the one before"
         ) from error
+
+
+def provenance_of(device: torch.device, seconds: float, folder: Path) -> dict[str, Any]:
+    """The software, the machine and the time that a trained run took, for its record.
+
+    Args:
+        device: where it was trained.
+        seconds: of this process.
+        folder: of its checkpoints.
+    """
+    last = newest_checkpoint(folder)
+    assert last is not None, "training ends with a checkpoint"
+    saved = load_checkpoint(last)
+    before = saved.origin.provenance if saved.origin else {}
+    return {
+        "wgan_foundry": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 1),
+        "critic_step": saved.critic_step,
+        **before,
+    }

@@ -16,6 +16,7 @@ from training.engine.checkpoint import TrainingState, newest_checkpoint
 from training.engine.cuda_graphs import graphs_on
 from training.engine.graphed_step import GRAPHED, GraphedStep, exchanges_samples, graph_obstacle
 from training.engine.memory import keep_freed_memory
+from training.engine.origin import Start
 from training.engine.privacy import PrivateStep, begin_private
 from training.engine.runs import Interrupted, Row, Watch, begin, no_watch, step_seed
 from training.engine.step import CriticStep
@@ -34,6 +35,7 @@ def train(
     workers: Workers = ALONE,
     watch: Watch = no_watch,
     say: Callable[[str], None] = silent,
+    start: Start | None = None,
 ) -> tuple[TrainingState, list[Row]]:
     """Train a generator and a critic, from the newest checkpoint in ``folder`` if there is one.
 
@@ -50,6 +52,7 @@ def train(
         workers: processes that train together; each takes a part of the batch, and one writes.
         watch: called after each generator step; it may draw random numbers.
         say: takes a line for people.
+        start: the trained model that a new run begins with; None: with random weights.
 
     Returns:
         The final state, and the history.
@@ -57,7 +60,9 @@ def train(
     Raises:
         Interrupted: `stop_requested` said so.
         Diverged: with a diagnosis.
-        CheckpointError: the newest checkpoint is broken or belongs to another configuration.
+        CheckpointError: the newest checkpoint is broken, or belongs to another configuration or to
+            other data.
+        ShapeError: the model to begin with does not fit.
         ConfigError: the device or a network cannot do what is asked.
     """
     settings = config.training
@@ -65,7 +70,7 @@ def train(
     keep_freed_memory()
 
     # Networks, optimisers and history: new, or from the newest checkpoint.
-    run = begin(config, data, folder, device, newest_checkpoint(folder), workers)
+    run = begin(config, data, folder, device, newest_checkpoint(folder), workers, start, say)
     state, critic = run.state, run.state.critic
 
     # The data, in an order that a resumed run continues.

@@ -18,6 +18,7 @@ from models.config import Config, flatten
 from models.networks import build_networks
 from training.data.dataset import Dataset
 from training.engine.checkpoint import (
+    Checkpoint,
     CheckpointError,
     TrainingState,
     load_checkpoint,
@@ -25,8 +26,11 @@ from training.engine.checkpoint import (
     save_checkpoint,
 )
 from training.engine.optimisers import make_optimizer
+from training.engine.origin import Origin, Start, changes, fingerprint
+from training.engine.start import continued
 from training.engine.step import STACKED
 from training.engine.workers import ALONE, Workers
+from training.progress import silent
 
 Row = dict[str, float]
 """One line of the history: step, critic_gap, critic_loss, gradient_norm, samples_per_second."""
@@ -80,6 +84,7 @@ class TrainingRun:
     """Generator steps done."""
     critic_step: str
     """Mode of the critic's step: one of ``training.critic_step``, or `STACKED`."""
+    origin: Origin
 
     def start_clock(self) -> None:
         """Measure ``samples_per_second`` from now on."""
@@ -136,7 +141,13 @@ class TrainingRun:
     def save(self) -> None:
         """Write a checkpoint."""
         save_checkpoint(
-            self.folder, self.step, self.config, self.history, self.state, self.critic_step
+            self.folder,
+            self.step,
+            self.config,
+            self.history,
+            self.state,
+            self.critic_step,
+            self.origin,
         )
 
 
@@ -147,8 +158,12 @@ def begin(
     device: torch.device,
     checkpoint: Path | None,
     workers: Workers = ALONE,
+    start: Start | None = None,
+    say: Callable[[str], None] = silent,
 ) -> TrainingRun:
     """Make new networks and optimisers, or restore those of a checkpoint.
+
+    A run that goes on computes with as many threads of torch as it began with.
 
     Args:
         config: the run's.
@@ -157,17 +172,30 @@ def begin(
         device: where to train.
         checkpoint: the file to go on from; None for a new run.
         workers: the processes that train together.
+        start: the trained model that a new run begins with; None: with random weights.
+        say: takes a line for people.
 
     Raises:
-        CheckpointError: it is broken or belongs to another configuration.
+        CheckpointError: it is broken, or belongs to another configuration or other data.
+        ShapeError: the model to begin with does not fit.
     """
     settings = config.training
     assert settings.steps, "see training.presets.fill_in"
     assert settings.batch_size, "see training.presets.fill_in"
-    torch.manual_seed(step_seed(settings.seed, -1))
-    generator, critic = build_networks(
-        config, data.card.shape, len(data.card.classes), data.card.parts
+    origin = Origin(
+        data=fingerprint(data), threads=torch.get_num_threads(), parent=start and start.card
     )
+    saved = None if checkpoint is None else load_checkpoint(checkpoint)
+    if saved is not None:
+        origin = _gone_on(config, origin, saved, str(checkpoint), say)
+        torch.set_num_threads(origin.threads)
+    torch.manual_seed(step_seed(settings.seed, -1))
+    if start is None or saved is not None:
+        generator, critic = build_networks(
+            config, data.card.shape, len(data.card.classes), data.card.parts
+        )
+    else:
+        generator, critic = continued(start.model, config, data.card)
     generator, critic = (workers.prepare(network.to(device)) for network in (generator, critic))
     state = TrainingState(
         generator,
@@ -176,14 +204,12 @@ def begin(
         make_optimizer(settings, generator.parameters()),
         make_optimizer(settings, critic.parameters()),
     )
-    if checkpoint is None:
-        return TrainingRun(config, folder, state, [], 0, settings.critic_step)
-    saved = load_checkpoint(checkpoint)
-    _require_same(config, saved.config, checkpoint)
+    if saved is None:
+        return TrainingRun(config, folder, state, [], 0, settings.critic_step, origin)
     state.restore(saved.tensors)
     # A run that began in a stack may be finished alone.
     mode = settings.critic_step if saved.critic_step == STACKED else saved.critic_step
-    return TrainingRun(config, folder, state, saved.history, saved.step, mode)
+    return TrainingRun(config, folder, state, saved.history, saved.step, mode, origin)
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -194,12 +220,50 @@ def step_seed(seed: int, step: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-def _require_same(config: Config, saved: dict[str, object], checkpoint: Path) -> None:
-    saved = flatten(saved)
-    now = flatten(config.model_dump(mode="json"))
-    differing = [key for key, value in now.items() if value != saved.get(key)]
-    if differing:
+def _gone_on(
+    config: Config, origin: Origin, saved: Checkpoint, where: str, say: Callable[[str], None]
+) -> Origin:
+    """Require that a checkpoint is of this configuration and these data, perhaps of fewer steps.
+
+    Returns:
+        The origin of the run that goes on.
+    """
+    began = saved.origin
+    if began is None:
+        say(f"{where}: of a former version, which does not say what data it was trained on")
+        began = origin
+    if began.parent and origin.parent is None:
         raise CheckpointError(
-            f"{checkpoint}: was made with another {', '.join(differing)}; resume with the same "
-            "configuration, or start anew with another --out"
+            f"{where}: the run began with {began.parent.model}: resume it with --from too"
         )
+    if origin.parent and began.parent != origin.parent:
+        say(
+            f"the run began with {began.parent.model if began.parent else 'random weights'}, and "
+            f"goes on from there: {origin.parent.model} is not looked at"
+        )
+    if changed := changes(began.data, origin.data):
+        raise CheckpointError(
+            f"{where}: the data have changed since ({changed}); bring back the data that the run "
+            "began with, or train on these with another --out, where --from MODEL begins with a "
+            "finished model"
+        )
+    before, now = flatten(saved.config), flatten(config.model_dump(mode="json"))
+    # The content of the data counts, and not where they lie.
+    differing = [k for k, v in now.items() if v != before.get(k) and k != "data.source"]
+    if differing == ["training.steps"] and config.training.steps > before["training.steps"]:
+        if config.privacy and config.privacy.epsilon:
+            raise CheckpointError(
+                f"{where}: the noise of a private run with an epsilon is chosen for its steps; "
+                "train with more steps in another --out"
+            )
+        say(f"extended from {before['training.steps']} steps to {config.training.steps}")
+        ends = [*began.extended, before["training.steps"]]
+        began = began.model_copy(update={"extended": ends})
+    elif differing:
+        raise CheckpointError(
+            f"{where}: was made with another {', '.join(differing)}; resume with the same "
+            "configuration (--steps may be higher), or start anew with another --out"
+        )
+    if began.threads != origin.threads:
+        say(f"with {began.threads} threads, as the run began: another number gives other bits")
+    return began

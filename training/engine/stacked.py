@@ -25,6 +25,7 @@ from training.engine.optimisers import (
     set_learning_rate,
     update_average,
 )
+from training.engine.origin import kept_threads
 from training.engine.runs import TrainingRun, Watch, begin, step_seed
 from training.engine.stack import MappedFunction, NotStackable, Stack, StackedStep, differing_fields
 from training.engine.step import STACKED, gradients
@@ -32,6 +33,7 @@ from training.engine.step import STACKED, gradients
 CPU = torch.device("cpu")
 
 
+@kept_threads()
 def train_together(
     configs: Sequence[Config], data: Dataset, folders: Sequence[Path], watches: Sequence[Watch]
 ) -> None:

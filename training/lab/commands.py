@@ -158,8 +158,11 @@ def w1(
     """Measure the Wasserstein-1 distance between two sets of samples with a critic."""
     if (gradients_at is None) != (gradients_out is None):
         raise UserError("--gradients-at and --gradients-out go together: give both or neither")
+    import io
+
     import numpy as np
 
+    from models.outputs import require_file, save
     from training.data.loading import read_source
     from training.lab.sets import load_sets
     from training.lab.w1 import estimate
@@ -167,6 +170,8 @@ def w1(
     from training.presets import build_config
     from training.progress import phase, say
 
+    for file in (report, out, gradients_out):
+        require_file(file)
     config = build_config("table", a, None, assignments(settings)).data
     with phase("reading A and B"):
         sets = load_sets(a, b, config, samples, seed)
@@ -191,12 +196,12 @@ def w1(
     found |= {"units": sets.units, "read": sets.said}
     if sets.names:
         found["columns"] = sets.names
-    report.write_text(json.dumps(found, indent=2) + "\n")
+    save(report, json.dumps(found, indent=2) + "\n")
     if out is not None:
-        out.write_text(w1_page(found, sets.a, sets.b, _called(a), _called(b)))
+        save(out, w1_page(found, sets.a, sets.b, _called(a), _called(b)))
     if points is not None and gradients_out is not None:
-        with gradients_out.open("wb") as file:
-            np.save(file, gradient(points))
+        np.save(content := io.BytesIO(), gradient(points))
+        save(gradients_out, content.getvalue())
     for caution in found["cautions"]:
         say(f"caution: {caution}")
     say(found["verdict"])

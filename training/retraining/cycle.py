@@ -22,6 +22,7 @@ from models.errors import (
     RegistryError,
     UnreachableError,
 )
+from models.outputs import lease, require_file
 from models.registry_errors import is_of_this_machine
 from models.registry_files import require_files
 from models.signing import configured_key, sign_version
@@ -35,7 +36,7 @@ from training.retraining.evidence import (
     Evidence,
     choose_features,
 )
-from training.retraining.folder import lease, make_room
+from training.retraining.folder import make_room
 from training.retraining.gates import challenger_gates, champion_gates, sound
 from training.retraining.outcomes import DECISION, Decision, Outcome, kind_of, now, publish
 from training.run import ARTIFACT, CHECKPOINTS, run_training
@@ -94,6 +95,7 @@ def retrain(
         end(Outcome("killed", f"killed without a word ({who}): was its memory enough?"))
 
     path = settings.folder / f"{config.name}.lease"
+    require_file(path)
     try:
         configured_key()  # one that cannot sign is told before the training, not after it
         with lease(path, killed) if workers.is_main else contextlib.nullcontext() as holder:

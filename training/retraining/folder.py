@@ -1,15 +1,10 @@
-"""The folder of the runs: its lock, the runs that stay, and the room that one needs."""
+"""The folder of the runs: the runs that stay, and the room that one needs."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 import re
 import shutil
-import socket
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,7 +15,6 @@ from models.errors import MachineError
 from models.networks import build_networks
 from models.record import DataCard
 from training.engine.checkpoint import CHECKPOINTS_KEPT
-from training.progress import silent
 
 COPIES = CHECKPOINTS_KEPT + 2
 """Copies of a run's state at once: the checkpoints that stay, one more while it is written, and the
@@ -29,38 +23,6 @@ MARGIN = 1.25
 """For what the state is not: extractors' weights, histories, pages."""
 LEAST_BYTES = 64 * 2**20
 """Room that is wanted for the smallest run."""
-
-
-@contextlib.contextmanager
-def lease(path: Path, killed: Callable[[str], None] = silent) -> Iterator[str | None]:
-    """Hold the lock of a model's retraining; yields None, or a text that says who holds it.
-
-    The kernel frees the lock when the process ends, however it ends. What the file says goes with
-    the block alone.
-
-    Args:
-        path: of the file that is locked.
-        killed: told who held the lock last, if that process did not come to the end of its block.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            yield file.read().strip()
-        else:
-            file.seek(0)
-            if before := file.read().strip():
-                killed(before)
-            file.truncate(0)
-            when = datetime.now(UTC).isoformat(timespec="seconds")
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {when}\n")
-            file.flush()
-            try:
-                yield None
-            finally:
-                file.truncate(0)
 
 
 def make_room(current: Path, name: str, keep: int, needed: int, say: Callable[[str], None]) -> None:

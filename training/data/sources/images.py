@@ -18,6 +18,7 @@ from models.config import DataConfig
 from models.durable import PARTIAL, put
 from models.errors import DataError
 from models.images import decode_image, fit, is_written_here, opaque
+from models.outputs import turn
 from training.data.raw import RawData
 from training.data.sources.cache import AT_ONCE, DIGEST_BYTES, item_digests, release
 from training.data.sources.files import ARCHIVES, Location
@@ -126,8 +127,10 @@ def _cached(
     """The set of a folder of the cache, which is made if it is not there."""
     decoded = _open(folder)
     if decoded is None:
-        _build(folder, location, config, in_colour)
-        decoded = _open(folder)
+        with turn(folder):
+            if _open(folder) is None:  # or else another process has made it meanwhile
+                _build(folder, location, config, in_colour)
+            decoded = _open(folder)
     if decoded is None:
         raise DataError(f"{folder}: cannot be used as a cache; set WGAN_CACHE to another folder")
     return decoded

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from models.artifact import load_artifact
-from models.config import Config
-from models.durable import write_file
+from models.config import Config, flatten
+from models.durable import read_file, write_file
 from models.errors import UserError
+from models.outputs import sole_writer
 from training.data.dataset import load_data
+from training.engine.origin import changes, fingerprint
 from training.judging.figures import headlines
 from training.lab.comparison.page import comparison_page
 from training.lab.comparison.runs import (
@@ -36,6 +38,8 @@ from training.tracking import track_and_register
 MAX_STACKED_WIDTH = 256
 """Width of networks whose seeds train at once; wider ones win little (docs/performance.md)."""
 REPORT = "report.html"
+COMPARED = "compared.json"
+"""The data and the settings of what is done already."""
 
 
 def compare(
@@ -87,43 +91,74 @@ def compare(
     any_config = next(iter(configs.values()))
     data = load_data(any_config.data, any_config.training.batch_size)
     configs = {kind: fill_in(config, data.card) for kind, config in configs.items()}
-    paces = dict[str, float]()
+    with sole_writer(out):
+        _require_same(out / COMPARED, fingerprint(data), configs)
+        paces = dict[str, float]()
+        for kind, config in configs.items():
+            paces |= run_jobs(measure_pace, {kind: config}, out / "pace", 1, say)
+        fastest = min(paces.values())
+        if budget_seconds is None:
+            own = fill_in(build_config(preset, source, None, overrides), data.card).training
+            critic_steps = (steps or own.steps) * own.num_critic_steps
+        else:
+            critic_steps = max(1, int(budget_seconds / fastest))
+        plan = Plan(configs, paces, critic_steps, critic_steps * fastest)
+        say(
+            f"{len(kinds)} constraints, {seeds} seeds: {critic_steps} critic steps each, and "
+            f"{plan.seconds:.1f} s each"
+        )
+        jobs, groups = {}, dict[str, Group]()
+        for kind, config in configs.items():
+            for budget in BUDGETS:
+                count = plan.steps(kind, budget)
+                names = plan.run_names(kind, budget, seeds)
+                for seed, name in enumerate(names):
+                    training = config.training.model_copy(update={"steps": count, "seed": seed})
+                    run = config.model_copy(update={"training": training})
+                    jobs[name] = Job(run, out / "runs" / name)
+                if seeds > 1 and _is_small(config):
+                    group = Group([jobs[name] for name in names], paces[kind])
+                    groups[f"{kind}-{count}, {seeds} seeds"] = group
+        for name, reason in run_jobs(train_group, groups, out / "together", processes, say).items():
+            if reason:
+                say(f"{name}: trained one by one, for {reason}")
+        answers = run_jobs(run_job, jobs, out / "answers", processes, say)
+        if track:
+            for name in jobs:
+                _track(out / "runs" / name, out.name)
+        summary = summarise(plan, answers, seeds, data.card.name, headlines(data.card)[0])
+        write_file(out / "comparison.json", json.dumps(summary, indent=1) + "\n")
+        write_file(out / REPORT, comparison_page(plan, answers, seeds, data, out, summary))
+        return summary
+
+
+def _require_same(note: Path, data: dict[str, Any], configs: dict[str, Config]) -> None:
+    """Require that what is done already is of these data and settings; write them down.
+
+    Raises:
+        UserError: it is of others; the line names what differs.
+    """
+    settings = dict[str, dict[str, Any]]()
     for kind, config in configs.items():
-        paces |= run_jobs(measure_pace, {kind: config}, out / "pace", 1, say)
-    fastest = min(paces.values())
-    if budget_seconds is None:
-        own = fill_in(build_config(preset, source, None, overrides), data.card).training
-        critic_steps = (steps or own.steps) * own.num_critic_steps
-    else:
-        critic_steps = max(1, int(budget_seconds / fastest))
-    plan = Plan(configs, paces, critic_steps, critic_steps * fastest)
-    say(
-        f"{len(kinds)} constraints, {seeds} seeds: {critic_steps} critic steps each, and "
-        f"{plan.seconds:.1f} s each"
-    )
-    jobs, groups = {}, dict[str, Group]()
-    for kind, config in configs.items():
-        for budget in BUDGETS:
-            count = plan.steps(kind, budget)
-            names = plan.run_names(kind, budget, seeds)
-            for seed, name in enumerate(names):
-                training = config.training.model_copy(update={"steps": count, "seed": seed})
-                run = config.model_copy(update={"training": training})
-                jobs[name] = Job(run, out / "runs" / name)
-            if seeds > 1 and _is_small(config):
-                group = Group([jobs[name] for name in names], paces[kind])
-                groups[f"{kind}-{count}, {seeds} seeds"] = group
-    for name, reason in run_jobs(train_group, groups, out / "together", processes, say).items():
-        if reason:
-            say(f"{name}: trained one by one, for {reason}")
-    answers = run_jobs(run_job, jobs, out / "answers", processes, say)
-    if track:
-        for name in jobs:
-            _track(out / "runs" / name, out.name)
-    summary = summarise(plan, answers, seeds, data.card.name, headlines(data.card)[0])
-    write_file(out / "comparison.json", json.dumps(summary, indent=1) + "\n")
-    (out / REPORT).write_text(comparison_page(plan, answers, seeds, data, out, summary))
-    return summary
+        settings[kind] = flatten(config.model_dump(mode="json"))
+        for key in ("data.source", "training.steps", "training.seed"):  # runs are named by these
+            del settings[kind][key]
+    if note.exists():
+        remedy = "remove its folder, or choose another --out"
+        known = read_file(note, json.loads, remedy)
+        differing = [
+            key
+            for kind in known["settings"].keys() & settings.keys()
+            for key, value in settings[kind].items()
+            if known["settings"][kind].get(key) != value
+        ]
+        if changed := changes(known["data"], data):
+            raise UserError(f"{note.parent}: compares other data ({changed}); {remedy}")
+        if differing:
+            differ = ", ".join(sorted(set(differing)))
+            raise UserError(f"{note.parent}: was compared with another {differ}; {remedy}")
+        settings = {**known["settings"], **settings}
+    write_file(note, json.dumps({"data": data, "settings": settings}, indent=1) + "\n")
 
 
 def _is_small(config: Config) -> bool:

@@ -14,6 +14,7 @@ import torch
 
 from models.durable import write_file
 from models.errors import UserError
+from models.outputs import sole_writer
 from training.lab.jobs import run_jobs
 from training.lab.study import fits, trainings
 from training.lab.study.claims import Claim, judge_claims
@@ -52,31 +53,32 @@ def study(
     Raises:
         UserError: ``out`` holds a study of another scale.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    note = out / "scale.json"
-    mine = json.dumps(scale)
-    if note.exists() and note.read_text() != mine:
-        raise UserError(f"{out}: holds a study of another scale; choose another --out")
-    write_file(note, mine)
-    jobs = {
-        **fits.surface_jobs(scale),
-        **trainings.deep_jobs(scale),
-        **fits.grid_jobs(scale),
-        **fits.moment_jobs(scale),
-        **trainings.whole_jobs(scale, out / "runs"),
-    }
-    computed = run_jobs(_compute, jobs, out / "answers", processes, say)
-    answers = {
-        part: {k: a for k, a in computed.items() if k.startswith(f"{part}-")} for part in COMPUTE
-    }
-    claims = judge_claims(answers)
-    parts = study_parts(answers, claims, scale)
-    (out / "report.html").write_text(render("study.html.j2", title=TITLE, parts=parts))
-    pictures = out / "pictures"
-    shutil.rmtree(pictures, ignore_errors=True)
-    pictures.mkdir()
-    text = "\n\n".join(part.markdown(pictures) for part in parts)
-    (out / "study.md").write_text(f"# {TITLE}\n\n{text}\n")
+    with sole_writer(out):
+        note = out / "scale.json"
+        mine = json.dumps(scale)
+        if note.exists() and note.read_text() != mine:
+            raise UserError(f"{out}: holds a study of another scale; choose another --out")
+        write_file(note, mine)
+        jobs = {
+            **fits.surface_jobs(scale),
+            **trainings.deep_jobs(scale),
+            **fits.grid_jobs(scale),
+            **fits.moment_jobs(scale),
+            **trainings.whole_jobs(scale, out / "runs"),
+        }
+        computed = run_jobs(_compute, jobs, out / "answers", processes, say)
+        answers = {
+            part: {k: a for k, a in computed.items() if k.startswith(f"{part}-")}
+            for part in COMPUTE
+        }
+        claims = judge_claims(answers)
+        parts = study_parts(answers, claims, scale)
+        write_file(out / "report.html", render("study.html.j2", title=TITLE, parts=parts))
+        pictures = out / "pictures"
+        shutil.rmtree(pictures, ignore_errors=True)
+        pictures.mkdir()
+        text = "\n\n".join(part.markdown(pictures) for part in parts)
+        write_file(out / "study.md", f"# {TITLE}\n\n{text}\n")
     return claims
 
 

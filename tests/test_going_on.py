@@ -1,0 +1,372 @@
+"""Runs that go on: on the same data only, with the same threads, extended, or from a model."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import wgan
+import wgan_cli
+from models.artifact import load_artifact
+from models.constraints import CONSTRAINTS
+from models.errors import ConfigError, DataError, ShapeError, UserError
+from tests.artifacts import make_artifact, tiny_config
+from training.data.dataset import Dataset, load_data
+from training.engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
+from training.engine.loop import train
+from training.engine.origin import changes, fingerprint, load_start
+from training.engine.runs import Interrupted, begin
+from training.lab.comparison import compare
+from training.presets import branch_config
+from training.run import run_training
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_data(tiny_config().data)
+
+
+def points(seed: int = 0, count: int = 300, features: int = 2) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, features)).astype(np.float32)
+
+
+def vector_config(path: Path, **training: Any) -> Any:
+    return tiny_config(
+        "vector",
+        data={"source": str(path)},
+        training={"steps": 4, **training},
+        evaluation={"samples": 50},
+    )
+
+
+def finish(config: Any, out: Path, **more: Any) -> list[str]:
+    said = list[str]()
+    run_training(config, out, CPU, register=False, resume=True, say=said.append, **more)
+    return said
+
+
+# ---- the same data ------------------------------------------------------------------------------
+
+
+OTHER_DATA = {
+    "other values": lambda x: x * 1000,
+    "301 items, not 300": lambda x: np.concatenate([x, x[:1] + 1]),
+    "items of shape (3,), not (2,)": lambda x: np.concatenate([x, x[:, :1]], axis=1),
+}
+
+
+@pytest.mark.parametrize("says", OTHER_DATA)
+def test_a_run_goes_on_with_its_own_data_only(says: str, tmp_path: Path) -> None:
+    """Both a run that was stopped and a finished one; the same data elsewhere are the same."""
+    np.save(tmp_path / "a.npy", points())
+    np.save(tmp_path / "b.npy", points()[::-1])
+    np.save(tmp_path / "c.npy", OTHER_DATA[says](points()))
+    asked = iter(range(1, 10**6))
+    with pytest.raises(Interrupted):
+        finish(vector_config(tmp_path / "a.npy"), tmp_path, stop_requested=lambda: next(asked) == 4)
+    for _ in range(2):
+        with pytest.raises(CheckpointError) as caught:
+            finish(vector_config(tmp_path / "c.npy"), tmp_path)
+        assert f"({says})" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        finish(vector_config(tmp_path / "b.npy"), tmp_path)
+    assert load_artifact(tmp_path / "artifact").run.config.data.source == str(tmp_path / "b.npy")
+
+
+def test_what_differs_is_named(digits: Dataset) -> None:
+    now = fingerprint(digits)
+    assert not changes(now, now)
+    assert digits.labels is not None
+    turned = dataclasses.replace(digits, labels=9 - digits.labels)
+    assert changes(now, fingerprint(turned)) == "other labels"
+    order = np.random.default_rng(0).permutation(len(digits.labels))
+    assert digits.digests is not None
+    shuffled = dataclasses.replace(
+        digits, labels=digits.labels[order], digests=digits.digests[order]
+    )
+    assert not changes(now, fingerprint(shuffled)), "the order does not count"
+    then = now | {"columns": ["a", "b"], "classes": ["x"], "items": 5}
+    new = now | {"columns": ["b", "c"], "classes": ["x", "y"], "items": 6}
+    said = "new column 'c'; gone column 'a'; new class 'y'; 6 items, not 5"
+    assert changes(then, new) == said
+
+
+def test_a_checkpoint_of_a_former_version_goes_on_and_says_so(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    train(tiny_config(), digits, tmp_path, CPU)
+    path = newest_checkpoint(tmp_path)
+    assert path is not None
+    with safe_open(path, framework="pt") as file:
+        metadata = {k: v for k, v in file.metadata().items() if k != "origin"}
+    save_file(load_checkpoint(path).tensors, path, metadata)
+    said = list[str]()
+    train(tiny_config(), digits, tmp_path, CPU, say=said.append)
+    assert "does not say what data" in said[0]
+
+
+def test_a_comparison_goes_on_with_its_own_data_and_settings_only(tmp_path: Path) -> None:
+    """Answers were taken for those of other data, since their files had the same names."""
+    kinds = ["none", "weight_clipping"]
+    np.save(tmp_path / "a.npy", points())
+    small = {
+        "generator.width": 8,
+        "critic.width": 8,
+        "training.batch_size": 16,
+        "evaluation.samples": 50,
+    }
+    common: dict[str, Any] = {"steps": 2, "track": False, "preset": "8gaussians"}
+    out = tmp_path / "out"
+
+    def again(source: str = "a.npy", **more: Any) -> None:
+        compare(str(tmp_path / source), kinds, 1, out, overrides=small | more, **common)
+
+    again()
+    again()
+    np.save(tmp_path / "a.npy", points() * 1000)
+    with pytest.raises(UserError, match=r"other data .other values."):
+        again()
+    np.save(tmp_path / "a.npy", points())
+    with pytest.raises(UserError, match=r"another critic.width"):
+        again(**{"critic.width": 16})
+
+
+# ---- threads ------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_computes_with_its_own_number_of_threads(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", points())
+    config, before = vector_config(tmp_path / "a.npy"), torch.get_num_threads()
+    asked = iter(range(1, 10**6))
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(Interrupted):
+            finish(config, tmp_path, stop_requested=lambda: next(asked) == 4)
+        torch.set_num_threads(1)
+        seen = []
+        said = finish(config, tmp_path, watch=lambda *_: seen.append(torch.get_num_threads()))
+        assert torch.get_num_threads() == 1, "whoever called has his own again"
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {2}
+    assert any(line.startswith("with 2 threads, as the run began") for line in said)
+    assert load_artifact(tmp_path / "artifact").run.provenance["threads"] == 2
+
+
+# ---- extended -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_an_extended_run_is_one_that_was_longer_from_the_start(
+    finished: bool, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "a.npy", points())
+    short, long = (vector_config(tmp_path / "a.npy", steps=n) for n in (4, 7))
+    asked = iter(range(1, 10**6))
+    if finished:
+        finish(short, tmp_path / "run")
+        (tmp_path / "run" / "registered.json").write_text('{"model": "tiny@1"}')
+    else:
+        with pytest.raises(Interrupted):
+            finish(short, tmp_path / "run", stop_requested=lambda: next(asked) == 3)
+    said = finish(long, tmp_path / "run")
+    assert "extended from 4 steps to 7" in said
+    finish(long, tmp_path / "whole")
+    one, other = (load_artifact(tmp_path / name / "artifact") for name in ("run", "whole"))
+    assert one.run.provenance["extended"] == [4]
+    assert "extended" not in other.run.provenance
+    assert np.array_equal(one.sample(0, 20), other.sample(0, 20))
+    assert one.run.results == other.run.results
+    assert not (tmp_path / "run" / "registered.json").exists(), "it is another model now"
+    assert f"{tmp_path / 'run' / 'artifact'} is already complete" in finish(long, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"another training.steps"):
+        finish(short, tmp_path / "run")
+
+
+def test_an_artifact_without_checkpoints_is_not_taken_for_another_run(tmp_path: Path) -> None:
+    import shutil
+
+    np.save(tmp_path / "a.npy", points())
+    finish(vector_config(tmp_path / "a.npy"), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    finish(vector_config(tmp_path / "a.npy"), tmp_path)
+    with pytest.raises(UserError, match="--from"):
+        finish(vector_config(tmp_path / "a.npy", steps=9), tmp_path)
+    np.save(tmp_path / "a.npy", points() * 1000)
+    with pytest.raises(UserError, match="--from"):
+        finish(vector_config(tmp_path / "a.npy"), tmp_path)
+
+
+def test_a_private_run_with_an_epsilon_is_not_extended(digits: Dataset, tmp_path: Path) -> None:
+    from training.engine.runs import _gone_on
+
+    train(tiny_config(), digits, tmp_path, CPU)
+    path = newest_checkpoint(tmp_path)
+    assert path is not None
+    saved = load_checkpoint(path)
+    assert saved.origin is not None
+    privacy = {"epsilon": 1.0}
+    none = {"kind": "none"}
+    now = tiny_config(training={"steps": 9}, privacy=privacy, constraint=none)
+    then = tiny_config(privacy=privacy, constraint=none).model_dump(mode="json")
+    with pytest.raises(CheckpointError, match="chosen for its steps"):
+        _gone_on(now, saved.origin, saved._replace(config=then), "here", print)
+
+
+# ---- from a trained model -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theirs", ["gradient_penalty", "spectral_norm", "bjorck", "aol",
+                                    "weight_normalization", "spectral_projection",
+                                    "gradient_normalization", "weight_clipping"])  # fmt: skip
+@pytest.mark.parametrize("ours", ["same", "lipschitz_penalty", "spectral_norm", "bjorck"])
+def test_a_run_begins_with_the_networks_of_a_model(
+    theirs: str, ours: str, digits: Dataset, tmp_path: Path
+) -> None:
+    """The critic scores as the model's does, but for what the new constraint does to weights."""
+    make_artifact(tmp_path / "model", constraint={"kind": theirs})
+    start = load_start(str(tmp_path / "model"))
+    kind = theirs if ours == "same" else ours
+    config = branch_config(start.model.run.config, None, kind)
+    state = begin(config, digits, tmp_path, CPU, None, start=start).state
+    for network in (state.generator, state.ema):
+        assert all(map(torch.equal, network.state_dict().values(),
+                       start.model.generator.state_dict().values()))  # fmt: skip
+    items = torch.randn(16, 1, 8, 8)
+    with torch.no_grad():
+        ours_scores, own = state.critic.eval()(items), start.model.critic(items)
+    if ours == "same":
+        assert torch.equal(ours_scores, own)
+    if ours == "lipschitz_penalty" and theirs != "gradient_normalization":
+        torch.testing.assert_close(ours_scores, own, rtol=1e-5, atol=1e-6)
+    if (theirs, ours) in (("spectral_norm", "spectral_norm"), ("bjorck", "bjorck")):
+        torch.testing.assert_close(ours_scores, own, rtol=1e-5, atol=1e-6)
+    assert config.constraint.broken_claim(state.critic) is None
+    assert all(p.requires_grad for p in state.critic.parameters())
+    assert all(p.requires_grad for p in state.generator.parameters())
+
+
+def test_every_constraint_s_plain_weights_compute_the_same() -> None:
+    from models.networks import build_networks
+
+    dropout = {"dropout": 0.5}
+    plain = build_networks(tiny_config(constraint={"kind": "none"}, critic=dropout), (1, 8, 8))[1]
+    for kind in CONSTRAINTS:
+        config = tiny_config(constraint={"kind": kind}, critic=dropout)
+        critic = build_networks(config, (1, 8, 8))[1].eval()
+        for parameter in critic.parameters():
+            parameter.data.mul_(1.3)  # what it computes with is then not what it holds
+        plain.load_state_dict(config.constraint.plain_state(critic))
+        inner = critic.critic if kind == "gradient_normalization" else critic
+        items = torch.randn(4, 1, 8, 8)
+        torch.testing.assert_close(plain.eval()(items), inner(items), msg=kind)
+
+
+MISFITS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "image size and channels": ("rgb", {}, "channels 1, the model's 3; height 8, the model's 16"),
+    "kind of data": ("vector", {}, "data of kind image, the model's of kind vector"),
+    "latent size": ("image", {"generator": {"latent_size": 6}}, "generator.latent_size 4, the"),
+    "width": ("image", {"critic": {"width": 16}}, "critic.width 8, the model's 16"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_model_that_does_not_fit_is_named(name: str, digits: Dataset, tmp_path: Path) -> None:
+    kind, changed, says = MISFITS[name]
+    make_artifact(tmp_path / "model", kind, **changed)
+    start = load_start(str(tmp_path / "model"))
+    with pytest.raises(ShapeError) as caught:
+        begin(tiny_config(), digits, tmp_path, CPU, None, start=start)
+    assert says in str(caught.value)
+
+
+def test_classes_must_be_the_model_s(digits: Dataset, tmp_path: Path) -> None:
+    make_artifact(tmp_path / "model", class_counts={"a": 3, "b": 4})
+    start = load_start(str(tmp_path / "model"))
+    with pytest.raises(ShapeError, match=r"classes 0, 1, .* the model's a, b"):
+        begin(tiny_config(conditional=True), digits, tmp_path, CPU, None, start=start)
+
+
+def test_settings_are_the_model_s_and_a_new_constraint_brings_its_own() -> None:
+    parent = tiny_config(constraint={"kind": "weight_clipping"}, training={"steps": 7})
+    assert branch_config(parent) == parent
+    changed = branch_config(parent, "new.npy", "spectral_norm", {"training.steps": 3})
+    assert changed.data.source == "new.npy"
+    assert changed.generator == parent.generator
+    assert (changed.training.optimizer, changed.training.learning_rate) == ("adam", 2e-4)
+    assert (changed.training.steps, changed.training.batch_size) == (3, 8)
+    with pytest.raises(ConfigError, match="private run begins with random weights"):
+        branch_config(parent, overrides={"privacy.epsilon": 1.0, "constraint.kind": "none"})
+    with pytest.raises(ConfigError, match="coded as the model"):
+        branch_config(parent, overrides={"data.rules": ["a < b"]})
+
+
+def table(path: Path, *colours: str, count: int = 400) -> str:
+    rng = np.random.default_rng(0)
+    rows = [f"{rng.normal():.3f},{rng.choice(colours)}" for _ in range(count)]
+    path.write_text("size,colour\n" + "\n".join(rows) + "\n")
+    return str(path)
+
+
+def test_a_table_is_coded_as_the_model_codes_it(tmp_path: Path) -> None:
+    """So the width fits though the new rows lack a category; a new category is refused."""
+    small = {"generator": {"width": 8}, "critic": {"width": 8}, "evaluation": {"samples": 50}}
+    first = wgan.train(
+        table(tmp_path / "a.csv", "red", "green", "blue"), steps=3, out=tmp_path / "a", **small
+    )
+    fewer = table(tmp_path / "b.csv", "red", "green")
+    second = wgan.train(fewer, start=first, steps=2, out=tmp_path / "b")
+    assert second.record.data.table == first.record.data.table
+    parent = second.record.provenance["parent"]
+    assert parent == {
+        "model": str(tmp_path / "a" / "artifact"),
+        "digest": first.model.digest,
+        "steps": 3,
+    }
+    assert "Began with the weights of" in (second.artifact / "MODEL_CARD.md").read_text()
+    assert "It began with the weights of" in (tmp_path / "b" / "report.html").read_text()
+    wgan.train(fewer, start=first, steps=2, out=tmp_path / "b", resume=True)
+    third = wgan.train(fewer, start=second, steps=1, out=tmp_path / "c")
+    assert third.record.provenance["parent"]["steps"] == 5
+    with pytest.raises(DataError, match="unknown category 'violet'"):
+        wgan.train(table(tmp_path / "d.csv", "red", "violet"), start=first, steps=1)
+    with pytest.raises(UserError, match="not both"):
+        wgan.train(fewer, start=first, preset="table")
+
+
+def test_the_command_begins_with_a_registered_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    np.save("a.npy", points())
+    np.save("b.npy", points(1))
+    run_training(vector_config(tmp_path / "a.npy"), tmp_path / "first", CPU)
+    branch = "train --from tiny@1 --data b.npy --constraint spectral_norm --steps 3 --out second"
+    assert wgan_cli.main(branch.split()) == 0
+    assert wgan_cli.main([*branch.split(), "--resume"]) == 0
+    run = json.loads(Path("second/artifact/run.json").read_text())
+    digest = load_artifact(tmp_path / "first" / "artifact").digest
+    assert run["provenance"]["parent"] == {"model": "tiny@1", "digest": digest, "steps": 4}
+    assert run["config"]["constraint"]["kind"] == "spectral_norm"
+    assert wgan_cli.main([*branch.replace("--steps 3", "--steps 5").split(), "--resume"]) == 0
+    capsys.readouterr()
+    assert wgan_cli.main(["models"]) == 0
+    listed = capsys.readouterr().out
+    assert "from tiny@1" in listed
+    assert "extended from 3 steps" in listed
+    for arguments in ("train --out x", "train --preset digits --from tiny@1 --out x"):
+        assert wgan_cli.main(arguments.split()) == 2
+        assert "--preset, or --from" in capsys.readouterr().err
+    without = branch.replace("--from tiny@1", "--preset table").replace("--steps 3", "--steps 5")
+    assert wgan_cli.main([*without.split(), "--resume"]) == 2
+    assert "began with tiny@1: resume it with --from too" in capsys.readouterr().err

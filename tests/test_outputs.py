@@ -1,0 +1,270 @@
+"""Where commands write: one process at a time, checked at the start, and whole on a full disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import wgan
+import wgan_cli
+from models.errors import MachineError, UserError
+from models.outputs import LEASE, lease, require_file, save, sole_writer
+from tests.artifacts import make_artifact, tiny_config
+from training.data.dataset import load_data
+from training.engine.checkpoint import load_checkpoint, newest_checkpoint
+from training.lab.comparison import compare
+from training.lab.study import study
+from training.lab.study.settings import QUICK_SCALE
+from training.run import run_training
+
+WGAN = Path(sys.executable).with_name("wgan")
+HOLDER = """
+import sys, time
+from pathlib import Path
+from models.outputs import sole_writer
+with sole_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path: Path) -> None:
+    """The line says who holds it; once that process is dead, the folder is free."""
+    out = tmp_path / "run"
+    config = tiny_config(training={"steps": 2})
+    hold = [sys.executable, "-c", HOLDER, out]
+    holder = subprocess.Popen(hold, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        who = rf"in use by process {holder.pid} on \S+ since 20\d\d-\d\d-\d\dT"
+        for resume in (False, True):
+            with pytest.raises(UserError, match=who):
+                run_training(config, out, torch.device("cpu"), register=False, resume=resume)
+        with pytest.raises(UserError, match=who):
+            compare("8gaussians", ["none", "weight_clipping"], 1, out)
+        with pytest.raises(UserError, match=who):
+            study(out, QUICK_SCALE)
+        assert [p.name for p in out.iterdir()] == [LEASE], "they have written nothing"
+    finally:
+        holder.kill()
+        holder.communicate()
+    run_training(config, out, torch.device("cpu"), register=False)
+    assert not (out / LEASE).exists()
+
+
+def test_two_runs_of_one_folder_are_one_model(tmp_path: Path) -> None:
+    """Without the lock the second one trained too, said 'already complete', and ended with 0."""
+    arguments = [
+        *("train", "--preset", "8gaussians", "--no-register", "--steps", "40", "--out", "run"),
+        *("--set", "training.checkpoint_every=1", "--set", "evaluation.samples=100"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(
+            [WGAN, *arguments, "--seed", str(seed)],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in (1, 2)
+    ]
+    said = [process.communicate(timeout=300) for process in both]
+    assert sorted(process.returncode for process in both) == [0, 2], said
+    refused = said[[process.returncode for process in both].index(2)][1]
+    (line,) = refused.splitlines()
+    assert "in use by process" in line or "already holds a run" in line
+
+
+COUNTS = """
+import sys, time
+from pathlib import Path
+from models.outputs import turn
+
+path = Path(sys.argv[1])
+for _ in range(40):
+    with turn(path):
+        before = int(path.read_text()) if path.exists() else 0
+        time.sleep(0.0005)  # long enough for another one to read the same number
+        path.write_text(str(before + 1))
+"""
+
+
+def test_a_lock_that_its_holder_removes_locks_nobody_out(tmp_path: Path) -> None:
+    """Several processes in turn: never two at once, and nothing stays."""
+    command = [sys.executable, "-c", COUNTS, tmp_path / "sum"]
+    for worker in [subprocess.Popen(command) for _ in range(3)]:
+        assert worker.wait(120) == 0
+    assert (tmp_path / "sum").read_text() == "120"
+    assert [p.name for p in tmp_path.iterdir()] == ["sum"]
+
+
+def test_a_cache_entry_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that comes while another decodes waits for it, and takes what that one made."""
+    from PIL import Image
+
+    from training.data.sources import images
+    from training.data.sources.files import locate
+
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        pixels = rng.integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    location, config = locate(str(tmp_path / "photos")), tiny_config().data
+    built = []
+    build = images._build
+
+    def slow_build(folder: Path, *rest: object) -> None:
+        built.append(folder)
+        with lease(folder.with_name(f".{folder.name}{LEASE}")) as holder:
+            assert holder is not None, "others wait while it is made"
+        build(folder, *rest)
+
+    monkeypatch.setattr(images, "_build", slow_build)
+    for _ in range(2):
+        images.load_images(location, config)
+    assert len(built) == 1
+    assert not list((tmp_path / "cache").rglob(f"*{LEASE}"))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_artifact(folder / "digits")
+    np.save(folder / "a.npy", np.random.default_rng(0).normal(size=(60, 2)))
+    (folder / "file").write_text("")
+    (folder / "folder.png").mkdir()
+    (folder / "folder.html").mkdir()
+    return folder
+
+
+WRITERS = {
+    "train": "train --preset 8gaussians --no-register --out {}",
+    "compare": "compare --data 8gaussians --constraints none,bjorck --no-track --out {}",
+    "study": "study clipping --out {}",
+    "sample": "sample digits --out {}.png",
+    "many samples": "sample digits --format npz --out {}",
+    "evaluate": "evaluate digits --report {}.html",
+    "diagnose": "diagnose digits --out {}.html",
+    "inspect": "data inspect digits --out {}.png",
+    "w1": "w1 a.npy a.npy --json {}.json",
+    "w1's page": "w1 a.npy a.npy --json w1.json --out {}.html",
+    "w1's gradients": "w1 a.npy a.npy --json w1.json --gradients-at a.npy --gradients-out {}.npy",
+    "retrain": "retrain --config retrain.yaml",
+}
+
+
+@pytest.fixture
+def here(models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of `models` as the working directory; a command's signal handlers go again."""
+    monkeypatch.chdir(models)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield models
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("path", ["file/out", "/dev/null/out"])
+def test_what_cannot_be_written_is_told_before_the_work(
+    writer: str, path: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "retrain.yaml").write_text(json.dumps({"preset": "8gaussians", "folder": path}))
+    before = sorted(p.name for p in here.iterdir())
+    assert wgan_cli.main(WRITERS[writer].format(path).split()) == 2
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert "cannot be written" in line
+    assert path in line
+    assert not said.out
+    assert sorted(p.name for p in here.iterdir()) == before
+
+
+def test_a_folder_is_no_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for writer in ("sample digits --out folder.png", "diagnose digits --out folder.html"):
+        assert wgan_cli.main(writer.split()) == 2
+        assert "is a folder" in capsys.readouterr().err
+    with pytest.raises(UserError, match="File name too long"):
+        require_file(here / ("x" * 300))
+
+
+def test_a_file_is_written_whole_or_stays(tmp_path: Path) -> None:
+    path, link = tmp_path / "new" / "page.html", tmp_path / "latest.html"
+    save(path, "one")
+    link.symlink_to(path)
+    save(link, iter([b"t", b"wo"]))
+    assert link.is_symlink()
+    assert path.read_text() == "two"
+
+    def pieces() -> "object":
+        yield b"three"
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="cannot be written: No space left"):
+        save(path, pieces())  # type: ignore[arg-type]
+    assert path.read_text() == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+
+
+FILLS_UP = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from models.errors import MachineError
+from tests.artifacts import tiny_config
+from training.run import run_training
+
+def watch(step, state):
+    if step == 3:  # from here on files stay short, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+
+config = tiny_config(training={"steps": 6, "checkpoint_every": 2})
+try:
+    run_training(config, Path(sys.argv[1]), torch.device("cpu"), register=False, watch=watch)
+except MachineError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_fills_up_is_one_line_and_what_was_saved_loads(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", FILLS_UP, out], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{out}: cannot be written any more")
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000002.safetensors"]
+    path = newest_checkpoint(out / "checkpoints")
+    assert path is not None
+    assert load_checkpoint(path).step == 2
+    config = tiny_config(training={"steps": 6, "checkpoint_every": 2})
+    run_training(config, out, torch.device("cpu"), register=False, resume=True)
+
+
+def test_a_disk_error_in_the_block_is_one_of_this_machine(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="No space left on device"), sole_writer(tmp_path / "x"):
+        raise OSError(28, "No space left on device")
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(FileNotFoundError), sole_writer(tmp_path / "x"):
+        raise FileNotFoundError("a fault of ours stays one")
+
+
+def test_python_writes_likewise(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    points = load_data(tiny_config("vector").data).sample(60, heldout=False)
+    with pytest.raises(UserError, match="cannot be written"):
+        wgan.wasserstein_1(points, points, steps=1, out=tmp_path / "file" / "page.html")
+    with pytest.raises(UserError, match="cannot be written"):
+        wgan.train(points, steps=1, out=tmp_path / "file" / "run")

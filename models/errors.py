@@ -57,7 +57,7 @@ class UnsupportedServerError(ForbiddenError):
 
 
 class MachineError(RegistryError):
-    """This machine fails on the way to the registry or its storage, such as by a full disk."""
+    """This machine fails where it writes, or on the way to the registry, such as by a full disk."""
 
 
 class DeviceError(UserError):

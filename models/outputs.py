@@ -160,5 +160,6 @@ def save(path: Path, content: str | bytes | Iterable[bytes]) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """The error of a file or folder that cannot be written."""
-    return UserError(f"{path}: cannot be written: {error.strerror or error}")
+    """The error of a file or folder that cannot be written: of this machine, or of its name."""
+    kind = MachineError if is_of_this_machine(error) else UserError
+    return kind(f"{path}: cannot be written: {error.strerror or error}")

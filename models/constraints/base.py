@@ -103,7 +103,7 @@ class Constraint(BaseModel, frozen=True, extra="forbid"):
         state = {k: t for k, t in critic.state_dict().items() if "parametrizations." not in k}
         for path, module in critic.named_modules():
             if parametrize.is_parametrized(module):
-                for name in module.parametrizations:  # type: ignore[union-attr]
+                for name in module.parametrizations:
                     state[f"{path}.{name}"] = getattr(module, name).detach()
         return state
 

@@ -65,8 +65,8 @@ def _faults(model: Model, config: Config, card: DataCard) -> list[str]:
     if config.conditional != model.run.config.conditional:
         faults.append(f"conditional {config.conditional}, the model's {not config.conditional}")
     elif config.conditional and card.classes != theirs.classes:
-        ours, own = (", ".join(classes) for classes in (card.classes, theirs.classes))
-        faults.append(f"classes {ours}, the model's {own}")
+        names_here, names_there = map(", ".join, (card.classes, theirs.classes))
+        faults.append(f"classes {names_here}, the model's {names_there}")
     return faults
 
 

@@ -258,6 +258,32 @@ def test_one_retraining_at_a_time(home: Path) -> None:
     assert f"process {os.getpid()}" in outcome.reason
 
 
+def test_a_challenger_may_start_from_the_champion(home: Path, tmp_path: Path) -> None:
+    """A first one begins with random weights; each later one with the champion of its time."""
+    np.save(tmp_path / "data.npy", mixture(7))
+    given: dict[str, Any] = {
+        "set": {"name": "started", **steps(3)},
+        "folder": str(tmp_path),
+        "data": str(tmp_path / "data.npy"),
+        "start_from": "champion",
+        "gates": {"margin": 10},
+    }
+    said = list[str]()
+    assert run(home, said.append, **given).kind == "promoted"
+    assert any("no champion to start from" in line for line in said)
+    assert run(home, **given).kind == "skipped", "nothing changed"
+    np.save(tmp_path / "data.npy", mixture(8))
+    outcome = run(home, **given)
+    assert outcome.folder is not None
+    found = load_artifact(outcome.folder / "artifact").run.provenance["parent"]
+    digest = registry.version("started", "1")[registry.DIGEST_TAG]
+    assert found == {"model": "started@1", "digest": digest, "steps": 3}
+    assert registry.version("started", "2")["parent"] == "started@1"
+    registry.promote("started", "2", "if it was not")
+    assert run(home, **given).kind == "skipped", "the promotion is no change"
+    assert run(home, **{**given, "start_from": None}).kind != "skipped"
+
+
 def test_a_registry_that_is_away_never_spoils_a_training(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

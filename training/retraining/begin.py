@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from models import artifact
+from models import artifact, registry
 from models.config import Config
 from models.errors import AbsentError, ArtifactError
 from models.model import Model
@@ -16,9 +16,10 @@ from models.record import DataCard
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import newest_checkpoint
+from training.engine.origin import Start, load_start
 from training.engine.runs import Interrupted, stoppable
 from training.engine.workers import Workers
-from training.presets import fill_in
+from training.presets import fill_in, require_branch
 from training.retraining.config import RetrainConfig
 from training.retraining.evidence import RegisteredModel, choose_loss, judged_data
 from training.retraining.folder import needed_bytes
@@ -43,6 +44,8 @@ class Cycle:
     """Bytes that it needs in its folder, about."""
     say: Callable[[str], None]
     stop_requested: Callable[[], bool]
+    start: Start | None
+    """The model that a new run begins with."""
     models: dict[str, Model] = field(default_factory=dict)
     """Models that were downloaded, by version number."""
 
@@ -81,12 +84,20 @@ def begin(
     workers: Workers,
 ) -> Cycle:
     """Load the data, and find out what is to be trained and where; see `retrain`."""
+    start = None
+    if settings.start_from == "champion":
+        if champion := registry.champion(config.name):
+            start = load_start(f"{config.name}@{champion}")
+            require_branch(config, start.model.run.config)
+        elif workers.is_main:
+            say("there is no champion to start from: training begins with random weights")
     with stoppable(stop_requested, "loading the data"):
-        data = load_data(config.data, config.training.batch_size)
+        card = start and start.model.run.data
+        data = load_data(config.data, config.training.batch_size, card)
     if settings.data is not None and "name" not in settings.set:
         say(f"the model is called '{config.name}', as its preset; set.name gives it its own name")
     config = fill_in(config, data.card, workers.device.type)
-    key = run_key(config, data.card)
+    key = run_key(config, data.card, settings.start_from)
     folder = settings.folder / f"{config.name}-{key[:12]}"
     with stoppable(stop_requested, "loading the reference"):
         judged = judged_data(settings.reference, config, data)
@@ -95,11 +106,16 @@ def begin(
             say(f"reference: {note}")
     loss = choose_loss(settings.gates.loss, data.card)
     needed = needed_bytes(config, data.card) if workers.is_main else 0
-    return Cycle(settings, config, data, key, folder, judged, loss, needed, say, stop_requested)
+    return Cycle(
+        settings, config, data, key, folder, judged, loss, needed, say, stop_requested, start
+    )
 
 
-def run_key(config: Config, card: DataCard) -> str:
+def run_key(config: Config, card: DataCard, start_from: str | None) -> str:
     """Hash what a run is trained from and how, as hexadecimal digits.
+
+    A champion to start from counts as such, whichever version it is: or else each promotion would
+    be a change, and train again.
 
     Data count by their content and not by where they lie; labels count by their names and the
     number of items of each.
@@ -107,4 +123,6 @@ def run_key(config: Config, card: DataCard) -> str:
     settings = config.model_dump(mode="json")
     del settings["data"]["source"]
     content = [settings, card.sha256, card.classes, card.class_counts]
+    if start_from is not None:
+        content.append(start_from)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

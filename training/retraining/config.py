@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,6 +29,8 @@ class RetrainConfig(BaseModel):
     set: dict[str, Any] = Field(default_factory=dict)
     """Any other settings, such as ``training.steps: 5000``, or nested; ``name`` is the model's,
     without it the preset's: data that come anew each time may have another name each time."""
+    start_from: Literal["champion"] | None = None
+    """The weights that a challenger begins with: the champion's, if there is one; None: random."""
     folder: Path
     """Folder of the runs. It must outlive the process, or there is nothing to resume."""
     keep_runs: int = Field(default=5, ge=1)

@@ -95,8 +95,8 @@ def retrain(
         end(Outcome("killed", f"killed without a word ({who}): was its memory enough?"))
 
     path = settings.folder / f"{config.name}.lease"
-    require_file(path)
     try:
+        require_file(path)
         configured_key()  # one that cannot sign is told before the training, not after it
         with lease(path, killed) if workers.is_main else contextlib.nullcontext() as holder:
             cycle = begin(settings, config, say, stop_requested, workers)
@@ -139,6 +139,7 @@ def _run(cycle: Cycle, holder: str | None, report: Report, workers: Workers) -> 
         stop_requested=cycle.stop_requested,
         workers=workers,
         data=cycle.data,
+        start=cycle.start,
     )
     if reference is None:
         return Outcome("skipped", "the main process decides")
@@ -193,7 +194,8 @@ def _known(cycle: Cycle) -> Outcome | str | None:
         tags = registry.version(name, champion) if champion else {}
         if champion and tags.get("data_sha256") == cycle.data.card.sha256:
             run = cycle.model(champion).run
-            if run_key(run.config, run.data) == cycle.key:
+            start_from = "champion" if "parent" in run.provenance else None
+            if run_key(run.config, run.data, start_from) == cycle.key:
                 return _unchanged(cycle, f"the champion, version {champion}, is of them")
     except ForbiddenError:
         raise

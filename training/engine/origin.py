@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
-from models import registry
 from models.artifact import load_artifact
 from models.config import Config
 from models.errors import UserError
 from models.model import Model
+from models.model_names import locate, resolve
 from models.trained import artifact_folder
 from training.data.dataset import Dataset
 
@@ -60,13 +60,13 @@ def load_start(model: str) -> Start:
     """Load the model that a run is to begin with.
 
     Args:
-        model: an artifact folder, or a registry name such as ``digits@champion``.
+        model: see `models.model_names.locate`.
 
     Raises:
         UserError: there is no such model, or its artifact is broken.
     """
-    if registry.is_reference(model):
-        model = "@".join(registry.resolve(model))
+    found = locate(model)
+    model = str(found) if isinstance(found, Path) else "@".join(resolve(found))
     with artifact_folder(model) as folder:
         loaded = load_artifact(folder)
     before = loaded.run.provenance.get("parent", {}).get("steps", 0)

@@ -40,7 +40,8 @@ def test_every_option_of_before_is_there(name: str) -> None:
     before = [parameter._replace(name="") for parameter in COMMANDS[name]]
     assert [p for p in now if p.option is None] == [p for p in before if p.option is None]
     once = {p._replace(how="one") for p in now if p.how == "append"}  # may still be given once
-    assert {p for p in before if p.option} <= once | {p for p in now if p.option}
+    given = {p._replace(required=True) for p in now}  # where it may be left out now
+    assert {p for p in before if p.option} <= once | given | {p for p in now if p.option}
 
 
 def test_every_command_of_before_is_there() -> None:

@@ -199,7 +199,7 @@ def item_features(model: Model, items: Array) -> Tensor:
 def feature_distances(model: Model, reference: Tensor, items: Array) -> Array:
     """Mean distance of items from the nearest of some features ``(M, F)``: float64 ``(N,)``."""
     known, found = reference.double(), []
-    for features in item_features(model, items).split(model.run.engine.chunk):
+    for features in torch.split(item_features(model, items), model.run.engine.chunk):
         distances = torch.cdist(features.double(), known)
         nearest = distances.topk(min(NEIGHBOURS, len(known)), dim=1, largest=False).values
         found.append(nearest.mean(dim=1))

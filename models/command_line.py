@@ -25,8 +25,8 @@ EXIT_INTERRUPTED = 75
 EXIT_SIGINT = 130
 
 DATA_HELP = (
-    "a built-in data set; a .npy, .npz, .csv or .parquet file; a folder, .zip or .tar of images; "
-    "or a URL of one of these"
+    "a built-in data set; a .npy, .npz, .h5, .zarr, .csv or .parquet file; a folder, .zip or .tar "
+    "of images; or a URL of one of these"
 )
 MODEL_HELP = "the folder of a run or an artifact, or a registry name such as digits@champion"
 

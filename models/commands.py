@@ -83,7 +83,7 @@ def sample(
     ] = None,
 ) -> None:
     """Write samples to a file, or very many to a folder."""
-    from models.formats import SAMPLE_FORMATS, stream_samples
+    from models.formats import PICTURES, SAMPLE_FORMATS, stream_samples
     from models.trained import load_served
 
     if format is not None:
@@ -122,7 +122,10 @@ def sample(
     samples = made.samples(seed, n, label=label, restrictions=restrictions)
     pieces = stream_samples(made, samples, n, suffix, conditions=conditions)
     save(file, pieces)
-    say(f"wrote {n} samples to {out}")
+    drawn = ""
+    if suffix in PICTURES and made.is_image and not made.scaling.is_uint8:
+        drawn = "; the range of the data is drawn as grey levels, .npz has the numbers"
+    say(f"wrote {n} samples to {out}{drawn}")
 
 
 def _share(shard: int | None, shards: int) -> tuple[int, int]:

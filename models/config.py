@@ -9,11 +9,17 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from models.constraints import CONSTRAINTS, AnyConstraint
 from models.errors import ConfigError, suggestion
-from models.networks import CriticConfig, GeneratorConfig
+from models.networks import SIDES, CriticConfig, GeneratorConfig
 from models.tables.reading.dialect import CsvConfig
 from models.tables.rules import parse_rule
+from models.values import OWN, ends_of
 
 M = TypeVar("M", bound=BaseModel)
+
+
+Layout = Literal["nhw", "nhwc", "nchw", "ntd", "ndt"]
+"""Axes of an array: n items; of images h rows, w columns, c channels; of sequences t steps, d
+features."""
 
 
 class ColumnConfig(BaseModel, frozen=True, extra="forbid"):
@@ -42,9 +48,18 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
     source: str
     """A built-in name (digits, mnist5k, emoji32, 8gaussians, 25gaussians, swissroll, ar2); a .npy,
-    .npz, .csv, .tsv, .parquet, .arrow or .feather file; a folder, .zip or .tar of images; or a URL
-    of these."""
-    size: int | None = Field(default=None, ge=4, le=1024)
+    .npz, .h5, .zarr, .csv, .tsv, .parquet, .arrow or .feather file; a folder, .zip or .tar of
+    images; or a URL of these."""
+    key: str | None = Field(default=None, exclude_if=lambda key: key is None)
+    """Name of the array to read, of a .npz, .h5 or .zarr file with several. Written only if it is
+    named."""
+    layout: Layout | None = Field(default=None, exclude_if=lambda layout: layout is None)
+    """Axes of an array; None: as its shape tells. Written only if they are named."""
+    range: str | None = Field(default=None, exclude_if=lambda values: values is None)
+    """Values of black and white in an array of images that is not uint8, such as 0..1, -1..1 or
+    0..4095; own: the smallest and the largest of each channel in the training items. None: as the
+    values tell. Written only if it is named."""
+    size: int | None = Field(default=None, ge=SIDES[0], le=SIDES[1])
     """Pixels a side: images are cropped in the middle and resized to this square. None: as they
     are."""
     max_broken_fraction: float = Field(default=0.01, ge=0, lt=1)
@@ -75,6 +90,13 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         default="refuse", exclude_if=lambda what: what == "refuse"
     )
     """What becomes of rows of the data that break a rule. Written only if they are left out."""
+
+    @field_validator("range")
+    @classmethod
+    def _is_a_range(cls, values: str | None) -> str | None:
+        if values not in (None, OWN):
+            ends_of(values)
+        return values
 
     @field_validator("rules", mode="before")
     @classmethod

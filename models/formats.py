@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # torch is for the service's worker alone: importing it costs
 
 Array = np.ndarray
 SAMPLE_FORMATS = ("png", "webp", "zip", "npz", "npy", "json", "csv", "parquet", "arrow")
+PICTURES = ("png", "webp", "zip")
+"""Those of `SAMPLE_FORMATS` that hold images of 256 grey levels."""
 TABLE_FORMATS = ("csv", "json", "npz", "parquet", "arrow")
 """Those of `SAMPLE_FORMATS` in which a table of mixed columns is written."""
 MIN_TILE_SIDE = 32
@@ -70,6 +72,8 @@ def stream_samples(
         ShapeError: the format does not fit what the model makes.
     """
     if model.table is None:
+        if format in PICTURES:
+            parts = map(model.scaling.to_levels, parts)
         return stream(parts, count, format, model.run.data.columns, facts, first)
     if format not in TABLE_FORMATS:
         raise ShapeError(f"the model makes rows, not {format}; ask for {', '.join(TABLE_FORMATS)}")
@@ -89,7 +93,7 @@ def stream(
     """Encode samples as one file, piece by piece; all formats but png and webp need little memory.
 
     Args:
-        parts: ``count`` samples in all: uint8 ``(n, H, W, C)``, float32 or float64 ``(n, D)`` or
+        parts: ``count`` samples in all: ``(n, H, W, C)``, of uint8 for a picture; ``(n, D)`` or
             ``(n, T, D)``. Their division into parts does not change the file.
         count: number of samples.
         format: one of `SAMPLE_FORMATS`; png and webp are one grid, zip one PNG for each sample,

@@ -199,23 +199,23 @@ def fit(
     the background, colour becomes grey by its luma, and grey becomes colour.
 
     Args:
-        image: uint8 ``(H, W, C)``, C of 1 to 4. An image of the size wanted is not resampled.
+        image: uint8 or numbers ``(H, W, C)``. An image of the size wanted is not resampled.
         height: height of the result, in pixels.
         width: width of the result, in pixels.
         channels: 1, 3, or as many as the image has; None keeps the image's.
         background: see `opaque`.
 
     Returns:
-        uint8 ``(height, width, channels)``.
+        ``(height, width, channels)``, uint8 of uint8, else float32 if it was resampled.
 
     Raises:
         ShapeError: these channels cannot be made from the image's.
     """
     channels = channels or image.shape[2]
-    if image.shape[2] != channels:
+    if image.shape[2] != channels and image.dtype == np.uint8:
         image = opaque(image, background)
     if image.shape[2] != channels:
-        if {image.shape[2], channels} != {1, 3}:
+        if {image.shape[2], channels} != {1, 3} or image.dtype != np.uint8:
             raise ShapeError(f"{image.shape[2]} channels cannot be made {channels}")
         image = np.asarray(_picture(image).convert(MODES[channels])).reshape(
             *image.shape[:2], channels
@@ -226,8 +226,21 @@ def fit(
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     top, left = (image.shape[0] - rows) // 2, (image.shape[1] - columns) // 2
     middle = image[top : top + rows, left : left + columns]
-    fitted = _picture(middle).resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(fitted).reshape(height, width, channels)
+    if channels in MODES and image.dtype == np.uint8:
+        fitted = _picture(middle).resize((width, height), Image.Resampling.LANCZOS)
+        return np.asarray(fitted).reshape(height, width, channels)
+    resized = [
+        np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.LANCZOS))
+        for channel in _singly(middle)
+    ]
+    # The filter overshoots at edges, which 8 bits cut off by themselves.
+    return np.stack(resized, axis=2).clip(middle.min((0, 1)), middle.max((0, 1)))
+
+
+def _singly(image: Array) -> Array:
+    """The channels of ``(H, W, C)``, one after the other, in a type that Pillow resizes."""
+    channels = np.ascontiguousarray(np.moveaxis(image, 2, 0))
+    return channels if image.dtype == np.uint8 else channels.astype(np.float32)
 
 
 def encode_png(image: Array) -> bytes:

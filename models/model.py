@@ -16,11 +16,11 @@ from models.errors import ClassError, ConditionError, DataError, ShapeError
 from models.folding import InHalf, channels_last, fold
 from models.images import MODES, fit
 from models.networks import Shape
-from models.record import Run
+from models.record import Run, in_range
 from models.tables import Condition
 from models.tables.gaps import complete
 from models.tables.records import typed
-from models.values import numbers, pixels
+from models.values import numbers, pixels, with_channels_last
 
 Array = np.ndarray
 QUANTILE_LEVELS = np.linspace(0, 1, 1001)
@@ -69,9 +69,7 @@ class Model:
         self.certified: float | None = run.lipschitz.certified
         """An upper bound on the critic's Lipschitz constant; None where no honest one exists."""
         self.is_image = run.data.kind == "image"
-        self.scaling = sampling.Scaling(
-            run.data.shape, run.data.offset, run.data.scale, run.data.dtype
-        )
+        self.scaling = run.data.scaling
         self.table = run.data.table
         """The schema of the table that the model makes; None for other data."""
         self.classes = run.data.classes if run.config.conditional else []
@@ -199,8 +197,8 @@ class Model:
         """
         plain = copy.copy(self)
         plain.forward = self.generator
-        ours, theirs = (m.sample(seed, count).astype(np.float64) for m in (self, plain))
-        differences = np.abs(ours - theirs)
+        made = (self.scaling.to_levels(m.sample(seed, count)) for m in (self, plain))
+        differences = np.abs(np.subtract(*made, dtype=np.float64))
         if not self.is_image:
             differences /= self.run.data.scale
         return float(differences.mean()), float(differences.max())
@@ -317,25 +315,26 @@ class Model:
         """Check values against the model's shape and bring them to its data units.
 
         Args:
-            values: ``(N, H, W, C)``, or ``(N, H, W)`` where C is 1, of whole numbers 0 to 255;
-                or ``(N, D)`` or ``(N, T, D)`` of finite numbers.
+            values: ``(N, D)`` or ``(N, T, D)`` of finite numbers; or ``(N, H, W, C)`` of whole
+                numbers 0 to 255, or as `record.in_range` takes them.
 
         Returns:
-            uint8 ``(N, H, W, C)``, or ``(N, *shape)`` of the data's type, float32 or float64.
+            uint8 ``(N, H, W, C)``, or the same shape in the data's type, float32 or float64.
 
         Raises:
             ShapeError: the values are not that; the message says what is expected.
         """
         expected = (*self.shape[1:], self.shape[0]) if self.is_image else self.shape
-        if self.is_image and expected[-1] == 1 and values.ndim == 3:
-            values = values[..., None]
+        if self.is_image:
+            values = with_channels_last(values, self.shape)
         if values.ndim != len(expected) + 1 or values.shape[1:] != expected or not len(values):
             sizes = ", ".join(map(str, ("N", *expected)))
             raise ShapeError(f"the model takes items of shape ({sizes}), not {values.shape}")
-        if self.is_image:
+        if self.scaling.is_uint8:
             return pixels(values)
+        values = in_range(numbers(values), self.run.data)
         with np.errstate(over="ignore"):
-            rounded = numbers(values).astype(np.float32)
+            rounded = values.astype(np.float32)
         if not np.isfinite(rounded).all():
             raise ShapeError("the items hold values too large for float32")
         return rounded if self.run.data.dtype == "float32" else values.astype(np.float64)
@@ -344,10 +343,10 @@ class Model:
         """Bring images of any size to the model's size and channels; see `images.fit`.
 
         Args:
-            values: ``(N, H, W)`` or ``(N, H, W, C)``, C of 1 to 4, whole numbers 0 to 255.
+            values: ``(N, H, W)`` or ``(N, H, W, C)``, C of 1 to 4, as `items` takes them.
 
         Returns:
-            uint8 ``(N, H, W, C)``, as `items` does.
+            ``(N, H, W, C)``, as `items` does.
 
         Raises:
             ShapeError: the values are not that, or the model does not take images.
@@ -359,8 +358,9 @@ class Model:
         if values.ndim != 4 or not values.size or values.shape[3] not in MODES:
             raise ShapeError(f"images have the shape (N, H, W, 1 to 4), not {values.shape}")
         channels, height, width = self.shape
-        background, images = self.run.config.data.background, pixels(values)
-        return np.stack([fit(image, height, width, channels, background) for image in images])
+        images = pixels(values) if self.scaling.is_uint8 else numbers(values)
+        ground = self.run.config.data.background
+        return self.items(np.stack([fit(i, height, width, channels, ground) for i in images]))
 
     def score(self, items: Array, labels: Array | None = None) -> Array:
         """Score items; a higher score means more like real data, and scores have no bound.

@@ -5,14 +5,18 @@ from __future__ import annotations
 import decimal
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, Field
 
 from models import sampling
-from models.config import Config
+from models.config import Config, Layout
 from models.constraints import CONSTRAINTS, AnyConstraint
+from models.errors import ShapeError
 from models.lipschitz import LipschitzBounds
 from models.tables import Part, TableSchema
+from models.values import OWN, ends_of
 
+Array = np.ndarray
 Severity = Literal["info", "warning", "critical"]
 Numbers = Literal["float32", "float64"]
 """How the numbers of items that are no images are held."""
@@ -50,15 +54,26 @@ class DataCard(BaseModel, frozen=True, extra="forbid"):
     heldout_fraction: float
     sha256: str
     """SHA-256 over the sorted hashes of the items, so their order does not matter."""
+    layout: Layout | None = Field(default=None, exclude_if=lambda layout: layout is None)
+    """Axes of the array file that was read. Written of images and sequences from one."""
+    range: str | None = Field(default=None, exclude_if=lambda values: values is None)
+    """The values of black and white in the array file, or ``own``; see `DataConfig.range`. Written
+    of images from an array that was not uint8."""
     offset: list[float]
-    """Subtracted from each feature, which is then divided by `scale`. Images: empty."""
+    """Subtracted from each feature or channel, which is then divided by `scale`. Images of uint8:
+    empty."""
     scale: list[float]
     table: TableSchema | None = Field(default=None, exclude_if=lambda table: table is None)
     """What each column of a table is, and how it is coded; None for other data, whose records then
     keep their bytes."""
     dtype: Numbers = Field(default="float32", exclude_if=lambda dtype: dtype == "float32")
-    """The type of vectors and sequences in data units, samples too. Written only if it is float64,
-    so that other records keep their bytes."""
+    """The type of items that are not uint8, in data units, samples too. Written only if it is
+    float64, so that other records keep their bytes."""
+
+    @property
+    def scaling(self) -> sampling.Scaling:
+        """Between data units and those of the networks."""
+        return sampling.Scaling(self.shape, self.offset, self.scale, self.dtype)
 
     @property
     def trained_classes(self) -> list[str]:
@@ -69,6 +84,33 @@ class DataCard(BaseModel, frozen=True, extra="forbid"):
     def parts(self) -> list[Part]:
         """Parts of a table's code; empty for other data."""
         return [] if self.table is None else self.table.parts
+
+
+def in_range(images: Array, card: DataCard) -> Array:
+    """Bring images to the units of a data set of float images, and check that they are in range.
+
+    Args:
+        images: ``(N, H, W, C)``; uint8 are 256 grey levels, all others in data units.
+        card: of the data set. Where it has no range, nothing is done.
+
+    Raises:
+        ShapeError: a value lies outside the range, or grey levels mean nothing there.
+    """
+    if card.range is None:
+        return images
+    if images.dtype == np.uint8:
+        if card.range == OWN:
+            raise ShapeError(
+                "the model takes images in the units of its data, which 256 grey levels (uint8) "
+                "are not: give an array of another type"
+            )
+        return card.scaling.from_levels(images)
+    if card.range != OWN:
+        low, high = ends_of(card.range)
+        slack = 1e-6 * (high - low)  # samples are rounded
+        if images.min() < low - slack or images.max() > high + slack:
+            raise ShapeError(f"pixels are numbers from {low:g} to {high:g} here, as in the data")
+    return images
 
 
 class ConstraintCard(BaseModel, frozen=True, extra="forbid"):

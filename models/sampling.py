@@ -151,16 +151,18 @@ def chunk_rows(device: str, shape: Shape, is_table: bool) -> int:
 class Scaling:
     """Conversion between data units and the critic's units.
 
-    Images: uint8 0..255 to [-1, 1], channels last to channels first. Vectors and sequences:
-    ``(x - offset) / scale`` for each feature, in the type of the data: after it the numbers are
-    near 0, where float32 holds them.
+    Images of uint8: 0..255 to [-1, 1], channels last to channels first. All other items:
+    ``(x - offset) / scale`` for each feature or channel, in the type of the data: after it the
+    numbers are near 0, where float32 holds them. Images of floats are then in [-1, 1] too.
     """
 
     def __init__(
         self, shape: Shape, offset: list[float], scale: list[float], dtype: str = "float32"
     ) -> None:
-        """Take what the data card says; ``dtype`` is the type of items that are no images."""
+        """Take what the data card says; ``dtype`` is the type of items that are not uint8."""
         self.is_image = len(shape) == 3
+        self.is_uint8 = self.is_image and not offset
+        """The items are images of 256 grey levels."""
         self.shape = shape
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.offset = torch.tensor(offset, dtype=self.dtype)
@@ -173,21 +175,45 @@ class Scaling:
         return moved
 
     def to_model(self, items: Tensor) -> Tensor:
-        """Convert uint8 ``(N, H, W, C)`` or numbers ``(N, D)`` to float32 ``(N, *shape)``."""
-        if self.is_image:
+        """Convert items ``(N, H, W, C)`` or ``(N, D)`` to float32 ``(N, *shape)``."""
+        if self.is_uint8:
             return items.permute(0, 3, 1, 2).float() / 127.5 - 1
         # Items may be of another set, held in more digits than this model's data.
         dtype = torch.promote_types(items.dtype, self.dtype)
         offset, scale = (x.to(items.device, dtype) for x in (self.offset, self.scale))
-        return ((items.to(dtype) - offset) / scale).float()
+        scaled = ((items.to(dtype) - offset) / scale).float()
+        return scaled.permute(0, 3, 1, 2) if self.is_image else scaled
 
     def to_data(self, samples: Tensor) -> Tensor:
-        """Convert float32 ``(N, *shape)`` to uint8 ``(N, H, W, C)`` or `dtype` ``(N, D)``."""
-        if self.is_image:
+        """Convert float32 ``(N, *shape)`` to uint8 or `dtype`: ``(N, H, W, C)`` or ``(N, D)``."""
+        if self.is_uint8:
             pixels = (samples.float() + 1) * 127.5
             return pixels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        if self.is_image:
+            samples = samples.permute(0, 2, 3, 1).contiguous()
         offset, scale = self.offset.to(samples.device), self.scale.to(samples.device)
         return samples.to(self.dtype) * scale + offset
+
+    def to_levels(self, items: Array) -> Array:
+        """Bring images of floats to 256 grey levels, as they are drawn and judged.
+
+        Args:
+            items: in data units.
+
+        Returns:
+            uint8 ``(N, H, W, C)``, 0 and 255 at the ends of each channel's range, and beyond them;
+            what is not an image of floats stays as it is.
+        """
+        if self.is_uint8 or not self.is_image:
+            return items
+        scaled = (items - self.offset.cpu().numpy()) / self.scale.cpu().numpy()
+        return np.rint((scaled + 1) * 127.5).clip(0, 255).astype(np.uint8)
+
+    def from_levels(self, images: Array) -> Array:
+        """Bring images of 256 grey levels, uint8 ``(N, H, W, C)``, to data units."""
+        if self.is_uint8:
+            return images
+        return self.to_data(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1).numpy()
 
 
 @torch.inference_mode()

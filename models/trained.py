@@ -100,7 +100,8 @@ class TrainedModel:
 
         Returns:
             A pandas DataFrame for tables of mixed columns; an array for all other data: uint8
-            ``(count, H, W, C)`` for images, ``(count, D)`` for vectors, ``(count, T, D)`` for
+            ``(count, H, W, C)`` for images (float32 where the data were no uint8, see
+            docs/data.md), ``(count, D)`` for vectors, ``(count, T, D)`` for
             sequences, in the data's own units. Numbers are float32, or float64 where the data need
             it (docs/data.md).
 

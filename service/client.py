@@ -145,7 +145,7 @@ class Samples:
     """Samples and their origin."""
 
     items: Array
-    """uint8 ``(N, H, W, C)``; or ``(N, D)`` or ``(N, T, D)``, float32 or float64."""
+    """``(N, H, W, C)``, ``(N, D)`` or ``(N, T, D)``; uint8 of usual images, else float32 or 64."""
     origin: Origin
 
 

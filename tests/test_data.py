@@ -135,7 +135,7 @@ def test_negative_zero_is_zero(tmp_path: Path) -> None:
     assert data.is_heldout[0] == data.is_heldout[1]
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (12, 9, 3), (8, 8, 5)])
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (12, 9, 3), (8, 8, 4)])
 def test_image_arrays(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.save(tmp_path / "i.npy", images(200, *shape))
     card = load(tmp_path / "i.npy").card
@@ -156,7 +156,6 @@ BAD = {
     "too large": (np.full((150, 2), 1e300), "too large"),
     "text": (np.array([["a", "b"]] * 150), "not numbers"),
     "complex": (np.zeros((150, 2), complex), "not numbers"),
-    "float images": (np.zeros((150, 8, 8, 1)), "must be uint8"),
     "too few": (images(20, 8, 8), "too few items"),
 }
 

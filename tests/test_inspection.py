@@ -59,9 +59,10 @@ def test_good_data_has_no_problems(tmp_path: Path) -> None:
 
 
 def test_sizes_that_no_network_takes_are_told(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", RNG.integers(0, 256, (1500, 6, 9), np.uint8))
+    np.save(tmp_path / "a.npy", RNG.integers(0, 256, (1500, 6, 9, 1), np.uint8))
     assert problems(load(tmp_path / "a.npy")) == [
-        "images are 9x6: networks take sides of 8 to 128; set data.size"
+        "images are 9x6 pixels; networks take sides of 8 to 256: set data.size to one of these, "
+        "such as data.size=64"
     ]
 
 

@@ -16,7 +16,7 @@ from models.networks import (
 
 
 @pytest.mark.parametrize(
-    "size", [(8, 8), (9, 13), (28, 28), (31, 17), (32, 32), (128, 128), (8, 128)]
+    "size", [(8, 8), (9, 13), (28, 28), (31, 17), (32, 32), (256, 256), (8, 256)]
 )
 @pytest.mark.parametrize("channels", [1, 3, 5])
 @pytest.mark.parametrize("depth", [1, 2, 3, 6])
@@ -96,8 +96,8 @@ def test_map_sizes_halve_rounding_up_to_no_less_than_four() -> None:
     [
         (CriticConfig(), (1, 8, 8), "critic.architecture=dcgan"),
         (CriticConfig(architecture="dcgan"), (3,), "critic.architecture=mlp"),
-        (CriticConfig(architecture="dcgan"), (1, 7, 8), "8 to 128"),
-        (CriticConfig(architecture="dcgan"), (1, 129, 8), "8 to 128"),
+        (CriticConfig(architecture="dcgan"), (1, 7, 8), "8 to 256"),
+        (CriticConfig(architecture="dcgan"), (1, 257, 8), "8 to 256"),
         (CriticConfig(normalization="instance"), (3,), "use 'layer'"),
     ],
 )

@@ -8,7 +8,7 @@ from models.networks import CriticConfig, GeneratorConfig, build_critic, build_g
 from models.networks.parts import Residual
 from models.networks.resnet import num_blocks
 
-SIZES = [(8, 8), (9, 13), (28, 28), (31, 17), (128, 128), (8, 128)]
+SIZES = [(8, 8), (9, 13), (28, 28), (31, 17), (256, 256), (8, 256)]
 
 
 def on_longest_path(network: nn.Module) -> int:

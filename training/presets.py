@@ -184,9 +184,10 @@ def _require_preset_of_kind(config: Config, card: DataCard) -> None:
     if wrong:
         settings = " and ".join(f"{role}.architecture={fitting[0]}" for role in wrong)
         architectures = " and ".join(f"{role} {networks[role].architecture}" for role in wrong)
+        images = "; or, if they are grey images, data.layout=nhw" if card.layout == "ntd" else ""
         raise ConfigError(
             f"{config.data.source}: holds {card.kind}s, which {architectures} cannot take: start "
-            f"from the preset {PRESETS_BY_KIND[card.kind]}, or set {settings}"
+            f"from the preset {PRESETS_BY_KIND[card.kind]}, or set {settings}{images}"
         )
 
 

@@ -34,6 +34,7 @@ from models.sampling import chunk_rows
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import precision_problems
+from training.data.layout import understood
 from training.engine.accounting import privacy_card
 from training.engine.checkpoint import TrainingState, newest_checkpoint, provenance_of
 from training.engine.loop import train
@@ -214,7 +215,7 @@ def _say_data(data: Dataset, say: Callable[[str], None]) -> None:
     card = data.card
     say(
         f"data: {card.name}, {card.training_count} items {card.shape} to train on, "
-        f"{card.heldout_count} held out"
+        f"{card.heldout_count} held out{understood(card)}"
     )
     for problem in data.problems[:MAX_NAMED_PROBLEMS]:
         say(f"  skipped {problem}")

@@ -10,7 +10,9 @@ from models.networks.piecewise import GroupSort
 from models.networks.settings import (
     ARCHITECTURES,
     KINDS,
+    SIDES,
     CriticConfig,
     GeneratorConfig,
     Shape,
+    size_problem,
 )

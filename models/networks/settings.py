@@ -20,6 +20,8 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
     "sequences": ("gru", "lstm"),
 }
 """Architectures for each kind of data; the first is the one we advise."""
+SIDES = (8, 256)
+"""Pixels: the smallest and the largest side of an image that networks take."""
 KINDS = {1: "vectors", 2: "sequences", 3: "images"}
 """Kinds of data, by the number of axes of one item."""
 
@@ -52,6 +54,16 @@ class CriticConfig(NetworkConfig):
     """Share of each activation's outputs that is dropped while training."""
 
 
+def size_problem(height: int, width: int) -> str | None:
+    """Say what to do about images of a size that no network takes; None if one does."""
+    if SIDES[0] <= min(height, width) and max(height, width) <= SIDES[1]:
+        return None
+    return (
+        f"images are {width}x{height} pixels; networks take sides of {SIDES[0]} to {SIDES[1]}: "
+        f"set data.size to one of these, such as data.size=64"
+    )
+
+
 def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
     """Check that a network takes items of ``shape``.
 
@@ -69,10 +81,8 @@ def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
             f"{role}.architecture: '{config.architecture}' does not take {kind}; "
             f"set {' or '.join(f'{role}.architecture={a}' for a in ARCHITECTURES[kind])}"
         )
-    if kind == "images" and not all(8 <= side <= 128 for side in shape[1:]):
-        raise ConfigError(
-            f"images are {shape[1]}x{shape[2]}; networks take sides of 8 to 128 pixels: resize them"
-        )
+    if kind == "images" and (problem := size_problem(*shape[1:])):
+        raise ConfigError(problem)
     if kind == "vectors" and config.normalization == "instance":
         raise ConfigError(f"{role}.normalization: 'instance' needs images; use 'layer' for vectors")
     if kind == "sequences" and config.normalization in ("batch", "instance"):

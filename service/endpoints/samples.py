@@ -137,7 +137,9 @@ class SamplesRequest(BaseModel):
         default="png",
         description="png, webp (without loss): one grid, small images enlarged for the eye; zip: "
         "one PNG each; npz: an array `samples`, uint8 (N,H,W,C), or (N,D) or (N,T,D) in float32, "
-        "or in float64 if `data.dtype` in GET /v1/model says so; json: the same as nested lists; "
+        "or in float64 if `data.dtype` in GET /v1/model says so. Images with a `data.scale` there "
+        "are float32 too, and pictures show their range as grey levels. json: the same as npz in "
+        "nested lists; "
         "csv: a row for each, of vectors and tables alone. Of a model with `data.table`: csv; "
         "json, as records; npz, an array for each column; parquet; arrow (Feather).",
     )

@@ -68,7 +68,10 @@ LARGE = Bounds(MAX_PIXELS, 2**26)
 
 
 class ScoresRequest(BaseModel):
-    """What to score: (N,H,W[,C]) whole numbers 0 to 255, (N,D) or (N,T,D) numbers, or rows."""
+    """What to score: images (N,H,W[,C]), vectors (N,D), sequences (N,T,D), or rows.
+
+    Images are whole numbers 0 to 255; of a model with `data.scale` numbers in the data's units.
+    """
 
     model_config = ConfigDict(
         extra="forbid", strict=True, json_schema_extra={"example": {"samples": [[0.5, -0.25]]}}

@@ -8,15 +8,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-from models.config import DataConfig
+from models.config import DataConfig, Layout
 from models.errors import DataError
-from models.images import MODES, fit
+from models.images import fit
 from models.record import DataCard, Numbers
 from models.remote import reached
 from models.sampling import Scaling
+from models.values import OWN
 from training.data.builtin import BUILT_IN
 from training.data.coding import code_table
 from training.data.digests import digest_order, slices, uniform
+from training.data.layout import (
+    arranged,
+    channel_scale,
+    find_layout,
+    in_units,
+    range_notes,
+    require_use,
+)
 from training.data.loading import read_source
 from training.data.raw import Mixture, RawData
 from training.data.sources.cache import item_digests, items_at
@@ -35,8 +44,9 @@ class Dataset:
     """Items in data units, which of them are held out, and what is known about them."""
 
     items: Array
-    """uint8 ``(N, H, W, C)``, perhaps a memory map; or ``(N, D)`` or ``(N, T, D)``, float32, or
-    float64 where float32 does not hold every feature well; of a large table a `PackedCodes`"""
+    """uint8 ``(N, H, W, C)``, perhaps a memory map; or ``(N, H, W, C)``, ``(N, D)`` or
+    ``(N, T, D)``, float32, or float64 where float32 does not hold every feature well; of a large
+    table a `PackedCodes`"""
     is_heldout: Array
     """bool ``(N,)``"""
     labels: Array | None
@@ -57,7 +67,7 @@ class Dataset:
     @property
     def scaling(self) -> Scaling:
         """Between data units and those of the networks."""
-        return Scaling(self.card.shape, self.card.offset, self.card.scale, self.card.dtype)
+        return self.card.scaling
 
     @property
     def training(self) -> Array:
@@ -116,10 +126,13 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
 
 
 def _load(config: DataConfig, batch_size: int, card: DataCard | None) -> Dataset:
+    if card is not None and card.source != config.source:  # what was said of that file
+        config = config.model_copy(update={"layout": None, "range": None})
     raw = read_source(config, card)
+    schema, table, layout, values_range, notes = None, None, None, None, raw.notes
     if card is None:
         _require_usable(raw, config)
-    schema, table, notes = None, None, raw.notes
+        require_use(config, raw.is_array, raw.items.ndim)
     if raw.table is not None and (card is None or card.table is not None):
         schema, items, digests, is_heldout, found, table = code_table(
             raw, config, None if card is None else card.table
@@ -129,7 +142,7 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None) -> Dataset
         values = raw.items
         if raw.table is not None and card is not None:
             values = as_numbers(raw.table, card.columns or raw.columns, config.source)
-        items = _canonical(values, config.source, None if card is None else card.dtype)
+        items, layout, values_range = _canonical(values, raw.is_array, config, card)
         items = _resized(items, config)
         digests = item_digests(items) if raw.digests is None else raw.digests
         is_heldout = _uniform(raw.groups, digests) < config.heldout_fraction
@@ -147,24 +160,32 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None) -> Dataset
         if not n
     )
     training, heldout = int((~is_heldout).sum()), int(is_heldout.sum())
-    batch_size = max(2, batch_size)
-    if training < batch_size or heldout < FEWEST_HELDOUT:
+    if training < 2 or heldout < FEWEST_HELDOUT:
         raise DataError(
             f"{config.source}: too few items: {len(items)}, of which {training} to train on and "
-            f"{heldout} held out; at least {batch_size} (training.batch_size) and "
-            f"{FEWEST_HELDOUT} are needed: bring more data"
+            f"{heldout} held out; at least 2 and {FEWEST_HELDOUT} are needed: bring more data, "
+            f"or hold out more than data.heldout_fraction={config.heldout_fraction:g}"
+        )
+    if training < batch_size:
+        raise DataError(
+            f"{config.source}: a batch of {batch_size} is more than the {training} items to train "
+            f"on: lower training.batch_size to at most {training}, or bring more data"
         )
     kind = KINDS[items.ndim]
     features = items.shape[-1]
-    if kind != "image" and schema is None and config.source not in BUILT_IN:
+    if kind == "image" and items.dtype != np.uint8 and values_range is not None:
+        offset, scale = channel_scale(items[~is_heldout], values_range)
+        notes += range_notes(items[~is_heldout]) if values_range == OWN else ()
+    elif kind != "image" and schema is None and config.source not in BUILT_IN:
         other_axes = tuple(range(items.ndim - 1))  # items and, of sequences, steps
         known = items[~is_heldout]
         offset = known.mean(axis=other_axes, dtype=np.float64)
         scale = known.std(axis=other_axes, dtype=np.float64)
         # A constant feature has no scale of its own, but the rounding of its mean.
         scale[(scale == 0) | (np.ptp(known, axis=other_axes) == 0)] = 1
-    else:  # images have a range of their own; the built-in sets are scaled as published
-        offset, scale = ([], []) if kind == "image" else (np.zeros(features), np.ones(features))
+    else:  # uint8 have a range of their own; the built-in sets are scaled as published
+        numbers = 0 if kind == "image" else features
+        offset, scale = np.zeros(numbers), np.ones(numbers)
     return Dataset(
         items,
         is_heldout,
@@ -188,6 +209,8 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None) -> Dataset
             if raw.is_heldout is None
             else heldout / len(items),
             sha256=_content_hash(items, digests),
+            layout=layout,
+            range=values_range,
             offset=list(map(float, offset)),
             scale=list(map(float, scale)),
             dtype="float64" if items.dtype == np.float64 else "float32",
@@ -214,38 +237,55 @@ def _require_usable(raw: RawData, config: DataConfig) -> None:
         )
 
 
-def _canonical(items: Array, source: str, dtype: Numbers | None) -> Array:
-    """Bring an array to uint8 (N, H, W, C) or floats (N, [T,] D), or say why it cannot be."""
+def _canonical(
+    items: Array, is_array: bool, config: DataConfig, card: DataCard | None
+) -> tuple[Array, Layout | None, str | None]:
+    """Bring an array to uint8 (N, H, W, C) or floats (N, [T,] D), or say why it cannot be.
+
+    Returns:
+        The items; the layout of an array file of images or sequences; and the range of its images.
+    """
+    source = config.source
     if items.dtype == object or items.dtype.kind not in "uif":
         raise DataError(f"{source}: holds {items.dtype}, not numbers; save one plain array")
     if items.ndim not in (2, 3, 4):
         raise DataError(
-            f"{source}: has shape {items.shape}; bring images (N,H,W[,C]), vectors (N,D) or "
-            "sequences (N,T,D)"
+            f"{source}: has shape {items.shape}; bring images (N,H,W[,C]) or (N,C,H,W), vectors "
+            "(N,D) or sequences (N,T,D); volumes are not trained on"
         )
     if items.size == 0:
         raise DataError(f"{source}: is empty (shape {items.shape}); bring data")
-    if items.ndim == 2 or (items.ndim == 3 and items.dtype.kind == "f"):
-        with np.errstate(over="ignore"):
-            # Adding zero makes -0.0 into 0.0: equal items must have equal hashes.
-            vectors = np.ascontiguousarray(items, np.float32) + np.float32(0)
-        bad = ~np.isfinite(vectors).all(axis=tuple(range(1, items.ndim)))
-        if bad.any():
-            raise DataError(
-                f"{source}: {bad.sum()} of {len(items)} items hold NaN, infinite or too large "
-                f"values (the first is item {bad.argmax()}); remove or repair them"
-            )
-        if dtype == "float32" or (dtype is None and _holds(vectors, items)):
-            return vectors
-        return np.ascontiguousarray(items, np.float64) + 0
-    if items.dtype != np.uint8:
-        raise DataError(
-            f"{source}: images must be uint8 (0 to 255), not {items.dtype}; convert them"
-        )
-    if items.ndim == 3:
+    layout = find_layout(items, config, card) if is_array and items.ndim > 2 else None
+    if layout is not None:
+        items = arranged(items, layout)
+    elif items.ndim == 3 and items.dtype == np.uint8:
         items = items[..., None]
+    if items.dtype != np.uint8 or items.ndim < 4:
+        items = _numbers(items, source, None if card is None else card.dtype)
+    values_range = None
+    if items.ndim == 4:
+        items, values_range = in_units(items, config, card)
+    elif config.range is not None:
+        raise DataError(f"{source}: data.range is for images; leave it out (null)")
     # A memory map stays one, which a copy would not.
-    return items if items.flags.c_contiguous else np.ascontiguousarray(items)
+    items = items if items.flags.c_contiguous else np.ascontiguousarray(items)
+    return items, layout, values_range
+
+
+def _numbers(items: Array, source: str, dtype: Numbers | None) -> Array:
+    """Bring finite numbers to float32, or to float64 where float32 loses what varies in them."""
+    with np.errstate(over="ignore"):
+        # Adding zero makes -0.0 into 0.0: equal items must have equal hashes.
+        rounded = np.ascontiguousarray(items, np.float32) + np.float32(0)
+    bad = ~np.isfinite(rounded).all(axis=tuple(range(1, items.ndim)))
+    if bad.any():
+        raise DataError(
+            f"{source}: {bad.sum()} of {len(items)} items hold NaN, infinite or too large "
+            f"values (the first is item {bad.argmax()}); remove or repair them"
+        )
+    if dtype == "float32" or (dtype is None and _holds(rounded, items)):
+        return rounded
+    return np.ascontiguousarray(items, np.float64) + 0
 
 
 def _holds(rounded: Array, items: Array) -> bool:
@@ -277,11 +317,6 @@ def _resized(items: Array, config: DataConfig) -> Array:
     if items.ndim != 4:
         raise DataError(
             f"{config.source}: data.size is for images; say null, or take a preset without it"
-        )
-    if items.shape[3] not in MODES:
-        raise DataError(
-            f"{config.source}: images of {items.shape[3]} channels cannot be resized; leave "
-            "data.size out (null)"
         )
     return np.stack([fit(image, size, size) for image in items])
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from models.networks import size_problem
 from models.tables import TableSchema
 from training.data.dataset import Dataset
 from training.data.digests import digest_order
@@ -123,17 +124,15 @@ def _class_problems(counts: Array, classes: list[str]) -> list[str]:
 
 
 def _image_problems(data: Dataset) -> list[str]:
-    lines = []
-    height, width = data.card.shape[1:]
-    if not 8 <= min(height, width) <= max(height, width) <= 128:
-        lines.append(f"images are {width}x{height}: networks take sides of 8 to 128; set data.size")
+    problem = size_problem(*data.card.shape[1:])
+    lines = [problem] if problem else []
     blank = brightest = 0
     for first in range(0, len(data.items), AT_ONCE):
         images = data.items[first : first + AT_ONCE]
         blank += int((images == images[:, :1, :1]).all(axis=(1, 2, 3)).sum())
         brightest = max(brightest, int(images.max()))
         release(data.items)
-    if brightest < DARK:
+    if brightest < DARK and data.scaling.is_uint8:
         lines.append(
             f"no pixel is brighter than {brightest} of 255: images of 16 bits that use few of them "
             "must be brought to the whole range first"

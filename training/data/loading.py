@@ -12,7 +12,7 @@ from models.errors import DataError
 from models.record import DataCard
 from training.data.builtin import BUILT_IN
 from training.data.raw import RawData
-from training.data.sources.arrays import ARRAYS, load_array
+from training.data.sources.arrays import ARRAYS, HDF5, ZARR, load_array, load_hdf5, load_zarr
 from training.data.sources.files import ARCHIVES, Location, locate
 from training.data.sources.images import load_images
 from training.data.sources.tables import TABLES, load_table
@@ -20,10 +20,13 @@ from training.data.sources.tables import TABLES, load_table
 Reader = Callable[[Location, DataConfig], RawData]
 READERS: dict[str, Reader] = {
     **dict.fromkeys(ARRAYS, load_array),
+    **dict.fromkeys(HDF5, load_hdf5),
+    **dict.fromkeys(ZARR, load_zarr),
     **dict.fromkeys(TABLES, load_table),
     **dict.fromkeys(ARCHIVES, load_images),
 }
-"""The reader of each kind of file, by the suffix of its name. A folder is read for its images."""
+"""The reader of each kind of file, by the suffix of its name. A folder is read for its images,
+unless it is a Zarr store."""
 
 
 def read_source(config: DataConfig, card: DataCard | None = None) -> RawData:
@@ -45,7 +48,8 @@ def read_source(config: DataConfig, card: DataCard | None = None) -> RawData:
         raise DataError(
             f"{source}: no such file or folder, nor a built-in data set ({', '.join(BUILT_IN)})"
         )
-    reader = load_images if kind == "folder" else READERS.get(location.suffix)
+    is_images = kind == "folder" and location.suffix not in ZARR
+    reader = load_images if is_images else READERS.get(location.suffix)
     if reader is None:
         raise DataError(f"{source}: not a kind of file that is read: {', '.join(READERS)}")
     if reader is load_table:

@@ -53,5 +53,7 @@ class RawData(NamedTuple):
     """True if this product wrote all items, which are then no data to train on."""
     notes: tuple[str, ...] = ()
     """One line for each thing that the user should know of the data."""
+    is_array: bool = False
+    """The items are an array file's, whose axes and values are still to be understood."""
     autocovariance: Array | None = None
     """``(T, D)``, by lag, of sequences from a known stationary process."""

@@ -79,7 +79,7 @@ def judge(
 
     def points(items: Array) -> Array:
         if extractor:
-            return extractor(items)
+            return extractor(model.scaling.to_levels(items))
         return model.scaling.to_model(torch.from_numpy(items)).double().numpy()
 
     heldout = points(data.sample(n, heldout=True))

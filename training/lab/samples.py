@@ -12,6 +12,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from models.errors import DataError
+from models.networks import size_problem
 from training.judging.metrics import wasserstein_1
 
 Array = np.ndarray
@@ -88,7 +89,7 @@ class Units:
     @property
     def _is_image(self) -> bool:
         sides = self.item[:2]
-        return len(self.item) > 1 and all(8 <= side <= 128 for side in sides)
+        return len(self.item) > 1 and size_problem(*sides) is None
 
     def gradient(self, critic: nn.Module, points: Array) -> Array:
         """Find a critic's gradient at points in the samples' own form, float32 of that form.

@@ -45,6 +45,7 @@ def data_picture(data: Dataset) -> bytes:
             np.resize(indices, IMAGES_IN_ROW) for indices in by_class if len(indices)
         ]
         images, columns = data.items_at(np.concatenate(rows_of_classes)), IMAGES_IN_ROW
+    images = data.scaling.to_levels(images)
     if images.shape[3] not in MODES:
         images = images[..., :1]
     factor = max(1, LEGIBLE_SIDE // max(images.shape[1:3]))
@@ -83,6 +84,7 @@ def samples_picture(model: Model, data: Dataset, heldout: Array) -> bytes:
         names = model.run.data.trained_classes[:MAX_CLASSES] if model.classes else []
         by_class = [model.sample(seed, len(names), model.label(name)) for name in names]
         samples = np.concatenate(by_class) if names else model.sample(seed, MAX_IMAGES)
+        samples = model.scaling.to_levels(samples)
         if model.shape[0] not in MODES:  # more channels than a picture has: show the first
             samples = samples[..., :1]
         return encode(samples, "png")

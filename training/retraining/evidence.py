@@ -199,21 +199,31 @@ class Evidence:
         The challenger's own units follow from the new data, and one outlier there can make every
         distance small.
         """
-        if self.extractor:
-            return self.extractor(items)
         if self.schema is not None:
             return decided(items, self.schema).astype(np.float64)
         champion = self.champion.model if self.champion else self.challenger
-        alike = champion.shape == self.challenger.shape
+        alike = have_one_form(champion, self.challenger)
         scaling = champion.scaling if alike else self.challenger.scaling
+        if self.extractor:
+            return self.extractor(scaling.to_levels(items))
         return scaling.to_model(torch.from_numpy(items)).double().flatten(1).numpy()
 
 
 def make_the_same(one: Model, other: Model) -> bool:
-    """True if samples of two models compare: items of one shape, or rows of the same columns."""
+    """True if samples of two models compare: items of one form, or rows of the same columns."""
     if one.table is None or other.table is None:
-        return one.shape == other.shape
+        return have_one_form(one, other)
     return not different_columns(one.table, other.table)
+
+
+def have_one_form(one: Model, other: Model) -> bool:
+    """True if items of two models have one shape and, if they are images of floats, one range."""
+    if one.shape != other.shape:
+        return False
+    if len(one.shape) != 3:
+        return True
+    first, second = (None if m.scaling.is_uint8 else m.run.data.range for m in (one, other))
+    return first == second
 
 
 def different_columns(one: TableSchema, other: TableSchema) -> list[str]:

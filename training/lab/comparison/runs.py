@@ -174,7 +174,8 @@ def headline(
     if data.card.table is not None:
         points, samples = (comparable_codes(x, data.card.table) for x in (real, fake.numpy()))
     elif extractor is not None:
-        points, samples = extractor(real), extractor(data.scaling.to_data(fake).numpy())
+        made = data.scaling.to_data(fake).numpy()
+        points, samples = (extractor(data.scaling.to_levels(x)) for x in (real, made))
     else:
         points = data.scaling.to_model(torch.from_numpy(real)).flatten(1).double().numpy()
         samples = fake.flatten(1).double().numpy()

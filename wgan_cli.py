@@ -8,6 +8,7 @@ what trains.
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -18,13 +19,19 @@ from typer.main import get_command, get_group
 
 from models import __version__
 from models.command_line import (
+    EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_MISTAKE,
     EXIT_SIGINT,
     complain,
+    drop_output,
     new_app,
+    prepare_output,
 )
 from models.errors import UnreachableError, UserError, needs, suggestion
+from models.os_errors import in_words
+from models.redaction import redact_logs
+from models.registry_errors import is_of_this_machine
 
 COMMANDS = {
     "train": "training.commands",
@@ -119,21 +126,38 @@ def wgan(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
+    Whatever a user or this machine causes is told in one line; a traceback is a fault of ours.
+
     Args:
         arguments: without the program's name; by default those of this process.
     """
+    prepare_output()
+    redact_logs()
     arguments = sys.argv[1:] if arguments is None else arguments
     name = next((word for word in arguments if not word.startswith("-")), "")
     extra = EXTRAS[COMMANDS.get(name, "models").partition(".")[0]]
     try:
         with needs(extra):
             code = get_command(app).main(arguments, prog_name="wgan", standalone_mode=False)
+        sys.stdout.flush()  # while a full disk can still be told
     except UserError as error:
         complain(f"error: {' '.join(str(error).split())}")
         return EXIT_INTERRUPTED if isinstance(error, UnreachableError) else EXIT_MISTAKE
     except TyperException as error:  # a command line that cannot be understood
         complain(f"error: {_in_one_line(error)}")
         return EXIT_MISTAKE
+    except KeyboardInterrupt:  # before Typer is at work
+        code = EXIT_SIGINT
+    except (OSError, MemoryError) as error:
+        drop_output()
+        if not isinstance(error, BrokenPipeError):  # whoever read the output has read enough
+            complain(f"error: {' '.join(in_words(error).split())}")
+        passes = isinstance(error, MemoryError) or is_of_this_machine(error)
+        return EXIT_FAILED if passes else EXIT_MISTAKE
+    except Exception:
+        complain(traceback.format_exc().rstrip())
+        complain("error: this is a fault of wgan-foundry; please report it with the lines above")
+        return EXIT_FAILED
     if code == EXIT_SIGINT:  # Typer turns Ctrl-C into this code
         complain("interrupted")
     return int(code or 0)

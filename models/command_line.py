@@ -7,7 +7,9 @@ when it runs, so that `wgan --help` is quick.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from models.errors import UserError
+from models.redaction import redacted
 
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
@@ -56,8 +59,27 @@ def example(command: str) -> str:
 
 
 def complain(line: str) -> None:
-    """Print a line to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """Print a line to stderr, without the secrets in it."""
+    with contextlib.suppress(OSError):  # nobody reads it; the exit code tells
+        print(redacted(line), file=sys.stderr, flush=True)
+
+
+def prepare_output() -> None:
+    """Let stdout and stderr take any text, where one is closed or its encoding is poor too."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_output() -> None:
+    """Drop what stdout still holds if it cannot be written, lest Python tries again at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def assignments(texts: list[str] | None) -> dict[str, Any]:
@@ -79,7 +101,7 @@ def value(text: str) -> Any:
     """Read a setting: JSON, or else plain text."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -88,13 +110,18 @@ class StopNow(BaseException):
 
 
 class StopRequest:
-    """Turns the first SIGTERM or SIGINT into a request; a second one ends the process at once."""
+    """Turns the first SIGTERM, SIGINT or SIGHUP into a request; a second one ends the process.
+
+    SIGHUP tells that the terminal is gone, unless `nohup` has us ignore it.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self._raises = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._request)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._request)
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def __call__(self) -> bool:
         """Return True if a stop was requested; pass the object as ``stop_requested``."""
@@ -114,5 +141,8 @@ class StopRequest:
     def _request(self, number: int, frame: object) -> None:
         self.requested = True
         signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGHUP:  # what is written there now would be an error
+            for terminal in self._terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
         if self._raises:
             raise StopNow

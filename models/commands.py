@@ -243,13 +243,14 @@ def _content(path: Path) -> bytes:
 def list_models(as_json: JsonOption = False) -> None:
     """List the registry's versions."""
     from models import registry
+    from models.progress import say
 
     rows = registry.versions()
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     if not rows:
-        print(f"no models in {registry.tracking_uri()}; `wgan train` registers one")
+        say(f"no models in {registry.tracking_uri()}; `wgan train` registers one")
     for row in rows:
         aliases = " ".join(f"@{alias}" for alias in row["aliases"])
         tags = row["tags"]

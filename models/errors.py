@@ -8,9 +8,17 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from models.redaction import redacted
+
 
 class UserError(Exception):
-    """A mistake in a configuration, in data or in a file: command-line exit code 2."""
+    """A mistake in a configuration, in data or in a file: command-line exit code 2.
+
+    Its message holds no secrets: see `models.redaction`.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(redacted(str(message)))
 
 
 class ConfigError(UserError):

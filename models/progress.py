@@ -14,6 +14,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from models.redaction import redacted
+
 T = TypeVar("T")
 
 
@@ -57,9 +59,9 @@ def phase(what: str) -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """Print a line for people at once; bars on the terminal step aside for it."""
+    """Print a line for people at once, without secrets; bars on the terminal step aside for it."""
     with tqdm.external_write_mode():
-        print(line, flush=True)
+        print(redacted(line), flush=True)
 
 
 def silent(line: object) -> None:

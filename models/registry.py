@@ -18,7 +18,7 @@ from models import promotions
 from models.errors import AbsentError, RegistryError
 from models.registry_errors import failure
 from models.secret_files import read_secret_files
-from models.tracking_server import require_supported
+from models.tracking_server import require_supported, take_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,8 +57,9 @@ def client() -> MlflowClient:
     """Connect to the tracking server or database; see `require_supported`.
 
     Raises:
-        RegistryError: a file with a secret for the server cannot be read.
+        RegistryError: a file with a secret for the server cannot be read, or its address is no URL.
     """
+    take_credentials()
     read_secret_files()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -70,6 +71,14 @@ def client() -> MlflowClient:
 
     require_supported(tracking_uri())
     return MlflowClient(tracking_uri())
+
+
+def user() -> str:
+    """The user's name; of one that has none, as in containers, the number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13 on
+        return f"uid {os.getuid()}"
 
 
 def is_reference(model: str) -> bool:
@@ -134,7 +143,7 @@ def register(name: str, run_id: str, artifact_uri: str, tags: dict[str, str]) ->
         except MlflowException as error:
             # Another process may have created it meanwhile.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise failure(_message(name, error), error) from error
+                raise failure(_message(name, error), error) from None
     created = _ask(name, lambda c: c.create_model_version(name, artifact_uri, run_id, tags=tags))
     return str(created.version)
 
@@ -273,7 +282,7 @@ def _set_champion(name: str, version: str, action: str, why: str, check: Check) 
         check(before, version)
     change = {
         "action": action,
-        "who": getpass.getuser(),
+        "who": user(),
         "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "why": why,
         "from": before,
@@ -389,9 +398,10 @@ def _ask(what: str, question: Any) -> Any:
 
     try:
         return question(client())
-    # The errors of requests are OSErrors; SQLAlchemy raises its own for a database.
-    except (MlflowException, OSError, SQLAlchemyError) as error:
-        raise failure(_message(what, error), error) from error
+    # The errors of requests are OSErrors; SQLAlchemy raises its own for a database, and imports
+    # what speaks to it.
+    except (MlflowException, OSError, SQLAlchemyError, ImportError) as error:
+        raise failure(_message(what, error), error) from None  # it may show secrets
 
 
 def _message(what: str, error: Exception) -> str:

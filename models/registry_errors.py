@@ -33,6 +33,7 @@ def failure(message: str, error: Exception) -> RegistryError:
     """The error of ours for one of the registry's, of its storage or of this machine.
 
     MLflow keeps nothing of the causes of a failure of this machine, such as a full disk, but texts.
+    Raise it ``from None``: a traceback would show what the registry said, secrets too.
 
     Args:
         message: in one line, with what ``error`` says.

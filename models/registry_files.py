@@ -43,7 +43,7 @@ def download(model: str, folder: Path, files: Collection[str] | None = None) -> 
             download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri())
         )
     except Exception as error:  # each kind of storage behind the registry raises its own
-        raise failure(f"{model}: cannot fetch {uri}: {error}", error) from error
+        raise failure(f"{model}: cannot fetch {uri}: {error}", error) from None
 
 
 def require_files(model: str) -> None:
@@ -60,7 +60,7 @@ def require_files(model: str) -> None:
     try:
         _names(_storage(uri))
     except Exception as error:  # each kind of storage behind the registry raises its own
-        raise failure(f"{model}: cannot list {uri}: {error}", error) from error
+        raise failure(f"{model}: cannot list {uri}: {error}", error) from None
 
 
 def upload(model: str, file: Path) -> None:
@@ -73,7 +73,7 @@ def upload(model: str, file: Path) -> None:
     try:
         _storage(uri).log_artifact(str(file))  # type: ignore[no-untyped-call]
     except Exception as error:  # each kind of storage behind the registry raises its own
-        raise failure(f"{model}: cannot store {file.name}: {error}", error) from error
+        raise failure(f"{model}: cannot store {file.name}: {error}", error) from None
 
 
 def _names(storage: ArtifactRepository) -> set[str]:

@@ -1,15 +1,37 @@
-"""The MLflow server behind the registry: whether its version is one that the client can use."""
+"""The MLflow server behind the registry: its credentials, and whether its version can be used."""
 
 from __future__ import annotations
 
+import os
 import re
+from urllib.parse import unquote, urlsplit
 
-from models.errors import UnsupportedServerError
+from models.errors import RegistryError, UnsupportedServerError
 
 OLDEST = (3, 0)
 """Servers of version 2 take what the client of version 3 writes and do not give it back."""
 known: set[str] = set()
 """Servers that have told that they are new enough, or that they tell no version."""
+
+
+def take_credentials() -> None:
+    """Move the name and the password in the server's address to the variables that MLflow reads.
+
+    MLflow shows its address in messages, and at the end of each run.
+
+    Raises:
+        RegistryError: the address is no URL.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise RegistryError(f"MLFLOW_TRACKING_URI={uri}: is no URL ({error})") from None
+    if parts.scheme in ("http", "https") and parts.username and parts.password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+        address = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+        os.environ["MLFLOW_TRACKING_URI"] = address.geturl()
 
 
 def require_supported(uri: str) -> None:

@@ -391,7 +391,8 @@ class Client:
         try:
             response = self._http.request(method, path, **content)
         except httpx.TransportError as error:
-            raise UnreachableError(f"{self.base_url}: {error or type(error).__name__}") from error
+            address = str(self._http.base_url.copy_with(userinfo=b"")).rstrip("/")
+            raise UnreachableError(f"{address}: {error or type(error).__name__}") from error
         if response.is_success:
             return response
         raise _error(response)

@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models import registry
 from models.errors import ConfigError
+from models.redaction import redacted
 from service import sources
 
 MIN_DRIFT_WINDOW = 50
@@ -380,7 +381,7 @@ def _complaint(error: ErrorDetails) -> str:
         return str(error["ctx"]["error"])
     name = str(error["loc"][0])
     field = public_fields()[name]
-    text = str(error["input"])
+    text = redacted(str(error["input"]))  # before it is cut
     shown = text if text.isprintable() else ascii(text)
     shown = shown if len(shown) <= MAX_SHOWN else shown[:MAX_SHOWN] + "..."
     if error["type"] == "value_error":

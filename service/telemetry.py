@@ -17,6 +17,7 @@ from typing import Any
 from opentelemetry import propagate, trace
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from models.redaction import redact_logs
 from service.exchange import Exchange, client_address, exchange_of
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -54,12 +55,12 @@ class JsonFormatter(logging.Formatter):
             entry["span_id"] = trace.format_span_id(span.span_id)
         entry |= getattr(record, "fields", {})
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            entry["exception"] = record.exc_text or self.formatException(record.exc_info)
         return json.dumps(entry)
 
 
 def log_as_json() -> None:
-    """Format all lines of BentoML's processes, ours included, as JSON.
+    """Format all lines of BentoML's processes, ours included, as JSON, without the secrets in them.
 
     Facts that the lines do not show are not collected (the logging HOWTO, "Optimization").
     """
@@ -67,6 +68,7 @@ def log_as_json() -> None:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.logAsyncioTasks = False  # type: ignore[attr-defined] # not in its types
     logging.getLogger("wgan").setLevel(logging.INFO)
+    redact_logs(but=log.name)
     for name in ("", "bentoml", "uvicorn.error", "circus"):
         for handler in logging.getLogger(name).handlers:
             if handler.get_name() == BENTOML_HANDLER:

@@ -7,6 +7,7 @@ import pytest
 
 MODELS = Path(__file__).parent.parent / "models"
 ORDER = [
+    "redaction",
     "errors",
     "durable",
     "remote",
@@ -37,6 +38,7 @@ ORDER = [
     "promotions",
     "registry_errors",
     "outputs",
+    "os_errors",
     "tracking_server",
     "secret_files",
     "registry",

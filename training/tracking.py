@@ -91,7 +91,7 @@ def track_and_register(
             f"MLflow at {registry.tracking_uri()} failed ({getattr(error, 'message', error)}); the "
             f"artifact is safe in {artifact_folder}: {again}",
             error,
-        ) from error
+        ) from None
 
 
 def _end(api: MlflowClient, run_id: str) -> None:
@@ -207,7 +207,7 @@ def _store(api: MlflowClient, run_id: str, what: Path, under: str | None = None)
         else:
             api.log_artifact(run_id, str(what), under)
     except Exception as error:  # each kind of storage has errors of its own
-        raise failure(f"cannot store {what.name}: {error}", error) from error
+        raise failure(f"cannot store {what.name}: {error}", error) from None
 
 
 def _experiment() -> str:

@@ -7,7 +7,6 @@ attempt finds the last one's checkpoint, artifact and decision there.
 from __future__ import annotations
 
 import contextlib
-import getpass
 import shutil
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from models.errors import (
     UnreachableError,
 )
 from models.outputs import lease, require_file
+from models.redaction import redacted
 from models.registry_errors import is_of_this_machine
 from models.registry_files import require_files
 from models.signing import configured_key, sign_version
@@ -102,7 +102,7 @@ def retrain(
             cycle = begin(settings, config, say, stop_requested, workers)
             outcome = _run(cycle, holder, report, workers)
     except Exception as error:
-        outcome = end(Outcome(kind_of(error), " ".join(str(error).split())))
+        outcome = end(Outcome(kind_of(error), redacted(" ".join(str(error).split()))))
         known = isinstance(error, Interrupted | RegistryError | UnreachableError)
         if outcome.kind == "mistake" or not (known or is_of_this_machine(error)):
             raise
@@ -289,7 +289,7 @@ def _decide(cycle: Cycle, version: str, device: torch.device) -> Decision:
         model=name,
         outcome="rejected" if failed else "promoted",
         reason=reason,
-        who=getpass.getuser(),
+        who=registry.user(),
         when=now(),
         key=cycle.key,
         challenger=version,

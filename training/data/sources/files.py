@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from models.durable import put
 from models.errors import DataError
+from models.redaction import holds_credentials
 from models.remote import fault
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -73,10 +73,11 @@ def locate(source: str) -> Location:
     """
     if "://" not in source:
         return Location(source, os.path.abspath(source), None)
-    if urlsplit(source).password:
+    if holds_credentials(source):
         raise DataError(
-            "data.source: a URL with a password would be written into the run; give credentials "
-            "by the environment (for s3://: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+            f"data.source: {source}: a password or signature in it would be written into the run; "
+            "give credentials by the environment (for s3://: AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY), or fetch the file yourself"
         )
     import fsspec
     from fsspec.implementations.local import LocalFileSystem

@@ -21,7 +21,7 @@ SHORTEST = 4
 """Characters of a value of the environment below which it is taken for no secret: it would hide
 parts of any text."""
 SECRET_NAME = (
-    r"(?:password|passwd|secret|token|signature|credentials?|sig|api_?keys?|(?:access|account)_?"
+    r"(?:password|passwd|secret|token|signature|credential|sig|api_?keys?|(?:access|account)_?"
     r"key(?:_?id)?|connection_string|otlp_(?:\w+_)?headers)"
 )
 """Pattern of how names of variables and of a URL's parameters end whose values are secret."""

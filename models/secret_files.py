@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from models.errors import MachineError, RegistryError
+from models.os_errors import require_end
 from models.registry_errors import is_of_this_machine
 
 SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -28,7 +29,7 @@ def read_secret_files() -> None:
         if not path:
             continue
         try:
-            secret = Path(path).read_text().strip()
+            secret = require_end(Path(path)).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             kind = MachineError if is_of_this_machine(error) else RegistryError

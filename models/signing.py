@@ -17,6 +17,7 @@ from models import registry, registry_files
 from models.artifact import CARD, FETCHED, SIGNATURE, SUMS, TRAINING_STATE, verify
 from models.durable import put
 from models.errors import ArtifactError, ConfigError, MachineError, UserError, needs
+from models.os_errors import require_end
 from models.registry_errors import is_of_this_machine
 
 if TYPE_CHECKING:
@@ -117,7 +118,9 @@ def read_keys(path: Path) -> dict[str, verifying.Config]:
         if file.name.startswith("."):  # such as ..data, which Kubernetes makes
             continue
         try:
-            keys[file.name] = verifying.Config().use_elliptic_key_verifier(public_key=file)
+            keys[file.name] = verifying.Config().use_elliptic_key_verifier(
+                public_key=require_end(file)
+            )
         except OSError as error:
             raise _unreadable(file, error) from None
         except Exception:  # the library has no error of its own
@@ -190,7 +193,7 @@ def _signer(key: Path) -> signing.Config:
     from model_signing import signing
 
     try:
-        signer = signing.Config().use_elliptic_key_signer(private_key=key)
+        signer = signing.Config().use_elliptic_key_signer(private_key=require_end(key))
     except OSError as error:
         raise ConfigError(f"{key}: cannot be read ({error.strerror})") from None
     except Exception:  # the library has no error of its own

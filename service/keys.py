@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.errors import ConfigError, MachineError
+from models.os_errors import require_end
 from models.registry_errors import is_of_this_machine
 from service.reread import Reread
 
@@ -50,7 +51,8 @@ def read_keys(path: Path) -> list[Key]:
         MachineError: it cannot be read for want of open files, or the like.
     """
     try:
-        lines = path.read_text("utf-8-sig").splitlines()  # editors on Windows begin with a mark
+        # Editors on Windows begin with a mark.
+        lines = require_end(path).read_text("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         kind = MachineError if is_of_this_machine(error) else ConfigError
         raise kind(f"{VARIABLE}: {path} cannot be read ({error})") from None

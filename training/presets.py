@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from models.config import Config, constraint_class, parse_config
 from models.errors import ConfigError
 from models.networks.settings import ARCHITECTURES
+from models.os_errors import require_end
 from models.record import DataCard
 from training.data.sources.files import Location
 
@@ -370,7 +371,7 @@ def _read_yaml(key: str, path: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return yaml.safe_load(require_end(Path(path)).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         reason = str(error).replace("\n", " ")
         raise ConfigError(f"{key}: {path} cannot be read as YAML: {reason}") from None

@@ -44,7 +44,8 @@ def retrain(
         settings.build()
         workers = join_workers(device)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # as torchrun numbers the processes
+        # As torchrun numbers the processes; and a pipe cannot be read again.
+        if os.environ.get("RANK", "0") == "0" and os.path.isfile(config):
             publish_mistake(config, error, say)
         raise
     say = say if workers.is_main else silent

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.config import Config, faults_in_words, flatten
 from models.errors import ConfigError
+from models.os_errors import require_end
 from training.presets import build_config
 from training.retraining.gates import GatesConfig
 
@@ -98,8 +99,8 @@ def who_is_told(path: Path) -> tuple[RetrainConfig, str]:
 
 def _read_values(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = yaml.safe_load(require_end(path).read_text())  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds no settings; write at least preset and folder")

@@ -120,11 +120,13 @@ def test_a_model_makes_as_many_samples_as_the_other_side_has(tmp_path: Path) -> 
     resizing = make_artifact(tmp_path / "resized", "image", data={"source": "x", "size": 8})
     (tmp_path / "photos").mkdir()
     for i in range(60):
-        photo = np.full((16, 12, 3), i, np.uint8)
+        photo = np.full((16, 12, 3), (i, 0, 255), np.uint8)
         (tmp_path / "photos" / f"{i}.png").write_bytes(encode_png(photo))
+    (tmp_path / "photos" / "notes.txt").write_text("of photos\n")
     sets = read(resizing, tmp_path / "photos")
     assert sets.b.shape == (60, 8, 8, 1)
     assert "all are made grey to be compared" in sets.said
+    assert sets.said[1].endswith("photos; not read: 1 .txt")
 
 
 def test_a_table_s_model_and_rows_meet_in_the_model_s_columns(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +115,17 @@ def is_model(source: str) -> bool:
 
 def _read(source: str, config: DataConfig, guide: Model | None) -> Side:
     """Read data, as those of a model were read where there is one."""
-    schema = None
+    card = None
     if guide is not None:
         told = {name: getattr(config, name) for name in config.model_fields_set}
-        config, schema = guide.run.config.data.model_copy(update=told), guide.table
+        config, card = guide.run.config.data.model_copy(update=told), guide.run.data
     config = config.model_copy(update={"source": source})
     items = _columns(source)
-    problems: Sequence[str] = ()
+    problems, notes = tuple[str, ...](), tuple[str, ...]()
     if items is None:
-        raw = read_source(config, schema)
-        items, problems = (raw.items if raw.table is None else raw.table), raw.problems
+        raw = read_source(config, card)
+        items = raw.items if raw.table is None else raw.table
+        problems, notes = raw.problems, raw.notes
     said = f"{len(items)} {'rows' if isinstance(items, pa.Table) else 'items'} of {source}"
     if not isinstance(items, np.ndarray | pa.Table):  # a table that is not in memory
         chosen = np.random.default_rng(0).choice(len(items), min(len(items), MAX_ROWS), False)
@@ -138,7 +138,7 @@ def _read(source: str, config: DataConfig, guide: Model | None) -> Side:
             said += f", resized to {config.size}x{config.size} pixels"
     if problems:
         said += f"; {len(problems)} files could not be read, such as {problems[0]}"
-    return Side(source, said, items)
+    return Side(source, "; ".join([said, *notes]), items)
 
 
 def _columns(source: str) -> pa.Table | None:

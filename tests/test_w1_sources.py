@@ -196,3 +196,23 @@ def test_the_command_says_the_units_and_the_columns(
     assert sorted(found["columns"]) == ["grams", "kind = x", "kind = y"]
     assert found["units"] in said
     assert "grams" in page.read_text()
+
+
+def test_gradients_are_taken_at_points_of_the_sets_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name, first in (("a", 0), ("b", 100)):
+        np.save(f"{name}.npy", rng.integers(first, first + 100, (60, 8, 8), np.uint8))
+    np.save("x.npy", rng.integers(0, 200, (3, 8, 8), np.uint8))
+    command = "w1 a.npy b.npy --json w1.json --steps 5 --gradients-out g.npy --gradients-at".split()
+    assert wgan_cli.main([*command, "x.npy"]) == 0
+    found = np.load("g.npy")
+    assert found.shape == (3, 8, 8)
+    assert np.linalg.norm(found.reshape(3, -1), axis=1).max() == pytest.approx(1, abs=0.2)
+    pd.DataFrame({"height": [1.0]}).to_csv("x.csv", index=False)
+    np.save("other.npy", np.zeros((3, 9, 9), np.uint8))
+    for name in ("x.csv", "other.npy"):
+        assert wgan_cli.main([*command, name]) == 2
+        assert f"{name}: has items of " in capsys.readouterr().err

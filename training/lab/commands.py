@@ -163,8 +163,7 @@ def w1(
     import numpy as np
 
     from models.outputs import require_file, save
-    from training.data.loading import read_source
-    from training.lab.sets import load_sets
+    from training.lab.sets import load_sets, read_points
     from training.lab.w1 import estimate
     from training.lab.w1_page import w1_page
     from training.presets import build_config
@@ -177,8 +176,7 @@ def w1(
         sets = load_sets(a, b, config, samples, seed)
         points = None
         if gradients_at is not None:
-            at = config.model_copy(update={"source": str(gradients_at)})
-            points = read_source(at).items
+            points = read_points(str(gradients_at), config, sets)
     for line in sets.said:
         say(line)
     with phase("measuring W1"):
@@ -200,7 +198,8 @@ def w1(
     if out is not None:
         save(out, w1_page(found, sets.a, sets.b, _called(a), _called(b)))
     if points is not None and gradients_out is not None:
-        np.save(content := io.BytesIO(), gradient(points))
+        found_there = gradient(points.reshape(-1, *sets.a.shape[1:])).reshape(points.shape)
+        np.save(content := io.BytesIO(), found_there)
         save(gradients_out, content.getvalue())
     for caution in found["cautions"]:
         say(f"caution: {caution}")

@@ -141,6 +141,23 @@ def _read(source: str, config: DataConfig, guide: Model | None) -> Side:
     return Side(source, "; ".join([said, *notes]), items)
 
 
+def read_points(source: str, config: DataConfig, sets: Sets) -> Array:
+    """Read an array of points in the form of two sets; grey images may lack the axis of channels.
+
+    Raises:
+        DataError: it cannot be read, or has another form.
+    """
+    raw = read_source(config.model_copy(update={"source": source}))
+    item = sets.a.shape[1:]
+    if raw.table is not None or raw.items.shape[1:] not in (item, *[item[:-1]] * (item[-1] == 1)):
+        found = "columns" if raw.table is not None else f"shape {raw.items.shape[1:]}"
+        raise DataError(
+            f"{source}: has items of {found}; points are an array of A's and B's values, of shape "
+            f"{item} each"
+        )
+    return raw.items
+
+
 def _columns(source: str) -> pa.Table | None:
     """The rows of a .npz file with an array for each column, as `wgan sample` writes a table's."""
     if not source.lower().endswith(".npz") or not zipfile.is_zipfile(source):

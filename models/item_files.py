@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
 from models.errors import DataError, ShapeError, UserError
+from models.file_trees import LINKS, folder_files, is_litter, open_tar, shown
 from models.formats import read_items
 from models.model import Model
 from models.tables.files import read_npz
@@ -52,8 +53,8 @@ def read_files(
     """
     names, held, resized = list[str](), list[Array](), 0
     for path in paths:
-        skipped, count = list[str](), 0
-        for name, content in _files(path):
+        skipped, not_read, count = list[str](), Counter[str](), 0
+        for name, content in _files(path, not_read):
             try:
                 items = _read(model, name, content, say)
             except DataError as error:
@@ -76,6 +77,7 @@ def read_files(
             if len(names) >= AT_ONCE:
                 yield Batch(names, np.concatenate(held))
                 names, held = [], []
+        skipped += [f"{n} {what}" for what, n in not_read.items()]
         for line in skipped:
             say(f"left out: {line}")
         if not count:
@@ -86,40 +88,55 @@ def read_files(
         say(f"{resized} images were resized, as those in training were")
 
 
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
+def _files(path: Path, not_read: Counter[str]) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of each file that a path means, in sorted order but for a tar."""
-    if path.is_dir():
-        for folder, folders, files in os.walk(path):
-            folders.sort()
-            for name in sorted(filter(_is_visible, files)):
-                file = Path(folder, name)
-                yield str(file), file.read_bytes()
-        return
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                names = sorted(m.filename for m in archive.infolist() if not m.is_dir())
-                if not any(name.endswith(".npy") for name in names):  # that would be an .npz file
-                    for name in filter(_is_visible, names):
-                        with archive.open(name) as member:
-                            yield f"{path}/{name}", member.read(MAX_BYTES)
-                    return
+        if path.is_dir():
+            for name, file in sorted(folder_files(str(path), not_read)):
+                yield f"{path}/{name}", Path(file).read_bytes()
+        elif zipfile.is_zipfile(path) and not _is_npz(path):
+            yield from _zip_files(path)
         elif tarfile.is_tarfile(path):
-            with tarfile.open(path) as tar:
-                for part in tar:
-                    content = tar.extractfile(part) if _is_visible(part.name) else None
-                    if content is not None:
-                        yield f"{path}/{part.name}", content.read(MAX_BYTES)
-            return
+            yield from _tar_files(path, not_read)
+        else:
+            yield str(path), path.read_bytes()
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
         raise UserError(f"{path}: a broken archive ({error})") from None
-    yield str(path), path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
 
 
-def _is_visible(name: str) -> bool:
-    return not any(p.startswith(".") or p == "__MACOSX" for p in name.removeprefix("./").split("/"))
+def _is_npz(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(".npy") for name in archive.namelist())
+
+
+def _zip_files(path: Path) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted({m.filename for m in archive.infolist() if not m.is_dir()}):
+            if not is_litter(name):
+                with archive.open(name) as member:
+                    yield f"{path}/{name}", _whole(member, f"{path}/{name}")
+
+
+def _tar_files(path: Path, not_read: Counter[str]) -> Iterator[tuple[str, bytes]]:
+    with path.open("rb") as file, open_tar(file) as archive:
+        for member in archive:
+            name = shown(member.name.removeprefix("./"))
+            if member.issym() or member.islnk():
+                not_read[LINKS] += 1
+            elif member.isfile() and not is_litter(name):
+                content = cast(IO[bytes], archive.extractfile(member))
+                yield f"{path}/{name}", _whole(content, f"{path}/{name}")
+
+
+def _whole(file: IO[bytes], name: str) -> bytes:
+    content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:  # the part of a table that is read would pass for all of it
+        raise UserError(f"{name}: over {MAX_BYTES} bytes, too large to score from an archive")
+    return content
 
 
 def _read(model: Model, name: str, content: bytes, say: Callable[[str], None]) -> Any:
@@ -139,8 +156,8 @@ def _as_in_training(model: Model, items: Array, resize: bool) -> Array:
     channels, height, width = model.shape
     if images.ndim == 4 and images.shape[1:] != (height, width, channels):
         has_size = images.shape[1:3] == (height, width) or model.run.config.data.size is not None
-        colours = images.shape[3] - (images.shape[3] in (2, 4))  # without transparency
-        if resize or (has_size and colours in (1, channels)):
+        is_colour = images.shape[3] > 2 and (images[..., :3] != images[..., :1]).any()
+        if resize or (has_size and channels >= (3 if is_colour else 1)):
             return model.resized(images)
     return model.items(items)
 

@@ -232,7 +232,7 @@ def completions(words: str) -> list[str]:
 
 
 def test_the_shell_completes() -> None:
-    assert completions("wgan tr") == ["train"]
+    assert completions("wgan tra") == ["train", "train-detector"]
     assert "--constraint" in completions("wgan train --co")
     assert completions("wgan train --preset 8") == ["8gaussians"]
     assert completions("wgan w1 --constraint bj") == ["bjorck"]

@@ -218,6 +218,17 @@ def test_links_and_older_files_in_archives_are_counted(tmp_path: Path) -> None:
     assert found(data) == content(pixels)
 
 
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_a_tar_that_is_damaged_at_a_header_is_no_shorter_one(tmp_path: Path, kept: int) -> None:
+    path = to_tar(named(photos(200)), tmp_path / "set")
+    whole = path.read_bytes()
+    header = whole.index(b"150.png")
+    rest = b"x" + whole[header + 1 :] if kept < 0 else b""
+    path.write_bytes(whole[: header + max(kept, 0)] + rest)
+    with pytest.raises(DataError, match=r"set.tar: .*damaged or ends early"):
+        load(path)
+
+
 # A split in folders
 
 

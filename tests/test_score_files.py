@@ -1,6 +1,8 @@
 """What `wgan score` takes: files, folders, archives, and images as training read them."""
 
+import gzip
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -109,7 +111,11 @@ def test_channels_are_read_as_in_training(capsys: pytest.CaptureFixture[str]) ->
     items = np.concatenate([rgb.resized(image[None]) for image in (grey, clear)])
     found, _ = scored("run", "grey.png", "clear.png", capsys=capsys)
     np.testing.assert_array_equal(np.float32(found["scores"]), rgb.score(items))
-    model("image")
+    plain = model("image")
+    item = grey[:8, :8]
+    Path("stored.png").write_bytes(encode_png(np.repeat(item, 3, axis=2)))
+    found, _ = scored("run", "stored.png", capsys=capsys)
+    np.testing.assert_array_equal(np.float32(found["scores"]), plain.score(item[None]))
     Path("colour.png").write_bytes(encode_png(rng.integers(0, 256, (8, 8, 3), np.uint8)))
     assert "--resize" in refused("run", "colour.png", capsys=capsys)
 
@@ -135,3 +141,55 @@ def test_what_holds_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> No
     assert "absent: no such file or folder" in refused("run", "absent", capsys=capsys)
     np.save("objects.npy", np.array([{}, []], dtype=object), allow_pickle=True)
     assert "not plain numbers" in refused("run", "objects.npy", capsys=capsys)
+
+
+def test_links_in_folders_are_followed_and_what_is_passed_over_is_said(
+    images: Array, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = model().score(images)
+    Path("links").mkdir()
+    Path("links/photos").symlink_to(Path("photos").absolute())
+    Path("links/around").symlink_to(Path("links").absolute())
+    Path("links/gone.png").symlink_to("nowhere")
+    os.mkfifo("links/pipe")
+    Path("links/.hidden").mkdir()
+    Path("links/.hidden/0.png").write_bytes(Path("photos/0.png").read_bytes())
+    found, told = scored("run", "links", capsys=capsys)
+    assert found["items"] == [
+        f"links/photos/{'cats/' * (i > 2)}{i}.png" for i in (0, 1, 2, 3, 4, 5)
+    ]
+    np.testing.assert_array_equal(np.float32(found["scores"]), expected)
+    assert "left out: 1 links that lead nowhere" in told
+    assert "left out: 1 links to folders that are read already" in told
+
+
+def test_a_tar_with_links_is_read_and_a_damaged_one_refused(
+    images: Array, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model()
+    whole = gzip.decompress(Path("photos.tar.gz").read_bytes())
+    with tarfile.open("linked.tar", "w") as archive:
+        archive.add("photos/0.png")
+        link = tarfile.TarInfo("photos/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "absent.png"
+        archive.addfile(link)
+    found, told = scored("run", "linked.tar", capsys=capsys)
+    assert found["items"] == ["linked.tar/photos/0.png"]
+    assert "left out: 1 links in the archive" in told
+    second = whole.index(b"photos/cats/3.png")
+    Path("cut.tar").write_bytes(whole[:second])
+    Path("half.tar").write_bytes(whole[: second + 100])
+    Path("changed.tar").write_bytes(whole[: second + 150] + b"x" + whole[second + 151 :])
+    for name in ("cut.tar", "half.tar", "changed.tar"):
+        assert f"{name}: a broken archive (it is damaged" in refused("run", name, capsys=capsys)
+
+
+def test_a_large_file_in_an_archive_is_never_scored_in_part(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model("rows")
+    content = b"".join(write_rows([people(5)], "csv"))
+    with zipfile.ZipFile("rows.zip", "w") as archive:
+        archive.writestr("rows.csv", content)
+    monkeypatch.setattr("models.item_files.MAX_BYTES", len(content) - 10)
+    assert "rows.zip/rows.csv: over" in refused("run", "rows.zip", capsys=capsys)

@@ -206,7 +206,8 @@ def test_gradients_are_taken_at_points_of_the_sets_form(
     for name, first in (("a", 0), ("b", 100)):
         np.save(f"{name}.npy", rng.integers(first, first + 100, (60, 8, 8), np.uint8))
     np.save("x.npy", rng.integers(0, 200, (3, 8, 8), np.uint8))
-    command = "w1 a.npy b.npy --json w1.json --steps 5 --gradients-out g.npy --gradients-at".split()
+    command = ["w1", "a.npy", "b.npy", "--json", "w1.json", "--steps", "5"]
+    command += ["--gradients-out", "g.npy", "--gradients-at"]
     assert wgan_cli.main([*command, "x.npy"]) == 0
     found = np.load("g.npy")
     assert found.shape == (3, 8, 8)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import stat
-import tarfile
 import zipfile
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from models.artifact import RUN, SUMS
 from models.errors import DataError
+from models.file_trees import LINKS, folder_files, is_litter, open_tar, shown
 from training.data.sources.files import ARCHIVES, Location, reading
 from training.progress import track
 
@@ -24,8 +22,6 @@ IMAGES = (
     *(".gif", ".tif", ".tiff", ".bmp", ".avif"),
 )
 """Endings of the names of files that are decoded."""
-LITTER = ("__MACOSX", "Thumbs.db", "desktop.ini")
-"""What systems leave in folders and archives, besides hidden files; nobody misses it."""
 MAX_FILE_BYTES = 2**26
 """Limit for one image file: a small archive may unpack to far more."""
 FETCHED_AT_ONCE = 64
@@ -96,9 +92,10 @@ def read_images(location: Location, not_read: Counter[str]) -> Iterator[tuple[st
         elif suffix in ARCHIVES:
             yield from _tar_images(location, not_read)
         elif location.fs is None:
-            for name, path in sorted(_local_images(location.path, not_read)):
-                with Path(path).open("rb") as file:
-                    yield name, file.read(MAX_FILE_BYTES)
+            for name, path in sorted(folder_files(location.path, not_read)):
+                if is_image(name, not_read):
+                    with Path(path).open("rb") as file:
+                        yield name, file.read(MAX_FILE_BYTES)
         else:
             objects = _remote_images(location, not_read)
             names = list(objects)
@@ -111,39 +108,12 @@ def read_images(location: Location, not_read: Counter[str]) -> Iterator[tuple[st
 
 def is_image(name: str, not_read: Counter[str]) -> bool:
     """Tell an image by its suffix; of the other files, count those that somebody may miss."""
-    if any(part.startswith(".") or part in LITTER for part in name.split("/")):
+    if is_litter(name):
         return False
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in IMAGES:
         not_read[suffix or "without a suffix"] += 1
     return suffix in IMAGES
-
-
-def _local_images(root: str, not_read: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Yield the name and path of each image file; each folder is read once, at best by no link."""
-    folders, links = deque([(root, "")]), deque[tuple[str, str]]()
-    known = set[tuple[int, int]]()
-    while folders or links:
-        folder, below = folders.popleft() if folders else links.popleft()
-        found = os.stat(folder)
-        if (found.st_dev, found.st_ino) in known:
-            not_read["links to folders that are read already"] += 1
-            continue
-        known.add((found.st_dev, found.st_ino))
-        names = sorted(os.listdir(folder))
-        if {RUN, SUMS} <= set(names):
-            not_read["models that wgan wrote"] += 1
-            continue
-        for name in names:
-            path, shown = f"{folder}/{name}", below + _shown(name)
-            if os.path.isdir(path):
-                if not name.startswith(".") and name not in LITTER:
-                    (links if os.path.islink(path) else folders).append((path, f"{shown}/"))
-            elif os.path.isfile(path):
-                if is_image(shown, not_read):
-                    yield shown, path
-            elif os.path.islink(path):
-                not_read["links that lead nowhere"] += 1
 
 
 def _remote_images(location: Location, not_read: Counter[str]) -> dict[str, dict[str, Any]]:
@@ -162,7 +132,7 @@ def _zip_images(location: Location, not_read: Counter[str]) -> Iterator[tuple[st
             if member.is_dir() or name.endswith("/"):
                 continue
             if stat.S_ISLNK(member.external_attr >> 16):
-                not_read["links in the archive"] += 1
+                not_read[LINKS] += 1
             elif is_image(name, not_read):
                 try:
                     with archive.open(member) as content:
@@ -182,11 +152,11 @@ def _member_name(member: zipfile.ZipInfo, location: Location) -> str:
 
 
 def _tar_images(location: Location, not_read: Counter[str]) -> Iterator[tuple[str, bytes]]:
-    with location.open() as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+    with location.open() as file, open_tar(file) as archive:
         for member in archive:
-            name = _shown(_safe(member.name, location))
+            name = shown(_safe(member.name, location))
             if member.issym() or member.islnk():
-                not_read["links in the archive"] += 1
+                not_read[LINKS] += 1
             elif member.isfile() and is_image(name, not_read):
                 content = cast(IO[bytes], archive.extractfile(member))
                 yield name, content.read(MAX_FILE_BYTES)
@@ -198,8 +168,3 @@ def _safe(name: str, location: Location) -> str:
     if path.startswith("/") or ".." in path.split("/"):
         raise DataError(f"{location.source}: the member {name!r} leads out of the archive")
     return path
-
-
-def _shown(name: str) -> str:
-    r"""A file's name as text: bytes that are no UTF-8 become such as ``\xe9``."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

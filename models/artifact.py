@@ -88,19 +88,29 @@ def save_artifact(
 
 
 def save_with_detector(
-    artifact: Path, folder: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]
+    artifact: Path,
+    digest: str,
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str],
 ) -> None:
     """Write a copy of an artifact with a detector; see `save_artifact`.
 
     Args:
-        artifact: the verified artifact; of a detector or a signature that it has, nothing stays.
+        artifact: the artifact; of a detector or a signature that it has, nothing stays.
+        digest: of the artifact, when it was loaded.
         folder: the copy's folder.
         tensors: of the detector, by name.
         metadata: of the detector's file.
+
+    Raises:
+        ArtifactError: a file of the artifact is missing, or changed since.
     """
+    sums = _same_sums(artifact, digest, FILES)
     with _new_artifact(folder, (*FILES, DETECTOR)) as new:
         for name in FILES:
             shutil.copyfile(artifact / name, new / name)
+            _require(artifact / name, _sha256(new / name), sums[name])
         save_file(_plain(tensors), new / DETECTOR, metadata)
         (new / DETECTOR).chmod(0o644)
 
@@ -157,10 +167,7 @@ def load_artifact(
     sums, digest = _sums(folder, needed)
 
     def content(name: str) -> bytes:
-        """Read a file once: what is verified is what is loaded, though it may change meanwhile."""
-        data = (folder / name).read_bytes()
-        _require(folder / name, hashlib.sha256(data).hexdigest(), sums.pop(name))
-        return data
+        return _verified(folder / name, sums.pop(name))
 
     try:
         run = Run.model_validate_json(content(RUN))
@@ -186,6 +193,28 @@ def load_artifact(
         )
     run = without_false_guarantee(run)
     return Model(run, generator, critic, quantiles, digest, grid)
+
+
+def read_detector(folder: Path, digest: str) -> bytes | None:
+    """Read the file of an artifact's detector; None if the artifact has none.
+
+    Args:
+        folder: the artifact's folder.
+        digest: of the artifact, when it was loaded.
+
+    Raises:
+        ArtifactError: it is missing, or changed since.
+    """
+    sums = _same_sums(folder, digest, (DETECTOR,))
+    return _verified(folder / DETECTOR, sums[DETECTOR]) if DETECTOR in sums else None
+
+
+def _same_sums(folder: Path, digest: str, needed: Collection[str]) -> dict[str, str]:
+    """Read the checksums of an artifact that was loaded before; see `_sums`."""
+    sums, found = _sums(folder, needed)
+    if found != digest:
+        raise ArtifactError(f"{folder}: another artifact was put there meanwhile; try again")
+    return sums
 
 
 def _sums(folder: Path, needed: Collection[str]) -> tuple[dict[str, str], str]:
@@ -217,6 +246,13 @@ def _sums(folder: Path, needed: Collection[str]) -> tuple[dict[str, str], str]:
         raise ArtifactError(f"{folder / foreign[0]}: does not belong to an artifact; remove it")
     found = {name: expected[name] for name in names if (folder / name).is_file()}
     return found, hashlib.sha256(content).hexdigest()
+
+
+def _verified(path: Path, expected: str) -> bytes:
+    """Read a file once: what is verified is what is loaded, though it may change meanwhile."""
+    content = path.read_bytes()
+    _require(path, hashlib.sha256(content).hexdigest(), expected)
+    return content
 
 
 def _require(path: Path, found: str, expected: str) -> None:

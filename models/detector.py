@@ -8,16 +8,18 @@ G(E(x)) of that, which differs from x where x is unlike the data.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
-from models.artifact import DETECTOR, save_with_detector
+from models.artifact import DETECTOR, read_detector, save_with_detector
 from models.errors import ArtifactError, ShapeError
 from models.model import Model
 from models.networks import ARCHITECTURES, KINDS, Critic, CriticConfig, build_critic
@@ -164,7 +166,8 @@ class Detector:
         """Write a copy of the model's artifact with the detector to a folder."""
         tensors = {f"{ENCODER}{name}": t for name, t in self.encoder.state_dict().items()}
         tensors |= {CALIBRATION: torch.from_numpy(self.calibration), REFERENCE: self.reference}
-        save_with_detector(artifact, folder, tensors, {CARD: self.card.model_dump_json()})
+        card = {CARD: self.card.model_dump_json()}
+        save_with_detector(artifact, self.model.digest, folder, tensors, card)
 
     def blame(self, residuals: Array) -> dict[str, Array]:
         """Share of each column of a table in the residuals ``(N, width)`` of rows: ``(N,)``."""
@@ -226,26 +229,47 @@ def load_detector(folder: Path, model: Model) -> Detector | None:
     """Load the detector of an artifact; None if it has none.
 
     Args:
-        folder: the artifact's, from which the model was loaded: its checksums are verified.
+        folder: the artifact's, from which the model was loaded.
         model: on whose device the encoder goes.
 
     Raises:
-        ArtifactError: the detector does not fit the model.
+        ArtifactError: the detector is missing, has changed since the model was loaded, or does not
+            fit the model.
     """
-    file = folder / DETECTOR
-    if not file.exists():
+    content = read_detector(folder, model.digest)
+    if content is None:
         return None
     try:
-        with safe_open(file, "pt") as opened:
-            card = DetectorCard.model_validate_json((opened.metadata() or {}).get(CARD, ""))
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        card = DetectorCard.model_validate_json(header.get("__metadata__", {}).get(CARD, ""))
         calibration = tensors.pop(CALIBRATION).numpy()
         reference = tensors.pop(REFERENCE).to(model.device)
         encoder = build_encoder(model)
         weights = {name.removeprefix(ENCODER): tensor for name, tensor in tensors.items()}
         encoder.load_state_dict(weights)
-    except (SafetensorError, ValidationError, KeyError, RuntimeError) as error:
+        encoder.to(model.device).eval().requires_grad_(False)
+        _require_fitting(model, reference, calibration)
+    except (SafetensorError, ValidationError, KeyError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ArtifactError(f"{file}: is no detector of this model ({reason})") from None
-    encoder.to(model.device).eval().requires_grad_(False)
+        raise ArtifactError(
+            f"{folder / DETECTOR}: is no detector of this model ({reason})"
+        ) from None
     return Detector(model, encoder, reference, calibration, card)
+
+
+def _require_fitting(model: Model, reference: Tensor, calibration: Array) -> None:
+    """Require what the statistics and p-values need.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    item = torch.zeros(1, *model.shape, device=model.device)
+    with torch.inference_mode():
+        size = critic_features(model.critic, item).shape[1]
+    if reference.shape[1:] != (size,) or not len(reference) or not reference.isfinite().all():
+        raise ValueError(f"{REFERENCE} is not {size} finite features of each training item")
+    if calibration.ndim != 1 or not len(calibration) or not np.isfinite(calibration).all():
+        raise ValueError(f"{CALIBRATION} is not one finite statistic of each held-out item")
+    if (np.diff(calibration) < 0).any():
+        raise ValueError(f"{CALIBRATION} is not ascending")

@@ -14,6 +14,7 @@ from models import artifact, networks
 from models.artifact import (
     CARD,
     CRITIC,
+    DETECTOR,
     FILES,
     GENERATOR,
     GRID,
@@ -35,7 +36,8 @@ def folder(tmp_path: Path) -> Path:
 
 def resum(folder: Path) -> None:
     """Make the checksums right again, as an attacker or a careless script might."""
-    lines = (f"{artifact._sha256(folder / name)}  {name}\n" for name in FILES)
+    names = [name for name in (*FILES, DETECTOR) if (folder / name).exists()]
+    lines = (f"{artifact._sha256(folder / name)}  {name}\n" for name in names)
     (folder / SUMS).write_text("".join(lines))
 
 

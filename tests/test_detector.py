@@ -1,6 +1,7 @@
 """Detectors of what does not belong: p-values, residuals, training, and their file."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.artifact import DETECTOR, FILES, SERVED, SUMS, load_artifact, verify
+from models.artifact import DETECTOR, FILES, GENERATOR, SERVED, SUMS, load_artifact, verify
 from models.config import DataConfig
 from models.detector import (
     Detector,
@@ -27,6 +28,7 @@ from service.cache import VersionCache
 from service.served import load
 from service.trust import TrustedKeys
 from tests.artifacts import ALL_SHAPES, make_artifact
+from tests.test_artifact import resum
 from tests.test_constraints import KINDS
 from training.data.dataset import load_data
 from training.judging.detector import fit_detector, train_detector, train_encoder
@@ -200,7 +202,7 @@ def test_an_artifact_keeps_its_detector(tmp_path: Path) -> None:
         assert (copy / name).read_bytes() == (source / name).read_bytes()
     assert load_detector(source, model) is None
     assert load_artifact(copy).digest != model.digest
-    made.save(copy, tmp_path / "again")  # in place of the one that is there
+    loaded.save(copy, tmp_path / "again")  # in place of the one that is there
     assert (tmp_path / "again" / SUMS).read_bytes() == (copy / SUMS).read_bytes()
 
 
@@ -237,23 +239,60 @@ def test_what_only_samples_does_without_it(folder: Path) -> None:
     assert verify(folder, SERVED) == whole
 
 
-@pytest.mark.parametrize("what", ["another model's", "no card", "no calibration", "no safetensors"])
+def test_a_detector_that_is_exchanged_once_the_model_is_loaded_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = load_artifact(folder)
+    other = with_detector(model, np.arange(9.0))
+    other.save(folder, tmp_path / "other")
+    for name in (DETECTOR, SUMS):  # first the file alone, then with its sums
+        shutil.copy(tmp_path / "other" / name, folder / name)
+        with pytest.raises(ArtifactError, match="changed or truncated|another artifact"):
+            load_detector(folder, model)
+
+
+def test_what_is_exchanged_once_the_model_is_loaded_is_not_copied(
+    folder: Path, tmp_path: Path
+) -> None:
+    detector = with_detector(load_artifact(folder))
+    plain, other = make_artifact(tmp_path / "plain", seed=1), tmp_path / "other"
+    with_detector(load_artifact(plain)).save(plain, other)
+    out = tmp_path / "out"
+    for name in (GENERATOR, SUMS):
+        shutil.copy(other / name, folder / name)
+        with pytest.raises(ArtifactError, match="changed or truncated|another artifact"):
+            detector.save(folder, out)
+        assert not out.exists()
+
+
+UNFIT = {
+    "no features": {"reference": torch.zeros(0, 128)},
+    "features of another critic": {"reference": torch.zeros(5, 7)},
+    "no calibration": {"calibration": None},
+    "nothing in the calibration": {"calibration": torch.zeros(0, dtype=torch.float64)},
+    "a calibration without order": {"calibration": torch.tensor([2.0, 1.0])},
+    "a calibration that is not finite": {"calibration": torch.tensor([1.0, torch.nan])},
+}
+
+
+@pytest.mark.parametrize("what", ["another model's", "no card", "no safetensors", *UNFIT])
 def test_a_detector_that_does_not_fit_is_refused(folder: Path, tmp_path: Path, what: str) -> None:
     from safetensors.torch import load_file, save_file
 
-    file, model = folder / DETECTOR, load_artifact(folder)
+    file = folder / DETECTOR
     if what == "another model's":
         other = make_artifact(tmp_path / "other", "rgb")
         with_detector(load_artifact(other)).save(other, tmp_path / "others")
         file.write_bytes((tmp_path / "others" / DETECTOR).read_bytes())
     elif what == "no card":
         save_file(load_file(file), file)
-    elif what == "no calibration":
-        tensors = load_file(file)
-        del tensors["calibration"]
+    elif what in UNFIT:
+        tensors = {k: v for k, v in (load_file(file) | UNFIT[what]).items() if v is not None}
         save_file(tensors, file, {"card": CARD.model_dump_json()})
     else:
         file.write_bytes(b"{}")
+    resum(folder)
+    model = load_artifact(folder)
     with pytest.raises(ArtifactError, match=re.escape(f"{file}: is no detector of this model")):
         load_detector(folder, model)
 

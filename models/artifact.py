@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from models import run_folder
-from models.durable import PARTIAL, put
+from models.durable import new_folder
 from models.errors import ArtifactError
 from models.model import Model
 from models.networks import build_networks
@@ -118,15 +117,9 @@ def save_with_detector(
 @contextlib.contextmanager
 def _new_artifact(folder: Path, names: Iterable[str]) -> Iterator[Path]:
     """Give a folder for files of these names; with their checksums it then appears whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=folder.parent))
-    try:
-        new.chmod(0o755)
+    with new_folder(folder) as new:
         yield new
         (new / SUMS).write_text("".join(f"{_sha256(new / name)}  {name}\n" for name in names))
-        put(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def verify(folder: Path, needed: Collection[str] = (*FILES, DETECTOR)) -> str:

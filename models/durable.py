@@ -5,12 +5,14 @@ A file is replaced by one that was written beside it; a line is appended whole o
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,13 +49,30 @@ def put(new: Path, path: Path) -> None:
         new: on the same file system as ``path``.
         path: the name; a file or a folder of that name is replaced by one of its kind.
     """
-    for file in new.iterdir() if new.is_dir() else ():
+    for file in new.rglob("*"):  # of a file there are none
         _sync(file)
     _sync(new)
     if new.is_dir() and path.is_dir():  # only an empty folder can be replaced
         remove_folder(path)
     os.replace(new, path)
     _sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to fill, which then appears under a name, or not at all.
+
+    Args:
+        folder: the name; a folder of that name is replaced.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=folder.parent))
+    try:
+        new.chmod(0o755)
+        yield new
+        put(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def remove_folder(folder: Path) -> None:

@@ -142,6 +142,30 @@ def require_file(path: Path | None) -> None:
         raise unwritable(path, error) from None
 
 
+def require_new(folder: Path) -> None:
+    """Require that there is nothing of a name, and that a folder can be made under it.
+
+    Raises:
+        UserError: there is, or it cannot; nothing is left behind.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"{folder}: is there already; name a new folder")
+    require_file(folder)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell in one line what hinders a block that writes a file or folder whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error) from None
+
+
 def save(path: Path, content: str | bytes | Iterable[bytes]) -> None:
     """Write a file whole or not at all; its folder is made.
 
@@ -152,14 +176,13 @@ def save(path: Path, content: str | bytes | Iterable[bytes]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path.resolve(), content)
-    except OSError as error:
-        raise unwritable(path, error) from None
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
+def unwritable(path: Path, error: OSError | SafetensorError) -> UserError:
     """The error of a file or folder that cannot be written: of this machine, or of its name."""
-    kind = MachineError if is_of_this_machine(error) else UserError
-    return kind(f"{path}: cannot be written: {error.strerror or error}")
+    is_ours = isinstance(error, SafetensorError) or is_of_this_machine(error)
+    kind = MachineError if is_ours else UserError
+    return kind(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}")

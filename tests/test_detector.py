@@ -1,6 +1,7 @@
 """Detectors of what does not belong: p-values, residuals, training, and their file."""
 
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from models.detector import (
     load_detector,
     squared_residuals,
 )
-from models.errors import ArtifactError, ClassError, DataError, ShapeError, UserError
+from models.errors import ArtifactError, ClassError, DataError, MachineError, ShapeError, UserError
 from models.model import Model
 from service.cache import VersionCache
 from service.served import load
@@ -30,6 +31,7 @@ from service.trust import TrustedKeys
 from tests.artifacts import ALL_SHAPES, make_artifact
 from tests.test_artifact import resum
 from tests.test_constraints import KINDS
+from tests.test_machine import limited
 from training.data.dataset import load_data
 from training.judging.detector import fit_detector, train_detector, train_encoder
 from wgan_cli import main
@@ -247,7 +249,7 @@ def test_a_detector_that_is_exchanged_once_the_model_is_loaded_is_refused(
     other.save(folder, tmp_path / "other")
     for name in (DETECTOR, SUMS):  # first the file alone, then with its sums
         shutil.copy(tmp_path / "other" / name, folder / name)
-        with pytest.raises(ArtifactError, match="changed or truncated|another artifact"):
+        with pytest.raises(ArtifactError, match=r"changed or truncated|another artifact"):
             load_detector(folder, model)
 
 
@@ -260,7 +262,7 @@ def test_what_is_exchanged_once_the_model_is_loaded_is_not_copied(
     out = tmp_path / "out"
     for name in (GENERATOR, SUMS):
         shutil.copy(other / name, folder / name)
-        with pytest.raises(ArtifactError, match="changed or truncated|another artifact"):
+        with pytest.raises(ArtifactError, match=r"changed or truncated|another artifact"):
             detector.save(folder, out)
         assert not out.exists()
 
@@ -327,6 +329,13 @@ def test_a_detector_is_made_of_the_models_own_data(tmp_path: Path) -> None:
     assert load_detector(out, load_artifact(out)) is not None
     with pytest.raises(UserError, match="is there already"):
         train_detector(folder, out, steps=2)
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+        train_detector(folder, folder / SUMS / "out", steps=10**9)
+    late = tmp_path / "late"
+    full = limited(resource.RLIMIT_FSIZE, 5000)
+    with full, pytest.raises(MachineError, match="cannot be written"):
+        train_detector(folder, late, steps=2)
+    assert not list(tmp_path.glob("*late*"))
     with pytest.raises(DataError, match="items of shape"):
         train_detector(folder, tmp_path / "other", "8gaussians", steps=2)
     conditional = make_artifact(tmp_path / "conditional", class_counts=CLASSES)

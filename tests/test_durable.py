@@ -112,11 +112,12 @@ def test_the_disk_has_a_file_before_it_has_its_name(
     assert calls == [("fsync", new), ("replace", "file"), ("fsync", tmp_path.name)]
     assert new.endswith(".partial")
     calls.clear()
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "part").write_text("content")
+    (tmp_path / "new" / "inner").mkdir(parents=True)
+    (tmp_path / "new" / "inner" / "part").write_text("content")
     put(tmp_path / "new", tmp_path / "folder")
     assert calls == [
-        ("fsync", "part"), ("fsync", "new"), ("replace", "folder"), ("fsync", tmp_path.name),
+        ("fsync", "inner"), ("fsync", "part"), ("fsync", "new"),
+        ("replace", "folder"), ("fsync", tmp_path.name),
     ]  # fmt: skip
     (tmp_path / "new").mkdir()
     put(tmp_path / "new", tmp_path / "folder")

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import resource
 import subprocess
 import zipfile
 from pathlib import Path
@@ -22,6 +23,7 @@ from models.export.graphs import _convolution_gradient, _pooling_gradient, graph
 from models.model import Model
 from tests.artifacts import make_artifact
 from tests.test_commands import WITHOUT, run_python
+from tests.test_machine import limited
 
 RESNET = {"architecture": "resnet", "depth": 4}
 UNLIKE: dict[str, Any] = {
@@ -239,6 +241,24 @@ def test_mistakes_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture
         assert wgan("export", artifact, *words) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
+
+
+@pytest.mark.parametrize("target", ["onnx", "torch-export"])
+def test_what_cannot_be_written_is_one_line_and_nothing_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    artifact, file = make_artifact(tmp_path / "artifact", "vector"), tmp_path / "file"
+    file.touch()
+    command = ["export", artifact, "--to", target, "--out"]
+    said = []
+    for out, most in ((file / "out", 2**30), (tmp_path / "new" / "out", 3000)):
+        with limited(resource.RLIMIT_FSIZE, most):  # as on a disk without room
+            assert wgan(*command, out) == 2
+        said += capsys.readouterr().err.splitlines()
+    first, *_, last = said
+    assert f"{file / 'out'}: cannot be written: Not a directory" in first
+    assert "new/out: cannot be written: File too large" in last
+    assert not list(tmp_path.glob("new/*"))
 
 
 def test_a_missing_extra_is_one_line(tmp_path: Path) -> None:

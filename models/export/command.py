@@ -29,10 +29,11 @@ def export(
     from models import registry
     from models.export import folder
     from models.export.formats import require
+    from models.outputs import require_new
     from models.progress import phase, say
     from models.trained import load_served
 
-    folder.require_new(out)
+    require_new(out)
     require(to)
     version = ""
     if registry.is_reference(model):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 
-from models.durable import PARTIAL, put
+from models.durable import new_folder
 from models.errors import ExportError
 from models.export.check import check_critic, check_generator
 from models.export.formats import SUFFIXES, Format, require, write
 from models.export.graphs import graphs
 from models.export.layouts import MANIFEST, Layout, kserve_manifest, triton_folder
 from models.model import Model
+from models.outputs import require_new, writing
 
 COLUMNS = "columns.json"
 """How a table's codes become rows, where an export has codes."""
@@ -46,19 +45,17 @@ def export(
         version: the model's number in the registry, if it has one.
 
     Raises:
-        ExportError: the folder is there already, the layout or the network does not go with the
-            format, or the written graphs do not agree with the model.
-        UserError: a package that the format needs is not installed.
+        ExportError: the layout or the network does not go with the format, or the written graphs do
+            not agree with the model.
+        UserError: the folder is there already or cannot be written, or a package that the format
+            needs is not installed.
     """
     require_new(folder)
     if layout != "files" and target != "onnx":
         raise ExportError(f"--layout {layout}: Triton loads ONNX alone of these; take --to onnx")
     require(target)
     name = model.run.config.name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=folder.parent))
-    try:
-        new.chmod(0o755)
+    with writing(folder), new_folder(folder) as new:
         for part, graph in graphs(model).items():
             file = new / (part + SUFFIXES[target])
             if layout != "files":
@@ -71,19 +68,6 @@ def export(
         if model.table is not None:
             (new / COLUMNS).write_text(codec(model))
         _write_sums(new)
-        put(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def require_new(folder: Path) -> None:
-    """Require that there is nothing of a name.
-
-    Raises:
-        ExportError: there is.
-    """
-    if folder.exists():
-        raise ExportError(f"--out {folder}: is there already; name a new folder")
 
 
 def metadata(model: Model, part: str, version: str) -> dict[str, str]:

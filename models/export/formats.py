@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import re
@@ -87,7 +88,9 @@ def _write_onnx(graph: Graph, path: Path, metadata: Mapping[str, str]) -> Run:
 
 def _write_torch(graph: Graph, path: Path, metadata: Mapping[str, str]) -> Run:
     extra = {"metadata.json": json.dumps(dict(metadata), indent=2)}
-    torch.export.save(graph.program, path, extra_files=extra)
+    content = io.BytesIO()  # of a full disk torch's own writer tells nothing but its line of code
+    torch.export.save(graph.program, content, extra_files=extra)
+    path.write_bytes(content.getvalue())
     module = torch.export.load(path).module()
 
     @torch.no_grad()

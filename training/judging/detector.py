@@ -24,6 +24,7 @@ from models.detector import (
 from models.device import require_device
 from models.errors import DataError, UserError
 from models.model import Model
+from models.outputs import require_new, writing
 from training.data.dataset import Dataset, load_data
 from training.progress import phase, silent, track
 
@@ -57,11 +58,10 @@ def train_detector(
         say: takes a line for each thing that the user should know of how the data were read.
 
     Raises:
-        UserError: ``out`` is there, the model is differentially private, the artifact or the data
-            cannot be used, or they do not fit each other.
+        UserError: ``out`` is there or cannot be written, the model is differentially private, the
+            artifact or the data cannot be used, or they do not fit each other.
     """
-    if out.exists():
-        raise UserError(f"--out {out}: is there already; name a new folder")
+    require_new(out)
     model = load_artifact(folder, require_device(device))
     config, card = model.run.config.data, model.run.data
     if model.run.privacy is not None:
@@ -80,7 +80,8 @@ def train_detector(
     if model.classes and data.card.classes != card.classes:
         raise DataError(f"{source}: has not the model's classes: {', '.join(card.classes)}")
     detector = fit_detector(model, data, steps, seed)
-    detector.save(folder, out)
+    with writing(out):
+        detector.save(folder, out)
     return detector
 
 

@@ -12,6 +12,7 @@ import torch
 import wgan
 import wgan_cli
 from models.artifact import load_artifact
+from models.config import DataConfig
 from models.constraints import CONSTRAINTS
 from models.errors import ConfigError, DataError, ShapeError, UserError
 from tests.artifacts import make_artifact, tiny_config
@@ -88,30 +89,88 @@ def test_what_differs_is_named(digits: Dataset) -> None:
     order = np.random.default_rng(0).permutation(len(digits.labels))
     assert digits.digests is not None
     shuffled = dataclasses.replace(
-        digits, labels=digits.labels[order], digests=digits.digests[order]
+        digits,
+        labels=digits.labels[order],
+        digests=digits.digests[order],
+        is_heldout=digits.is_heldout[order],
     )
     assert not changes(now, fingerprint(shuffled)), "the order does not count"
+    split = dataclasses.replace(digits, is_heldout=digits.is_heldout[order])
+    assert changes(now, fingerprint(split)) == "other items held out"
     then = now | {"columns": ["a", "b"], "classes": ["x"], "items": 5}
     new = now | {"columns": ["b", "c"], "classes": ["x", "y"], "items": 6}
     said = "new column 'c'; gone column 'a'; new class 'y'; 6 items, not 5"
     assert changes(then, new) == said
 
 
+def test_a_table_coded_by_another_schema_is_other_data(tmp_path: Path) -> None:
+    """A champion that a run begins with may be another one when the run is resumed."""
+    rows = load_data(DataConfig(source=table(tmp_path / "a.csv", "red", "green")))
+    more = load_data(DataConfig(source=table(tmp_path / "b.csv", "red", "green", "blue")))
+    recoded = load_data(DataConfig(source=str(tmp_path / "a.csv")), card=more.card)
+    then, now = fingerprint(rows), fingerprint(recoded)
+    assert changes(then, now | {"shape": then["shape"], "sha256": then["sha256"]}) == (
+        "rows coded by another schema"
+    )
+    assert not changes(then, fingerprint(load_data(DataConfig(source=rows.card.source))))
+
+
 def test_a_checkpoint_of_a_former_version_goes_on_and_says_so(
     digits: Dataset, tmp_path: Path
 ) -> None:
+    """Settings that it did not have are the default; and it began without a model."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
+    make_artifact(tmp_path / "model")
     train(tiny_config(), digits, tmp_path, CPU)
     path = newest_checkpoint(tmp_path)
     assert path is not None
     with safe_open(path, framework="pt") as file:
         metadata = {k: v for k, v in file.metadata().items() if k != "origin"}
+    config = json.loads(metadata["config"])
+    del config["evaluation"]
+    metadata["config"] = json.dumps(config)
     save_file(load_checkpoint(path).tensors, path, metadata)
     said = list[str]()
-    train(tiny_config(), digits, tmp_path, CPU, say=said.append)
+    start = load_start(str(tmp_path / "model"))
+    more = tiny_config(training={"steps": 5})
+    train(more, digits, tmp_path, CPU, say=said.append, start=start)
     assert "does not say what data" in said[0]
+    assert "the run began with random weights" in said[1]
+    path = newest_checkpoint(tmp_path)
+    assert path is not None
+    origin = load_checkpoint(path).origin
+    assert origin is not None
+    assert origin.parent is None
+    metadata["config"] = json.dumps({**config, "gone": 1})
+    save_file(load_checkpoint(path).tensors, path, metadata)
+    with pytest.raises(CheckpointError, match=r"a version with other settings .*gone"):
+        train(tiny_config(), digits, tmp_path, CPU)
+
+
+GONE: dict[str, dict[str, Any]] = {
+    "privacy.epsilon": {"privacy": {"epsilon": 1.0}},
+    "data.columns.x.kind": {"data": {"columns": {"x": {"kind": "number"}}}},
+}
+
+
+@pytest.mark.parametrize("key", GONE)
+def test_a_setting_that_is_left_out_now_is_another(
+    key: str, digits: Dataset, tmp_path: Path
+) -> None:
+    """A private run went on without noise: privacy=null has no key of its own to differ."""
+    from training.engine.runs import _gone_on
+
+    none = {"kind": "none"}
+    train(tiny_config(constraint=none), digits, tmp_path, CPU)
+    path = newest_checkpoint(tmp_path)
+    assert path is not None
+    saved = load_checkpoint(path)
+    assert saved.origin is not None
+    then = tiny_config(constraint=none, **GONE[key]).model_dump(mode="json")
+    with pytest.raises(CheckpointError, match=f"made with another .*{key}"):
+        _gone_on(tiny_config(constraint=none), saved.origin, saved._replace(config=then), "", print)
 
 
 def test_a_comparison_goes_on_with_its_own_data_and_settings_only(tmp_path: Path) -> None:

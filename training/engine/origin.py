@@ -20,6 +20,14 @@ from models.model_names import locate, resolve
 from models.trained import artifact_folder
 from training.data.dataset import Dataset
 
+HASHES = {
+    "sha256": "other values",
+    "labels": "other labels",
+    "heldout": "other items held out",
+    "coding": "rows coded by another schema",
+}
+"""Hashes in a `fingerprint`, and what is said where one differs, in this order."""
+
 
 class Parent(BaseModel, frozen=True, extra="forbid"):
     """The trained model that a run began with."""
@@ -77,7 +85,7 @@ def load_start(model: str) -> Start:
 def fingerprint(data: Dataset) -> dict[str, Any]:
     """Tell data from others by their content, not by where they lie; in values that JSON holds.
 
-    The order of the items does not count.
+    Which items are held out and how rows are coded count too; the order of the items does not.
     """
     card = data.card
     found: dict[str, Any] = {
@@ -87,10 +95,16 @@ def fingerprint(data: Dataset) -> dict[str, Any]:
         "classes": card.classes,
         "sha256": card.sha256,
     }
-    if data.labels is not None and data.digests is not None:
+    if data.digests is not None:
         words = data.digests.view(">u8")
-        order = np.lexsort((data.labels, words[:, 1], words[:, 0]))
-        found["labels_sha256"] = hashlib.sha256(data.labels[order].tobytes()).hexdigest()
+        parts = {"heldout": data.is_heldout, "labels": data.labels}
+        given = {name: values for name, values in parts.items() if values is not None}
+        order = np.lexsort((*given.values(), words[:, 1], words[:, 0]))
+        for name, values in given.items():
+            found[name] = hashlib.sha256(values[order].tobytes()).hexdigest()
+    if card.table is not None:
+        coding = card.table.model_dump_json(include={"columns", "rules"})
+        found["coding"] = hashlib.sha256(coding.encode()).hexdigest()
     return found
 
 
@@ -107,10 +121,9 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> str:
         said.append(f"{now['items']} items, not {then['items']}")
     if then["shape"] != now["shape"] and not said:
         said.append(f"items of shape {tuple(now['shape'])}, not {tuple(then['shape'])}")
-    if then["sha256"] != now["sha256"] and not said:
-        said.append("other values")
-    if then != now and not said:
-        said.append("other labels")
+    for key, what in HASHES.items():
+        if then.get(key) != now.get(key) and not said:
+            said.append(what)
     return "; ".join(said)
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from models.command_line import StopNow, StopRequest
-from models.config import Config, flatten
+from models.config import Config, faults_in_words, flatten
 from models.networks import build_networks
 from training.data.dataset import Dataset
 from training.engine.checkpoint import (
@@ -231,7 +232,7 @@ def _gone_on(
     began = saved.origin
     if began is None:
         say(f"{where}: of a former version, which does not say what data it was trained on")
-        began = origin
+        began = origin.model_copy(update={"parent": None})  # nor could it begin with a model
     if began.parent and origin.parent is None:
         raise CheckpointError(
             f"{where}: the run began with {began.parent.model}: resume it with --from too"
@@ -247,9 +248,19 @@ def _gone_on(
             "began with, or train on these with another --out, where --from MODEL begins with a "
             "finished model"
         )
-    before, now = flatten(saved.config), flatten(config.model_dump(mode="json"))
-    # The content of the data counts, and not where they lie.
-    differing = [k for k, v in now.items() if v != before.get(k) and k != "data.source"]
+    try:
+        then = Config.model_validate(saved.config)  # what a former version did not have is default
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{where}: was made by a version with other settings "
+            f"({faults_in_words(error.errors(), Config)}); resume with that version, or start anew "
+            "with another --out"
+        ) from None
+    before, now = (flatten(settings.model_dump(mode="json")) for settings in (then, config))
+    # The content of the data counts, and not where they lie. A setting that is gone, such as the
+    # whole of privacy, differs too.
+    keys = [*now, *(before.keys() - now.keys())]
+    differing = [k for k in keys if before.get(k) != now.get(k) and k != "data.source"]
     if differing == ["training.steps"] and config.training.steps > before["training.steps"]:
         if config.privacy and config.privacy.epsilon:
             raise CheckpointError(

@@ -186,10 +186,19 @@ def test_a_comparison_goes_on_with_its_own_data_and_settings_only(tmp_path: Path
     common: dict[str, Any] = {"steps": 2, "track": False, "preset": "8gaussians"}
     out = tmp_path / "out"
 
-    def again(source: str = "a.npy", **more: Any) -> None:
-        compare(str(tmp_path / source), kinds, 1, out, overrides=small | more, **common)
+    said = list[str]()
 
+    def again(source: str = "a.npy", **more: Any) -> None:
+        compare(
+            str(tmp_path / source), kinds, 1, out, overrides=small | more, say=said.append, **common
+        )
+
+    again(**{"data.rows_that_break_rules": "leave_out"})
+    with pytest.raises(UserError, match=r"another data.rows_that_break_rules"):
+        again()
+    (out / "compared.json").unlink()  # as a former version leaves a comparison
     again()
+    assert any("does not say what it compared" in line for line in said)
     again()
     np.save(tmp_path / "a.npy", points() * 1000)
     with pytest.raises(UserError, match=r"other data .other values."):

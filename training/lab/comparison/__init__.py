@@ -38,6 +38,7 @@ from training.tracking import track_and_register
 MAX_STACKED_WIDTH = 256
 """Width of networks whose seeds train at once; wider ones win little (docs/performance.md)."""
 REPORT = "report.html"
+ANSWERS = "answers"
 COMPARED = "compared.json"
 """The data and the settings of what is done already."""
 
@@ -89,10 +90,10 @@ def compare(
     preset = preset or suitable_preset(source, overrides)
     configs = {kind: build_config(preset, source, kind, overrides) for kind in kinds}
     any_config = next(iter(configs.values()))
-    data = load_data(any_config.data, any_config.training.batch_size)
-    configs = {kind: fill_in(config, data.card) for kind, config in configs.items()}
     with sole_writer(out):
-        _require_same(out / COMPARED, fingerprint(data), configs)
+        data = load_data(any_config.data, any_config.training.batch_size)
+        configs = {kind: fill_in(config, data.card) for kind, config in configs.items()}
+        _require_same(out / COMPARED, fingerprint(data), configs, say)
         paces = dict[str, float]()
         for kind, config in configs.items():
             paces |= run_jobs(measure_pace, {kind: config}, out / "pace", 1, say)
@@ -122,7 +123,7 @@ def compare(
         for name, reason in run_jobs(train_group, groups, out / "together", processes, say).items():
             if reason:
                 say(f"{name}: trained one by one, for {reason}")
-        answers = run_jobs(run_job, jobs, out / "answers", processes, say)
+        answers = run_jobs(run_job, jobs, out / ANSWERS, processes, say)
         if track:
             for name in jobs:
                 _track(out / "runs" / name, out.name)
@@ -132,7 +133,9 @@ def compare(
         return summary
 
 
-def _require_same(note: Path, data: dict[str, Any], configs: dict[str, Config]) -> None:
+def _require_same(
+    note: Path, data: dict[str, Any], configs: dict[str, Config], say: Callable[[str], None]
+) -> None:
     """Require that what is done already is of these data and settings; write them down.
 
     Raises:
@@ -146,18 +149,21 @@ def _require_same(note: Path, data: dict[str, Any], configs: dict[str, Config]) 
     if note.exists():
         remedy = "remove its folder, or choose another --out"
         known = read_file(note, json.loads, remedy)
-        differing = [
+        then = known["settings"]
+        differing = {
             key
-            for kind in known["settings"].keys() & settings.keys()
-            for key, value in settings[kind].items()
-            if known["settings"][kind].get(key) != value
-        ]
+            for kind in then.keys() & settings.keys()
+            for key in then[kind].keys() | settings[kind].keys()
+            if then[kind].get(key) != settings[kind].get(key)
+        }
         if changed := changes(known["data"], data):
             raise UserError(f"{note.parent}: compares other data ({changed}); {remedy}")
         if differing:
-            differ = ", ".join(sorted(set(differing)))
+            differ = ", ".join(sorted(differing))
             raise UserError(f"{note.parent}: was compared with another {differ}; {remedy}")
-        settings = {**known["settings"], **settings}
+        settings = {**then, **settings}
+    elif (note.parent / ANSWERS).exists():
+        say(f"{note.parent}: of a former version, which does not say what it compared")
     write_file(note, json.dumps({"data": data, "settings": settings}, indent=1) + "\n")
 
 

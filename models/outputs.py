@@ -135,6 +135,8 @@ def require_file(path: Path | None) -> None:
     try:
         if path.is_dir():
             raise UserError(f"{path}: is a folder; name a file in it")
+        if _is_special(path):
+            return
         there = next(parent for parent in path.absolute().parents if parent.exists())
         with tempfile.TemporaryFile(dir=there) as probe:
             probe.write(bytes(PROBE))
@@ -167,7 +169,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def save(path: Path, content: str | bytes | Iterable[bytes]) -> None:
-    """Write a file whole or not at all; its folder is made.
+    """Write a file whole or not at all; its folder is made. A device or a pipe is written to.
 
     Args:
         path: the file, or a link to it.
@@ -177,8 +179,18 @@ def save(path: Path, content: str | bytes | Iterable[bytes]) -> None:
         UserError: it cannot be written.
     """
     with writing(path):
+        content = content.encode() if isinstance(content, str) else content
+        if _is_special(path):  # which a file in its place would destroy, such as /dev/null
+            with path.open("wb") as file:
+                file.writelines([content] if isinstance(content, bytes) else content)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path.resolve(), content)
+
+
+def _is_special(path: Path) -> bool:
+    """True of a device or a pipe, such as ``/dev/stdout``."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def unwritable(path: Path, error: OSError | SafetensorError) -> UserError:

@@ -217,6 +217,21 @@ def test_a_file_is_written_whole_or_stays(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["page.html"]
 
 
+def test_a_pipe_or_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
+    """A file took its place: as root, --out /dev/null was the end of /dev/null."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for path, content in ((pipe, "one"), (link, iter([b"t", b"wo"]))):
+        require_file(path)
+        save(path, content)
+    assert os.read(reader, 100) == b"onetwo"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+
+
 FILLS_UP = """
 import resource, signal, sys
 from pathlib import Path

@@ -37,6 +37,9 @@ def lease(
         path: of the file that is locked.
         killed: told who held the lock last, if that process did not come to the end of its block.
         wait: until the lock is free; None is yielded then.
+
+    Raises:
+        UserError: the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -47,6 +50,11 @@ def lease(
                 file.seek(0)
                 yield file.read().strip() or "a process that has just begun"
                 return
+            except OSError as error:
+                raise UserError(
+                    f"{path.parent}: cannot be locked: {error.strerror}; name a folder on a file "
+                    "system with file locks"
+                ) from None
             if not os.fstat(file.fileno()).st_nlink:
                 continue  # its holder has removed it: the next one locks another file
             file.seek(0)
@@ -91,8 +99,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
                 "room, and go on from there"
             ) from error
         finally:
-            (folder / LEASE).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # the first one that holds something stays
+                (folder / LEASE).unlink(missing_ok=True)
                 for made in missing:
                     made.rmdir()
 
@@ -118,7 +126,8 @@ def turn(entry: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a lock that stays is free
+                lock.unlink()
 
 
 def require_file(path: Path | None) -> None:

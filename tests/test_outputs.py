@@ -1,5 +1,7 @@
 """Where commands write: one process at a time, checked at the start, and whole on a full disk."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -15,7 +17,7 @@ import torch
 import wgan
 import wgan_cli
 from models.errors import MachineError, UserError
-from models.outputs import LEASE, lease, require_file, save, sole_writer
+from models.outputs import LEASE, lease, require_file, save, sole_writer, turn
 from tests.artifacts import make_artifact, tiny_config
 from training.data.dataset import load_data
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
@@ -274,6 +276,33 @@ def test_a_disk_error_in_the_block_is_one_of_this_machine(tmp_path: Path) -> Non
     assert not (tmp_path / "x").exists()
     with pytest.raises(FileNotFoundError), sole_writer(tmp_path / "x"):
         raise FileNotFoundError("a fault of ours stays one")
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS without its lock service, and Lustre by default."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for lock in (sole_writer(tmp_path), turn(tmp_path / "entry")):
+        with pytest.raises(UserError, match="cannot be locked: No locks available"), lock:
+            pass
+
+
+def test_a_folder_that_is_gone_meanwhile_hides_no_error(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def fail() -> None:
+        (folder / LEASE).unlink()
+        folder.rmdir()
+        folder.write_text("")
+        raise ValueError("of the run")
+
+    with pytest.raises(ValueError, match="of the run"), sole_writer(folder):
+        fail()
 
 
 def test_python_writes_likewise(tmp_path: Path) -> None:

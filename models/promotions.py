@@ -6,7 +6,9 @@ afterwards. So whatever is cut off in between, the alias tells what happened; no
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -21,6 +23,14 @@ MOVED = "moved"
 Change = dict[str, str | None]
 """One change: action, who, when, why, from, to. The versions are None where there is no champion.
 """
+
+
+def user() -> str:
+    """The user's name; of one that has none, as in containers, the number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the latter from Python 3.13 on
+        return f"uid {os.getuid()}"
 
 
 def next_tag(tags: Mapping[str, str]) -> str:

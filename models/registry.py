@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import os
@@ -71,14 +70,6 @@ def client() -> MlflowClient:
 
     require_supported(tracking_uri())
     return MlflowClient(tracking_uri())
-
-
-def user() -> str:
-    """The user's name; of one that has none, as in containers, the number."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # the latter from Python 3.13 on
-        return f"uid {os.getuid()}"
 
 
 def is_reference(model: str) -> bool:
@@ -282,7 +273,7 @@ def _set_champion(name: str, version: str, action: str, why: str, check: Check) 
         check(before, version)
     change = {
         "action": action,
-        "who": user(),
+        "who": promotions.user(),
         "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "why": why,
         "from": before,

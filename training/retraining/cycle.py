@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from models import artifact, champions, registry
+from models import artifact, champions, promotions, registry
 from models.errors import (
     AbsentError,
     ArtifactError,
@@ -289,7 +289,7 @@ def _decide(cycle: Cycle, version: str, device: torch.device) -> Decision:
         model=name,
         outcome="rejected" if failed else "promoted",
         reason=reason,
-        who=registry.user(),
+        who=promotions.user(),
         when=now(),
         key=cycle.key,
         challenger=version,

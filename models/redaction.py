@@ -7,6 +7,7 @@ a log goes through `redacted`.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 import re
@@ -20,8 +21,10 @@ HIDDEN = "***"
 SHORTEST = 4
 """Characters of a value of the environment below which it is taken for no secret: it would hide
 parts of any text."""
+FLAGS = {"true", "false", "none", "null"}
+"""Values of variables such as ``HF_HUB_DISABLE_IMPLICIT_TOKEN``, which are no secrets either."""
 SECRET_NAME = (
-    r"(?:password|passwd|secret|token|signature|credential|sig|api_?keys?|(?:access|account)_?"
+    r"(?:password|passwd|secret|token|signature|credential|sig|api[-_]?keys?|(?:access|account)_?"
     r"key(?:_?id)?|connection_string|otlp_(?:\w+_)?headers)"
 )
 """Pattern of how names of variables and of a URL's parameters end whose values are secret."""
@@ -31,7 +34,9 @@ PATTERNS = [
     ("://", re.compile(r"(\w://[^\s/?#'\"<>@:]*:)[^\s/?#'\"<>]*(?=@)")),
     ("://", re.compile(r"(https?://)[^\s/?#'\"<>@:]+(?=@)", re.IGNORECASE)),
     ("=", re.compile(rf"(\b[\w-]{{,40}}{SECRET_NAME}=)[^\s&'\",;)]+", re.IGNORECASE)),
-    (" ", re.compile(r"(\bauthorization\W+\w+\s+)[^\s'\"]{8,}", re.IGNORECASE)),
+    (":", re.compile(rf"(\b[\w-]{{,40}}{SECRET_NAME}['\"]\s?:\s?['\"])[^'\"]+", re.IGNORECASE)),
+    # Libraries have the headers of HTTP as bytes too.
+    (" ", re.compile(r"(\bauthorization\W+(?:b['\"])?\w+\s+)[^\s'\"]{8,}", re.IGNORECASE)),
 ]
 """What a text must hold, and the pattern to look for then: what is kept, and a secret."""
 FORMAT_WARNING = warnings.formatwarning
@@ -98,15 +103,16 @@ class _RedactedRecord(logging.LogRecord):
 
 @functools.lru_cache(maxsize=4)
 def _known(environment: tuple[tuple[str, str], ...]) -> re.Pattern[str] | None:
-    """Pattern of the secrets that an environment holds, in each way they are written in URLs."""
+    """Pattern of an environment's secrets, as they are and as URLs and JSON write them."""
     secrets = set()
     for name, value in environment:
         if SECRET_VARIABLE.fullmatch(name):
-            secrets.add(value)
+            secrets.add(value.strip())  # a file in a cluster may end its line
         for password in PASSWORD_IN_URL.findall(value):
             # Where it holds a sign that ends a URL's host, messages tell its parts.
             secrets |= {password, *re.split("[/?#@:]", password)}
-    written = {form(secret) for secret in secrets for form in (str, unquote, _quoted, quote_plus)}
+    forms = (str, unquote, quote, _quoted, quote_plus, _in_json)
+    written = {form(secret) for secret in secrets for form in forms if secret.lower() not in FLAGS}
     words = sorted((w for w in written if len(w) >= SHORTEST), key=len, reverse=True)
     if not words:
         return None
@@ -115,3 +121,7 @@ def _known(environment: tuple[tuple[str, str], ...]) -> re.Pattern[str] | None:
 
 def _quoted(secret: str) -> str:
     return quote(secret, safe="")
+
+
+def _in_json(secret: str) -> str:
+    return json.dumps(secret)[1:-1]

@@ -4,8 +4,9 @@ import json
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote, quote_plus
 
 import httpx
 import numpy as np
@@ -69,6 +70,9 @@ def logs_redacted() -> Iterator[None]:
         "connection to host=db password=canary dbname=x failed",
         "AccountName=a;AccountKey=canary==;EndpointSuffix=b",
         "sent {'Authorization': 'Basic canarycanary'}",
+        "sent [(b'Authorization', b'Basic canarycanary')]",
+        'took {"user": "a", "password": "canary two"}',
+        "took {'x-api-key': 'canary'}",
         "the key canary-key is no key",
         "name=canary-session",
     ],
@@ -91,6 +95,7 @@ def test_a_secret_is_hidden(text: str) -> None:
         "MLFLOW_TRACKING_PASSWORD_FILE=/run/secrets/mlflow: No such file",
         "send a key: Authorization: Bearer KEY",
         "training.steps=3 data.csv.delimiter=;",
+        "there are: 'token': a column of text",
     ],
 )
 def test_other_texts_stay(text: str) -> None:
@@ -115,9 +120,25 @@ def test_what_a_library_makes_of_a_password_is_hidden(
     assert "next" not in shown
 
 
+@pytest.mark.parametrize("written", [str, quote, quote_plus, json.dumps, repr])
+def test_a_secret_of_the_environment_is_hidden_however_it_is_written(
+    written: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the end of a line that a mounted file gave it."""
+    secret = 'canary/é "one"'
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", f"{secret}\n")
+    assert PLANTED not in redacted(f"no user has {written(secret)}")
+
+
+@pytest.mark.parametrize("value", ["1", "yes", "true", "False", "none"])
+def test_a_flag_is_no_secret(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOW_EMPTY_PASSWORD", value)
+    assert redacted(f"write {value}, or nothing") == f"write {value}, or nothing"
+
+
 def test_a_long_text_is_no_long_work() -> None:
     """The patterns must not take time that grows with the square of what a client sends."""
-    for text in ("x" * 10**6, "://" * 10**5, "a://b:" * 10**5, "token " * 10**5):
+    for text in ("x" * 10**6, "://" * 10**5, "a://b:" * 10**5, "token " * 10**5, "token':" * 10**5):
         assert redacted(text + "=") == text + "="
 
 

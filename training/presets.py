@@ -8,7 +8,6 @@ import re
 import unicodedata
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from models.config import Config, constraint_class, parse_config
 from models.errors import ConfigError
@@ -320,8 +319,8 @@ def name_of(source: str) -> str:
     Returns:
         At most 64 letters, digits, points, hyphens and underscores; empty if nothing is left.
     """
-    url = urlsplit(source)
-    path = f"{url.netloc}{url.path}" if "://" in source else os.path.abspath(source)
+    _, is_url, rest = source.partition("://")  # one that is no URL has a name too
+    path = re.split("[?#]", rest)[0] if is_url else os.path.abspath(source)
     stem = Location(source, path.rstrip("/"), None).name
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()  # é is e
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:64]

@@ -19,6 +19,7 @@ import argparse
 import itertools
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from scipy.stats import betabinom, binomtest
+from scipy.stats import betabinom
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -52,7 +53,10 @@ BEGIN, END = "<!-- made by benchmarks.anomalies -->", "<!-- end -->"
 CONSTRAINTS = ("lipschitz_penalty", "spectral_norm")
 SEEDS = range(3)
 LEVELS = (0.01, 0.05, 0.1)
+CUTS = 50
 NEIGHBOURS = 5
+DETECTOR = "5 nearest neighbours in the critic's features"
+"""The statistic of `wgan train-detector`."""
 OF_DATA = ("5 nearest neighbours in the data", "isolation forest of the data")
 """Statistics without a model."""
 
@@ -114,7 +118,7 @@ def statistics(model: Model, data: Dataset, calibration: Array, seed: int) -> di
     return {
         "critic's score": lambda items: -model.score(items),
         "its two-sided percentile": percentile,
-        "5 nearest neighbours in the critic's features": neighbours(features, data.training),
+        DETECTOR: neighbours(features, data.training),
         "isolation forest of the critic's features": forest(features, data.training, seed),
         "f-AnoGAN, residual": lambda items: errors(items)[0],
         "f-AnoGAN, features": lambda items: errors(items)[1],
@@ -161,7 +165,7 @@ def measure_one(name: str, constraint: str, seed: int, work: Path, source: Path)
         images = known_images(name, CASES[name].left_out)[1] | corrupted(fresh[..., 0], rng)
         strange = {kind: changed[..., None] for kind, changed in images.items()}
     areas: dict[str, dict[str, float]] = {}
-    alarms: dict[str, dict[str, int]] = {}
+    alarms: dict[str, list[float]] = {}
     for method, statistic in statistics(model, data, calibration, seed).items():
         of_fresh = statistic(fresh)
         areas[method] = {
@@ -173,8 +177,8 @@ def measure_one(name: str, constraint: str, seed: int, work: Path, source: Path)
             )
             for kind, items in strange.items()
         }
-        p_values = conformal_p_values(of_fresh, np.sort(statistic(calibration)))
-        alarms[method] = {str(level): int((p_values <= level).sum()) for level in LEVELS}
+        if method == DETECTOR:
+            alarms = false_alarms(np.concatenate([statistic(calibration), of_fresh]), rng)
     return {
         "data": name,
         "constraint": constraint,
@@ -187,6 +191,20 @@ def measure_one(name: str, constraint: str, seed: int, work: Path, source: Path)
         "false_alarms": alarms,
         "cpu_seconds": round(time.process_time() - began, 1),
     }
+
+
+def false_alarms(heldout: Array, rng: np.random.Generator) -> dict[str, list[float]]:
+    """Shares of held-out items with a p-value of at most each level, one for each of many cuts.
+
+    A cut halves the held-out items' statistics anew: one half calibrates, the other is judged.
+    """
+    shares = defaultdict[str, list[float]](list)
+    for _ in range(CUTS):
+        known, fresh = np.array_split(rng.permutation(heldout), 2)
+        p_values = conformal_p_values(fresh, np.sort(known))
+        for level in LEVELS:
+            shares[str(level)].append(round(float((p_values <= level).mean()), 4))
+    return shares
 
 
 # ---- the page -----------------------------------------------------------------------------------
@@ -251,48 +269,40 @@ def by_kind(rows: list[dict[str, Any]], method: str) -> str:
     return table(["data", "critic under", "AUROC"], lines)
 
 
-def expected_range(row: dict[str, Any], level: float) -> tuple[float, float]:
-    """Where the share of false alarms over all seeds lies in 95% of cases, if the p-values hold.
+def calibration(rows: list[dict[str, Any]]) -> str:
+    """Shares of false alarms at several levels over all seeds and cuts, beside what is expected.
 
-    The rate of one calibration with n items has a Beta distribution, and the alarms among m fresh
-    items a beta-binomial one; seeds are taken as independent.
+    If p-values hold, the rate of one calibration with n items has a Beta distribution, and the
+    alarms among m other items a beta-binomial one.
     """
-    n, m = row["calibration"], row["fresh"]
-    rank = int(level * (n + 1) + 1e-9)
-    one = betabinom.pmf(np.arange(m + 1), m, rank, n + 1 - rank)
-    of_all = np.convolve(np.convolve(one, one), one).cumsum()
-    low, high = np.searchsorted(of_all, [0.025, 0.975])
-    return low / (len(SEEDS) * m), high / (len(SEEDS) * m)
-
-
-def calibration(rows: list[dict[str, Any]], method: str) -> str:
-    """Measured shares of false alarms at several levels, over all seeds."""
     lines = []
     for name, constraint in itertools.product(complete(rows), CONSTRAINTS):
         mine = [row for row in rows if (row["data"], row["constraint"]) == (name, constraint)]
-        fresh, cells = sum(row["fresh"] for row in mine), list[str]()
+        n, m = mine[0]["calibration"], mine[0]["fresh"]
+        cells = list[str]()
         for level in LEVELS:
-            count = sum(row["false_alarms"][method][str(level)] for row in mine)
-            low, high = binomtest(count, fresh).proportion_ci()
-            least, most = expected_range(mine[0], level)
+            shares = np.concatenate([row["false_alarms"][str(level)] for row in mine])
+            rank = int(level * (n + 1) + 1e-9)
+            expected = betabinom(m, rank, n + 1 - rank)
+            low, high = np.quantile(shares, [0.05, 0.95])
+            least, most = (expected.ppf(share) / m for share in (0.05, 0.95))
             cells.append(
-                f"{count / fresh:.1%} ({low:.1%} to {high:.1%}); {least:.1%} to {most:.1%}"
+                f"{shares.mean():.1%} ({low:.1%} to {high:.1%}); {expected.mean() / m:.1%} "
+                f"({least:.1%} to {most:.1%})"
             )
-        sizes = f"{mine[0]['calibration']}, {fresh}"
-        lines.append([name, f"`{constraint}`", sizes, *cells])
-    header = ["data", "critic under", "calibration, fresh items"]
+        lines.append([name, f"`{constraint}`", f"{n}, {m}", *cells])
+    header = ["data", "critic under", "calibration, others"]
     return table([*header, *(f"level {level:.0%}" for level in LEVELS)], lines)
 
 
 def write_page(rows: list[dict[str, Any]]) -> None:
     """Put the tables into the page."""
-    default = "5 nearest neighbours in the critic's features"
     parts = [
         summary(rows),
         "The detector's statistic, neighbours in the critic's features, by kind:\n",
-        by_kind(rows, default),
+        by_kind(rows, DETECTOR),
         "False alarms of its p-values:\n",
-        calibration(rows, default),
+        calibration(rows),
     ]
     put_between(PAGE, BEGIN, END, "\n" + "\n".join(parts))
 
@@ -317,7 +327,8 @@ def main() -> None:
             if (name, constraint, seed) not in done:
                 row = measure_one(name, constraint, seed, options.work, sources[name])
                 rows.append(row)
-                RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+                lines = ",\n".join(json.dumps(each) for each in rows)
+                RESULTS.write_text(f"[\n{lines}\n]\n")
                 print(name, constraint, seed, row["cpu_seconds"], flush=True)
     write_page(rows)
 

@@ -22,6 +22,7 @@ from tests.test_cli import wgan
 from tests.test_sources import CONTAINERS, Files, encoded, load, photos, to_folder, to_tar, to_zip
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import problems
+from training.engine.origin import changes, fingerprint
 from training.judging.evaluate import evaluate_artifact
 
 
@@ -247,7 +248,8 @@ def test_a_split_in_folders_is_no_class_and_is_followed_when_told_to(
     assert data.card.classes == ["cat", "dog"]
     assert any("data.split=folders" in note for note in data.notes)
     assert data.card.heldout_fraction == 0.2
-    data = load(source, split="folders")
+    by_hash, data = data, load(source, split="folders")
+    assert changes(fingerprint(by_hash), fingerprint(data)) == "other items held out"
     assert data.card.classes == ["cat", "dog"]
     assert content([*data.heldout]) == content([*tested, *validated])
     assert content([*data.training]) == content(trained_on)

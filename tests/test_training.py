@@ -213,7 +213,7 @@ def test_the_last_good_checkpoint_is_kept(digits: Dataset, tmp_path: Path) -> No
 def test_another_configuration_is_not_resumed(digits: Dataset, tmp_path: Path) -> None:
     run(tiny_config(), digits, tmp_path)
     other = tiny_config(training={"learning_rate": 0.5}, critic={"width": 9})
-    with pytest.raises(CheckpointError, match=r"critic\.width, training\.learning_rate"):
+    with pytest.raises(CheckpointError, match=r"critic\.width \(8\), training\.learning_rate \("):
         run(other, digits, tmp_path)
 
 

@@ -271,9 +271,10 @@ def _gone_on(
         ends = [*began.extended, before["training.steps"]]
         began = began.model_copy(update={"extended": ends})
     elif differing:
+        own = ", ".join(f"{key} ({before.get(key)})" for key in differing)
         raise CheckpointError(
-            f"{where}: was made with another {', '.join(differing)}; resume with the same "
-            "configuration (--steps may be higher), or start anew with another --out"
+            f"{where}: was made with another {own}; resume with the same configuration (--steps "
+            "may be higher), or start anew with another --out"
         )
     if began.threads != origin.threads:
         say(f"with {began.threads} threads, as the run began: another number gives other bits")

@@ -79,7 +79,7 @@ class _Member(tarfile.TarInfo):
     def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:  # the two blocks of zeros that end every archive
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # zeros, as at every end
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"it is damaged or ends early: {error}") from None

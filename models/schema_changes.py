@@ -36,7 +36,9 @@ def schema_changes(new: Run, old: Run) -> list[str]:
         return [f"it makes {makes}, not {made}"]
     if new.data.columns and old.data.columns and new.data.columns != old.data.columns:
         return [f"its columns are {_few(new.data.columns)}, not {_few(old.data.columns)}"]
-    of_new, of_old = (run.data.classes if run.config.conditional else [] for run in (new, old))
+    of_new, of_old = (
+        run.data.trained_classes if run.config.conditional else [] for run in (new, old)
+    )
     if of_new != of_old:
         return [f"it has {_classes(of_new)}, not {_classes(of_old)}"]
     return []
@@ -49,7 +51,9 @@ def _items(run: Run) -> str:
         return "rows of a table"
     if data.kind == "image":
         channels, height, width = data.shape
-        return f"images of {width}x{height} pixels and {channels} channel{'s' * (channels > 1)}"
+        units = " in units of their own" if data.offset else ""  # others are in grey levels
+        many = "s" * (channels > 1)
+        return f"images of {width}x{height} pixels and {channels} channel{many}{units}"
     if data.kind == "sequence":
         return f"sequences of {data.shape[0]} steps of {data.shape[1]} values"
     return f"vectors of {data.shape[0]} values"

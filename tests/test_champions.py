@@ -57,6 +57,12 @@ def test_what_a_client_would_notice(tmp_path: Path) -> None:
     ]
     (phrase,) = schema_changes(run_of(tmp_path, "image", class_counts=TEN), image)
     assert phrase == "it has the classes 0, 1, 2, 3, 4 and 5 more, not no classes to ask for"
+    unseen = run_of(tmp_path, "image", class_counts=TEN | {"9": 0})
+    (phrase,) = schema_changes(unseen, run_of(tmp_path, "image", class_counts=TEN))
+    assert phrase.startswith("it has the classes 0, 1, 2, 3, 4 and 4 more, not the classes 0,")
+    scaled = image.data.model_copy(update={"offset": [0.5], "scale": [0.5]})
+    (phrase,) = schema_changes(image.model_copy(update={"data": scaled}), image)
+    assert phrase.startswith("it makes images of 8x8 pixels and 1 channel in units of their own, ")
 
 
 @pytest.fixture(scope="module")

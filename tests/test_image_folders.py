@@ -352,9 +352,13 @@ def test_images_that_are_all_the_same_are_named_as_such(tmp_path: Path) -> None:
 
 def test_images_of_which_few_bits_are_used_are_a_problem(tmp_path: Path) -> None:
     dark = np.random.default_rng(0).integers(0, 4096, (200, 8, 8)).astype(np.uint16)
-    data = load(to_folder(named([*dark]), tmp_path / "set"))
+    folder = to_folder(named([*dark]), tmp_path / "set")
+    data = load(folder)
     assert data.items.max() == 15
     assert any("no pixel is brighter than 15 of 255" in line for line in problems(data))
+    config = tiny_config("image", data={"source": str(folder)}, training={"steps": 1})
+    _, _, said = trained(config, tmp_path / "run", register=False)
+    assert "warning: no pixel is brighter than 15 of 255" in said
 
 
 # Nothing we wrote is data

@@ -33,7 +33,7 @@ from models.registry_files import require_files
 from models.sampling import chunk_rows
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
-from training.data.inspection import precision_problems
+from training.data.inspection import pixel_problems, precision_problems
 from training.data.layout import understood
 from training.engine.accounting import privacy_card
 from training.engine.checkpoint import TrainingState, newest_checkpoint, provenance_of
@@ -222,7 +222,7 @@ def _say_data(data: Dataset, say: Callable[[str], None]) -> None:
     more = len(data.problems) - MAX_NAMED_PROBLEMS
     if more > 0:
         say(f"  skipped {more} more: see `wgan data inspect`")
-    warnings = [] if card.kind == "image" else precision_problems(data)
+    warnings = pixel_problems(data) if card.kind == "image" else precision_problems(data)
     warnings += data.notes
     for warning in warnings[:MAX_NAMED_PROBLEMS]:
         say(f"  warning: {warning}")

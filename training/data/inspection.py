@@ -125,7 +125,12 @@ def _class_problems(counts: Array, classes: list[str]) -> list[str]:
 
 def _image_problems(data: Dataset) -> list[str]:
     problem = size_problem(*data.card.shape[1:])
-    lines = [problem] if problem else []
+    return ([problem] if problem else []) + pixel_problems(data)
+
+
+def pixel_problems(data: Dataset) -> list[str]:
+    """Say, a line each, if images use few of their grey levels, or are of one colour all over."""
+    lines = list[str]()
     blank = brightest = 0
     for first in range(0, len(data.items), AT_ONCE):
         images = data.items[first : first + AT_ONCE]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from models.errors import DataError
 
@@ -129,11 +129,15 @@ def gif_parts(content: bytes, name: str) -> ImageParts:
         block = content[position : position + 8]
         if block[1:3] == b"\xf9\x04":  # without what comes after the image: its disposal
             control = block[:3] + bytes([block[3] & 0b11100011]) + block[4:]
-        position += 2
-        while size := content[position : position + 1].rjust(1, b"\0")[0]:
-            position += 1 + size
-        position += 1
+        position = _past_blocks(content, position + 2)
     return ImageParts(kept + control + content[position:], b"")
+
+
+def _past_blocks(content: bytes, position: int) -> int:
+    """The place after a GIF's blocks of data, the last of which is empty."""
+    while size := content[position : position + 1].rjust(1, b"\0")[0]:
+        position += 1 + size
+    return position + 1
 
 
 def tiff_parts(content: bytes, name: str, max_pixels: int) -> ImageParts:
@@ -187,6 +191,28 @@ def bmp_parts(content: bytes, name: str) -> ImageParts:
     if compression not in BMP_COMPRESSIONS:
         raise DataError(f"{name}: a compressed BMP is not read; save it as PNG")
     return ImageParts(content, b"")
+
+
+def holds_several(content: bytes) -> bool:
+    """Tell if a file that can be decoded has pages or frames after the first, which alone is."""
+    if content.startswith(PNG_START):
+        return b"acTL" in content[: content.index(b"IDAT")]
+    if content.startswith(TIFF_STARTS):
+        order: Literal["little", "big"] = "little" if content.startswith(b"II") else "big"
+        first = int.from_bytes(content[4:8], order)
+        fields = first + 2 + 12 * int.from_bytes(content[first : first + 2], order)
+        return int.from_bytes(content[fields : fields + 4], order) > 0
+    if content.startswith(GIF_STARTS):
+        start = gif_parts(content, "").content + bytes(10)
+        colours = 3 << (start[10] & 7) + 1 if start[10] & 128 else 0
+        image = 13 + colours + (8 if start[13 + colours : 14 + colours] == b"!" else 0)
+        own = 3 << (start[image + 9] & 7) + 1 if start[image + 9] & 128 else 0
+        position = _past_blocks(start, image + 10 + own + 1)
+        while start[position : position + 1] == b"!":
+            position = _past_blocks(start, position + 2)
+        return start[position : position + 1] == b","
+    is_animated_webp = content[8:16] == b"WEBPVP8X" and content[20] & 2
+    return bool(is_animated_webp) or content[4:12] == b"ftypavis"
 
 
 def orientation(exif: bytes) -> int:

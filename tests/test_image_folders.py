@@ -361,6 +361,20 @@ def test_images_of_which_few_bits_are_used_are_a_problem(tmp_path: Path) -> None
     assert "warning: no pixel is brighter than 15 of 255" in said
 
 
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP", "AVIF"])
+def test_further_images_of_a_file_are_counted(tmp_path: Path, kind: str) -> None:
+    files = named(photos(200))
+    pages = [Image.fromarray(page) for page in photos(3)]
+    for name, further in (("one", []), ("several", pages[1:])):
+        file = io.BytesIO()
+        pages[0].save(file, kind, save_all=True, append_images=further)
+        files[f"{name}.{kind.lower()}"] = file.getvalue()
+    for source in (to_folder(files, tmp_path / "set"), to_zip(files, tmp_path / "set")):
+        card = load(source).card
+        assert card.count == 202
+        assert card.not_read == {"files of several images, but for the first of each": 1}
+
+
 # Nothing we wrote is data
 
 

@@ -17,6 +17,7 @@ from models.cache import cache_folder
 from models.config import DataConfig
 from models.durable import PARTIAL, put
 from models.errors import DataError
+from models.image_parts import holds_several
 from models.images import decode_image, fit, is_written_here, opaque
 from models.outputs import turn
 from training.data.raw import RawData
@@ -27,11 +28,14 @@ from training.data.sources.image_files import IMAGES, content_key, read_images
 from training.progress import track
 
 Array = np.ndarray
-LAYOUT = 3
+LAYOUT = 4
 """Version of the cached files and of the decoding: a new number leaves older files unused."""
 MAX_EXAMPLES = 3
 """Broken images named in an error message."""
 OURS = "pictures that wgan wrote"
+FURTHER = "files of several images, but for the first of each"
+FOUND = (OURS, FURTHER)
+"""What only decoding finds: it is counted in the cache."""
 SPLIT_NOTE = (
     "folders such as train and test are no classes but a split, which data.split=folders follows; "
     "without it a hash of each item decides what is held out"
@@ -89,8 +93,8 @@ def load_images(location: Location, config: DataConfig, *, in_colour: bool = Fal
         )
     if location.suffix in ARCHIVES:  # the names of other files are no part of a folder's key
         not_read = Counter(decoded.not_read)
-    elif OURS in decoded.not_read:
-        not_read[OURS] = decoded.not_read[OURS]
+    else:
+        not_read.update({what: n for what, n in decoded.not_read.items() if what in FOUND})
     not_read = Counter(dict(sorted(not_read.items())))
     folders = read_folders(decoded.names, location.source)
     notes = list(folders.notes)
@@ -213,6 +217,8 @@ def _decode(
             if not with_ours and is_written_here(content, pixels):
                 not_read[OURS] += 1
                 continue
+            if holds_several(content):
+                not_read[FURTHER] += 1
             image = opaque(pixels, config.background)
             image = image if size is None else fit(image, size, size)
             grey = grey and bool((image == image[..., :1]).all())

@@ -32,6 +32,10 @@ ENCODER = "encoder."
 CALIBRATION = "calibration"
 REFERENCE = "reference"
 NEIGHBOURS = 5
+ROUNDING = 1e-5
+"""Relative error of features, amply: float32, added up in another order."""
+BLOCK = 500
+"""Training items to which distances are computed at once: this bounds the memory."""
 CARD = "card"
 
 
@@ -61,9 +65,6 @@ class Examination(NamedTuple):
     statistics: Array
     """float64 ``(N,)``: the mean distance from the `NEIGHBOURS` nearest training items, in the
     critic's features."""
-    residuals: Array
-    """float32 ``(N, H, W)`` of images, means over channels; otherwise ``(N, *shape)``: the squared
-    difference of each entry from what the generator makes, in the critic's units."""
 
 
 def build_encoder(model: Model) -> nn.Sequential:
@@ -141,26 +142,43 @@ class Detector:
         self.reference = reference
         self.calibration = calibration
         self.card = card
+        self.rounding = ROUNDING * float(torch.linalg.vector_norm(reference, dim=1).max())
+        """Distance up to which items may be equal."""
 
-    def examine(self, items: Array, labels: Array | None = None) -> Examination:
-        """Examine items.
+    def examine(self, items: Array) -> Examination:
+        """Say how strange items are, whatever their classes.
 
         Args:
             items: as `Model.items`, `Model.resized` or `Model.codes` returned them.
+
+        Raises:
+            ShapeError: the items are so large that the statistics are not finite.
+        """
+        statistics = feature_distances(self.model, self.reference, items)
+        _require_finite(statistics)
+        # Items that are equal are as far, though another processor may round them to be farther.
+        p_values = conformal_p_values(statistics - self.rounding, self.calibration)
+        return Examination(p_values, statistics)
+
+    def residuals(self, items: Array, labels: Array | None = None) -> Array:
+        """Say where items are strange: how they differ from what the generator makes of them.
+
+        Args:
+            items: as for `examine`.
             labels: int64 ``(N,)``, if the model is class-conditional.
+
+        Returns:
+            Squared differences in the critic's units: float32 ``(N, H, W)`` of images, means over
+            channels; otherwise ``(N, *shape)``.
 
         Raises:
             ClassError: see `Model.require_labels`.
-            ShapeError: the items are so large that the statistics are not finite.
+            ShapeError: the items are so large that the differences are not finite.
         """
-        model = self.model
-        model.require_labels(len(items), labels)
-        statistics = feature_distances(model, self.reference, items)
-        residuals = squared_residuals(model, self.encoder, items, labels)
-        if not (np.isfinite(statistics).all() and np.isfinite(residuals).all()):
-            raise ShapeError("the items are so large that their statistics are not finite")
-        p_values = conformal_p_values(statistics, self.calibration)
-        return Examination(p_values, statistics, residuals)
+        self.model.require_labels(len(items), labels)
+        residuals = squared_residuals(self.model, self.encoder, items, labels)
+        _require_finite(residuals)
+        return residuals
 
     def save(self, artifact: Path, folder: Path) -> None:
         """Write a copy of the model's artifact with the detector to a folder."""
@@ -201,10 +219,12 @@ def item_features(model: Model, items: Array) -> Tensor:
 @torch.inference_mode()
 def feature_distances(model: Model, reference: Tensor, items: Array) -> Array:
     """Mean distance of items from the nearest of some features ``(M, F)``: float64 ``(N,)``."""
-    known, found = reference.double(), []
+    found = []
     for features in torch.split(item_features(model, items), model.run.engine.chunk):
-        distances = torch.cdist(features.double(), known)
-        nearest = distances.topk(min(NEIGHBOURS, len(known)), dim=1, largest=False).values
+        exact = features.double()
+        parts = [torch.cdist(exact, known.double()) for known in torch.split(reference, BLOCK)]
+        count = min(NEIGHBOURS, len(reference))
+        nearest = torch.cat(parts, dim=1).topk(count, dim=1, largest=False).values
         found.append(nearest.mean(dim=1))
     return torch.cat(found).cpu().numpy()
 
@@ -213,7 +233,7 @@ def feature_distances(model: Model, reference: Tensor, items: Array) -> Array:
 def squared_residuals(
     model: Model, encoder: nn.Module, items: Array, labels: Array | None = None
 ) -> Array:
-    """How items differ from what the generator makes of them; see `Examination`."""
+    """How items differ from what the generator makes of them; see `Detector.residuals`."""
     chunk, found = model.run.engine.chunk, []
     for first in range(0, len(items), chunk):
         part = torch.from_numpy(padded(items, first, chunk)).to(model.device)
@@ -256,6 +276,11 @@ def load_detector(folder: Path, model: Model) -> Detector | None:
             f"{folder / DETECTOR}: is no detector of this model ({reason})"
         ) from None
     return Detector(model, encoder, reference, calibration, card)
+
+
+def _require_finite(found: Array) -> None:
+    if not np.isfinite(found).all():
+        raise ShapeError("the items are so large that what is found is not finite")
 
 
 def _require_fitting(model: Model, reference: Tensor, calibration: Array) -> None:

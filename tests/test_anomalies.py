@@ -6,10 +6,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from torch import nn
 
+from models import detector as detectors
 from models.artifact import load_artifact
 from models.detector import Detector, load_detector
 from models.images import encode_png
+from models.model import Model
 from models.tables.files import records
 from service.client import Client
 from service.endpoints import anomalies
@@ -18,21 +21,23 @@ from tests.servers import Server, array_file, is_problem
 from tests.test_app import made, talk
 from tests.test_detector import CLASSES, with_detector
 
+Array = np.ndarray
+
 
 def guarded(folder: Path, kind: str = "image", **options: Any) -> Detector:
     """An artifact with a detector in ``folder / "artifact"``."""
     plain = make_artifact(folder / "plain", kind, **options)
     model = load_artifact(plain)
     labels = model.labels(9, 40)
-    found = with_detector(model).examine(model.sample(9, 40, labels), labels)
+    found = with_detector(model).examine(model.sample(9, 40, labels))
     with_detector(model, np.sort(found.statistics)).save(plain, folder / "artifact")
     detector = load_detector(folder / "artifact", load_artifact(folder / "artifact"))
     assert detector is not None
     return detector
 
 
-def ask(folder: Path, *requests: dict[str, Any]) -> list[httpx.Response]:
-    app, answers = made(WGAN_MODEL=str(folder / "artifact")), list[httpx.Response]()
+def ask(folder: Path, *requests: dict[str, Any], **settings: object) -> list[httpx.Response]:
+    app, answers = made(WGAN_MODEL=str(folder / "artifact"), **settings), list[httpx.Response]()
 
     async def send(client: httpx.AsyncClient) -> None:
         for request in requests:
@@ -68,14 +73,14 @@ def test_an_image_has_a_p_value_and_a_heat_map(tmp_path: Path) -> None:
         assert found["blame"] is None
     assert plain.json()["residuals"] is None
     heat = np.array(explained.json()["residuals"])
-    np.testing.assert_allclose(heat, expected.residuals, atol=1e-6)
+    np.testing.assert_allclose(heat, detector.residuals(items), atol=1e-6)
 
 
 def test_of_a_row_each_column_has_its_blame(tmp_path: Path) -> None:
     detector = guarded(tmp_path, "rows")
     codes = detector.model.sample(seed=3, count=4)
     rows = detector.model.rows(codes)
-    residuals = detector.examine(detector.model.codes(rows)).residuals
+    residuals = detector.residuals(detector.model.codes(rows))
     body = {"rows": records(rows)}
     (answer,) = ask(tmp_path, {"json": body, "params": {"explain": "true"}})
     found = answer.json()
@@ -93,7 +98,7 @@ def test_an_item_of_a_conditional_model_has_a_class(tmp_path: Path) -> None:
     items = detector.model.sample(3, 2, np.array([0, 1]))
     body = {"samples": items.tolist()}
     whole, without = ask(tmp_path, {"json": {**body, "classes": ["a", "b"]}}, {"json": body})
-    expected = detector.examine(items, np.array([0, 1]))
+    expected = detector.examine(items)
     np.testing.assert_array_equal(whole.json()["p_values"], expected.p_values)
     assert "class" in str(is_problem(without, 422)["detail"])
 
@@ -121,11 +126,52 @@ def test_what_cannot_be_answered_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     is_problem(shape, 422)
 
 
+def test_of_a_row_too_many_columns_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = guarded(tmp_path, "rows")
+    assert detector.model.table is not None
+    monkeypatch.setattr(anomalies, "MAX_EXPLAINED", 2 * len(detector.model.table.coded))
+    rows = records(detector.model.rows(detector.model.sample(seed=3, count=3)))
+    explained = {"params": {"explain": "true"}}
+    much, few, plain = ask(
+        tmp_path,
+        {"json": {"rows": rows}, **explained},
+        {"json": {"rows": rows[:2]}, **explained},
+        {"json": {"rows": rows}},
+    )
+    assert "fewer items" in str(is_problem(much, 422)["detail"])
+    assert few.status_code == plain.status_code == 200
+
+
+def test_the_generator_is_asked_for_an_explanation_alone_which_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = guarded(tmp_path)
+    body = {"json": {"samples": detector.model.sample(seed=3, count=5).tolist()}}
+    made = list[int]()
+    forward = detectors.squared_residuals
+
+    def counted(model: Model, encoder: nn.Module, items: Array, *more: Any) -> Array:
+        made.append(len(items))
+        return forward(model, encoder, items, *more)
+
+    monkeypatch.setattr(detectors, "squared_residuals", counted)
+    explain = {**body, "params": {"explain": "true"}}
+    first, second, explained, again = ask(
+        tmp_path, body, body, explain, explain, WGAN_SAMPLES_PER_SECOND=1
+    )
+    assert first.status_code == second.status_code == explained.status_code == 200
+    assert "samples" in str(is_problem(again, 429)["detail"])
+    assert made == [5]
+
+
 def test_the_client_asks(tmp_path: Path) -> None:
     server = Server("image", tmp_path)
     with_detector(server.model, np.arange(40.0)).save(server.artifact, server.artifact)
     items = server.model.sample(seed=3, count=3)
-    expected = with_detector(server.model, np.arange(40.0)).examine(items)
+    detector = with_detector(server.model, np.arange(40.0))
+    expected = detector.examine(items)
     (tmp_path / "items.npy").write_bytes(array_file(items))
     with server.running(), Client(f"http://127.0.0.1:{server.port}") as client:
         of_items = client.anomalies(items, explain=True)
@@ -134,5 +180,5 @@ def test_the_client_asks(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.p_values, expected.p_values)
         assert found.origin.constraint == "gradient_penalty"
     assert of_items.residuals is not None
-    np.testing.assert_allclose(of_items.residuals, expected.residuals, atol=1e-6)
+    np.testing.assert_allclose(of_items.residuals, detector.residuals(items), atol=1e-6)
     assert of_files.residuals is None

@@ -150,22 +150,59 @@ def test_an_item_is_examined_alike_in_any_company(
         pytest.skip("tables have no classes")
     model = load_artifact(make_artifact(tmp_path / "artifact", kind, class_counts=counts))
     detector, (items, labels) = with_detector(model), some_items(model, 300)
-    whole = detector.examine(items, labels)
-    alone = detector.examine(items[7:8], None if labels is None else labels[7:8])
+    whole = (*detector.examine(items), detector.residuals(items, labels))
+    label = None if labels is None else labels[7:8]
+    alone = (*detector.examine(items[7:8]), detector.residuals(items[7:8], label))
     for many, one in zip(whole, alone, strict=True):
         assert len(many) == 300
         np.testing.assert_allclose(many[7], one[0], rtol=1e-4, atol=1e-6)
     expected = items.shape[:3] if model.is_image else items.shape
-    assert whole.residuals.shape == expected
+    assert whole[-1].shape == expected
     if counts:
         with pytest.raises(ClassError, match="give the class"):
-            detector.examine(items)
+            detector.residuals(items)
+
+
+def test_to_be_rounded_makes_no_item_strange(tmp_path: Path) -> None:
+    """Held-out items that are equal to an item tie with it, on whatever processor."""
+    model = load_artifact(make_artifact(tmp_path / "artifact", "vector"))
+    item = np.array([[3, -2]], np.float32)
+    statistic = with_detector(model).examine(item).statistics
+    detector = with_detector(model, np.repeat(statistic * (1 - 1e-6), 50))
+    assert detector.examine(item).p_values == 1
+    assert detector.examine(item * 1.01).p_values == pytest.approx(1 / 51)
+
+
+def test_the_distances_do_not_need_all_features_twice(tmp_path: Path) -> None:
+    model = load_artifact(make_artifact(tmp_path / "artifact", "vector"))
+    items = some_items(model, 1203)[0]
+    reference = item_features(model, items)
+    distances = torch.cdist(item_features(model, items[:9]).double(), reference.double())
+    expected = distances.sort(dim=1).values[:, :5].mean(dim=1)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            made = func(*args, **(kwargs or {}))
+            nonlocal largest
+            if isinstance(made, torch.Tensor) and made.dtype == torch.float64:
+                largest = max(largest, len(made))
+            return made
+
+    with Watch():
+        found = feature_distances(model, reference, items[:9])
+    np.testing.assert_allclose(found, expected)
+    assert 0 < largest < len(items) / 2
 
 
 def test_statistics_that_overflow_are_refused(tmp_path: Path) -> None:
     model = load_artifact(make_artifact(tmp_path / "artifact", "vector"))
-    with pytest.raises(ShapeError, match="not finite"):
-        with_detector(model).examine(np.full((1, 2), 3e38, np.float32))
+    for parameter in model.critic.parameters():
+        parameter.mul_(1e3)
+    detector, huge = with_detector(model), np.full((1, 2), 3e38, np.float32)
+    for look in (detector.examine, detector.residuals):
+        with pytest.raises(ShapeError, match="not finite"):
+            look(huge)
 
 
 def test_blame_is_the_share_of_each_column(tmp_path: Path) -> None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import anyio.from_thread
+import numpy as np
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from models.errors import ShapeError
-from service.endpoint import Context, Endpoint, model_headers
+from service.endpoint import Context, Endpoint, model_headers, spend_samples
 from service.endpoints.scores import REQUEST_BODY, ScoresForm, ScoresRequest, read_and
 from service.openapi import MODEL_HEADERS, MODEL_PARAMETER, errors, json_answer, ref
 from service.problems import BadRequest
 from service.scoring import ScoreJob
 
 if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
-    from models.detector import Detector, Examination
+    from models.model import Model
 
-MAX_EXPLAINED = 2**20
-"""Numbers in the residuals of one answer: as JSON each takes some ten bytes."""
+Array = np.ndarray
+MAX_EXPLAINED = 2**17
+"""Numbers in the residuals or the blame of one answer: while JSON is made, nothing else is done."""
 
 
 class Anomalies(BaseModel):
@@ -59,10 +63,22 @@ async def post_anomalies(context: Context, request: Request) -> Response:
             raise HTTPException(
                 404, f"{job.served.version} has no detector; `wgan train-detector` makes one"
             )
-        if explain == "true" and detector.model.table is None and job.items.size > MAX_EXPLAINED:
-            raise ShapeError(f"over {MAX_EXPLAINED} numbers to explain; send fewer items at once")
-        found = detector.examine(job.items, job.labels)
-        answer = describe(detector, found, explain == "true")
+        found = detector.examine(job.items)
+        residuals = blame = None
+        if explain == "true":
+            _require_few(detector.model, job.items)
+            # The generator makes as many samples.
+            anyio.from_thread.run_sync(spend_samples, context, request, len(job.items))
+            residuals = detector.residuals(job.items, job.labels)
+            if detector.model.table is not None:
+                residuals, blame = None, in_columns(detector.blame(residuals))
+        answer = Anomalies(
+            p_values=found.p_values.tolist(),
+            statistics=found.statistics.tolist(),
+            calibration_items=len(detector.calibration),
+            residuals=None if residuals is None else residuals.round(6).tolist(),
+            blame=blame,
+        )
         return JSONResponse(answer.model_dump(), headers=model_headers(job.served))
 
     async def work(read: Callable[[], ScoreJob], alone: bool) -> Response:
@@ -71,24 +87,20 @@ async def post_anomalies(context: Context, request: Request) -> Response:
     return await read_and(work, context, request)
 
 
-def describe(detector: Detector, found: Examination, explain: bool) -> Anomalies:
-    """Write what a detector found."""
-    residuals = blame = None
-    if explain and detector.model.table is None:
-        residuals = found.residuals.round(6).tolist()
-    elif explain:
-        shares = detector.blame(found.residuals)
-        blame = [
-            dict(zip(shares, row, strict=True))
-            for row in zip(*(share.round(6).tolist() for share in shares.values()), strict=True)
-        ]
-    return Anomalies(
-        p_values=found.p_values.tolist(),
-        statistics=found.statistics.tolist(),
-        calibration_items=len(detector.calibration),
-        residuals=residuals,
-        blame=blame,
-    )
+def _require_few(model: Model, items: Array) -> None:
+    """Require that items are not too many to be explained at once."""
+    if model.table is None:
+        numbers = math.prod(items.shape[:3])  # of images all but the channels
+    else:
+        numbers = len(items) * len(model.table.coded)
+    if numbers > MAX_EXPLAINED:
+        raise ShapeError(f"over {MAX_EXPLAINED} numbers to explain; send fewer items at once")
+
+
+def in_columns(shares: dict[str, Array]) -> list[dict[str, float]]:
+    """Write shares ``(N,)`` of columns row by row."""
+    rows = zip(*(share.round(6).tolist() for share in shares.values()), strict=True)
+    return [dict(zip(shares, row, strict=True)) for row in rows]
 
 
 EXPLAIN: dict[str, Any] = {

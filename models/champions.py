@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from models import registry, registry_files
-from models.artifact import RUN
+from models.artifact import DETECTOR, RUN, SUMS
 from models.errors import AbsentError, ArtifactError, UserError
 from models.progress import say as say_to_people
 from models.record import Run
@@ -84,27 +84,33 @@ def _guard(name: str, force: str | None, say: Callable[[str], None]) -> Callable
 
     def check(before: str, version: str) -> None:
         try:
-            changes = schema_changes(*(_record(f"{name}@{v}") for v in (version, before)))
+            run, has_detector = _record(f"{name}@{version}")
+            champion, had_detector = _record(f"{name}@{before}")
         except (AbsentError, ArtifactError) as error:
             say(f"{name}@{version} is not compared with {name}@{before}: {error}")
             return
-        if not changes:
-            return
-        said = f"{name}@{version} makes other items than the champion, {name}@{before}: "
-        said += "; ".join(changes)
-        if not force:
-            raise SchemaChangeError(
-                f"{said}; register it under a name of its own (--set name=...), or replace the "
-                "champion all the same with --force REASON"
+        if changes := schema_changes(run, champion):
+            said = f"{name}@{version} makes other items than the champion, {name}@{before}: "
+            said += "; ".join(changes)
+            if not force:
+                raise SchemaChangeError(
+                    f"{said}; register it under a name of its own (--set name=...), or replace the "
+                    "champion all the same with --force REASON"
+                )
+            registry.tag(name, version, {FORCED_TAG: f"{name}@{before}: {force}"})
+            say(f"{said}; forced: {force}")
+        if had_detector and not has_detector:
+            say(
+                f"{name}@{version} has no detector, and {name}@{before} has one: services answer "
+                f"/v1/anomalies with 404 from now on; `wgan train-detector {name}@{version} --out "
+                "DIR --register` makes a version that has one"
             )
-        registry.tag(name, version, {FORCED_TAG: f"{name}@{before}: {force}"})
-        say(f"{said}; forced: {force}")
 
     return check
 
 
-def _record(reference: str) -> Run:
-    """Fetch the record of a version alone.
+def _record(reference: str) -> tuple[Run, bool]:
+    """Fetch the record of a version, and learn if it has a detector.
 
     Raises:
         AbsentError: it is gone.
@@ -112,11 +118,12 @@ def _record(reference: str) -> Run:
         RegistryError: the registry or its storage does not answer.
     """
     with tempfile.TemporaryDirectory() as folder:
-        file = registry_files.download(reference, Path(folder), {RUN}) / RUN
+        fetched = registry_files.download(reference, Path(folder), {RUN, SUMS})
         try:
-            return Run.model_validate_json(file.read_bytes())
-        except FileNotFoundError:
-            raise AbsentError(f"{reference}: its {RUN} is gone") from None
+            has_detector = DETECTOR in (fetched / SUMS).read_text()
+            return Run.model_validate_json((fetched / RUN).read_bytes()), has_detector
+        except FileNotFoundError as error:
+            raise AbsentError(f"{reference}: its {Path(error.filename).name} is gone") from None
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise ArtifactError(f"{reference}: its {RUN} cannot be read ({where})") from None

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from models import champions, registry
 from models.artifact import DETECTOR, FILES, GENERATOR, SERVED, SUMS, load_artifact, verify
 from models.config import DataConfig
 from models.detector import (
@@ -34,6 +35,7 @@ from tests.test_constraints import KINDS
 from tests.test_machine import limited
 from training.data.dataset import load_data
 from training.judging.detector import fit_detector, train_detector, train_encoder
+from training.tracking import track_and_register
 from wgan_cli import main
 
 Array = np.ndarray
@@ -388,11 +390,20 @@ def test_a_registered_detector_reaches_a_service(
     source, out = make_artifact(tmp_path / "artifact"), tmp_path / "guarded"
     command = ["train-detector", str(source), "--out", str(out), "--steps", "2", "--register"]
     assert main(command) == 0
-    assert "registered: tiny@1" in capsys.readouterr().out
+    assert "registered: tiny@1; `wgan promote tiny@1`" in capsys.readouterr().out
+    assert registry.champion("tiny") is None
     cache = VersionCache("tiny@champion", tmp_path / "cache", uri, TrustedKeys(None))
     fetched = cache.fetch("1", load_artifact(out).digest)
     assert (fetched / DETECTOR).read_bytes() == (out / DETECTOR).read_bytes()
     served = load(fetched, "tiny@1", "tiny", "champion")
     assert served.detector is not None
+    track_and_register(load_artifact(source), source)
+    said = list[str]()
+    champions.promote("tiny", "1", "the first", say=said.append)
+    assert said == []
+    champions.promote("tiny", "2", "retrained", say=said.append)
+    assert "tiny@2 has no detector, and tiny@1 has one" in said.pop()
+    champions.rollback("tiny", "the detector is missed", say=said.append)
+    assert said == []
     (fetched / DETECTOR).unlink()  # a version whose detector is gone is no copy of it
     assert (cache.fetch("1", None) / DETECTOR).exists()

@@ -313,7 +313,8 @@ def train_detector(
         from training.tracking import track_and_register
 
         again = "remove it and repeat the command to register it"
-        say(f"registered: {track_and_register(load_artifact(out), out, again=again)}")
+        registered = track_and_register(load_artifact(out), out, again=again)
+        say(f"registered: {registered}; `wgan promote {registered}` makes it the champion")
 
 
 @app.command()

@@ -284,6 +284,15 @@ def test_a_challenger_may_start_from_the_champion(home: Path, tmp_path: Path) ->
     assert run(home, **{**given, "start_from": None}).kind != "skipped"
 
 
+def test_a_private_challenger_never_starts_from_a_champion(tmp_path: Path) -> None:
+    """Told at once: the first run has no champion, and only later ones would have been refused."""
+    private = {"privacy.epsilon": 1.0, "constraint.kind": "none", "generator.normalization": "none"}
+    given: dict[str, Any] = {"preset": "table", "data": "rows.csv", "folder": tmp_path}
+    RetrainConfig(**given, set=private).build()
+    with pytest.raises(ConfigError, match="private run begins with random weights"):
+        RetrainConfig(**given, set=private, start_from="champion").build()
+
+
 def test_a_registry_that_is_away_never_spoils_a_training(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from models.config import Config, faults_in_words, flatten
 from models.errors import ConfigError
 from models.os_errors import require_end
-from training.presets import build_config
+from training.presets import build_config, require_branch
 from training.retraining.gates import GatesConfig
 
 
@@ -50,10 +50,14 @@ class RetrainConfig(BaseModel):
         """Build the configuration of the run.
 
         Raises:
-            ConfigError: no such preset, key or value.
+            ConfigError: no such preset, key or value, or the run is to be private and to begin with
+                the champion.
         """
         settings = {"name": self.preset, **flatten(self.set)}
-        return build_config(self.preset, self.data, self.constraint, settings)
+        config = build_config(self.preset, self.data, self.constraint, settings)
+        if self.start_from is not None:  # told now, not when there is a champion
+            require_branch(config, config)
+        return config
 
 
 def read_config(path: Path) -> RetrainConfig:

@@ -38,13 +38,19 @@ def in_words(error: OSError | MemoryError) -> str:
     if isinstance(error, MemoryError):
         said = f" ({error})" if str(error) else ""
         return redacted(f"there is not enough memory{said}; ask for less at once, or end others")
-    reason = error.strerror or str(error) or type(error).__name__
-    words = [f"{reason[:1].lower()}{reason[1:]}"]
-    if error.filename is not None:
-        words.insert(0, str(error.filename))
-    said = ": ".join(words)
+    place = "" if error.filename is None else f"{error.filename}: "
+    return redacted(f"{place}{reason(error)}")
+
+
+def reason(error: OSError) -> str:
+    """Say why something cannot be used, and what to do about it where that is known.
+
+    >>> reason(IsADirectoryError(21, "Is a directory", "/a"))
+    'is a directory; name a file'
+    """
+    said = error.strerror or str(error) or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0)
-    return redacted(f"{said}; {remedy}" if remedy else said)
+    return f"{said[:1].lower()}{said[1:]}" + (f"; {remedy}" if remedy else "")
 
 
 def require_end(path: Path) -> Path:

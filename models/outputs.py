@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from models.durable import write_file
 from models.errors import DataError, MachineError, UserError
+from models.os_errors import reason
 from models.registry_errors import is_of_this_machine
 
 LEASE = ".lease"
@@ -206,4 +207,5 @@ def unwritable(path: Path, error: OSError | SafetensorError) -> UserError:
     """The error of a file or folder that cannot be written: of this machine, or of its name."""
     is_ours = isinstance(error, SafetensorError) or is_of_this_machine(error)
     kind = MachineError if is_ours else UserError
-    return kind(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}")
+    why = reason(error) if isinstance(error, OSError) else str(error)
+    return kind(f"{path}: cannot be written: {why}")

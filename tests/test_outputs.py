@@ -197,7 +197,7 @@ def test_a_folder_is_no_file(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     for writer in ("sample digits --out folder.png", "diagnose digits --out folder.html"):
         assert wgan_cli.main(writer.split()) == 2
         assert "is a folder" in capsys.readouterr().err
-    with pytest.raises(UserError, match="File name too long"):
+    with pytest.raises(UserError, match="file name too long; shorten the name"):
         require_file(here / ("x" * 300))
 
 
@@ -213,7 +213,7 @@ def test_a_file_is_written_whole_or_stays(tmp_path: Path) -> None:
         yield b"three"
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(UserError, match="cannot be written: No space left"):
+    with pytest.raises(UserError, match="cannot be written: no space left on device; make room"):
         save(path, pieces())  # type: ignore[arg-type]
     assert path.read_text() == "two"
     assert [p.name for p in path.parent.iterdir()] == ["page.html"]

@@ -124,7 +124,7 @@ def _nearest(path: Path) -> str:
     if parent is None:
         return ""
     missing, *rest = path.relative_to(parent).parts
-    names = [entry.name for entry in os.scandir(parent) if entry.is_dir()]
+    names = [below.name for below in parent.iterdir() if below.is_dir()]
     for name in difflib.get_close_matches(missing, names, n=1):
         whole = parent.joinpath(name, *rest)
         return f"; did you mean '{whole if whole.exists() else parent / name}'?"

@@ -164,6 +164,8 @@ WRITERS = {
     "w1's page": "w1 a.npy a.npy --json w1.json --out {}.html",
     "w1's gradients": "w1 a.npy a.npy --json w1.json --gradients-at a.npy --gradients-out {}.npy",
     "retrain": "retrain --config retrain.yaml",
+    "train-detector": "train-detector digits --out {}",
+    "export": "export digits --to onnx --out {}",
 }
 
 

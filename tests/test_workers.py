@@ -25,6 +25,7 @@ from models.constraints import (
 )
 from models.errors import ConfigError
 from models.networks import CriticConfig, build_critic
+from models.outputs import sole_writer
 from tests.servers import free_port
 from tests.test_cli import WGAN
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
@@ -302,6 +303,17 @@ def test_a_stop_of_one_stops_all(tmp_path: Path) -> None:
     finish(start(tmp_path, 1, *more, "--resume"))
     run = load_artifact(tmp_path / "artifact").run
     assert [row["step"] for row in run.history] == list(range(6, 601, 6))
+
+
+def test_a_folder_in_use_ends_all_alike(tmp_path: Path) -> None:
+    """The main process alone holds the lock; the others waited for it, and ended by a traceback."""
+    with sole_writer(tmp_path / "run"):
+        process = start(tmp_path / "run", 2, *PRESETS["a penalty"])
+        _, errors = process.communicate(timeout=280)
+    assert process.returncode != 0
+    assert errors.count("is in use by process") == 1
+    assert "run_training" not in errors, errors
+    assert not (tmp_path / "run").exists()
 
 
 WORKER = """

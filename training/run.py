@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -121,7 +120,7 @@ def run_training(
         Interrupted: stopped on request; resume to go on.
         Diverged: training failed; the last good checkpoint is kept.
     """
-    with sole_writer(folder) if workers.is_main else nullcontext():
+    with workers.main_holds(sole_writer(folder)):
         checkpoints, finished = folder / CHECKPOINTS, folder / ARTIFACT
         if not resume and (finished.exists() or newest_checkpoint(checkpoints)):
             raise UserError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.command_line import EXIT_INTERRUPTED
 from models.device import require_device
-from models.errors import ConfigError
+from models.errors import ConfigError, UserError
 from training.engine.draws import Draw, RandomCalls, Shape
 from training.progress import never
 
@@ -125,6 +125,25 @@ class Workers:
         flags = torch.tensor([flag], dtype=torch.int32)
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags.item())
+
+    @contextmanager
+    def main_holds(self, context: AbstractContextManager[object]) -> Iterator[None]:
+        """Let the main process alone enter a context; where it cannot, all end alike.
+
+        Raises:
+            UserError: what the main process got; in the others, that it got one.
+        """
+        with ExitStack() as stack:
+            refusal = None
+            if self.is_main:
+                try:
+                    stack.enter_context(context)
+                except UserError as error:
+                    refusal = error
+            if self.any(refusal is not None):
+                self.leave()
+                raise refusal or UserError("the main process cannot begin, and says why")
+            yield
 
     def wait(self) -> None:
         """Wait for every process: none may leave while the main one still writes."""

@@ -22,8 +22,14 @@ def put_between(page: Path, begin: str, end: str, content: str) -> None:
 
 def mean_and_range(values: Sequence[float], form: str) -> str:
     """The mean over seeds and, of several, the lowest and the highest."""
-    text, low, high = (form.format(f(values)) for f in (mean, min, max))
+    text, low, high = (written(f(values), form) for f in (mean, min, max))
     return text if low == high else f"{text} ({low} to {high})"
+
+
+def written(value: float, form: str) -> str:
+    """A value in a form; a large one that would need an exponent is written out: 1,067."""
+    text = form.format(value)
+    return f"{value:,.0f}" if "e+" in text else text
 
 
 def with_quartiles(found: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from models import champions, registry
@@ -34,7 +35,7 @@ from tests.test_artifact import resum
 from tests.test_constraints import KINDS
 from tests.test_machine import limited
 from training.data.dataset import load_data
-from training.judging.detector import fit_detector, train_detector, train_encoder
+from training.judging.detector import fit_detector, require_split, train_detector, train_encoder
 from training.tracking import track_and_register
 from wgan_cli import main
 
@@ -357,6 +358,27 @@ def test_no_item_both_trains_and_calibrates(tmp_path: Path) -> None:
     ):
         assert torch.equal(first, second)
     assert detector.card.calibration_count == data.card.heldout_count
+
+
+def test_what_was_trained_on_does_not_calibrate(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (150, 8, 8), np.uint8)
+    for i, picture in enumerate(pictures):
+        for path in (f"split/{'test' if i < 40 else 'train'}/{i}.png", f"flat/{i}.png"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / path)
+    split, flat = (
+        load_data(DataConfig(source=str(tmp_path / name), split=how)).card
+        for name, how in (("split", "folders"), ("flat", "hash"))
+    )
+    assert split.sha256 == flat.sha256
+    said = list[str]()
+    require_split("s", split, split, said.append)
+    assert said == []
+    with pytest.raises(DataError, match="40 of the same were when the model was trained"):
+        require_split("s", flat, split, said.append)
+    other = flat.model_copy(update={"sha256": "1" * 64})
+    require_split("s", other, split, said.append)
+    assert "not the data that the model was trained on" in said.pop()
 
 
 def test_a_detector_is_made_of_the_models_own_data(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from models.device import require_device
 from models.errors import DataError, UserError
 from models.model import Model
 from models.outputs import require_new, writing
+from models.record import DataCard
 from training.data.dataset import Dataset, load_data
 from training.progress import phase, silent, track
 
@@ -79,10 +80,38 @@ def train_detector(
         raise DataError(f"{source}: items of shape {data.card.shape}; the model's: {model.shape}")
     if model.classes and data.card.classes != card.classes:
         raise DataError(f"{source}: has not the model's classes: {', '.join(card.classes)}")
+    require_split(source, data.card, card, say)
     detector = fit_detector(model, data, steps, seed)
     with writing(out):
         detector.save(folder, out)
     return detector
+
+
+def require_split(
+    source: str, card: DataCard, trained: DataCard, say: Callable[[str], None]
+) -> None:
+    """Require that what calibrates was not trained on, as far as that is known.
+
+    Args:
+        source: of the data, for messages.
+        card: of the data.
+        trained: of the data that the model was trained on.
+        say: takes a warning, if the data are others.
+
+    Raises:
+        DataError: of the same items, others were held out when the model was trained.
+    """
+    if card.sha256 != trained.sha256:
+        say(
+            f"warning: {source}: not the data that the model was trained on; the p-values hold if "
+            "it was trained on none of the items that are held out here"
+        )
+    elif card.heldout_count != trained.heldout_count:
+        raise DataError(
+            f"{source}: {card.heldout_count} items are held out here, and {trained.heldout_count} "
+            "of the same were when the model was trained, so it knows some that would calibrate; "
+            "bring the data in the folders that they lay in"
+        )
 
 
 def fit_detector(model: Model, data: Dataset, steps: int = 600, seed: int = 0) -> Detector:

@@ -1,5 +1,6 @@
 """POST /v1/anomalies: what the model's detector says, over HTTP and by the client."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def test_an_image_has_a_p_value_and_a_heat_map(tmp_path: Path) -> None:
         assert found["calibration_items"] == 40
         assert found["blame"] is None
     assert plain.json()["residuals"] is None
+    assert not re.search(r"\d\.\d{7}", explained.text.partition('"residuals"')[2])
     heat = np.array(explained.json()["residuals"])
     np.testing.assert_allclose(heat, detector.residuals(items), atol=1e-6)
 

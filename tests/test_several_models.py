@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 
 from models import registry
 from models.artifact import load_artifact
@@ -41,6 +42,7 @@ from tests.servers import (
     wait_for,
 )
 from tests.test_app import made, talk
+from tests.test_detector import with_detector
 from training.tracking import track_and_register
 
 WINDOW = 50
@@ -323,6 +325,11 @@ def test_a_version_that_does_not_fit_is_not_loaded(tmp_path: Path) -> None:
     assert room.held == 2 * size_of(small)  # a request under way keeps the first
     del served, kept, _
     assert room.held == 0
+    detector = with_detector(load_artifact(small))
+    detector.reference = torch.zeros(2**16, 8)  # its features count too
+    detector.save(small, tmp_path / "guarded")
+    with pytest.raises(NoRoom, match=r"of guarded@1 have 2\.\d+ MiB"):
+        room.load(tmp_path / "guarded", "guarded@1", "guarded", "champion", "cpu")
     assert Room(0).load(large, None, "large", "champion", "cpu").model.digest
 
 

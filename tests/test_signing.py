@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 import wgan_cli
 from models import registry, registry_files, signing
-from models.artifact import CRITIC, FILES, SERVED, SIGNATURE, SUMS, load_artifact, verify
+from models.artifact import CRITIC, DETECTOR, FILES, SERVED, SIGNATURE, SUMS, load_artifact, verify
 from models.errors import AbsentError, ArtifactError, ConfigError, MachineError
 from models.signing import check_signature, read_keys, sign, sign_version
 from service.cache import VersionCache
@@ -40,6 +40,8 @@ from tests.artifacts import make_artifact
 from tests.registries import Registry, until
 from tests.servers import ROOT, WGAN
 from tests.servers import sign as write_checksums
+from tests.test_artifact import resum
+from tests.test_detector import with_detector
 from tests.test_life import Service, load, serves
 from tests.test_machine import limited
 from tests.test_retrain import mixture, values
@@ -119,6 +121,21 @@ def test_what_a_service_fetches_is_enough_and_other_verifiers_agree(
     subprocess.run(command, check=True)
     (signed / "generator.safetensors").write_bytes(b"")
     assert subprocess.run(command, check=False).returncode != 0
+
+
+def test_a_signature_covers_the_detector(signed: Path, keys: Path) -> None:
+    with_detector(load_artifact(signed)).save(signed, signed)
+    with pytest.raises(ArtifactError, match="is not signed"):
+        signer(signed, keys / "ours.pem")
+    sign(signed, keys / "ours.key")
+    assert signer(signed, keys / "ours.pem") == "ours.pem"
+    content = (signed / DETECTOR).read_bytes()
+    for changed in (content[:-1] + b"\1", None):
+        (signed / DETECTOR).write_bytes(changed) if changed else (signed / DETECTOR).unlink()
+        resum(signed)
+        verify(signed)  # finds nothing
+        with pytest.raises(ArtifactError, match="not those that were signed"):
+            signer(signed, keys / "ours.pem")
 
 
 @pytest.mark.parametrize("name", [*FILES, SUMS])

@@ -76,7 +76,7 @@ async def post_anomalies(context: Context, request: Request) -> Response:
             p_values=found.p_values.tolist(),
             statistics=found.statistics.tolist(),
             calibration_items=len(detector.calibration),
-            residuals=None if residuals is None else residuals.round(6).tolist(),
+            residuals=None if residuals is None else _short(residuals),
             blame=blame,
         )
         return JSONResponse(answer.model_dump(), headers=model_headers(job.served))
@@ -99,8 +99,14 @@ def _require_few(model: Model, items: Array) -> None:
 
 def in_columns(shares: dict[str, Array]) -> list[dict[str, float]]:
     """Write shares ``(N,)`` of columns row by row."""
-    rows = zip(*(share.round(6).tolist() for share in shares.values()), strict=True)
+    rows = zip(*map(_short, shares.values()), strict=True)
     return [dict(zip(shares, row, strict=True)) for row in rows]
+
+
+def _short(numbers: Array) -> list[Any]:
+    """Round numbers, which float32 would not leave short, to six decimals."""
+    rounded: list[Any] = numbers.astype(np.float64).round(6).tolist()
+    return rounded
 
 
 EXPLAIN: dict[str, Any] = {

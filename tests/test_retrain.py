@@ -628,7 +628,7 @@ def test_killed_retrainings_go_on_to_the_same_weights(
         assert (killed / file).read_bytes() == (calm / file).read_bytes()
     lines = (tmp_path / "runs" / "outcomes.jsonl").read_text().splitlines()
     outcomes = [json.loads(line)["outcome"] for line in lines]
-    assert outcomes == ["interrupted", "promoted", "promoted"], "SIGKILL leaves no line"
+    assert outcomes == ["interrupted", "killed", "promoted", "promoted"], "told at the next start"
 
 
 @pytest.mark.slow

@@ -61,7 +61,8 @@ def sign(folder: Path, key: Path) -> Path:
     signer = _signer(key)
     verify(folder, FETCHED)
     # A file that is half written would not belong to an artifact, so it lies outside.
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as outside:
+    beside = folder.resolve().parent  # on the same disk if the folder is a link
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=beside) as outside:
         new = Path(outside) / SIGNATURE
         signer.sign(folder, new)
         put(new, folder / SIGNATURE)
@@ -173,7 +174,8 @@ def check_signature(folder: Path, keys: dict[str, verifying.Config]) -> Signed:
     changed = ""
     for name, verifier in keys.items():
         try:
-            found: Hashing = Hashing().set_ignored_paths(paths=UNSIGNED)  # type: ignore[no-untyped-call]
+            found = Hashing()  # type: ignore[no-untyped-call]
+            _cover(found)
             verifier.set_hashing_config(found).verify(folder, signature)
             sums = {file.identifier: file.digest for file in found.found.resource_descriptors()}
             return Signed(name, sums[SUMS].digest_hex)
@@ -190,7 +192,7 @@ def check_signature(folder: Path, keys: dict[str, verifying.Config]) -> Signed:
 
 @needs("signing")
 def _signer(key: Path) -> signing.Config:
-    from model_signing import signing
+    from model_signing import hashing, signing
 
     try:
         signer = signing.Config().use_elliptic_key_signer(private_key=require_end(key))
@@ -198,11 +200,9 @@ def _signer(key: Path) -> signing.Config:
         raise ConfigError(f"{key}: cannot be read ({error.strerror})") from None
     except Exception:  # the library has no error of its own
         raise ConfigError(f"{key}: is no private key {CURVES}, without a password") from None
-    return signer.set_hashing_config(_hashing())
+    return signer.set_hashing_config(_cover(hashing.Config()))
 
 
-def _hashing() -> hashing.Config:
-    """What is signed; verifying changes it, so each call has its own."""
-    from model_signing import hashing
-
-    return hashing.Config().set_ignored_paths(paths=UNSIGNED)
+def _cover(config: hashing.Config) -> hashing.Config:
+    """Have it hash what is signed, behind links too. Verifying changes it: make one each time."""
+    return config.set_allow_symlinks(True).set_ignored_paths(paths=UNSIGNED)

@@ -219,6 +219,22 @@ def test_another_key_cannot_pass_for_ours(signed: Path, keys: Path, claims: str)
         signer(signed, keys / "ours.pem")
 
 
+def test_an_artifact_behind_links_is_signed_and_checked(signed: Path, keys: Path) -> None:
+    """A link to the version in use, and a file that a store of large files links to."""
+    link = signed.with_name("current")
+    link.symlink_to(signed)
+    assert signer(link, keys / "ours.pem") == "ours.pem"
+    weights = signed / "generator.safetensors"
+    weights.rename(signed.with_name("stored"))
+    weights.symlink_to("../stored")
+    assert signer(link, keys / "ours.pem") == "ours.pem"
+    sign(link, keys / "other.key")
+    assert signer(signed, keys / "other.pem") == "other.pem"
+    weights.write_bytes(b"another")
+    with pytest.raises(ArtifactError, match="its files are not those that were signed"):
+        signer(link, keys / "other.pem")
+
+
 def test_an_unsound_artifact_is_not_signed(tmp_path: Path, keys: Path) -> None:
     folder = make_artifact(tmp_path / "artifact")
     (folder / "samples.png").write_bytes(b"")

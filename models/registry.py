@@ -17,7 +17,7 @@ from models import promotions
 from models.errors import AbsentError, RegistryError
 from models.registry_errors import failure
 from models.secret_files import read_secret_files
-from models.tracking_server import require_supported, take_credentials
+from models.tracking_server import limit_tries, require_supported, take_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,6 +68,7 @@ def client() -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    limit_tries(tracking_uri())
     require_supported(tracking_uri())
     return MlflowClient(tracking_uri())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from urllib.parse import unquote, urlsplit
@@ -10,6 +11,8 @@ from models.errors import RegistryError, UnsupportedServerError
 
 OLDEST = (3, 0)
 """Servers of version 2 take what the client of version 3 writes and do not give it back."""
+DATABASE_TRIES = 5
+"""For a database, in three seconds. MLflow's ten take two minutes, with four lines for each."""
 known: set[str] = set()
 """Servers that have told that they are new enough, or that they tell no version."""
 
@@ -32,6 +35,16 @@ def take_credentials() -> None:
         os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
         address = parts._replace(netloc=parts.netloc.rpartition("@")[2])
         os.environ["MLFLOW_TRACKING_URI"] = address.geturl()
+
+
+def limit_tries(uri: str) -> None:
+    """Let MLflow try for seconds to reach a database, and tell of the last try alone."""
+    if uri.startswith(("http://", "https://")):
+        return
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = DATABASE_TRIES
+    logging.getLogger(utils.__name__).setLevel(logging.ERROR)
 
 
 def require_supported(uri: str) -> None:

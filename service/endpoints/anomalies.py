@@ -69,14 +69,16 @@ async def post_anomalies(context: Context, request: Request) -> Response:
             _require_few(detector.model, job.items)
             # The generator makes as many samples.
             anyio.from_thread.run_sync(spend_samples, context, request, len(job.items))
-            residuals = detector.residuals(job.items, job.labels)
-            if detector.model.table is not None:
-                residuals, blame = None, in_columns(detector.blame(residuals))
+            differences = detector.residuals(job.items, job.labels)
+            if detector.model.table is None:
+                residuals = _short(differences)
+            else:
+                blame = in_columns(detector.blame(differences))
         answer = Anomalies(
             p_values=found.p_values.tolist(),
             statistics=found.statistics.tolist(),
             calibration_items=len(detector.calibration),
-            residuals=None if residuals is None else _short(residuals),
+            residuals=residuals,
             blame=blame,
         )
         return JSONResponse(answer.model_dump(), headers=model_headers(job.served))

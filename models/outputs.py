@@ -195,7 +195,8 @@ def save(path: Path, content: str | bytes | Iterable[bytes]) -> None:
                 file.writelines([content] if isinstance(content, bytes) else content)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path.resolve(), content)
+        target = os.path.realpath(path)  # `Path.resolve` fails where links lead in a circle
+        write_file(Path(target), content)
 
 
 def _is_special(path: Path) -> bool:

@@ -210,6 +210,10 @@ def test_a_file_is_written_whole_or_stays(tmp_path: Path) -> None:
     save(link, iter([b"t", b"wo"]))
     assert link.is_symlink()
     assert path.read_text() == "two"
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    save(circle, "three")
+    assert circle.read_text() == "three"
 
     def pieces() -> "object":
         yield b"three"

@@ -1,5 +1,6 @@
 """What a machine does to commands: odd environments, and streams that are closed."""
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -41,7 +42,7 @@ ENVIRONMENTS = {
 
 
 @pytest.mark.parametrize("kind", ENVIRONMENTS)
-@pytest.mark.parametrize("name", ["data inspect", "verify"])
+@pytest.mark.parametrize("name", ["data inspect", "models", "verify"])
 def test_an_environment(
     name: str,
     kind: str,
@@ -65,3 +66,27 @@ def test_what_is_closed_at_the_start_is_not_written_to(closed: str, here: Path) 
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert np.load(here / "s.npy").shape == (3, 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_training_that_is_interrupted_leaves_a_checkpoint(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    """By a terminal that goes, or by Ctrl-C; tests/test_training.py has SIGTERM."""
+    line = ["train", "--preset", "8gaussians", "--steps", "100000", "--no-register", "--out", "run"]
+    process = subprocess.Popen(
+        ["env", "--default-signal", WGAN, *line],  # nohup would have it ignored
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert process.stdout
+    while "step" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 75, out + err
+    (said,) = err.splitlines()
+    assert said.startswith("stopped after")
+    assert list((tmp_path / "run" / "checkpoints").iterdir())

@@ -27,4 +27,7 @@ def instead_of(path: Path) -> str:
     if not os.path.isdir(path):
         return ""
     within = sorted(p for p in path.iterdir() if os.path.isfile(artifact_of(p) / SUMS))
-    return f"; did you mean '{within[0]}'?" if within else ""
+    if within:
+        return f"; did you mean '{within[0]}'?"
+    # A model is named by its data, which often lie here in a folder of that name.
+    return f"; of the registry, say {path}@champion" if len(path.parts) == 1 else ""

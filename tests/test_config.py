@@ -1,5 +1,6 @@
 """The configuration: everything recorded, nothing misspelt."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,12 @@ def test_every_preset_works_with_every_constraint(preset: str, kind: str) -> Non
 )
 def test_a_model_is_named_by_its_data(preset: str, settings: dict[str, Any], name: str) -> None:
     assert build_config(preset, overrides=settings).name == name
+
+
+def test_a_folder_s_whole_name_counts(tmp_path: Path) -> None:
+    for name in ("sales.2024", "sales.2025"):
+        (tmp_path / name).mkdir()
+        assert build_config("images", str(tmp_path / name)).name == name
 
 
 def test_presets_without_data_ask_for_it() -> None:

@@ -22,6 +22,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, one that has not ended, and two versions of a registered model, 2 the champion."""
     home = tmp_path_factory.mktemp("names")
     (home / "runs" / "unfinished" / "checkpoints").mkdir(parents=True)
+    (home / "photos" / "cats").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
         for seed, folder in enumerate((home / "other", home / "runs" / "first" / "artifact")):
@@ -71,6 +72,8 @@ def test_a_folder_comes_before_a_registered_name(home: Path) -> None:
         ("./xyzzy/at/all", r"xyzzy/at/all: no such folder: \. has no xyzzy$"),
         ("./xyzzy", r"no such folder: \. has no xyzzy; a registry name has an @"),
         ("runs", r"not an artifact.*; did you mean 'runs/first'\?"),
+        ("photos", "not an artifact.*; of the registry, say photos@champion"),
+        ("photos/cats", r"not an artifact \(it has no SHA256SUMS\)$"),
         ("runs/unfinished", "not an artifact.*; its run has not ended: .*--resume"),
         ("runs/first/artifact/run.json", "it is a file: name its folder, runs/first/artifact"),
         ("tyny", r"the registry has no model 'tyny'; did you mean 'tiny'\?"),

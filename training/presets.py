@@ -321,7 +321,10 @@ def name_of(source: str) -> str:
     """
     _, is_url, rest = source.partition("://")  # one that is no URL has a name too
     path = re.split("[?#]", rest)[0] if is_url else os.path.abspath(source)
-    stem = Location(source, path.rstrip("/"), None).name
+    is_folder = path.endswith("/") or os.path.isdir(path)
+    path = path.rstrip("/")
+    # What follows a point in a folder's name is no suffix: sales.2025 are other data.
+    stem = os.path.basename(path) if is_folder else Location(source, path, None).name
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()  # é is e
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:64]
 

@@ -10,20 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from models.artifact import load_artifact
 from models.config import DataConfig
 from models.errors import DataError
 from models.formats import encode
+from models.images import encode_png
 from tests.artifacts import make_artifact, tiny_config
 from tests.runs import trained
 from tests.test_cli import wgan
 from tests.test_sources import CONTAINERS, Files, encoded, load, photos, to_folder, to_tar, to_zip
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import problems
-from training.engine.origin import changes, fingerprint
+from training.engine.origin import changes, fingerprint, load_start
 from training.judging.evaluate import evaluate_artifact
+from training.run import run_training
 
 
 @pytest.fixture(autouse=True)
@@ -395,6 +398,18 @@ def test_the_picture_of_inspect_and_samples_are_no_data(tmp_path: Path) -> None:
     zipped.write_bytes(encode(np.stack(photos(200)), "zip"))
     with pytest.raises(DataError, match="wgan wrote all its images"):
         load(zipped)
+
+
+def test_a_run_that_begins_with_a_model_is_not_trained_on_samples_either(tmp_path: Path) -> None:
+    start = load_start(str(make_artifact(tmp_path / "first" / "artifact", "image")))
+    samples = {f"{i}.png": encode_png(image) for i, image in enumerate(photos(200, 8, 8, 1))}
+    ours = to_folder(samples, tmp_path / "samples")
+    others = to_folder(named(photos(200, 8, 8)), tmp_path / "photos")
+    unsplit = {"source": str(others), "split": "folders"}
+    for data, says in (({"source": str(ours)}, "wgan wrote all"), (unsplit, "has no folders")):
+        config = tiny_config("image", data=data)
+        with pytest.raises(DataError, match=says):
+            run_training(config, tmp_path / "run", torch.device("cpu"), register=False, start=start)
 
 
 def test_a_run_in_the_folder_of_its_data_is_no_class(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def run_training(
         if data is None:
             with phase("loading the data"), stoppable(stop_requested, "loading the data"):
                 card = start and start.model.run.data
-                data = load_data(config.data, config.training.batch_size, card)
+                data = load_data(config.data, config.training.batch_size, card, to_train=True)
         config = fill_in(config, data.card, device.type)
         require_target(config.evaluation, data)
         _say_data(data, say)

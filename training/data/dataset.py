@@ -99,7 +99,13 @@ class Dataset:
         return items_at(self.items, indices)
 
 
-def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = None) -> Dataset:
+def load_data(
+    config: DataConfig,
+    batch_size: int = 2,
+    card: DataCard | None = None,
+    *,
+    to_train: bool = False,
+) -> Dataset:
     """Load, check and split a data set.
 
     The hash of an item's decoded content alone decides if it is held out: a duplicate goes with
@@ -112,6 +118,7 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
         batch_size: refuse data with fewer training items; 0: with fewer than 2.
         card: of the data that a model was trained on: items are then held and coded as those
             were, and so split as those were; None: as these items themselves need it.
+        to_train: refuse what no model is trained on, such as samples, though there is a ``card``.
 
     Raises:
         DataError: the data cannot be used; one line says why and what to do.
@@ -122,17 +129,17 @@ def load_data(config: DataConfig, batch_size: int = 2, card: DataCard | None = N
         >>> data.items.shape, data.card.kind
         ((1797, 8, 8, 1), 'image')
     """
-    return reached(config.source, lambda: _load(config, batch_size, card))
+    return reached(config.source, lambda: _load(config, batch_size, card, to_train))
 
 
-def _load(config: DataConfig, batch_size: int, card: DataCard | None) -> Dataset:
+def _load(config: DataConfig, batch_size: int, card: DataCard | None, to_train: bool) -> Dataset:
     if card is not None and card.source != config.source:  # what was said of that file
         config = config.model_copy(update={"layout": None, "range": None})
     raw = read_source(config, card)
     schema, table, layout, values_range, notes = None, None, None, None, raw.notes
     if card is None:
-        _require_usable(raw, config)
         require_use(config, raw.is_array, raw.items.ndim)
+    _require_usable(raw, config, card is None or to_train)
     if raw.table is not None and (card is None or card.table is not None):
         schema, items, digests, is_heldout, found, table = code_table(
             raw, config, None if card is None else card.table
@@ -224,7 +231,9 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None) -> Dataset
     )
 
 
-def _require_usable(raw: RawData, config: DataConfig) -> None:
+def _require_usable(raw: RawData, config: DataConfig, to_train: bool) -> None:
+    if not to_train:
+        return
     if raw.is_ours:
         raise DataError(
             f"{config.source}: wgan wrote all its images, and a model's samples are no data; bring "

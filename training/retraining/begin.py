@@ -93,7 +93,7 @@ def begin(
             say("there is no champion to start from: training begins with random weights")
     with stoppable(stop_requested, "loading the data"):
         card = start and start.model.run.data
-        data = load_data(config.data, config.training.batch_size, card)
+        data = load_data(config.data, config.training.batch_size, card, to_train=True)
     if settings.data is not None and "name" not in settings.set:
         say(f"the model is called '{config.name}', as its preset; set.name gives it its own name")
     config = fill_in(config, data.card, workers.device.type)

@@ -26,6 +26,7 @@ from models.durable import (
 from models.errors import BrokenFileError
 from tests.artifacts import tiny_config
 from training.engine.checkpoint import TrainingState, save_checkpoint
+from training.engine.origin import Origin
 from training.engine.privacy import keep_secret
 from training.progress import silent
 from training.retraining.config import RetrainConfig
@@ -147,7 +148,7 @@ def test_the_disk_has_a_checkpoint_before_it_has_its_name(
     generator, critic, ema = (nn.Linear(2, 2) for _ in range(3))
     optimizers = [torch.optim.Adam(network.parameters()) for network in (generator, critic)]
     state = TrainingState(generator, critic, ema, *optimizers)
-    save_checkpoint(tmp_path, 3, config, [], state, "eager")
+    save_checkpoint(tmp_path, 3, config, [], state, "eager", Origin(data={}, threads=1))
     name = "step-00000003"
     assert calls == [
         ("fsync", f"{name}.partial"), ("replace", f"{name}.safetensors"), ("fsync", tmp_path.name),

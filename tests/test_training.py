@@ -204,7 +204,8 @@ def test_the_last_good_checkpoint_is_kept(digits: Dataset, tmp_path: Path) -> No
     state = run(good, digits, tmp_path)
     with torch.no_grad():
         next(iter(state.critic.parameters())).fill_(1e30)
-    save_checkpoint(tmp_path, 3, worse, content.history, state, content.critic_step)
+    assert content.origin is not None
+    save_checkpoint(tmp_path, 3, worse, content.history, state, content.critic_step, content.origin)
     with pytest.raises(Diverged, match=r"step-00000003\.safetensors"):
         run(worse, digits, tmp_path)
     assert newest_checkpoint(tmp_path) == before

@@ -248,6 +248,7 @@ def test_an_extended_run_is_one_that_was_longer_from_the_start(
             finish(short, tmp_path / "run", stop_requested=lambda: next(asked) == 3)
     said = finish(long, tmp_path / "run")
     assert "extended from 4 steps to 7" in said
+    assert not any("would end otherwise" in line for line in said)
     finish(long, tmp_path / "whole")
     one, other = (load_artifact(tmp_path / name / "artifact") for name in ("run", "whole"))
     assert one.run.provenance["extended"] == [4]
@@ -258,6 +259,17 @@ def test_an_extended_run_is_one_that_was_longer_from_the_start(
     assert f"{tmp_path / 'run' / 'artifact'} is already complete" in finish(long, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"another training.steps"):
         finish(short, tmp_path / "run")
+
+
+def test_a_rate_that_has_been_falling_is_said_when_a_run_is_extended(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    """All presets let it fall; the extended run is then not one that was longer from the start."""
+    for steps in (4, 6):
+        said = list[str]()
+        config = tiny_config(training={"steps": steps, "decay_from": 0.3})
+        train(config, digits, tmp_path, CPU, say=said.append)
+    assert "would end otherwise" in said[1]
 
 
 def test_an_artifact_without_checkpoints_is_not_taken_for_another_run(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from training.engine.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from training.engine.optimisers import make_optimizer
+from training.engine.optimisers import learning_rate, make_optimizer
 from training.engine.origin import Origin, Start, changes, fingerprint
 from training.engine.start import continued
 from training.engine.step import STACKED
@@ -268,6 +268,12 @@ def _gone_on(
                 "train with more steps in another --out"
             )
         say(f"extended from {before['training.steps']} steps to {config.training.steps}")
+        last = max(saved.step - 1, 0)
+        if learning_rate(then.training, last) != learning_rate(config.training, last):
+            say(
+                "its learning rate has been falling (training.decay_from), and rises again: a run "
+                "of as many steps from the start would end otherwise"
+            )
         ends = [*began.extended, before["training.steps"]]
         began = began.model_copy(update={"extended": ends})
     elif differing:

@@ -37,13 +37,17 @@ def serve(
 
     Raises:
         ConfigError: an environment variable has a bad value, the file of API keys has a mistake,
-            the TLS certificate cannot be used, or the address cannot be bound.
+            the TLS certificate or a trusted key cannot be used, or the address cannot be bound.
     """
     options = {"WGAN_WORKERS": workers, "WGAN_TLS_CERT": tls_cert, "WGAN_TLS_KEY": tls_key}
     given = {name: value for name, value in options.items() if value is not None}
     settings = Settings.read(WGAN_MODEL=model, WGAN_MODELS=models, **given)
     if settings.api_keys_file:
         read_keys(settings.api_keys_file)
+    if settings.trusted_keys:
+        from models.signing import read_keys as read_trusted_keys
+
+        read_trusted_keys(settings.trusted_keys)
     if settings.tls_cert and settings.tls_key:
         from service.tls import read_certificate
 

@@ -57,7 +57,7 @@ def test_another_kind_of_data_leads_to_its_preset(preset: str, kind: str) -> Non
     with pytest.raises(ConfigError) as caught:
         prepare(preset, f"{kind}.npy")
     advice = str(caught.value).partition("start from the preset ")[2]
-    advised, _, settings = advice.partition(", or set ")
+    advised, _, settings = advice.partition("; or,")[0].partition(", or set ")
     prepare(advised, f"{kind}.npy")
     told = dict(setting.split("=") for setting in settings.split(" and "))
     assert set(told) == {"generator.architecture", "critic.architecture"}, "all at once"

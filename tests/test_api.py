@@ -97,7 +97,7 @@ for call in (lambda: wgan.train("digits"), lambda: wgan.evaluate(model), wgan.pr
 
 
 def test_a_table_comes_back_in_its_own_units(people: Path, trained: TrainedModel) -> None:
-    assert trained.record.config.name == "table"
+    assert trained.record.config.name == "people"
     assert trained.columns == ["height", "weight"]
     rows = trained.sample(seed=7, count=5)
     assert rows.shape == (5, 2)
@@ -107,7 +107,7 @@ def test_a_table_comes_back_in_its_own_units(people: Path, trained: TrainedModel
     scores = trained.score(frame)
     np.testing.assert_array_equal(scores, trained.score(frame[["weight", "height"]]))
     assert np.percentile(trained.percentiles(scores), 50) == pytest.approx(50, abs=15)
-    assert repr(trained) == "<TrainedModel table, lipschitz_penalty, items (2,)>"
+    assert repr(trained) == "<TrainedModel people, lipschitz_penalty, items (2,)>"
 
 
 def test_the_command_line_gives_the_same(
@@ -138,6 +138,7 @@ def test_a_downloaded_artifact_lasts_as_long_as_the_call(
         return Path(shutil.copytree(trained.artifact, folder / "artifact"))
 
     monkeypatch.setattr(registry_files, "download", download)
+    monkeypatch.setattr("models.trained.resolve", lambda model: ("people", "1"))
     assert wgan.evaluate("people@champion").figures == trained.figures
     assert wgan.diagnose("people@champion") == wgan.diagnose(trained)
 

@@ -219,7 +219,7 @@ def test_as_many_items_as_a_batch_are_needed(tmp_path: Path) -> None:
 
 
 def test_enough_held_out_items_are_needed(tmp_path: Path) -> None:
-    np.save(tmp_path / "d.npy", np.repeat(images(1, 8, 8), 500, axis=0))  # one item, 500 times
+    np.save(tmp_path / "d.npy", images(60, 8, 8))
     with pytest.raises(DataError, match=f"{FEWEST_HELDOUT} are needed"):
         load(tmp_path / "d.npy")
 

@@ -15,10 +15,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"models", "training", "service", "wgan", "wgan_cli"}
 DISTRIBUTIONS = importlib.metadata.packages_distributions() | {"torch_fidelity": ["torch-fidelity"]}
 EXTRAS = {
-    # `wgan models`, `promote` and `sample` work without any extra; `sign` and `verify` need one.
-    "models": ["signing"],
+    # `wgan models`, `promote` and `sample` work without any extra; `sign`, `verify` and
+    # `export` need one.
+    "models": ["signing", "export"],
     "service": ["service", "signing"],
-    "training": ["train", "features", "inception", "privacy", "s3"],
+    "training": ["train", "arrays", "features", "inception", "privacy", "s3"],
     # The command line imports what a command needs when it runs.
     ".": ["train", "service"],
 }

@@ -80,8 +80,9 @@ def test_each_image_installs_its_lock_and_requires_hashes() -> None:
         assert lock.LOCKS.joinpath(f"{name}.txt").exists()
     extras = PROJECT["project"]["optional-dependencies"].keys()
     assert lock.EXTRAS["service"] == ["service", "signing"]
-    # Inception's weights are the user's own; the tools of development are no part of an image.
-    assert {*lock.EXTRAS["train"]} == extras - {"service", "inception", "dev", "docs"}
+    # Inception's weights are the user's own, and whoever exports a model does it by hand; the tools
+    # of development are no part of an image.
+    assert {*lock.EXTRAS["train"]} == extras - {"service", "inception", "export", "dev", "docs"}
 
 
 @pytest.mark.parametrize("name", ["service", "train"])

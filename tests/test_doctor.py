@@ -487,4 +487,4 @@ def test_the_command_says_what_the_run_recorded(tmp_path: Path) -> None:
     assert re.search("looked like this at [26]0% of their steps", told.stdout), told.stdout
     told = wgan("diagnose", tmp_path / "absent", cwd=tmp_path)
     assert told.returncode == 2
-    assert "neither an artifact nor a checkpoint" in told.stderr
+    assert "absent: no such folder" in told.stderr

@@ -65,7 +65,7 @@ def pages(surfaces: dict[str, bytes] | None = None) -> dict[str, str]:
         "table_report": render(
             "table_report.html.j2",
             title=HOSTILE,
-            run=SimpleNamespace(config=SimpleNamespace(name=HOSTILE)),
+            run=SimpleNamespace(config=SimpleNamespace(name=HOSTILE), provenance={}),
             card=SimpleNamespace(name=HOSTILE, training_count=9, heldout_count=5),
             n=5,
             figures={HOSTILE: FIGURE},

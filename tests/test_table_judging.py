@@ -260,7 +260,8 @@ def test_tables_pass_gates_by_their_figures(run: tuple[Model, Path]) -> None:
     assert found["valid_share"].passed
     assert found["detection_auroc"].passed
     assert not found["column_shapes"].passed
-    known, champion = champion_gates(evidence, limits)
+    schema, known, champion = champion_gates(evidence, limits)
+    assert schema.passed, schema.reason
     assert known.passed, known.reason
     assert champion.challenger == champion.reference
     assert champion.challenger == pytest.approx(

@@ -390,7 +390,7 @@ def test_a_detector_is_made_of_the_models_own_data(tmp_path: Path) -> None:
     assert load_detector(out, load_artifact(out)) is not None
     with pytest.raises(UserError, match="is there already"):
         train_detector(folder, out, steps=2)
-    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+    with pytest.raises(UserError, match="cannot be written: not a directory"):
         train_detector(folder, folder / SUMS / "out", steps=10**9)
     late = tmp_path / "late"
     full = limited(resource.RLIMIT_FSIZE, 5000)

@@ -256,7 +256,7 @@ def test_what_cannot_be_written_is_one_line_and_nothing_is_left(
             assert wgan(*command, out) == 2
         said += capsys.readouterr().err.splitlines()
     first, *_, last = said
-    assert f"{file / 'out'}: cannot be written: Not a directory" in first
+    assert f"{file / 'out'}: cannot be written: not a directory" in first
     assert "new/out: cannot be written: File too large" in last
     assert not list(tmp_path.glob("new/*"))
 

@@ -53,8 +53,7 @@ class DataCard(BaseModel, frozen=True, extra="forbid"):
     heldout_count: int
     heldout_fraction: float
     sha256: str
-    """SHA-256 over the sorted hashes of the items, so their order does not matter; and over which
-    are held out, if folders say so."""
+    """SHA-256 over the sorted hashes of the items, so their order does not matter."""
     layout: Layout | None = Field(default=None, exclude_if=lambda layout: layout is None)
     """Axes of the array file that was read. Written of images and sequences from one."""
     range: str | None = Field(default=None, exclude_if=lambda values: values is None)

@@ -215,7 +215,7 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None, to_train: 
             heldout_fraction=config.heldout_fraction
             if raw.is_heldout is None
             else heldout / len(items),
-            sha256=_content_hash(items, digests, raw.is_heldout),
+            sha256=_content_hash(items, digests),
             layout=layout,
             range=values_range,
             offset=list(map(float, offset)),
@@ -345,12 +345,10 @@ def _class_counts(labels: Array | None, is_heldout: Array, classes: int) -> list
     return list(map(int, np.bincount(labels[~is_heldout], minlength=classes)))
 
 
-def _content_hash(items: Array, digests: Array, is_heldout: Array | None) -> str:
-    """SHA-256 in hex of all items, whatever their order, and of the split that folders say."""
+def _content_hash(items: Array, digests: Array) -> str:
+    """SHA-256 in hex of all items, whatever their order."""
     content = hashlib.sha256(f"{items.dtype.str}{items.shape[1:]}".encode())
     order = digest_order(digests)
     for at in slices(len(order)):
         content.update(digests[order[at]])
-        if is_heldout is not None:
-            content.update(is_heldout[order[at]])
     return content.hexdigest()

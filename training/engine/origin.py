@@ -21,7 +21,7 @@ from models.trained import artifact_folder
 from training.data.dataset import Dataset
 
 HASHES = {
-    "sha256": "other values, or another split in folders",
+    "sha256": "other values",
     "labels": "other labels",
     "heldout": "other items held out",
     "coding": "rows coded by another schema",

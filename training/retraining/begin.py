@@ -118,11 +118,13 @@ def run_key(config: Config, card: DataCard, start_from: str | None) -> str:
     be a change, and train again.
 
     Data count by their content and not by where they lie; labels count by their names and the
-    number of items of each.
+    number of items of each, and a split in folders by how many items it holds out.
     """
     settings = config.model_dump(mode="json")
     del settings["data"]["source"]
     content = [settings, card.sha256, card.classes, card.class_counts]
+    if config.data.split == "folders":
+        content.append(card.heldout_count)
     if start_from is not None:
         content.append(start_from)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

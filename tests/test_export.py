@@ -257,7 +257,7 @@ def test_what_cannot_be_written_is_one_line_and_nothing_is_left(
         said += capsys.readouterr().err.splitlines()
     first, *_, last = said
     assert f"{file / 'out'}: cannot be written: not a directory" in first
-    assert "new/out: cannot be written: File too large" in last
+    assert "new/out: cannot be written: file too large" in last
     assert not list(tmp_path.glob("new/*"))
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from models import artifact, registry
 from models.config import Config
@@ -122,7 +123,7 @@ def run_key(config: Config, card: DataCard, start_from: str | None) -> str:
     """
     settings = config.model_dump(mode="json")
     del settings["data"]["source"]
-    content = [settings, card.sha256, card.classes, card.class_counts]
+    content: list[Any] = [settings, card.sha256, card.classes, card.class_counts]
     if config.data.split == "folders":
         content.append(card.heldout_count)
     if start_from is not None:

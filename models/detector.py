@@ -191,12 +191,10 @@ class Detector:
         """Share of each column of a table in the residuals ``(N, width)`` of rows: ``(N,)``."""
         schema = self.model.table
         assert schema is not None, "other data have no columns"
-        whole, start, shares = residuals.sum(axis=1), 0, {}
-        for column in schema.coded:
-            stop = start + sum(part.width for part in column.parts)
-            own = residuals[:, start:stop].sum(axis=1)
+        whole, shares = residuals.sum(axis=1), {}
+        for column, code, _ in schema.placed():
+            own = residuals[:, code].sum(axis=1)
             shares[column.name] = np.divide(own, whole, out=np.zeros_like(own), where=whole > 0)
-            start = stop
         return shares
 
 

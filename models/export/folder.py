@@ -16,10 +16,10 @@ from models.export.graphs import graphs
 from models.export.layouts import MANIFEST, Layout, kserve_manifest, triton_folder
 from models.model import Model
 from models.outputs import require_new, writing
+from models.run_folder import SUMS
 
 COLUMNS = "columns.json"
 """How a table's codes become rows, where an export has codes."""
-SUMS = "SHA256SUMS"
 LATENTS = (
     "Latent i of seed s is standard normal: Philox 4x64-10 of key (s, 0) at counter "
     "i * ceil(latent_size / 4); of each 64-bit word the upper 53 bits plus 1/2, times 2^-53, are "
@@ -93,11 +93,7 @@ def metadata(model: Model, part: str, version: str) -> dict[str, str]:
 def codec(model: Model) -> str:
     """Describe the codes of a table as JSON: its schema, and where each column stands in a code."""
     assert model.table is not None
-    places, start = {}, 0
-    for column in model.table.coded:
-        width = sum(part.width for part in column.parts)
-        places[column.name] = [start, start + width]
-        start += width
+    places = {column.name: [at.start, at.stop] for column, at, _ in model.table.placed()}
     schema = model.table.model_dump(mode="json")
     coded = [column.model_dump(mode="json") for column in model.table.coded]
     return json.dumps({"places": places, "coded": coded, "schema": schema}, indent=2) + "\n"

@@ -136,7 +136,7 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         table = pa.Table.from_pydict(
             {
                 column.name: column.decode(codes[:, code], first, asked.get(column.name))
-                for column, code, _ in self._placed()
+                for column, code, _ in self.placed()
             }
         )
         for rule in self.rules:
@@ -155,7 +155,7 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         """
         conditions = self._translated(conditions)
         restrictions = np.zeros(self.restriction_width, np.float32)
-        for column, _, restriction in self._placed():
+        for column, _, restriction in self.placed():
             if column.name in conditions:
                 restrictions[restriction] = column.restrict(conditions[column.name])
         return restrictions
@@ -174,7 +174,7 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         """The column of a name."""
         return self.by_name[name]
 
-    def _placed(self) -> Iterator[tuple[Column, slice, slice]]:
+    def placed(self) -> Iterator[tuple[Column, slice, slice]]:
         """Each column with its place in a row's code, and in its restrictions."""
         code = restriction = 0
         for column in self.coded:

@@ -125,13 +125,14 @@ def train(
         training.engine.runs.Diverged: training failed; the last good checkpoint is kept.
     """
     from models.config import flatten
+    from models.run_folder import ARTIFACT
     from models.trained import TrainedModel
     from training.data.given import source_of
     from training.engine.origin import load_start
     from training.engine.workers import join_workers
     from training.presets import branch_config, build_config, suitable_preset
     from training.progress import TrainingBar
-    from training.run import ARTIFACT, run_training
+    from training.run import run_training
 
     given = {"training.steps": steps, "training.seed": seed}
     overrides = flatten(settings) | {k: v for k, v in given.items() if v is not None}

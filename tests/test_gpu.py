@@ -16,6 +16,7 @@ from torch import Tensor
 from models.artifact import load_artifact
 from models.constraints import GradientPenalty
 from models.networks import CriticConfig, build_critic
+from models.run_folder import ARTIFACT
 from tests.artifacts import make_artifact, tiny_config
 from tests.exact import distance_from, exact_steps
 from tests.mixed import people
@@ -29,7 +30,7 @@ from training.judging.evaluate import evaluate_artifact
 from training.judging.intervals import kernel_distance_margin
 from training.judging.metrics import kernel_distance, precision_recall_density_coverage
 from training.judging.neighbours import nearest_distances
-from training.run import ARTIFACT, run_training
+from training.run import run_training
 
 pytestmark = [
     pytest.mark.gpu,

@@ -29,6 +29,7 @@ from models.networks.conditional import WithLabels
 from models.outputs import sole_writer
 from models.record import Engine, Results, Run
 from models.registry_files import require_files
+from models.run_folder import ARTIFACT, CHECKPOINTS
 from models.sampling import chunk_rows
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
@@ -64,8 +65,6 @@ from training.reporting.table_report import table_report
 from training.tracking import track_and_register
 
 Array = np.ndarray
-ARTIFACT = "artifact"
-CHECKPOINTS = "checkpoints"
 REGISTERED = "registered.json"
 DIAGNOSIS = "diagnosis.html"
 JUDGED = "judged.json"

@@ -14,6 +14,7 @@ from models.config import Config
 from models.errors import AbsentError, ArtifactError
 from models.model import Model
 from models.record import DataCard
+from models.run_folder import CHECKPOINTS
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import newest_checkpoint
@@ -24,7 +25,6 @@ from training.presets import fill_in, require_branch
 from training.retraining.config import RetrainConfig
 from training.retraining.evidence import RegisteredModel, choose_loss, judged_data
 from training.retraining.folder import needed_bytes
-from training.run import CHECKPOINTS
 
 
 @dataclass

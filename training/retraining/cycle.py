@@ -25,6 +25,7 @@ from models.outputs import lease, require_file
 from models.redaction import redacted
 from models.registry_errors import is_of_this_machine
 from models.registry_files import require_files
+from models.run_folder import ARTIFACT, CHECKPOINTS
 from models.signing import configured_key, sign_version
 from models.trained import artifact_folder
 from training.engine.runs import Interrupted, Row, stoppable
@@ -39,7 +40,7 @@ from training.retraining.evidence import (
 from training.retraining.folder import make_room
 from training.retraining.gates import challenger_gates, champion_gates, sound
 from training.retraining.outcomes import DECISION, Decision, Outcome, kind_of, now, publish
-from training.run import ARTIFACT, CHECKPOINTS, run_training
+from training.run import run_training
 from training.tracking import record
 
 Report = Callable[[int], Callable[[Row], None]]

@@ -15,6 +15,7 @@ from models.config import Config, flatten
 from models.durable import read_file, write_file
 from models.errors import UserError
 from models.outputs import sole_writer
+from models.run_folder import ARTIFACT
 from training.data.dataset import load_data
 from training.engine.origin import changes, fingerprint
 from training.judging.figures import headlines
@@ -32,7 +33,6 @@ from training.lab.comparison.statistics import summarise
 from training.lab.jobs import run_jobs
 from training.presets import build_config, fill_in, suitable_preset
 from training.progress import silent
-from training.run import ARTIFACT
 from training.tracking import track_and_register
 
 MAX_STACKED_WIDTH = 256

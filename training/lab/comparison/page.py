@@ -13,13 +13,13 @@ from models.constraints.layers import layers
 from models.images import encode_small_png
 from models.model import Model
 from models.record import Chart, Finding, Line
+from models.run_folder import ARTIFACT
 from training.data.dataset import Dataset
 from training.judging.histogram import histogram
 from training.lab.comparison.runs import BUDGETS, MAX_COMPARED_SAMPLES, Budget, Plan
 from training.lab.comparison.statistics import mean_over_seeds, table_rows
 from training.reporting.pages import render
 from training.reporting.pictures import surface
-from training.run import ARTIFACT
 
 REAL_POINTS, GENERATED_POINTS = (0.24, 0.24, 0.24), (0.08, 0.47, 0.16)
 

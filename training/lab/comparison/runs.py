@@ -17,6 +17,7 @@ from torch import nn
 from models.artifact import load_artifact
 from models.config import Config
 from models.durable import read_file, write_file
+from models.run_folder import ARTIFACT, CHECKPOINTS
 from models.sampling import latents
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
@@ -27,7 +28,7 @@ from training.engine.stacked import train_together
 from training.judging.extractors import FeatureExtractor, choose_extractor
 from training.judging.figures import distance, headlines
 from training.judging.tables.rows import comparable_codes
-from training.run import ARTIFACT, CHECKPOINTS, run_training
+from training.run import run_training
 
 Budget = Literal["steps", "seconds"]
 BUDGETS: tuple[Budget, ...] = ("steps", "seconds")

@@ -13,6 +13,7 @@ import torch
 from models.artifact import GRID
 from models.config import Config
 from models.lipschitz import interpolate, layer_signals
+from models.run_folder import ARTIFACT
 from models.sampling import latents
 from training.data.dataset import load_data
 from training.engine.loop import train
@@ -32,7 +33,6 @@ from training.lab.study.settings import (
     name_of,
 )
 from training.presets import build_config
-from training.run import ARTIFACT
 
 
 def deep_jobs(scale: Scale) -> dict[str, Values]:

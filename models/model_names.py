@@ -52,6 +52,22 @@ def resolve(model: str) -> tuple[str, str]:
         raise AbsentError(_instead(model, name, which) or str(error)) from error
 
 
+def settle(model: str) -> tuple[str, str]:
+    """Find what a name means now, whatever is promoted afterwards.
+
+    Returns:
+        The artifact's folder and an empty text, or ``NAME@VERSION`` and the version.
+
+    Raises:
+        UserError: as `locate` and `resolve`.
+    """
+    found = locate(model)
+    if isinstance(found, Path):
+        return str(found), ""
+    name, version = resolve(found)
+    return f"{name}@{version}", version
+
+
 def require_version(model: str) -> tuple[str, str]:
     """Find the name and version of a registry name that says which version, to promote it.
 

@@ -18,7 +18,7 @@ from models.artifact import SERVED, SUMS, load_artifact
 from models.device import require_device
 from models.errors import ArtifactError, UserError
 from models.model import Model
-from models.model_names import locate, resolve
+from models.model_names import settle
 from models.progress import phase
 from models.record import Figure, Finding, Run
 from models.tables.conditions import conditions_of
@@ -198,18 +198,17 @@ def artifact_folder(model: str, needed: Collection[str] | None = None) -> Iterat
         ArtifactError: no such folder.
         RegistryError: no such version, or the registry does not answer.
     """
-    found = locate(model)
-    if isinstance(found, Path):
-        yield found
+    settled, version = settle(model)
+    if not version:
+        yield Path(settled)
         return
-    version = "@".join(resolve(found))
     with tempfile.TemporaryDirectory() as folder:
-        with phase(f"downloading {version}"):
-            fetched = registry_files.download(version, Path(folder), needed and {*needed, SUMS})
+        with phase(f"downloading {settled}"):
+            fetched = registry_files.download(settled, Path(folder), needed and {*needed, SUMS})
         try:
             yield fetched
         except ArtifactError as error:  # nobody can look into the temporary folder
-            raise ArtifactError(str(error).replace(str(fetched), version)) from error
+            raise ArtifactError(str(error).replace(str(fetched), settled)) from error
 
 
 def load_served(model: str, device: str = "cpu") -> Model:

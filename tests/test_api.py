@@ -138,7 +138,7 @@ def test_a_downloaded_artifact_lasts_as_long_as_the_call(
         return Path(shutil.copytree(trained.artifact, folder / "artifact"))
 
     monkeypatch.setattr(registry_files, "download", download)
-    monkeypatch.setattr("models.trained.resolve", lambda model: ("people", "1"))
+    monkeypatch.setattr("models.model_names.resolve", lambda model: ("people", "1"))
     assert wgan.evaluate("people@champion").figures == trained.figures
     assert wgan.diagnose("people@champion") == wgan.diagnose(trained)
 

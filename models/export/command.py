@@ -26,19 +26,16 @@ def export(
     ] = "files",
 ) -> None:
     """Write generator and critic for other programs, checked against the model's own samples."""
-    from models import registry
     from models.export import folder
     from models.export.formats import require
+    from models.model_names import settle
     from models.outputs import require_new
     from models.progress import phase, say
     from models.trained import load_served
 
     require_new(out)
     require(to)
-    version = ""
-    if registry.is_reference(model):
-        name, version = registry.resolve(model)
-        model = f"{name}@{version}"
+    model, version = settle(model)
     made = load_served(model)
     with phase("exporting"):
         folder.export(made, to, out, layout, version)

@@ -16,7 +16,7 @@ from models.artifact import load_artifact
 from models.config import Config
 from models.errors import UserError
 from models.model import Model
-from models.model_names import locate, resolve
+from models.model_names import settle
 from models.trained import artifact_folder
 from training.data.dataset import Dataset
 
@@ -68,13 +68,12 @@ def load_start(model: str) -> Start:
     """Load the model that a run is to begin with.
 
     Args:
-        model: see `models.model_names.locate`.
+        model: see `models.model_names.settle`.
 
     Raises:
         UserError: there is no such model, or its artifact is broken.
     """
-    found = locate(model)
-    model = str(found) if isinstance(found, Path) else "@".join(resolve(found))
+    model, _ = settle(model)
     with artifact_folder(model) as folder:
         loaded = load_artifact(folder)
     before = loaded.run.provenance.get("parent", {}).get("steps", 0)

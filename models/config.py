@@ -91,6 +91,11 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     )
     """What becomes of rows of the data that break a rule. Written only if they are left out."""
 
+    def over(self, other: DataConfig) -> DataConfig:
+        """Another configuration, in which what is set here takes the place of what is there."""
+        told = {name: getattr(self, name) for name in self.model_fields_set}
+        return other.model_copy(update=told)
+
     @field_validator("range")
     @classmethod
     def _is_a_range(cls, values: str | None) -> str | None:

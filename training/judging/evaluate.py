@@ -274,8 +274,8 @@ def judge_again(
     weights = artifact_weights(folder)
     config, judged = model.run.config, model.run.results.extractor
     source = source or config.data.source
-    own = {name: getattr(told, name) for name in told.model_fields_set} if told else {}
-    read = config.data.model_copy(update={**own, "source": source})
+    read = told.over(config.data) if told else config.data
+    read = read.model_copy(update={"source": source})
     with phase("loading the data"):
         # Held as the model's data, which decides what is held out.
         data = load_data(read, card=model.run.data)

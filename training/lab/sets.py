@@ -117,8 +117,7 @@ def _read(source: str, config: DataConfig, guide: Model | None) -> Side:
     """Read data, as those of a model were read where there is one."""
     card = None
     if guide is not None:
-        told = {name: getattr(config, name) for name in config.model_fields_set}
-        config, card = guide.run.config.data.model_copy(update=told), guide.run.data
+        config, card = config.over(guide.run.config.data), guide.run.data
     config = config.model_copy(update={"source": source})
     items = _columns(source)
     problems, notes = tuple[str, ...](), tuple[str, ...]()

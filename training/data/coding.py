@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +13,7 @@ import pyarrow as pa
 
 from models.cache import cache_folder
 from models.config import ColumnConfig, DataConfig
-from models.durable import PARTIAL, put
+from models.durable import new_folder
 from models.errors import DataError, suggestion
 from models.outputs import turn
 from models.tables import Choice, Part, TableSchema, Value
@@ -218,15 +216,14 @@ def _write(folder: Path, table: Any, schema: TableSchema) -> None:
     """Write packed codes into ``folder``, which appears whole or not at all."""
     if folder.is_dir():  # another process has made it meanwhile
         return
-    new = Path(tempfile.mkdtemp(prefix=".new-", suffix=PARTIAL, dir=folder.parent))
-    try:
-        with (new / "scores").open("wb") as scores, (new / "options").open("wb") as options:
-            for numbers, chosen in _coded(table, schema.pack):
-                scores.write(numbers.tobytes())
-                options.write(chosen.tobytes())
-        put(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    with (
+        new_folder(folder) as new,
+        (new / "scores").open("wb") as scores,
+        (new / "options").open("wb") as options,
+    ):
+        for numbers, chosen in _coded(table, schema.pack):
+            scores.write(numbers.tobytes())
+            options.write(chosen.tobytes())
 
 
 def _places(parts: Iterable[Part]) -> tuple[Array, list[slice]]:

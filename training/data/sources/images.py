@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,7 @@ import PIL
 
 from models.cache import cache_folder
 from models.config import DataConfig
-from models.durable import PARTIAL, put
+from models.durable import new_folder
 from models.errors import DataError
 from models.image_parts import holds_several
 from models.images import decode_image, fit, is_written_here, opaque
@@ -160,38 +158,29 @@ def _open(folder: Path) -> DecodedImages | None:
 def _build(folder: Path, location: Location, config: DataConfig, in_colour: bool) -> None:
     """Decode the images into ``folder``, which appears whole or not at all."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=".new-", suffix=PARTIAL, dir=folder.parent))
-    except OSError as error:
-        raise DataError(
-            f"{folder.parent}: cannot be written to ({error}); set WGAN_CACHE to a folder for "
-            "decoded data"
-        ) from None
-    try:
-        index = _decode(new / "items", location, config)
-        if not index["names"] and not index["skipped"] and OURS in index["not_read"]:
-            index = _decode(new / "items", location, config, with_ours=True)
-        if not index["names"] and not index["skipped"]:
-            not_read = ", ".join(f"{count} {what}" for what, count in index["not_read"].items())
-            raise DataError(
-                f"{location.source}: holds no images; bring files named {', '.join(IMAGES)}"
-                + (f" (there are {not_read})" if not_read else "")
+        with new_folder(folder) as new:  # in the place of an older, broken one
+            index = _decode(new / "items", location, config)
+            if not index["names"] and not index["skipped"] and OURS in index["not_read"]:
+                index = _decode(new / "items", location, config, with_ours=True)
+            if not index["names"] and not index["skipped"]:
+                not_read = ", ".join(f"{count} {what}" for what, count in index["not_read"].items())
+                raise DataError(
+                    f"{location.source}: holds no images; bring files named {', '.join(IMAGES)}"
+                    + (f" (there are {not_read})" if not_read else "")
+                )
+            whole = index["shape"]
+            if index.pop("grey") and index["names"] and not in_colour:
+                _keep_first_channel(new / "items", whole)
+                whole = index["shape"] = (*whole[:3], 1)
+            items = (
+                np.memmap(new / "items", np.uint8, "r", shape=whole)
+                if whole[0]
+                else np.empty(whole)
             )
-        whole = index["shape"]
-        if index.pop("grey") and index["names"] and not in_colour:
-            _keep_first_channel(new / "items", whole)
-            whole = index["shape"] = (*whole[:3], 1)
-        items = (
-            np.memmap(new / "items", np.uint8, "r", shape=whole) if whole[0] else np.empty(whole)
-        )
-        item_digests(items).tofile(new / "digests")
-        (new / "index.json").write_text(json.dumps(index))
-        put(new, folder)  # in the place of an older, broken one
+            item_digests(items).tofile(new / "digests")
+            (new / "index.json").write_text(json.dumps(index))
     except OSError as error:
-        if _open(folder) is None:  # else another run has made it meanwhile
-            raise DataError(f"{folder}: cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+        raise DataError(f"{folder}: cannot be written: {error}") from None
 
 
 def _decode(

@@ -29,6 +29,25 @@ def _free_ports(count: int) -> list[int]:
     raise RuntimeError("no free ports")
 
 
+def disconnect() -> None:
+    """Close the connections that fsspec keeps, to S3 and HTTP, and forget what it knows.
+
+    The garbage collector would wait a tenth of a second for each, and then leave it open.
+    """
+    import s3fs
+    from fsspec.asyn import sync
+    from fsspec.implementations.http import HTTPFileSystem
+
+    for s3 in s3fs.S3FileSystem._cache.values():
+        if s3._s3 is not None:
+            sync(s3.loop, s3._s3.close)
+    for fs in HTTPFileSystem._cache.values():
+        if fs._session is not None:
+            sync(fs.loop, fs._session.close)
+    s3fs.S3FileSystem.clear_instance_cache()
+    HTTPFileSystem.clear_instance_cache()
+
+
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[str]:
     """Run a server that keeps its objects below ``folder``; yields its URL."""
@@ -50,6 +69,7 @@ def s3_server(folder: Path) -> Iterator[str]:
         _wait(s3, server, folder / "log")
         yield f"http://127.0.0.1:{s3}"
     finally:
+        disconnect()
         server.kill()  # nothing of it is kept, and an orderly end takes half a minute
         server.wait(30)
 

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -69,18 +70,23 @@ def database() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with s3_server(tmp_path_factory.mktemp("s3") / "server") as url:
-        secrets = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET}
-        api = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **secrets)
         deadline = time.monotonic() + 90
-        while True:
-            try:
-                api.create_bucket(Bucket="models")
-                break
-            except api.exceptions.ClientError:  # its volumes come up after its port
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
+        with s3_client(url) as client:
+            while True:
+                try:
+                    client.create_bucket(Bucket="models")
+                    break
+                except client.exceptions.ClientError:  # its volumes come up after its port
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(1)
         yield url
+
+
+def s3_client(url: str) -> contextlib.closing[Any]:
+    secrets = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET}
+    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **secrets)
+    return contextlib.closing(client)
 
 
 @contextlib.contextmanager
@@ -140,9 +146,8 @@ def test_versions_champions_and_artifacts(
         assert registry.find("tiny", registry.DIGEST_TAG, digests[1]) is not None
         with pytest.raises(RegistryError):
             registry.resolve("tiny@3")
-    secrets = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET}
-    api = boto3.client("s3", endpoint_url=s3, region_name="us-east-1", **secrets)
-    keys = [entry["Key"] for entry in api.list_objects_v2(Bucket="models")["Contents"]]
+    with s3_client(s3) as client:
+        keys = [entry["Key"] for entry in client.list_objects_v2(Bucket="models")["Contents"]]
     assert sum(key.endswith("/artifact/SHA256SUMS") for key in keys) == 2
 
 

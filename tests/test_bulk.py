@@ -21,7 +21,7 @@ from models.bulk import RECORD, Folder, Sampling, write_samples
 from models.errors import ShapeError, UserError
 from models.model import Model
 from tests.artifacts import make_artifact
-from tests.s3 import KEY, SECRET, s3_server
+from tests.s3 import KEY, SECRET, disconnect, s3_server
 from tests.servers import WGAN
 
 KINDS = {"vector": "npz", "image": "zip", "rows": "parquet"}
@@ -222,11 +222,10 @@ def test_a_bucket_is_filled_and_resumed(
         fs.get("bucket/rows", str(tmp_path / "got"), recursive=True)
         after = {e["name"]: e["ETag"] for e in fs.ls("bucket/rows", detail=True, refresh=True)}
         assert before == after, "the file that was lost was made again, with the same bytes"
-        s3fs.S3FileSystem.clear_instance_cache()
+        disconnect()
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         with pytest.raises(UserError, match=r"s3://bucket/rows/: cannot be read: .*signature"):
             write_samples(model, job, Folder(bucket))
-        s3fs.S3FileSystem.clear_instance_cache()
     write_samples(model, job, Folder(str(tmp_path / "here")))
     assert contents(tmp_path / "got") == contents(tmp_path / "here")
 

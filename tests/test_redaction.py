@@ -286,10 +286,11 @@ def test_no_secret_in_what_is_printed_logged_answered_or_stored(
         for command in commands(tmp_path, key)[:-1]:
             code = run(*command)
             assert code == 0 or command[0] == "rollback", seen[-1]
-        with running(
-            [WGAN, "serve", "--model", "corners@champion", "--port", port], port, log, **environment
+        served: list[object] = [WGAN, "serve", "--model", "corners@champion", "--port", port]
+        with (
+            running(served, port, log, **environment),
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
         ):
-            client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
             until(lambda: client.get("/readyz").status_code == 200, "ready", log)
             asked.shut()
             until(lambda: "is unreachable" in log.read_text(), "unreachable", log)

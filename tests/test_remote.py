@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fsspec.implementations.http import HTTPFileSystem
 
 import wgan_cli
 from models import bulk, remote
 from models.config import DataConfig
 from models.errors import DataError, UnreachableError
-from tests.s3 import KEY, SECRET, s3_server
+from tests.s3 import KEY, SECRET, disconnect, s3_server
 from tests.servers import WGAN
 from tests.test_tls import write_certificate
 from training.data.dataset import load_data
@@ -119,7 +118,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
@@ -127,10 +126,9 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setattr(remote, "WAITS", (0.01,) * 4)
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    HTTPFileSystem.clear_instance_cache()
+    disconnect()
+    yield
+    disconnect()
 
 
 def load(url: str) -> np.ndarray:
@@ -150,10 +148,8 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(
 def test_s3_that_is_busy_for_a_moment_is_asked_again(
     s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import s3fs
-
     def refused_at_first(door: Door, refusals: int) -> None:
-        s3fs.S3FileSystem.clear_instance_cache()  # new connections, and nothing known
+        disconnect()
         door.refusals = refusals
 
     door = Door(int(s3.rpartition(":")[2]))

@@ -10,7 +10,7 @@ import pytest
 
 from models.config import DataConfig
 from models.errors import DataError
-from tests.s3 import KEY, SECRET, s3_server
+from tests.s3 import KEY, SECRET, disconnect, s3_server
 from tests.test_sources import encoded, photos, to_folder, to_tar_gz, to_zip
 from training.data.dataset import Dataset, load_data
 
@@ -50,9 +50,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
+    disconnect()
 
 
 def load(source: str) -> Dataset:
@@ -95,7 +93,7 @@ def test_known_objects_are_not_fetched_again(
     changed = PIXELS[0].copy()
     changed[0, 0, 0] ^= 1
     fs.pipe("bucket/changing/a/000.png", encoded(changed))
-    s3fs.S3FileSystem.clear_instance_cache()
+    disconnect()
     assert load("s3://bucket/changing").card.sha256 != before.card.sha256
 
 

@@ -1,9 +1,13 @@
 """Bounds of a request, in this process: what is taken is given back, whatever happens."""
 
 import asyncio
+import contextlib
 import time
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -88,6 +92,78 @@ def test_what_a_request_takes_is_given_back(end: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(limits, "TIMEOUT", 0.2)
     load = Load()
     assert status(Guard(app, Keys(None), load), dict(scope), parts(*sizes)) == expected
+    for shares in (load.places, load.buffer):
+        assert shares.taken == 0
+        assert not shares._held
+
+
+CLIENTS = st.fixed_dictionaries(
+    {
+        "sizes": st.lists(st.sampled_from([0, 1, SMALL_BODY, SMALL_BODY + 1, 2**20, LEAVES])),
+        "app": st.sampled_from(["reads", "fails", "fails after its head", "waits for the end"]),
+        "sends": st.integers(0, 3),
+        "turns": st.none() | st.integers(0, 12),
+        "key": st.sampled_from("ab"),
+    }
+)
+"""Parts of a body, then nothing; what the application does; messages until the connection breaks;
+turns of the loop until the server cancels the request, None: it does not."""
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(CLIENTS, min_size=1, max_size=6))
+def test_whatever_a_crowd_does_its_places_and_bytes_are_given_back(
+    crowd: list[dict[str, Any]],
+) -> None:
+    load = Load(max_in_flight=3)
+    most = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal most
+        most = max(most, load.places.taken)
+        await receive()
+        if scope["app"] == "fails":
+            raise RuntimeError("a mistake of ours")
+        if scope["app"] == "waits for the end":
+            await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["app"] == "fails after its head":
+            raise RuntimeError("a mistake of ours")
+        await send({"type": "http.response.body", "body": b"done"})
+
+    guard = Guard(app, Keys(None), load)
+
+    async def serve(client: dict[str, Any]) -> None:
+        left = client["sends"]
+        end = parts(*client["sizes"])
+
+        async def receive() -> Message:
+            await asyncio.sleep(0)
+            return await end()
+
+        async def send(message: Message) -> None:
+            nonlocal left
+            await asyncio.sleep(0)
+            left -= 1
+            if left < 0:
+                raise OSError("the connection is broken")
+
+        scope = request(app=client["app"], client=(client["key"], 1))
+        task = asyncio.ensure_future(guard(scope, receive, send))
+        if client["turns"] is not None:
+            for _ in range(client["turns"]):
+                await asyncio.sleep(0)
+            task.cancel()
+        with contextlib.suppress(OSError, RuntimeError, asyncio.CancelledError):
+            await task
+
+    async def serve_all() -> None:
+        await asyncio.gather(*map(serve, crowd))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "TIMEOUT", 0.05)  # of those who send no whole body
+        asyncio.run(serve_all())
+    assert most <= load.places.size
     for shares in (load.places, load.buffer):
         assert shares.taken == 0
         assert not shares._held

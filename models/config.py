@@ -22,7 +22,11 @@ Layout = Literal["nhw", "nhwc", "nchw", "ntd", "ndt"]
 features."""
 
 
-class ColumnConfig(BaseModel, frozen=True, extra="forbid"):
+class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """A part of the configuration. JSON has no infinity, so a record could not hold it."""
+
+
+class ColumnConfig(Section):
     """The user's word on a column of a table; what is not given is found from the data."""
 
     kind: (
@@ -33,9 +37,9 @@ class ColumnConfig(BaseModel, frozen=True, extra="forbid"):
     ) = None
     decimals: int | None = Field(default=None, ge=0, le=15)
     """Digits after the point of generated numbers."""
-    low: float | None = Field(default=None, allow_inf_nan=False)
+    low: float | None = None
     """The smallest value that the column may hold."""
-    high: float | None = Field(default=None, allow_inf_nan=False)
+    high: float | None = None
     """The largest value that the column may hold."""
     spikes: tuple[float, ...] | None = None
     """Numbers that are options of their own, such as 0 where many rows have it."""
@@ -43,7 +47,7 @@ class ColumnConfig(BaseModel, frozen=True, extra="forbid"):
     """Categories that are options of their own; the rarer ones are one option together."""
 
 
-class DataConfig(BaseModel, frozen=True, extra="forbid"):
+class DataConfig(Section):
     """Source of the data, and the split into training and held-out items."""
 
     source: str
@@ -119,7 +123,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         return rules
 
 
-class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
+class TrainingConfig(Section):
     """The training loop. The constraint's published settings fill in what is not given."""
 
     steps: int = Field(ge=0)
@@ -129,7 +133,7 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
     num_critic_steps: int = Field(ge=1)
     """Critic steps before each generator step."""
     optimizer: Literal["adam", "rmsprop"]
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(gt=0)
     """For generator and critic alike."""
     betas: tuple[float, float] = (0.5, 0.9)
     """For Adam; RMSprop ignores them."""
@@ -161,7 +165,7 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
         return batch_size
 
 
-class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
+class EvaluationConfig(Section):
     """Settings of the judging on held-out data."""
 
     samples: int = Field(default=2500, ge=10)
@@ -180,7 +184,7 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     """SHA-256 of that file. No other file is loaded, since loading one runs code from it."""
 
 
-class TableConfig(BaseModel, frozen=True, extra="forbid"):
+class TableConfig(Section):
     """Settings of the training on a table; other data have no use for them."""
 
     conditions: float = Field(default=0.5, ge=0, le=1)
@@ -188,16 +192,16 @@ class TableConfig(BaseModel, frozen=True, extra="forbid"):
     asked for by conditions, such as a category or a range."""
 
 
-class PrivacyConfig(BaseModel, frozen=True, extra="forbid"):
+class PrivacyConfig(Section):
     """Settings of differentially private training of a table; docs/privacy.md says what holds."""
 
-    epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    epsilon: float | None = Field(default=None, gt=0)
     """What the whole training may spend; the noise follows from it."""
-    noise_multiplier: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    noise_multiplier: float | None = Field(default=None, gt=0)
     """Standard deviation of the noise, in units of `clip_norm`; given in place of `epsilon`."""
     delta: float = Field(default=1e-5, gt=0, lt=1)
     """Chance, at most, with which `epsilon` may not hold; below one over the training rows."""
-    clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    clip_norm: float = Field(default=1.0, gt=0)
     """Length, at most, of each row's gradient of the critic's loss."""
     public: tuple[Literal["schema", "figures"], ...] = ()
     """What the user declares public, as no noise hides it: the schema that is learned from the
@@ -215,7 +219,7 @@ class PrivacyConfig(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
-class ServingConfig(BaseModel, frozen=True, extra="forbid"):
+class ServingConfig(Section):
     """Settings of the finished generator's forward; it is judged as it is served."""
 
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -226,7 +230,7 @@ class ServingConfig(BaseModel, frozen=True, extra="forbid"):
     for good: `engine.chunk`. Either kind runs the other's versions, only more slowly."""
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
+class Config(Section):
     """Everything that decides a run; the saved run holds all of it, defaults included."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")

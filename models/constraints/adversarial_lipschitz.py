@@ -20,14 +20,14 @@ class AdversarialLipschitz(TargetedPenalty):
     """
 
     kind: Literal["adversarial_lipschitz"] = "adversarial_lipschitz"
-    strength: float = Field(default=100.0, gt=0, allow_inf_nan=False)
+    strength: float = Field(default=100.0, gt=0)
     where: Where = "both"
     iterations: int = Field(default=1, ge=1)
     """Number of power iterations that search for r; the paper's k."""
-    probe: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    probe: float = Field(default=10.0, gt=0)
     """Length of the step at which the search measures the slope, in input units; the paper's xi."""
-    shortest: float = Field(default=0.1, gt=0, allow_inf_nan=False)
-    longest: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    shortest: float = Field(default=0.1, gt=0)
+    longest: float = Field(default=10.0, gt=0)
     """Bounds of the length of r, in input units; these are the paper's, for images."""
 
     guarantee = (

@@ -25,7 +25,7 @@ def rmsprop(*, learning_rate: float, num_critic_steps: int) -> dict[str, Any]:
     return {"optimizer": "rmsprop", **rest}
 
 
-class Constraint(BaseModel, frozen=True, extra="forbid"):
+class Constraint(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """A way to keep a critic Lipschitz, in our training loop or in any other.
 
     A critic is any `torch.nn.Module` from samples ``(N, *shape)`` to scores ``(N,)`` or ``(N, 1)``.

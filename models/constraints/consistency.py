@@ -19,9 +19,9 @@ class Consistency(TargetedPenalty):
     """
 
     kind: Literal["consistency"] = "consistency"
-    consistency: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    consistency: float = Field(default=2.0, gt=0)
     """The paper's lambda_2."""
-    margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    margin: float = Field(default=0.0, ge=0)
     """The paper's M', in squared score units."""
 
     needs_dropout = True

@@ -19,7 +19,7 @@ class MaxGradientPenalty(Penalty):
     """
 
     kind: Literal["max_gradient_penalty"] = "max_gradient_penalty"
-    target: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    target: float = Field(default=0.0, ge=0)
     """The gradient norm above which the steepest sample is penalised."""
 
     guarantee = (

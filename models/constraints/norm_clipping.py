@@ -21,7 +21,7 @@ class NormClipping(Constraint):
     """
 
     kind: Literal["norm_clipping"] = "norm_clipping"
-    max_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    max_norm: float = Field(default=1.0, gt=0)
     """Largest Euclidean length of a neuron's weights; c in the formula."""
 
     guarantee = (

@@ -27,7 +27,7 @@ class Penalty(Constraint):
     tensor(40.)
     """
 
-    strength: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    strength: float = Field(default=10.0, gt=0)
     """Factor of the term, in score units; the papers' lambda."""
     every: int = Field(default=1, ge=1)
     """Lazy evaluation: the term is computed once in this many critic steps, and then multiplied by
@@ -35,7 +35,7 @@ class Penalty(Constraint):
     where: Where = "between"
     """Points at which the critic is penalised: one on each segment from real to fake, the real
     samples, the fake ones, both, or the real ones with Gaussian noise added."""
-    spread: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    spread: float = Field(default=0.5, gt=0)
     """Standard deviation of that noise, in standard deviations of the batch of real samples."""
 
     per_sample = True
@@ -77,7 +77,7 @@ class Penalty(Constraint):
 class TargetedPenalty(Penalty):
     """A penalty on the distance of gradient norms from a target; unless overridden, two-sided."""
 
-    target: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    target: float = Field(default=1.0, gt=0)
     """The gradient norm aimed at; for one-sided penalties, the norm above which they act."""
 
     @property

@@ -24,7 +24,7 @@ class SpectralProjection(Constraint):
     """
 
     kind: Literal["spectral_projection"] = "spectral_projection"
-    max_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    max_norm: float = Field(default=1.0, gt=0)
     """Largest operator norm of a layer; c in the formula."""
     iterations: int = Field(default=2, ge=1)
     """Number of iterations of the power method before each projection."""

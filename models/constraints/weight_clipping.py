@@ -39,9 +39,9 @@ class WeightClipping(Constraint):
     """
 
     kind: Literal["weight_clipping"] = "weight_clipping"
-    clip_value: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    clip_value: float = Field(default=0.01, gt=0)
     """Bound of every clipped parameter, unless a target is set; c in the paper."""
-    target_lipschitz: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    target_lipschitz: float | None = Field(default=None, gt=0)
     """The Lipschitz constant that the layers' ranges certify, in score units per input unit."""
     scope: Literal["all", "weights", "all_but_normalization"] = "all"
     """Clipped parameters: all (as in the paper's code), weight matrices and kernels only, or all

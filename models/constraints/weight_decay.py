@@ -18,7 +18,7 @@ class WeightDecay(Constraint):
     """
 
     kind: Literal["weight_decay"] = "weight_decay"
-    strength: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    strength: float = Field(default=1e-3, gt=0)
     """Factor of the term, in score units per squared unit of a weight."""
 
     guarantee = (

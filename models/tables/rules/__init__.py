@@ -31,7 +31,7 @@ def parse_rule(text: str) -> tuple[AnyRule, ...]:
         if rules := kind.read(text):
             return rules  # type: ignore[return-value]
     raise ConfigError(
-        f"'{text}': write a rule as a < b, a <= b, c = a + b, unique(a), combination(a, b) or "
+        f"{text!r}: write a rule as a < b, a <= b, c = a + b, unique(a), combination(a, b) or "
         "one_of(a, b); put a name with signs in it in backquotes"
     )
 

@@ -192,6 +192,6 @@ class RuleOnColumns(Rule, ABC, frozen=True):
         rest = re.sub(rf"\s*({NAME})\s*(,|$)", "", found[1])
         if rest.strip() or len(names) < cls.fewest or len(set(names)) < len(names):
             raise ConfigError(
-                f"'{text}': write {function}(a, b), with at least {cls.fewest} different columns"
+                f"{text!r}: write {function}(a, b), with at least {cls.fewest} different columns"
             )
         return (cls(columns=names),)  # type: ignore[call-arg]  # each kind has a default

@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 import wgan
@@ -25,12 +27,14 @@ from models.errors import ConditionError, DataError, ShapeError, UserError
 from models.model import Model
 from models.tables import Condition
 from models.tables.files import write_rows
+from models.tables.reading.cells import NO_VALUE
 from models.tables.records import read_rows, rows_of_records, typed
 from models.trained import TrainedModel, load
 from service import uploads
 from tests.artifacts import make_artifact
 from tests.mixed import people
 from tests.test_tables import CASES, fitted
+from training.data.schema import find_structure, fit_schema
 from wgan_cli import main
 
 RNG = np.random.default_rng(0)
@@ -85,6 +89,31 @@ def test_values_come_back_from_every_format(name: str) -> None:
     assert typed(schema, read_rows(text, "x.csv", schema))["x"].combine_chunks() == plain
 
 
+# A CSV file has no zero bytes, and does not tell an empty text or "NA" from a missing one.
+TEXTS = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=6).filter(
+    lambda text: text.strip() not in {"", *NO_VALUE}
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.sets(TEXTS, min_size=2, max_size=6),
+    name=TEXTS.filter(lambda name: name == name.strip() and name != "y"),
+    has_gaps=st.booleans(),
+)
+def test_any_texts_and_names_come_back(texts: set[str], name: str, has_gaps: bool) -> None:
+    choices = [*sorted(texts), *([None] if has_gaps else [])]
+    values = pa.array([choices[i % len(choices)] for i in range(120)])
+    table = pa.table({name: values, "y": RNG.normal(size=120)})
+    schema = fit_schema(table, find_structure(table, {}), {}, np.ones(120, bool))
+    for format in ("parquet", "arrow", "csv"):
+        found = typed(schema, read_rows(as_file(table, format, 50), f"x.{format}", schema))
+        assert found[name].combine_chunks() == values, format
+    content = json.loads(as_file(table, "json", 50))
+    found = typed(schema, rows_of_records(schema, content["samples"]))
+    assert found[name].combine_chunks() == values
+
+
 def test_arrays_of_npz_are_plain_ones(model: Model) -> None:
     table = rows_of(model, 0, 300)
     with np.load(io.BytesIO(as_file(table, "npz", 9))) as arrays:
@@ -115,9 +144,9 @@ def test_rows_meet_conditions_whatever_their_division(
 ) -> None:
     table = rows_of(model, 3, 700, **conditions)
     homes, ages = table["home"].to_pylist(), table["age"].to_pylist()
-    for name, given in conditions.items():
+    for name, wanted in conditions.items():
         if name == "home":
-            assert set(homes) <= (set(given) if isinstance(given, list) else {given})
+            assert set(homes) <= (set(wanted) if isinstance(wanted, list) else {wanted})
         if name == "age":
             assert all(40 < age <= 50 for age in ages)
         if name == "member":

@@ -75,15 +75,28 @@ def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _csv(parts: Iterable[pa.Table]) -> Iterator[bytes]:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    lines: list[str] = []
+    # Python puts in quotes what holds a sign of the line's end; a carriage return ends lines too.
+    writer = csv.writer(_Lines(lines), lineterminator="\r\n")
+    quoting = csv.writer(_Lines(lines), lineterminator="\r\n", quoting=csv.QUOTE_ALL)
     for number, part in enumerate(parts):
         if not number:
-            writer.writerow(part.column_names)
+            # Without quotes, a first name such as "#id" would make the header a comment.
+            is_comment = part.column_names[0].startswith("#")
+            (quoting if is_comment else writer).writerow(part.column_names)
         writer.writerows(_tuples(part))
-        yield text.getvalue().encode()
-        text.seek(0)
-        text.truncate()
+        yield "".join(lines).encode()
+        lines.clear()
+
+
+class _Lines:
+    """A file to `csv.writer`, which writes a line at once; they end in line feeds alone."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+
+    def write(self, line: str) -> None:
+        self.lines.append(line[:-2] + "\n")
 
 
 def _json(parts: Iterable[pa.Table], facts: Mapping[str, object]) -> Iterator[bytes]:

@@ -130,7 +130,7 @@ def find_dialect(text: str, config: CsvConfig, suffix: str = ".csv") -> Dialect:
     if len(text) > SAMPLE:  # its last line may be cut off
         sample = sample[: max(sample.rfind("\n"), sample.rfind("\r")) + 1] or sample
     notes = list[str]()
-    comment, lines = config.comment, io.StringIO(sample, newline=None).readlines()
+    comment, lines = config.comment, io.StringIO(sample, newline="").readlines()
     content = [line for line in lines if line.strip()]
     if comment is None and content and content[0].startswith("#") and not config.skip:
         comment = "#"

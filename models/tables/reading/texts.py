@@ -124,7 +124,7 @@ def _rows(text: str, dialect: Dialect, config: CsvConfig) -> pa.Table:
     Raises:
         DataError: some have more or fewer values than there are names; the first is named.
     """
-    rows = io.StringIO(text, newline=None)
+    rows = io.StringIO(text, newline="")
     for _ in range(dialect.first_line):
         rows.readline()
     if dialect.has_padding:  # pyarrow takes a quote for one at the beginning of a value only

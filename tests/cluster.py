@@ -48,6 +48,11 @@ def _storage(spec: Document) -> float:
     return amount(spec["resources"]["requests"]["storage"])
 
 
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+    """Helm asks for all groups at once; a connection that finds no room is tried a second later."""
+
+
 @contextlib.contextmanager
 def cluster(documents: Documents, replicas: int | None = None) -> Iterator[list[str]]:
     """Run the API with objects in it.
@@ -84,7 +89,7 @@ def cluster(documents: Documents, replicas: int | None = None) -> Iterator[list[
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     try:
         address = f"http://127.0.0.1:{server.server_port}"

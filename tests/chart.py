@@ -1,9 +1,9 @@
 """Render the Helm chart for tests, each rendering once."""
 
-import copy
 import functools
 import json
 import os
+import pickle
 import subprocess
 from pathlib import Path
 
@@ -45,14 +45,15 @@ def text(values: str, gates: bool, *more: str) -> str:
 
 
 @functools.cache
-def parsed_once(values: str, gates: bool, *more: str) -> Documents:
+def pickled(values: str, gates: bool, *more: str) -> bytes:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return [d for d in yaml.load_all(text(values, gates, *more), loader) if d]
+    return pickle.dumps([d for d in yaml.load_all(text(values, gates, *more), loader) if d])
 
 
 def render(values: str, gates: bool, *more: str) -> Documents:
     """The documents of one rendering, the caller's own."""
-    return copy.deepcopy(parsed_once(values, gates, *more))
+    documents: Documents = pickle.loads(pickled(values, gates, *more))
+    return documents
 
 
 EVERYTHING = [

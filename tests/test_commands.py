@@ -149,28 +149,33 @@ def test_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"wgan-foundry {__version__}\n")
 
 
-def test_train_help_lists_presets_and_constraints() -> None:
-    words = wgan("train", "--help").stdout.replace(",", " ").split()
+def test_train_help_lists_presets_and_constraints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wgan_cli.main(["train", "--help"]) == 0
+    words = capsys.readouterr().out.replace(",", " ").split()
     assert set(PRESETS) <= set(words)
     assert {"gradient_penalty", "weight_clipping", "bjorck"} <= set(words)
 
 
-def test_presets() -> None:
-    lines = wgan("presets").stdout.splitlines()
+def test_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wgan_cli.main(["presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(PRESETS)
-    shown = json.loads(wgan("presets", "--json").stdout)
+    assert wgan_cli.main(["presets", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
     assert shown["digits"]["data"] == {"source": "digits"}
     assert list(shown) == list(PRESETS)
 
 
-def test_constraints() -> None:
-    shown = {row["kind"]: row for row in json.loads(wgan("constraints", "--json").stdout)}
+def test_constraints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wgan_cli.main(["constraints", "--json"]) == 0
+    shown = {row["kind"]: row for row in json.loads(capsys.readouterr().out)}
     assert len(shown) == 17
     for kind, row in shown.items():
         constraint = constraint_class(kind)()
         assert row["guarantee"] == constraint.guarantee
         assert {**row["hyperparameters"], "kind": kind} == constraint.model_dump(mode="json")
-    text = wgan("constraints").stdout
+    assert wgan_cli.main(["constraints"]) == 0
+    text = capsys.readouterr().out
     assert "gradient_penalty\n" in text
     assert "constraint.clip_value=0.01\n" in text
     assert shown["bjorck"]["guarantee"] in text
@@ -225,22 +230,39 @@ def test_an_interruption_is_one_line(
         assert capsys.readouterr().err == "interrupted: the same command goes on from here\n"
 
 
-def completions(words: str) -> list[str]:
-    done = wgan(_WGAN_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+def asked_by_the_shell(words: str) -> dict[str, str]:
+    """The variables with which a shell asks how its words may go on."""
+    return {
+        "_WGAN_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
 
 
-def test_the_shell_completes() -> None:
+def test_the_shell_completes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def completions(words: str) -> list[str]:
+        for name, value in asked_by_the_shell(words).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit, match="0"):
+            wgan_cli.main([])
+        return capsys.readouterr().out.split()
+
     assert completions("wgan tra") == ["train", "train-detector"]
     assert "--constraint" in completions("wgan train --co")
     assert completions("wgan train --preset 8") == ["8gaussians"]
     assert completions("wgan w1 --constraint bj") == ["bjorck"]
 
 
-def test_a_reader_that_goes_ends_quietly() -> None:
-    shown = wgan("constraints").stdout
-    assert len(shown) > 1000
+def test_the_command_completes_in_a_process_of_its_own() -> None:
+    done = wgan(**asked_by_the_shell("wgan tra"))
+    assert (done.returncode, done.stdout.split()) == (0, ["train", "train-detector"])
+
+
+def test_a_reader_that_goes_ends_quietly(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wgan_cli.main(["constraints"]) == 0
+    assert len(capsys.readouterr().out) > 1000
     wgan_path = Path(sys.executable).with_name("wgan")
     done = subprocess.run(
         ["bash", "-c", f"{wgan_path} constraints | head -1"],

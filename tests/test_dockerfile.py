@@ -137,7 +137,7 @@ def test_the_health_check_asks_as_the_service_speaks(
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             context.load_cert_chain(*certificate)
             server.socket = context.wrap_socket(server.socket, server_side=True)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         environment = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:1")
         environment["WGAN_TLS_CERT"] = str(certificate[0]) if told else ""
         done = subprocess.run(

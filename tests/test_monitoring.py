@@ -74,12 +74,18 @@ def test_alerts_fire_when_they_should() -> None:
 @needs_promtool
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_an_alert_that_never_fires_would_be_noticed(rule: dict[str, Any], tmp_path: Path) -> None:
-    """Each alert has a unit test in which it fires: with the alert gone, the tests fail."""
+    """Each alert has a unit test in which it fires: with the alert gone, its tests fail."""
     content = yaml.safe_load((MONITORING / "rules.yaml").read_text())
     for group in content["groups"]:
         group["rules"] = [r for r in group["rules"] if r["alert"] != rule["alert"]]
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(content))
-    (tmp_path / "rules_test.yaml").write_text((MONITORING / "rules_test.yaml").read_text())
+    tests = yaml.safe_load((MONITORING / "rules_test.yaml").read_text())
+    tests["tests"] = [
+        test
+        for test in tests["tests"]
+        if rule["alert"] in {case["alertname"] for case in test["alert_rule_test"]}
+    ]
+    (tmp_path / "rules_test.yaml").write_text(yaml.safe_dump(tests))
     done = subprocess.run(
         [str(PROMTOOL), "test", "rules", "rules_test.yaml"],
         cwd=tmp_path,

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import wgan_cli
 from tests.servers import free_port
+from training.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -53,6 +56,28 @@ def shell(command: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
+def terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """What runs a line in a folder as a reader types it.
+
+    `wgan` runs in this process, which imports its packages once. The presets have narrow networks
+    and judge few samples: their exact distances and bounds would take most of the time.
+    """
+    monkeypatch.chdir(folder)
+    for preset in PRESETS.values():
+        monkeypatch.setitem(preset, "evaluation", {"samples": 200})
+        for network in ("generator", "critic"):
+            monkeypatch.setitem(preset[network], "width", 16)
+
+    def run(line: str) -> None:
+        words = shlex.split(line, comments=True)
+        if words[0] == "wgan":
+            assert wgan_cli.main(words[1:]) == 0, line
+        else:
+            shell(line, folder)
+
+    return run
+
+
 def test_the_two_commands_stand_first() -> None:
     assert [line.split("#")[0].strip() for line in COMMANDS[:2]] == ["make demo", "make test"]
 
@@ -90,8 +115,9 @@ def own_data(folder: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_the_other_commands(tmp_path: Path) -> None:
+def test_the_other_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_data(tmp_path)
+    run = terminal(tmp_path, monkeypatch)
     port = free_port()
     servers = []
     try:
@@ -103,7 +129,7 @@ def test_the_other_commands(tmp_path: Path) -> None:
                 )
                 wait_until_ready(f"http://127.0.0.1:{port}/readyz", servers[-1])
             else:
-                shell(command, tmp_path)
+                run(command)
     finally:
         for server in servers:
             server.terminate()
@@ -113,12 +139,15 @@ def test_the_other_commands(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_the_lines_of_python(tmp_path: Path) -> None:
+def test_the_lines_of_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     own_data(tmp_path)
+    terminal(tmp_path, monkeypatch)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(code.splitlines()) <= 10
-    (tmp_path / "example.py").write_text(code)
-    assert "(64, 32, 32, 3)" in shell("python example.py", tmp_path)
+    exec(code, {})
+    assert "(64, 32, 32, 3)" in capsys.readouterr().out
 
 
 def test_it_fits_on_three_screens() -> None:

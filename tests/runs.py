@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import torch
@@ -10,6 +15,9 @@ from models.artifact import load_artifact
 from models.config import Config
 from models.model import Model
 from training.run import run_training
+
+_WARM = multiprocessing.get_context("forkserver")
+_WARM.set_forkserver_preload([__name__, "torch._dynamo", "torch.distributed.run"])
 
 
 def trained(config: Config, folder: Path, register: bool = True) -> tuple[Model, str | None, str]:
@@ -23,3 +31,44 @@ def trained(config: Config, folder: Path, register: bool = True) -> tuple[Model,
         say=said.append,
     )
     return load_artifact(folder / "artifact"), reference, "\n".join(said)
+
+
+def forked(
+    main: Callable[[list[str]], int],
+    arguments: Sequence[object],
+    log: Path,
+    folder: Path = Path(),
+    **environment: str,
+) -> ForkServerProcess:
+    """Start a command in a process of its own, without the seconds that its imports take.
+
+    It is forked from one that has imported them, with the environment of the first call.
+
+    Args:
+        main: the command, such as `wgan_cli.main`.
+        arguments: its arguments.
+        log: where what it prints goes.
+        folder: where it runs.
+        environment: variables to set.
+    """
+    process = _WARM.Process(
+        target=_run, args=(main, [*map(str, arguments)], log.absolute(), folder, environment)
+    )
+    process.start()
+    return process
+
+
+def _run(
+    main: Callable[[list[str]], int],
+    arguments: list[str],
+    log: Path,
+    folder: Path,
+    environment: dict[str, str],
+) -> None:
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(environment, OMP_NUM_THREADS="1")
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    sys.exit(main(arguments))

@@ -8,17 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import wgan_cli
 from models.artifact import load_artifact
 from models.config import Config, parse_config
 from models.networks import build_networks
 from models.sampling import Scaling
 from tests.artifacts import tiny_config
+from tests.runs import forked
 from training.data.batches import batch_indices
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import (
@@ -235,7 +238,7 @@ def test_only_the_newest_two_checkpoints_are_kept(digits: Dataset, tmp_path: Pat
     ]
 
 
-# From here on, the real command in a process of its own.
+# From here on, the command in processes of its own.
 
 ARGUMENTS = [
     "train", "--preset", "8gaussians", "--steps", "400", "--seed", "3", "--no-register",
@@ -244,14 +247,16 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
-def start(out: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [WGAN, *ARGUMENTS, "--out", out, *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def start(out: Path, *more: str) -> ForkServerProcess:
+    return forked(wgan_cli.main, [*ARGUMENTS, "--out", out, *more], out.with_name("log"))
+
+
+def finish(process: ForkServerProcess, out: Path, code: int = 0) -> str:
+    """Wait for a command to end with ``code``: what it said."""
+    process.join(200)
+    said = out.with_name("log").read_text()
+    assert process.exitcode == code, said
+    return said
 
 
 def wait_for_checkpoint(out: Path, beyond: int = 0) -> None:
@@ -266,9 +271,7 @@ def wait_for_checkpoint(out: Path, beyond: int = 0) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    process = start(out)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    finish(start(out), out)
     return out
 
 
@@ -282,15 +285,19 @@ def final_state(out: Path) -> dict[str, torch.Tensor]:
 
 def test_sigterm_leaves_a_checkpoint_and_exits_75(uninterrupted: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start(out)
+    process = subprocess.Popen(
+        [WGAN, *ARGUMENTS, "--out", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     wait_for_checkpoint(out)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
     assert "--resume" in errors
-    again = start(out, "--resume")
-    _, errors = again.communicate(timeout=200)
-    assert again.returncode == 0, errors
+    finish(start(out, "--resume"), out)
     whole, parts = final_state(uninterrupted), final_state(out)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     one, other = load_artifact(uninterrupted / "artifact"), load_artifact(out / "artifact")
@@ -309,28 +316,22 @@ def test_after_sigkill_at_any_moment_the_last_checkpoint_loads(
         wait_for_checkpoint(out, beyond)
         time.sleep(rng.uniform(0, 0.15))
         process.kill()
-        process.communicate(timeout=60)
+        finish(process, out, -signal.SIGKILL)
         path = newest_checkpoint(out / "checkpoints")
         assert path is not None
         beyond = load_checkpoint(path).step
-    again = start(out, "--resume")
-    _, errors = again.communicate(timeout=200)
-    assert again.returncode == 0, errors
+    finish(start(out, "--resume"), out)
     whole, parts = final_state(uninterrupted), final_state(out)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_a_finished_run_is_not_overwritten(uninterrupted: Path) -> None:
     before = (uninterrupted / "artifact" / "run.json").read_bytes()
-    process = start(uninterrupted)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert errors.startswith("error:")
-    assert "--resume" in errors
-    process = start(uninterrupted, "--resume")
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "already complete" in output
+    said = finish(start(uninterrupted), uninterrupted, 2)
+    assert said.startswith("error:")
+    assert "--resume" in said
+    said = finish(start(uninterrupted, "--resume"), uninterrupted)
+    assert "already complete" in said
     assert (uninterrupted / "artifact" / "run.json").read_bytes() == before
 
 
@@ -362,8 +363,7 @@ def test_the_run_is_recorded_whole(uninterrupted: Path) -> None:
 def test_divergence_exits_1_and_keeps_the_checkpoint(tmp_path: Path, every: int) -> None:
     settings = ["training.learning_rate=1e12", f"training.log_every={every}"]
     settings.append(f"training.checkpoint_every={every}")
-    process = start(tmp_path / "run", *(f"--set={setting}" for setting in settings))
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "diverged" in errors
-    assert "Traceback" not in errors
+    out = tmp_path / "run"
+    said = finish(start(out, *(f"--set={setting}" for setting in settings)), out, 1)
+    assert "diverged" in said
+    assert "Traceback" not in said

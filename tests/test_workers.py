@@ -1,13 +1,12 @@
 """Several processes against one: the same draws, gradients, weights; stops and resumes."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import get_args
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import wgan_cli
 from models.artifact import load_artifact
 from models.constraints import (
     AnyConstraint,
@@ -26,8 +26,9 @@ from models.constraints import (
 from models.errors import ConfigError
 from models.networks import CriticConfig, build_critic
 from models.outputs import sole_writer
+from tests.runs import forked
 from tests.servers import free_port
-from tests.test_cli import WGAN
+from training import torchrun
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.step import CriticStep
 from training.engine.workers import ALONE, Workers
@@ -152,7 +153,7 @@ def test_batch_norm_needs_cuda() -> None:
     assert Workers(0, 2).prepare(per_sample) is per_sample
 
 
-# From here on, the real command under torchrun, with gloo.
+# From here on, the command in several processes, with gloo; where torchrun matters, under it.
 
 TRAIN = [
     "train", "--steps", "12", "--no-register", "--set", "training.batch_size=16",
@@ -171,30 +172,25 @@ PRESETS = {
 }  # fmt: skip
 
 
-def start(out: Path, processes: int, *more: str) -> subprocess.Popen[str]:
-    if processes == 1:
-        command = [str(WGAN)]
-    else:
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            "--nproc-per-node", str(processes), "--no-python", str(WGAN),
-        ]  # fmt: skip
-    return subprocess.Popen(
-        [*command, *TRAIN, "--out", str(out), *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def start(out: Path, processes: int, *more: str) -> list[ForkServerProcess]:
+    """Start the command in processes that have the variables which torchrun gives its workers."""
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+    group["MASTER_PORT"] = str(free_port())
+    command = [*TRAIN, "--out", out, *more]
+    return [
+        forked(wgan_cli.main, command, out.with_name(f"log-{rank}"), RANK=str(rank), **group)
+        for rank in range(processes)
+    ]
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    try:
-        output, errors = process.communicate(timeout=280)
-    finally:
+def finish(processes: list[ForkServerProcess], out: Path, code: int = 0) -> str:
+    """Wait for all to end with ``code``: what they said."""
+    for process in processes:
+        process.join(280)
         process.kill()
-    assert process.returncode == 0, errors
-    return output
+    said = [out.with_name(f"log-{rank}").read_text() for rank in range(len(processes))]
+    assert [process.exitcode for process in processes] == [code] * len(processes), said
+    return "".join(said)
 
 
 def final(out: Path) -> dict[str, Tensor]:
@@ -217,8 +213,8 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     "preset", [p if p == "a penalty" else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS]
 )
 def test_two_processes_equal_one_and_take_over_from_it(preset: str, tmp_path: Path) -> None:
-    finish(start(tmp_path / "1", 1, *PRESETS[preset]))
-    output = finish(start(tmp_path / "2", 2, *PRESETS[preset]))
+    finish(start(tmp_path / "1", 1, *PRESETS[preset]), tmp_path / "1")
+    output = finish(start(tmp_path / "2", 2, *PRESETS[preset]), tmp_path / "2")
     assert_close(final(tmp_path / "2"), final(tmp_path / "1"))
     assert output.count("artifact:") == 1  # one process writes and speaks
     runs = [load_artifact(tmp_path / n / "artifact").run for n in ("1", "2")]
@@ -229,7 +225,7 @@ def test_two_processes_equal_one_and_take_over_from_it(preset: str, tmp_path: Pa
     # Another number of processes goes on where one was after step 8.
     shutil.copytree(tmp_path / "1" / "checkpoints", tmp_path / "3" / "checkpoints")
     (tmp_path / "3" / "checkpoints" / "step-00000012.safetensors").unlink()
-    finish(start(tmp_path / "3", 2, *PRESETS[preset], "--resume"))
+    finish(start(tmp_path / "3", 2, *PRESETS[preset], "--resume"), tmp_path / "3")
     assert_close(final(tmp_path / "3"), final(tmp_path / "1"))
 
 
@@ -248,7 +244,7 @@ def test_two_processes_draw_the_conditions_of_one(tmp_path: Path) -> None:
         "generator.normalization=layer",
     ]
     for count in (1, 2):
-        finish(start(tmp_path / str(count), count, *options))
+        finish(start(tmp_path / str(count), count, *options), tmp_path / str(count))
     assert_close(final(tmp_path / "2"), final(tmp_path / "1"))
 
 
@@ -271,49 +267,39 @@ sys.exit(str(names) if any("gloo" in name for name in names) else 0)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="lists threads as Linux does")
 def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
     (tmp_path / "ended.py").write_text(ENDED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    result = subprocess.run(
-        [*command, "2", tmp_path / "ended.py"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
+    command = ["--standalone", "--nproc-per-node", "2", tmp_path / "ended.py"]
+    process = forked(torchrun.main, command, tmp_path / "log", PYTHONPATH=str(ROOT))
+    process.join(200)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
 
 
 @pytest.mark.slow
 def test_a_stop_of_one_stops_all(tmp_path: Path) -> None:
-    more = [*PRESETS["a penalty"], "--steps", "600"]
-    process = start(tmp_path, 2, *more)
+    out, more = tmp_path / "run", [*PRESETS["a penalty"], "--steps", "600"]
+    processes = start(out, 2, *more)
     for _ in range(6000):
-        if newest_checkpoint(tmp_path / "checkpoints"):
+        if newest_checkpoint(out / "checkpoints"):
             break
-        assert process.poll() is None, process.communicate()
+        assert [process.exitcode for process in processes] == [None, None]
         time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) == 2
-    os.kill(int(children[1]), signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "--resume" in errors
-    path = newest_checkpoint(tmp_path / "checkpoints")
+    processes[1].terminate()
+    assert finish(processes, out, 75).count("--resume") == 2
+    path = newest_checkpoint(out / "checkpoints")
     assert path is not None
     assert 0 < load_checkpoint(path).step < 600
-    finish(start(tmp_path, 1, *more, "--resume"))
-    run = load_artifact(tmp_path / "artifact").run
+    finish(start(out, 1, *more, "--resume"), out)
+    run = load_artifact(out / "artifact").run
     assert [row["step"] for row in run.history] == list(range(6, 601, 6))
 
 
 def test_a_folder_in_use_ends_all_alike(tmp_path: Path) -> None:
     """The main process alone holds the lock; the others waited for it, and ended by a traceback."""
-    with sole_writer(tmp_path / "run"):
-        process = start(tmp_path / "run", 2, *PRESETS["a penalty"])
-        _, errors = process.communicate(timeout=280)
-    assert process.returncode != 0
-    assert errors.count("is in use by process") == 1
-    assert "run_training" not in errors, errors
-    assert not (tmp_path / "run").exists()
+    out = tmp_path / "run"
+    with sole_writer(out):
+        said = finish(start(out, 2, *PRESETS["a penalty"]), out, 2)
+    assert said.count("is in use by process") == 1
+    assert "run_training" not in said
+    assert not out.exists()
 
 
 WORKER = """
@@ -332,10 +318,10 @@ sys.exit(int(sys.argv[1]) if rank == 0 else 0)
 @pytest.mark.parametrize(("word", "code"), [("0", 0), ("3", 3), ("75", 75), ("die", 1)])
 def test_torchrun_ends_as_its_workers_do(word: str, code: int, tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
-    environment = {**os.environ, "PET_NPROC_PER_NODE": "2", "PET_NNODES": "1"}
-    command = [sys.executable, "-m", "training.torchrun", tmp_path / "worker.py", word]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == code, done.stderr.decode()
+    command, log = [tmp_path / "worker.py", word], tmp_path / "log"
+    done = forked(torchrun.main, command, log, PET_NPROC_PER_NODE="2", PET_NNODES="1")
+    done.join(60)
+    assert done.exitcode == code, log.read_text()
 
 
 def test_torchrun_passes_a_request_to_stop_on(tmp_path: Path) -> None:
@@ -369,32 +355,35 @@ sys.exit(workers.end_alike(code))
 """
 
 
-def pods(folder: Path, *command: str, port: int, **more: str) -> list[subprocess.Popen[bytes]]:
+def pods(folder: Path, *command: str, port: int, **more: str) -> list[ForkServerProcess]:
     """Two pods of one Job, as the chart starts them, but on one machine; each writes a log."""
-    found = []
-    for index in range(2):
-        environment = {
-            "OMP_NUM_THREADS": "1",
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-            "PYTHONPATH": str(ROOT),
-            "PET_NNODES": "2",
-            "PET_NODE_RANK": str(index),
-            "PET_NPROC_PER_NODE": "1",
-            "PET_MASTER_ADDR": "127.0.0.1",
-            "PET_MASTER_PORT": str(port),
-            **more,
-        }
-        with (folder / f"log-{index}").open("wb") as log:
-            found.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "training.torchrun", *command],
-                    cwd=folder,
-                    stdout=log,
-                    stderr=log,
-                    env={**os.environ, **environment},
-                )
-            )
-    return found
+    job = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "PYTHONPATH": str(ROOT),
+        "PET_NNODES": "2",
+        "PET_NPROC_PER_NODE": "1",
+        "PET_MASTER_ADDR": "127.0.0.1",
+        "PET_MASTER_PORT": str(port),
+        **more,
+    }
+    return [
+        forked(
+            torchrun.main,
+            command,
+            folder / f"log-{index}",
+            folder,
+            PET_NODE_RANK=str(index),
+            **job,
+        )
+        for index in range(2)
+    ]
+
+
+def ended(pods: list[ForkServerProcess], timeout: float) -> list[int | None]:
+    """Wait for all pods; their exit codes."""
+    for pod in pods:
+        pod.join(timeout)
+    return [pod.exitcode for pod in pods]
 
 
 @pytest.mark.parametrize(
@@ -412,17 +401,17 @@ def test_pods_end_as_the_first_does(word: str, codes: list[set[int]], tmp_path: 
         deadline = time.monotonic() + 200
         while len(list(tmp_path.glob("ready-*"))) < 2:
             assert time.monotonic() < deadline
-            assert [pod.poll() for pod in started] == [None, None]
+            assert [pod.exitcode for pod in started] == [None, None]
             time.sleep(0.05)
         time.sleep(1)
-        assert [pod.poll() for pod in started] == [None, None], "they wait for the first"
+        assert [pod.exitcode for pod in started] == [None, None], "they wait for the first"
         (tmp_path / "end.part").write_text(word)
         (tmp_path / "end.part").rename(tmp_path / "end")
-        found = [pod.wait(timeout=120) for pod in started]
+        found = ended(started, 120)
     finally:
         for pod in started:
             pod.kill()
-            pod.wait()
+            pod.join()
     assert all(code in expected for code, expected in zip(found, codes, strict=True)), found
 
 
@@ -452,11 +441,11 @@ def test_pods_are_interrupted_alike_before_the_training(tmp_path: Path) -> None:
     away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     started = pods(tmp_path, *command, port=free_port(), **away)
     try:
-        found = [pod.wait(timeout=280) for pod in started]
+        found = ended(started, 280)
     finally:
         for pod in started:
             pod.kill()
-            pod.wait()
+            pod.join()
     assert found == [75, 75], [(tmp_path / f"log-{i}").read_text()[-2000:] for i in range(2)]
     (line,) = (tmp_path / "runs" / "outcomes.jsonl").read_text().splitlines()
     assert json.loads(line)["outcome"] == "interrupted"
@@ -483,14 +472,14 @@ def test_pods_take_up_an_interrupted_judging_together(tmp_path: Path) -> None:
                 deadline = time.monotonic() + 900
                 while "judging on held-out data" not in (tmp_path / "log-0").read_text():
                     assert time.monotonic() < deadline
-                    assert [pod.poll() for pod in started] == [None, None]
+                    assert [pod.exitcode for pod in started] == [None, None]
                     time.sleep(0.05)
                 started[0].terminate()
-            found = [pod.wait(timeout=900) for pod in started]
+            found = ended(started, 900)
         finally:
             for pod in started:
                 pod.kill()
-                pod.wait()
+                pod.join()
         assert found == codes, [(tmp_path / f"log-{i}").read_text()[-2000:] for i in range(2)]
     lines = (tmp_path / "runs" / "outcomes.jsonl").read_text().splitlines()
     assert [json.loads(line)["outcome"] for line in lines] == ["interrupted", "promoted"]

@@ -15,13 +15,13 @@ from models.config import ColumnConfig, DataConfig
 from models.errors import ConfigError, DataError, UserError
 from models.record import DataCard
 from models.tables import TableSchema
-from tests.test_cli import wgan
 from training.data import columns, digests
 from training.data.columns import date_format, find_decimals, find_kind, numbering
 from training.data.dataset import Dataset, load_data
 from training.data.digests import hash_values, row_digests
 from training.data.schema import MIN_SPIKE, _frequent, find_structure, fit_schema
 from training.presets import build_config
+from wgan_cli import main
 
 RNG = np.random.default_rng(0)
 N = 400
@@ -325,17 +325,20 @@ def test_headers_are_checked(tmp_path: Path) -> None:
         load(tmp_path / "twice.parquet")
 
 
-def test_the_command_line_names_what_is_wrong(tmp_path: Path) -> None:
-    people().to_csv(tmp_path / "t.csv", index=False)
+def test_the_command_line_names_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "t.csv"
+    people().to_csv(path, index=False)
     for told, says in (
         ("data.columns.hight.low=0", "no column 'hight'; did you mean 'height'?"),
         ("data.columns.height.low=200", "values are outside 200 to"),
         ("data.columns.height.size=2", "data.columns.height.size: no such key"),
     ):
-        done = wgan("data", "inspect", "t.csv", "--set", told, cwd=tmp_path)
-        assert done.returncode == 2
-        assert says in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        assert main(["data", "inspect", str(path), "--set", told]) == 2
+        said = capsys.readouterr().err
+        assert says in said
+        assert len(said.splitlines()) == 1
 
 
 def test_values_that_many_rows_share_are_found() -> None:

@@ -30,6 +30,7 @@ from training.judging.extractors import (
     load_extractor,
     train_classifier,
 )
+from wgan_cli import main
 
 RNG = np.random.default_rng(2)
 
@@ -242,21 +243,15 @@ def test_a_name_keeps_the_extractor_of_its_first_champion(
     assert registry.frozen_extractor(name) == {**card.model_dump(), "version": version}
 
 
-def test_evaluate_uses_the_models_own_extractor(tmp_path: Path) -> None:
+def test_evaluate_uses_the_models_own_extractor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """On a machine that has only the artifact and the data, and not the trained classifier."""
     source = save_images(tmp_path / "set", count=40)
     model, _, _ = trained(configured(source), tmp_path / "run", register=False)
-    wgan = Path(sys.executable).with_name("wgan")
-    done = subprocess.run(
-        [wgan, "evaluate", tmp_path / "run" / "artifact", "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env={**os.environ, "WGAN_CACHE": str(tmp_path / "empty")},
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == model.run.results.model_dump(mode="json")
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "empty"))
+    assert main(["evaluate", str(tmp_path / "run" / "artifact"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == model.run.results.model_dump(mode="json")
     assert not (tmp_path / "empty" / "extractors").exists()
 
 

@@ -42,25 +42,29 @@ def step_of(
     return gradients, [t.detach() for t in (*critic.parameters(), *critic.buffers())]
 
 
-def ran(change: Callable[[GraphModule], GraphModule], function: Any, *arguments: Tensor) -> Any:
-    """What a traced function gives, after a change, with its arguments, and its graph."""
-    given = [a.clone() for a in arguments]
+def traced(function: Any, *arguments: Tensor) -> GraphModule:
     torch.manual_seed(0)
-    graph = change(make_fx(function)(*given))
+    return make_fx(function)(*(a.clone() for a in arguments))
+
+
+def ran(graph: GraphModule, *arguments: Tensor) -> list[Tensor]:
+    """What a traced function gives, with its arguments."""
+    given = [a.clone() for a in arguments]
     torch.manual_seed(1)
     with torch.no_grad():
-        return [*graph(*given), *given], graph.graph
+        return [*graph(*given), *given]
 
 
 def same_bits(function: Any, *arguments: Tensor) -> set[object]:
     """Compare a function before and after; the targets of the latter's graph, which is smaller."""
-    expected, before = ran(lambda graph: graph, function, *arguments)
-    found, after = ran(tidied, function, *arguments)
+    graph = traced(function, *arguments)
+    expected, before = ran(graph, *arguments), len(graph.graph.nodes)
+    found = ran(tidied(graph), *arguments)
     for mine, its in zip(found, expected, strict=True):
         assert torch.equal(mine, its)
         assert (mine.dtype, mine.stride()) == (its.dtype, its.stride())
-    assert len(after.nodes) <= len(before.nodes)
-    return {node.target for node in after.nodes}
+    assert len(graph.graph.nodes) <= before
+    return {node.target for node in graph.graph.nodes}
 
 
 @pytest.mark.parametrize("family", ["mlp", "dcgan", "resnet"])
@@ -187,10 +191,11 @@ def test_what_is_not_the_same_is_not_merged(function: Any) -> None:
 
 
 def test_what_is_returned_twice_has_memory_of_its_own() -> None:
-    found, _ = ran(tidied, lambda x, w: [(x.t() @ x).t(), (x.t() @ x).t()], X, W)
+    graph = tidied(traced(lambda x, w: [(x.t() @ x).t(), (x.t() @ x).t()], X, W))
+    found = ran(graph, X, W)
     assert found[0].data_ptr() != found[1].data_ptr()
 
 
 def test_what_is_found_twice_is_found_once() -> None:
-    _, graph = ran(tidied, lambda x, w: [x.double().t() @ x.double()], X, W)
-    assert sum(node.target is aten._to_copy.default for node in graph.nodes) == 1
+    graph = tidied(traced(lambda x, w: [x.double().t() @ x.double()], X, W))
+    assert sum(node.target is aten._to_copy.default for node in graph.graph.nodes) == 1

@@ -17,13 +17,13 @@ from models.networks import CriticConfig, GeneratorConfig, build_critic, build_g
 from models.networks.recurrent import GRU, LSTM, PoolSteps
 from models.sampling import Scaling
 from tests.artifacts import make_artifact, tiny_config
-from tests.test_cli import wgan
 from training.data.builtin import AR2
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
 from training.engine.runs import Interrupted
 from training.judging.metrics import autocovariance
+from wgan_cli import main
 
 CELLS = ["gru", "lstm"]
 
@@ -263,13 +263,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(ar2: Dataset, tmp_path: Path)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_a_run_from_end_to_end(tmp_path: Path) -> None:
-    done = wgan(
-        "train", "--preset", "ar2", "--steps", 10, "--no-register", "--out", "run",
-        "--set", "generator.width=8", "--set", "critic.width=8",
-        "--set", "evaluation.samples=200", cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_a_run_from_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "train", "--preset", "ar2", "--steps", "10", "--no-register", "--out", "run",
+        "--set", "generator.width=8", "--set", "critic.width=8", "--set", "evaluation.samples=200",
+    ]  # fmt: skip
+    assert main(arguments) == 0
     model = load_artifact(tmp_path / "run" / "artifact")
     assert model.run.data.kind == "sequence"
     figures = model.run.results.figures
@@ -277,15 +279,14 @@ def test_a_run_from_end_to_end(tmp_path: Path) -> None:
     for name in ("sliced_wasserstein_1", "autocovariance_error"):
         assert figures[name].better == "lower"
         assert 0 < figures[name].floor < figures[name].value  # type: ignore[operator]
-    done = wgan("sample", "run/artifact", "-n", 5, "--out", "s.npy", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert np.array_equal(np.load(tmp_path / "s.npy"), model.sample(0, 5))
-    done = wgan("score", "run/artifact", "s.npy", "--json", cwd=tmp_path)
+    assert main(["sample", "run/artifact", "-n", "5", "--out", "s.npy"]) == 0
+    assert np.array_equal(np.load("s.npy"), model.sample(0, 5))
+    capsys.readouterr()
+    assert main(["score", "run/artifact", "s.npy", "--json"]) == 0
     expected = model.score(model.sample(0, 5)).tolist()
-    assert json.loads(done.stdout)["scores"] == pytest.approx(expected, rel=1e-5)
-    done = wgan("sample", "run/artifact", "--out", "s.png", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "sequences" in done.stderr
+    assert json.loads(capsys.readouterr().out)["scores"] == pytest.approx(expected, rel=1e-5)
+    assert main(["sample", "run/artifact", "--out", "s.png"]) == 2
+    assert "sequences" in capsys.readouterr().err
 
 
 def test_lstm_artifacts_load(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@
 import dataclasses
 import io
 import json
-import subprocess
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -25,7 +25,7 @@ from models.sampling import CHUNK, draw_labels
 from models.trained import TrainedModel
 from tests.artifacts import make_artifact, tiny_config
 from tests.servers import Server
-from tests.test_cli import wgan
+from tests.test_app import made, talk
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
@@ -33,6 +33,7 @@ from training.engine.runs import Interrupted
 from training.judging.classifier import fit_classifier
 from training.judging.evaluate import class_accuracy, critic_membership
 from training.reporting.preview import samples_picture
+from wgan_cli import main
 
 CPU = torch.device("cpu")
 COUNTS = {"cat": 10, "dog": 60, "no emu": 30}
@@ -316,45 +317,45 @@ def test_the_accuracy_sees_a_generator_that_confuses_classes(
     assert set(critic_membership(model, data, 100)) == {"critic_membership_auroc"}
 
 
-def test_the_command_line(tmp_path: Path) -> None:
-    folder = make_artifact(tmp_path / "a", class_counts=COUNTS)
-    model = load_artifact(folder)
-
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return wgan(*arguments, cwd=tmp_path)
-
-    asked = ("--class", "no emu")
-    done = run("sample", folder, "-n", 3, "--seed", 5, *asked, "--out", "s.npz")
-    assert done.returncode == 0, done.stderr
-    samples = np.load(tmp_path / "s.npz")["samples"]
+def test_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = load_artifact(make_artifact(tmp_path / "a", class_counts=COUNTS))
+    monkeypatch.chdir(tmp_path)
+    asked = ["--class", "no emu"]
+    assert main(["sample", "a", "-n", "3", "--seed", "5", *asked, "--out", "s.npz"]) == 0
+    samples = np.load("s.npz")["samples"]
     assert np.array_equal(samples, model.sample(5, 3, label=2))
-    done = run("score", folder, "s.npz", *asked, "--json")
-    assert done.returncode == 0, done.stderr
+    capsys.readouterr()
+    assert main(["score", "a", "s.npz", *asked, "--json"]) == 0
     expected = model.score(samples, np.full(3, 2))
-    np.testing.assert_allclose(json.loads(done.stdout)["scores"], expected, rtol=1e-5)
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
     for arguments in (
-        ("sample", folder, "--class", "emu", "--out", "t.npz"),
-        ("score", folder, "s.npz"),
+        ["sample", "a", "--class", "emu", "--out", "t.npz"],
+        ["score", "a", "s.npz"],
     ):
-        done = run(*arguments)
-        assert done.returncode == 2
-        assert "class" in done.stderr
+        assert main(arguments) == 2
+        assert "class" in capsys.readouterr().err
 
 
-def test_a_conditional_run_is_judged_by_class(tmp_path: Path) -> None:
+def test_a_conditional_run_is_judged_by_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     arguments = [
-        "train", "--preset", "digits", "--steps", 20, "--no-register", "--out", "run",
+        "train", "--preset", "digits", "--steps", "20", "--no-register", "--out", "run",
         "--set", "conditional=true", "--set", "evaluation.samples=100",
         "--set", "generator.width=4", "--set", "critic.width=4",
     ]  # fmt: skip
-    done = wgan(*arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert main(arguments) == 0
     model = load_artifact(tmp_path / "run" / "artifact")
     assert model.classes == list("0123456789")
     assert model.run.config.conditional
     assert 0.9 < model.run.results.figures["class_accuracy"].floor <= 1  # type: ignore[operator]
-    again = wgan("evaluate", "run/artifact", "--json", cwd=tmp_path)
-    assert json.loads(again.stdout) == model.run.results.model_dump(mode="json")
+    capsys.readouterr()
+    assert main(["evaluate", "run/artifact", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == model.run.results.model_dump(mode="json")
 
 
 def test_the_service(tmp_path: Path) -> None:
@@ -385,24 +386,29 @@ def test_the_service(tmp_path: Path) -> None:
             assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_a_class_without_training_items_is_not_offered(tmp_path: Path) -> None:
-    server = Server("image", tmp_path)
-    make_artifact(server.artifact, class_counts={"cat": 3, "none": 0, "dog": 5})
-    server.model = model = load_artifact(server.artifact)
-    assert TrainedModel(server.artifact).classes == ["cat", "dog"]
+def test_a_class_without_training_items_is_not_offered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_artifact(tmp_path / "a", class_counts={"cat": 3, "none": 0, "dog": 5})
+    model = load_artifact(folder)
+    assert TrainedModel(folder).classes == ["cat", "dog"]
     assert set(model.labels(5, 1000)) == {0, 2}
-    with server.running():
-        data = server.client.get("/v1/model").json()["data"]
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        data = (await client.get("/v1/model")).json()["data"]
         assert (data["classes"], data["class_counts"]) == (["cat", "dog"], [3, 5])
-        answer = server.samples(**{"class": "none"})
+        answer = await client.post("/v1/samples", json={"class": "none"})
         assert answer.status_code == 422
         assert "there are: cat, dog" in answer.json()["detail"]
-        answer = server.samples(count=3, seed=5, format="npz", **{"class": "dog"})
+        body = {"count": 3, "seed": 5, "format": "npz", "class": "dog"}
+        answer = await client.post("/v1/samples", json=body)
         samples = np.load(io.BytesIO(answer.content))["samples"]
         assert np.array_equal(samples, model.sample(5, 3, label=2))
-    done = wgan("sample", server.artifact, "--class", "none", "--out", "t.npz", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "there are: cat, dog" in done.stderr
+
+    talk(made(WGAN_MODEL=str(folder)), ask)
+    out = str(tmp_path / "t.npz")
+    assert main(["sample", str(folder), "--class", "none", "--out", out]) == 2
+    assert "there are: cat, dog" in capsys.readouterr().err
 
 
 def test_the_picture_of_samples_has_rows_of_trained_classes_alone(tmp_path: Path) -> None:
@@ -415,10 +421,14 @@ def test_the_picture_of_samples_has_rows_of_trained_classes_alone(tmp_path: Path
 
 
 def test_the_service_of_a_model_without_classes(tmp_path: Path) -> None:
-    with Server("image", tmp_path).running() as server:
-        answer = server.samples(**{"class": "3"})
+    folder = make_artifact(tmp_path / "a")
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/v1/samples", json={"class": "3"})
         assert answer.status_code == 422
         assert "not class-conditional" in answer.json()["detail"]
-        samples = server.model.sample(0, 1).tolist()
-        answer = server.client.post("/v1/scores", json={"samples": samples, "classes": ["3"]})
-        assert answer.status_code == 422
+        samples = load_artifact(folder).sample(0, 1).tolist()
+        body = {"samples": samples, "classes": ["3"]}
+        assert (await client.post("/v1/scores", json=body)).status_code == 422
+
+    talk(made(WGAN_MODEL=str(folder)), ask)

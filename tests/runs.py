@@ -42,17 +42,24 @@ def forked(
 ) -> ForkServerProcess:
     """Start a command in a process of its own, without the seconds that its imports take.
 
-    It is forked from one that has imported them, with the environment of the first call.
+    It is forked from one that has imported them.
 
     Args:
         main: the command, such as `wgan_cli.main`.
         arguments: its arguments.
         log: where what it prints goes.
         folder: where it runs.
-        environment: variables to set.
+        environment: variables to set beside ours.
     """
     process = _WARM.Process(
-        target=_run, args=(main, [*map(str, arguments)], log.absolute(), folder, environment)
+        target=_run,
+        args=(
+            main,
+            [*map(str, arguments)],
+            log.absolute(),
+            folder.absolute(),
+            {**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        ),
     )
     process.start()
     return process
@@ -68,7 +75,8 @@ def _run(
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ.update(environment, OMP_NUM_THREADS="1")
+    os.environ.clear()
+    os.environ.update(environment)
     os.chdir(folder)
     torch.set_num_threads(1)
     sys.exit(main(arguments))

@@ -132,6 +132,8 @@ def test_a_first_model_passes_the_absolute_gates_alone(home: Path) -> None:
     run = registry.client().get_run(version["run_id"])
     stored = Path(run.info.artifact_uri.removeprefix("file://")) / "decision.json"
     assert json.loads(stored.read_text()) == decision
+    shown = stored.with_name("diagnosis.html")
+    assert shown.read_bytes() == (folder.parent / shown.name).read_bytes()
     (change,) = registry.history("corners")
     assert (change["from"], change["to"]) == (None, "1")
     assert "retraining: passed 9 gates" in str(change["why"])

@@ -34,6 +34,7 @@ def track_and_register(
     artifact_folder: Path,
     comparison: str | None = None,
     report: Path | None = None,
+    diagnosis: str | None = None,
     again: str = "repeat the command to register it, wgan train with --resume",
 ) -> str:
     """Write a finished run and its artifact to MLflow, and register it as a new version.
@@ -48,6 +49,7 @@ def track_and_register(
         comparison: name of the comparison that the run is part of; the run is then tracked, and no
             version is registered.
         report: the page of a table's columns, to be shown beside the artifact.
+        diagnosis: the doctor's page of what the artifact records, if it is drawn already.
         again: says, if MLflow fails, what to do when it is there again.
 
     Returns:
@@ -75,7 +77,9 @@ def track_and_register(
             # Cut to what every database behind MLflow takes; the whole card is an artifact.
             card = (artifact_folder / CARD).read_text()[:5000]
             _log_record(api, run_id, run, started.info.start_time, {**tags, NOTE: card})
-            _log_files(api, run_id, run, artifact_folder)
+            if diagnosis is None:
+                diagnosis = findings_page(f"Diagnosis of {name}", run.findings)
+            _log_files(api, run_id, artifact_folder, diagnosis)
             if report is not None:
                 _store(api, run_id, report)
             reference = str(run_id)
@@ -167,12 +171,12 @@ def _log_record(api: MlflowClient, run_id: str, run: Run, now: int, tags: dict[s
     )
 
 
-def _log_files(api: MlflowClient, run_id: str, run: Run, artifact_folder: Path) -> None:
+def _log_files(api: MlflowClient, run_id: str, artifact_folder: Path, diagnosis: str) -> None:
     """Copy the artifact and the doctor's page; picture and card again, where MLflow shows them."""
     _store(api, run_id, artifact_folder, "artifact")
     with TemporaryDirectory() as temporary:
         page = Path(temporary) / "diagnosis.html"
-        page.write_text(findings_page(f"Diagnosis of {run.config.name}", run.findings))
+        page.write_text(diagnosis)
         _store(api, run_id, page)
     for file in (GRID, CARD):
         _store(api, run_id, artifact_folder / file)

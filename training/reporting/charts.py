@@ -258,8 +258,12 @@ def _logarithmic_ticks(axis: Axis) -> None:
 
 def _to_svg(figure: Figure, title: str) -> str:
     """The figure as an element for HTML, without what only a file of its own needs."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     content = io.BytesIO()
-    figure.savefig(content, format="svg", metadata=dict.fromkeys(("Date", "Creator"), None))
+    # `figure.savefig` writes the same bytes, and draws once more before, for other formats.
+    metadata = dict.fromkeys(("Date", "Creator"), None)
+    FigureCanvasSVG(figure).print_svg(content, metadata=metadata)  # type: ignore[no-untyped-call]
     root = ET.fromstring(content.getvalue())
     for unwanted in root[:2]:  # the metadata, and a style that would hold for the whole page
         root.remove(unwanted)

@@ -2,15 +2,15 @@
 
 `python -m tests.killing HOME STRIDE FIRST` kills it at the call FIRST and each STRIDE-th after it.
 
-Everything is imported once; each retraining is a fork. killing.c must be preloaded. Prints a line
-of JSON: how many calls there are, and for each kill the exit codes until the end and what is left.
+A retraining elsewhere imports everything; each further one is a fork. killing.c must be preloaded.
+Prints a line of JSON: how many calls there are, and for each kill the exit codes until the end and
+what is left.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
 import io
 import json
 import os
@@ -27,18 +27,11 @@ import yaml
 import wgan_cli
 from models import artifact, registry, registry_files
 from models.durable import read_lines
+from tests.registries import new_database
 from tests.test_retrain import steps, values
 from training.retraining import cycle, outcomes
 
 PRELOADED = ctypes.CDLL(None)
-IMPORTED_ONCE = (
-    "mlflow.artifacts",
-    "mlflow.store.model_registry.sqlalchemy_store",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "training.commands",
-    "training.retraining.command",
-)
-"""What takes long to import, and is imported only when it is needed."""
 MOST_RUNS = 3
 """Runs after a kill until the retraining must have ended."""
 
@@ -62,6 +55,7 @@ def in_child(work: Callable[[], int], out: Path) -> int:
 
 
 def retrain(home: Path) -> int:
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home / 'mlflow.db'}"
     return wgan_cli.main(["retrain", "--config", str(home / "retrain.yaml"), "--device", "cpu"])
 
 
@@ -97,12 +91,14 @@ def state(home: Path) -> dict[str, Any]:
 
 
 def main(home: Path, stride: int, first: int) -> None:
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{home / 'mlflow.db'}"
-    for module in IMPORTED_ONCE:
-        importlib.import_module(module)
-    kept, left, out = (home.with_name(name) for name in ("kept", "left", "out"))
+    kept, left, out, elsewhere = (home.with_name(n) for n in ("kept", "left", "out", "elsewhere"))
+    shutil.copytree(home, elsewhere)
+    for folder in (elsewhere, home):
+        new_database(folder)
+        (folder / "retrain.yaml").write_text(yaml.safe_dump(values(folder)))
+    with out.open("a") as file, contextlib.redirect_stdout(file):
+        assert retrain(elsewhere) == 0
     config = home / "retrain.yaml"
-    config.write_text(yaml.safe_dump(values(home)))
     assert in_child(lambda: retrain(home), out) == 0, out.read_text()
     again = values(home, set=steps(2, seed=1), gates={"margin": 10.0})
     config.write_text(yaml.safe_dump(again))

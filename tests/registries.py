@@ -1,7 +1,8 @@
-"""A real MLflow server for tests, behind a door that can be shut."""
+"""Real MLflow for tests: databases, and a server behind a door that can be shut."""
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -9,13 +10,34 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
+import pytest
 
+from models import registry
 from models.artifact import load_artifact
 from tests.artifacts import make_artifact
 from tests.servers import WGAN, free_port, spoil_weights
 from training.tracking import track_and_register
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        assert registry.versions() == []
+        return Path(folder, "mlflow.db").read_bytes()
+
+
+def new_database(folder: Path) -> str:
+    """Put an MLflow database without models into a folder, and return its URI.
+
+    Its tables take a second of work and many writes to disk; they are made once in a process.
+    """
+    database = folder / "mlflow.db"
+    database.write_bytes(_empty_database())
+    return f"sqlite:///{database}"
 
 
 def register(folder: Path, number: int, is_spoilt: bool = False) -> None:
@@ -33,7 +55,7 @@ class Registry:
         self.folder = folder
         self.program = program or WGAN.with_name("mlflow")
         self.log = folder / "registry-log"
-        self.database = f"sqlite:///{folder / 'mlflow.db'}"
+        self.database = f"sqlite:///{folder / 'mlflow.db'}" if program else new_database(folder)
         self.port, self.door = free_port(), free_port()
         self.uri = f"http://127.0.0.1:{self.door}"
         self.loop = asyncio.new_event_loop()

@@ -1,7 +1,6 @@
 """Very many samples: the same bytes for any number of shards, resumed, on real object storage."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -16,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+import wgan_cli
 from models.artifact import load_artifact
 from models.bulk import RECORD, Folder, Sampling, write_samples
 from models.errors import ShapeError, UserError
 from models.model import Model
 from tests.artifacts import make_artifact
 from tests.s3 import KEY, SECRET, disconnect, s3_server
-from tests.servers import WGAN
 
 KINDS = {"vector": "npz", "image": "zip", "rows": "parquet"}
 
@@ -188,16 +187,6 @@ def test_what_cannot_be_written_is_told_before_anything_is(
         Folder("nowhere://bucket")
 
 
-def wgan(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [WGAN, "sample", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
-
-
 def test_a_bucket_is_filled_and_resumed(
     models: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,14 +220,19 @@ def test_a_bucket_is_filled_and_resumed(
 
 
 def test_each_pod_of_an_indexed_job_writes_its_shard(
-    artifacts: dict[str, Path], models: dict[str, Model], tmp_path: Path
+    artifacts: dict[str, Path],
+    models: dict[str, Model],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    job = [artifacts["vector"], "-n", 70_000, "--seed", 5, "--format", "npz", "--out", tmp_path]
+    options = ["-n", "70000", "--seed", "5", "--format", "npz", "--shards", "2"]
+    job = ["sample", str(artifacts["vector"]), "--out", str(tmp_path), *options]
     files = ["000000000000.npz", "000000065536.npz"]
     for shard in range(2):
-        done = wgan(*job, "--shards", 2, JOB_COMPLETION_INDEX=str(shard))
-        assert done.returncode == 0, done.stderr
-        assert f"wrote {files[shard]}: 1 of 1 files" in done.stdout
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", str(shard))
+        assert wgan_cli.main(job) == 0
+        assert f"wrote {files[shard]}: 1 of 1 files" in capsys.readouterr().out
     assert sorted(contents(tmp_path)) == [*files, RECORD]
     assert json.loads((tmp_path / RECORD).read_text())["model"] == models["vector"].digest
     found = np.concatenate([np.load(tmp_path / name)["samples"] for name in files])
@@ -254,11 +248,15 @@ def test_each_pod_of_an_indexed_job_writes_its_shard(
     ],
 )
 def test_a_command_that_cannot_be_is_told(
-    options: list[str], says: str, artifacts: dict[str, Path], tmp_path: Path
+    options: list[str],
+    says: str,
+    artifacts: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = wgan(artifacts["vector"], "-n", "10", "--out", tmp_path / "out", *options)
-    assert done.returncode == 2
-    assert says in done.stderr
+    command = ["sample", str(artifacts["vector"]), "-n", "10", "--out", str(tmp_path / "out")]
+    assert wgan_cli.main([*command, *options]) == 2
+    assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -268,12 +266,15 @@ from models.artifact import load_artifact
 from models.bulk import Folder, Sampling, write_samples
 from pathlib import Path
 
-artifact, out, format, count = sys.argv[1:]
+artifact, out, format = sys.argv[1:]
 model = load_artifact(Path(artifact))
-sampling = Sampling(model=model.digest, count=int(count), seed=0, format=format, class_name=None,
-                    where=[], samples_per_file=4096)
-write_samples(model, sampling, Folder(out))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+peaks = []
+for count in (8_000, 40_000):
+    sampling = Sampling(model=model.digest, count=count, seed=0, format=format, class_name=None,
+                        where=[], samples_per_file=4096)
+    write_samples(model, sampling, Folder(f"{out}/{count}"))
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(*peaks)
 """
 
 
@@ -281,10 +282,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_memory_does_not_grow_with_the_number(
     kind: str, artifacts: dict[str, Path], tmp_path: Path
 ) -> None:
-    def peak(count: int) -> int:
-        arguments = [artifacts[kind], tmp_path / str(count), KINDS[kind], count]
-        command = [sys.executable, "-c", PEAK, *map(str, arguments)]
-        return int(subprocess.check_output(command, text=True).split()[-1])
-
+    command = [sys.executable, "-c", PEAK, artifacts[kind], tmp_path, KINDS[kind]]
+    few, many = map(int, subprocess.check_output(list(map(str, command)), text=True).split()[-2:])
     # Kilobytes; all 40,000 images alone would be 2.5 MB as pixels, and 4 MB as files.
-    assert peak(40_000) - peak(8_000) < 2_000
+    assert many - few < 2_000

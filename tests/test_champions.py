@@ -17,6 +17,7 @@ from service.room import Room
 from service.settings import Settings
 from tests.artifacts import make_artifact
 from tests.mixed import people_schema
+from tests.registries import new_database
 from training.tracking import track_and_register
 from wgan_cli import main
 
@@ -70,7 +71,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry where unrelated data were registered under one name: 1 and 3 alike, 2 not."""
     home = tmp_path_factory.mktemp("registry")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+        patch.setenv("MLFLOW_TRACKING_URI", new_database(home))
         for seed, kind in enumerate(("rows", "vector", "rows")):
             folder = make_artifact(home / f"artifact{seed}", kind, seed=seed)
             track_and_register(load_artifact(folder), folder)

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import wgan_cli
 from models.artifact import load_artifact
 from models.errors import UserError
-from tests.test_cli import WGAN, wgan
+from tests.registries import new_database
+from tests.servers import WGAN
 from training.lab.comparison import REPORT, compare
 from training.lab.comparison.runs import MEASUREMENTS, Plan
 from training.lab.comparison.statistics import mean_over_seeds, probability_lower, recommend
@@ -139,7 +141,7 @@ def test_jobs_run_once_and_over_processes(tmp_path: Path) -> None:
 def test_a_comparison_is_fair_resumable_and_told_in_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
     out, said = tmp_path / "compared", list[str]()
     kinds = ["weight_decay", "weight_clipping"]  # the first of which does not train together
 
@@ -197,16 +199,18 @@ def test_a_comparison_is_fair_resumable_and_told_in_one_file(
         compare("8gaussians", ["none", "none"], 1, out, say=said.append)
 
 
-def test_mistakes_of_the_command(tmp_path: Path) -> None:
+def test_mistakes_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     common = ("compare", "--data", "8gaussians", "--constraints", "none,bjork", "--out", "x")
     for more, says in (
         ((), "bjorck"),
         (("--steps", "3", "--budget-seconds", "4"), "exclude"),
         (("--seeds", "0"), "--seeds"),
     ):
-        result = wgan(*common, *more, cwd=tmp_path)
-        assert result.returncode == 2
-        assert says in result.stderr
+        assert wgan_cli.main([*common, *more]) == 2
+        assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -16,6 +16,7 @@ from models.config import DataConfig
 from models.constraints import CONSTRAINTS
 from models.errors import ConfigError, DataError, ShapeError, UserError
 from tests.artifacts import make_artifact, tiny_config
+from tests.registries import new_database
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
 from training.engine.loop import train
@@ -427,7 +428,7 @@ def test_the_command_begins_with_a_registered_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
     np.save("a.npy", points())
     np.save("b.npy", points(1))
     run_training(vector_config(tmp_path / "a.npy"), tmp_path / "first", CPU)

@@ -33,6 +33,7 @@ def kills(folder: Path, stride: int, first: int, seconds: float) -> list[dict[st
         **os.environ,
         "LD_PRELOAD": str(preloaded),
         "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",  # or a process whose gradients were computed cannot be forked
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     command = [sys.executable, "-m", "tests.killing", str(folder / "home"), str(stride), str(first)]

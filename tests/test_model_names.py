@@ -13,6 +13,7 @@ from models.model_names import locate, require_version, resolve
 from models.trained import artifact_folder, load
 from service.sources import absolute
 from tests.artifacts import make_artifact
+from tests.registries import new_database
 from training.tracking import track_and_register
 from wgan_cli import main
 
@@ -24,7 +25,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "runs" / "unfinished" / "checkpoints").mkdir(parents=True)
     (home / "photos" / "cats").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+        patch.setenv("MLFLOW_TRACKING_URI", new_database(home))
         for seed, folder in enumerate((home / "other", home / "runs" / "first" / "artifact")):
             make_artifact(folder, "vector", seed=seed)
             track_and_register(load_artifact(folder), folder)

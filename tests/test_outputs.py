@@ -40,7 +40,7 @@ with sole_writer(Path(sys.argv[1])):
 def test_a_folder_that_another_process_writes_to_is_refused(tmp_path: Path) -> None:
     """The line says who holds it; once that process is dead, the folder is free."""
     out = tmp_path / "run"
-    config = tiny_config(training={"steps": 2})
+    config = tiny_config("vector", training={"steps": 2})
     hold = [sys.executable, "-c", HOLDER, out]
     holder = subprocess.Popen(hold, stdout=subprocess.PIPE, text=True)
     try:
@@ -65,8 +65,9 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path: Path) -> N
 def test_two_runs_of_one_folder_are_one_model(tmp_path: Path) -> None:
     """Without the lock the second one trained too, said 'already complete', and ended with 0."""
     arguments = [
-        *("train", "--preset", "8gaussians", "--no-register", "--steps", "40", "--out", "run"),
+        *("train", "--preset", "8gaussians", "--no-register", "--steps", "8", "--out", "run"),
         *("--set", "training.checkpoint_every=1", "--set", "evaluation.samples=100"),
+        *("--set", "generator.width=16", "--set", "critic.width=16"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [
@@ -250,9 +251,9 @@ from training.run import run_training
 
 def watch(step, state):
     if step == 3:  # from here on files stay short, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
 
-config = tiny_config(training={"steps": 6, "checkpoint_every": 2})
+config = tiny_config("vector", training={"steps": 6, "checkpoint_every": 2})
 try:
     run_training(config, Path(sys.argv[1]), torch.device("cpu"), register=False, watch=watch)
 except MachineError as error:
@@ -272,7 +273,7 @@ def test_a_disk_that_fills_up_is_one_line_and_what_was_saved_loads(tmp_path: Pat
     path = newest_checkpoint(out / "checkpoints")
     assert path is not None
     assert load_checkpoint(path).step == 2
-    config = tiny_config(training={"steps": 6, "checkpoint_every": 2})
+    config = tiny_config("vector", training={"steps": 6, "checkpoint_every": 2})
     run_training(config, out, torch.device("cpu"), register=False, resume=True)
 
 

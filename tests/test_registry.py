@@ -3,7 +3,6 @@
 import http.server
 import itertools
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import wgan_cli
 from models import registry, registry_files
 from models.artifact import load_artifact
 from models.errors import AbsentError, ForbiddenError, RegistryError
 from tests.artifacts import make_artifact
+from tests.registries import new_database
 from training.tracking import track_and_register
 
-WGAN = Path(sys.executable).with_name("wgan")
 NUMBERS = itertools.count()
 
 
@@ -27,7 +27,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three versions of a model called tiny."""
     home = tmp_path_factory.mktemp("registry")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+        patch.setenv("MLFLOW_TRACKING_URI", new_database(home))
         for seed in range(3):
             folder = make_artifact(home / f"artifact{seed}", seed=seed)
             assert track_and_register(load_artifact(folder), folder) == f"tiny@{seed + 1}"
@@ -125,7 +125,7 @@ def test_what_is_not_there_is_said(model: str, tmp_path: Path) -> None:
             registry.promote(name, version, "why not")
 
 
-def test_a_tampered_version_is_not_promoted(home: Path) -> None:
+def test_a_tampered_version_is_not_promoted(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_artifact(home / "spoilt", seed=9)
     reference = track_and_register(load_artifact(folder), folder)
     (stored,) = [
@@ -134,19 +134,16 @@ def test_a_tampered_version_is_not_promoted(home: Path) -> None:
     ]  # fmt: skip
     card = stored.with_name("MODEL_CARD.md")
     card.write_text(card.read_text() + "perfect\n")
-    result = subprocess.run(
-        [WGAN, "promote", reference], capture_output=True, text=True, check=False, env=os.environ
-    )
-    assert result.returncode == 2
-    assert result.stderr.startswith("error:")
-    assert "MODEL_CARD.md" in result.stderr
+    assert wgan_cli.main(["promote", reference]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error:")
+    assert "MODEL_CARD.md" in said
 
 
-def test_the_command_line_tells_the_same() -> None:
+def test_the_command_line_tells_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     def wgan(*arguments: str) -> str:
-        return subprocess.run(
-            [WGAN, *arguments], capture_output=True, text=True, check=True, env=os.environ
-        ).stdout
+        assert wgan_cli.main([*arguments]) == 0
+        return capsys.readouterr().out
 
     wgan("promote", "tiny@2", "--why", "a test")
     assert registry.history("tiny")[-1]["why"] == "a test"
@@ -214,7 +211,11 @@ def changes(name: str = "tiny") -> list[tuple[str | None, ...]]:
 
 
 @pytest.fixture
-def model(home: Path) -> str:
+def model() -> str:
+    return make_model()
+
+
+def make_model() -> str:
     """A model of three versions of its own, of which the first two have been champions."""
     name = f"model{next(NUMBERS)}"
     version = registry.client().get_model_version("tiny", "1")
@@ -226,13 +227,11 @@ def model(home: Path) -> str:
     return name
 
 
-def killed_promotion(name: str, calls: int) -> None:
-    """Promote the third version in a process that dies after so many calls that change MLflow."""
-    code = f"""
-import os
+KILLED = """
+import os, sys
+import mlflow.store.model_registry.sqlalchemy_store
 from mlflow import MlflowClient
 from models import registry
-left = {calls}
 def dying(function):
     def call(*arguments, **more):
         global left
@@ -243,15 +242,31 @@ def dying(function):
     return call
 for method in ("set_registered_model_alias", "set_registered_model_tag"):
     setattr(MlflowClient, method, dying(getattr(MlflowClient, method)))
-registry.promote({name!r}, "3", "best")
+for left, name in enumerate(sys.argv[1:]):
+    child = os.fork()
+    if child == 0:
+        registry.promote(name, "3", "best")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    done = subprocess.run([sys.executable, "-c", code], check=False)
-    assert done.returncode == (137 if calls < 3 else 0)
+"""Promotes the third version of each model, in processes of which the n-th dies after n calls that
+change MLflow."""
+
+
+@pytest.fixture(scope="module")
+def killed(home: Path) -> list[str]:
+    """Models whose promotion was killed after 0, 1 and 2 calls, and one that was not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+        models = [make_model() for _ in range(4)]
+        told = subprocess.check_output([sys.executable, "-c", KILLED, *models], text=True)
+    assert told.split() == ["137", "137", "137", "0"]
+    return models
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2, 3])
-def test_a_promotion_that_is_killed_leaves_a_true_history(model: str, calls: int) -> None:
-    killed_promotion(model, calls)
+def test_a_promotion_that_is_killed_leaves_a_true_history(killed: list[str], calls: int) -> None:
+    model = killed[calls]
     happened = calls > 1
     before = [("promote", None, "1"), ("promote", "1", "2")]
     after = [*before, ("promote", "2", "3")]

@@ -24,6 +24,7 @@ from models import registry, registry_files, remote
 from models.artifact import load_artifact
 from models.errors import ConfigError, DataError
 from models.outputs import lease
+from tests.registries import new_database
 from tests.runs import trained
 from training.progress import silent
 from training.retraining.config import RetrainConfig, read_config
@@ -95,7 +96,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = tmp_path_factory.mktemp("retrain")
     np.save(home / "data.npy", mixture(0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
+        patch.setenv("MLFLOW_TRACKING_URI", new_database(home))
         outcome = run(home)
         assert outcome.kind == "promoted"
         assert registry.champion("corners") == "1"
@@ -520,7 +521,7 @@ def test_sigterm_ends_judging(home: Path, tmp_path: Path, line: str, stopped: st
     settings = {"set": steps(1) | {"evaluation": {"samples": 1200}}, "folder": str(tmp_path)}
     config = tmp_path / "retrain.yaml"
     config.write_text(yaml.safe_dump(values(home, data=str(tmp_path / "data.npy"), **settings)))
-    process = start(home, config, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    process = start(home, config, new_database(tmp_path))
     with killed_at_last(process):
         assert process.stdout is not None
         said = next((text for text in process.stdout if text.startswith(line)), None)
@@ -599,8 +600,7 @@ def test_killed_retrainings_go_on_to_the_same_weights(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM, then SIGKILL, then an end; beside a run that nothing disturbed."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (tmp_path / "mlflow.db").write_bytes((home / "mlflow.db").read_bytes())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
     long = {"set": steps(240, seed=71) | {"name": "killed"}, "folder": str(tmp_path / "runs")}
     config = tmp_path / "retrain.yaml"
     config.write_text(yaml.safe_dump(values(home, **long)))

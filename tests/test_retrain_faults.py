@@ -18,6 +18,7 @@ from models.artifact import SIGNATURE, load_artifact
 from models.durable import read_lines
 from models.errors import ForbiddenError, MachineError
 from tests.artifacts import tiny_config
+from tests.registries import new_database
 from tests.runs import trained
 from tests.test_retrain import gateway, mixture, pushed, run, steps
 from tests.test_signing import write_pair
@@ -33,22 +34,11 @@ ANY = {"gates": {"margin": 10.0}}
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: Path) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A registry without models, and data."""
-    (tmp_path / "mlflow.db").write_bytes(empty.read_bytes())
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
     np.save(tmp_path / "data.npy", mixture(0))
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database of MLflow, whose tables take long to make."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        assert registry.versions() == []
-    return path
 
 
 def kinds(home: Path) -> list[str]:

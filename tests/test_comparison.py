@@ -31,7 +31,6 @@ TINY = {
     "critic.depth": 2,
     "training.batch_size": 32,
     "evaluation.samples": 100,
-    "data.heldout_fraction": 0.01,
 }
 KINDS = ["none", "weight_clipping"]
 
@@ -142,13 +141,15 @@ def test_a_comparison_is_fair_resumable_and_told_in_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
-    out, said = tmp_path / "compared", list[str]()
+    out, said, points = tmp_path / "compared", list[str](), str(tmp_path / "points.npy")
+    np.save(points, np.random.default_rng(0).normal(size=(1000, 2)))
     kinds = ["weight_decay", "weight_clipping"]  # the first of which does not train together
 
     def run() -> dict[str, object]:
         return compare(
-            "8gaussians", kinds, 2, out, steps=20, overrides=TINY, track=True, say=said.append
-        )
+            points, kinds, 2, out, preset="8gaussians", steps=20, overrides=TINY, track=True,
+            say=said.append,
+        )  # fmt: skip
 
     summary = run()
     rows = {(row["constraint"], row["budget"]): row for row in summary["rows"]}  # type: ignore[attr-defined]
@@ -196,7 +197,7 @@ def test_a_comparison_is_fair_resumable_and_told_in_one_file(
     assert not [line for line in said if re.match(r"\d+/\d+ ", line)], "nothing ran again"
     assert {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*")} == before
     with pytest.raises(UserError, match="two different ones"):
-        compare("8gaussians", ["none", "none"], 1, out, say=said.append)
+        compare(points, ["none", "none"], 1, out, say=said.append)
 
 
 def test_mistakes_of_the_command(

@@ -391,8 +391,8 @@ def _register_once(model: Model, folder: Path, say: Callable[[str], None]) -> st
             if digest == model.digest:  # and not of an artifact that was removed
                 return reference
     report = folder / REPORT if model.table is not None else None
-    # A private run's own page shows what the artifact leaves out.
-    diagnosis = None if model.run.privacy else (folder / DIAGNOSIS).read_text()
-    reference = track_and_register(model, folder / ARTIFACT, report=report, diagnosis=diagnosis)
+    reference = track_and_register(
+        model, folder / ARTIFACT, report=report, diagnosis=folder / DIAGNOSIS
+    )
     write_file(note, json.dumps({"model": reference}) + "\n")
     return reference

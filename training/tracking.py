@@ -34,7 +34,7 @@ def track_and_register(
     artifact_folder: Path,
     comparison: str | None = None,
     report: Path | None = None,
-    diagnosis: str | None = None,
+    diagnosis: Path | None = None,
     again: str = "repeat the command to register it, wgan train with --resume",
 ) -> str:
     """Write a finished run and its artifact to MLflow, and register it as a new version.
@@ -49,7 +49,8 @@ def track_and_register(
         comparison: name of the comparison that the run is part of; the run is then tracked, and no
             version is registered.
         report: the page of a table's columns, to be shown beside the artifact.
-        diagnosis: the doctor's page of what the artifact records, if it is drawn already.
+        diagnosis: the doctor's page in the run's folder; without it, or of a private run, whose own
+            page shows what the artifact leaves out, the page is drawn anew.
         again: says, if MLflow fails, what to do when it is there again.
 
     Returns:
@@ -77,9 +78,11 @@ def track_and_register(
             # Cut to what every database behind MLflow takes; the whole card is an artifact.
             card = (artifact_folder / CARD).read_text()[:5000]
             _log_record(api, run_id, run, started.info.start_time, {**tags, NOTE: card})
-            if diagnosis is None:
-                diagnosis = findings_page(f"Diagnosis of {name}", run.findings)
-            _log_files(api, run_id, artifact_folder, diagnosis)
+            if diagnosis is None or run.privacy:
+                page = findings_page(f"Diagnosis of {name}", run.findings)
+            else:
+                page = diagnosis.read_text()
+            _log_files(api, run_id, artifact_folder, page)
             if report is not None:
                 _store(api, run_id, report)
             reference = str(run_id)

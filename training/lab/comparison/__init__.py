@@ -33,6 +33,7 @@ from training.lab.comparison.statistics import summarise
 from training.lab.jobs import run_jobs
 from training.presets import build_config, fill_in, suitable_preset
 from training.progress import silent
+from training.run import DIAGNOSIS
 from training.tracking import track_and_register
 
 MAX_STACKED_WIDTH = 256
@@ -177,5 +178,7 @@ def _track(folder: Path, comparison: str) -> None:
     if note.exists():
         return
     model = load_artifact(folder / ARTIFACT)
-    run_id = track_and_register(model, folder / ARTIFACT, comparison=comparison)
+    run_id = track_and_register(
+        model, folder / ARTIFACT, comparison=comparison, diagnosis=folder / DIAGNOSIS
+    )
     write_file(note, json.dumps({"run": run_id}) + "\n")

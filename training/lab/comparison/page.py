@@ -14,6 +14,7 @@ from models.images import encode_small_png
 from models.model import Model
 from models.record import Chart, Finding, Line
 from models.run_folder import ARTIFACT
+from models.sampling import score
 from training.data.dataset import Dataset
 from training.judging.histogram import histogram
 from training.lab.comparison.runs import BUDGETS, MAX_COMPARED_SAMPLES, Budget, Plan
@@ -22,6 +23,8 @@ from training.reporting.pages import render
 from training.reporting.pictures import surface
 
 REAL_POINTS, GENERATED_POINTS = (0.24, 0.24, 0.24), (0.08, 0.47, 0.16)
+SCORED_ROWS = 4096
+"""Points of a surface that the critic scores at once; rounding moves nothing that can be seen."""
 
 
 def comparison_page(
@@ -155,7 +158,7 @@ def _surface(model: Model, data: Dataset) -> bytes:
     margin = 0.25 * (high - low)
     low, high = low - margin, high + margin
     picture = surface(
-        lambda points: model.score(model.items(points)),
+        lambda points: score(model.critic, model.scaling, model.items(points), chunk=SCORED_ROWS),
         low,
         high,
         [(real, REAL_POINTS), (fake, GENERATED_POINTS)],

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,21 +19,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != LONGEST)
 
 
-@pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+def serving(factory: pytest.TempPathFactory, kind: str, **environment: str) -> Iterator[Server]:
     from tests.servers import Server
 
-    found = {kind: Server(kind, tmp_path_factory.mktemp(kind)) for kind in ("image", "vector")}
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
-        list(pool.map(stack.enter_context, [s.running() for s in found.values()]))
-        yield found
+    with Server(kind, factory.mktemp(kind), **environment).running() as server:
+        yield server
 
 
-@pytest.fixture
-def image(servers: dict[str, Server]) -> Server:
-    return servers["image"]
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from serving(tmp_path_factory, "image")
 
 
-@pytest.fixture
-def vector(servers: dict[str, Server]) -> Server:
-    return servers["vector"]
+@pytest.fixture(scope="session")
+def vector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from serving(tmp_path_factory, "vector", WGAN_DRIFT_WINDOW="50")
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from serving(tmp_path_factory, "rows")

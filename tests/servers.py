@@ -58,13 +58,20 @@ def running(
             process.kill()
 
 
+def serving(model: Path, port: int) -> list[object]:
+    """Command of `wgan serve` less its look at the model beforehand, which takes a second."""
+    code = f"from service.server import serve; serve({str(model)!r}, '127.0.0.1', {port})"
+    return [sys.executable, "-c", code]
+
+
 def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(address, verify=False).status_code == 200:
-                return
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.1)
+    with httpx.Client(verify=False) as client:
+        for _ in range(1200):
+            with contextlib.suppress(httpx.TransportError):
+                if client.get(address).status_code == 200:
+                    return
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
     raise AssertionError(f"{address} never answered 200: {log.read_text()}")
 
 
@@ -111,7 +118,7 @@ class Server:
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Server"]:
-        command = [WGAN, "serve", "--model", self.artifact, "--port", self.port]
+        command = serving(self.artifact, self.port)
         with (
             running(command, self.port, self.log, **self.environment) as self.process,
             self.client,
@@ -200,6 +207,11 @@ def memory(server: Server, what: str) -> int:
 def peak_memory(server: Server) -> int:
     """Bytes that the worker has held at most."""
     return 1024 * memory(server, "VmHWM")
+
+
+def forget_peak_memory(server: Server) -> None:
+    """Have the peak begin at what the worker holds now."""
+    (worker(server) / "clear_refs").write_text("5")
 
 
 def families(server: Server) -> dict[str, list[tuple[dict[str, str], float]]]:

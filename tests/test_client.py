@@ -32,9 +32,8 @@ DOCS = (ROOT / "docs/service.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server("image", tmp_path_factory.mktemp("image")).running() as server:
-        yield server
+def server(image: Server) -> Server:
+    return image
 
 
 @pytest.fixture(scope="module")

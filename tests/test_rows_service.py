@@ -6,7 +6,6 @@ import functools
 import io
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,9 @@ from wgan_cli import main
 GAPS: list[dict[str, Any]] = [{"age": 40, "home": None}, {"home": "own", "income": 0.5}]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server("rows", tmp_path_factory.mktemp("service")).running() as server:
-        yield server
+@pytest.fixture
+def server(rows: Server) -> Server:
+    return rows
 
 
 def post(server: Server, path: str, **body: Any) -> httpx.Response:

@@ -166,27 +166,21 @@ def test_afterwards_all_is_as_before(server: Server, before: tuple[int, float]) 
     assert "Traceback" not in log
 
 
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server("rows", tmp_path_factory.mktemp("tables")).running() as server:
-        yield server
-
-
 @pytest.mark.parametrize("name", TABLE_ATTACKS)
-def test_hostile_rows_are_refused(tables: Server, name: str) -> None:
-    check(tables, TABLE_ATTACKS[name])
+def test_hostile_rows_are_refused(rows: Server, name: str) -> None:
+    check(rows, TABLE_ATTACKS[name])
 
 
-def test_after_hostile_rows_all_is_as_before(tables: Server) -> None:
-    assert tables.process.poll() is None
-    assert peak_memory(tables) < 1200 * 2**20
-    good = tables.samples(count=100, format="parquet")
+def test_after_hostile_rows_all_is_as_before(rows: Server) -> None:
+    assert rows.process.poll() is None
+    assert peak_memory(rows) < 1200 * 2**20
+    good = rows.samples(count=100, format="parquet")
     assert good.status_code == 200, good.text
     kind = {"content-type": "application/vnd.apache.parquet"}
-    scored = tables.client.post("/v1/scores", content=good.content, headers=kind)
+    scored = rows.client.post("/v1/scores", content=good.content, headers=kind)
     assert scored.status_code == 200, scored.text
     assert len(scored.json()["scores"]) == 100
-    log = tables.log.read_text()
+    log = rows.log.read_text()
     assert "an error of ours" not in log
     assert "Traceback" not in log
 

@@ -30,8 +30,8 @@ GAPS: list[dict[str, Any]] = [{"age": 40, "home": None}, {"home": "own", "income
 
 
 @pytest.fixture
-def server(rows: Server) -> Server:
-    return rows
+def server(rows_server: Server) -> Server:
+    return rows_server
 
 
 def post(server: Server, path: str, **body: Any) -> httpx.Response:

@@ -167,20 +167,20 @@ def test_afterwards_all_is_as_before(server: Server, before: tuple[int, float]) 
 
 
 @pytest.mark.parametrize("name", TABLE_ATTACKS)
-def test_hostile_rows_are_refused(rows: Server, name: str) -> None:
-    check(rows, TABLE_ATTACKS[name])
+def test_hostile_rows_are_refused(rows_server: Server, name: str) -> None:
+    check(rows_server, TABLE_ATTACKS[name])
 
 
-def test_after_hostile_rows_all_is_as_before(rows: Server) -> None:
-    assert rows.process.poll() is None
-    assert peak_memory(rows) < 1200 * 2**20
-    good = rows.samples(count=100, format="parquet")
+def test_after_hostile_rows_all_is_as_before(rows_server: Server) -> None:
+    assert rows_server.process.poll() is None
+    assert peak_memory(rows_server) < 1200 * 2**20
+    good = rows_server.samples(count=100, format="parquet")
     assert good.status_code == 200, good.text
     kind = {"content-type": "application/vnd.apache.parquet"}
-    scored = rows.client.post("/v1/scores", content=good.content, headers=kind)
+    scored = rows_server.client.post("/v1/scores", content=good.content, headers=kind)
     assert scored.status_code == 200, scored.text
     assert len(scored.json()["scores"]) == 100
-    log = rows.log.read_text()
+    log = rows_server.log.read_text()
     assert "an error of ours" not in log
     assert "Traceback" not in log
 

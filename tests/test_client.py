@@ -26,7 +26,7 @@ from service.client import (
     UnsuitableError,
 )
 from service.limits import MAX_BODY
-from tests.servers import ROOT, Server, free_port, running
+from tests.servers import ROOT, Server, free_port, running, serving
 
 DOCS = (ROOT / "docs/service.md").read_text()
 
@@ -121,9 +121,7 @@ def test_no_answer_and_no_model(tmp_path: Path) -> None:
         with pytest.raises(UnreachableError, match=str(port)):
             client.samples()
         assert not client.is_ready()
-        missing = str(tmp_path / "missing")
-        code = f"from service.server import serve; serve({missing!r}, '127.0.0.1', {port})"
-        with running([sys.executable, "-c", code], port, tmp_path / "log"):
+        with running(serving(tmp_path / "missing", port), port, tmp_path / "log"):
             assert not client.is_ready()
             with pytest.raises(BusyError) as caught:
                 client.samples()

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from models.artifact import load_artifact
 from models.images import encode_png, enlarge
 from models.model import Model
 from tests.artifacts import make_artifact
-from tests.servers import ROOT, WGAN, free_port, running, sign, wait_for
+from tests.servers import ROOT, WGAN, free_port, running, serving, sign, wait_for
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -127,8 +126,7 @@ class Site:
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Site"]:
-        command = [WGAN, "serve", "--model", self.artifact, "--port", self.port]
-        with running(command, self.port, self.log) as process:
+        with running(serving(self.artifact, self.port), self.port, self.log) as process:
             wait_for(f"{self.url}readyz", process, self.log)
             yield self
 
@@ -580,10 +578,7 @@ def test_without_a_model_the_page_says_so_and_tries_again(
     tmp_path: Path, visit: Callable[..., Page]
 ) -> None:
     port = free_port()
-    code = (
-        f"from service.server import serve; serve({str(tmp_path / 'none')!r}, '127.0.0.1', {port})"
-    )
-    with running([sys.executable, "-c", code], port, tmp_path / "log"):
+    with running(serving(tmp_path / "none", port), port, tmp_path / "log"):
         page = visit(f"http://127.0.0.1:{port}/")
         has(page, "#notice", "could not be loaded")
         has(page, "#notice", "trying again every 5 seconds")

@@ -33,6 +33,9 @@ CHECKS = (
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
+    if request.param == "open":
+        yield request.getfixturevalue("vector")
+        return
     folder = tmp_path_factory.mktemp(request.param)
     environment = {"WGAN_DRIFT_WINDOW": "50"}
     if request.param == "keys":

@@ -4,7 +4,6 @@ import asyncio
 import json
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from tests.servers import (
     is_problem,
     raw,
     running,
+    serving,
     spoil_checksum,
     spoil_weights,
     wait_for,
@@ -229,8 +229,7 @@ def test_a_broken_model_leaves_the_process_alive_and_unready(
     artifact = make_artifact(tmp_path / "artifact")
     spoil(artifact)
     port = free_port()
-    code = f"from service.server import serve; serve({str(artifact)!r}, '127.0.0.1', {port})"
-    with running([sys.executable, "-c", code], port, tmp_path / "log"):
+    with running(serving(artifact, port), port, tmp_path / "log"):
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             for _ in range(300):
                 if "no model is served" in (tmp_path / "log").read_text():

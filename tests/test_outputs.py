@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from models.outputs import LEASE, lease, require_file, save, sole_writer, turn
 from tests.artifacts import make_artifact, tiny_config
 from training.data.dataset import load_data
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
+from training.engine.room import needed_bytes
 from training.lab.comparison import compare
 from training.lab.study import study
 from training.lab.study.settings import QUICK_SCALE
@@ -275,6 +277,28 @@ def test_a_disk_that_fills_up_is_one_line_and_what_was_saved_loads(tmp_path: Pat
     assert load_checkpoint(path).step == 2
     config = tiny_config("vector", training={"steps": 6, "checkpoint_every": 2})
     run_training(config, out, torch.device("cpu"), register=False, resume=True)
+
+
+def test_a_disk_without_room_for_the_run_is_told_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the folder holds already, such as the checkpoints of a run that goes on, counts."""
+    out, config = tmp_path / "run", tiny_config(training={"steps": 2})
+    needed = needed_bytes(config, load_data(config.data).card)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1000))
+    with pytest.raises(MachineError, match="and this run needs about"):
+        run_training(config, out, torch.device("cpu"), register=False, watch=pytest.fail)
+    assert not out.exists()
+    line = ["train", "--preset", "8gaussians", "--no-register", "--out", str(out)]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
+    assert wgan_cli.main(line) == 1
+    (complaint,) = capsys.readouterr().err.splitlines()
+    assert complaint.startswith(f"error: {out}: has room for 10 MB, and this run needs about ")
+    out.mkdir()
+    (out / "held").write_bytes(bytes(1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1000))
+    run_training(config, out, torch.device("cpu"), register=False)
 
 
 def test_a_disk_error_in_the_block_is_one_of_this_machine(tmp_path: Path) -> None:

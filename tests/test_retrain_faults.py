@@ -23,10 +23,11 @@ from tests.runs import trained
 from tests.test_retrain import gateway, mixture, pushed, run, steps
 from tests.test_signing import write_pair
 from training.data.dataset import load_data
+from training.engine.room import COPIES, LEAST_BYTES, MARGIN, needed_bytes
 from training.progress import silent
 from training.retraining import cycle, outcomes
 from training.retraining.config import RetrainConfig
-from training.retraining.folder import COPIES, LEAST_BYTES, MARGIN, make_room, needed_bytes
+from training.retraining.folder import make_room
 from training.retraining.outcomes import Decision, Outcome, OutcomeKind, publish
 
 ANY = {"gates": {"margin": 10.0}}

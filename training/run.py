@@ -39,6 +39,7 @@ from training.engine.accounting import privacy_card
 from training.engine.checkpoint import TrainingState, newest_checkpoint, provenance_of
 from training.engine.loop import train
 from training.engine.origin import Start, kept_threads, require_same_record
+from training.engine.room import require_room
 from training.engine.runs import Interrupted, Row, Watch, no_watch, stoppable
 from training.engine.workers import ALONE, Workers
 from training.judging.doctor.diagnosis import diagnose, in_one_line, watcher
@@ -143,6 +144,7 @@ def run_training(
             if is_trained:
                 require_same_record(finished, config, data)
             else:
+                require_room(folder, config, data.card)
                 state, history = train(
                     config,
                     data,

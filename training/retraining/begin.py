@@ -19,12 +19,12 @@ from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import newest_checkpoint
 from training.engine.origin import Start, load_start
+from training.engine.room import needed_bytes
 from training.engine.runs import Interrupted, stoppable
 from training.engine.workers import Workers
 from training.presets import fill_in, require_branch
 from training.retraining.config import RetrainConfig
 from training.retraining.evidence import RegisteredModel, choose_loss, judged_data
-from training.retraining.folder import needed_bytes
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The folder of the runs: the runs that stay, and the room that one needs."""
+"""The folder of the runs: the runs that stay, and the room that is left."""
 
 from __future__ import annotations
 
@@ -7,22 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from models.config import Config
 from models.durable import PARTIAL, remove_folder, remove_partial
 from models.errors import MachineError
-from models.networks import build_networks
-from models.record import DataCard
-from training.engine.checkpoint import CHECKPOINTS_KEPT
-
-COPIES = CHECKPOINTS_KEPT + 2
-"""Copies of a run's state at once: the checkpoints that stay, one more while it is written, and the
-training state of the artifact."""
-MARGIN = 1.25
-"""For what the state is not: extractors' weights, histories, pages."""
-LEAST_BYTES = 64 * 2**20
-"""Room that is wanted for the smallest run."""
+from training.engine.room import usable_bytes
 
 
 def make_room(current: Path, name: str, keep: int, needed: int, say: Callable[[str], None]) -> None:
@@ -32,7 +19,7 @@ def make_room(current: Path, name: str, keep: int, needed: int, say: Callable[[s
         current: folder of the run at work, in the folder of the runs.
         name: the model's.
         keep: runs of the model that stay, this one among them: those that changed last.
-        needed: bytes that the run needs, as `needed_bytes` estimates.
+        needed: bytes that the run needs, as `training.engine.room.needed_bytes` estimates.
         say: takes a line for each folder that is removed.
 
     Raises:
@@ -65,8 +52,7 @@ def room(parent: Path, name: str, keep: int, current: Path | None) -> int:
         current: folder of the run; None: it is a new one.
     """
     folders = _old_runs(parent, name, keep, current) + ([current] if current else [])
-    held = [p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file()]
-    return shutil.disk_usage(parent).free + sum(held)
+    return usable_bytes(parent, folders)
 
 
 def _old_runs(parent: Path, name: str, keep: int, current: Path | None) -> list[Path]:
@@ -77,21 +63,3 @@ def _old_runs(parent: Path, name: str, keep: int, current: Path | None) -> list[
 
 def _of_model(name: str) -> re.Pattern[str]:
     return re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}")
-
-
-def needed_bytes(config: Config, card: DataCard) -> int:
-    """Estimate the room that a run needs in its folder.
-
-    Args:
-        config: of the run.
-        card: of its data.
-    """
-    with torch.random.fork_rng(devices=[]):
-        generator, critic = build_networks(config, card.shape, len(card.classes), card.parts)
-    sizes = [
-        sum(t.numel() * t.element_size() for t in network.state_dict().values())
-        for network in (generator, critic)
-    ]
-    # Each network, two moments of its optimiser, and the generator's moving average.
-    state = 3 * sum(sizes) + sizes[0]
-    return LEAST_BYTES + int(MARGIN * (COPIES * state + sum(sizes)))

@@ -28,6 +28,8 @@ PICTURES = ("png", "webp", "zip")
 """Those of `SAMPLE_FORMATS` that hold images of 256 grey levels."""
 TABLE_FORMATS = ("csv", "json", "npz", "parquet", "arrow")
 """Those of `SAMPLE_FORMATS` in which a table of mixed columns is written."""
+SAMPLES_MARK = b"wgan samples"
+"""The comment of an npz file, and a key in the schema of a Parquet or Arrow file, of samples."""
 MIN_TILE_SIDE = 32
 """Pixels; smaller images are enlarged in a grid, by a whole factor."""
 MAX_GRID_PIXELS = 2**25
@@ -79,7 +81,9 @@ def stream_samples(
         raise ShapeError(f"the model makes rows, not {format}; ask for {', '.join(TABLE_FORMATS)}")
     from models.tables.files import write_rows  # with pyarrow, which other data do without
 
-    return write_rows(model.tables(parts, first, conditions), format, facts)
+    tables = model.tables(parts, first, conditions)
+    marked = (table.replace_schema_metadata({SAMPLES_MARK: b""}) for table in tables)
+    return write_rows(marked, format, facts)
 
 
 def stream(
@@ -145,6 +149,7 @@ def _npy(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
 def _npz(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
     pipe = Pipe()
     with zipfile.ZipFile(pipe, "w") as archive:
+        archive.comment = SAMPLES_MARK
         # np.savez does this too: the member may exceed 2 GB, and its date is fixed.
         with archive.open("samples.npy", "w", force_zip64=True) as member:
             for piece in _npy(first, parts, count):

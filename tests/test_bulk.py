@@ -18,10 +18,11 @@ import pytest
 import wgan_cli
 from models.artifact import load_artifact
 from models.bulk import RECORD, Folder, Sampling, write_samples
-from models.errors import ShapeError, UserError
+from models.errors import DataError, ShapeError, UserError
 from models.model import Model
-from tests.artifacts import make_artifact
+from tests.artifacts import make_artifact, tiny_config
 from tests.s3 import KEY, SECRET, disconnect, s3_server
+from training.data.dataset import load_data
 
 KINDS = {"vector": "npz", "image": "zip", "rows": "parquet"}
 
@@ -286,3 +287,21 @@ def test_memory_does_not_grow_with_the_number(
     few, many = map(int, subprocess.check_output(list(map(str, command)), text=True).split()[-2:])
     # Kilobytes; all 40,000 images alone would be 2.5 MB as pixels, and 4 MB as files.
     assert many - few < 2_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "format"), [("vector", "npz"), ("rows", "parquet"), ("rows", "arrow")]
+)
+def test_files_of_samples_are_no_data_but_are_judged(
+    kind: str, format: str, models: dict[str, Model], artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    """They were trained on like any others: a model's faults would be the next one's data."""
+    write_samples(models[kind], sampling(models[kind], format), Folder(str(tmp_path / "many")))
+    one = tmp_path / f"one.{format}"
+    line = ["sample", str(artifacts[kind]), "-n", "200", "--out", str(one)]
+    assert wgan_cli.main(line) == 0
+    for path in (one, tmp_path / "many" / f"000000000000.{format}"):
+        config = tiny_config(kind, data={"source": str(path)}).data
+        with pytest.raises(DataError, match="wgan wrote all of it, and a model's samples are no"):
+            load_data(config)
+        assert load_data(config, card=models[kind].run.data).card.count in (200, 256)

@@ -396,7 +396,7 @@ def test_the_picture_of_inspect_and_samples_are_no_data(tmp_path: Path) -> None:
     assert data.card.not_read == {"pictures that wgan wrote": 3}
     zipped = tmp_path / "samples.zip"
     zipped.write_bytes(encode(np.stack(photos(200)), "zip"))
-    with pytest.raises(DataError, match="wgan wrote all its images"):
+    with pytest.raises(DataError, match="wgan wrote all of it"):
         load(zipped)
 
 

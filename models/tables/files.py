@@ -30,7 +30,8 @@ def write_rows(
 
     All formats but npz need little memory: csv has a header row, dates and times as ISO 8601 writes
     them and nothing where there is no value; json has records by column name, and null; npz has an
-    array for each column; parquet and arrow (the file format, Feather V2) have the columns' types.
+    array for each column; parquet and arrow (the file format, Feather V2) have the columns' types
+    and the metadata of the first table's schema.
 
     Args:
         parts: tables of the same columns.
@@ -191,7 +192,8 @@ def _arrow(parts: Iterable[pa.Table]) -> Iterator[bytes]:
         # A file has one dictionary for each column, but each part may have its own.
         plain = pa.table({name: whole(part[name]) for name in part.column_names})
         if writer is None:
-            writer = pyarrow.ipc.new_file(pipe, plain.schema)
+            schema = plain.schema.with_metadata(part.schema.metadata)
+            writer = pyarrow.ipc.new_file(pipe, schema)
         writer.write_table(plain)
         yield pipe.take()
     assert writer is not None, "there is at least one table"

@@ -236,8 +236,8 @@ def _require_usable(raw: RawData, config: DataConfig, to_train: bool) -> None:
         return
     if raw.is_ours:
         raise DataError(
-            f"{config.source}: wgan wrote all its images, and a model's samples are no data; bring "
-            "other images"
+            f"{config.source}: wgan wrote all of it, and a model's samples are no data; bring "
+            "other data"
         )
     if config.split == "folders" and raw.is_heldout is None:
         raise DataError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from models.config import DataConfig
 from models.errors import DataError, needs
+from models.formats import SAMPLES_MARK
 from training.data.raw import RawData
 from training.data.sources.files import Location, reading, reason
 
@@ -25,12 +26,13 @@ def load_array(location: Location, config: DataConfig) -> RawData:
     Raises:
         DataError: it cannot be read, or holds several arrays and none is named.
     """
-    source = location.source
+    source, is_ours = location.source, False
     try:
         # Opened here, since numpy leaves a broken npz file open.
         with location.open() as file:
             items = np.load(file, allow_pickle=False)
             if not isinstance(items, np.ndarray):
+                is_ours = items.zip.comment == SAMPLES_MARK
                 items = items[_chosen(dict.fromkeys(items.files), config)]
             elif config.key is not None:
                 raise DataError(f"{source}: holds one array without a name; leave data.key out")
@@ -43,7 +45,7 @@ def load_array(location: Location, config: DataConfig) -> RawData:
         elif "pickle" in why:  # numpy takes whatever it does not know for a pickle
             why = "no NumPy file, as its first bytes show; save the array with numpy.save"
         raise DataError(f"{source}: cannot be read: {why}") from error
-    return RawData(items, location.name, source, is_array=True)
+    return RawData(items, location.name, source, is_ours=is_ours, is_array=True)
 
 
 @needs("arrays")

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from models.config import DataConfig
 from models.errors import DataError, suggestion
+from models.formats import SAMPLES_MARK
 from models.tables import TableSchema
 from models.tables.reading.dialect import Sign
 from models.tables.reading.texts import decompressed, read_csv
@@ -65,6 +66,7 @@ def load_table(
         location.source,
         columns=columns,
         table=table,
+        is_ours=SAMPLES_MARK in (table.schema.metadata or {}),
         notes=notes,
         decimal=decimal,
     )

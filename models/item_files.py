@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -12,6 +14,7 @@ from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 
+from models.array_files import HDF5_START, ZARR, read_hdf5, read_zarr
 from models.errors import DataError, ShapeError, UserError
 from models.file_trees import LINKS, folder_files, is_litter, open_tar, shown
 from models.formats import read_items
@@ -88,16 +91,21 @@ def read_files(
         say(f"{resized} images were resized, as those in training were")
 
 
-def _files(path: Path, not_read: Counter[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and content of each file that a path means, in sorted order but for a tar."""
+def _files(path: Path, not_read: Counter[str]) -> Iterator[tuple[str, bytes | Path]]:
+    """Yield the name and content of each file that a path means, in sorted order but for a tar.
+
+    A Zarr folder is one: its path is yielded.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     try:
-        if path.is_dir():
+        if path.is_dir() and path.suffix.lower() == ZARR:
+            yield str(path), path
+        elif path.is_dir():
             for name, file in sorted(folder_files(str(path), not_read)):
                 yield f"{path}/{name}", Path(file).read_bytes()
         elif zipfile.is_zipfile(path) and not _is_npz(path):
-            yield from _zip_files(path)
+            yield from _zip_files(path, not_read)
         elif tarfile.is_tarfile(path):
             yield from _tar_files(path, not_read)
         else:
@@ -113,12 +121,14 @@ def _is_npz(path: Path) -> bool:
         return any(name.endswith(".npy") for name in archive.namelist())
 
 
-def _zip_files(path: Path) -> Iterator[tuple[str, bytes]]:
+def _zip_files(path: Path, not_read: Counter[str]) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(path) as archive:
-        for name in sorted({m.filename for m in archive.infolist() if not m.is_dir()}):
-            if not is_litter(name):
-                with archive.open(name) as member:
-                    yield f"{path}/{name}", _whole(member, f"{path}/{name}")
+        for name, member in sorted({m.filename: m for m in archive.infolist()}.items()):
+            if stat.S_ISLNK(member.external_attr >> 16):
+                not_read[LINKS] += 1
+            elif not member.is_dir() and not is_litter(name):
+                with archive.open(member) as content:
+                    yield f"{path}/{name}", _whole(content, f"{path}/{name}")
 
 
 def _tar_files(path: Path, not_read: Counter[str]) -> Iterator[tuple[str, bytes]]:
@@ -139,7 +149,14 @@ def _whole(file: IO[bytes], name: str) -> bytes:
     return content
 
 
-def _read(model: Model, name: str, content: bytes, say: Callable[[str], None]) -> Any:
+def _read(model: Model, name: str, content: bytes | Path, say: Callable[[str], None]) -> Any:
+    if isinstance(content, Path) or content.startswith(HDF5_START):
+        if model.table is not None:
+            raise DataError(f"{name}: holds an array, and the model takes rows of a table")
+        key = model.run.config.data.key
+        if isinstance(content, Path):
+            return read_zarr(str(content), key, name).items
+        return read_hdf5(io.BytesIO(content), key, name).items
     if model.table is None:
         return read_items(content, name)
     if content.startswith(b"PK"):

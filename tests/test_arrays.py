@@ -231,16 +231,61 @@ def test_one_array_of_a_file_is_read(tmp_path: Path, suffix: str) -> None:
         read(write(tmp_path / f"complex{suffix}", x=np.ones((50, 2), complex)))
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".zarr"])
+def test_labels_beside_the_items_are_their_classes(tmp_path: Path, suffix: str) -> None:
+    """They were left aside without a word, as if the data had no classes."""
+
+    def read(name: str, labels: np.ndarray, items: str = "x") -> Dataset:
+        path = write(tmp_path / f"{name}{suffix}", labels=labels, **{items: LEVELS})
+        return load_data(DataConfig(source=str(path)))
+
+    numbers = np.arange(200) % 12 - 1
+    for name, labels in (("whole", numbers), ("floats", numbers.astype(float))):
+        data = read(name, labels)
+        assert data.card.classes == [str(i) for i in range(-1, 11)]
+        assert data.labels is not None
+        np.testing.assert_array_equal(data.labels, numbers + 1)
+    texts = np.array(["cat", "a dog"])[numbers % 2]
+    kinds = {".npz": "U", ".h5": "S", ".zarr": np.dtypes.StringDType()}
+    data = read("texts", texts.astype(kinds[suffix]), "samples")
+    assert data.card.classes == ["a dog", "cat"]
+    assert data.labels is not None
+    assert [data.card.classes[i] for i in data.labels] == texts.tolist()
+    for name, labels in (
+        ("targets", np.linspace(0, 1, 200)),
+        ("endless", np.full(200, np.inf)),
+        ("fewer", numbers[:-1]),
+        ("one hot", np.eye(12)[numbers]),
+    ):
+        data = read(name, labels)
+        assert data.labels is None
+        assert any(line.startswith("the labels, ") for line in problems(data))
+    assert read("one", np.zeros(200)).card.classes == []
+
+
+def test_labels_of_objects_are_never_unpickled(tmp_path: Path) -> None:
+    labels = np.array([None] * 200, object)
+    np.savez(tmp_path / "a.npz", samples=LEVELS, labels=labels)
+    data = load_data(DataConfig(source=str(tmp_path / "a.npz")))
+    assert data.notes == (
+        "the labels, object (0,), are no classes: those are one whole number or text for each item",
+    )
+
+
 def test_a_group_s_array_has_a_path(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("train/x", data=LEVELS)
         file.create_dataset("test/x", data=LEVELS[:50])
+        file.create_dataset("train/labels", data=np.arange(200) % 2)
     root = zarr.create_group(tmp_path / "a.zarr")
-    root.create_group("train").create_array("x", data=LEVELS)
+    train = root.create_group("train")
+    train.create_array("x", data=LEVELS)
+    train.create_array("labels", data=np.arange(200) % 2)
     root.create_group("test").create_array("x", data=LEVELS[:50])
     for name in ("a.h5", "a.zarr"):
         data = load_data(DataConfig(source=str(tmp_path / name), key="train/x"))
         np.testing.assert_array_equal(data.items, LEVELS)
+        assert data.card.classes == ["0", "1"]
 
 
 def test_a_zarr_folder_may_be_one_array(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ ORDER = [
     "registry_files",
     "champions",
     "model_names",
+    "array_files",
     "file_trees",
     "item_files",
     "trained",

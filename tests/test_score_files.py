@@ -3,13 +3,17 @@
 import gzip
 import json
 import os
+import shutil
+import stat
 import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+import zarr
 
 from models.artifact import load_artifact
 from models.images import encode_png, fit
@@ -182,6 +186,45 @@ def test_a_tar_with_links_is_read_and_a_damaged_one_refused(
     Path("changed.tar").write_bytes(whole[: second + 150] + b"x" + whole[second + 151 :])
     for name in ("cut.tar", "half.tar", "changed.tar"):
         assert f"{name}: a broken archive (it is damaged" in refused("run", name, capsys=capsys)
+
+
+def test_hdf5_and_zarr_are_read_as_in_training(
+    images: Array, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = model(data={"key": "train/x"}).score(images)
+    with h5py.File("a.h5", "w") as file:
+        file["train/x"], file["test/x"], file["train/labels"] = images, images[:3], [0] * 6
+    train = zarr.create_group("a.zarr").create_group("train")
+    train.create_array("x", data=images)
+    Path("folder").mkdir()
+    shutil.copy("a.h5", "folder/b.h5")
+    for path, file in (("a.h5", "a.h5"), ("a.zarr", "a.zarr"), ("folder", "folder/b.h5")):
+        found, _ = scored("run", path, capsys=capsys)
+        assert found["items"] == [f"{file}[{i}]" for i in range(6)]
+        np.testing.assert_array_equal(np.float32(found["scores"]), expected)
+    Path("cut.h5").write_bytes(Path("a.h5").read_bytes()[:600])
+    assert "cut.h5: cannot be read" in refused("run", "cut.h5", capsys=capsys)
+    zarr.create_group("none.zarr")
+    assert "(none); there is no train/x" in refused("run", "none.zarr", capsys=capsys)
+    shutil.rmtree("run")
+    model("rows")
+    for path in ("a.h5", "a.zarr"):
+        assert f"{path}: holds an array, and the" in refused("run", path, capsys=capsys)
+
+
+def test_links_in_a_zip_are_counted_and_not_read(
+    images: Array, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a link says, the name of a file, was read as an image, and told as a broken one."""
+    model()
+    with zipfile.ZipFile("linked.zip", "w") as archive:
+        archive.write("photos/0.png")
+        link = zipfile.ZipInfo("photos/link.png")
+        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "0.png")
+    found, told = scored("run", "linked.zip", capsys=capsys)
+    assert found["items"] == ["linked.zip/photos/0.png"]
+    assert told.splitlines() == ["left out: 1 links in the archive"]
 
 
 def test_a_large_file_in_an_archive_is_never_scored_in_part(

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
+from models import array_files
 from models.config import DataConfig
-from models.errors import DataError, needs
+from models.errors import DataError
 from models.formats import SAMPLES_MARK
+from training.data.layout import are_whole
 from training.data.raw import RawData
 from training.data.sources.files import Location, reading, reason
 
+Array = np.ndarray
 ARRAYS = (".npy", ".npz")
 HDF5 = (".h5", ".hdf5")
-ZARR = (".zarr",)
-USUAL_NAME = "samples"
-"""Name of the array that is read of several, if nobody names another."""
+ZARR = (array_files.ZARR,)
 
 
 def load_array(location: Location, config: DataConfig) -> RawData:
@@ -26,14 +24,18 @@ def load_array(location: Location, config: DataConfig) -> RawData:
     Raises:
         DataError: it cannot be read, or holds several arrays and none is named.
     """
-    source, is_ours = location.source, False
+    source, is_ours, labels = location.source, False, None
     try:
         # Opened here, since numpy leaves a broken npz file open.
         with location.open() as file:
             items = np.load(file, allow_pickle=False)
             if not isinstance(items, np.ndarray):
                 is_ours = items.zip.comment == SAMPLES_MARK
-                items = items[_chosen(dict.fromkeys(items.files), config)]
+                names = dict.fromkeys(items.files)
+                chosen, beside = array_files.choose_array(names, config.key, source)
+                if beside is not None:
+                    labels = _unless_pickled(items, beside)
+                items = items[chosen]
             elif config.key is not None:
                 raise DataError(f"{source}: holds one array without a name; leave data.key out")
     except DataError:
@@ -45,81 +47,57 @@ def load_array(location: Location, config: DataConfig) -> RawData:
         elif "pickle" in why:  # numpy takes whatever it does not know for a pickle
             why = "no NumPy file, as its first bytes show; save the array with numpy.save"
         raise DataError(f"{source}: cannot be read: {why}") from error
-    return RawData(items, location.name, source, is_ours=is_ours, is_array=True)
+    return _data(array_files.FoundArray(items, labels), location)._replace(is_ours=is_ours)
 
 
-@needs("arrays")
 def load_hdf5(location: Location, config: DataConfig) -> RawData:
-    """Read one data set of an HDF5 file into memory.
-
-    Links are not followed, nor is what lies in other files read.
+    """Read one data set of an HDF5 file into memory; see `models.array_files.read_hdf5`.
 
     Raises:
         DataError: it cannot be read, or holds several data sets and none is named.
     """
-    import h5py
-
-    with reading(location.source), location.open() as file, h5py.File(file, "r") as opened:
-        found = dict[str, Any]()
-
-        def note(name: str, member: Any) -> None:
-            if isinstance(member, h5py.Dataset):
-                found[name] = member
-
-        opened.visititems(note)
-        chosen = found[_chosen({name: data.shape for name, data in found.items()}, config)]
-        if chosen.external or chosen.is_virtual:
-            raise DataError(
-                f"{location.source}: {chosen.name} lies in other files; copy it into one"
-            )
-        items = _numbers_of(chosen, location)
-    return RawData(items, location.name, location.source, is_array=True)
+    with reading(location.source), location.open() as file:
+        return _data(array_files.read_hdf5(file, config.key, location.source), location)
 
 
-@needs("arrays")
 def load_zarr(location: Location, config: DataConfig) -> RawData:
-    """Read one array of a Zarr folder into memory; zarr refuses what is pickled.
+    """Read one array of a Zarr folder into memory; see `models.array_files.read_zarr`.
 
     Raises:
         DataError: it cannot be read, or holds several arrays and none is named.
     """
-    import zarr
-
     if location.fs is not None:
         raise DataError(f"{location.source}: Zarr is read from this machine only; copy it here")
-    with reading(location.source):
-        opened: Any = zarr.open(location.path, mode="r")
-        if isinstance(opened, zarr.Array):
-            if config.key is not None:
-                raise DataError(f"{location.source}: is one array; leave data.key out (null)")
-            chosen = opened
-        else:
-            found = {n: m for n, m in opened.members(max_depth=None) if isinstance(m, zarr.Array)}
-            chosen = found[_chosen({name: a.shape for name, a in found.items()}, config)]
-        items = _numbers_of(chosen, location)
-    return RawData(items, location.name, location.source, is_array=True)
+    return _data(array_files.read_zarr(location.path, config.key, location.source), location)
 
 
-def _chosen(shapes: Mapping[str, Any], config: DataConfig) -> str:
-    """The name of the array to read: the user's, the usual one, or the only one.
-
-    Args:
-        shapes: of the arrays there are, by name; None where it is not known.
-        config: with the user's word.
-
-    Raises:
-        DataError: none of these is there.
-    """
-    usual = next(iter(shapes)) if len(shapes) == 1 else USUAL_NAME
-    name = usual if config.key is None else config.key
-    if name in shapes:
-        return name
-    listed = ", ".join(f"{name} {shape or ''}".strip() for name, shape in sorted(shapes.items()))
-    wanted = "name one of them by data.key" if config.key is None else f"there is no {config.key}"
-    raise DataError(f"{config.source}: holds the arrays {listed or '(none)'}; {wanted}")
+def _unless_pickled(arrays: np.lib.npyio.NpzFile, name: str) -> Array:
+    """Read an array; one of objects, which are never unpickled, as an empty one of that kind."""
+    try:
+        return np.asarray(arrays[name])
+    except ValueError:
+        return np.empty(0, object)
 
 
-def _numbers_of(chosen: Any, location: Location) -> np.ndarray:
-    if chosen.dtype.kind not in "uif":
-        raise DataError(f"{location.source}: holds {chosen.dtype}, not numbers")
-    return np.asarray(chosen[...])
+def _data(found: array_files.FoundArray, location: Location) -> RawData:
+    """Items with their classes; labels that can be none are said in a note."""
+    raw = RawData(found.items, location.name, location.source, is_array=True)
+    if found.labels is None:
+        return raw
+    labels = found.labels
+    if labels.dtype.kind in "SOT":  # texts, of which each library has its own kind
+        texts = labels.ravel().tolist()
+        names = [t.decode(errors="backslashreplace") if isinstance(t, bytes) else t for t in texts]
+        labels = np.array(names, str).reshape(labels.shape)
+    is_whole = labels.dtype.kind == "f" and np.isfinite(labels).all() and are_whole(labels)
+    if labels.shape != np.shape(found.items)[:1] or not (is_whole or labels.dtype.kind in "uibU"):
+        note = (
+            f"the labels, {found.labels.dtype} {labels.shape}, are no classes: those are one "
+            "whole number or text for each item"
+        )
+        return raw._replace(notes=(note,))
+    classes, numbers = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:  # as a folder that holds all others
+        return raw
+    named = tuple(f"{c:.0f}" if is_whole else str(c) for c in classes.tolist())
+    return raw._replace(labels=numbers.astype(np.int64), classes=named)

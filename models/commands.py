@@ -198,29 +198,43 @@ def score(
     resize: Annotated[
         bool, typer.Option("--resize", help="bring images of any size and channels to the model's")
     ] = False,
+    anomalies: Annotated[
+        bool,
+        typer.Option("--anomalies", help="p-values of the model's detector instead of scores"),
+    ] = False,
     as_json: JsonOption = False,
     device: DeviceOption = "cpu",
 ) -> None:
     """Score the items in image or array files, or the rows in a table's, with the critic."""
-    import numpy as np
-
     from models.item_files import read_files
     from models.trained import load
 
+    if anomalies and class_name is not None:
+        raise UserError("--anomalies: the detector does not look at classes; leave --class out")
     trained = load(model, device)
-    names, scores = list[str](), list[float]()
+    detector = trained.detector if anomalies else None
+    names, found = list[str](), dict[str, list[float]]()
     for batch in read_files(trained.model, files, resize, complain):
         try:
-            scores += trained.score(batch.items, class_name).tolist()
+            if detector is None:
+                scores = trained.score(batch.items, class_name)
+                answers = {"scores": scores, "percentiles": trained.percentiles(scores)}
+            else:
+                answers = detector.examine(trained.checked(batch.items))._asdict()
         except (DataError, ShapeError) as error:
             raise UserError(f"{batch.names[0].partition('[')[0]}: {error}") from None
         names += batch.names
-    percentiles = trained.percentiles(np.array(scores, np.float32)).tolist()
+        for key, values in answers.items():
+            found.setdefault(key, []).extend(values.tolist())
     if as_json:
-        print(json.dumps({"items": names, "scores": scores, "percentiles": percentiles}))
+        behind = {"calibration_items": len(detector.calibration)} if detector else {}
+        print(json.dumps({"items": names, **found, **behind}))
         return
-    for name, of_item, percentile in zip(names, scores, percentiles, strict=True):
-        print(f"{of_item:12.5g}   percentile among real {percentile:5.1f}   {name}")
+    line = "{:12.5g}   percentile among real {:5.1f}   {}"
+    if detector:
+        line = "p-value {:8.3g}   distance {:10.4g}   {}"
+    for name, *numbers in zip(names, *found.values(), strict=True):
+        print(line.format(*numbers, name))
 
 
 def _rows(model: Model, path: Path) -> pa.Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import tempfile
 import weakref
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from models import registry_files
 from models.artifact import SERVED, SUMS, load_artifact
+from models.detector import Detector, load_detector
 from models.device import require_device
 from models.errors import ArtifactError, UserError
 from models.model import Model
@@ -156,13 +158,33 @@ class TrainedModel:
         Raises:
             UserError: the items have another shape, a column is missing, or there is no such class.
         """
-        if self.model.table is None:
-            checked = self.model.items(np.asarray(items))
-        else:
-            checked = self.model.codes(to_table(items))
-        label = self._label(class_name)
+        checked, label = self.checked(items), self._label(class_name)
         labels = None if label is None else np.full(len(checked), label)
         return self.model.score(checked, labels)
+
+    def checked(self, items: Any) -> Array:
+        """Bring items, as `score` takes them, to the form that `model` and `detector` take.
+
+        Raises:
+            UserError: the items have another shape, or a column is missing.
+        """
+        if self.model.table is None:
+            return self.model.items(np.asarray(items))
+        return self.model.codes(to_table(items))
+
+    @functools.cached_property
+    def detector(self) -> Detector:
+        """What says which items do not belong, if ``wgan train-detector`` made it.
+
+        Raises:
+            ArtifactError: the model has none, or a broken one.
+        """
+        detector = load_detector(self.artifact, self.model)
+        if detector is None:
+            raise ArtifactError(
+                f"{self.record.config.name}: has no detector; `wgan train-detector` makes one"
+            )
+        return detector
 
     def percentiles(self, scores: Array) -> Array:
         """Percentile, 0 to 100, of each score ``(N,)`` among those of real held-out items."""

@@ -109,6 +109,24 @@ def test_a_model_without_a_detector_is_404(tmp_path: Path) -> None:
     model = load_artifact(make_artifact(tmp_path / "artifact", "vector"))
     (answer,) = ask(tmp_path, {"json": {"samples": model.sample(0, 1).tolist()}})
     assert "`wgan train-detector` makes one" in str(is_problem(answer, 404)["detail"])
+    unreadable = {"files": [("files", ("a.png", b"no image"))]}
+    for answer in ask(tmp_path, {"json": {"samples": [[1.0] * 9]}}, unreadable):
+        is_problem(answer, 404)  # told before the items are looked at
+
+
+def test_the_model_s_record_says_whether_there_is_a_detector(tmp_path: Path) -> None:
+    detector = guarded(tmp_path)
+    told = []
+
+    async def send(client: httpx.AsyncClient) -> None:
+        told.append((await client.get("/v1/model")).json()["detector"])
+
+    for folder in ("plain", "artifact"):
+        talk(made(WGAN_MODEL=str(tmp_path / folder)), send)
+    without, found = told
+    assert without is None
+    assert found.pop("smallest_p_value") == 1 / (detector.card.calibration_count + 1)
+    assert found == {**detector.card.model_dump(), "source": Path(detector.card.source).name}
 
 
 def test_what_cannot_be_answered_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from models.model import Model
 from models.tables.files import write_rows
 from tests.artifacts import make_artifact
 from tests.mixed import people
+from tests.test_anomalies import guarded
 from wgan_cli import main
 
 Array = np.ndarray
@@ -186,6 +187,36 @@ def test_a_tar_with_links_is_read_and_a_damaged_one_refused(
     Path("changed.tar").write_bytes(whole[: second + 150] + b"x" + whole[second + 151 :])
     for name in ("cut.tar", "half.tar", "changed.tar"):
         assert f"{name}: a broken archive (it is damaged" in refused("run", name, capsys=capsys)
+
+
+@pytest.mark.parametrize("kind", ["image", "rows"])
+def test_anomalies_are_what_the_service_answers(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector = guarded(tmp_path, kind)
+    items: Any = detector.model.sample(3, 5)
+    if kind == "rows":
+        (table,) = detector.model.tables([items])
+        Path("a.csv").write_bytes(b"".join(write_rows([table], "csv")))
+        items = detector.model.codes(table)
+    else:
+        np.savez("a.npz", samples=items)
+    path = "a.csv" if kind == "rows" else "a.npz"
+    expected = detector.examine(items)
+    found, _ = scored("artifact", path, "--anomalies", capsys=capsys)
+    assert found == {
+        "items": [f"{path}[{i}]" for i in range(5)],
+        "p_values": expected.p_values.tolist(),
+        "statistics": expected.statistics.tolist(),
+        "calibration_items": len(detector.calibration),
+    }
+    assert main(["score", "artifact", path, "--anomalies"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == [f"{p:.3g}" for p in expected.p_values]
+    told = refused("plain", "absent", "--anomalies", capsys=capsys)
+    assert "`wgan train-detector` makes one" in told
+    told = refused("artifact", path, "--anomalies", "--class", "a", capsys=capsys)
+    assert "leave --class out" in told
 
 
 def test_hdf5_and_zarr_are_read_as_in_training(

@@ -19,6 +19,7 @@ from service.endpoints.scores import REQUEST_BODY, ScoresForm, ScoresRequest, re
 from service.openapi import MODEL_HEADERS, MODEL_PARAMETER, errors, json_answer, ref
 from service.problems import BadRequest
 from service.scoring import ScoreJob
+from service.served import Served
 
 if TYPE_CHECKING:  # torch is for the worker alone: importing it here costs the supervisor too
     from models.model import Model
@@ -59,10 +60,7 @@ async def post_anomalies(context: Context, request: Request) -> Response:
 
     def examine(job: ScoreJob) -> Response:
         detector = job.served.detector
-        if detector is None:
-            raise HTTPException(
-                404, f"{job.served.version} has no detector; `wgan train-detector` makes one"
-            )
+        assert detector is not None, "a model without one is refused"
         found = detector.examine(job.items)
         residuals = blame = None
         if explain == "true":
@@ -86,7 +84,19 @@ async def post_anomalies(context: Context, request: Request) -> Response:
     async def work(read: Callable[[], ScoreJob], alone: bool) -> Response:
         return await context.processors.run("anomalies", lambda: examine(read()))
 
-    return await read_and(work, context, request)
+    return await read_and(work, context, request, _require_detector)
+
+
+def _require_detector(served: Served) -> None:
+    """Require a model with a detector.
+
+    Raises:
+        HTTPException: 404: it has none.
+    """
+    if served.detector is None:
+        raise HTTPException(
+            404, f"{served.version} has no detector; `wgan train-detector` makes one"
+        )
 
 
 def _require_few(model: Model, items: Array) -> None:

@@ -60,14 +60,22 @@ async def get_model(context: Context, request: Request) -> Response:
     run["data"]["class_counts"] = [n for n in run["data"]["class_counts"] if n]
     for card in (run["data"], run["config"]["data"]):  # may be a path of the training machine
         card["source"] = os.path.basename(card["source"])
-    about = {
+    about: dict[str, object] = {
         "version": served.version,
         "role": served.role,
         "digest": served.model.digest,
         "shape": served.model.shape,
         "score_percentiles": served.model.quantiles[::10].tolist(),
         "serving_since": served.serving_since,
+        "detector": None,
     }
+    if served.detector is not None:
+        card = served.detector.card
+        about["detector"] = {
+            **card.model_dump(),
+            "source": os.path.basename(card.source),
+            "smallest_p_value": 1 / (card.calibration_count + 1),
+        }
     return JSONResponse({**about, **run}, headers=model_headers(served))
 
 

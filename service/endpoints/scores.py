@@ -137,7 +137,10 @@ class Scores(BaseModel):
 
 
 async def read_and(
-    work: Callable[[Callable[[], ScoreJob], bool], Awaitable[T]], context: Context, request: Request
+    work: Callable[[Callable[[], ScoreJob], bool], Awaitable[T]],
+    context: Context,
+    request: Request,
+    require: Callable[[Served], None] = lambda served: None,
 ) -> T:
     """Work on items given as JSON or as files.
 
@@ -145,6 +148,7 @@ async def read_and(
         work: see `ScoreBatcher.score`.
         context: has the models.
         request: what the items come in.
+        require: is told the model before any item is read; may raise.
     """
     queried, kind = queried_model(request), content_type(request)
     if kind in (FORM, *TABLE_TYPES):
@@ -156,6 +160,7 @@ async def read_and(
 
         def read(bounds: Bounds) -> ScoreJob:
             served = choose_model(context, request, queried)
+            require(served)
             return make_job(served, read_files(served.model, uploads, resize, bounds), classes)
 
         with contextlib.suppress(OversizeError):
@@ -169,6 +174,7 @@ async def read_and(
         if wanted.model and queried and wanted.model != queried:
             raise BadRequest("the query and the body name different models; name one")
         served = choose_model(context, request, wanted.model or queried)
+        require(served)
         if wanted.rows is not None:
             items = to_codes(served.model, wanted.rows)
         else:

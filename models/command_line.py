@@ -97,6 +97,21 @@ def assignments(texts: list[str] | None) -> dict[str, Any]:
     return overrides
 
 
+def data_assignments(texts: list[str] | None) -> dict[str, Any]:
+    """Read the values of ``--set`` for a command that reads data and trains nothing.
+
+    Raises:
+        UserError: one has no ``=``, or is no setting of data.
+    """
+    overrides = assignments(texts)
+    for key in overrides:
+        if key.partition(".")[0] != "data":
+            raise UserError(
+                f"--set {key}: nothing is trained here, and only data.* counts; leave it out"
+            )
+    return overrides
+
+
 def value(text: str) -> Any:
     """Read a setting: JSON, or else plain text."""
     try:

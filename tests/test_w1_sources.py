@@ -217,3 +217,15 @@ def test_gradients_are_taken_at_points_of_the_sets_form(
     for name in ("x.csv", "other.npy"):
         assert wgan_cli.main([*command, name]) == 2
         assert f"{name}: has items of " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", ["w1 a.npy a.npy --json w1.json", "data inspect a.npy", "evaluate a --data a.npy"]
+)
+def test_a_setting_that_would_be_ignored_is_refused(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key in ("training.batch_size", "name"):
+        assert wgan_cli.main([*command.split(), "--set", f"{key}=8"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--set {key}: nothing is trained here, and only data.* counts" in line

@@ -22,6 +22,7 @@ from models.command_line import (
     StopRequest,
     assignments,
     complain,
+    data_assignments,
     example,
     new_app,
     value,
@@ -172,7 +173,7 @@ def evaluate(
     from training.reporting.table_report import table_report
 
     require_file(report)
-    told = build_config("table", data or "", None, assignments(settings)).data
+    told = build_config("table", data or "", None, data_assignments(settings)).data
     with artifact_folder(model) as folder:
         judged, rows, results = judge_again(folder, data, silent if as_json else say, device, told)
     if report:
@@ -244,7 +245,7 @@ def inspect(
 
     require_file(out)
     # Broken files are reported, however many there are: here they are no reason to stop.
-    told = {"data.size": size, "data.max_broken_fraction": 0.999, **assignments(settings)}
+    told = {"data.size": size, "data.max_broken_fraction": 0.999, **data_assignments(settings)}
     config = build_config("table", data, None, told).data
     with phase("loading the data"):
         dataset = load_data(config)

@@ -15,6 +15,7 @@ from models.command_line import (
     SetOption,
     assignments,
     complain,
+    data_assignments,
     example,
     new_app,
 )
@@ -158,6 +159,7 @@ def w1(
     """Measure the Wasserstein-1 distance between two sets of samples with a critic."""
     if (gradients_at is None) != (gradients_out is None):
         raise UserError("--gradients-at and --gradients-out go together: give both or neither")
+    told = data_assignments(settings)
     import io
 
     import numpy as np
@@ -171,7 +173,7 @@ def w1(
 
     for file in (report, out, gradients_out):
         require_file(file)
-    config = build_config("table", a, None, assignments(settings)).data
+    config = build_config("table", a, None, told).data
     with phase("reading A and B"):
         sets = load_sets(a, b, config, samples, seed)
         points = None

@@ -26,7 +26,10 @@ from models.errors import ConfigError, DataError
 from models.outputs import lease
 from tests.registries import new_database
 from tests.runs import trained
-from training.progress import silent
+from tests.test_sources import encoded
+from training.engine.workers import ALONE
+from training.progress import never, silent
+from training.retraining.begin import begin
 from training.retraining.config import RetrainConfig, read_config
 from training.retraining.cycle import retrain
 from training.retraining.outcomes import Outcome, _in_a_row
@@ -659,3 +662,25 @@ def test_two_started_at_once_leave_one_champion(home: Path, tmp_path: Path) -> N
     assert len({str(change["to"]) for change in changes}) == len(changes)
     found = registry_files.download("twins@champion", tmp_path / "champion")
     assert load_artifact(found).run.config.training.seed == 81
+
+
+def test_a_split_in_folders_counts_by_what_it_holds_out(tmp_path: Path) -> None:
+    """It counted by how many: the same images with others held out were no change."""
+    pixels = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), np.uint8)
+
+    def key(name: str, heldout: range) -> str:
+        for i, image in enumerate(pixels):
+            side = tmp_path / name / ("test" if i in heldout else "train")
+            side.mkdir(parents=True, exist_ok=True)
+            (side / f"{i}.png").write_bytes(encoded(image))
+        settings = RetrainConfig(
+            preset="images",
+            data=str(tmp_path / name),
+            set={"data": {"split": "folders", "size": None}, "training": {"batch_size": 8}},
+            folder=tmp_path / "runs",
+        )
+        return begin(settings, settings.build(), silent, never, ALONE).key
+
+    first = key("first", range(30))
+    assert key("again", range(30)) == first
+    assert key("others", range(30, 60)) != first

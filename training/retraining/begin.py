@@ -18,7 +18,7 @@ from models.run_folder import CHECKPOINTS
 from models.trained import artifact_folder
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import newest_checkpoint
-from training.engine.origin import Start, load_start
+from training.engine.origin import Start, fingerprint, load_start
 from training.engine.room import needed_bytes
 from training.engine.runs import Interrupted, stoppable
 from training.engine.workers import Workers
@@ -98,7 +98,8 @@ def begin(
     if settings.data is not None and "name" not in settings.set:
         say(f"the model is called '{config.name}', as its preset; set.name gives it its own name")
     config = fill_in(config, data.card, workers.device.type)
-    key = run_key(config, data.card, settings.start_from)
+    split = fingerprint(data)["heldout"] if config.data.split == "folders" else None
+    key = run_key(config, data.card, settings.start_from, split)
     folder = settings.folder / f"{config.name}-{key[:12]}"
     with stoppable(stop_requested, "loading the reference"):
         judged = judged_data(settings.reference, config, data)
@@ -112,20 +113,29 @@ def begin(
     )
 
 
-def run_key(config: Config, card: DataCard, start_from: str | None) -> str:
+def run_key(
+    config: Config, card: DataCard, start_from: str | None, split: str | None = None
+) -> str:
     """Hash what a run is trained from and how, as hexadecimal digits.
 
     A champion to start from counts as such, whichever version it is: or else each promotion would
     be a change, and train again.
 
     Data count by their content and not by where they lie; labels count by their names and the
-    number of items of each, and a split in folders by how many items it holds out.
+    number of items of each, and a split in folders by which items it holds out.
+
+    Args:
+        config: of the run.
+        card: of its data.
+        start_from: ``champion``, or None.
+        split: of a split in folders, the hash of what is held out, as in a `fingerprint`; a record
+            does not have it, so that no run under such a split is known by its record.
     """
     settings = config.model_dump(mode="json")
     del settings["data"]["source"]
     content: list[Any] = [settings, card.sha256, card.classes, card.class_counts]
-    if config.data.split == "folders":
-        content.append(card.heldout_count)
+    if split is not None:
+        content.append(split)
     if start_from is not None:
         content.append(start_from)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,11 @@
-"""Command lines as `wgan` understands them, without running a command."""
+"""Command lines as `wgan` understands them, and commands that run in the tests' process."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import subprocess
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
@@ -43,3 +47,11 @@ def parsed(arguments: list[str]) -> Parsed:
         )
         names.append(name)
     return Parsed(" ".join(names), found.make_context(names[-1], list(arguments)).params)
+
+
+def called(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command here, in a folder: it need not import torch anew, as a process of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = wgan_cli.main([*map(str, arguments)])
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())

@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: a process, its output and its exit code."""
+"""The command line, as a user meets it: its output and its exit code, here and as processes."""
 
 import io
 import json
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from models.artifact import load_artifact
 from models.images import encode_png
 from tests.artifacts import make_artifact
+from tests.command_line import called
 
 WGAN = Path(sys.executable).with_name("wgan")
 
@@ -70,14 +72,26 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+PROCESSES = ["no command", "strange data", "nothing to promote", "serving what is not there"]
+"""Mistakes that are also made in a process of their own: one for each room, with its imports."""
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [*((name, called) for name in MISTAKES), *((name, wgan) for name in PROCESSES)],
+)
 def test_a_mistake_is_one_line_and_exit_code_2(
-    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    name: str,
+    run: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments, says = MISTAKES[name]
     # One database for all of them: making its tables takes seconds.
     database = tmp_path_factory.getbasetemp() / "mistakes.db"
-    result = wgan(*arguments, cwd=tmp_path, MLFLOW_TRACKING_URI=f"sqlite:///{database}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    result = run(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("error:")
@@ -101,15 +115,14 @@ def test_help_comes_fast_and_names_every_command(tmp_path: Path) -> None:
         "serve",
     ):
         assert command in result.stdout
-        assert wgan(command, "--help", cwd=tmp_path).returncode == 0
+        assert called(command, "--help", cwd=tmp_path).returncode == 0
 
 
 def test_sample_formats(artifact: Path, tmp_path: Path) -> None:
     expected = load_artifact(artifact).sample(3, 5)
     for suffix in ("png", "zip", "npz", "npy"):
-        result = wgan(
-            "sample", artifact, "-n", 5, "--seed", 3, "--out", f"s.{suffix}", cwd=tmp_path
-        )
+        run = wgan if suffix == "png" else called
+        result = run("sample", artifact, "-n", 5, "--seed", 3, "--out", f"s.{suffix}", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     assert np.array_equal(np.load(tmp_path / "s.npy"), expected)
     assert np.array_equal(np.load(tmp_path / "s.npz")["samples"], expected)
@@ -125,10 +138,10 @@ def test_sample_formats(artifact: Path, tmp_path: Path) -> None:
 
 
 def test_vectors_have_no_picture(vectors: Path, tmp_path: Path) -> None:
-    result = wgan("sample", vectors, "--out", "a.png", cwd=tmp_path)
+    result = called("sample", vectors, "--out", "a.png", cwd=tmp_path)
     assert result.returncode == 2
     assert "npz" in result.stderr
-    assert wgan("sample", vectors, "-n", 4, "--out", "a.npy", cwd=tmp_path).returncode == 0
+    assert called("sample", vectors, "-n", 4, "--out", "a.npy", cwd=tmp_path).returncode == 0
     assert np.load(tmp_path / "a.npy").shape == (4, 2)
 
 
@@ -145,7 +158,7 @@ def test_scores_of_images_and_arrays(artifact: Path, tmp_path: Path) -> None:
     expected = model.score(items)
     np.testing.assert_array_equal(np.float32(found["scores"]), expected)
     np.testing.assert_allclose(found["percentiles"], model.percentiles(expected))
-    lines = wgan("score", artifact, *files, cwd=tmp_path).stdout.splitlines()
+    lines = called("score", artifact, *files, cwd=tmp_path).stdout.splitlines()
     assert len(lines) == 6
 
 
@@ -155,7 +168,7 @@ def test_scores_of_images_and_arrays(artifact: Path, tmp_path: Path) -> None:
 )
 def test_files_that_cannot_be_scored(artifact: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.png").write_bytes(content)
-    result = wgan("score", artifact, "bad.png", "--json", cwd=tmp_path)
+    result = called("score", artifact, "bad.png", "--json", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith("error: bad.png")
     assert len(result.stderr.splitlines()) == 1
@@ -163,7 +176,7 @@ def test_files_that_cannot_be_scored(artifact: Path, tmp_path: Path, content: by
 
 def test_images_of_another_size_are_refused(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(encode_png(np.zeros((9, 8, 1), np.uint8)))
-    result = wgan("score", artifact, "large.png", cwd=tmp_path)
+    result = called("score", artifact, "large.png", cwd=tmp_path)
     assert result.returncode == 2
     assert "(N, 8, 8, 1)" in result.stderr
 
@@ -175,7 +188,7 @@ def test_evaluate_says_what_the_run_said(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / "mlflow.db").exists(), "--no-register leaves MLflow alone"
-    found = json.loads(wgan("evaluate", "run/artifact", "--json", cwd=tmp_path).stdout)
+    found = json.loads(called("evaluate", "run/artifact", "--json", cwd=tmp_path).stdout)
     run_json = json.loads((tmp_path / "run" / "artifact" / "run.json").read_text())
     assert found == run_json["results"]
     assert found["extractor"]["name"] == "digits-cnn-v1"
@@ -186,7 +199,7 @@ def test_evaluate_says_what_the_run_said(tmp_path: Path) -> None:
 def test_own_images_are_trained_on_and_judged(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (300, 12, 10, 3), np.uint8)
     np.save(tmp_path / "mine.npy", images)
-    result = wgan(
+    result = called(
         "train", "--preset", "digits", "--data", "mine.npy", "--steps", 3, "--no-register",
         "--out", "run", cwd=tmp_path,
     )  # fmt: skip
@@ -200,7 +213,7 @@ def test_own_images_are_trained_on_and_judged(tmp_path: Path) -> None:
 def test_own_vectors_come_back_in_their_own_units(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal([1000, -5, 0], [50, 0.1, 1], (500, 3))
     np.savez(tmp_path / "mine.npz", samples=vectors)
-    result = wgan(
+    result = called(
         "train", "--preset", "8gaussians", "--data", "mine.npz", "--steps", 30, "--no-register",
         "--out", "run", cwd=tmp_path,
     )  # fmt: skip

@@ -28,6 +28,7 @@ from models.model import QUANTILE_LEVELS
 from models.networks import ACTIVATIONS, CriticConfig, build_critic, build_networks
 from models.record import Finding, Severity
 from tests.artifacts import make_artifact, tiny_config
+from tests.command_line import called
 from tests.test_cli import wgan
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import train
@@ -457,7 +458,7 @@ def test_a_critic_without_finite_scores_has_diverged(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_the_command_says_what_the_run_recorded(tmp_path: Path) -> None:
-    result = wgan(
+    result = called(
         "train", "--preset", "8gaussians", "--constraint", "weight_clipping", "--steps", 12,
         "--no-register", "--out", "run", "--set", "evaluation.samples=100",
         "--set", "critic.width=16", "--set", "training.checkpoint_every=5", cwd=tmp_path,
@@ -477,14 +478,14 @@ def test_the_command_says_what_the_run_recorded(tmp_path: Path) -> None:
     assert "## Findings" in (tmp_path / "run" / "artifact" / "MODEL_CARD.md").read_text()
     # An unfinished run has checkpoints only. It is compared with others at its share of the steps.
     (tmp_path / "run" / "artifact").rename(tmp_path / "elsewhere")
-    told = wgan("diagnose", "run", cwd=tmp_path)
+    told = called("diagnose", "run", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "gradient_norm" in told.stdout
     assert "looked like this at the end" in told.stdout
     (tmp_path / "run" / "checkpoints" / "step-00000012.safetensors").unlink()
-    told = wgan("diagnose", "run", cwd=tmp_path)
+    told = called("diagnose", "run", cwd=tmp_path)
     assert "looked like this at 100% of their steps" not in told.stdout
     assert re.search("looked like this at [26]0% of their steps", told.stdout), told.stdout
-    told = wgan("diagnose", tmp_path / "absent", cwd=tmp_path)
+    told = called("diagnose", tmp_path / "absent", cwd=tmp_path)
     assert told.returncode == 2
     assert "absent: no such folder" in told.stderr

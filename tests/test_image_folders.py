@@ -19,8 +19,8 @@ from models.errors import DataError
 from models.formats import encode
 from models.images import encode_png
 from tests.artifacts import make_artifact, tiny_config
+from tests.command_line import called
 from tests.runs import trained
-from tests.test_cli import wgan
 from tests.test_sources import CONTAINERS, Files, encoded, load, photos, to_folder, to_tar, to_zip
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import problems
@@ -386,7 +386,7 @@ def test_the_picture_of_inspect_and_samples_are_no_data(tmp_path: Path) -> None:
     folder = to_folder(named(pixels), tmp_path / "set")
     before = load(folder).card
     for _ in range(2):
-        done = wgan("data", "inspect", ".", "--out", "a.png", cwd=folder)
+        done = called("data", "inspect", ".", "--out", "a.png", cwd=folder)
         assert done.returncode == 0, done.stderr
     for format in ("png", "webp"):
         (folder / f"samples.{format}").write_bytes(encode(np.stack(photos(9)), format))

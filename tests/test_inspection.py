@@ -12,6 +12,7 @@ from PIL import Image, ImageColor
 from models.config import DataConfig
 from models.images import MARGIN
 from tests.artifacts import tiny_config
+from tests.command_line import called
 from tests.runs import trained
 from tests.test_cli import wgan
 from tests.test_sources import encoded, photos, to_folder
@@ -146,7 +147,7 @@ def test_inspect_shows_each_column(tmp_path: Path) -> None:
     mixed().to_csv(tmp_path / "t.csv", index=False)
     (tmp_path / "columns.yaml").write_text("comment: {kind: category, max_categories: 3}\n")
     told = ("--set", "data.columns=columns.yaml", "--set", "data.columns.good.low=-9")
-    done = wgan("data", "inspect", "t.csv", *told, "--json", cwd=tmp_path)
+    done = called("data", "inspect", "t.csv", *told, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     columns = {column.pop("name"): column for column in answer["columns"]}
@@ -160,7 +161,7 @@ def test_inspect_shows_each_column(tmp_path: Path) -> None:
     assert columns["id"]["new"] == "1000001500 and so on"
     assert "picture" not in answer
     assert {file.name for file in tmp_path.iterdir()} == {"t.csv", "columns.yaml"}
-    said = wgan("data", "inspect", "t.csv", cwd=tmp_path).stdout.splitlines()
+    said = called("data", "inspect", "t.csv", cwd=tmp_path).stdout.splitlines()
     line = next(line for line in said if line.startswith("good"))
     assert line.split()[:3] == ["good", "number", "double"]
     assert "2 decimals" in line
@@ -221,7 +222,7 @@ def test_inspect_on_the_command_line(tmp_path: Path) -> None:
     assert sum(p.startswith("skipped bad") for p in found["problems"]) == 50
     with Image.open(found["picture"]) as image:
         assert image.format == "PNG"
-    said = wgan("data", "inspect", "8gaussians", "--out", "x/toy.png", cwd=tmp_path)
+    said = called("data", "inspect", "8gaussians", "--out", "x/toy.png", cwd=tmp_path)
     assert said.returncode == 0, said.stderr
     assert "picture: x/toy.png" in said.stdout
     assert (tmp_path / "x" / "toy.png").exists()
@@ -230,7 +231,7 @@ def test_inspect_on_the_command_line(tmp_path: Path) -> None:
         (("photos", "--size", 2), "data.size"),
         (("photos", "--size", 8, "--out", "a.jpg"), ".png"),
     ):
-        mistake = wgan("data", "inspect", *arguments, cwd=tmp_path)
+        mistake = called("data", "inspect", *arguments, cwd=tmp_path)
         assert mistake.returncode == 2
         assert says in mistake.stderr
         assert len(mistake.stderr.splitlines()) == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from functools import cache
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -81,9 +82,15 @@ class Commands(TyperGroup):
         module = COMMANDS[name]
         try:
             with needs(EXTRAS[module.partition(".")[0]]):
-                return get_group(import_module(module).app).commands[name]
+                return _commands_of(module)[name]
         except UserError as error:
             return _missing(name, error)
+
+
+@cache
+def _commands_of(module: str) -> dict[str, Any]:
+    """Make the commands of a module: once, for all of them in the help."""
+    return dict(get_group(import_module(module).app).commands)
 
 
 def _missing(name: str, error: UserError) -> Any:

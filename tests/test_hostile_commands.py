@@ -1,6 +1,7 @@
 """Every command with what users and machines can do to it: one line, an exit code, no traceback."""
 
 import contextlib
+import functools
 import json
 import os
 import threading
@@ -69,6 +70,7 @@ LONG = {
 """They compute for long where the place turns out to be a good one."""
 
 
+@functools.cache
 def leaves() -> dict[str, Any]:
     """Every command by its name, the sub-commands of groups too."""
     found = {}
@@ -202,10 +204,10 @@ def other_end(folder: Path, mode: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for path in pipes:  # lets a thread go on to which nobody has come
-            os.close(os.open(path, os.O_RDWR))
-        for thread in threads:
-            thread.join()
+        for path, thread in zip(pipes, threads, strict=True):
+            while thread.is_alive():  # lets one go on to which nobody has come, once it waits
+                os.close(os.open(path, os.O_RDWR))
+                thread.join(0.01)
 
 
 def runs_or_complains(capfd: pytest.CaptureFixture[str], line: list[str]) -> None:

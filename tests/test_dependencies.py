@@ -15,9 +15,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = {"models", "training", "service", "wgan", "wgan_cli"}
 DISTRIBUTIONS = importlib.metadata.packages_distributions() | {"torch_fidelity": ["torch-fidelity"]}
 EXTRAS = {
-    # `wgan models`, `promote` and `sample` work without any extra; `sign`, `verify` and
-    # `export` need one.
-    "models": ["signing", "export"],
+    # `wgan models`, `promote` and `sample` work without any extra; `sign`, `verify`,
+    # `export` and scoring HDF5 need one.
+    "models": ["signing", "export", "arrays"],
     "service": ["service", "signing"],
     "training": ["train", "arrays", "features", "inception", "privacy", "s3"],
     # The command line imports what a command needs when it runs.

@@ -292,7 +292,7 @@ def test_a_disk_without_room_for_the_run_is_told_before_the_training(
     assert not out.exists()
     line = ["train", "--preset", "8gaussians", "--no-register", "--out", str(out)]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
-    assert wgan_cli.main(line) == 1
+    assert wgan_cli.main(line) == 2
     (complaint,) = capsys.readouterr().err.splitlines()
     assert complaint.startswith(f"error: {out}: has room for 10 MB, and this run needs about ")
     out.mkdir()

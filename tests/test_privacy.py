@@ -18,6 +18,7 @@ from scipy import integrate, optimize, special, stats
 from torch import Tensor, nn
 
 from benchmarks.privacy import PAGE, RESULTS, gradient_bound, shown
+from models import registry
 from models.artifact import load_artifact
 from models.config import Config
 from models.constraints import (
@@ -36,6 +37,7 @@ from models.tables import Choice, Value
 from tests.artifacts import tiny_config
 from tests.conformance import FAMILIES, data, make
 from tests.mixed import people
+from tests.registries import new_database
 from tests.runs import trained
 from tests.test_app import made, talk
 from tests.test_conformance import CONSTRAINTS
@@ -48,6 +50,7 @@ from training.engine.privacy import SECRET, PrivateStep, Secret, poisson_batches
 from training.engine.runs import Interrupted
 from training.engine.step import CriticStep, critic_loss
 from training.engine.workers import Workers
+from training.tracking import track_and_register
 
 CPU = torch.device("cpu")
 KEY = b"a key of tests, of 32 bytes....."
@@ -415,6 +418,21 @@ def test_a_private_run_publishes_what_it_spent_and_nothing_of_the_rows(
     assert secret.stat().st_mode & 0o077 == 0
     key = secret.read_bytes()
     assert not any(key in path.read_bytes() for path in (folder / "artifact").iterdir())
+
+
+def test_mlflow_is_told_no_more_than_the_artifact_tells(
+    private: tuple[Model, str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, folder = private
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
+    pages = {"report": folder / "report.html", "diagnosis": folder / "diagnosis.html"}
+    reference = track_and_register(model, folder / "artifact", **pages)
+    api = registry.client()
+    run = api.get_run(registry.version(*registry.resolve(reference))["run_id"])
+    assert run.data.metrics.keys() <= {"privacy.epsilon"}
+    files = {path.name: path for path in (tmp_path / "mlartifacts").rglob("*.html")}
+    assert "report.html" not in files
+    assert files["diagnosis.html"].read_text() != pages["diagnosis"].read_text()
 
 
 def test_the_service_tells_what_a_private_model_has_spent(

@@ -48,7 +48,8 @@ def track_and_register(
         artifact_folder: where it lies.
         comparison: name of the comparison that the run is part of; the run is then tracked, and no
             version is registered.
-        report: the page of a table's columns, to be shown beside the artifact.
+        report: the page of a table's columns, to be shown beside the artifact. Of a private run
+            that keeps its figures to itself it is not stored: it shows real rows' marginals.
         diagnosis: the doctor's page in the run's folder; without it, or of a private run, whose own
             page shows what the artifact leaves out, the page is drawn anew.
         again: says, if MLflow fails, what to do when it is there again.
@@ -83,7 +84,7 @@ def track_and_register(
             else:
                 page = diagnosis.read_text()
             _log_files(api, run_id, artifact_folder, page)
-            if report is not None:
+            if report is not None and (run.privacy is None or run.marginals):
                 _store(api, run_id, report)
             reference = str(run_id)
             if not comparison:

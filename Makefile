@@ -36,13 +36,15 @@ tools:
 demo: install
 	$(BIN)/python deploy/demo.py "$(DEMO_DIR)"
 
-# One process per core with one thread each: the tests' networks are so small that two threads would
-# mostly wait for each other. The tests of a file stay together, because they share servers.
+TEST_PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 5))')
+# One process per core and one more, since many tests wait, with one thread each: the tests' networks
+# are so small that two threads would mostly wait for each other. The tests of a file stay together,
+# because they share servers.
 # Where a tool cannot be had (Prometheus comes from Debian's packages alone), its tests are skipped.
 test: install
 	@$(FETCH_TOOLS) || echo "the tests that need these tools are skipped" >&2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" \
-		--numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+		--numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

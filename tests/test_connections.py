@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import re
 import resource
 import socket
@@ -16,22 +17,22 @@ from prometheus_client import Counter, Gauge
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message
 
-from service.connections import (
-    HEAD_SECONDS,
-    LEAST_RATE,
-    LINGER_SECONDS,
-    MAX_CONNECTIONS,
-    READ_SECONDS,
-    SHARE_OF_FILES,
-    Connections,
-)
+from service import connections
+from service.connections import MAX_CONNECTIONS, SHARE_OF_FILES, Connections
 from service.exchange import GONE, exchange_of
 from service.keys import Keys
 from service.limits import UNWATCHED, Guard
 from tests.attacks import raw
-from tests.servers import Server, families, resident
+from tests.servers import ROOT, Server, families, resident
 from tests.test_exchanges import logged
 
+HURRY = 2.5
+"""How many times as fast as others the servers watch over their connections here."""
+HEAD_SECONDS = connections.HEAD_SECONDS / HURRY
+LINGER_SECONDS = connections.LINGER_SECONDS / HURRY
+READ_SECONDS = connections.READ_SECONDS / HURRY
+LEAST_RATE = connections.LEAST_RATE * HURRY
+TICK = connections.TICK / HURRY
 FILES = 256
 """Files that the server may open."""
 LIMIT = int(SHARE_OF_FILES * FILES)
@@ -39,10 +40,33 @@ LIVE = raw("GET /livez HTTP/1.1\nHost: x")
 HALF_HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 60_000
 
 
+HURRIED = """
+from importlib.machinery import SourceFileLoader
+
+execute = SourceFileLoader.exec_module
+
+def exec_module(self, module):
+    execute(self, module)
+    if module.__name__ == "service.connections":
+        vars(module).update(%r)
+
+SourceFileLoader.exec_module = exec_module
+"""
+"""It sets the constants once their module is imported, as early an import would change its log."""
+
+
+def hurried(folder: Path) -> dict[str, str]:
+    """The environment of a server whose constants are ours: Python runs the file as it starts."""
+    names = ("HEAD_SECONDS", "LINGER_SECONDS", "READ_SECONDS", "LEAST_RATE", "TICK")
+    (folder / "sitecustomize.py").write_text(HURRIED % {name: globals()[name] for name in names})
+    return {"PYTHONPATH": os.pathsep.join(map(str, (folder, ROOT)))}
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    server = Server("vector", tmp_path_factory.mktemp("connections"))
+    folder = tmp_path_factory.mktemp("connections")
+    server = Server("vector", folder, **hurried(folder))
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
     context = server.running()
     try:
@@ -127,10 +151,10 @@ def test_clients_that_dawdle_lose_their_connections_and_others_do_not(
     kept, with_ends = connect(opened, server, LIVE), connect(opened, server, LIVE)
     assert whole_answer(with_ends) == 200
     with_ends.sendall(b"\r\n")
-    # Bodies that trickle on after their requests were refused; one of them for 15 seconds.
+    # Bodies that trickle on after their requests were refused; one of them longer than a head has.
     refused, ending = (
         connect(opened, server, raw(f"PUT /v1/model HTTP/1.1\nHost: x\nContent-Length: {size}"))
-        for size in (99999999, 300)
+        for size in (99999999, 120)
     )
     nonsense = connect(opened, server, b"\x16\x03\x01\r\n\r\n")
     assert rest(nonsense).startswith(b"HTTP/1.1 400")
@@ -139,7 +163,7 @@ def test_clients_that_dawdle_lose_their_connections_and_others_do_not(
     while time.monotonic() - began < READ_SECONDS + HEAD_SECONDS:
         taken += len(steady.recv(int(4 * LEAST_RATE * 0.05)))
         refused.sendall(b"x")
-        if sent < 300:
+        if sent < 120:
             ending.sendall(b"x")
             sent += 1
         time.sleep(0.05)
@@ -155,7 +179,7 @@ def test_clients_that_dawdle_lose_their_connections_and_others_do_not(
         content = rest(connection)
         assert b"HTTP/1.1 408 Request Timeout\r\n" in content
         assert b"application/problem+json" in content
-        assert content.endswith(b'the head did not come within 10 seconds"}')
+        assert content.endswith(b'the head did not come within 4 seconds"}')
     while time.monotonic() - began < LINGER_SECONDS:
         steady.recv(int(4 * LEAST_RATE * 0.05))
         refused.sendall(b"x")

@@ -18,12 +18,12 @@ from prometheus_client import Counter, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 from uvicorn.server import ServerState
 
-from service.connections import HEAD_SECONDS, SHARE_OF_FILES, TICK, Connections
+from service.connections import SHARE_OF_FILES, Connections
 from service.handshakes import TlsProtocol
 from service.tls import Certificate
 from tests.artifacts import make_artifact
 from tests.servers import WGAN, free_port, running
-from tests.test_connections import LIVE, answers
+from tests.test_connections import HEAD_SECONDS, LIVE, TICK, answers, hurried
 from tests.test_machine import limited
 from tests.test_tls import write_certificate
 
@@ -68,7 +68,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Https]:
     command += ["--tls-cert", cert, "--tls-key", key]
     with contextlib.ExitStack() as stack:
         with limited(resource.RLIMIT_NOFILE, FILES):
-            stack.enter_context(running(command, port, folder / "log"))
+            stack.enter_context(running(command, port, folder / "log", **hurried(folder)))
         yield Https(port, ssl.create_default_context(cafile=cert))
         assert "Traceback" not in (folder / "log").read_text()
 
@@ -96,7 +96,7 @@ def test_handshakes_that_do_not_end_are_closed_as_heads_are(server: Https) -> No
         for byte in hello(server):
             with contextlib.suppress(OSError):
                 slow.sendall(bytes([byte]))
-            time.sleep(0.1)
+            time.sleep(0.04)
             if time.monotonic() - began > HEAD_SECONDS / 2:
                 break
         late = stack.enter_context(server.connect())

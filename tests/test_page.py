@@ -9,7 +9,7 @@ import shutil
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -106,49 +106,55 @@ def compare(run: dict[str, Any]) -> None:
     ]
 
 
-class Site:
-    """One kind of model, served."""
+class Site(NamedTuple):
+    """One of a server's models."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
-        artifact = folder / "artifact"
-        if kind == "image":
-            make_artifact(artifact, kind, class_counts=CLASSES)
-            change(artifact, measure)
-        else:
-            make_artifact(artifact, kind)
-        if kind == "rows":
-            change(artifact, compare)
-        self.artifact = artifact
-        self.model: Model = load_artifact(artifact)
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/"
-        self.log = folder / "log"
+    server: str
+    name: str
+    artifact: Path
+    model: Model
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator["Site"]:
-        with running(serving(self.artifact, self.port), self.port, self.log) as process:
-            wait_for(f"{self.url}readyz", process, self.log)
-            yield self
+    @property
+    def url(self) -> str:
+        """Of its page."""
+        return f"{self.server}?model={self.name}"
+
+    @property
+    def api(self) -> str:
+        return f"{self.server}v1/models/{self.name}"
 
 
-class Sites:
-    """Starts a kind's server when a test first asks for it."""
+Sites = dict[str, Site]
 
-    def __init__(self, stack: contextlib.ExitStack, factory: pytest.TempPathFactory) -> None:
-        self.stack, self.factory = stack, factory
-        self.found: dict[str, Site] = {}
 
-    def __getitem__(self, kind: str) -> Site:
-        if kind not in self.found:
-            site = Site(kind, self.factory.mktemp(kind))
-            self.found[kind] = self.stack.enter_context(site.running())
-        return self.found[kind]
+def made(artifact: Path, kind: str) -> Path:
+    make_artifact(artifact, kind, class_counts=CLASSES if kind == "image" else None)
+    if kind == "image":
+        change(artifact, measure)
+    if kind == "rows":
+        change(artifact, compare)
+    return artifact
+
+
+@contextlib.contextmanager
+def served(artifacts: dict[str, Path], folder: Path) -> Iterator[str]:
+    """Serve artifacts by name, and give the address of the page."""
+    port = free_port()
+    command: list[object] = [WGAN, "serve", "--port", port]
+    for name, artifact in artifacts.items():
+        command += ["--model", f"{name}={artifact}"]
+    with running(command, port, folder / "log") as process:
+        url = f"http://127.0.0.1:{port}/"
+        wait_for(f"{url}readyz", process, folder / "log")
+        yield url
 
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
-    with contextlib.ExitStack() as stack:
-        yield Sites(stack, tmp_path_factory)
+    folder = tmp_path_factory.mktemp("page")
+    artifacts = {kind: made(folder / kind, kind) for kind in KINDS}
+    with served(artifacts, folder) as url:
+        yield {k: Site(url, k, artifacts[k], load_artifact(artifacts[k])) for k in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +186,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
             page.set_default_timeout(PATIENCE)
             page.on("console", complain)
             page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("request", lambda request: fetched.append((request.url, url)))
+            page.on("request", lambda request: fetched.append((request.url, url.partition("?")[0])))
             page.goto(url)
             return page
 
@@ -239,7 +245,7 @@ def test_generating_by_seed_and_class(sites: Sites, visit: Callable[..., Page]) 
         f"16 samples of seed 123, class <b>odd</b>, made by {site.model.digest[:12]}",
     )
     body = {"count": 16, "seed": 123, "class": "<b>odd</b>", "format": "png"}
-    expected = httpx.post(f"{site.url}v1/samples", json=body).content
+    expected = httpx.post(f"{site.api}/samples", json=body).content
     assert np.array_equal(pixels(page, "#samples img"), picture(expected))
     assert '"seed":123' in page.locator("#curl").text_content()  # type: ignore[operator]
     page.get_by_role("button", name="Another seed").click()
@@ -431,7 +437,7 @@ def test_marginals_of_a_table(sites: Sites, visit: Callable[..., Page]) -> None:
 def test_files_of_rows_are_scored(sites: Sites, visit: Callable[..., Page], tmp_path: Path) -> None:
     page = settled(visit(sites["rows"].url))
     body = {"count": 30, "seed": 1, "format": "csv"}
-    content = httpx.post(f"{sites['rows'].url}v1/samples", json=body).content
+    content = httpx.post(f"{sites['rows'].api}/samples", json=body).content
     (tmp_path / "rows.csv").write_bytes(content)
     page.locator("#files").set_input_files(tmp_path / "rows.csv")
     has(page, "#score-status", "30 items scored")
@@ -592,8 +598,12 @@ def test_a_key_is_asked_for_where_one_is_needed(
     digest = hashlib.sha256(b"sesame").hexdigest()
     (tmp_path / "keys").write_text(f"page:{digest}:samples,scores\n")
     monkeypatch.setenv("WGAN_API_KEYS_FILE", str(tmp_path / "keys"))
-    with Site("vector", tmp_path).running() as site:
-        page = visit(site.url)
+    port, log = free_port(), tmp_path / "log"
+    artifact = make_artifact(tmp_path / "artifact", "vector")
+    with running(serving(artifact, port), port, log) as process:
+        url = f"http://127.0.0.1:{port}/"
+        wait_for(f"{url}readyz", process, log)
+        page = visit(url)
         has(page, "#key-form", "asks for an API key")
         expect(page.locator("#key")).to_be_focused(timeout=PATIENCE)
         page.keyboard.type("wrong")
@@ -611,13 +621,9 @@ def test_a_key_is_asked_for_where_one_is_needed(
 def test_of_several_models_the_page_shows_one_and_leads_to_the_others(
     tmp_path: Path, visit: Callable[..., Page]
 ) -> None:
-    port = free_port()
-    command: list[object] = [WGAN, "serve", "--port", port]
-    for name, kind in (("digits & co", "image"), ("ring", "vector")):
-        command += ["--model", f"{name}={make_artifact(tmp_path / kind, kind)}"]
-    with running(command, port, tmp_path / "log") as process:
-        url = f"http://127.0.0.1:{port}/"
-        wait_for(f"{url}readyz", process, tmp_path / "log")
+    kinds = {"digits & co": "image", "ring": "vector"}
+    artifacts = {name: make_artifact(tmp_path / kind, kind) for name, kind in kinds.items()}
+    with served(artifacts, tmp_path) as url:
         page = settled(visit(url))
         assert f"{url}v1/models/digits%20%26%20co/samples" in str(
             page.locator("#curl").text_content()
@@ -639,8 +645,8 @@ def test_of_several_models_the_page_shows_one_and_leads_to_the_others(
 
 def test_what_the_client_has_is_not_sent_again(sites: Sites) -> None:
     site = sites["image"]
-    with httpx.Client(base_url=site.url) as client:
-        for path in ("/", "/page.css", "/page.js", "/v1/model/samples.png"):
+    with httpx.Client(base_url=site.server) as client:
+        for path in ("/", "/page.css", "/page.js", "/v1/models/image/samples.png"):
             first = client.get(path)
             assert first.status_code == 200
             etag = first.headers["etag"]

@@ -58,7 +58,7 @@ def running(
             process.kill()
 
 
-def serving(model: Path, port: int) -> list[object]:
+def serving(model: Path | str, port: int) -> list[object]:
     """Command of `wgan serve` less its look at the model beforehand, which takes a second."""
     code = f"from service.server import serve; serve({str(model)!r}, '127.0.0.1', {port})"
     return [sys.executable, "-c", code]

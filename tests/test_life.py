@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from models import registry
 from models.artifact import load_artifact
 from tests.registries import Registry, register, until
-from tests.servers import WGAN, free_port, is_problem, running, wait_for
+from tests.servers import WGAN, free_port, is_problem, running, serving, wait_for
 
 GOOD = (1, 2, 3)
 CUT_SHORT, WITHOUT_NUMBERS = 4, 5
@@ -65,7 +65,9 @@ class Service:
 
     @contextlib.contextmanager
     def started(self, model: str = "tiny@champion", *options: str) -> Iterator["Service"]:
-        command = [WGAN, "serve", "--model", model, "--port", self.port, *options]
+        command = serving(model, self.port)
+        if options:
+            command = [WGAN, "serve", "--model", model, "--port", self.port, *options]
         server = running(command, self.port, self.log, **self.environment)
         with server as self.process, self.client:
             yield self

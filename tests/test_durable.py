@@ -1,11 +1,14 @@
 """Files that are cut at any byte, disks that fill up, and what is written in which order."""
 
+import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from torch import nn
 from models.bulk import UNFINISHED, Folder
 from models.durable import (
     append_line,
+    new_folder,
     put,
     read_file,
     read_lines,
@@ -25,7 +29,14 @@ from models.durable import (
 )
 from models.errors import BrokenFileError
 from tests.artifacts import tiny_config
-from training.engine.checkpoint import TrainingState, save_checkpoint
+from training.engine.checkpoint import (
+    TrainingState,
+    checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    provenance_of,
+    save_checkpoint,
+)
 from training.engine.origin import Origin
 from training.engine.privacy import keep_secret
 from training.progress import silent
@@ -85,6 +96,55 @@ for write in append_line, write_file:
     assert os.listdir(tmp_path) == ["lines"]
 
 
+def test_what_fails_while_it_is_written_leaves_all_as_it_was(tmp_path: Path) -> None:
+    def pieces() -> Iterator[bytes]:
+        yield b"half"
+        raise ValueError("no more")
+
+    write_file(tmp_path / "file", [b"a", b"b"])
+    with pytest.raises(ValueError, match="no more"):
+        write_file(tmp_path / "file", pieces())
+    with contextlib.suppress(KeyError), new_folder(tmp_path / "folder") as new:
+        (new / "half").touch()
+        raise KeyError("no more")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"ab"
+
+
+def test_a_new_folder_takes_its_name_when_it_is_filled(tmp_path: Path) -> None:
+    folder = tmp_path / "above" / "folder"
+    for name in ("first", "second"):
+        with new_folder(folder) as new:
+            (new / name).touch()
+            assert name not in (os.listdir(folder) if folder.exists() else [])
+        assert os.listdir(folder) == [name]
+    assert os.listdir(folder.parent) == ["folder"]
+    assert folder.stat().st_mode & 0o777 == 0o755, "others may read it"
+
+
+def test_nothing_stays_open(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    write_file(tmp_path / "file", "a")
+    append_line(tmp_path / "lines", "1")
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_two_do_not_append_at_once(tmp_path: Path) -> None:
+    """The one that waits does not take a line that the other has begun for one that was cut."""
+    path = tmp_path / "lines"
+    other = threading.Thread(target=append_line, args=(path, '{"b": 2}'))
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(b'{"a"')
+        file.flush()
+        other.start()
+        other.join(0.1)
+        assert other.is_alive()
+        file.write(b": 1}\n")
+    other.join(10)
+    assert read_lines(path, pytest.fail) == [{"a": 1}, {"b": 2}]
+
+
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """The calls of fsync and of replace, with the names of what they were about."""
@@ -141,14 +201,77 @@ def test_the_disk_has_samples_before_their_file_has_its_name(
     assert new.endswith(UNFINISHED)
 
 
+VECTORS = tiny_config("vector")
+ORIGIN = Origin(data={"items": 5}, threads=1, extended=[7])
+
+
+def new_state() -> TrainingState:
+    generator, critic, ema = (nn.Linear(2, 2) for _ in range(3))
+    optimizers = [torch.optim.Adam(network.parameters()) for network in (generator, critic)]
+    return TrainingState(generator, critic, ema, *optimizers)
+
+
+def step(state: TrainingState) -> None:
+    for network, optimizer in (
+        (state.generator, state.generator_optimizer),
+        (state.critic, state.critic_optimizer),
+    ):
+        optimizer.zero_grad()
+        network(torch.ones(3, 2)).square().sum().backward()
+        optimizer.step()
+
+
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    state, other = new_state(), new_state()
+    step(state)
+    folder, history = tmp_path / "run" / "checkpoints", [{"step": 1.0, "loss": 0.25}]
+    path = save_checkpoint(folder, 1, VECTORS, history, state, "graph", ORIGIN)
+    found = load_checkpoint(path)
+    assert found[:3] == (1, VECTORS.model_dump(mode="json"), history)
+    assert (found.critic_step, found.origin) == ("graph", ORIGIN)
+    other.restore(found.tensors)
+    for each in (state, other):
+        step(each)
+    expected = state.tensors()
+    assert expected.keys() == found.tensors.keys()
+    assert len(expected) == 3 * 2 + 2 * 2 * 3  # networks; of Adam two moments and a step each
+    for name, tensor in other.tensors().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_two_checkpoints_stay_and_one_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    for number in (1, 20, 3, 100):
+        save_checkpoint(tmp_path, number, VECTORS, [], new_state(), "eager", ORIGIN)
+    names = ["step-00000020.safetensors", "step-00000100.safetensors"]
+    assert [path.name for path in checkpoints(tmp_path)] == names
+    assert newest_checkpoint(tmp_path) == tmp_path / names[1]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.engine.checkpoint.put", full)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path, 101, VECTORS, [], new_state(), "eager", ORIGIN)
+    assert sorted(os.listdir(tmp_path)) == names
+
+
+def test_the_record_tells_of_the_run_s_machine_and_its_beginning(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, VECTORS, [], new_state(), "graph", ORIGIN)
+    told = provenance_of(torch.device("cpu"), 12.345, tmp_path)
+    assert told["torch"] == torch.__version__
+    assert told["device"] == "cpu"
+    assert told["seconds"] == 12.3
+    assert told["threads"] == torch.get_num_threads()
+    assert (told["critic_step"], told["extended"]) == ("graph", [7])
+
+
 def test_the_disk_has_a_checkpoint_before_it_has_its_name(
     tmp_path: Path, calls: list[tuple[str, str]]
 ) -> None:
-    config = tiny_config("vector")
-    generator, critic, ema = (nn.Linear(2, 2) for _ in range(3))
-    optimizers = [torch.optim.Adam(network.parameters()) for network in (generator, critic)]
-    state = TrainingState(generator, critic, ema, *optimizers)
-    save_checkpoint(tmp_path, 3, config, [], state, "eager", Origin(data={}, threads=1))
+    save_checkpoint(tmp_path, 3, VECTORS, [], new_state(), "eager", ORIGIN)
     name = "step-00000003"
     assert calls == [
         ("fsync", f"{name}.partial"), ("replace", f"{name}.safetensors"), ("fsync", tmp_path.name),

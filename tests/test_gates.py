@@ -21,7 +21,7 @@ from models.record import Finding
 from models.sampling import Scaling
 from tests.artifacts import make_artifact
 from training.data.dataset import Dataset, load_data
-from training.judging.copying import COPYING, copying_statistic, membership
+from training.judging.copying import COPYING, Membership, copying_statistic, membership
 from training.judging.evaluate import judge
 from training.judging.figures import HEADLINES, distances, figure
 from training.judging.intervals import (
@@ -144,6 +144,7 @@ def test_nearest_distances_do_not_round_copies_far_away_and_take_several_arrays(
         (-0.1, 0.3, 0.0, False, "cannot tell"),
         (-0.1, 0.3, 0.3, True, "at most"),
         (0.1, 0.3, 0.05, False, "worse"),
+        (0.05, 0.3, 0.05, False, "cannot tell"),
     ],
 )
 def test_no_worse_means_the_upper_bound(
@@ -167,7 +168,10 @@ def test_too_little_data_rejects() -> None:
     assert verdict(4000)
     assert not verdict(20)
     assert gates.enough_heldout(100, 100).passed
-    assert not gates.enough_heldout(99, 100).passed
+    few, enough = (gates.enough_heldout(n, 100) for n in (99, 100))
+    assert not few.passed
+    assert "too few to judge by" in few.reason
+    assert "too few" not in enough.reason
 
 
 def test_shares_must_surely_reach_their_least_value() -> None:
@@ -178,9 +182,92 @@ def test_shares_must_surely_reach_their_least_value() -> None:
     assert (gate.challenger, gate.reference, gate.interval) == (0.5, 0.45, (0.4, 0.6))
     assert gates.within("recall", recall, most=0.6).passed
     assert not gates.within("recall", recall, most=0.55).passed
+    above = gates.within("recall", recall, most=0.6)
+    assert above.reference == 0.6
+    assert "surely at most 0.600; enough: at most 0.6 is wanted" in above.reason
+    assert "surely at least 0.400; too low: at least 0.45 is wanted" in gate.reason
+    assert gate.reason.endswith(", and real data have 0.9")
+    unheard = gates.within("recall", recall.model_copy(update={"floor": None}), least=0.4)
+    assert unheard.reason.endswith("enough: at least 0.4 is wanted")
     unknown = gates.within("tstr", None, least=0.1)
     assert not unknown.passed
     assert "set evaluation.target" in unknown.reason
+    assert unknown.reference == 0.1
+    missing = gates.within("recall", None, most=0.2)
+    assert (missing.passed, missing.reference) == (False, 0.2)
+    assert "the data do not have it" in missing.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed", "refused"),
+    [
+        ("margin", [0], [-1e-9, math.inf]),
+        ("min_heldout", [20], [19]),
+        *((share, [0, 1], [-0.01, 1.01]) for share in ("precision", "recall", "coverage")),
+        ("max_drift", [1], [0.99, math.inf]),
+        ("max_near_training", [0, 1], [-0.01, 1.01]),
+        ("max_membership", [0.5, 1], [0.49, 1.01]),
+        ("max_seconds", [1e-9], [0]),
+    ],
+)
+def test_a_limit_without_a_meaning_is_refused(
+    name: str, allowed: list[float], refused: list[float]
+) -> None:
+    """Shares are from 0 to 1, an area under a curve is 0.5 by chance, a factor is 1 or more."""
+    for value in allowed:
+        assert getattr(gates.GatesConfig(**{name: value}), name) == value
+    for value in refused:
+        with pytest.raises(ValueError, match=name):
+            gates.GatesConfig(**{name: value})
+
+
+@pytest.mark.parametrize("model", [gates.GatesConfig, gates.Gate])
+def test_limits_and_results_are_fixed_and_take_no_other_names(model: Any) -> None:
+    given = {} if model is gates.GatesConfig else {"name": "a", "passed": True, "reason": "b"}
+    with pytest.raises(ValueError, match="unknown"):
+        model(**given, unknown=1)
+    made = model(**given)
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(made, next(iter(type(made).model_fields)), None)
+
+
+def test_every_gate_has_its_limit_and_its_place() -> None:
+    rng = default_rng(20)
+    share = Estimate(value=0.5, floor=0.9, low=0.41, high=0.6, n=100)
+    evidence: Any = SimpleNamespace(
+        challenger=SimpleNamespace(
+            run=SimpleNamespace(findings=[]), sample=lambda seed, count: None
+        ),
+        n=100,
+        schema=None,
+        shares=dict.fromkeys(("precision", "recall", "coverage"), share),
+        fake=rng.normal(size=(100, 2)),
+        real=rng.normal(size=(100, 2)),
+        all_training=lambda: [rng.normal(size=(100, 2))],
+        device="cpu",
+        membership=Membership(0.6, 0.55, 0.65, 0.001),
+        figures={name: figure(name, share) for name in ("valid_share", "pair_trends")},
+    )
+    limits = gates.GatesConfig(most={"pair_trends": 0.6}, least={"pair_trends": 0.2})
+
+    def found(limits: gates.GatesConfig) -> list[tuple[str, float | None, bool]]:
+        judged = gates.challenger_gates(evidence, limits)
+        return [(gate.name, gate.reference, gate.passed) for gate in judged]
+
+    shares = [(name, 0.4, True) for name in ("precision", "recall", "coverage")]
+    own = [("pair_trends", 0.2, True), ("pair_trends", 0.6, True)]
+    always = [
+        ("memorisation", 0.15, True),
+        ("membership", 0.55, True),  # its lower end may be as large
+        ("findings", 0, True),
+        ("latency", 2.0, True),
+    ]
+    assert found(limits) == [("heldout", 100, True), *shares, *always, *own]
+    evidence.schema = object()  # a table
+    valid = ("valid_share", 1.0, False)
+    assert found(limits) == [("heldout", 100, True), *always, valid, *own]
+    named = gates.GatesConfig(least={"valid_share": 0.4})
+    assert found(named)[-1] == ("valid_share", 0.4, True)
 
 
 def test_limits_are_of_figures_that_there_are() -> None:
@@ -201,6 +288,7 @@ def test_only_critical_findings_count() -> None:
     critical = minor.model_copy(update={"severity": "critical"})
     assert gates.no_critical_finding([]).passed
     assert gates.no_critical_finding([minor]).passed
+    assert gates.no_critical_finding([minor]).reason == "none of 1 findings is critical"
     gate = gates.no_critical_finding([minor, critical])
     assert not gate.passed
     assert gate.challenger == 1
@@ -214,6 +302,9 @@ def test_a_copier_is_caught_and_a_perfect_sampler_is_not() -> None:
     perfect = gates.not_copied(fresh, heldout, training, 0.25)
     assert perfect.passed
     assert perfect.challenger == pytest.approx(gates.NEAR_SHARE, abs=0.03)
+    assert "C_T is" in perfect.reason
+    few = gates.not_copied(fresh[:5], heldout[:5], training, 0.25)
+    assert "C_T" not in few.reason, "too few to say"
     copies = training[rng.permutation(1000)] + 1e-3 * rng.normal(size=(1000, 4))
     assert gates.not_copied(copies, heldout, training, 0.25).challenger == 1.0
     mixed = np.concatenate([copies[:400], fresh[:600]])
@@ -232,6 +323,13 @@ def test_the_share_of_near_samples_has_the_interval_of_a_share() -> None:
     assert low == pytest.approx(0.2102, abs=1e-4)
     assert not gates.not_copied(fake, heldout, [np.zeros((1, 1))], 0.2).passed
     assert gates.not_copied(fake, heldout, [np.zeros((1, 1))], gate.interval[0]).passed
+
+
+def test_what_is_as_near_as_the_nearest_held_out_items_is_near() -> None:
+    """All held-out items and all samples are equally far: a share of 1 is as near."""
+    ones = np.ones((50, 1))
+    gate = gates.not_copied(ones, ones, [np.zeros((1, 1))], 0.15)
+    assert (gate.challenger, gate.passed) == (1.0, False)
 
 
 def test_a_copier_of_a_hundred_thousand_items_is_caught() -> None:
@@ -378,6 +476,38 @@ def test_data_must_look_to_the_champion_as_they_did() -> None:
     now = Estimate(value=2.9, floor=0.0, low=2.3, high=3.5, n=100)
     assert gates.familiar("loss", now, recorded, 2.0).passed
     assert not gates.familiar("loss", now._replace(low=2.5), recorded, 2.0).passed
+    assert gates.familiar("loss", now._replace(low=2.4), recorded, 2.0).passed
+    fewer = gates.familiar("loss", now._replace(low=2.5), recorded, 2.0, growth=0.3)
+    assert fewer.reference == pytest.approx(2 * (1.2 + 0.3))
+    assert fewer.passed
+    assert fewer.reason.endswith("1 when it was judged on 100, 0.3 less than on 100")
+
+
+def test_the_champion_s_loss_is_compared_on_one_number_of_items() -> None:
+    asked: list[Any] = []
+
+    def loss_of(model: Any, n: int) -> Estimate:
+        asked.append(n)
+        return Estimate(value=2.6, floor=0.0, low=2.5, high=2.7, n=60)
+
+    def loss_growth(model: Any, fewer: int, more: int) -> float:
+        asked.extend((fewer, more))
+        return 0.3
+
+    recorded = record.Figure(value=1.0, floor=0.0, interval=(0.8, 1.2), n=100, better="lower")
+    champion: Any = SimpleNamespace(
+        run=SimpleNamespace(results=SimpleNamespace(figures={"loss": recorded}))
+    )
+    evidence: Any = SimpleNamespace(
+        judged_alike=lambda model: True, loss="loss", loss_of=loss_of, loss_growth=loss_growth
+    )
+    gate = gates.known_data(evidence, champion, 2.0)
+    assert asked == [100, 60, 100]
+    assert (gate.passed, gate.reference) == (True, pytest.approx(3.0))
+    evidence.judged_alike = lambda model: False
+    gate = gates.known_data(evidence, champion, 1e-9)
+    assert gate.passed
+    assert "not asked" in gate.reason
 
 
 class Sampler:
@@ -491,3 +621,26 @@ def test_latency_is_measured(tmp_path: Path) -> None:
     assert gate.passed
     assert gate.challenger is not None
     assert not gates.within_budget(model, gate.challenger / 1000).passed
+
+
+def test_latency_is_the_median_of_five_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, left, drawn = 100.0, [9.0, 1.0, 2.0, 4.0, 3.0], []
+
+    def sample(seed: int, count: int) -> None:
+        nonlocal now
+        now += left.pop(0)
+        drawn.append((count, torch.get_num_threads()))
+
+    monkeypatch.setattr(gates.time, "perf_counter", lambda: now)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        model: Any = SimpleNamespace(sample=sample)
+        gate = gates.within_budget(model, 3.0)
+        assert (gate.challenger, gate.interval, gate.passed) == (3.0, (1.0, 9.0), True)
+        assert drawn == [(64, 1)] * 5
+        with pytest.raises(IndexError):
+            gates.within_budget(model, 3.0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

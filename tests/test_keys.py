@@ -71,6 +71,29 @@ def test_an_empty_key_opens_nothing(tmp_path: Path, sent: str) -> None:
         keys.authenticate(authorization(sent))
 
 
+@pytest.mark.parametrize(
+    "sent", [["Basic 1"], ["Bearer 1", "Bearer 1"], ["Bearer 1", "Basic 2"], []]
+)
+def test_only_one_header_with_a_bearer_s_key_opens(tmp_path: Path, sent: list[str]) -> None:
+    path = tmp_path / "keys"
+    path.write_text(line("a", "1", "samples"))
+    with pytest.raises(Unauthorized):
+        Keys(path).authenticate(authorization(*sent))
+
+
+def test_a_key_may_do_what_its_scopes_say_and_without_keys_anybody_may(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(line("a", "1", "samples"))
+    keys = Keys(path)
+    allow(None, "samples")
+    allow(keys.authenticate(authorization("Bearer 1")), "samples")
+    paths = "/v1/samples", "/metrics", "/livez"
+    assert [Keys(None).is_needed(path) for path in paths] == [False, False, False]
+    assert [keys.is_needed(path) for path in paths] == [True, False, False]
+    path.write_text(line("a", "1", "samples") + line("b", "2", "metrics"))
+    assert [keys.is_needed(path) for path in paths] == [True, True, False]
+
+
 def test_a_mark_of_the_encoding_is_no_part_of_a_name(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("\ufeff" + line("a", "1", "samples"), "utf-8")
     assert [key.name for key in read_keys(tmp_path / "keys")] == ["a"]

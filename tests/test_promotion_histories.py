@@ -1,6 +1,10 @@
 """Any history of promotions, rollbacks, moves by others and cut calls, against a simple model."""
 
 import contextlib
+import getpass
+import json
+import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from mlflow import MlflowClient
 
-from models import registry
+from models import promotions, registry
 from models.errors import AbsentError, RegistryError
 
 VERSIONS = [str(number) for number in range(1, 5)]
@@ -153,3 +157,77 @@ TestHistories.settings = settings(
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=True,
 )
+
+
+def change(action: str, to: str | None, when: str = "2026", **more: object) -> str:
+    return json.dumps({"action": action, "to": to, "when": when, **more})
+
+
+def test_changes_are_told_by_number_then_time_and_what_is_none_of_ours_is_left_out() -> None:
+    ours = {
+        "promotion.000010.ab": change("promote", "4"),
+        "promotion.000009.ff": change("promote", "2", "2026-01"),
+        "promotion.000009.aa": change("promote", "3", "2026-02"),
+    }
+    others = {
+        "promotion.note": change("promote", "9"),
+        "promotion.000012.xyz": change("promote", "9"),
+        "a.promotion.000012.ab": change("promote", "9"),
+        "promotion.000013.ab": "{",
+        "promotion.000014.ab": '["action", "to", "when"]',
+        "promotion.000015.ab": '{"action": "promote", "to": "9"}',
+    }
+    for tags in (ours, {**others, **ours}):
+        found, mend = promotions.settle(tags, "4")
+        assert [one["to"] for one in found] == ["2", "3", "4"]
+        assert mend == {}
+        assert re.fullmatch(r"promotion\.000011\.[0-9a-f]{8}", promotions.next_tag(tags))
+    assert promotions.next_tag(others).startswith("promotion.000001.")
+    assert promotions.next_tag(ours) != promotions.next_tag(ours)
+
+
+def test_the_alias_tells_which_pending_changes_came_to_pass() -> None:
+    first, second = "promotion.000001.aa", "promotion.000002.aa"
+    tags = {
+        first: change("promote", "1", pending=True),
+        second: change("promote", "2", pending=True),
+    }
+    changes, mend = promotions.settle(tags, "1")
+    assert [one["to"] for one in changes] == ["1"]
+    assert mend == {first: change("promote", "1"), second: None}
+    changes, mend = promotions.settle(tags, "3")
+    ((moved,), (name, told)) = changes, list(mend.items())[-1]
+    assert (moved["action"], moved["from"], moved["to"]) == ("moved", None, "3")
+    assert json.loads(told) == moved
+    assert [mend[first], mend[second]] == [None, None]
+    assert name.startswith("promotion.000003.")
+    assert promotions.settle({}, None) == ([], {})
+
+
+@pytest.mark.parametrize(
+    ("moves", "left"),
+    [
+        ([], []),
+        ([("promote", "1"), ("promote", "1"), ("promote", "2")], ["1", "2"]),
+        ([("promote", "1"), ("promote", "2"), ("moved", None), ("promote", "2")], ["1", "2"]),
+        ([("promote", "1"), ("promote", "2"), ("promote", "1")], ["1", "2", "1"]),
+        ([("promote", "1"), ("promote", "2"), ("promote", "3"), ("rollback", "1")], ["1"]),
+        ([("promote", "1"), ("rollback", "2")], ["1", "2"]),
+        ([("promote", "1"), ("promote", "2"), ("rollback", "1"), ("rollback", "1")], ["1"]),
+    ],
+)
+def test_a_rollback_goes_back_through_those_that_were_not_rolled_back(
+    moves: list[tuple[str, str | None]], left: list[str]
+) -> None:
+    assert promotions.champions([{"action": action, "to": to} for action, to in moves]) == left
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(getpass, "getuser", lambda: "somebody")
+    assert promotions.user() == "somebody"
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    assert promotions.user() == f"uid {os.getuid()}"

@@ -125,6 +125,26 @@ def test_no_more_latents_are_drawn_than_samples_are_asked_for(model: Model) -> N
     assert np.array_equal(np.concatenate(parts), np.concatenate(list(whole))[700:703])
 
 
+def test_a_latent_s_row_in_its_forward_never_changes() -> None:
+    """A kernel may round differently in another row."""
+    places: list[tuple[float, int]] = []
+
+    class Noting(nn.Linear):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            places.extend((float(value), row) for row, value in enumerate(z[:, 0]) if value)
+            return z
+
+    def draw(first: int, rows: int) -> np.ndarray:
+        return np.arange(first, first + rows, dtype=np.float32)[:, None]
+
+    scaling = Scaling((1,), [0.0], [1.0])
+    for start in (37, 2**23):  # a first index may be large
+        places.clear()
+        made = np.concatenate(list(generate(Noting(1, 1), scaling, draw, 600, start, chunk=16)))
+        assert np.array_equal(made, draw(start, 600))
+        assert places == [(value, value % 16) for value in range(start, start + 600)]
+
+
 def test_threads_do_not_change_samples(model: Model) -> None:
     expected = model.sample(seed=1, count=40)
     found: list[np.ndarray] = []
@@ -159,6 +179,20 @@ def test_vector_scaling_is_its_own_inverse() -> None:
     x = torch.tensor([[7.0, -1.0], [5.0, 0.0]])
     assert torch.equal(scaling.to_model(x), torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
     assert torch.equal(scaling.to_data(scaling.to_model(x)), x)
+
+
+def test_float_image_scaling_is_each_channel_s_own_and_its_inverse() -> None:
+    scaling = Scaling((2, 3, 4), [5.0, -1.0], [2.0, 0.5])
+    x = torch.arange(24.0).reshape(1, 3, 4, 2)
+    scaled = scaling.to_model(x)
+    assert torch.equal(scaled, torch.stack([(x[..., 0] - 5) / 2, (x[..., 1] + 1) * 2], dim=1))
+    assert torch.equal(scaling.to_data(scaled), x)
+
+
+def test_colours_beyond_the_ends_are_those_at_the_ends() -> None:
+    made = torch.tensor([-1.02, 1.02]).reshape(1, 2, 1, 1).expand(1, 2, 3, 4)
+    pixels = Scaling((2, 3, 4), [], []).to_data(made)
+    assert torch.equal(pixels, torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 4, 2))
 
 
 @pytest.mark.parametrize(
@@ -223,6 +257,16 @@ def test_slerp_walks_the_great_circle_at_an_even_pace() -> None:
     np.testing.assert_allclose(angles, angles.mean(), rtol=1e-5)
     assert np.array_equal(slerp(first, first, np.array([0.3]))[0], first)
     assert np.isfinite(slerp(first, -first, np.array([0.3]))).all()
+    for length in range(1, 50):  # of some, rounding makes the cosine more than 1
+        assert np.allclose(
+            slerp(first[:length], 3 * first[:length], np.array([0.5])), 2 * first[:length]
+        )
+        assert np.allclose(slerp(first[:length], -first[:length], np.array([0.5])), 0, atol=1e-7)
+    # Shoemake's formula for a right angle, of latents that have other lengths than 1.
+    found = slerp(np.float32([2, 0]), np.float32([0, 5]), np.array([1 / 3]))
+    np.testing.assert_allclose(found, [[2 * math.sqrt(3) / 2, 5 / 2]], rtol=1e-6)
+    half = slerp(np.float32([2, 0]), np.float32([5, 5]), np.array([0.5]))  # 45 degrees
+    np.testing.assert_allclose(half * 2 * math.cos(math.pi / 8), [[7, 5]], rtol=1e-6)
     zero = np.zeros_like(first)
     assert np.array_equal(slerp(zero, zero, np.array([0.3]))[0], zero)
     assert np.allclose(slerp(zero, last, np.array([0.25]))[0], 0.25 * last)

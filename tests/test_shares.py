@@ -36,6 +36,18 @@ def test_equal_callers_get_equal_shares_and_a_newcomer_finds_room(size: int, cal
     assert (places.taken, dict(places._held)) == (0, {})
 
 
+@pytest.mark.parametrize(("size", "callers", "each"), [(4, 1, 3), (64, 1, 48), (70, 2, 30)])
+def test_one_caller_gets_three_quarters_and_two_get_three_sevenths(
+    size: int, callers: int, each: int
+) -> None:
+    places = Shares(size)
+    names = [str(n) for n in range(callers)]
+    for name in names * size:
+        if not places.has_its_share(name):
+            places.take(name)
+    assert [places._held[name] for name in names] == [each] * callers
+
+
 def test_one_place_can_be_taken() -> None:
     places = Shares(1)
     assert not places.has_its_share("a")
@@ -70,6 +82,26 @@ def test_no_rate_bounds_nothing_and_callers_are_forgotten(monkeypatch: pytest.Mo
     assert not none.wait("a")
     for number in range(3 * shares.MAX_CALLERS):
         rate.spend(str(number), 1)
+        now += 0.01
+    assert len(rate._paid) <= shares.MAX_CALLERS
+
+
+def test_callers_that_all_matter_are_looked_at_rarely_and_forgotten_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rate, now = Rate(1), 0.0
+    monkeypatch.setattr(shares.time, "monotonic", lambda: now)
+    looks = [rate._paid]
+    for number in range(3 * shares.MAX_CALLERS):
+        rate.spend(str(number), 2)
+        if rate._paid is not looks[-1]:
+            looks.append(rate._paid)
+    assert len(rate._paid) == 3 * shares.MAX_CALLERS
+    assert len(looks) <= 3  # it doubles
+    assert rate.wait("0") == 1
+    now = 3.0
+    for number in range(3 * shares.MAX_CALLERS):
+        rate.spend(f"later {number}", 1)
         now += 0.01
     assert len(rate._paid) <= shares.MAX_CALLERS
 

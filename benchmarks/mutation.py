@@ -157,9 +157,9 @@ class _Module:
 
     def _reaching(self, mutant: Mutant) -> list[str]:
         """Return the tests that reach a mutant, the quickest first."""
-        lines = mutant.lines if mutant.is_in_function else self._reached
-        reaching = {name for line in lines for name in self._reached.get(line, [])}
-        tests = reaching & self._seconds.keys()
+        reaching = {name for line in mutant.lines for name in self._reached.get(line, [])}
+        # What takes effect on import, a test may notice that reaches no line, such as by a default.
+        tests = reaching & self._seconds.keys() if mutant.is_in_function else self._seconds.keys()
         chosen, total = [], 0.0
         for name in sorted(tests, key=lambda name: self._seconds[name]):
             total += self._seconds[name]

@@ -1,5 +1,6 @@
 """An artifact that was changed in any way is refused, and the error names the file."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +25,9 @@ from models.artifact import (
     SUMS,
     TRAINING_STATE,
     load_artifact,
+    read_detector,
+    save_with_detector,
+    verify,
 )
 from models.errors import ArtifactError
 from tests.artifacts import SHAPES, make_artifact
@@ -111,6 +116,79 @@ def test_sums_that_are_no_sums(folder: Path) -> None:
         load_artifact(folder)
 
 
+@pytest.mark.parametrize("name", [*FILES])
+def test_a_sum_that_is_missing_is_named(folder: Path, name: str) -> None:
+    lines = (folder / SUMS).read_text().splitlines(keepends=True)
+    (folder / SUMS).write_text("".join(line for line in lines if name not in line))
+    with pytest.raises(ArtifactError, match=f"has no sum for {re.escape(name)}"):
+        load_artifact(folder)
+
+
+def test_a_foreign_name_may_have_spaces(folder: Path) -> None:
+    with (folder / SUMS).open("a") as file:
+        file.write(f"{'0' * 64}  weights  old.pkl\n")
+    with pytest.raises(ArtifactError, match=r"weights  old\.pkl: does not belong"):
+        load_artifact(folder)
+
+
+def test_what_is_verified_has_the_digest_of_its_sums(folder: Path) -> None:
+    digest = hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()
+    assert verify(folder) == load_artifact(folder).digest == digest
+    (folder / CARD).unlink()
+    with pytest.raises(ArtifactError, match=f"{CARD}: missing"):
+        verify(folder)
+    assert verify(folder, SERVED) == digest
+    (folder / TRAINING_STATE).write_bytes(b"")
+    with pytest.raises(ArtifactError, match=f"{TRAINING_STATE}: changed"):
+        verify(folder, SERVED)
+
+
+def test_networks_are_loaded_to_be_used_and_not_trained(folder: Path) -> None:
+    model = load_artifact(folder)
+    for network in (model.generator, model.critic):
+        assert not network.training
+        assert not any(weight.requires_grad for weight in network.parameters())
+
+
+def test_everybody_may_read_the_files(folder: Path) -> None:
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+
+
+def test_a_detector_is_added_to_a_copy(folder: Path, tmp_path: Path) -> None:
+    digest, copy = load_artifact(folder).digest, tmp_path / "copy"
+    assert read_detector(folder, digest) is None
+    tensors = {"center": torch.arange(3.0).expand(2, 3).T}
+    for _ in range(2):  # what was there is replaced
+        save_with_detector(folder, digest, copy, tensors, {"of": "a test"})
+    for name in FILES:
+        assert (copy / name).read_bytes() == (folder / name).read_bytes()
+    assert {path.name for path in copy.iterdir()} == {*FILES, DETECTOR, SUMS}
+    assert {path.stat().st_mode & 0o777 for path in copy.iterdir()} == {0o644}
+    made = load_artifact(copy).digest
+    content = read_detector(copy, made)
+    assert content is not None
+    assert torch.equal(safetensors.torch.load(content)["center"], tensors["center"])
+    other = {"other": torch.ones(1)}
+    save_with_detector(copy, made, tmp_path / "again", other, {"of": "it"})  # the former one goes
+    found = read_detector(tmp_path / "again", load_artifact(tmp_path / "again").digest)
+    assert found is not None
+    assert safetensors.torch.load(found).keys() == other.keys()
+    for digest_of_other in (digest, "0" * 64):
+        with pytest.raises(ArtifactError, match="another artifact was put there meanwhile"):
+            read_detector(copy, digest_of_other)
+    (copy / DETECTOR).write_bytes(content[:-1])
+    with pytest.raises(ArtifactError, match=f"{DETECTOR}: changed"):
+        read_detector(copy, made)
+    (copy / DETECTOR).unlink()
+    with pytest.raises(ArtifactError, match=f"{DETECTOR}: missing"):
+        load_artifact(copy)
+    assert load_artifact(copy, needed=SERVED).digest == made
+    (folder / CARD).write_text("another")
+    with pytest.raises(ArtifactError, match=f"{CARD}: changed"):
+        save_with_detector(folder, digest, tmp_path / "third", other, {})
+    assert not (tmp_path / "third").exists()
+
+
 def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not an artifact"):
         load_artifact(tmp_path)
@@ -122,7 +200,11 @@ def test_weights_of_another_network_are_refused(folder: Path) -> None:
     weights = load_file(folder / "critic.safetensors")
     save_file({f"other.{k}": v for k, v in weights.items()}, folder / "critic.safetensors")
     resum(folder)
-    with pytest.raises(ArtifactError, match=r"critic\.safetensors: does not fit"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"critic\.safetensors: does not fit the networks in run\.json "
+        r"\(Error\(s\) in loading state_dict for \w+:\)$",
+    ):
         load_artifact(folder)
 
 

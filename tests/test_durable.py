@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -29,7 +30,9 @@ from models.durable import (
 )
 from models.errors import BrokenFileError
 from tests.artifacts import tiny_config
+from tests.test_machine import limited
 from training.engine.checkpoint import (
+    CheckpointError,
     TrainingState,
     checkpoints,
     load_checkpoint,
@@ -112,7 +115,7 @@ def test_what_fails_while_it_is_written_leaves_all_as_it_was(tmp_path: Path) -> 
 
 
 def test_a_new_folder_takes_its_name_when_it_is_filled(tmp_path: Path) -> None:
-    folder = tmp_path / "above" / "folder"
+    folder = tmp_path / "far" / "above" / "folder"
     for name in ("first", "second"):
         with new_folder(folder) as new:
             (new / name).touch()
@@ -120,6 +123,14 @@ def test_a_new_folder_takes_its_name_when_it_is_filled(tmp_path: Path) -> None:
         assert os.listdir(folder) == [name]
     assert os.listdir(folder.parent) == ["folder"]
     assert folder.stat().st_mode & 0o777 == 0o755, "others may read it"
+
+
+def test_a_line_that_the_disk_takes_in_part_is_cut_off_again(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    append_line(path, '"before"')
+    with limited(resource.RLIMIT_FSIZE, 20), pytest.raises(OSError, match="only a part"):
+        append_line(path, "x" * 100)
+    assert path.read_bytes() == b'"before"\n'
 
 
 def test_nothing_stays_open(tmp_path: Path) -> None:
@@ -256,6 +267,9 @@ def test_two_checkpoints_stay_and_one_that_fails_leaves_nothing(
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(tmp_path, 101, VECTORS, [], new_state(), "eager", ORIGIN)
     assert sorted(os.listdir(tmp_path)) == names
+    (tmp_path / names[1]).write_bytes((tmp_path / names[0]).read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=f"{names[1]}: a broken checkpoint .*; remove it"):
+        load_checkpoint(tmp_path / names[1])
 
 
 def test_the_record_tells_of_the_run_s_machine_and_its_beginning(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from models.model import Model
 from models.record import Engine
 from models.refinement import Refined
 from models.sampling import CHUNK, Scaling, generate, latents, slerp, truncate
+from models.values import ends_of, numbers, pixels, with_channels_last
 from tests.artifacts import ALL_SHAPES, make_artifact
 
 
@@ -224,6 +225,47 @@ def test_wrong_items_are_refused(kind: str, items: np.ndarray, tmp_path: Path) -
 def test_grey_images_need_no_channel_axis(tmp_path: Path) -> None:
     model = load_artifact(make_artifact(tmp_path / "artifact", "image"))
     assert model.items(np.zeros((3, 8, 8), np.int64)).shape == (3, 8, 8, 1)
+
+
+def test_channels_come_last_where_they_came_first() -> None:
+    images = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    moved = np.moveaxis(images, 1, -1)
+    assert np.array_equal(with_channels_last(images, (3, 4, 5)), moved)
+    assert with_channels_last(moved, (3, 4, 5)) is moved
+    grey = images[:, 0]
+    assert np.array_equal(with_channels_last(grey, (1, 4, 5)), grey[..., None])
+    assert with_channels_last(grey, (3, 4, 5)) is grey, "it has no such channels"
+    cubes = np.arange(2 * 27).reshape(2, 3, 3, 3)
+    assert with_channels_last(cubes, (3, 3, 3)) is cubes, "its channels may be last already"
+
+
+@pytest.mark.parametrize("kind", ["u1", "i4", "f4", "f8"])
+def test_whole_numbers_from_0_to_255_are_pixels(kind: str) -> None:
+    whole = np.array([[0, 1], [128, 255]], kind)
+    assert numbers(whole) is whole
+    found = pixels(whole)
+    assert (found.dtype, found.tolist()) == (np.uint8, whole.tolist())
+
+
+@pytest.mark.parametrize("values", [["a"], [None], [True], [1j], [np.nan], [-np.inf]])
+def test_what_is_no_finite_number_is_refused(values: list[object]) -> None:
+    for check in (numbers, pixels):
+        with pytest.raises(ShapeError):
+            check(np.array(values))
+
+
+@pytest.mark.parametrize("values", [[-1.0], [-0.5], [0.5], [255.5], [256.0]])
+def test_other_numbers_are_no_pixels(values: list[float]) -> None:
+    numbers(np.array(values))
+    with pytest.raises(ShapeError, match="0 to 255"):
+        pixels(np.array([0.0, *values]))
+
+
+def test_a_range_has_two_ends_that_differ() -> None:
+    assert ends_of("-0.5..1e3") == (-0.5, 1000.0)
+    for text in ("", "1", "1..", "0..1..2", "1..1", "2..1", "0..inf", "-inf..0", "nan..1", "own"):
+        with pytest.raises(ValueError, match=r"write LOW\.\.HIGH"):
+            ends_of(text)
 
 
 def test_percentiles_follow_the_quantiles(tmp_path: Path) -> None:

@@ -145,6 +145,36 @@ def test_scores_are_undone(numbers: list[float]) -> None:
     np.testing.assert_allclose(back, quantiles, rtol=1e-9, atol=1e-9 * np.ptp(quantiles))
 
 
+@pytest.mark.parametrize("count", [2, 5, 1000])
+def test_quantiles_lie_at_equal_distances_of_a_normal_cut_off_at_its_ends(count: int) -> None:
+    cut = norm.cdf(-3.5)
+    levels = (norm.cdf(np.linspace(-3.5, 3.5, count)) - cut) / (1 - 2 * cut)
+    found = quantile_levels(count)
+    np.testing.assert_allclose(found, levels, rtol=1e-9, atol=1e-15)
+    assert (found[0], found[-1]) == (0, 1)
+
+
+def test_a_score_is_the_normal_one_of_the_rank_and_equal_numbers_have_their_middle() -> None:
+    cut = norm.cdf(-3.5)
+
+    def score(rank: float) -> float:
+        return float(norm.ppf(cut + (1 - 2 * cut) * rank))
+
+    numbers = np.array([-1.0, 0.0, 1.0, 2.5, 5.0, 10.0, 11.0])
+    expected = [score(rank) for rank in (0, 0, 0.1, 0.25, 0.5, 1, 1)]
+    found = to_scores(numbers, [0.0, 10.0])
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    np.testing.assert_allclose(from_scores(found, [0.0, 10.0]), numbers.clip(0, 10), atol=1e-9)
+    ends = from_scores(np.array([-9.0, 9.0, -np.inf, np.inf]), [0.0, 10.0])
+    np.testing.assert_allclose(ends, [0, 10, 0, 10], atol=1e-9)
+    second, third = (float(quantile_levels(4)[i]) for i in (1, 2))
+    found = to_scores(np.array([5.0]), [5.0, 5.0, 10.0, 10.0])
+    np.testing.assert_allclose(found, score(second / 2), atol=1e-9)
+    found = to_scores(np.array([0.0, 5.0, 7.5, 10.0]), [0.0, 5.0, 5.0, 10.0])
+    ranks = 0, 0.5, (third + 1) / 2, 1
+    np.testing.assert_allclose(found, [score(rank) for rank in ranks], atol=1e-9)
+
+
 def test_scores_of_a_normal_are_standard() -> None:
     """The normal's own quantile function is the oracle."""
     quantiles = 5 + 2 * norm.ppf(quantile_levels(1000).clip(1e-9, 1 - 1e-9))
@@ -413,6 +443,30 @@ def test_constants_are_repeated(value: Any) -> None:
     assert made.type == values.type
     assert made.equals(values[: len(made)])
     assert again.column("x").is_valid(values).all() or value is None
+
+
+def test_columns_that_are_made_anew_have_no_code_and_know_their_values() -> None:
+    constant, names = fitted(pa.array([5] * N)).column("x"), [f"C{i:05d}" for i in range(N)]
+    identifier = fitted(pa.array(names)).column("x")
+    assert constant.is_valid(pa.array([5, 6, None])).tolist() == [True, False, False]
+    found = identifier.is_valid(pa.array(["a", "b", "a", None]))
+    assert found.tolist() == [False, True, False, False]
+    assert constant.in_words() == {"value": "5"}
+    assert fitted(pa.array([None] * N)).column("x").in_words() == {"value": None}
+    assert identifier.in_words() == {"new": "C00400 and so on"}
+    same = pa.table({"a": RNG.integers(0, 1000, N)}).select([0, 0]).rename_columns(["a", "b"])
+    schema = fit_schema(same, find_structure(same, {}), {}, np.ones(N, bool))
+    copy = schema.column("b")
+    assert copy.in_words() == {"of": "a"}
+    assert copy.is_valid(pa.array([1, None])).tolist() == [True, True]
+    for column in (constant, identifier, copy):
+        assert not column.parts
+        assert (column.option_count, column.has_number) == (1, False)
+        assert column.encode(same["a"].combine_chunks()).shape == (N, 0)
+        with pytest.raises(ConditionError, match="and takes no condition"):
+            column.allowed(Condition(missing=True))
+    with pytest.raises(ConditionError, match=r"x: is made anew \(value 5\)"):
+        constant.allowed(Condition(one_of=(5,)))
 
 
 def test_a_column_that_equals_another_stays_so() -> None:

@@ -19,7 +19,7 @@ from models.errors import ShapeError
 from models.model import Model
 from models.record import Engine
 from models.refinement import Refined
-from models.sampling import CHUNK, Scaling, generate, latents, slerp, truncate
+from models.sampling import CHUNK, Scaling, draw_labels, generate, latents, slerp, truncate
 from models.values import ends_of, numbers, pixels, with_channels_last
 from tests.artifacts import ALL_SHAPES, make_artifact
 
@@ -146,6 +146,23 @@ def test_a_latent_s_row_in_its_forward_never_changes() -> None:
         assert places == [(value, value % 16) for value in range(start, start + 600)]
 
 
+def test_an_index_may_be_as_large_as_a_seed_is() -> None:
+    scaling = Scaling((1,), [0.0], [1.0])
+    drawn = generate(
+        nn.Linear(1, 1), scaling, lambda first, rows: np.ones((rows, 1), "f4"), 3, 2**40
+    )
+    assert [part.shape for part in drawn] == [(3, 1)]
+
+
+def test_a_label_follows_from_its_word() -> None:
+    """It stays the same from version to version: the generator's word of a seed and an index."""
+    found = draw_labels(3, 2**33, 50, np.array([10, 60, 0, 30]))
+    for index, label in enumerate(found.tolist(), 2**33):
+        word = int(np.random.Philox(key=[3, 1], counter=[index, 0, 0, 0]).random_raw(1)[0])
+        at = Fraction(word >> 11, 2**53)
+        assert label == (0 if at < Fraction(1, 10) else 1 if at < Fraction(7, 10) else 3)
+
+
 def test_threads_do_not_change_samples(model: Model) -> None:
     expected = model.sample(seed=1, count=40)
     found: list[np.ndarray] = []
@@ -194,6 +211,15 @@ def test_colours_beyond_the_ends_are_those_at_the_ends() -> None:
     made = torch.tensor([-1.02, 1.02]).reshape(1, 2, 1, 1).expand(1, 2, 3, 4)
     pixels = Scaling((2, 3, 4), [], []).to_data(made)
     assert torch.equal(pixels, torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 4, 2))
+    floats = Scaling((1, 1, 2), [0.0], [1.0])
+    assert floats.to_levels(np.array([[[[-1.02], [1.02]]]])).ravel().tolist() == [0, 255]
+
+
+def test_what_is_no_image_of_floats_has_its_levels_already() -> None:
+    rows, grey = np.ones((3, 2), np.float32), np.ones((3, 4, 4, 1), np.uint8)
+    assert Scaling((2,), [0.0] * 2, [1.0] * 2).to_levels(rows) is rows
+    for convert in (Scaling((1, 4, 4), [], []).to_levels, Scaling((1, 4, 4), [], []).from_levels):
+        assert convert(grey) is grey
 
 
 @pytest.mark.parametrize(
@@ -300,10 +326,11 @@ def test_slerp_walks_the_great_circle_at_an_even_pace() -> None:
     assert np.array_equal(slerp(first, first, np.array([0.3]))[0], first)
     assert np.isfinite(slerp(first, -first, np.array([0.3]))).all()
     for length in range(1, 50):  # of some, rounding makes the cosine more than 1
-        assert np.allclose(
-            slerp(first[:length], 3 * first[:length], np.array([0.5])), 2 * first[:length]
-        )
-        assert np.allclose(slerp(first[:length], -first[:length], np.array([0.5])), 0, atol=1e-7)
+        for factor in (1, 3):
+            other = factor * first[:length]
+            half, none = (slerp(first[:length], z, np.array([0.5]))[0] for z in (other, -other))
+            np.testing.assert_allclose(half, (1 + factor) / 2 * first[:length], rtol=1e-6)
+            np.testing.assert_allclose(none, (1 - factor) / 2 * first[:length], rtol=1e-6)
     # Shoemake's formula for a right angle, of latents that have other lengths than 1.
     found = slerp(np.float32([2, 0]), np.float32([0, 5]), np.array([1 / 3]))
     np.testing.assert_allclose(found, [[2 * math.sqrt(3) / 2, 5 / 2]], rtol=1e-6)

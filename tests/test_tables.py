@@ -2,6 +2,7 @@
 
 import datetime as dt
 import decimal
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,9 @@ from models.config import ColumnConfig
 from models.errors import ConditionError, DataError
 from models.networks.rows import RowHeads
 from models.tables import Condition, TableSchema, parse_conditions
+from models.tables.category import uniform
 from models.tables.column import arrow_type
+from models.tables.conditions import conditions_of
 from models.tables.layout import LARGEST_SCORE
 from models.tables.scores import from_scores, quantile_levels, to_scores
 from training.data.schema import find_structure, fit_schema
@@ -369,6 +372,62 @@ def test_conditions_that_are_none(texts: list[str], says: str) -> None:
         parse_conditions(texts)
 
 
+@pytest.mark.parametrize(
+    ("texts", "fields"),
+    [
+        (["x=1", "x = 2 "], {"one_of": ("1", "2")}),
+        (["x!=1", "x != 2"], {"none_of": ("1", "2")}),
+        (["x>1", "x>=2"], {"above": "1", "at_least": "2"}),
+        (["x<9", "x <= 8"], {"below": "9", "at_most": "8"}),
+        (["x="], {"missing": True}),
+        (["x!="], {"missing": False}),
+        (["x!=", "x>1"], {"missing": False, "above": "1"}),
+    ],
+)
+def test_conditions_are_read_as_people_write_them(texts: list[str], fields: dict[str, Any]) -> None:
+    assert parse_conditions(texts) == {"x": Condition(**fields)}
+    assert [*parse_conditions([*texts, "fixed acidity>7"])] == ["x", "fixed acidity"]
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        (None, {"missing": True}),
+        ("a", {"one_of": ("a",)}),
+        (True, {"one_of": (True,)}),
+        (np.float64(0.5), {"one_of": (0.5,)}),
+        (dt.datetime(2024, 2, 29), {"one_of": ("2024-02-29",)}),
+        (dt.date(2024, 2, 29), {"one_of": ("2024-02-29",)}),
+        (dt.datetime(2024, 2, 29, 1), {"one_of": ("2024-02-29T01:00:00",)}),
+        (dt.datetime(2024, 2, 29, tzinfo=dt.UTC), {"one_of": ("2024-02-29T00:00:00+00:00",)}),
+        ((dt.time(6, 30), 2), {"one_of": ("06:30:00", 2)}),
+        ({"above": np.int64(3)}, {"above": 3}),
+    ],
+)
+def test_values_stand_for_conditions(given: Any, fields: dict[str, Any]) -> None:
+    assert Condition.model_validate(given) == Condition(**fields)
+
+
+def test_a_condition_in_words() -> None:
+    full = Condition(one_of=("a",), none_of=("b", 3), above=1, at_least=2, below=9, at_most=8)
+    words = "x in ['a'] and x != b and x != 3 and x > 1 and x >= 2 and x < 9 and x <= 8"
+    assert full.in_words("x") == words
+    assert Condition(missing=True).in_words("x") == "x is missing"
+    assert Condition(missing=False, above=0).in_words("x") == "x > 0 and x is not missing"
+    assert [
+        Condition(**{end: 0}).has_ends for end in ("above", "at_least", "below", "at_most")
+    ] == ([True] * 4)
+    assert not Condition(one_of=(1,), missing=False).has_ends
+
+
+@pytest.mark.parametrize(
+    "nothing", [{}, {"none_of": ()}, [], {"missing": True, "above": 1}, {"y": 1}]
+)
+def test_what_is_no_condition_is_refused_by_its_column(nothing: Any) -> None:
+    with pytest.raises(ConditionError, match=r"^x: "):
+        conditions_of({"x": nothing})
+
+
 def test_all_ends_hold_together() -> None:
     schema = fitted(CASES["whole"])
     both = Condition(above=10, at_least=0, below=20, at_most=100)
@@ -378,6 +437,35 @@ def test_all_ends_hold_together() -> None:
 
 
 # ---- what is drawn or made anew --------------------------------------------------------------
+
+
+def test_rows_draw_by_the_numbers_of_splitmix64() -> None:
+    def mixed(z: int) -> int:
+        """Steele, Lea & Flood 2014, figure 16."""
+        z = z * 0x9E3779B97F4A7C15 % 2**64
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return z ^ z >> 31
+
+    assert mixed(1) == 0xE220A8397B1DCDAF  # its first number of the seed 0
+    rows = [0, 1, 5, 10**9]
+    expected = [(mixed((row << 32) + zlib.crc32(b"x")) >> 11) / 2**53 for row in rows]
+    assert uniform(np.array(rows), "x").tolist() == expected
+
+
+def test_what_is_no_category_is_invalid() -> None:
+    for name, values, valid in (
+        ("categories", ["a", "q", None], [True, False, False]),
+        ("categories with gaps", ["a", "q", None], [True, False, True]),
+        ("truth", [True, False, None], [True, True, False]),
+        ("truth with gaps", [True, None], [True, True]),
+    ):
+        assert fitted(CASES[name]).column("x").is_valid(pa.array(values)).tolist() == valid
+    rare = CHOICES["rare"].column("x")
+    other = rare.others[-1]  # type: ignore[attr-defined]
+    assert rare.is_valid(pa.array(["c0", other, "c100"])).tolist() == [True, True, False]
+    words = rare.in_words()
+    assert len(words["categories"]) + words["others"] == len(RARE.unique())
 
 
 def test_rare_categories_are_drawn_by_their_counts() -> None:

@@ -19,7 +19,7 @@ from models.errors import ShapeError
 from models.model import Model
 from models.record import Engine
 from models.refinement import Refined
-from models.sampling import CHUNK, Scaling, draw_labels, generate, latents, slerp, truncate
+from models.sampling import CHUNK, Scaling, draw_labels, generate, latents, score, slerp, truncate
 from models.values import ends_of, numbers, pixels, with_channels_last
 from tests.artifacts import ALL_SHAPES, make_artifact
 
@@ -152,6 +152,26 @@ def test_an_index_may_be_as_large_as_a_seed_is() -> None:
         nn.Linear(1, 1), scaling, lambda first, rows: np.ones((rows, 1), "f4"), 3, 2**40
     )
     assert [part.shape for part in drawn] == [(3, 1)]
+
+
+def test_what_is_given_stays_beside_its_item() -> None:
+    class Sum(nn.Linear):
+        def forward(self, z: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+            return z + 1000 * given[:, None]
+
+    class Critic(Sum):
+        def forward(self, x: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+            return super().forward(x, given)[:, 0]
+
+    def draw(first: int, rows: int) -> np.ndarray:
+        return np.arange(first, first + rows, dtype=np.float32)[:, None]
+
+    scaling, labels = Scaling((1,), [0.0], [1.0]), np.arange(10)[::-1].copy()
+    parts = generate(Sum(1, 1), scaling, draw, 10, start=5, given=labels, chunk=4)
+    expected = np.arange(5, 15) + 1000 * labels
+    assert np.concatenate(list(parts)).ravel().tolist() == expected.tolist()
+    scores = score(Critic(1, 1), scaling, draw(5, 10), labels, chunk=4)
+    assert scores.tolist() == expected.tolist()
 
 
 def test_a_label_follows_from_its_word() -> None:

@@ -100,16 +100,19 @@ def test_what_a_request_takes_is_given_back(end: str, monkeypatch: pytest.Monkey
 
 def test_the_bounds_are_those_that_the_docs_tell() -> None:
     told = (ROOT / "docs/service.md").read_text()
-    body, buffered = (number / 2**20 for number in (MAX_BODY, limits.MAX_BUFFERED))
-    assert f"| a body | {body:g} MiB; all that are held at once, {buffered:g} MiB |" in told
-    head, lines = limits.MAX_HEADERS / 2**10, limits.MAX_HEADER_LINES
+    body, buffered = (number / 2**20 for number in (MAX_BODY, MAX_BUFFERED))
+    assert (
+        f"| a body | {body:g} MiB; all that are held at once, {buffered:g} MiB; beyond: 503, "
+        f"but for bodies of {SMALL_BODY / 2**10:g} KiB or less |"
+    ) in told
+    head, lines = MAX_HEADERS / 2**10, MAX_HEADER_LINES
     assert f"| headers | {head:g} KiB, {lines} lines |" in told
     assert f"| requests in flight, in one process | {Load().places.size}, or" in told
     assert (
         f"; {limits.TIMEOUT:g} seconds from a request's head to the first byte of its answer, "
         f"{limits.ANSWER_TIMEOUT:g} more to its last;"
     ) in told
-    assert Load().buffer.size == limits.MAX_BUFFERED
+    assert Load().buffer.size == MAX_BUFFERED
     assert Load().rate.per_second == 0, "nothing bounds it unless it is set"
 
 

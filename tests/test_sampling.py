@@ -157,7 +157,7 @@ def test_an_index_may_be_as_large_as_a_seed_is() -> None:
 def test_what_is_given_stays_beside_its_item() -> None:
     class Sum(nn.Linear):
         def forward(self, z: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-            return z + 1000 * given[:, None]
+            return z + 1000 * given.reshape(len(z), 1)
 
     class Critic(Sum):
         def forward(self, x: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
@@ -167,9 +167,10 @@ def test_what_is_given_stays_beside_its_item() -> None:
         return np.arange(first, first + rows, dtype=np.float32)[:, None]
 
     scaling, labels = Scaling((1,), [0.0], [1.0]), np.arange(10)[::-1].copy()
-    parts = generate(Sum(1, 1), scaling, draw, 10, start=5, given=labels, chunk=4)
     expected = np.arange(5, 15) + 1000 * labels
-    assert np.concatenate(list(parts)).ravel().tolist() == expected.tolist()
+    for beside in (labels, labels[:, None]):
+        parts = generate(Sum(1, 1), scaling, draw, 10, start=5, given=beside, chunk=4)
+        assert np.concatenate(list(parts)).ravel().tolist() == expected.tolist()
     scores = score(Critic(1, 1), scaling, draw(5, 10), labels, chunk=4)
     assert scores.tolist() == expected.tolist()
 

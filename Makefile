@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_DIR ?= demo
 BIN := .venv/bin
 
-.PHONY: install tools demo test test-slow mutate verify-gpu pack-gpu verify-deploy sbom bench-step bench-serve bench-quality lint format docs lock clean
+.PHONY: install tools demo test test-slow test-map test-quick mutate verify-gpu pack-gpu verify-deploy sbom bench-step bench-serve bench-quality lint format docs lock clean
 
 install: .venv/.installed
 
@@ -41,13 +41,22 @@ TEST_PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(os.cpu_count() +
 # are so small that two threads would mostly wait for each other. The tests of a file stay together,
 # because they share servers.
 # Where a tool cannot be had (Prometheus comes from Debian's packages alone), its tests are skipped.
+NOT_SLOW = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+PARALLEL = --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 test: install
 	@$(FETCH_TOOLS) || echo "the tests that need these tools are skipped" >&2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" \
-		--numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	$(NOT_SLOW) $(PARALLEL)
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# Which functions each test reaches, and its seconds, into .testmondata. Takes a third longer than `make test`.
+test-map: install
+	$(NOT_SLOW) --testmon-noselect $(PARALLEL)
+
+# Under a minute of the tests that reach what has changed since they last ran.
+test-quick: install
+	$(NOT_SLOW) --testmon-forceselect -p tests.quick
 
 # Puts small faults into modules and says which of them their tests do not notice: docs/mutation.md.
 mutate: install
@@ -107,4 +116,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache demo sbom site
+	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache .testmondata* demo sbom site

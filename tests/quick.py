@@ -39,6 +39,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if LEFT_OUT:
         terminalreporter.write_line(
-            f"{len(LEFT_OUT)} tests left out. All of them, without a limit: "
+            f"Tests left out: {len(LEFT_OUT)}. To run all of them: "
             '.venv/bin/python -m pytest -m "not slow" --testmon-forceselect'
         )

@@ -61,11 +61,14 @@ def test_what_no_time_is_left_for_is_counted_and_runs_the_next_time(project: Pat
     run(project, "--testmon-noselect")
     (project / "code_under_test.py").write_text("NUMBER = 2\n" + CODE)
     code, told = run(project, *QUICK)
-    assert (code, "1 passed" in told, "1 tests left out" in told) == (0, True, True)
+    assert (code, "1 passed" in told, "Tests left out: 1." in told) == (0, True, True)
     passed = [name for name in ("test_double", "test_halve") if f"{name} PASSED" in told]
     code, told = run(project, *QUICK)
     assert (code, "1 passed" in told, "left out" in told) == (0, True, False)
     assert f"{passed[0]} PASSED" not in told
+    (project / "code_under_test.py").write_text(CODE.replace("return x", "return 7 + x"))
+    code, told = run(project, *QUICK)
+    assert (code, "1 failed" in told, "Tests left out: 1." in told) == (1, True, True)
 
 
 def test_a_test_longer_than_the_time_left_does_not_begin(project: Path) -> None:
@@ -74,4 +77,4 @@ def test_a_test_longer_than_the_time_left_does_not_begin(project: Path) -> None:
     run(project, "--testmon-noselect")
     (project / "code_under_test.py").write_text("NUMBER = 2\n" + CODE)
     _, told = run(project, *QUICK)
-    assert ("passed" in told, "2 tests left out" in told) == (False, True)
+    assert ("passed" in told, "Tests left out: 2." in told) == (False, True)

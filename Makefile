@@ -50,7 +50,7 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# Which functions each test reaches, and its seconds, into .testmondata. Takes a third longer than `make test`.
+# Which functions each test reaches, and its seconds, into .testmondata. Takes a quarter longer than `make test`.
 test-map: install
 	$(NOT_SLOW) --testmon-noselect $(PARALLEL)
 

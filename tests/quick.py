@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-SECONDS = 50.0
+SECONDS = 45.0
 """Time since the start after which no test begins."""
 LONGEST = 10.0
 """Seconds that a test may have taken when it was recorded, lest it end after the minute."""

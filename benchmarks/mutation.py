@@ -2,8 +2,8 @@
 
 The tests of a module run once, with coverage by test. Then each mutant is tried in a fork of that
 process, by the tests that reach its line: they are imported and collected already, and the fault is
-put into the functions that are there. A fault outside of functions takes effect on import, so it is
-tried by a process of its own.
+put into the functions that are there. A fault outside of functions takes effect on import, so the
+fork imports the project again, unless that fails without a fault: then it is a process of its own.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class _Module:
         self.found: dict[str, Any] = {}
         self._cover = Coverage(data_file=None, config_file=False, include=[str(path)])
         self._is_repeated = False
+        self._can_import_again = True
         self._failed: list[str] | None = None
         """Names of tests that fail when they are repeated; None: the first ends the process."""
         self._items: dict[str, pytest.Item] = {}
@@ -143,9 +144,12 @@ class _Module:
             print(f"\n{name} fails when it is repeated in one process, and is not asked")
             del self._seconds[name]
         found: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        every = sorted(mutants(self.source), key=lambda mutant: not mutant.is_in_function)
+        if every and not every[-1].is_in_function:  # those outside last: each takes seconds
+            whole = Mutant(0, range(0), "", False, self.source)
+            self._can_import_again = self._try(whole, list(self._seconds)) == "survived"
         began = time.monotonic()
-        # Those outside of functions last: each takes seconds.
-        for mutant in sorted(mutants(self.source), key=lambda mutant: not mutant.is_in_function):
+        for mutant in every:
             tests = self._reaching(mutant)
             kind = self._try(mutant, tests) if tests else "not_reached"
             found[kind].append(f"{mutant.line}: {mutant.what}")
@@ -156,12 +160,15 @@ class _Module:
         self.found = {**counts, "seconds": seconds, "tests": self.tests, "left": found["survived"]}
 
     def _reaching(self, mutant: Mutant) -> list[str]:
-        """Return the tests that reach a mutant, the quickest first."""
-        reaching = {name for line in mutant.lines for name in self._reached.get(line, [])}
-        # What takes effect on import, a test may notice that reaches no line, such as by a default.
-        tests = reaching & self._seconds.keys() if mutant.is_in_function else self._seconds.keys()
+        """Return the tests that reach a mutant, the quickest first.
+
+        Outside of functions those that reach the module come first: others may read its values.
+        """
+        lines = mutant.lines if mutant.is_in_function else self._reached
+        reaching = {name for line in lines for name in self._reached.get(line, [])}
+        tests = self._seconds.keys() & reaching if mutant.is_in_function else self._seconds
         chosen, total = [], 0.0
-        for name in sorted(tests, key=lambda name: self._seconds[name]):
+        for name in sorted(tests, key=lambda name: (name not in reaching, self._seconds[name])):
             total += self._seconds[name]
             if chosen and total > MOST_SECONDS:
                 break
@@ -179,6 +186,9 @@ class _Module:
                 if mutant.is_in_function and self._put(mutant.source):
                     self._run(tests)
                     os._exit(0)
+                if self._can_import_again:
+                    _forget_project()
+                    os._exit(pytest.main([*OPTIONS, *tests]))
             except BaseException:  # a mutant may raise anything
                 os._exit(1)
             command = [sys.executable, "-m", "pytest", *OPTIONS, *tests]
@@ -227,6 +237,14 @@ class _Module:
 
     def _compiled(self, source: str) -> CodeType:
         return compile(source, str(self.path), "exec", dont_inherit=True)
+
+
+def _forget_project() -> None:
+    """Let the working folder's modules be imported again; what they import stays: torch is slow."""
+    here = f"{Path.cwd()}{os.sep}"
+    for name, module in [*sys.modules.items()]:
+        if (getattr(module, "__file__", None) or "").startswith(here):
+            del sys.modules[name]
 
 
 def _silence() -> None:

@@ -44,6 +44,11 @@ def test_weight_vectors_are_short_from_the_first_step_on() -> None:
     torch.testing.assert_close(critic.weight, torch.tensor([[0.3, 0.4]]))
 
 
+def test_norms_are_bounded_from_the_first_step_on() -> None:
+    critic: Any = SpectralProjection(max_norm=0.5).before_training(row(3.0, 4.0))
+    torch.testing.assert_close(critic.weight.data, torch.tensor([[0.3, 0.4]]))
+
+
 def test_a_weight_vector_may_be_off_by_rounding_only() -> None:
     constraint = NormClipping(max_norm=0.5)
     assert constraint.broken_claim(row(0.5 * (1 + 10 * FLOAT32))) is None
@@ -196,6 +201,26 @@ def test_a_retraction_stops_when_the_gram_matrix_is_exact(sign: int) -> None:
                 found = bjorck._retract((length * unit).view(shape))
                 torch.testing.assert_close(found / found.norm(), unit.view(shape))
                 assert found.square().sum().item() == pytest.approx(1, abs=1.001e-6)
+
+
+def test_a_critic_step_advances_the_power_method_once() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 5)
+    constraint = SpectralNorm()
+    constraint.before_training(layer)
+    parametrization: Any = layer.parametrizations.weight  # type: ignore[union-attr]
+    weight = nn.init.normal_(parametrization.original).detach()
+    power = parametrization[0].power
+    left = torch.nn.functional.normalize(weight @ power.right, dim=0)
+    right = torch.nn.functional.normalize(weight.T @ left, dim=0)
+    constraint.after_critic_step(layer)
+    torch.testing.assert_close(power.left, left)
+    torch.testing.assert_close(power.right, right)
+
+
+def test_a_convolution_s_singular_vector_is_one_map_as_it_is_saved() -> None:
+    layer: Any = SpectralNorm(method="operator").before_training(nn.Conv2d(3, 2, 3))
+    assert layer.parametrizations.weight[0].power.right.shape == (1, 3, 16, 16)
 
 
 # --- penalties ------------------------------------------------------------------------------------

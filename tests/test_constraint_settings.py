@@ -67,6 +67,12 @@ def test_hyperparameters_are_the_papers(kind: str) -> None:
     assert {name: getattr(made, name) for name in HYPERPARAMETERS[kind]} == HYPERPARAMETERS[kind]
 
 
+@pytest.mark.parametrize("kind", CONSTRAINTS)
+def test_defaults_are_accepted(kind: str) -> None:
+    made = CONSTRAINTS[kind]()
+    assert CONSTRAINTS[kind].model_validate(made.model_dump()) == made
+
+
 @pytest.mark.parametrize("kind", TRAINED)
 def test_training_settings_are_the_papers(kind: str) -> None:
     assert CONSTRAINTS[kind].published == {"optimizer": "adam", **TRAINED[kind]}

@@ -104,7 +104,8 @@ class Constraint(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         for path, module in critic.named_modules():
             if parametrize.is_parametrized(module):
                 for name in module.parametrizations:
-                    state[f"{path}.{name}"] = getattr(module, name).detach()
+                    # The critic itself has an empty path.
+                    state[f"{path}.{name}".removeprefix(".")] = getattr(module, name).detach()
         return state
 
     def penalty(

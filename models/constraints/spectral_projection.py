@@ -43,7 +43,8 @@ class SpectralProjection(Constraint):
 
     def plain_state(self, critic: nn.Module) -> dict[str, Tensor]:
         """The weights, without the singular vectors."""
-        return {k: t for k, t in super().plain_state(critic).items() if ".power." not in k}
+        state = super().plain_state(critic)
+        return {k: t for k, t in state.items() if "power" not in k.split(".")}
 
     @torch.no_grad()
     def after_critic_step(self, critic: nn.Module) -> None:

@@ -203,6 +203,46 @@ def test_a_retraction_stops_when_the_gram_matrix_is_exact(sign: int) -> None:
                 assert found.square().sum().item() == pytest.approx(1, abs=1.001e-6)
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(6, 3), nn.Linear(3, 6), nn.Conv2d(2, 3, 4, 2, 1)])
+def test_projected_gradients_of_every_shape_are_tangent(layer: Any) -> None:
+    """Along them the Gram matrix of the shorter side does not change, to first order."""
+    torch.manual_seed(0)
+    layer = Bjorck().before_training(copy.deepcopy(layer).double())
+    assert Bjorck().broken_claim(layer) is None
+    layer.weight.grad = None
+    drawn = torch.randn_like(layer.weight)
+    (layer.weight * drawn).sum().backward()
+    gradient, weight = (t.detach().flatten(1) for t in (layer.weight.grad, layer.weight))
+    if len(weight) > weight.shape[1]:
+        gradient, weight = gradient.T, weight.T
+    change = gradient @ weight.T + weight @ gradient.T
+    assert change.abs().max().item() < 1e-10
+    assert gradient.norm() > 0.1 * drawn.norm()
+    once = layer.weight.grad.clone()  # a projection keeps what it has projected
+    layer.weight.grad = None
+    (layer.weight * once).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, once)
+
+
+@pytest.mark.parametrize("error", [-0.97, 1.9])
+def test_one_singular_value_that_is_off_is_retracted_on_a_gpu_too(error: float) -> None:
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(40, 60, dtype=torch.float64), full_matrices=False)
+    values = torch.ones(40, dtype=torch.float64)
+    values[0] = (1 + error) ** 0.5
+    found = bjorck._retract_unread(left * values @ right)
+    torch.testing.assert_close(found, left @ right, rtol=0, atol=1e-5)
+
+
+def test_iterated_weights_do_not_diverge_where_one_input_has_all_of_them() -> None:
+    """Six neurons that read one input of seven have a singular value of sqrt(6)."""
+    layer: Any = Bjorck(method="iterate", iterations=40).before_training(nn.Linear(7, 6))
+    nn.init.zeros_(layer.parametrizations.weight.original)
+    layer.parametrizations.weight.original.data[:, 0] = 1
+    values = torch.linalg.svdvals(layer.weight.detach())
+    torch.testing.assert_close(values, torch.tensor([1.0, 0, 0, 0, 0, 0]), rtol=0, atol=1e-5)
+
+
 def test_a_critic_step_advances_the_power_method_once() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(6, 5)

@@ -79,6 +79,7 @@ def test_scores_are_a_row_in_float32_or_better(dtype: torch.dtype) -> None:
         (nn.BatchNorm1d(2, affine=False).eval(), 1 / math.sqrt(1 + 1e-5)),
         (nn.AvgPool2d(2), 0.5),
         (nn.AvgPool2d((2, 8)), 0.25),
+        (nn.AvgPool2d(2, 2, (0, 0)), 0.5),
         (nn.AvgPool2d(2, ceil_mode=True), 1),
         (nn.AvgPool2d(2, 2, (0, 0), ceil_mode=True), 1),
         (Residual(nn.Sequential(scaling(2, 1)), scaling(3, 3)), 5),
@@ -128,7 +129,7 @@ def test_the_steepest_class_decides() -> None:
     head.weight.data = torch.tensor([[3.0, 0.0]]).double()
     critic.projection.weight.data = torch.tensor([[-1.0, 0.0], [0.0, 4.0]]).double()
     # Heads (2, 0) and (3, 4), of lengths 2 and 5.
-    assert certify(critic)[0] == pytest.approx(2 * 5, rel=3e-6)
+    assert 10 <= float(str(certify(critic)[0])) <= 10 * (1 + 3e-6)
     points = torch.randn(40, 2).double()
     for label, slope in ((0, 4), (1, 10)):
         bound = WithLabels(critic, torch.tensor([label]))

@@ -115,6 +115,27 @@ def test_no_slope_of_a_module(module: nn.Module, says: str) -> None:
     assert says in str(reason)
 
 
+def test_half_a_residual_block_has_no_slope() -> None:
+    block = nn.Module()
+    block.branch = scaling(1.0)
+    assert certify(block) == (None, "no bound is known for Module")
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_counts_with_its_steepest_slope(approximate: str) -> None:
+    x = torch.linspace(0, 4, 100_001, dtype=torch.float64, requires_grad=True)
+    gelu = nn.GELU(approximate)
+    (slopes,) = torch.autograd.grad(gelu(x).sum(), x)
+    bound, _ = certify(gelu)
+    assert bound is not None
+    assert slopes.max().item() <= bound <= slopes.max().item() * 1.001
+
+
+def test_an_envelope_of_cones_is_rounded_up() -> None:
+    bound, _ = certify(Cones(torch.ones(2, 3), torch.ones(2), torch.zeros(2)))
+    assert 1 < float(str(bound)) < 1 + 3e-6
+
+
 def test_a_stride_on_one_axis_and_a_dilation_on_the_other_have_a_bound() -> None:
     layer = nn.Conv2d(1, 1, (2, 2), stride=(2, 1), dilation=(1, 2), bias=False)
     nn.init.ones_(layer.weight)
@@ -126,12 +147,15 @@ def test_the_steepest_class_decides() -> None:
     torch.manual_seed(0)
     head = nn.Linear(2, 1).double()
     critic = ProjectionCritic(nn.Sequential(scaling(2, 2)), head, 2).double()
-    head.weight.data = torch.tensor([[3.0, 0.0]]).double()
-    critic.projection.weight.data = torch.tensor([[-1.0, 0.0], [0.0, 4.0]]).double()
-    # Heads (2, 0) and (3, 4), of lengths 2 and 5.
+    head.weight.data = torch.tensor([[2.0, 0.0]]).double()
+    critic.projection.weight.data = torch.tensor([[-1.0, 1.0], [0.0, 4.0]]).double()
+    # Heads (1, 0) and (3, 4), of lengths 1 and 5.
     assert 10 <= float(str(certify(critic)[0])) <= 10 * (1 + 3e-6)
+    critic.features = nn.Sequential()
+    assert 5 <= float(str(certify(critic)[0])) <= 5 * (1 + 2e-6)
+    critic.features = nn.Sequential(scaling(2, 2))
     points = torch.randn(40, 2).double()
-    for label, slope in ((0, 4), (1, 10)):
+    for label, slope in ((0, 2), (1, 10)):
         bound = WithLabels(critic, torch.tensor([label]))
         assert certify(bound)[0] == pytest.approx(10, rel=3e-6)
         assert steepest_slope(bound, points) == pytest.approx(slope)

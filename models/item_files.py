@@ -99,7 +99,9 @@ def _files(path: Path, not_read: Counter[str]) -> Iterator[tuple[str, bytes | Pa
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     try:
-        if path.is_dir() and path.suffix.lower() == ZARR:
+        if path.is_fifo():  # of which nothing can be read twice
+            yield str(path), path.read_bytes()
+        elif path.is_dir() and path.suffix.lower() == ZARR:
             yield str(path), path
         elif path.is_dir():
             for name, file in sorted(folder_files(str(path), not_read)):

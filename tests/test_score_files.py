@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,19 @@ def refused(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 def model(kind: str = "image", **settings: Any) -> Model:
     return load_artifact(make_artifact(Path("run") / "artifact", kind, **settings))
+
+
+def test_a_pipe_is_read_once(images: Array, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as the shell's <(...) is; whoever writes to it does so once."""
+    served = model()
+    np.save("items.npy", images)
+    os.mkfifo("pipe")
+    content = Path("items.npy").read_bytes()
+    writer = threading.Thread(target=Path("pipe").write_bytes, args=[content])
+    writer.start()
+    found, _ = scored("run", "pipe", capsys=capsys)
+    writer.join()
+    np.testing.assert_allclose(found["scores"], served.score(images), rtol=1e-5)
 
 
 @pytest.mark.parametrize("source", ["photos", "photos.zip", "photos.tar.gz"])

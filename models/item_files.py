@@ -19,6 +19,7 @@ from models.errors import DataError, ShapeError, UserError
 from models.file_trees import LINKS, folder_files, is_litter, open_tar, shown
 from models.formats import read_items
 from models.model import Model
+from models.os_errors import require_end
 from models.tables.files import read_npz
 from models.tables.reading.texts import decompressed
 from models.tables.records import read_rows
@@ -99,7 +100,7 @@ def _files(path: Path, not_read: Counter[str]) -> Iterator[tuple[str, bytes | Pa
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     try:
-        if path.is_fifo():  # of which nothing can be read twice
+        if require_end(path).is_fifo():  # of which nothing can be read twice
             yield str(path), path.read_bytes()
         elif path.is_dir() and path.suffix.lower() == ZARR:
             yield str(path), path

@@ -85,6 +85,11 @@ def test_a_pipe_is_read_once(images: Array, capsys: pytest.CaptureFixture[str]) 
     np.testing.assert_allclose(found["scores"], served.score(images), rtol=1e-5)
 
 
+def test_a_device_that_never_ends_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    model()
+    assert "cannot be read" in refused("run", "/dev/full", capsys=capsys)
+
+
 @pytest.mark.parametrize("source", ["photos", "photos.zip", "photos.tar.gz"])
 def test_folders_and_archives(
     source: str, images: Array, capsys: pytest.CaptureFixture[str]

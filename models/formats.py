@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
-import json
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from models.errors import DataError, OversizeError, ShapeError
 from models.images import MARGIN, MAX_PIXELS, decode_image, encode_png, encode_webp, enlarge, grid
 from models.pipe import Pipe
 from models.stored_zip import stored_zip
+from models.text_files import write_csv, write_json
 
 if TYPE_CHECKING:  # torch is for the service's worker alone: importing it costs its supervisor too
     from models.model import Model
@@ -117,12 +116,14 @@ def stream(
     if format == "npz":
         return _npz(first, parts, count)
     if format == "json":
-        return _json(parts, facts or {})
+        return write_json((part.tolist() for part in parts), facts or {})
     if format == "csv":
         if first.ndim != 2:
             others = "npz or png" if first.ndim == 4 else "npz"
             raise ShapeError(f"only vectors make a csv; ask for {others}")
-        return _csv(parts, columns or [f"x{i + 1}" for i in range(first.shape[1])])
+        names = columns or [f"x{i + 1}" for i in range(first.shape[1])]
+        # numpy writes a number with the fewest digits that read back exactly.
+        return write_csv(names, (part.astype(str).tolist() for part in parts))
     if format in ("parquet", "arrow"):
         others = "npz or csv" if first.ndim == 2 else "npz"
         raise ShapeError(f"only tables of mixed columns make a {format} file; ask for {others}")
@@ -163,27 +164,6 @@ def _zip(parts: Iterable[Array], first_index: int) -> Iterator[bytes]:
     images = enumerate(itertools.chain.from_iterable(parts), first_index)
     # Stored: PNGs do not shrink further.
     return stored_zip((f"{i:06d}.png", encode_png(image)) for i, image in images)
-
-
-def _json(parts: Iterable[Array], facts: Mapping[str, object]) -> Iterator[bytes]:
-    before = '{"samples": ['
-    for part in parts:
-        yield (before + json.dumps(part.tolist(), allow_nan=False)[1:-1]).encode()
-        before = ", "
-    rest = "".join(f", {json.dumps(name)}: {json.dumps(fact)}" for name, fact in facts.items())
-    yield f"]{rest}}}".encode()
-
-
-def _csv(parts: Iterable[Array], columns: Sequence[str]) -> Iterator[bytes]:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for part in parts:
-        # numpy writes a number with the fewest digits that read back exactly.
-        writer.writerows(part.astype(str).tolist())
-        yield text.getvalue().encode()
-        text.seek(0)
-        text.truncate()
 
 
 def _picture(

@@ -19,6 +19,7 @@ ORDER = [
     "images",
     "pipe",
     "stored_zip",
+    "text_files",
     "values",
     "tables",
     "formats",

@@ -44,6 +44,13 @@ def run(project: Path, *options: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+def record_and_change(project: Path, tests: str) -> None:
+    """Record other tests, and then change what both of them reach."""
+    (project / "test_code.py").write_text(tests)
+    run(project, "--testmon-noselect")
+    (project / "code_under_test.py").write_text("NUMBER = 2\n" + CODE)
+
+
 def test_only_tests_of_a_changed_function_run(project: Path) -> None:
     code, told = run(project, *QUICK)
     assert (code, "run `make test-map`" in told, "passed" in told) == (2, True, False)
@@ -57,9 +64,7 @@ def test_only_tests_of_a_changed_function_run(project: Path) -> None:
 
 def test_what_no_time_is_left_for_is_counted_and_runs_the_next_time(project: Path) -> None:
     tests = TESTS.replace("assert", "quick.SECONDS = 0; assert")
-    (project / "test_code.py").write_text(tests)
-    run(project, "--testmon-noselect")
-    (project / "code_under_test.py").write_text("NUMBER = 2\n" + CODE)
+    record_and_change(project, tests)
     code, told = run(project, *QUICK)
     assert (code, "1 passed" in told, "Tests left out: 1." in told) == (0, True, True)
     passed = [name for name in ("test_double", "test_halve") if f"{name} PASSED" in told]
@@ -73,8 +78,6 @@ def test_what_no_time_is_left_for_is_counted_and_runs_the_next_time(project: Pat
 
 def test_a_test_longer_than_the_time_left_does_not_begin(project: Path) -> None:
     tests = TESTS.replace("import quick", "import quick; quick.LONGEST = 0")
-    (project / "test_code.py").write_text(tests)
-    run(project, "--testmon-noselect")
-    (project / "code_under_test.py").write_text("NUMBER = 2\n" + CODE)
+    record_and_change(project, tests)
     _, told = run(project, *QUICK)
     assert ("passed" in told, "Tests left out: 2." in told) == (False, True)

@@ -24,6 +24,7 @@ from starlette.exceptions import HTTPException
 import wgan
 from models.artifact import load_artifact
 from models.errors import ConditionError, DataError, ShapeError, UserError
+from models.formats import stream
 from models.model import Model
 from models.tables import Condition
 from models.tables.files import write_rows
@@ -112,6 +113,13 @@ def test_any_texts_and_names_come_back(texts: set[str], name: str, has_gaps: boo
     content = json.loads(as_file(table, "json", 50))
     found = typed(schema, rows_of_records(schema, content["samples"]))
     assert found[name].combine_chunks() == values
+
+
+def test_names_of_vectors_come_back_from_csv() -> None:
+    names = ["#first", "with\ra return", "plain"]
+    content = b"".join(stream([np.eye(3)], 3, "csv", names))
+    assert read_rows(content, "x.csv").column_names == names
+    assert b"".join(stream([np.eye(2)], 2, "csv")) == b"x1,x2\n1.0,0.0\n0.0,1.0\n"
 
 
 def test_arrays_of_npz_are_plain_ones(model: Model) -> None:

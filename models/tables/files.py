@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
+import itertools
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -17,6 +16,7 @@ import pyarrow.parquet
 from models.errors import DataError
 from models.pipe import Pipe
 from models.tables.column import whole
+from models.text_files import write_csv, write_json
 
 Array = np.ndarray
 ROW_GROUP = 2**16
@@ -40,7 +40,7 @@ def write_rows(
     """
     writers: dict[str, Callable[[Iterable[pa.Table]], Iterator[bytes]]] = {
         "csv": _csv,
-        "json": lambda tables: _json(tables, facts or {}),
+        "json": lambda tables: write_json(map(records, tables), facts or {}),
         "npz": _npz,
         "parquet": _parquet,
         "arrow": _arrow,
@@ -76,37 +76,9 @@ def _plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _csv(parts: Iterable[pa.Table]) -> Iterator[bytes]:
-    lines: list[str] = []
-    # Python puts in quotes what holds a sign of the line's end; a carriage return ends lines too.
-    writer = csv.writer(_Lines(lines), lineterminator="\r\n")
-    quoting = csv.writer(_Lines(lines), lineterminator="\r\n", quoting=csv.QUOTE_ALL)
-    for number, part in enumerate(parts):
-        if not number:
-            # Without quotes, a first name such as "#id" would make the header a comment.
-            is_comment = part.column_names[0].startswith("#")
-            (quoting if is_comment else writer).writerow(part.column_names)
-        writer.writerows(_tuples(part))
-        yield "".join(lines).encode()
-        lines.clear()
-
-
-class _Lines:
-    """A file to `csv.writer`, which writes a line at once; they end in line feeds alone."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self.lines = lines
-
-    def write(self, line: str) -> None:
-        self.lines.append(line[:-2] + "\n")
-
-
-def _json(parts: Iterable[pa.Table], facts: Mapping[str, object]) -> Iterator[bytes]:
-    before = '{"samples": ['
-    for part in parts:
-        yield (before + json.dumps(records(part), allow_nan=False)[1:-1]).encode()
-        before = ", "
-    rest = "".join(f", {json.dumps(name)}: {json.dumps(fact)}" for name, fact in facts.items())
-    yield f"]{rest}}}".encode()
+    tables = iter(parts)
+    for first in tables:  # and then for all
+        yield from write_csv(first.column_names, map(_tuples, itertools.chain([first], tables)))
 
 
 def _npz(parts: Iterable[pa.Table]) -> Iterator[bytes]:

@@ -385,7 +385,7 @@ def _in_words(error: Any, model: type[BaseModel]) -> str:
         )
     else:
         fields = model.model_fields
-    path = ".".join(location)
+    path = ".".join(part if part.isprintable() else repr(part) for part in location)
     if error["type"] == "extra_forbidden":
         return f"{path}: no such key{suggestion(location[-1], fields)}"
     message = error["msg"].removeprefix("Value error, ")

@@ -129,7 +129,7 @@ CLIENTS = st.fixed_dictionaries(
 turns of the loop until the server cancels the request, None: it does not."""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(CLIENTS, min_size=1, max_size=6))
 def test_whatever_a_crowd_does_its_places_and_bytes_are_given_back(
     crowd: list[dict[str, Any]],

@@ -51,7 +51,8 @@ class DataConfig(Section):
     """Source of the data, and the split into training and held-out items."""
 
     source: str
-    """A built-in name (digits, mnist5k, emoji32, 8gaussians, 25gaussians, swissroll, ar2); a .npy,
+    """A built-in name (digits, mnist5k, emoji32, emoji64, letters32, letters64, 8gaussians,
+    25gaussians, swissroll, ar2); a .npy,
     .npz, .h5, .zarr, .csv, .tsv, .parquet, .arrow or .feather file; a folder, .zip or .tar of
     images; or a URL of these."""
     key: str | None = Field(default=None, exclude_if=lambda key: key is None)

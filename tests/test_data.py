@@ -24,7 +24,7 @@ def images(count: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, *shape), np.uint8)
 
 
-FETCHED = {"mnist5k", "emoji32"}  # tests/test_fetched.py
+FETCHED = {"mnist5k", "emoji32", "emoji64", "letters32", "letters64"}  # tests/test_fetched.py
 
 
 @pytest.mark.parametrize("name", sorted({*BUILT_IN} - FETCHED))

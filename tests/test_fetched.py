@@ -18,7 +18,7 @@ from models.errors import DataError
 from training.data.dataset import Dataset, load_data
 from training.data.sources import emoji as emoji_module
 from training.data.sources import mnist5k
-from training.data.sources.emoji import _groups, load_emoji32
+from training.data.sources.emoji import _groups, load_emoji
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -132,7 +132,7 @@ def test_no_emoji_is_held_out_from_its_near_duplicates(emoji: Dataset) -> None:
 
 def test_skin_tones_and_genders_stay_together(emoji: Dataset) -> None:
     """By the names of the code points: the same sign is never on both sides."""
-    _, groups = load_emoji32()
+    _, groups = load_emoji(32)
     sides: dict[str, set[bool]] = {}
     for group, heldout in zip(groups, emoji.is_heldout, strict=True):
         sides.setdefault(group, set()).add(bool(heldout))

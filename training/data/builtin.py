@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from training.data.raw import Mixture, RawData
-from training.data.sources.emoji import load_emoji32
+from training.data.sources.emoji import load_emoji
+from training.data.sources.letters import LETTERS, load_letters
 from training.data.sources.mnist5k import load_mnist5k
 
 Array = np.ndarray
@@ -40,9 +42,22 @@ def _mnist5k() -> RawData:
     return RawData(images, "mnist5k", source, "CC-BY-SA-3.0", labels=labels, classes=classes)
 
 
-def _emoji32() -> RawData:
-    images, groups = load_emoji32()
-    return RawData(images, "emoji32", "Noto Color Emoji (Google)", "OFL-1.1", groups=groups)
+def _emoji(side: int) -> RawData:
+    images, groups = load_emoji(side)
+    return RawData(images, f"emoji{side}", "Noto Color Emoji (Google)", "OFL-1.1", groups=groups)
+
+
+def _letters(side: int) -> RawData:
+    letters = load_letters(side)
+    return RawData(
+        letters.images,
+        f"letters{side}",
+        "capitals of Debian's fonts",
+        letters.licence,
+        labels=letters.labels,
+        classes=tuple(LETTERS),
+        groups=letters.groups,
+    )
 
 
 def _8gaussians() -> RawData:
@@ -92,7 +107,10 @@ def _ar2() -> RawData:
 BUILT_IN: dict[str, Callable[[], RawData]] = {
     "digits": _digits,
     "mnist5k": _mnist5k,
-    "emoji32": _emoji32,
+    "emoji32": partial(_emoji, 32),
+    "emoji64": partial(_emoji, 64),
+    "letters32": partial(_letters, 32),
+    "letters64": partial(_letters, 64),
     "8gaussians": _8gaussians,
     "25gaussians": _25gaussians,
     "swissroll": _swissroll,

@@ -1,4 +1,4 @@
-"""32x32 colour emoji, made from Debian's Noto colour emoji font.
+"""Colour emoji of 32x32 and 64x64, made from Debian's Noto colour emoji font.
 
 The font holds a bitmap of 136x128 pixels for each emoji. More than half are variants of others, in
 skin tone, gender or direction: those form groups, and a group is held out as a whole.
@@ -20,13 +20,15 @@ import PIL
 from models.cache import cache_folder
 from models.errors import DataError
 from models.images import decode_image, fit, opaque
+from training.data.sources.debian import download, what_apt_said
 from training.data.sources.files import new_file
-from training.progress import phase
+from training.data.sources.variants import first_of_group
 
 Array = np.ndarray
 PACKAGE = "fonts-noto-color-emoji"
 FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
-SIDE = 32
+GROUPING_SIDE = 32
+"""Pixels a side at which emoji are compared, so that sets of all sizes hold out the same ones."""
 LAYOUT = 1
 """Version of the cached file: a new number leaves older ones unused."""
 MAX_VARIANT_DISTANCE = 0.06
@@ -47,41 +49,44 @@ PERSON = 0x1F9D1
 PEOPLE = {0x1F468, 0x1F469, 0x1F466, 0x1F467, 0x1F9D2, 0x1F474, 0x1F475, 0x1F9D3, 0x1F471}
 
 
-def load_emoji32() -> tuple[Array, tuple[str, ...]]:
+def load_emoji(side: int) -> tuple[Array, tuple[str, ...]]:
     """Read the emoji, making them the first time.
 
     The font comes from, in this order: the file that ``WGAN_EMOJI_FONT`` names, an installed
     font package, the cache, Debian's package archive.
 
+    Args:
+        side: pixels a side.
+
     Returns:
-        uint8 ``(N, 32, 32, 3)`` on white, and the name of each one's group.
+        uint8 ``(N, side, side, 3)`` on white, and the name of each one's group.
 
     Raises:
         DataError: the font cannot be found, fetched or read.
     """
     font = _font()
     digest = hashlib.sha256(font).hexdigest()
-    cached = cache_folder() / "emoji32" / f"{digest}-{LAYOUT}-pillow{PIL.__version__}.npz"
+    cached = cache_folder() / f"emoji{side}" / f"{digest}-{LAYOUT}-pillow{PIL.__version__}.npz"
     if not cached.exists():
-        items, groups = make_emoji32(font)
+        items, groups = make_emoji(font, side)
         with new_file(cached) as new:
             np.savez(new, items=items, groups=groups)
     with np.load(cached, allow_pickle=False) as saved:
         return saved["items"], tuple(saved["groups"].tolist())
 
 
-def make_emoji32(font: bytes) -> tuple[Array, list[str]]:
+def make_emoji(font: bytes, side: int) -> tuple[Array, list[str]]:
     """Draw the emoji of a colour bitmap font, and find the groups of near-duplicates.
 
     Two emoji are in one group if their code points differ by no more than skin tone, gender, age
-    or direction, or if their pixels hardly differ; and so are the members of two such pairs that
-    share one.
+    or direction, or if their pixels hardly differ (`first_of_group`).
 
     Args:
         font: content of a TrueType file with bitmaps (CBDT).
+        side: pixels a side.
 
     Returns:
-        uint8 ``(N, 32, 32, 3)``, in the order of the code points, and N names of groups: the
+        uint8 ``(N, side, side, 3)``, in the order of the code points, and N names of groups: the
         code points of each one's first member.
 
     Raises:
@@ -93,38 +98,29 @@ def make_emoji32(font: bytes) -> tuple[Array, list[str]]:
         tables = TTFont(io.BytesIO(font))
         sequences, bitmaps = _sequences(tables), tables["CBDT"].strikeData[0]
     except (TTLibError, KeyError):
-        raise DataError("emoji32: the font holds no colour bitmaps (CBDT)") from None
+        raise DataError("emoji: the font holds no colour bitmaps (CBDT)") from None
     glyphs = sorted((sequences[glyph], glyph) for glyph in bitmaps if glyph in sequences)
-    items = np.stack([_draw(bitmaps[glyph].imageData) for _, glyph in glyphs])
-    return items, _groups([codes for codes, _ in glyphs], items)
+
+    def drawn(side: int) -> Array:
+        return np.stack([_draw(bitmaps[glyph].imageData, side) for _, glyph in glyphs])
+
+    return drawn(side), _groups([codes for codes, _ in glyphs], drawn(GROUPING_SIDE))
 
 
-def _draw(png: bytes) -> Array:
+def _draw(png: bytes, pixels: int) -> Array:
     """Lay a bitmap on white, in the middle of a square, and shrink it."""
     image = opaque(decode_image(png, "emoji"))
     side = max(image.shape[:2])
     top, left = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2
     square = np.full((side, side, 3), 255, np.uint8)
     square[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return fit(square, SIDE, SIDE)
+    return fit(square, pixels, pixels)
 
 
 def _groups(sequences: Sequence[tuple[int, ...]], items: Array) -> list[str]:
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    first: dict[tuple[int, ...], int] = {}
-    same = [first.setdefault(_common(codes), i) for i, codes in enumerate(sequences)]
-    pixels = items.reshape(len(items), -1).astype(np.float32) / 255
-    squares = (pixels**2).sum(axis=1)
-    mean_square = (squares[:, None] + squares - 2 * pixels @ pixels.T) / pixels.shape[1]
-    rows, columns = np.nonzero(mean_square < MAX_VARIANT_DISTANCE**2)
-    rows = np.concatenate([rows, np.arange(len(items))])
-    columns = np.concatenate([columns, same])
-    links = coo_array((np.ones(len(rows)), (rows, columns)), shape=(len(items), len(items)))
-    _, group = connected_components(links, directed=False)
-    leader = {g: i for i, g in reversed(list(enumerate(group.tolist())))}
-    return ["-".join(f"{code:x}" for code in sequences[leader[g]]) for g in group.tolist()]
+    names = [_common(codes) for codes in sequences]
+    first = first_of_group(names, items, MAX_VARIANT_DISTANCE)
+    return ["-".join(f"{code:x}" for code in sequences[i]) for i in first]
 
 
 def _common(codes: tuple[int, ...]) -> tuple[int, ...]:
@@ -160,9 +156,8 @@ def _font() -> bytes:
             _fetch(cached)
         return path.read_bytes()
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
         raise DataError(
-            f"emoji32: no font ({said.strip().splitlines()[-1]}); where apt-get cannot download "
+            f"emoji: no font ({what_apt_said(error)}); where apt-get cannot download "
             f"{PACKAGE}, bring its NotoColorEmoji.ttf and name it in WGAN_EMOJI_FONT"
         ) from None
 
@@ -170,13 +165,5 @@ def _font() -> bytes:
 def _fetch(font: Path) -> None:
     """Download the package as a user may, without installing it, and keep its font."""
     with new_file(font) as new:
-        folder = new.parent
-        with phase(f"downloading {PACKAGE}"):
-            _call("apt-get", "--quiet", "download", PACKAGE, cwd=folder)
-        (package,) = folder.glob("*.deb")
-        _call("dpkg-deb", "-x", str(package), str(folder), cwd=folder)
-        os.replace(folder / FONT, new)
-
-
-def _call(*command: str, cwd: Path) -> None:
-    subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)
+        (unpacked,) = download([PACKAGE], new.parent)
+        os.replace(unpacked / FONT, new)

@@ -142,7 +142,7 @@ def draw_letters(fonts: Sequence[FontFile], side: int) -> Letters:
     Raises:
         DataError: no font is left.
     """
-    drawn = dict[bytes, tuple[FontFile, str, Array]]()
+    drawn = dict[bytes, tuple[FontFile, Array]]()
     for font in track(fonts, "drawing letters"):
         small, large = draw(font.path, GROUPING_SIDE), draw(font.path, side)
         if small is not None and large is not None:

@@ -83,6 +83,8 @@ class DataConfig(Section):
     item's own hash decides. Written only if it is folders."""
     heldout_fraction: float = Field(default=0.2, gt=0, lt=0.9)
     """Share of the distinct items that is held out; an item's own hash decides."""
+    validation_fraction: float = Field(default=0, ge=0, lt=0.9, exclude_if=lambda share: not share)
+    """Share of the others that is not trained on, to validate. Written only if there is one."""
     columns: dict[str, ColumnConfig] = Field(default={}, exclude_if=lambda columns: not columns)
     """The user's word on columns of a table, by name. Written only if there is one."""
     csv: CsvConfig = Field(default=CsvConfig(), exclude_if=lambda csv: csv == CsvConfig())

@@ -50,6 +50,8 @@ class DataCard(BaseModel, frozen=True, extra="forbid"):
     """How many files of a folder or archive were not looked at, by suffix or by what they are.
     Written only if there are any."""
     training_count: int
+    validation_count: int = Field(default=0, exclude_if=lambda count: not count)
+    """Items that are neither trained on nor held out. Written only if there are any."""
     heldout_count: int
     heldout_fraction: float
     sha256: str

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from models.config import DataConfig
 from models.errors import DataError
 from training.data import batches
-from training.data.batches import batch_indices
+from training.data.batches import TrainingItems, batch_indices
 from training.data.builtin import BUILT_IN
 from training.data.dataset import FEWEST_HELDOUT, load_data
 
@@ -101,6 +102,32 @@ def test_the_share_is_as_asked(tmp_path: Path) -> None:
     for fraction in (0.1, 0.5):
         found = load(tmp_path / "d.npy", fraction).is_heldout.mean()
         assert abs(found - fraction) < 4 * np.sqrt(fraction * (1 - fraction) / 2000)
+
+
+def test_a_validation_share_comes_out_of_the_training_items(tmp_path: Path) -> None:
+    original = images(3000, 8, 8)
+    np.save(tmp_path / "d.npy", np.concatenate([original, original[::-1]]))
+    plain = load(tmp_path / "d.npy")
+    config = DataConfig(source=str(tmp_path / "d.npy"), validation_fraction=0.25)
+    data = load_data(config)
+    assert np.array_equal(data.is_heldout, plain.is_heldout)
+    chosen = data.is_validation
+    assert chosen is not None
+    assert np.array_equal(chosen[:3000], chosen[3000:][::-1])
+    assert not (chosen & data.is_heldout).any()
+    rest = int((~plain.is_heldout[:3000]).sum())
+    assert abs(chosen[:3000].sum() / rest - 0.25) < 4 * np.sqrt(0.1875 / rest)
+    trained_on = data.items[~data.is_heldout & ~chosen]
+    assert np.array_equal(data.training, trained_on)
+    assert len(TrainingItems(data, torch.device("cpu"))) == len(trained_on)
+    assert not {x.tobytes() for x in data.sample(10**4, heldout=False)} & {
+        x.tobytes() for x in data.items[chosen]
+    }
+    counts = data.card.training_count, data.card.validation_count, data.card.heldout_count
+    assert counts == (len(trained_on), chosen.sum(), data.is_heldout.sum())
+    assert "validation_count" not in plain.card.model_dump(mode="json")
+    with pytest.raises(DataError, match=r"items to validate, .* or raise data.validation_fraction"):
+        load_data(config.model_copy(update={"validation_fraction": 0.001}))
 
 
 def test_the_content_hash_sees_content_not_order_or_container(tmp_path: Path) -> None:

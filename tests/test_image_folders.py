@@ -258,6 +258,10 @@ def test_a_split_in_folders_is_no_class_and_is_followed_when_told_to(
     assert content([*data.training]) == content(trained_on)
     assert data.card.heldout_fraction == 90 / 215
     assert data.notes == ("5 images to hold out are also trained on, and count so",)
+    parts = load(source, split="folders", validation_fraction=0.5)
+    assert content([*parts.heldout]) == content([*data.heldout])
+    assert {*content([*parts.training])} < {*content(trained_on)}
+    assert 30 < parts.card.validation_count < 100
 
 
 def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -26,19 +26,28 @@ class TrainingItems:
         data: what to train on.
         device: where `take` puts items.
         whole: hold all items on the device, if they fit; by default on a GPU only.
+        indices: of other items than those to train on, int64 ``(count,)``.
     """
 
     on_device: Tensor | None
-    """All training items, in data units, if they are held."""
+    """All of them, in data units, if they are held."""
     labels_on_device: Tensor | None
-    """The labels of all training items, int64 ``(count,)``, if there are any."""
+    """The labels of all, int64 ``(count,)``, if there are any."""
 
-    def __init__(self, data: Dataset, device: torch.device, whole: bool | None = None) -> None:
+    def __init__(
+        self,
+        data: Dataset,
+        device: torch.device,
+        whole: bool | None = None,
+        indices: Array | None = None,
+    ) -> None:
         self._items, self._device = data.items, device
-        self._indices = np.flatnonzero(~data.is_heldout)
+        self._indices = np.flatnonzero(data.is_training) if indices is None else indices
         whole = device.type == "cuda" if whole is None else whole
         fits = data.items.nbytes <= MAX_BYTES_ON_DEVICE
-        self.on_device = torch.from_numpy(data.training).to(device) if whole and fits else None
+        self.on_device = (
+            torch.from_numpy(data.items_at(self._indices)).to(device) if whole and fits else None
+        )
         self.labels_on_device = (
             None if data.labels is None else torch.from_numpy(data.labels[self._indices]).to(device)
         )

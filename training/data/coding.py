@@ -19,7 +19,7 @@ from models.outputs import turn
 from models.tables import Choice, Part, TableSchema, Value
 from models.tables.column import column_values
 from models.tables.layout import place
-from training.data.digests import row_digests, uniform
+from training.data.digests import row_digests, split, uniform
 from training.data.raw import RawData
 from training.data.rules import broken_rows, fit_rules, keys, with_rules
 from training.data.schema import find_structure, fit_schema
@@ -44,6 +44,7 @@ class CodedTable(NamedTuple):
     """Codes: an array, float32 ``(N, width)``, or `PackedCodes`."""
     digests: Array
     is_heldout: Array
+    is_validation: Array
     notes: tuple[str, ...]
     table: Any
     """Its rows, without those that are left out."""
@@ -121,9 +122,10 @@ def _code(table: Any, config: DataConfig, schema: TableSchema | None) -> CodedTa
         }
         structure = find_structure(table, told)
         digests, notes = structure.digests.bytes(), structure.notes
-    is_heldout = uniform(digests) < config.heldout_fraction
+    is_heldout, is_validation = split(uniform(digests), config)
+    is_training = ~(is_heldout | is_validation)
     if fitted is None:
-        fitted = with_rules(fit_schema(table, structure, told, ~is_heldout), config.rules)
+        fitted = with_rules(fit_schema(table, structure, told, is_training), config.rules)
     is_broken, broken = broken_rows(fitted, table)
     if is_broken.any():
         kept, said = _without(table, is_broken, broken, config)
@@ -131,12 +133,12 @@ def _code(table: Any, config: DataConfig, schema: TableSchema | None) -> CodedTa
         coded = _code(kept, config, schema)
         return coded._replace(notes=(*said, *coded.notes))
     if schema is None:
-        fitted = fit_rules(fitted, table, ~is_heldout)
+        fitted = fit_rules(fitted, table, is_training)
     if len(table) * fitted.width * PackedCodes.dtype.itemsize <= MAX_BYTES_IN_MEMORY:
         items: Any = np.concatenate(list(_coded(table, fitted.encode)))
     else:
         items = _packed(table, fitted, digests)
-    return CodedTable(fitted, items, digests, is_heldout, (*notes, *broken), table)
+    return CodedTable(fitted, items, digests, is_heldout, is_validation, (*notes, *broken), table)
 
 
 def _without(

@@ -17,7 +17,7 @@ from models.sampling import Scaling
 from models.values import OWN
 from training.data.builtin import BUILT_IN
 from training.data.coding import code_table
-from training.data.digests import digest_order, slices, uniform
+from training.data.digests import digest_order, slices, split, uniform
 from training.data.layout import (
     arranged,
     channel_scale,
@@ -63,6 +63,8 @@ class Dataset:
     """uint8 ``(N, 16)``, a hash of each item"""
     table: Any = None
     """The rows as they were read, a `pyarrow.Table`, of which ``items`` are the codes; or None"""
+    is_validation: Array | None = None
+    """bool ``(N,)``, which items are neither held out nor trained on, if there are any"""
 
     @property
     def scaling(self) -> Scaling:
@@ -70,9 +72,16 @@ class Dataset:
         return self.card.scaling
 
     @property
+    def is_training(self) -> Array:
+        """Which items are trained on, bool ``(N,)``."""
+        if self.is_validation is None:
+            return ~self.is_heldout
+        return ~(self.is_heldout | self.is_validation)
+
+    @property
     def training(self) -> Array:
         """All items that are trained on, in memory."""
-        return self.items_at(np.flatnonzero(~self.is_heldout))
+        return self.items_at(np.flatnonzero(self.is_training))
 
     @property
     def heldout(self) -> Array:
@@ -85,7 +94,7 @@ class Dataset:
         Returns:
             int64 ``(n,)``, indices into ``items``; ``n`` is at most ``count``.
         """
-        indices = np.flatnonzero(self.is_heldout == heldout)
+        indices = np.flatnonzero(self.is_heldout if heldout else self.is_training)
         if len(indices) > count:
             indices = np.random.default_rng(seed).choice(indices, count, replace=False)
         return indices
@@ -141,7 +150,7 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None, to_train: 
         require_use(config, raw.is_array, raw.items.ndim)
     _require_usable(raw, config, card is None or to_train)
     if raw.table is not None and (card is None or card.table is not None):
-        schema, items, digests, is_heldout, found, table = code_table(
+        schema, items, digests, is_heldout, is_validation, found, table = code_table(
             raw, config, None if card is None else card.table
         )
         notes += found
@@ -152,26 +161,32 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None, to_train: 
         items, layout, values_range = _canonical(values, raw.is_array, config, card)
         items = _resized(items, config)
         digests = item_digests(items) if raw.digests is None else raw.digests
-        is_heldout = _uniform(raw.groups, digests) < config.heldout_fraction
-        if raw.is_heldout is not None:
-            is_heldout = raw.is_heldout
+        numbers = _uniform(raw.groups, digests)
+        is_heldout, is_validation = split(numbers, config, raw.is_heldout)
+    is_training = ~(is_heldout | is_validation)
     if len(digests) > 1 and (digests == digests[0]).all():
         raise DataError(
             f"{config.source}: all {len(digests)} items are the same once they are read; bring "
             "items that differ"
         )
-    class_counts = _class_counts(raw.labels, is_heldout, len(raw.classes))
+    class_counts = _class_counts(raw.labels, is_training, len(raw.classes))
     notes += tuple(
         f"class {name!r} has no items to train on, and cannot be asked for"
         for name, n in zip(raw.classes, class_counts, strict=True)
         if not n
     )
-    training, heldout = int((~is_heldout).sum()), int(is_heldout.sum())
+    training, validation, heldout = (int(s.sum()) for s in (is_training, is_validation, is_heldout))
     if training < 2 or heldout < FEWEST_HELDOUT:
         raise DataError(
             f"{config.source}: too few items: {len(items)}, of which {training} to train on and "
             f"{heldout} held out; at least 2 and {FEWEST_HELDOUT} are needed: bring more data, "
             f"or hold out more than data.heldout_fraction={config.heldout_fraction:g}"
+        )
+    if (card is None or to_train) and config.validation_fraction and validation < FEWEST_HELDOUT:
+        raise DataError(
+            f"{config.source}: {validation} items to validate, and at least {FEWEST_HELDOUT} are "
+            "needed: bring more data, or raise "
+            f"data.validation_fraction={config.validation_fraction:g}"
         )
     if training < batch_size:
         raise DataError(
@@ -181,11 +196,11 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None, to_train: 
     kind = KINDS[items.ndim]
     features = items.shape[-1]
     if kind == "image" and items.dtype != np.uint8 and values_range is not None:
-        offset, scale = channel_scale(items[~is_heldout], values_range)
-        notes += range_notes(items[~is_heldout]) if values_range == OWN else ()
+        offset, scale = channel_scale(items[is_training], values_range)
+        notes += range_notes(items[is_training]) if values_range == OWN else ()
     elif kind != "image" and schema is None and config.source not in BUILT_IN:
         other_axes = tuple(range(items.ndim - 1))  # items and, of sequences, steps
-        known = items[~is_heldout]
+        known = items[is_training]
         offset = known.mean(axis=other_axes, dtype=np.float64)
         scale = known.std(axis=other_axes, dtype=np.float64)
         # A constant feature has no scale of its own, but the rounding of its mean.
@@ -211,6 +226,7 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None, to_train: 
             skipped=len(raw.problems),
             not_read=raw.not_read or {},
             training_count=training,
+            validation_count=validation,
             heldout_count=heldout,
             heldout_fraction=config.heldout_fraction
             if raw.is_heldout is None
@@ -228,6 +244,7 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None, to_train: 
         notes,
         digests,
         table,
+        is_validation if validation else None,
     )
 
 
@@ -338,11 +355,11 @@ def _uniform(groups: tuple[str, ...], digests: Array) -> Array:
     return uniform(digests)
 
 
-def _class_counts(labels: Array | None, is_heldout: Array, classes: int) -> list[int]:
+def _class_counts(labels: Array | None, is_training: Array, classes: int) -> list[int]:
     """Training items of each class; empty without labels."""
     if labels is None:
         return []
-    return list(map(int, np.bincount(labels[~is_heldout], minlength=classes)))
+    return list(map(int, np.bincount(labels[is_training], minlength=classes)))
 
 
 def _content_hash(items: Array, digests: Array) -> str:

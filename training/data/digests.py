@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from models.config import DataConfig
 from models.tables.column import is_number
 
 Array = np.ndarray
@@ -82,6 +83,26 @@ def _hashes(values: pa.Array) -> Array:
 def uniform(digests: Array) -> Array:
     """A number in [0, 1) for each item, uniform, from its hash, uint8 ``(N, 16)``."""
     return np.ascontiguousarray(digests[:, :8]).view(">u8")[:, 0].astype(np.float64) / 2.0**64
+
+
+def split(
+    numbers: Array, config: DataConfig, is_heldout: Array | None = None
+) -> tuple[Array, Array]:
+    """Choose the items that are not trained on: those held out, and a share of the others.
+
+    Args:
+        numbers: of each item, uniform in [0, 1), from its hash.
+        config: says both shares.
+        is_heldout: bool ``(N,)``, if the source itself says what is held out.
+
+    Returns:
+        What is held out, and what validates; bool ``(N,)`` each, and no item is both.
+    """
+    first = config.heldout_fraction if is_heldout is None else 0.0
+    if is_heldout is None:
+        is_heldout = numbers < first
+    last = first + (1 - first) * config.validation_fraction
+    return is_heldout, ~is_heldout & (numbers < last)
 
 
 def digest_order(digests: Array) -> Array:

@@ -155,7 +155,7 @@ def train_encoder(model: Model, data: Dataset, steps: int, seed: int) -> nn.Modu
     Returns:
         The encoder, in eval mode, on the model's device.
     """
-    training = np.flatnonzero(~data.is_heldout)
+    training = np.flatnonzero(data.is_training)
     source, device = np.random.default_rng(seed), model.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -89,7 +89,7 @@ class Evidence:
 
     def all_training(self) -> Iterator[Array]:
         """Yield all training items as points, a few thousand at a time."""
-        indices = np.flatnonzero(~self.data.is_heldout)
+        indices = np.flatnonzero(self.data.is_training)
         starts = range(0, len(indices), ITEMS_AT_ONCE)
         for first in track(starts, "searching the training items"):
             yield self._points(self.data.items_at(indices[first : first + ITEMS_AT_ONCE]))
@@ -109,7 +109,7 @@ class Evidence:
         """
         heldout = self._points(self.data.sample(self.n, heldout=True))
         items = np.concatenate([self.training, heldout])
-        count = max(self.n, min(ATTACK_SAMPLES, int((~self.data.is_heldout).sum())))
+        count = max(self.n, min(ATTACK_SAMPLES, int(self.data.is_training.sum())))
         signal = -nearest_distances(items, self._parts_of_samples(count), device=self.device)
         return membership(*np.split(signal, [len(self.training)]))
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from models.augmentation import AugmentationConfig
 from models.constraints import CONSTRAINTS, AnyConstraint
 from models.errors import ConfigError, suggestion
 from models.networks import SIDES, CriticConfig, GeneratorConfig
@@ -15,7 +16,6 @@ from models.tables.rules import parse_rule
 from models.values import OWN, ends_of
 
 M = TypeVar("M", bound=BaseModel)
-
 
 Layout = Literal["nhw", "nhwc", "nchw", "ntd", "ndt"]
 """Axes of an array: n items; of images h rows, w columns, c channels; of sequences t steps, d
@@ -249,6 +249,8 @@ class Config(Section):
     """Written if it is set, as the preset ``table`` sets it; None: as by default."""
     privacy: PrivacyConfig | None = Field(default=None, exclude_if=lambda privacy: privacy is None)
     """Written if it is set; None: training is not differentially private."""
+    augmentation: AugmentationConfig | None = Field(default=None, exclude_if=lambda it: it is None)
+    """Written if it is set; None: the critic sees images as they are."""
     evaluation: EvaluationConfig = EvaluationConfig()
     serving: ServingConfig = ServingConfig()
 

@@ -26,6 +26,7 @@ ORDER = [
     "networks",
     "lipschitz",
     "constraints",
+    "augmentation",
     "config",
     "sampling",
     "folding",

@@ -41,6 +41,8 @@ class TrainingState(NamedTuple):
     ema: nn.Module
     generator_optimizer: torch.optim.Optimizer
     critic_optimizer: torch.optim.Optimizer
+    augmentation: nn.Module = nn.Identity()
+    """Of the images that the critic sees; it may have a strength that training changes."""
 
     def live(self) -> dict[str, Tensor]:
         """The tensors that training changes, where they are, by the names that `tensors` gives."""

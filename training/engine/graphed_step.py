@@ -246,7 +246,8 @@ class GraphedStep:
     def _refuse(self, reason: str) -> None:
         self._is_refused = True
         self._replays.clear()
-        for optimizer in self._whole.state[3:]:
+        state = self._whole.state
+        for optimizer in (state.generator_optimizer, state.critic_optimizer):
             optimizer.param_groups[0]["capturable"] = False
         self._say(f"the whole step is not graphed: {reason}")
 

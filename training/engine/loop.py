@@ -12,6 +12,7 @@ from models.errors import ConfigError
 from models.lipschitz import gradient_norms, interpolate
 from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
+from training.engine.augmentation import Overfitting
 from training.engine.checkpoint import TrainingState, newest_checkpoint
 from training.engine.cuda_graphs import graphs_on
 from training.engine.graphed_step import GRAPHED, GraphedStep, exchanges_samples, graph_obstacle
@@ -100,14 +101,20 @@ def train(
     make_step: MakesStep = PlainStep(whole, items)
     if graphed:
         make_step = GraphedStep(whole, make_step, items, device, graphs_on(device), say)
+    measure_overfitting = None
+    if config.augmentation is not None and config.augmentation.target is not None:
+        measure_overfitting = Overfitting(whole, data, items, device, draws)
     run.start_clock()
     while not run.is_finished:
         # The critic steps, the generator step and its moving average.
         numbers = [next(order)[rows] for _ in range(settings.num_critic_steps)]
         found = make_step(numbers, run.step, step_seed(seed, run.step))
 
-        # Check and log. Saving is preceded by the check too: no bad checkpoint is written.
         run.step += 1
+        if measure_overfitting is not None:
+            measure_overfitting(run.step, found)
+
+        # Check and log. Saving is preceded by the check too: no bad checkpoint is written.
         stopping = workers.any(stop_requested())
         logging = run.is_due(settings.log_every)
         saving = stopping or run.is_due(settings.checkpoint_every)

@@ -18,6 +18,7 @@ from models.command_line import StopNow, StopRequest
 from models.config import Config, faults_in_words, flatten
 from models.networks import build_networks
 from training.data.dataset import Dataset
+from training.engine.augmentation import build_augmentation
 from training.engine.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -34,7 +35,8 @@ from training.engine.workers import ALONE, Workers
 from training.progress import silent
 
 Row = dict[str, float]
-"""One line of the history: step, critic_gap, critic_loss, gradient_norm, samples_per_second."""
+"""One line of the history: step, critic_gap, critic_loss, gradient_norm, samples_per_second; and,
+where its strength changes, augmentation_strength and augmentation_overfitting."""
 Watch = Callable[[int, TrainingState], None]
 """Called with the generator steps done and the networks, which it must not change."""
 
@@ -136,6 +138,8 @@ class TrainingRun:
             "gradient_norm": gradient_norm,
             "samples_per_second": critic_steps * settings.batch_size / seconds,
         }
+        for name, value in self.state.augmentation.state_dict().items():
+            row[f"augmentation_{name}"] = value.item()
         self.history.append(row)
         return row
 
@@ -204,6 +208,7 @@ def begin(
         copy.deepcopy(generator).requires_grad_(False),
         make_optimizer(settings, generator.parameters()),
         make_optimizer(settings, critic.parameters()),
+        build_augmentation(config, data).to(device),
     )
     if saved is None:
         return TrainingRun(config, folder, state, [], 0, settings.critic_step, origin)

@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
     gap: Tensor
     loss: Tensor
     real: Tensor
-    """``(B, *shape)``, in the critic's units."""
+    """``(B, *shape)``, in the critic's units, as the critic saw them: augmented if they were."""
     fake: Tensor
     labels: list[Tensor]
     """Labels or restrictions of both; empty without conditions."""
@@ -123,18 +123,20 @@ class WholeStep:
             Gradients, which are to be added up over processes before it goes on.
         """
         state, constraint = self.state, self.config.constraint
-        generator, critic = state.generator, state.critic
+        generator, critic, augmented = state.generator, state.critic, state.augmentation
 
         # Critic steps, each on a new batch.
         critic.requires_grad_(True)
         first = step * self.config.training.num_critic_steps
         for critic_step, (items, classes) in enumerate(batches, first):
-            # Bring the real samples to the critic's units, and generate as many fake ones.
+            # Bring the real samples to the critic's units, and generate as many fake ones. The
+            # critic and its penalty see both augmented, if they are images that are to be.
             real = self._scaling.to_model(items)
             with self._autocast, self._draws, torch.no_grad():
                 restrict = self._draw_restrictions
                 labels = [restrict(real)] if restrict else classes
                 fake = generator(self._latents(len(real)), *labels).float()
+                real, fake = augmented(real), augmented(fake)
 
             # Maximise the gap between the scores, less the constraint's penalty.
             gap, loss = self.find_critic_gradients(real, fake, labels, critic_step)
@@ -150,7 +152,7 @@ class WholeStep:
             if self.config.privacy and self._draw_restrictions:
                 with torch.no_grad():
                     asked = [self._draw_restrictions(generator(self._latents(self.count)))]
-            scores = critic(generator(self._latents(self.count), *asked), *asked)
+            scores = critic(augmented(generator(self._latents(self.count), *asked)), *asked)
         state.generator_optimizer.zero_grad()
         (-scores.float().mean()).backward()
         yield from self.workers.averaged(generator)

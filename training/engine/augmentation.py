@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.augmentation import AugmentationConfig
 from models.config import Config
@@ -59,15 +60,15 @@ def contrasted(images: Tensor, on: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 def translated(images: Tensor, on: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Shift an image by whole pixels, and fill up with 0, the grey between black and white."""
-    for axis, number in ((2, u), (3, v)):
-        side = images.shape[axis]
-        reach = int(side * TRANSLATION + 0.5)
-        shift = on * (torch.floor(number * (2 * reach + 1)) - reach)
-        source = _places(images, axis) - shift  # the row that comes to each row
-        is_inside = (source >= 0) & (source < side)
-        index = source.clamp(0, side - 1).long().expand_as(images)
-        images = images.gather(axis, index) * is_inside
-    return images
+    reach = [int(side * TRANSLATION + 0.5) for side in images.shape[2:]]
+    down, right = (
+        on * (torch.floor(x * (2 * r + 1)) - r) for x, r in zip((u, v), reach, strict=True)
+    )
+    padded = F.pad(images, (reach[1], reach[1], reach[0], reach[0]))
+    # The place in the padded image that comes to each pixel.
+    rows, columns = _places(images, 2) + reach[0] - down, _places(images, 3) + reach[1] - right
+    index = (rows * padded.shape[3] + columns).long().flatten(2)
+    return padded.flatten(2).gather(2, index.expand(-1, images.shape[1], -1)).view_as(images)
 
 
 def cut_out(images: Tensor, on: Tensor, u: Tensor, v: Tensor) -> Tensor:

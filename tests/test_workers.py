@@ -169,6 +169,10 @@ PRESETS = {
         "--preset", "digits", "--constraint", "spectral_norm", "--set", "conditional=true",
         "--set", "generator.normalization=layer", "--set", "critic.width=8",
     ],
+    "augmented images": [
+        "--preset", "digits", "--set", "generator.normalization=layer", "--set", "critic.width=8",
+        "--set", "augmentation.strength=0.7",
+    ],
 }  # fmt: skip
 
 
@@ -227,6 +231,22 @@ def test_two_processes_equal_one_and_take_over_from_it(preset: str, tmp_path: Pa
     (tmp_path / "3" / "checkpoints" / "step-00000012.safetensors").unlink()
     finish(start(tmp_path / "3", 2, *PRESETS[preset], "--resume"), tmp_path / "3")
     assert_close(final(tmp_path / "3"), final(tmp_path / "1"))
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_overfitting_of_one(tmp_path: Path) -> None:
+    options = [
+        "--preset", "digits", "--set", "generator.normalization=layer", "--set", "critic.width=8",
+        "--set", "augmentation.target=0.01", "--set", "augmentation.ramp=10000",
+        "--set", "data.validation_fraction=0.2", "--steps", "40",
+    ]  # fmt: skip
+    for count in (1, 2):
+        finish(start(tmp_path / str(count), count, *options), tmp_path / str(count))
+    one, two = (final(tmp_path / n) for n in ("1", "2"))
+    names = ("augmentation.strength", "augmentation.overfitting")
+    assert 0 < one[names[0]].item() < 1
+    for name in names:
+        assert two[name].item() == pytest.approx(one[name].item(), rel=1e-2), name
 
 
 @pytest.mark.slow

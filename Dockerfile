@@ -89,7 +89,7 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["wgan"]
 
-# On a GPU `training.critic_step=auto` compiles long runs of convolutional critics: by Triton, which is
+# On a GPU `training.critic_step=compiled` and `graphed_compiled` compile: by Triton, which is
 # in the lock and calls a C compiler when it runs. Python's headers are in the base.
 FROM runtime AS train-runtime
 ARG COMPUTE

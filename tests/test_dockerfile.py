@@ -156,8 +156,8 @@ def test_what_is_downloaded_is_cached_and_in_no_layer() -> None:
     assert "PIP_NO_CACHE_DIR" not in DOCKERFILE
 
 
-def test_there_is_a_compiler_where_auto_compiles_and_nowhere_else() -> None:
-    """Triton, which the CUDA build needs, calls one of those that `can_compile` looks for."""
+def test_there_is_a_compiler_where_a_step_may_be_compiled_and_nowhere_else() -> None:
+    """Triton, which the CUDA build needs, calls it when it runs."""
     installs = re.findall(r"apt-get install [^;&]*", DOCKERFILE.replace("\\\n", " "))
     (install,) = installs
     assert {"gcc", "libc6-dev"} <= set(install.split())

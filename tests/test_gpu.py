@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.artifact import load_artifact
 from models.constraints import GradientPenalty
+from models.device import multiply_in_float32
 from models.networks import CriticConfig, build_critic
 from models.run_folder import ARTIFACT
 from tests.artifacts import make_artifact, tiny_config
@@ -45,6 +46,12 @@ CRITICS: dict[str, tuple[tuple[int, ...], str]] = {
     "gru": ((6, 2), "none"),
     "lstm": ((6, 2), "none"),
 }
+
+
+@pytest.fixture(autouse=True)
+def in_full_float32() -> None:
+    """As on a CPU, whatever torch's default is and a test before has left: runs choose their own."""
+    multiply_in_float32()
 
 
 @pytest.fixture(scope="module")

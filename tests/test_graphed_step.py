@@ -35,7 +35,7 @@ from training.engine.pinned import AHEAD, PinnedRing
 from training.engine.runs import Interrupted, begin
 from training.engine.step import CriticStep
 from training.engine.whole_step import Outcome, PlainStep, WholeStep
-from training.engine.workers import ALONE
+from training.engine.workers import ALONE, Workers
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -171,6 +171,30 @@ def assert_alike(
 
 def initial(config: Config, data: Dataset, folder: Path) -> dict[str, Tensor]:
     return begin(config, data, folder, CPU, None).state.tensors()
+
+
+@pytest.mark.parametrize(
+    ("device", "mode", "chosen"),
+    [
+        ("cuda", "auto", (True, "auto")),
+        ("cuda", "graphed", (True, "auto")),
+        ("cuda", "graphed_compiled", (True, "compiled")),
+        ("cuda", "captured", (False, "captured")),
+        ("cuda", "eager", (False, "eager")),
+        ("cpu", "auto", (False, "auto")),
+    ],
+)
+def test_auto_graphs_whole_steps_on_cuda_alone(
+    device: str, mode: str, chosen: tuple[bool, str]
+) -> None:
+    on = torch.device(device)
+    assert loop._graphed(mode, tiny_config("vector"), on, ALONE, print) == chosen
+
+
+def test_auto_graphs_no_step_whose_penalty_asks_other_processes() -> None:
+    config = tiny_config("vector", constraint={"kind": "max_gradient_penalty"})
+    two, cuda = Workers(0, 2), torch.device("cuda")
+    assert loop._graphed("auto", config, cuda, two, print) == (False, "auto")
 
 
 @pytest.mark.parametrize("network", QUICK_FIRST)

@@ -27,10 +27,10 @@ import torch
 
 RESULTS = Path(__file__).with_name("results") / "gpu.json"
 LIMITS = {
-    "ceilings": 10,
+    "ceilings": 20,
     "tests": 110,
     "step": 70,
-    "whole": 120,
+    "whole": 110,
     "samples": 20,
     "train": 45,
     "quality": 55,

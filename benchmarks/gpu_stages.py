@@ -35,6 +35,8 @@ ROOT = Path(__file__).parent.parent
 Keep = Callable[[str, Any], None]
 """Takes a name and a figure, and writes both at once."""
 WGAN = [sys.executable, "-m", "wgan_cli"]
+READY_WITHIN = 30
+"""Seconds that a service may take to start; its log is shown if it takes longer."""
 
 
 def ceilings(device: torch.device, quick: bool, keep: Keep) -> None:
@@ -42,7 +44,7 @@ def ceilings(device: torch.device, quick: bool, keep: Keep) -> None:
     size, n = (2**16, 64) if quick else (2**30, 8192)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = 0.0 if quick else 1.0
+    seconds = 0.0 if quick else 0.5
     copy = milliseconds(lambda: target.copy_(source), device, seconds)["device_ms"]
     keep("copy_gb_per_s", 2 * size / copy / 1e6)
     for precision in PRECISIONS if device.type == "cuda" else ("fp32",):
@@ -173,12 +175,15 @@ def service(device: torch.device, quick: bool, keep: Keep) -> None:
             if made.returncode:
                 keep(kind, {"error": made.stderr.strip().splitlines()[-1][:300]})
                 continue
-            with serving(Path(folder) / "artifact", kind) as ask:
-                found = {}
-                for count, times in ((1, 3), (8, 3)) if quick else ((1, 100), (4096, 10)):
-                    taken = [ask(count) for _ in range(times + 3)][3:]
-                    found[f"{count} samples, median ms"] = 1e3 * statistics.median(taken)
-                keep(kind, found)
+            found = dict[str, Any]()
+            try:
+                with serving(Path(folder) / "artifact", kind) as ask:
+                    for count, times in ((1, 3), (8, 3)) if quick else ((1, 100), (4096, 10)):
+                        taken = [ask(count) for _ in range(times + 3)][3:]
+                        found[f"{count} samples, median ms"] = 1e3 * statistics.median(taken)
+            except (OSError, RuntimeError) as error:  # one device must not cost the other's figures
+                found["error"] = str(error)
+            keep(kind, found)
 
 
 @contextlib.contextmanager
@@ -191,11 +196,20 @@ def serving(artifact: Path, kind: str) -> Iterator[Callable[[int], float]]:
     command = [*WGAN, "serve", "--model", str(artifact), "--port", str(port)]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "WGAN_DEVICE": kind, "PYTHONPATH": paths}
-    with subprocess.Popen(command, env=environment, cwd=artifact.parent) as process:
+    log = artifact.with_name("service.log")
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            command, env=environment, cwd=artifact.parent, stdout=output, stderr=output
+        ) as process,
+    ):
         try:
+            end = time.monotonic() + READY_WITHIN
             while not is_ready(address):
-                if process.poll() is not None:
-                    raise RuntimeError(f"the service ended with exit code {process.returncode}")
+                if process.poll() is not None or time.monotonic() > end:
+                    lines = log.read_text().splitlines()
+                    print("\n".join(line for line in lines if "wgan.access" not in line))
+                    raise RuntimeError("the service did not start; its log is above")
                 time.sleep(0.2)
 
             def ask(count: int) -> float:

@@ -118,6 +118,19 @@ def test_time_to_quality_is_taken() -> None:
     assert figures("quality")["25gaussians ours"]["ended"] == "budget"
 
 
+def test_a_service_that_does_not_start_is_told_and_costs_no_other_figure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], returncode=0)
+
+    monkeypatch.setattr(gpu_stages, "trained", nothing)
+    found = figures("service")
+    assert found == {"cpu": {"error": "the service did not start; its log is above"}}
+    assert "error: " in capsys.readouterr().out
+    assert "| cpu | error | the service did not start" in performance_gpu.service(found)
+
+
 def test_a_stage_over_its_limit_is_stopped_and_keeps_what_it_had(tmp_path: Path) -> None:
     part = tmp_path / "part"
     part.write_text('{"figures": {"copy_gb_per_s": 1.0}}')

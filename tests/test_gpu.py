@@ -50,7 +50,7 @@ CRITICS: dict[str, tuple[tuple[int, ...], str]] = {
 
 @pytest.fixture(autouse=True)
 def in_full_float32() -> None:
-    """As on a CPU, whatever torch's default is and a test before has left: runs choose their own."""
+    """As on a CPU, whatever is torch's default or left by a test before; runs set their own."""
     multiply_in_float32()
 
 

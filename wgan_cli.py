@@ -43,6 +43,7 @@ COMMANDS = {
     "diagnose": "training.commands",
     "train-detector": "training.commands",
     "compare": "training.lab.commands",
+    "tune": "training.lab.commands",
     "study": "training.lab.commands",
     "data": "training.commands",
     "retrain": "training.retraining.command",

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -110,6 +111,22 @@ def data_assignments(texts: list[str] | None) -> dict[str, Any]:
                 f"--set {key}: nothing is trained here, and only data.* counts; leave it out"
             )
     return overrides
+
+
+def duration(text: str) -> float:
+    """Read a time as seconds: ``90s``, ``30m``, ``2h``, or a number of seconds.
+
+    >>> duration("30m"), duration("1.5h"), duration("90")
+    (1800.0, 5400.0, 90.0)
+
+    Raises:
+        UserError: it is none, or not above 0.
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", text.strip())
+    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if not seconds:
+        raise UserError(f"{text}: is no time; write such as 90s, 30m or 2h")
+    return seconds
 
 
 def value(text: str) -> Any:

@@ -206,8 +206,8 @@ def _load(config: DataConfig, batch_size: int, card: DataCard | None, to_train: 
         # A constant feature has no scale of its own, but the rounding of its mean.
         scale[(scale == 0) | (np.ptp(known, axis=other_axes) == 0)] = 1
     else:  # uint8 have a range of their own; the built-in sets are scaled as published
-        numbers = 0 if kind == "image" else features
-        offset, scale = np.zeros(numbers), np.ones(numbers)
+        scaled = 0 if kind == "image" else features
+        offset, scale = np.zeros(scaled), np.ones(scaled)
     return Dataset(
         items,
         is_heldout,

@@ -16,11 +16,12 @@ from models.command_line import (
     assignments,
     complain,
     data_assignments,
+    duration,
     example,
     new_app,
 )
 from models.errors import UserError
-from training.commands import constraint_kinds, preset_names
+from training.commands import TrainingDevice, constraint_kinds, preset_names
 
 app = new_app()
 study_app = new_app("Measure from scratch what a constraint does.")
@@ -89,6 +90,81 @@ def compare(
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
     say(f"recommended: {summary['recommendation']['reason']}")
     say(f"report: {out / REPORT}")
+    return 0
+
+
+@app.command(
+    epilog=example("wgan tune --data digits --budget 10m --jobs 2 --out runs/tuned --no-register")
+)
+def tune(
+    data: Annotated[str, typer.Option(metavar="D", help=DATA_HELP)],
+    budget: Annotated[
+        str, typer.Option(metavar="TIME", help="of everything, such as 90s, 30m or 2h")
+    ],
+    out: LabFolder,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="default: what suits the data", autocompletion=preset_names
+        ),
+    ] = None,
+    constraints: Annotated[
+        str | None, typer.Option(metavar="a,b,c", help="to choose from; default: three")
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=LOW..HIGH|A,B", help="search this too, or in this range"),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="end with so many, though there is time")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, metavar="S")] = 0,
+    jobs: Annotated[int, typer.Option(min=1, metavar="N", help="trials at once")] = 1,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="a database, by which several machines search together"),
+    ] = None,
+    only_trials: Annotated[
+        bool, typer.Option("--only-trials", help="leave the winner to another machine")
+    ] = False,
+    device: TrainingDevice = None,
+    settings: SetOption = None,
+    no_register: Annotated[bool, typer.Option("--no-register", help="leave MLflow alone")] = False,
+) -> int:
+    """Search for a constraint and settings, and train the winner."""
+    seconds = duration(budget)
+    if only_trials and storage is None:
+        raise UserError("--only-trials: name the --storage that the other machine has too")
+    overrides = assignments(settings)
+    from training.engine.workers import join_workers
+    from training.lab.tuning import REPORT
+    from training.lab.tuning import tune as run_search
+    from training.lab.tuning.space import CONSTRAINTS, parse_settings
+    from training.progress import say
+
+    try:
+        answer = run_search(
+            data,
+            seconds,
+            out,
+            preset=preset,
+            constraints=constraints.split(",") if constraints else CONSTRAINTS,
+            searched=parse_settings(search or []),
+            overrides=overrides,
+            max_trials=trials,
+            processes=jobs,
+            seed=seed,
+            storage=storage,
+            only_trials=only_trials,
+            register=not no_register,
+            device=join_workers(device).device.type,
+            say=say,
+        )
+    except KeyboardInterrupt:
+        return _goes_on()
+    if answer is not None:
+        say(f"alone: {answer['command']}")
+        say(f"report: {out / REPORT}")
     return 0
 
 

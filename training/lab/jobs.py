@@ -57,7 +57,7 @@ def run_jobs(
             keep(name, function(job))
     elif todo:
         context = multiprocessing.get_context("spawn")  # a fork of torch's threads may hang
-        with ProcessPoolExecutor(min(processes, len(todo)), context, _begin) as pool:
+        with ProcessPoolExecutor(min(processes, len(todo)), context, begin_process) as pool:
             running = {pool.submit(function, job): name for name, job in todo.items()}
             try:
                 for future in track(as_completed(running), folder.name, len(running)):
@@ -68,6 +68,7 @@ def run_jobs(
     return {name: read_file(path, json.loads, REMEDY) for name, path in paths.items()}
 
 
-def _begin() -> None:
+def begin_process() -> None:
+    """Begin a process among several: one thread, and an end at the first Ctrl-C."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # this process ends; the first one tells why

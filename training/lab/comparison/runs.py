@@ -85,23 +85,30 @@ class Plan(NamedTuple):
         return [f"{kind}-{self.steps(kind, budget)}-{seed}" for seed in range(seeds)]
 
 
-def measure_pace(config: Config) -> float:
-    """The seconds of a critic step, with its share of the generator's step."""
+def measure_pace(config: Config, data: Dataset | None = None, device: str = "cpu") -> float:
+    """The seconds of a critic step, with its share of the generator's step.
+
+    Args:
+        config: of a run.
+        data: what ``config.data`` loads, if it is loaded already.
+        device: where to train; on ``cpu`` the seconds are the processor's.
+    """
     training = config.training.model_copy(
         update={"steps": PACE_STEPS, "log_every": PACE_STEPS, "checkpoint_every": PACE_STEPS}
     )
-    data = load_data(config.data, training.batch_size)
+    data = data or load_data(config.data, training.batch_size)
+    clock = time.process_time if device == "cpu" else time.perf_counter
     times = list[float]()
 
     def watch(step: int, state: TrainingState) -> None:
-        times.append(time.process_time())
+        times.append(clock())
 
     with tempfile.TemporaryDirectory() as folder:
         train(
             config.model_copy(update={"training": training}),
             data,
             Path(folder),
-            torch.device("cpu"),
+            torch.device(device),
             watch=watch,
         )
     # The median, since the first steps and the last one do more than train.

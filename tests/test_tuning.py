@@ -1,0 +1,157 @@
+"""The search for settings: what it searches, judges on, keeps, and goes on with."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import wgan_cli
+from models.artifact import load_artifact
+from models.config import DataConfig
+from models.errors import UserError
+from training.data.dataset import load_data
+from training.lab.tuning import tune
+from training.lab.tuning.space import Choices, Range, middle, parse_settings, usual_space
+from training.lab.tuning.trials import RUNGS, validated
+from training.presets import build_config
+
+TINY = {
+    "generator.width": 8,
+    "critic.width": 8,
+    "critic.depth": 2,
+    "training.batch_size": 32,
+    "training.num_critic_steps": 1,
+    "evaluation.samples": 100,
+    "training.steps": 54,
+}
+KINDS = ("gradient_penalty", "weight_clipping")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tuning") / "out"
+    tune("8gaussians", 900, out, constraints=KINDS, overrides=TINY, max_trials=9, register=False)
+    return out
+
+
+def test_a_search_has_its_own_items_to_judge_on() -> None:
+    data = load_data(DataConfig(source="digits", validation_fraction=0.2))
+    search = validated(data)
+    assert (search.is_training == data.is_training).all()
+    assert not (search.is_heldout & data.is_heldout).any()
+    assert not (search.is_heldout & data.is_training).any()
+    assert len(search.heldout) == data.card.validation_count > 200
+
+
+def test_ranges_are_around_the_constraints_own_settings() -> None:
+    config = build_config("digits", constraint="gradient_penalty")
+    space = usual_space(config)
+    assert space["constraint.strength"] == Range(1.0, 100.0)
+    assert space["generator.width"] == Choices((16, 32, 64))
+    own = middle(config, space, "gradient_penalty")
+    assert own["gradient_penalty.constraint.strength"] == 10
+    assert {key.removeprefix("gradient_penalty.") for key in own} == set(space)
+    assert "constraint.strength" not in usual_space(build_config("digits", None, "spectral_norm"))
+    rate = space["training.learning_rate"]
+    assert isinstance(rate, Range)
+    assert np.sqrt(rate.low * rate.high) == pytest.approx(config.training.learning_rate)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["critic.width", "critic.width=", "a=2..1", "a=0..1", "a=b..c", "data.size=32,64", "a=..3"],
+)
+def test_what_cannot_be_searched_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--search"):
+        parse_settings([text])
+
+
+def test_the_best_third_goes_on(searched: Path) -> None:
+    answer = json.loads((searched / "tuning.json").read_text())
+    trials = [row for row in answer["trials"] if row["values"]]
+    # The first trials are each constraint's own settings.
+    assert [row["constraint"] for row in trials[:2]] == list(KINDS)
+    assert trials[0]["chosen"]["constraint.strength"] == 10
+    assert trials[1]["chosen"]["constraint.clip_value"] == 0.01
+    reached = [sum(str(part) in row["values"] for row in trials) for part in RUNGS]
+    assert reached == sorted(reached, reverse=True)
+    assert reached[0] > reached[-1]
+    for row in trials:
+        assert not row["chosen"].keys() & TINY.keys(), "what is set is not searched"
+    furthest = str(max(int(part) for row in trials for part in row["values"]))
+    values = {row["number"]: row["values"].get(furthest, np.inf) for row in trials}
+    assert answer["winner"].endswith(f"winner-{min(values, key=values.__getitem__)}")
+
+
+def test_the_winner_is_trained_on_all_and_judged_on_held_out_items(searched: Path) -> None:
+    answer = json.loads((searched / "tuning.json").read_text())
+    run = load_artifact(Path(answer["winner"]) / "artifact").run
+    assert run.config.training.steps == 54
+    assert run.config.data.validation_fraction == 0
+    whole = load_data(DataConfig(source="8gaussians"))
+    assert run.data == whole.card
+    figure = answer["figures"][answer["headline"]]
+    assert figure["value"] == run.results.figures[answer["headline"]].value
+    page = (searched / "report.html").read_text()
+    assert "<svg" in page
+    assert answer["command"].split(" --out")[0] in page.replace("&#39;", "'").replace("&#34;", '"')
+
+
+def test_the_command_said_trains_the_winner_again(searched: Path, tmp_path: Path) -> None:
+    answer = json.loads((searched / "tuning.json").read_text())
+    arguments = shlex.split(answer["command"].removesuffix("winner"))[1:]
+    assert wgan_cli.main([*arguments, str(tmp_path / "again"), "--no-register"]) == 0
+    winner = load_artifact(Path(answer["winner"]) / "artifact")
+    again = load_artifact(tmp_path / "again" / "artifact")
+    assert (winner.sample(0, 50) == again.sample(0, 50)).all()
+    assert winner.run.config == again.run.config
+
+
+def test_the_same_command_goes_on(searched: Path) -> None:
+    before = json.loads((searched / "tuning.json").read_text())
+    common = {"constraints": KINDS, "overrides": TINY, "register": False}
+    answer = tune("8gaussians", 900, searched, max_trials=11, **common)
+    assert answer is not None
+    assert answer["trials"][: len(before["trials"])] == before["trials"]
+    assert len(answer["trials"]) == 11
+    with pytest.raises(UserError, match="other --set or --seed"):
+        tune("8gaussians", 900, searched, constraints=KINDS, seed=1, overrides=TINY)
+    with pytest.raises(UserError, match="other data"):
+        tune("25gaussians", 900, searched, constraints=KINDS, overrides=TINY)
+
+
+def test_several_processes_share_a_database(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+    said: list[str] = []
+    common = {"constraints": KINDS, "overrides": TINY, "register": False, "storage": storage}
+    where = tmp_path / "0"
+    first = tune("8gaussians", 900, where, max_trials=4, processes=2, only_trials=True, **common)
+    assert first is None
+    assert not (tmp_path / "0" / "report.html").exists()
+    answer = tune("8gaussians", 900, tmp_path / "1", max_trials=7, say=said.append, **common)
+    assert answer is not None
+    numbers = [row["number"] for row in answer["trials"]]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) >= 7
+    assert any("are there" in line for line in said)
+
+
+def test_a_search_in_which_nothing_trains_says_why(tmp_path: Path) -> None:
+    diverging = {**TINY, "training.divergence_gap": 1e-9, "training.log_every": 1}
+    with pytest.raises(Exception, match="diverged"):
+        tune("8gaussians", 90, tmp_path, constraints=KINDS, overrides=diverging, max_trials=2)
+
+
+def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    common = ["tune", "--data", "8gaussians", "--out", str(tmp_path / "out"), "--budget"]
+    for wrong in (
+        ["soon"],
+        ["10s", "--constraints", "gradient_penality"],
+        ["10s", "--search", "critic.witdh=8,16"],
+        ["10s", "--search", "training.learning_rate=-1,2"],
+        ["10s", "--only-trials"],
+    ):
+        assert wgan_cli.main([*common, *wrong]) == 2, wrong
+    assert not (tmp_path / "out" / "study.journal").exists()

@@ -87,7 +87,7 @@ def read_tables(uploads: Sequence[tuple[str, bytes]], schema: TableSchema) -> li
 
 def _read(content: bytes, until: float) -> subprocess.CompletedProcess[bytes]:
     try:
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-P", "-m", __name__],
             input=content,
             capture_output=True,
@@ -98,6 +98,9 @@ def _read(content: bytes, until: float) -> subprocess.CompletedProcess[bytes]:
     except subprocess.TimeoutExpired:
         late = f"reading the rows was not done within {PATIENCE} seconds: the machine is busy"
         raise _busy(late) from None
+    if done.returncode == -signal.SIGABRT and b"std::bad_alloc" in done.stderr:
+        done.returncode = TOO_MUCH  # Arrow tells only some lack of memory by an error
+    return done
 
 
 def _busy(message: str) -> HTTPException:

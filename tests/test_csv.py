@@ -4,6 +4,7 @@ import bz2
 import datetime
 import gzip
 import lzma
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,11 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.config import ColumnConfig, parse_data
 from models.errors import ConfigError, DataError
 from models.tables import TableSchema
+from models.tables.reading.dialect import SAMPLE, CsvConfig, find_dialect
 from models.tables.reading.texts import decompressed
 from models.tables.records import read_rows, typed
 from training.data.coding import code_table
@@ -360,8 +366,6 @@ def test_what_was_told_in_training_holds_for_rows(tmp_path: Path) -> None:
 
 
 def test_no_value_and_a_category_of_the_same_text(tmp_path: Path) -> None:
-    import pyarrow.parquet
-
     path = tmp_path / "countries.parquet"
     pyarrow.parquet.write_table(pa.table({"land": ["NA", "DE", "-"] * 70, "n": range(210)}), path)
     schema = fitted(path)
@@ -387,3 +391,46 @@ def test_rows_without_a_value_are_gaps_of_rows_for_a_model(german: Path) -> None
 def test_broken_rows_for_a_model(content: bytes, says: str) -> None:
     with pytest.raises(DataError, match=says):
         read_rows(content, "x.csv")
+
+
+# ---- many columns ------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from(["a", "a.1", "a.2", "a.1.1", "b", ""]), min_size=2, max_size=12))
+def test_names_that_stand_twice_get_the_first_free_number(names: list[str]) -> None:
+    free = list[str]()
+    for i, name in enumerate(names):
+        first = name or f"Unnamed: {i}"
+        numbered = (first, *(f"{first}.{k}" for k in range(1, len(names) + 1)))
+        free.append(next(candidate for candidate in numbered if candidate not in free))
+    text = ",".join(names) + "\n" + ",".join("x" for _ in names) + "\n"
+    assert list(find_dialect(text, CsvConfig()).names) == free
+
+
+@pytest.mark.parametrize("name", ["c{}", "the same", ""])
+def test_the_time_that_a_header_takes_grows_as_its_length(name: str) -> None:
+    text = ",".join(name.format(i) for i in range(100_000)) + "\n"
+    began = time.process_time()
+    names = find_dialect(text, CsvConfig()).names
+    assert len(set(names)) == 100_000
+    assert time.process_time() - began < 5, "minutes if each name were compared with all others"
+
+
+def test_a_header_longer_than_what_is_looked_at_is_read(tmp_path: Path) -> None:
+    names = [f"{'x' * 100}{i}" for i in range(3000)]
+    lines = [",".join(names), *(",".join(map(str, range(3000))) for _ in range(3))]
+    assert len(lines[0]) > SAMPLE
+    path = tmp_path / "wide.csv"
+    path.write_text("\n".join(lines) + "\n")
+    raw = read(path)
+    assert list(raw.columns) == names
+    assert raw.table.to_pydict() == {name: [i] * 3 for i, name in enumerate(names)}
+
+
+def test_a_table_of_50_000_columns_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "wide.arrow"
+    wide = pa.table([[1]] * 50_000, names=[f"c{i}" for i in range(50_000)])
+    pyarrow.feather.write_feather(wide, str(path))
+    began = time.process_time()
+    assert len(read(path).columns) == 50_000
+    assert time.process_time() - began < 10

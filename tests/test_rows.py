@@ -4,9 +4,11 @@ import datetime as dt
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ from models.artifact import load_artifact
 from models.errors import ConditionError, DataError, ShapeError, UserError
 from models.formats import stream
 from models.model import Model
-from models.tables import Condition
+from models.tables import Condition, TableSchema
 from models.tables.files import write_rows
+from models.tables.fixed import ConstantColumn
+from models.tables.gaps import complete
 from models.tables.reading.cells import NO_VALUE
 from models.tables.records import read_rows, rows_of_records, typed
 from models.trained import TrainedModel, load
@@ -360,6 +364,17 @@ def test_commands_say_what_is_wrong(
     assert says in capsys.readouterr().err
 
 
+def test_the_time_that_wide_rows_take_grows_as_their_width() -> None:
+    names = [f"c{i}" for i in range(5000)]
+    columns = tuple(ConstantColumn(name=name, type="int64", value=1) for name in names)
+    schema = TableSchema(columns=columns)
+    began = time.process_time()
+    rows = typed(schema, rows_of_records(schema, [dict.fromkeys(names, 1)] * 20))
+    assert complete(schema, rows, lambda _: rows, 0).equals(rows)
+    assert len(schema.encode(rows)) == 20
+    assert time.process_time() - began < 5, "minutes if each name were compared with all others"
+
+
 # ---- files in requests -------------------------------------------------------------------------
 
 
@@ -420,3 +435,26 @@ def test_a_reader_that_takes_too_long_is_the_rows_fault(
     monkeypatch.setenv("PYTHONPATH", reader_ends(tmp_path, signal.SIGXCPU))
     with pytest.raises(ShapeError, match="5 seconds of a processor"):
         uploads.read_tables([("a.csv", b"age\n1\n")], model.table)
+
+
+def test_a_reader_that_a_library_ends_for_want_of_memory_met_its_bound(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert model.table is not None
+    says = "print('terminate called: std::bad_alloc', file=__import__('sys').stderr, flush=True)"
+    monkeypatch.setenv("PYTHONPATH", reader_ends(tmp_path, signal.SIGABRT, says))
+    with pytest.raises(ShapeError, match="over 256 MiB of memory"):
+        uploads.read_tables([("a.csv", b"age\n1\n")], model.table)
+
+
+def test_a_file_of_far_more_columns_than_the_table_is_refused_at_once(model: Model) -> None:
+    assert model.table is not None
+    wide = pa.table([[1]] * 10_000, names=[f"c{i}" for i in range(10_000)])
+    files = {format: b"".join(write_rows([wide], format)) for format in ("parquet", "arrow")}
+    files["csv"] = b"," * 4_000_000 + b"\n"
+    for format, content in files.items():
+        began = resource.getrusage(resource.RUSAGE_CHILDREN)
+        with pytest.raises(ShapeError, match=rf"^x\.{format}: has \d+ columns, of which at most"):
+            uploads.read_tables([(f"x.{format}", content)], model.table)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime < 3

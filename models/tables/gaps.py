@@ -59,12 +59,12 @@ def _with_all_columns(schema: TableSchema, rows: pa.Table) -> pa.Table:
         rows: in the types of the schema.
     """
     ruled = {name for rule in schema.rules for name in rule.names if rule.makes}
+    columns = dict(zip(rows.column_names, rows.columns, strict=True))
     for column in schema.columns:
         is_needed = column.parts or column.name in ruled or isinstance(column, CopyColumn)
-        if is_needed and column.name not in rows.column_names:
-            nulls = pa.nulls(len(rows), value_type(column.type))
-            rows = rows.append_column(column.name, nulls)
-    return _share_copies(schema, rows)
+        if is_needed and column.name not in columns:
+            columns[column.name] = pa.nulls(len(rows), value_type(column.type))
+    return _share_copies(schema, pa.table(columns))
 
 
 def _restrict_to_known(schema: TableSchema, rows: pa.Table) -> Array:
@@ -201,17 +201,18 @@ def _fill(rows: pa.Table, made: pa.Table, names: list[str]) -> pa.Table:
         made: values to take.
         names: columns that come first; those that rows do not have come last.
     """
-    columns = {}
-    for name in (*names, *(name for name in made.column_names if name not in names)):
-        if name not in rows.column_names:
+    columns, first = {}, dict.fromkeys(names)
+    known_names, made_names = set(rows.column_names), dict.fromkeys(made.column_names)
+    for name in first | made_names:
+        if name not in known_names:
             columns[name] = made[name]
-        elif name not in made.column_names:
+        elif name not in made_names:
             columns[name] = rows[name]
         else:
             known = column_values(rows, name)
             filled = pc.coalesce(known, column_values(made, name).cast(known.type))
             kind = made[name].type
-            if name not in names and pa.types.is_dictionary(kind):
+            if name not in first and pa.types.is_dictionary(kind):
                 filled = filled.dictionary_encode().cast(kind)
             columns[name] = filled
     return pa.table(columns)

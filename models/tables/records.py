@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal
@@ -11,15 +13,18 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet
 
-from models.errors import DataError, suggestion
+from models.errors import DataError, ShapeError, suggestion
 from models.progress import silent
 from models.tables.column import Column, column_values, value_type
-from models.tables.reading.dialect import CsvConfig
+from models.tables.reading.dialect import CsvConfig, require_width
 from models.tables.reading.texts import read_csv
 from models.tables.schema import TableSchema
 
 LONGEST_NAME = 100
 """Characters of a column's name that a message repeats."""
+SPARE_COLUMNS = 1000
+"""Columns that a file of rows for a model may have beside those of its table: a spreadsheet's empty
+ones. Each takes kilobytes and a third of a millisecond, however short the file."""
 
 
 def typed(schema: TableSchema, table: pa.Table) -> pa.Table:
@@ -30,15 +35,16 @@ def typed(schema: TableSchema, table: pa.Table) -> pa.Table:
     Raises:
         DataError: a column is unknown, or holds what its type does not.
     """
-    _require_known(schema, table.column_names)
-    for name in table.column_names:
-        if table.column_names.count(name) > 1:
+    names = table.column_names
+    _require_known(schema, names)
+    for name, count in Counter(names).items():
+        if count > 1:
             raise DataError(f"column {name!r}: there are several of this name")
     columns = {
         name: _typed(schema.column(name), column_values(table, name))
-        if name in schema.names
+        if name in schema.by_name
         else table[name]
-        for name in table.column_names
+        for name in names
     }
     return pa.table(columns)
 
@@ -80,8 +86,9 @@ def rows_of_records(schema: TableSchema, records: Sequence[Mapping[str, Any]]) -
     """
     names = dict[str, None]()
     for record in records:
-        names.update(dict.fromkeys(record))
-        _require_known(schema, names)  # at once: there may be many
+        new = [name for name in record if name not in names]
+        _require_known(schema, new)  # at once: there may be many
+        names.update(dict.fromkeys(new))
     columns = {}
     for name in names:
         try:
@@ -93,7 +100,7 @@ def rows_of_records(schema: TableSchema, records: Sequence[Mapping[str, Any]]) -
 
 def _require_known(schema: TableSchema, names: Iterable[str]) -> None:
     for name in names:
-        if name not in schema.names and name not in schema.left_out:
+        if name not in schema.by_name and name not in schema.left_out:
             short = name[:LONGEST_NAME]
             raise DataError(f"no column {short!r}{suggestion(short, schema.names)}")
 
@@ -131,16 +138,25 @@ def read_rows(
 
     Raises:
         DataError: the file is broken.
+        ShapeError: it has over `SPARE_COLUMNS` columns more than the table of the schema.
     """
+    max_columns = math.inf
+    if schema is not None:
+        max_columns = len(schema.columns) + len(schema.left_out) + SPARE_COLUMNS
     # Without threads: Arrow's may still run when a short process ends, and abort it.
     source, format = pa.BufferReader(content), file_format(content)
     try:
         if format == "parquet":
-            table = pyarrow.parquet.read_table(source, use_threads=False)
+            parquet = pyarrow.parquet.ParquetFile(source)  # read_table has threads all the same
+            require_width(parquet.metadata.num_columns, max_columns)
+            table = parquet.read(use_threads=False)
         elif format == "arrow":
-            table = pyarrow.ipc.open_file(source).read_all()
+            options = pyarrow.ipc.IpcReadOptions(use_threads=False)
+            arrow = pyarrow.ipc.open_file(source, options=options)
+            require_width(len(arrow.schema), max_columns)
+            table = arrow.read_all()
         else:
-            read = read_csv(content, config, PurePath(name).suffix, schema)
+            read = read_csv(content, config, PurePath(name).suffix, schema, max_columns)
             for note in read.notes:
                 say(f"{name}: {note}")
             return read.table
@@ -149,6 +165,6 @@ def read_rows(
         raise
     except (pa.ArrowException, OSError, UnicodeError) as error:
         raise DataError(f"{name}: no table as CSV, Parquet or Arrow ({_first(error)})") from None
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from None
+    except (DataError, ShapeError) as error:
+        raise type(error)(f"{name}: {error}") from None
     return table

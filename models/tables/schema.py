@@ -104,11 +104,10 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         """Each column of the code with its values, which rules may have changed."""
         rules = [rule for rule in self.rules if rule.makes]
         ruled = {name for rule in rules for name in rule.names}
+        there = dict.fromkeys(table.column_names)
         for column in self.columns:
-            if (column.parts or column.name in ruled) and column.name not in table.column_names:
-                raise DataError(
-                    f"no column {column.name!r}{suggestion(column.name, table.column_names)}"
-                )
+            if (column.parts or column.name in ruled) and column.name not in there:
+                raise DataError(f"no column {column.name!r}{suggestion(column.name, there)}")
         for rule in reversed(rules):
             is_broken = ~rule.satisfied(table, self.by_name)
             if is_broken.any():
@@ -163,7 +162,7 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
     def _translated(self, conditions: Mapping[str, Condition]) -> Mapping[str, Condition]:
         """Conditions on the columns of the code that say what those on the table's do."""
         for name in conditions:
-            if name not in self.names:
+            if name not in self.by_name:
                 reason = f": left out, {self.left_out[name]}" if name in self.left_out else ""
                 raise ConditionError(f"no column '{name}'{reason or suggestion(name, self.names)}")
         for rule in self.rules:

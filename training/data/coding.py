@@ -167,7 +167,7 @@ def match_columns(names: Iterable[str], schema: TableSchema) -> list[str]:
     Raises:
         DataError: some that it needs are missing; the line names them all.
     """
-    names = list(names)
+    names = dict.fromkeys(names)
     ruled = {name for rule in schema.rules for name in rule.names}
     needed = [column.name for column in schema.columns if column.parts or column.name in ruled]
     missing = [name for name in needed if name not in names]

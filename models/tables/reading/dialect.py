@@ -6,18 +6,21 @@ import codecs
 import csv
 import io
 import itertools
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, field_validator
 
-from models.errors import DataError
+from models.errors import DataError, ShapeError
 
 SEPARATORS = "\t;|,"
 """Where several fit, the first does: commas stand in numbers and texts more often."""
 SAMPLE = 2**18
-"""Characters that are looked at."""
+"""Characters that are looked at, and the rest of the line: a header may be longer."""
+LINE_END = re.compile(r"\r\n?|\n")
 MAX_LINES_BEFORE = 50
 """Lines before the header that may be something else."""
 MARKS = {
@@ -117,7 +120,9 @@ def decoded(content: bytes, config: CsvConfig) -> tuple[str, str]:
     raise DataError(f"{what}: set data.csv.encoding to another, such as latin-1")
 
 
-def find_dialect(text: str, config: CsvConfig, suffix: str = ".csv") -> Dialect:
+def find_dialect(
+    text: str, config: CsvConfig, suffix: str = ".csv", max_columns: float = math.inf
+) -> Dialect:
     """Find how a text is written, from its beginning.
 
     Lines before the header are those that begin with a comment's mark, are empty, or have fewer
@@ -125,10 +130,10 @@ def find_dialect(text: str, config: CsvConfig, suffix: str = ".csv") -> Dialect:
 
     Raises:
         DataError: it has no header.
+        ShapeError: it has more columns than ``max_columns``.
     """
-    sample = text[:SAMPLE]
-    if len(text) > SAMPLE:  # its last line may be cut off
-        sample = sample[: max(sample.rfind("\n"), sample.rfind("\r")) + 1] or sample
+    end = LINE_END.search(text, SAMPLE - 1)
+    sample = text[: end.end()] if end else text
     notes = list[str]()
     comment, lines = config.comment, io.StringIO(sample, newline="").readlines()
     content = [line for line in lines if line.strip()]
@@ -146,6 +151,7 @@ def find_dialect(text: str, config: CsvConfig, suffix: str = ".csv") -> Dialect:
     if told is None and separator != "," and width > 1:
         notes.append(f"{separator!r} is taken for the separator")
     start = _header(rows, width, config)
+    require_width(max(width, len(rows[start][1])), max_columns)
     before = [line for line in lines[config.skip : rows[start][0] - 1] if line.strip()]
     others = [line for line in before if not (comment and line.startswith(comment))]
     names, first_line = [value.strip() for value in rows[start][1]], rows[start][0]
@@ -170,6 +176,19 @@ def find_dialect(text: str, config: CsvConfig, suffix: str = ".csv") -> Dialect:
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     notes += [f"the name {name!r} stands above several columns" for name in twice]
     return Dialect(separator, _unique(names), first_line, comment, has_padding, tuple(notes))
+
+
+def require_width(count: int, max_columns: float) -> None:
+    """Refuse a table by its number of columns, before anything is made of them.
+
+    Raises:
+        ShapeError: there are more than ``max_columns``.
+    """
+    if count > max_columns:
+        raise ShapeError(
+            f"has {count} columns, of which at most {max_columns} are read for this model; leave "
+            "out those that its table does not have"
+        )
 
 
 def _find_separator(lines: list[str], comment: str | None, config: CsvConfig) -> str:
@@ -233,11 +252,13 @@ def _header(rows: list[tuple[int, list[str]]], width: int, config: CsvConfig) ->
 
 def _unique(names: list[str]) -> tuple[str, ...]:
     """Names as pandas makes them unique: ``a``, ``a.1``, and ``Unnamed: 2`` for an empty one."""
-    unique = list[str]()
+    unique, repeats = dict[str, None](), Counter[str]()
     for i, name in enumerate(names):
-        first = name or f"Unnamed: {i}"
-        candidates = (first, *(f"{first}.{k}" for k in range(1, len(names) + 1)))
-        unique.append(next(c for c in candidates if c not in unique))
+        first = found = name or f"Unnamed: {i}"
+        while found in unique:
+            repeats[first] += 1
+            found = f"{first}.{repeats[first]}"
+        unique[found] = None
     return tuple(unique)
 
 

@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import lzma
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, NamedTuple
@@ -38,7 +39,11 @@ class CsvTable(NamedTuple):
 
 
 def read_csv(
-    content: bytes, config: CsvConfig, suffix: str = ".csv", schema: TableSchema | None = None
+    content: bytes,
+    config: CsvConfig,
+    suffix: str = ".csv",
+    schema: TableSchema | None = None,
+    max_columns: float = math.inf,
 ) -> CsvTable:
     """Read a CSV file.
 
@@ -50,12 +55,14 @@ def read_csv(
         config: the user's word.
         suffix: the end of the file's name.
         schema: of a model that the rows are for.
+        max_columns: more are refused.
 
     Raises:
         DataError: it cannot be read.
+        ShapeError: it has more columns than ``max_columns``.
     """
     text, encoding = decoded(content, config)
-    dialect = find_dialect(text, config, suffix)
+    dialect = find_dialect(text, config, suffix, max_columns)
     table = without_comments(_rows(text, dialect, config), dialect)
     del text
     texts = {name: table[name] for name in table.column_names}

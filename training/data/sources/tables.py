@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,8 +58,8 @@ def load_table(
     columns = tuple(table.column_names)
     if not columns or not len(table):
         raise DataError(f"{location.source}: has {len(table)} rows and {len(columns)} columns")
-    for name in columns:
-        if columns.count(name) > 1:
+    for name, count in Counter(columns).items():
+        if count > 1:
             raise DataError(f"{location.source}: has several columns named {name!r}; rename them")
     return RawData(
         np.empty((len(table), 0)),

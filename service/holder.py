@@ -26,10 +26,11 @@ from models.errors import (
     causes,
 )
 from models.schema_changes import schema_changes
+from service.broken import end_worker
 from service.cache import VersionCache
 from service.problems import NoModel, NotServed
 from service.retries import jittered, retry, within
-from service.room import NoRoom, Room
+from service.room import Broken, NoRoom, Room
 from service.served import Served
 from service.settings import Settings
 from service.trust import TrustedKeys
@@ -39,6 +40,7 @@ ROLES = get_args(Role)
 ANSWER_SECONDS = 30.0
 """Longest time that the registry may take to answer a question."""
 WORDS = {
+    "broken": "cannot be loaded by this process any more",
     "machine": "meets an error of this machine, and is tried again",
     "missing": "is missing",
     "no_room": "does not fit, and is tried again",
@@ -58,6 +60,8 @@ def outcome_of(error: Exception) -> str:
     """
     if isinstance(error, NoRoom):
         return "no_room"
+    if isinstance(error, Broken):
+        return "broken"
     if isinstance(error, RegistryError) and not isinstance(error, MachineError):
         return "missing" if registry.is_absent(error) else "unreachable"
     if isinstance(error, DeviceError | RuntimeError):  # the latter are PyTorch's
@@ -207,6 +211,8 @@ class Slot:
         serving = f"{self.served.version} goes on serving" if self.served else "no model is served"
         message = f"{subject}; {serving}"
         log.error("%s", message, exc_info=not isinstance(error, UserError | OSError))
+        if outcome == "broken" and not self._room.held:  # else what is served goes on
+            end_worker()
 
     def _set_reachable(self, answered: bool) -> None:
         if answered and self.reachable is False:

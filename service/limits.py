@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
+from service.broken import end_worker, is_broken
 from service.exchange import GONE, Exchange, exchange_of
 from service.keys import Keys, Unauthorized
 from service.metrics import SHARE
@@ -144,9 +145,11 @@ class Guard:
                 await self._admit(scope, receive, send_or_replace, leave)
             except Refused as refused:
                 answer = refused.answer
-            except Exception:  # the client is told nothing but an id that is in the log
+            except Exception as error:  # the client is told nothing but an id that is in the log
                 request_id = REQUEST_ID.get() or new_id()
                 log.exception("request %s failed", request_id)
+                if is_broken(error):
+                    end_worker()
                 if started:
                     exchange.status = 500
                     raise

@@ -24,7 +24,9 @@ from service.served import Served
 
 Array = np.ndarray
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-OUTCOMES = ("swapped", "cached", "refused", "no_room", "machine", "missing", "unreachable")
+OUTCOMES = (
+    *("swapped", "cached", "refused", "no_room", "machine", "broken", "missing", "unreachable"),
+)
 REASONS = {
     400: "schema",
     401: "no_key",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import UserError
+from service.broken import is_broken
 from service.served import Served, load
 
 if TYPE_CHECKING:  # torch would cost BentoML's supervisor 190 MB and a second: workers import it
@@ -18,6 +19,10 @@ if TYPE_CHECKING:  # torch would cost BentoML's supervisor 190 MB and a second: 
 
 class NoRoom(UserError):
     """A version does not fit beside those that are held."""
+
+
+class Broken(UserError):
+    """This process loads nothing more, whatever it is: see `service.broken`."""
 
 
 class Room:
@@ -35,14 +40,18 @@ class Room:
         self._held: tuple[tuple[weakref.ref[Model], int], ...] = ()
         """Versions and their sizes; replaced whole, since metrics are read while one is loaded."""
         self._loading = threading.Lock()
+        self._is_broken = False
 
     def load(self, folder: Path, version: str | None, name: str, role: str, device: str) -> Served:
         """Load a version if there is room for it, one at a time; see `served.load`.
 
         Raises:
             NoRoom: there is none.
+            Broken: memory lacked while one was loaded, now or before.
         """
         with self._loading:
+            if self._is_broken:
+                raise Broken("memory lacked before; start this process again to load anything")
             size = size_of(folder)
             if self.held + size > self._most > 0:
                 gc.collect()  # a version may wait for it that nobody uses any more
@@ -52,7 +61,13 @@ class Room:
                         f"the versions that are held {_mebibytes(self.held)}; together that is "
                         f"over WGAN_MODELS_MEMORY={self._most // 2**20}"
                     )
-            served = load(folder, version, name, role, device)
+            try:
+                served = load(folder, version, name, role, device)
+            except RuntimeError as error:
+                self._is_broken = is_broken(error)
+                if self._is_broken:
+                    raise Broken(f"memory lacked ({error}); start this process again") from error
+                raise
             alive = (held for held in self._held if held[0]() is not None)
             self._held = (*alive, (weakref.ref(served.model), size))
             return served

@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.servers import Server
+from tests.servers import Server, families, wait_for, worker
 
 COUNT = 20_000
 
@@ -47,3 +48,40 @@ def answer_of(folder: Path, seconds: str) -> tuple[bytes, str]:
         log = server.log.read_text()[-1500:]
         assert server.process.wait(timeout=120) == 0, log
     return b"".join(answer), log
+
+
+LACKING = """
+import os
+import sys
+if "bentoml" in " ".join(sys.orig_argv) and "worker" in " ".join(sys.orig_argv):
+    import torch
+    compute = torch.nn.functional.conv_transpose2d
+
+    def lacking(*arguments, **options):
+        if os.path.exists(FLAG):
+            raise RuntimeError("could not create a primitive")
+        return compute(*arguments, **options)
+
+    torch.nn.functional.conv_transpose2d = lacking
+"""
+
+
+def test_a_worker_that_can_compute_nothing_new_is_replaced(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    (tmp_path / "sitecustomize.py").write_text(LACKING.replace("FLAG", repr(str(flag))))
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    with Server("image", tmp_path, PYTHONPATH=path).running() as server:
+        assert server.samples(count=1).status_code == 200
+        before = worker(server)
+        flag.touch()
+        assert server.samples(count=1).status_code == 500
+        flag.unlink()
+        for _ in range(300):
+            if not before.exists():
+                break
+            time.sleep(0.1)
+        wait_for(f"http://127.0.0.1:{server.port}/readyz", server.process, server.log)
+        assert worker(server) != before
+        assert server.samples(count=1).status_code == 200
+        assert families(server)["wgan_worker_starts"][0][1] == 2
+        assert server.log.read_text().count("it ends, to be replaced") == 1

@@ -3,6 +3,9 @@
 import contextlib
 import os
 import resource
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +48,8 @@ class Watched:
         self.cache = cache
         self.outcomes: list[str] = []
         settings = Settings.read(WGAN_CACHE=str(cache), **variables)
-        self.slot = Slot("tiny", "champion", source, settings, Room(0), self.count)
+        self.room = Room(0)
+        self.slot = Slot("tiny", "champion", source, settings, self.room, self.count)
 
     def count(self, model: str, role: str, outcome: str) -> None:
         self.outcomes.append(outcome)
@@ -253,3 +257,75 @@ def test_weights_of_other_networks_refuse_a_version(tmp_path: Path, says: str) -
     watched = Watched(str(artifact), tmp_path / "cache")
     watched.slot.refresh()
     assert watched.outcomes == ["refused"]
+
+
+# ---- memory lacked while kernels were compiled -------------------------------------------------
+
+LACKING = """
+import resource
+import torch
+from torch import nn
+from service.broken import is_broken
+
+def forward(channels):
+    try:
+        with torch.inference_mode():
+            nn.ConvTranspose2d(channels, channels, 4, 2, 1)(torch.zeros(16, channels, 14, 14))
+    except RuntimeError as error:
+        return error
+
+torch.set_num_threads(1)
+assert forward(8) is None
+limits = resource.getrlimit(resource.RLIMIT_AS)
+for step in range(30):
+    held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + 2**20 + step * 2**19, limits[1]))
+    forward(96 + 8 * step)
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+    if error := forward(500 - step):  # memory is back, and the shape is another
+        assert is_broken(error), error
+        assert is_broken(forward(600 - step))
+        break
+"""
+
+
+def test_what_pytorch_raises_once_it_compiles_no_more_is_known() -> None:
+    ended = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", LACKING], check=False, capture_output=True, text=True
+        )
+        ended.append((done.returncode, done.stderr[-500:]))
+        if done.returncode == 0:
+            return
+        assert done.returncode == -signal.SIGSEGV, done.stderr  # that memory lacks may do this too
+    raise AssertionError(ended)
+
+
+def compiles_no_more(*arguments: object, **options: object) -> torch.Tensor:
+    raise RuntimeError("could not create a primitive")
+
+
+def test_a_process_that_can_load_nothing_more_ends_unless_it_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = list[bool]()
+    monkeypatch.setattr("service.holder.end_worker", lambda: ends.append(True))
+    good = Watched(str(make_artifact(tmp_path / "good")), tmp_path / "cache")
+    good.slot.refresh()
+    assert good.outcomes == ["swapped"]
+    watched = Watched(str(make_artifact(tmp_path / "artifact", seed=1)), tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "conv_transpose2d", compiles_no_more)
+        watched.slot.refresh()
+    assert (watched.outcomes, ends) == (["broken"], [True])
+    assert watched.slot.is_due
+    watched.slot.refresh()  # whoever compiled the same shape now might crash
+    assert watched.outcomes == ["broken", "broken"]
+
+    beside = Slot("tiny", "champion", watched.slot.source, Settings.read(), good.room, good.count)
+    ends.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "conv_transpose2d", compiles_no_more)
+        beside.refresh()
+    assert (good.outcomes, ends) == (["swapped", "broken"], [])

@@ -6,18 +6,23 @@ the process that reads it may take so much memory and time and no more, and noth
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
 
 from models.errors import DataError, ShapeError
+from models.registry_errors import is_of_this_machine
 from service.rows import LONGEST_MESSAGE, MAX_ROWS
 
 if TYPE_CHECKING:  # the supervisor imports this module, and reads nothing
@@ -33,12 +38,16 @@ PATIENCE = 50
 """Seconds of the clock: the machine may be busy, but a request has 60."""
 BROKEN, UNSUITABLE, TOO_MUCH = 65, 66, 67
 """Exit statuses: `DataError` and `ShapeError`, whose message is in the output, and no memory."""
+READING = "the rows are being read"
+"""The line on stderr before the process reads: whatever crashes it from then on is in a file."""
+CRASHES = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV")
 SPARING = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",  # others reserve gigabytes that they may never use
     "MALLOC_ARENA_MAX": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
+log = logging.getLogger("wgan.service")
 
 
 def read_tables(uploads: Sequence[tuple[str, bytes]], schema: TableSchema) -> list[pa.Table]:
@@ -52,11 +61,11 @@ def read_tables(uploads: Sequence[tuple[str, bytes]], schema: TableSchema) -> li
         A table of each, as `models.tables.records.read_rows` reads it.
 
     Raises:
-        DataError: a file is broken, or of another kind.
+        DataError: a file is broken, or of another kind, or twice crashes the process that reads it.
         ShapeError: there are more than `MAX_ROWS` rows, or reading takes too much memory or time.
         HTTPException: 503, the machine is too busy to read them in `PATIENCE` seconds, or twice
-            ended the process that reads them, such as for want of memory.
-        RuntimeError: that process fails, or crashes twice.
+            ended the process that reads them, such as for want of memory, or lacks what starts it.
+        RuntimeError: that process fails, or does not get as far as reading.
     """
     import pyarrow as pa
     import pyarrow.ipc
@@ -78,8 +87,12 @@ def read_tables(uploads: Sequence[tuple[str, bytes]], schema: TableSchema) -> li
     if done.returncode in (BROKEN, UNSUITABLE):
         message = done.stdout.decode()[:LONGEST_MESSAGE]
         raise (DataError if done.returncode == BROKEN else ShapeError)(message)
+    why = done.stderr.decode(errors="replace")
+    crash = next((n for n in CRASHES if getattr(signal, n, None) == -done.returncode), None)
+    if crash and READING in why:
+        log.error("rows crashed the process that reads them, twice (%s): %s", crash, why)
+        raise DataError("no table as CSV, Parquet or Arrow, or a broken one: its reader crashes")
     if done.returncode:
-        why = done.stderr.decode(errors="replace")
         raise RuntimeError(f"the reader of rows failed ({done.returncode}): {why}")
     source = pa.BufferReader(done.stdout)
     return [pyarrow.ipc.open_stream(source).read_all() for _ in uploads]
@@ -98,6 +111,10 @@ def _read(content: bytes, until: float) -> subprocess.CompletedProcess[bytes]:
     except subprocess.TimeoutExpired:
         late = f"reading the rows was not done within {PATIENCE} seconds: the machine is busy"
         raise _busy(late) from None
+    except OSError as error:
+        if error.errno != errno.EAGAIN and not is_of_this_machine(error):  # EAGAIN: no process
+            raise
+        raise _busy(f"rows cannot be read now: {error.strerror}") from None
     if done.returncode == -signal.SIGABRT and b"std::bad_alloc" in done.stderr:
         done.returncode = TOO_MUCH  # Arrow tells only some lack of memory by an error
     return done
@@ -120,6 +137,7 @@ def main() -> int:
     known, files = json.loads(sys.stdin.buffer.readline())
     schema, rows = TableSchema.model_validate_json(known), 0
     _bound()
+    print(READING, file=sys.stderr, flush=True)
     out = pa.BufferOutputStream()
     try:
         for name, size in files:
@@ -129,6 +147,7 @@ def main() -> int:
                 raise ShapeError(f"{name}: at most {MAX_ROWS} rows are taken at once")
             plain = [whole(column) for column in table.columns]  # a dictionary may unpack to more
             table = pa.Table.from_arrays(plain, names=table.column_names)
+            _require_readable(table, name)
             with pyarrow.ipc.new_stream(out, table.schema) as writer:
                 writer.write_table(table)
     except DataError as error:
@@ -139,6 +158,20 @@ def main() -> int:
         return TOO_MUCH
     sys.stdout.buffer.write(out.getvalue())
     return 0
+
+
+def _require_readable(table: pa.Table, name: str) -> None:
+    """Require a table that can be sent: Arrow writes deeper types than it reads.
+
+    Raises:
+        DataError: it cannot.
+    """
+    import pyarrow.ipc
+
+    try:
+        pyarrow.ipc.read_schema(table.schema.serialize())
+    except OSError:
+        raise DataError(f"{name}: a column's lists are nested too deep") from None
 
 
 class _NoPandas:
@@ -152,19 +185,35 @@ class _NoPandas:
 
 
 def _bound() -> None:
-    """Bound this process' memory and time, where the system can: not on Windows."""
+    """Bound this process' memory and time, where the system can: not on Windows.
+
+    Where memory lacks all the same, the kernel ends this process rather than the worker, which is
+    larger.
+    """
+    with contextlib.suppress(OSError):  # another system has no such file
+        Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         import resource
     except ModuleNotFoundError:
         return
     seconds = int(time.process_time()) + 1 + MAX_SECONDS  # the limit counts from the beginning
     # At the second limit comes SIGKILL, which the machine sends too; SIGXCPU says what it is for.
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_CPU, seconds, seconds + 1)
+    _limit(resource.RLIMIT_CORE, 0, 0)
     if os.path.exists("/proc/self/statm"):
         with open("/proc/self/statm") as file:
             held = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (held + MAX_BYTES, held + MAX_BYTES))
+        _limit(resource.RLIMIT_AS, held + MAX_BYTES, held + MAX_BYTES)
+
+
+def _limit(kind: int, soft: int, hard: int) -> None:
+    """Set a limit of this process; the service's own may be lower, and cannot be raised."""
+    import resource
+
+    most = resource.getrlimit(kind)[1]
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(kind, (soft, hard))
 
 
 def _answer(status: int, message: str) -> int:
@@ -173,4 +222,6 @@ def _answer(status: int, message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # Arrow's threads, of which CSV has one all the same, cannot crash its end

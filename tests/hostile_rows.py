@@ -120,6 +120,24 @@ def arrow(table: pa.Table, **options: object) -> bytes:
     return out.getvalue()
 
 
+def nested_parquet(depth: int) -> bytes:
+    """A Parquet file of one column within so many groups, and no rows, in Thrift's compact form."""
+
+    def element(fields: bytes) -> bytes:
+        return fields + b"\x00"
+
+    children = b"\x15\x02"  # num_children, one field on: 1
+    root = element(b"\x48\x01r" + children)
+    group = element(b"\x35\x00" + b"\x18\x01g" + children)  # required
+    leaf = element(b"\x15\x02" + b"\x25\x00" + b"\x18\x01x")  # int32, required
+    count, size = depth + 2, b""
+    while count > 127:
+        size, count = size + bytes([count & 127 | 128]), count >> 7
+    schema = b"\x19\xfc" + size + bytes([count]) + root + group * depth + leaf
+    meta = b"\x15\x02" + schema + b"\x16\x00" + b"\x19\x0c" + b"\x00"
+    return b"PAR1" + meta + struct.pack("<I", len(meta)) + b"PAR1"
+
+
 def files() -> Iterator[tuple[str, bytes, str, tuple[int, ...]]]:
     """Hostile files of rows, each with its format and its statuses."""
     good = people(20)
@@ -179,6 +197,8 @@ def files() -> Iterator[tuple[str, bytes, str, tuple[int, ...]]]:
     options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
     yield "arrow of 30 million rows", arrow(many, options=options), "arrow", unsuitable
     tail = struct.pack("<I", 2**31 - 1) + b"PAR1"
+    yield "parquet of a column 1,000 deep", nested_parquet(1000), "parquet", bad
+    yield "parquet of a column 100,000 deep", nested_parquet(100_000), "parquet", bad
     yield "parquet with a footer of 2 GB", b"PAR1" + bytes(100) + tail, "parquet", bad
 
 

@@ -37,7 +37,9 @@ from models.tables.records import read_rows, rows_of_records, typed
 from models.trained import TrainedModel, load
 from service import uploads
 from tests.artifacts import make_artifact
+from tests.hostile_rows import arrow, nested_parquet, parquet
 from tests.mixed import people
+from tests.test_machine import limited
 from tests.test_tables import CASES, fitted
 from training.data.schema import find_structure, fit_schema
 from wgan_cli import main
@@ -435,6 +437,66 @@ def test_a_reader_that_takes_too_long_is_the_rows_fault(
     monkeypatch.setenv("PYTHONPATH", reader_ends(tmp_path, signal.SIGXCPU))
     with pytest.raises(ShapeError, match="5 seconds of a processor"):
         uploads.read_tables([("a.csv", b"age\n1\n")], model.table)
+
+
+def test_a_file_that_crashes_what_reads_it_is_broken(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert model.table is not None
+    with pytest.raises(DataError, match="its reader crashes"):
+        uploads.read_tables([("a.parquet", nested_parquet(100_000))], model.table)
+    assert "rows crashed the process that reads them, twice (SIGSEGV)" in caplog.text
+
+
+def test_typed_rows_are_read_without_threads() -> None:
+    rows = pa.table({"age": np.arange(100_000), "home": ["own"] * 100_000})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    code = (
+        "import os, sys; from models.tables.records import read_rows; tasks = '/proc/self/task'; "
+        "before = os.listdir(tasks); read_rows(sys.stdin.buffer.read(), 'x'); "
+        "sys.exit(os.listdir(tasks) != before)"
+    )
+    for content in (parquet(rows), arrow(rows, options=options)):
+        assert not subprocess.run(
+            [sys.executable, "-c", code], input=content, check=False
+        ).returncode
+
+
+def test_what_crashes_while_a_reader_ends_spoils_nothing(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert model.table is not None
+    (tmp_path / "sitecustomize.py").write_text("import atexit, os; atexit.register(os.abort)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    (table,) = uploads.read_tables([("a.csv", b"age\n1\n")], model.table)
+    assert table.to_pydict() == {"age": [1]}
+
+
+def test_a_machine_without_room_for_a_reader_is_not_the_clients_fault(model: Model) -> None:
+    assert model.table is not None
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    with (
+        limited(resource.RLIMIT_NOFILE, lowest_free),
+        pytest.raises(HTTPException, match="Too many open files") as caught,
+    ):
+        uploads.read_tables([("a.csv", b"age\n1\n")], model.table)
+    assert caught.value.status_code == 503
+
+
+def test_a_reader_takes_lower_limits_and_dies_before_the_worker() -> None:
+    code = """
+import ctypes, os, resource, sys
+if len(sys.argv) == 1:
+    assert ctypes.CDLL(None).prctl(24, 24) == 0  # without the superuser's right to raise limits
+    resource.setrlimit(resource.RLIMIT_CPU, (2, 3))
+    os.execv(sys.executable, [sys.executable, "-c", sys.orig_argv[2], "again"])
+from service import uploads
+uploads._bound()
+print(*resource.getrlimit(resource.RLIMIT_CPU), open("/proc/self/oom_score_adj").read())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (["3", "3", "1000"], "")
 
 
 def test_a_reader_that_a_library_ends_for_want_of_memory_met_its_bound(

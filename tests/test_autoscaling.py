@@ -87,7 +87,7 @@ def test_keda_asks_for_this_release_alone(tmp_path: Path) -> None:
 def test_the_rule_for_prometheus_adapter_tells_pods_apart(tmp_path: Path) -> None:
     """As the adapter fills it in for the pods of a Deployment."""
     docs = (ROOT / "docs/operations.md").read_text()
-    found = re.search(r"<!-- a rule of prometheus-adapter -->\n```\n(.*?)```", docs, re.DOTALL)
+    found = re.search(r"<!-- a rule of prometheus-adapter -->\n```text\n(.*?)```", docs, re.DOTALL)
     assert found
     (rule,) = yaml.safe_load(found[1])
     name, _, labels = rule["seriesQuery"].partition("{")

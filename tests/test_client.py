@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +25,9 @@ from service.client import (
     UnsuitableError,
 )
 from service.limits import MAX_BODY
+from tests.code_blocks import shell, to_run
 from tests.servers import ROOT, Server, free_port, running, serving
+from tests.test_rows_service import of_a_table
 
 DOCS = (ROOT / "docs/service.md").read_text()
 
@@ -143,26 +144,20 @@ def test_the_file_stands_alone() -> None:
 def test_the_commands_of_the_docs(server: Server, tmp_path: Path) -> None:
     for name, seed in (("digit", 1), ("another", 2)):
         (tmp_path / f"{name}.png").write_bytes(encode_png(server.model.sample(seed, 1)[0]))
-    blocks = re.findall(r"```(sh|python)\n(.*?)```", DOCS, re.DOTALL)
-    ran = 0
-    for language, block in blocks:
-        if "wgan serve" in block:
-            continue
-        text = block.replace("127.0.0.1:3000", f"127.0.0.1:{server.port}")
-        command = (
-            ["bash", "-euo", "pipefail"] if language == "sh" else [sys.executable, "-W", "error"]
-        )
-        done = subprocess.run(
-            [*command, "-c", text],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-        ran += 1
-    assert ran >= 4
+    address = f"127.0.0.1:{server.port}"
+    for block in to_run("docs/service.md", "sh"):
+        if not of_a_table(block):
+            shell(block.replace("127.0.0.1:3000", address), tmp_path)
+    (code,) = to_run("docs/service.md", "python")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code.replace("127.0.0.1:3000", address)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     assert np.load(tmp_path / "samples.npz")["samples"].shape == (500, 8, 8, 1)
     judged = (server.artifact / "samples.png").read_bytes()
     assert (tmp_path / "judged.png").read_bytes() == judged

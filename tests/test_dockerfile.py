@@ -179,7 +179,7 @@ def test_there_is_a_compiler_where_a_step_may_be_compiled_and_nowhere_else() -> 
 def test_the_docs_build_and_run_what_there_is() -> None:
     blocks = re.findall(r"```sh\n(.*?)```", DEPLOY, re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    builds = [line for line in lines if line.startswith("docker build")]
+    builds = [line for line in lines if line.startswith("docker build ")]
     runs = [line for line in lines if line.startswith("docker run")]
     tags = set()
     for line in builds:

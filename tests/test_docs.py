@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from models.constraints import AnyConstraint
-from tests.test_readme import lines, terminal
 from training.presets import PRESETS
 from wgan_cli import COMMANDS
 
@@ -134,27 +133,3 @@ def test_the_names_that_how_it_works_gives_exist() -> None:
     for path, name in named:
         defined = re.search(rf"^(?:async )?(?:def|class) {name}\b", (ROOT / path).read_text(), re.M)
         assert defined, f"{path} has no {name}"
-
-
-@pytest.mark.timeout(900)
-def test_the_session_of_the_command_line_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = terminal(tmp_path, monkeypatch)
-    session = (DOCS / "commands.md").read_text().split("## A session")[1]
-    for line in lines("".join(re.findall(r"```sh\n(.*?)```", session, re.DOTALL))):
-        run(line)
-    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
-    alone, shared = (
-        {f.name: f.read_bytes() for f in (tmp_path / n).iterdir()} for n in ("many", "shared")
-    )
-    assert alone == shared
-
-
-@pytest.mark.timeout(900)
-def test_the_examples_of_the_python_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal(tmp_path, monkeypatch)
-    examples = re.findall(r"```python\n(.*?)```", (DOCS / "api.md").read_text(), re.DOTALL)
-    assert examples
-    for code in examples:
-        exec(code, {})

@@ -22,6 +22,7 @@ from models.export import check, folder, formats
 from models.export.graphs import _convolution_gradient, _pooling_gradient, graphs
 from models.model import Model
 from tests.artifacts import make_artifact
+from tests.code_blocks import to_run
 from tests.test_commands import WITHOUT, run_python
 from tests.test_machine import limited
 
@@ -271,16 +272,15 @@ def test_a_missing_extra_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parent.parent / "docs/export.md").read_text()
     made = {
         name: load_artifact(make_artifact(tmp_path / f"runs/{name}/artifact", kind))
         for name, kind in (("photos", "rgb"), ("people", "rows"), ("first", "vector"))
     }
     monkeypatch.chdir(tmp_path)
-    for line in re.findall(r"^wgan (.*)$", page, re.MULTILINE):
-        assert "--layout" in line or wgan(*line.split()) == 0  # layouts have a test of their own
+    for line in "".join(to_run("docs/export.md", "sh")).splitlines():
+        assert wgan(*line.split()[1:]) == 0
     found: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+    for block in to_run("docs/export.md", "python"):
         exec(block, found)
     images = made["photos"].sample(7, 16)
     for theirs in (found["images"], found["made_again"].numpy()):

@@ -1,12 +1,9 @@
 """The README's commands, run as they stand."""
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -14,68 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import wgan_cli
+from tests.code_blocks import BIN, ROOT, lines, shell, terminal, to_run
 from tests.servers import free_port
-from training.presets import PRESETS
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-BIN = Path(sys.executable).parent
-NOT_RUN = "<!-- not run by the tests: "
-"""Stands before a block of commands that takes too long, and says why."""
 PUBLISHED = ("our engine", "textbook loop", "torchgan")
 """What ran the published recipe, in the README's table of times."""
 
 
-def blocks() -> list[str]:
-    """The shell commands that a reader is told to type, a block each, in order."""
-    found = re.findall(r"((?:<!--.*?-->\n)?)```sh\n(.*?)```", README, re.DOTALL)
-    return [block for comment, block in found if not comment.startswith(NOT_RUN)]
-
-
-def lines(block: str) -> list[str]:
-    """Whole commands: what a backslash continues is one."""
-    joined = block.replace("\\\n", " ")
-    return [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
-
-
-COMMANDS = [line for block in blocks() for line in lines(block)]
+COMMANDS = [line for block in to_run("README.md", "sh") for line in lines(block)]
 OURS = [line for line in COMMANDS if not line.startswith("make ")]
-
-
-def shell(command: str, folder: Path, **environment: str) -> str:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=folder,
-        env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """What runs a line in a folder as a reader types it.
-
-    `wgan` runs in this process, which imports its packages once. The presets have narrow networks
-    and judge few samples: their exact distances and bounds would take most of the time.
-    """
-    monkeypatch.chdir(folder)
-    for preset in PRESETS.values():
-        monkeypatch.setitem(preset, "evaluation", {"samples": 200})
-        for network in ("generator", "critic"):
-            monkeypatch.setitem(preset[network], "width", 16)
-
-    def run(line: str) -> None:
-        words = shlex.split(line, comments=True)
-        if words[0] == "wgan":
-            assert wgan_cli.main(words[1:]) == 0, line
-        else:
-            shell(line, folder)
-
-    return run
 
 
 def test_the_two_commands_stand_first() -> None:
@@ -144,7 +89,7 @@ def test_the_lines_of_python(
 ) -> None:
     own_data(tmp_path)
     terminal(tmp_path, monkeypatch)
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = to_run("README.md", "python")
     assert len(code.splitlines()) <= 10
     exec(code, {})
     assert "(64, 32, 32, 3)" in capsys.readouterr().out

@@ -22,6 +22,7 @@ from models.tables.files import write_rows
 from models.trained import load
 from service.client import Client, UnsuitableError
 from service.endpoints.samples import MEDIA_TYPES
+from tests.code_blocks import shell, to_run
 from tests.mixed import people
 from tests.servers import Server, is_problem, worker
 from wgan_cli import main
@@ -32,6 +33,11 @@ GAPS: list[dict[str, Any]] = [{"age": 40, "home": None}, {"home": "own", "income
 @pytest.fixture
 def server(rows_server: Server) -> Server:
     return rows_server
+
+
+def of_a_table(block: str) -> bool:
+    """Whether a block of the service's page asks a model of rows."""
+    return "rows.csv" in block or "wine" in block
 
 
 def post(server: Server, path: str, **body: Any) -> httpx.Response:
@@ -372,3 +378,20 @@ def test_files_of_rows_are_read_one_at_a_time(server: Server) -> None:
             time.sleep(0.01)
     assert {answer.result().status_code for answer in answers} == {200}
     assert most == 1
+
+
+def test_the_commands_of_the_docs(server: Server, tmp_path: Path) -> None:
+    rows = people(20)
+    for name, table in (("rows", rows), ("gaps", rows.drop_columns(["home", "years"]))):
+        (tmp_path / f"{name}.csv").write_bytes(b"".join(write_rows([table], "csv")))
+    (tmp_path / "more.parquet").write_bytes(b"".join(write_rows([rows], "parquet")))
+    for block in filter(of_a_table, to_run("docs/service.md", "sh")):
+        text = block.replace("127.0.0.1:3000", f"127.0.0.1:{server.port}")
+        shell(text.replace("/models/wine/", "/models/artifact/"), tmp_path)
+    for made in (
+        pd.read_csv(tmp_path / "completed.csv"),
+        pd.read_parquet(tmp_path / "completed.parquet"),
+    ):
+        assert made.age.tolist() == rows["age"].to_pylist()
+        assert set(made.home) <= {"own", "rent, old"}
+    assert len(pd.read_csv(tmp_path / "wine.csv")) == 64

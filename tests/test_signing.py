@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import os
-import re
 import resource
 import shutil
 import subprocess
@@ -37,8 +36,9 @@ from service.served import Served
 from service.settings import Settings
 from service.trust import TrustedKeys
 from tests.artifacts import make_artifact
+from tests.code_blocks import to_run
 from tests.registries import Registry, until
-from tests.servers import ROOT, WGAN
+from tests.servers import WGAN
 from tests.servers import sign as write_checksums
 from tests.test_artifact import resum
 from tests.test_detector import with_detector
@@ -314,8 +314,7 @@ def test_the_commands_sign_and_verify(
 
 
 def test_the_commands_of_the_page(tmp_path: Path) -> None:
-    page = (ROOT / "docs/operating.md").read_text()
-    (block,) = re.findall(r"```\n(mkdir trusted\n.*?)```", page, re.DOTALL)
+    (block,) = to_run("docs/operating.md", "sh")
     make_artifact(tmp_path / "artifact")
     script = f'set -e; wgan() {{ "{WGAN}" "$@"; }}\n' + block.replace("digits@3", "artifact")
     done = subprocess.run(

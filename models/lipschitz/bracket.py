@@ -40,7 +40,8 @@ def steepest_slope(
 
     From each start, a pair of points climbs the logarithm of ``|f(x) - f(y)| / |x - y|``. It has an
     ascent direction even where the gradient is constant, as in a piecewise linear critic. Gradient
-    norms on the way count too.
+    norms on the way count too. At first the points are a hundredth (the first start's) to ten (the
+    last one's) standard deviations of the starts apart.
 
     Args:
         critic: see `gradient_norms`; best in float64.

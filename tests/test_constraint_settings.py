@@ -164,3 +164,11 @@ def test_a_constraint_that_adds_nothing() -> None:
     assert constraint.mixes_samples() is None
     assert constraint.broken_claim(nn.Linear(2, 1)) is None
     assert constraint.saturated_share(nn.Linear(2, 1)) is None
+
+
+@pytest.mark.parametrize("kind", HYPERPARAMETERS)
+def test_a_constraint_that_is_made_stays_as_it_is(kind: str) -> None:
+    """A run's record and its training read the same object."""
+    (name, value), *_ = HYPERPARAMETERS[kind].items()
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(CONSTRAINTS[kind](), name, value)

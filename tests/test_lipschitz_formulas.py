@@ -20,6 +20,7 @@ from models.lipschitz import (
     score_points,
     steepest_slope,
 )
+from models.lipschitz.operators import GRID, ROUNDING, _largest_singular_value
 from models.networks import Critic, CriticConfig, build_critic
 from models.networks.conditional import ProjectionCritic, WithLabels
 from models.networks.cones import Cones
@@ -187,6 +188,31 @@ def test_the_grid_errs_upwards_on_each_axis(taps: tuple[int, int]) -> None:
     assert fine <= bound <= 1.0013**2 * fine
 
 
+@pytest.mark.parametrize("taps", [2, 3, 6])
+def test_the_grid_s_error_is_allowed_for_exactly(taps: int) -> None:
+    """A first tap of 1 and a last one that turns by a: the norm is 2, halfway between frequencies.
+
+    The grid sees 2 cos(a / 2), the least that there is by M. Riesz.
+    """
+    a = math.pi / GRID
+    kernel = torch.zeros(2, 2, taps, dtype=torch.float64)
+    kernel[:, :, 0] = torch.eye(2)
+    turn = [[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]]
+    kernel[:, :, -1] = torch.tensor(turn, dtype=torch.float64)
+    assert kernel_norm(kernel, (1,)) == pytest.approx(2 * (1 + ROUNDING), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_the_largest_singular_value_is_found_among_many(is_flat: bool, scale: float) -> None:
+    """Of one matrix among 40 that have another spectrum, flat or peaked, and nearly its norm."""
+    flat, peaked = torch.eye(9).double(), torch.zeros(9, 9).double()
+    peaked[0, 0] = 1
+    one, others = (flat, peaked) if is_flat else (peaked, flat)
+    matrices = scale * torch.cat([one[None], 0.9 * others.expand(40, 9, 9)])
+    assert _largest_singular_value(matrices) == pytest.approx(scale, rel=1e-12)
+
+
 def test_groups_count_by_the_steepest() -> None:
     layer = nn.Conv1d(4, 2, 1, groups=2, bias=False)
     layer.weight.data = torch.tensor([[[1.0], [0.0]], [[3.0], [4.0]]])
@@ -283,6 +309,7 @@ def test_a_layer_s_variation_is_the_deviation_of_its_output_over_its_size() -> N
     assert signal.variation == pytest.approx(expected)
     assert signal.gradient == pytest.approx(5)
     assert layer_signals(critic, torch.zeros(3, 2))[0].variation == 0
+    assert layer_signals(critic, torch.ones(1, 2)) == [(pytest.approx(5), 0)]
 
 
 def test_signals_leave_the_critic_as_it_is() -> None:

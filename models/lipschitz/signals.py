@@ -45,12 +45,11 @@ def layer_signals(critic: nn.Module, points: Tensor) -> list[LayerSignal]:
         if output[0].numel() > 1:
             outputs.append(output)
 
-    hooks = [module.register_forward_hook(keep) for module in _trunk_layers(exact)]
+    for module in _trunk_layers(exact):
+        module.register_forward_hook(keep)
     with torch.enable_grad():
         total = exact(points.detach().double().requires_grad_()).sum()
         gradients = torch.autograd.grad(total, outputs) if outputs else ()
-    for hook in hooks:
-        hook.remove()
     signals = []
     for output, gradient in zip(outputs, gradients, strict=True):
         norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)

@@ -26,6 +26,7 @@ from training.judging.extractors import (
     load_extractor,
 )
 from training.judging.figures import distances, figure, headlines
+from training.judging.image_metrics import vendi_score
 from training.judging.intervals import Estimate, measure
 from training.judging.metrics import (
     Metric,
@@ -85,9 +86,8 @@ def judge(
     heldout = points(data.sample(n, heldout=True))
     training = points(data.sample(n, heldout=False))
     fake = points(model.sample(SAMPLE_SEED, n))
-    estimates = measure(
-        _figures(data, model.device), heldout, fake, training, device=model.device
-    ) | class_accuracy(model, data)
+    estimates = measure(_figures(data, model.device), heldout, fake, training, device=model.device)
+    estimates |= class_accuracy(model, data)
     of_training, of_heldout = (
         -nearest_distances(x.reshape(len(x), -1), fake.reshape(n, -1), device=model.device)
         for x in (training, heldout)
@@ -215,6 +215,8 @@ def _figures(data: Dataset, device: torch.device) -> Metric:
             real, fake = (x.reshape(len(x), -1) for x in (real, fake))
         found |= compared(real, fake)
         found |= precision_recall_density_coverage(real, fake, device=device)
+        if kind == "image":
+            found["vendi_score"] = vendi_score(fake)
         if data.card.columns:
             found |= column_distances(real, fake)
         if mixture:

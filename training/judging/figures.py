@@ -40,6 +40,7 @@ FIGURES = {
     "recall": FigureKind("higher", is_share=True),
     "density": FigureKind("higher"),
     "coverage": FigureKind("higher", is_share=True),
+    "vendi_score": FigureKind("higher"),
     "modes_covered": FigureKind("higher"),
     "high_quality_share": FigureKind("higher", is_share=True),
     "class_accuracy": FigureKind("higher", is_share=True),

@@ -26,7 +26,7 @@ from training.judging.extractors import (
     load_extractor,
 )
 from training.judging.figures import distances, figure, headlines
-from training.judging.image_metrics import vendi_score
+from training.judging.image_metrics import measure_infinity, vendi_score
 from training.judging.intervals import Estimate, measure
 from training.judging.metrics import (
     Metric,
@@ -87,6 +87,8 @@ def judge(
     training = points(data.sample(n, heldout=False))
     fake = points(model.sample(SAMPLE_SEED, n))
     estimates = measure(_figures(data, model.device), heldout, fake, training, device=model.device)
+    if extractor:
+        estimates |= measure_infinity(heldout, fake, training)
     estimates |= class_accuracy(model, data)
     of_training, of_heldout = (
         -nearest_distances(x.reshape(len(x), -1), fake.reshape(n, -1), device=model.device)

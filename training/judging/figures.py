@@ -33,6 +33,7 @@ FIGURES = {
     "sliced_wasserstein_1": FigureKind("lower", distance=metrics.sliced_wasserstein_1),
     "kernel_distance": FigureKind("lower", distance=metrics.kernel_distance),
     "frechet_distance": FigureKind("lower", distance=metrics.frechet_distance),
+    "frechet_distance_infinity": FigureKind("lower"),
     "marginal_wasserstein_1": FigureKind("lower", distance=metrics.marginal_wasserstein_1),
     "correlation_difference": FigureKind("lower", distance=metrics.correlation_difference),
     "autocovariance_error": FigureKind("lower"),

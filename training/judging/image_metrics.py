@@ -1,13 +1,18 @@
-"""Figures of images' features alone."""
+"""Figures of images' features alone: the Vendi score, and the limit of the Fréchet distance."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.special import entr
 
-from training.judging.metrics import checked
+from training.judging.intervals import Estimate, half_sample_margins
+from training.judging.metrics import checked, frechet_distance
 
 Array = np.ndarray
+SIZES = 15
+"""Numbers of points that a line of Fréchet distances goes through, as in the paper."""
+REPEATS = 10
+"""Pairs of halves behind its interval: each costs a line."""
 
 
 def vendi_score(points: Array) -> float:
@@ -40,3 +45,74 @@ def vendi_score(points: Array) -> float:
     products = units @ units.T if len(units) < units.shape[1] else units.T @ units
     shares = np.linalg.eigvalsh(products / len(units))
     return float(np.exp(entr(shares.clip(0)).sum()))  # rounding may take a zero just below 0
+
+
+def line_sizes(n: int, features: int) -> Array | None:
+    """Choose how many points the sets have that `frechet_distance_infinity` draws.
+
+    Args:
+        n: points in each of the two sets.
+        features: of each point.
+
+    Returns:
+        int64 ``(SIZES,)``, evenly spaced from one point for each feature, or from a tenth of n if
+        that is more, to n; None if that is more than half of n. Of fewer points the covariance is
+        singular, and the distance no straight line in 1/N.
+    """
+    least = max(features, n // 10)
+    return np.linspace(least, n, SIZES).astype(int) if 2 * least <= n else None
+
+
+def frechet_distance_infinity(real: Array, fake: Array, sizes: Array, seed: int = 0) -> float:
+    """Squared Fréchet distance of endlessly many points, read off a line.
+
+    The distance of N points from N others exceeds its limit by a multiple of 1/N (Chong & Forsyth
+    2020, "Effectively Unbiased FID and Inception Score and where to find them", section 3). It is
+    measured at several N, and the least-squares line in 1/N is continued to 0. In the paper the
+    real set is 50,000 and always whole; held-out items are too few for that, so that here both
+    sets have N points.
+
+    Args:
+        real: ``(N, D)``.
+        fake: ``(M, D)``.
+        sizes: int64 ``(L,)``, points drawn from each set without replacement; at least two numbers.
+        seed: draws them.
+
+    Returns:
+        The estimate, which may be below 0, in squared units of the features.
+
+    Raises:
+        ValueError: the arrays do not fit each other, or have fewer points than the largest size.
+    """
+    real, fake = checked(real, fake, fewest=int(max(sizes)))
+    rng = np.random.default_rng(seed)
+    found = [
+        frechet_distance(*(rng.choice(x, size, replace=False) for x in (real, fake)))
+        for size in sizes
+    ]
+    return float(np.polyfit(1 / np.asarray(sizes), found, 1)[1])
+
+
+def measure_infinity(heldout: Array, fake: Array, training: Array) -> dict[str, Estimate]:
+    """Measure the `frechet_distance_infinity` of fake points beside that of real ones.
+
+    The interval is of half samples, with halves of the sizes too.
+
+    Args:
+        heldout: ``(N, D)``, real points.
+        fake: ``(N, D)``.
+        training: ``(N, D)``, real points in place of fake ones, for the floor.
+
+    Returns:
+        ``frechet_distance_infinity``; empty where `line_sizes` has no sizes.
+    """
+    name, sizes = "frechet_distance_infinity", line_sizes(*heldout.shape)
+    if sizes is None:
+        return {}
+
+    def of_halves(real: Array, fake: Array) -> dict[str, float]:
+        return {name: frechet_distance_infinity(real, fake, sizes // 2)}
+
+    value, floor = (frechet_distance_infinity(heldout, x, sizes) for x in (fake, training))
+    margin = half_sample_margins(of_halves, heldout, fake, repeats=REPEATS)[name]
+    return {name: Estimate(value, floor, value - margin, value + margin, len(heldout))}

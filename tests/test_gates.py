@@ -403,6 +403,8 @@ def test_the_figures_of_membership_tell_a_copier() -> None:
     assert (found.floor, found.better, found.n) == (0.5, "lower", 200)
     assert 0.5 < found.interval[0] < found.value < found.interval[1] <= 1
     assert figures["critic_membership_auroc"].value == 1
+    assert figures["authenticity"].value == 0
+    assert 0.2 < figures["authenticity"].floor < 0.5  # type: ignore[operator]
 
 
 def test_the_chance_of_a_membership_attack_is_as_large_as_it_says() -> None:

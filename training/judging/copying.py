@@ -1,4 +1,4 @@
-"""Tests for copies of training items: the data-copying test, and membership inference."""
+"""Tests for copies of training items: data-copying, authenticity and membership inference."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.cluster.vq import kmeans2
 from scipy.stats import mannwhitneyu, rankdata
+
+from training.judging.metrics import Device
+from training.judging.neighbours import nearest
 
 Array = np.ndarray
 COPYING = -3.0
@@ -58,6 +61,36 @@ def copying_statistic(
             values.append((wins - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12))
             weights.append(m)
     return float(np.average(values, weights=weights)) if values else None
+
+
+def authentic(points: Array, training: Array, device: Device = "cpu") -> Array:
+    """Find which points are farther from a training item than that is from the others.
+
+    Alaa et al. 2022, "How Faithful is your Synthetic Data?", section 4.3: a sample that lies nearer
+    to its nearest training item than this item's own nearest neighbour does is too near to be a new
+    one. A copy is not authentic, even where the item is twice in the data.
+
+    Args:
+        points: ``(N, D)``, samples, or held-out items.
+        training: ``(M, D)``, M at least 2.
+        device: where to compute.
+
+    Returns:
+        bool ``(N,)``.
+
+    Raises:
+        ValueError: the arrays do not fit each other.
+
+    Example:
+        The nearest item of both is 0, which lies 2 from its own neighbour:
+
+        >>> authentic(np.array([[-1.0], [-3.0]]), np.array([[0.0], [2.0], [9.0]])).tolist()
+        [False, True]
+    """
+    distances, found = nearest(points, training, device=device)
+    items, places = np.unique(found, return_inverse=True)
+    between, _ = nearest(training[items], training, items, device=device)
+    return distances > between[places]
 
 
 class Membership(NamedTuple):

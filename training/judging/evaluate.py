@@ -18,7 +18,7 @@ from models.model import Model
 from models.record import Results
 from training.data.dataset import Dataset, load_data
 from training.judging.classifier import classify, fit_classifier
-from training.judging.copying import membership
+from training.judging.copying import authentic, membership
 from training.judging.extractors import (
     FeatureExtractor,
     artifact_weights,
@@ -41,6 +41,10 @@ from training.progress import phase, silent
 Array = np.ndarray
 SAMPLE_SEED = 0
 """Seed of the judged samples: two evaluations of one model agree."""
+MAX_SEARCHED = 5000
+"""Training items, at most, among which the nearest to a sample is sought."""
+AT_ONCE = 2500
+"""Training items in memory at once."""
 MAX_CLASSIFIED = 20_000
 """Items, at most, that the classifier is trained on and that it classifies."""
 
@@ -55,8 +59,8 @@ def judge(
 
     Vectors and sequences are compared in the critic's units, images over an extractor's features,
     tables by their rows (`training.judging.tables.judge.judge_table`). A
-    class-conditional generator is judged by `class_accuracy` too, if the data have its classes. How
-    well training items are told from held-out ones, by samples and by the critic, comes last.
+    class-conditional generator is judged by `class_accuracy` too, if the data have its classes.
+    What tells if training items are copied or given away, by samples and critic, comes last.
 
     Args:
         model: the generator and its scaling; it is judged on its device.
@@ -83,16 +87,22 @@ def judge(
             return extractor(model.scaling.to_levels(items))
         return model.scaling.to_model(torch.from_numpy(items)).double().numpy()
 
-    heldout = points(data.sample(n, heldout=True))
-    training = points(data.sample(n, heldout=False))
+    real, trained = (data.sample_indices(n, heldout=heldout) for heldout in (True, False))
+    searched = np.union1d(trained, data.sample_indices(MAX_SEARCHED, heldout=False))
+    parts = np.split(searched, range(AT_ONCE, len(searched), AT_ONCE))
+    known = np.concatenate([points(data.items_at(part)) for part in parts])
+    heldout, training = points(data.items_at(real)), known[np.searchsorted(searched, trained)]
     fake = points(model.sample(SAMPLE_SEED, n))
     estimates = measure(_figures(data, model.device), heldout, fake, training, device=model.device)
     if extractor:
         estimates |= measure_infinity(heldout, fake, training)
     estimates |= class_accuracy(model, data)
+    heldout, training, fake, known = (
+        x.reshape(len(x), -1) for x in (heldout, training, fake, known)
+    )
+    estimates["authenticity"] = _authenticity(fake, heldout, known, model.device)
     of_training, of_heldout = (
-        -nearest_distances(x.reshape(len(x), -1), fake.reshape(n, -1), device=model.device)
-        for x in (training, heldout)
+        -nearest_distances(x, fake, device=model.device) for x in (training, heldout)
     )
     estimates["membership_auroc"] = _area(of_training, of_heldout, n)
     estimates |= critic_membership(model, data, n)
@@ -184,6 +194,15 @@ def _area(training: Array, heldout: Array, n: int) -> Estimate:
     """The area under the curve of an attack; the floor is that of one that knows nothing."""
     found = membership(training, heldout)
     return Estimate(found.auroc, 0.5, found.low, found.high, n)
+
+
+def _authenticity(fake: Array, heldout: Array, training: Array, device: torch.device) -> Estimate:
+    """The share of samples that are `authentic`; the floor is that of held-out items."""
+    n = len(fake)
+    is_new = authentic(np.concatenate([fake, heldout]), training, device)
+    value, floor = float(is_new[:n].mean()), float(is_new[n:].mean())
+    margin = float(1.96 * is_new[:n].std() / np.sqrt(n))
+    return Estimate(value, floor, value - margin, value + margin, n)
 
 
 def _accuracies(real: Array, fake: Array) -> dict[str, float]:

@@ -55,6 +55,7 @@ FIGURES = {
     "rules_kept": FigureKind("higher", is_share=True),
     "tstr": FigureKind("higher"),
     "detection_auroc": FigureKind("lower", is_share=True),
+    "authenticity": FigureKind("higher", is_share=True),
     "nearer_to_training": FigureKind("lower", is_share=True),
     "distance_ratio": FigureKind("higher"),
     "exact_copies": FigureKind("lower", is_share=True),
@@ -62,7 +63,7 @@ FIGURES = {
     "critic_membership_auroc": FigureKind("lower", is_share=True),
 }
 COPY_FIGURES = (
-    "nearer_to_training", "distance_ratio", "exact_copies",
+    "authenticity", "nearer_to_training", "distance_ratio", "exact_copies",
     "membership_auroc", "critic_membership_auroc",
 )  # fmt: skip
 """Figures that tell if samples, or the critic, give training items away."""

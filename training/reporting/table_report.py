@@ -41,6 +41,8 @@ MEANINGS = {
     "tstr": "a model that learned from generated rows, tested on real ones: R2 of a number, area "
     "under the ROC curve of a category; the floor learned from real rows",
     "detection_auroc": "a classifier that tells generated rows from real ones; 0.5: it cannot",
+    "authenticity": "generated rows that are not nearer to their nearest training row than that is "
+    "to the others; 0: copies; the floor is of held-out rows",
     "nearer_to_training": "generated rows nearer to a training row than to a held-out one; 0.5: "
     "no copies",
     "distance_ratio": "distance from the nearest training row, over that of held-out rows; 0: "

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from training.data.digests import row_digests
-from training.judging.copying import membership
+from training.judging.copying import authentic, membership
 from training.judging.metrics import Device
 from training.judging.neighbours import nearest_distances
 from training.judging.tables.uses import Reading
@@ -41,6 +41,11 @@ def nearer_to_training(fake: Array, training: Array, heldout: Array) -> Reading:
     sizes = np.bincount(nearest)
     margin = float(1.96 * 0.5 * np.sqrt((sizes**2).sum())) / len(fake)
     return Reading(share, share - margin, share + margin)
+
+
+def authenticity(fake: Array, training: Array, device: Device = "cpu") -> Reading:
+    """Share of generated rows that `training.judging.copying.authentic` takes for new; of codes."""
+    return _share(authentic(fake, training, device))
 
 
 def distance_ratio(fake_distances: Array, heldout_distances: Array) -> Reading:

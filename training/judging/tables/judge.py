@@ -168,6 +168,10 @@ def _nearer(reals: Reals, fake: Rows) -> Reading:
     )
 
 
+def _authenticity(reals: Reals, fake: Rows) -> Reading:
+    return copies.authenticity(fake.codes[: reals.n], reals.training.codes, reals.device)
+
+
 METRICS: dict[str, TableMetric] = {
     "valid_share": TableMetric(valid_share),
     "rules_kept": TableMetric(rules_kept),
@@ -175,6 +179,7 @@ METRICS: dict[str, TableMetric] = {
     "detection_auroc": TableMetric(
         lambda reals, fake: uses.detection(reals.heldout.values[: reals.n], fake.values[: reals.n])
     ),
+    "authenticity": TableMetric(_authenticity, floor="heldout"),
     "nearer_to_training": TableMetric(_nearer, floor=0.5),
     "distance_ratio": TableMetric(_distance_ratio, floor=1.0),
     "exact_copies": TableMetric(

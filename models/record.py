@@ -179,6 +179,8 @@ class Figure(BaseModel, frozen=True, extra="forbid"):
     better: Literal["lower", "higher"]
     baseline: float | None = Field(default=None, exclude_if=lambda value: value is None)
     """The figure of a Gaussian copula that was fitted to the training rows; None but for tables."""
+    of_class: str | None = Field(default=None, exclude_if=lambda name: name is None)
+    """Name of the class that has the figure; None if it is of all items."""
 
 
 class Extractor(BaseModel, frozen=True, extra="forbid"):

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 from models.artifact import load_artifact
-from models.config import DataConfig
+from models.config import DataConfig, EvaluationConfig
 from models.constraints import GradientPenalty, SpectralNorm, WeightClipping
 from models.errors import ClassError, ConfigError
 from models.formats import encode
@@ -30,8 +30,12 @@ from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
 from training.engine.runs import Interrupted
+from training.judging.classes import Labelled, class_distances
 from training.judging.classifier import fit_classifier
-from training.judging.evaluate import class_accuracy, critic_membership
+from training.judging.evaluate import class_accuracy, critic_membership, judge
+from training.judging.intervals import kernel_distance_margin
+from training.judging.metrics import kernel_distance
+from training.reporting.pages import figures_in_words, model_card
 from training.reporting.preview import samples_picture
 from wgan_cli import main
 
@@ -317,6 +321,73 @@ def test_the_accuracy_sees_a_generator_that_confuses_classes(
     assert set(critic_membership(model, data, 100)) == {"critic_membership_auroc"}
 
 
+def normal_classes(seed: int, *counts: int) -> Labelled:
+    """Classes around points that lie 3 apart, each with as many points."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    centers = 3 * np.eye(4)[labels]
+    return Labelled(np.random.default_rng(seed).normal(centers, 1), labels)
+
+
+def test_kernel_distances_are_of_each_class_by_itself() -> None:
+    heldout, fake, training = (normal_classes(i, 30, 40, 50, 9) for i in range(3))
+    names = ["a", "b", "c", "too few"]
+    found = class_distances(heldout, fake, training, names)
+    parts = [[x.points[x.labels == label] for x in (heldout, fake, training)] for label in range(3)]
+    values = [kernel_distance(real, made) for real, made, _ in parts]
+    floors = [kernel_distance(real, known) for real, _, known in parts]
+    margins = [kernel_distance_margin(real, made) for real, made, _ in parts]
+    mean, highest = found["class_kernel_distance"], found["highest_class_kernel_distance"]
+    assert (mean.value, mean.floor) == pytest.approx((np.mean(values), np.mean(floors)))
+    assert mean.high - mean.value == pytest.approx(np.sqrt(np.square(margins).sum()) / 3)
+    assert (mean.n, mean.of_class) == (120, None)
+    worst = int(np.argmax(values))
+    assert (highest.value, highest.floor) == pytest.approx((values[worst], max(floors)))
+    assert highest.high - highest.value == pytest.approx(margins[worst])
+    assert (highest.of_class, highest.n) == (names[worst], len(parts[worst][1]))
+    few = [Labelled(*(x[:9] for x in data)) for data in (heldout, fake, training)]
+    assert class_distances(*few, names) == {}
+
+
+class Replaying:
+    """A conditional model of digits that shows training images of a class, or of another one."""
+
+    def __init__(self, data: Dataset, shown: dict[int, int]) -> None:
+        self.is_image, self.device, self.scaling = True, CPU, data.scaling
+        self.classes, self.data, self.shown = data.card.classes, data, shown
+
+    def labels(self, seed: int, count: int) -> np.ndarray:
+        return np.arange(count) % 10
+
+    def sample(self, seed: int, count: int) -> np.ndarray:
+        labels, training = self.data.labels, ~self.data.is_heldout
+        items = np.zeros((count, 8, 8, 1), np.uint8)
+        for label in range(10):
+            shown, asked = self.shown.get(label, label), self.labels(seed, count) == label
+            known = np.random.default_rng(shown).permutation(
+                np.flatnonzero(training & (labels == shown))
+            )
+            items[asked] = self.data.items_at(known[: asked.sum()])
+        return items
+
+    def score(self, items: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return items.mean(axis=(1, 2, 3))
+
+
+def test_a_model_that_swaps_two_classes_is_good_as_a_whole_and_bad_within_classes() -> None:
+    data, config = load("digits"), EvaluationConfig(samples=300)
+    right, swapped = (
+        judge(Replaying(data, shown), data, config).figures  # type: ignore[arg-type]
+        for shown in ({}, {3: 8, 8: 3})
+    )
+    whole, within = "kernel_distance", "class_kernel_distance"
+    assert swapped[whole].value == pytest.approx(right[whole].value, rel=1e-6)
+    low, high = right[within].interval
+    assert low < right[within].floor < high  # type: ignore[operator]
+    assert swapped[within].interval[0] > high
+    assert swapped[f"highest_{within}"].of_class in {"3", "8"}
+    assert swapped[f"highest_{within}"].value > 3 * swapped[within].value
+
+
 def test_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -352,7 +423,12 @@ def test_a_conditional_run_is_judged_by_class(
     model = load_artifact(tmp_path / "run" / "artifact")
     assert model.classes == list("0123456789")
     assert model.run.config.conditional
-    assert 0.9 < model.run.results.figures["class_accuracy"].floor <= 1  # type: ignore[operator]
+    figures = model.run.results.figures
+    assert 0.9 < figures["class_accuracy"].floor <= 1  # type: ignore[operator]
+    worst = figures["highest_class_kernel_distance"]
+    assert worst.of_class in model.classes
+    assert f"class {worst.of_class}" in "\n".join(figures_in_words(figures))
+    assert f"highest_class_kernel_distance (class {worst.of_class})" in model_card(model.run)
     capsys.readouterr()
     assert main(["evaluate", "run/artifact", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == model.run.results.model_dump(mode="json")

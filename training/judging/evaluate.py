@@ -17,6 +17,7 @@ from models.errors import ConfigError, UserError
 from models.model import Model
 from models.record import Results
 from training.data.dataset import Dataset, load_data
+from training.judging.classes import Labelled, class_distances
 from training.judging.classifier import classify, fit_classifier
 from training.judging.copying import authentic, membership
 from training.judging.extractors import (
@@ -59,8 +60,9 @@ def judge(
 
     Vectors and sequences are compared in the critic's units, images over an extractor's features,
     tables by their rows (`training.judging.tables.judge.judge_table`). A
-    class-conditional generator is judged by `class_accuracy` too, if the data have its classes.
-    What tells if training items are copied or given away, by samples and critic, comes last.
+    class-conditional generator is judged by `class_accuracy` and
+    `training.judging.classes.class_distances` too, if the data have its classes. What tells if
+    training items are copied or given away, by samples and by the critic, comes last.
 
     Args:
         model: the generator and its scaling; it is judged on its device.
@@ -100,6 +102,16 @@ def judge(
     heldout, training, fake, known = (
         x.reshape(len(x), -1) for x in (heldout, training, fake, known)
     )
+    if model.classes and data.labels is not None and model.classes == data.card.classes:
+        asked = model.labels(SAMPLE_SEED, n)
+        assert asked is not None, "a model with classes has labels"
+        estimates |= class_distances(
+            Labelled(heldout, data.labels[real]),
+            Labelled(fake, asked),
+            Labelled(training, data.labels[trained]),
+            model.classes,
+            model.device,
+        )
     estimates["authenticity"] = _authenticity(fake, heldout, known, model.device)
     of_training, of_heldout = (
         -nearest_distances(x, fake, device=model.device) for x in (training, heldout)

@@ -46,6 +46,8 @@ FIGURES = {
     "high_quality_share": FigureKind("higher", is_share=True),
     "class_accuracy": FigureKind("higher", is_share=True),
     "lowest_class_accuracy": FigureKind("higher", is_share=True),
+    "class_kernel_distance": FigureKind("lower"),
+    "highest_class_kernel_distance": FigureKind("lower"),
     "column_shapes": FigureKind("higher", is_share=True),
     "pair_trends": FigureKind("higher", is_share=True),
     "pair_distance": FigureKind("lower", is_share=True, distance=likeness.pair_distance),
@@ -129,4 +131,5 @@ def figure(name: str, estimate: Estimate, baseline: float | None = None) -> Figu
         n=estimate.n,
         better=kind.better,
         baseline=baseline,
+        of_class=estimate.of_class,
     )

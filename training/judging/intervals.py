@@ -51,6 +51,8 @@ class Estimate(NamedTuple):
     high: float
     n: int
     """Points in each of the sets compared."""
+    of_class: str | None = None
+    """The class that it is of, if it is of one."""
 
 
 class Difference(NamedTuple):

@@ -50,6 +50,7 @@ def figures_in_words(figures: Mapping[str, Figure]) -> list[str]:
     for name, f in figures.items():
         line = f"{name:24s} {f.value:9.4g}   [{f.interval[0]:.4g}, {f.interval[1]:.4g}]"
         line += "" if f.floor is None else f"   floor {f.floor:.4g}"
+        line += "" if f.of_class is None else f"   class {f.of_class}"
         lines.append(line + ("" if f.baseline is None else f"   copula {f.baseline:.4g}"))
     return lines
 

@@ -177,7 +177,7 @@ class EvaluationConfig(Section):
     """Column of a table that a model is trained to predict from generated rows, and tested on real
     ones; None: no such figure. Written if there is one."""
     extractor: Literal[
-        "auto", "digits-cnn-v1", "classifier", "efficientnet-lite0", "inception", "pixels"
+        "auto", "digits-cnn-v1", "classifier", "efficientnet-lite0", "inception", "onnx", "pixels"
     ] = "auto"
     """Features of images; auto: those frozen for the model's name, or else those that suit the
     data."""
@@ -185,6 +185,8 @@ class EvaluationConfig(Section):
     """File of the inception extractor's weights, as torch-fidelity reads them."""
     inception_sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """SHA-256 of that file. No other file is loaded, since loading one runs code from it."""
+    onnx: str | None = Field(default=None, exclude_if=lambda file: file is None)
+    """File of the onnx extractor's network. Written if there is one."""
 
 
 class TableConfig(Section):
@@ -260,7 +262,7 @@ class Config(Section):
         return (self.table or TableConfig()).conditions
 
     @model_validator(mode="after")
-    def _inception_is_named(self) -> Self:
+    def _features_are_named(self) -> Self:
         chosen = self.evaluation
         has_file = chosen.inception_weights is not None and chosen.inception_sha256 is not None
         if (chosen.extractor == "inception") != has_file:
@@ -268,6 +270,8 @@ class Config(Section):
                 "evaluation.extractor: 'inception' goes with evaluation.inception_weights and "
                 "evaluation.inception_sha256: give all three, or none"
             )
+        if (chosen.extractor == "onnx") != (chosen.onnx is not None):
+            raise ValueError("evaluation.extractor: 'onnx' goes with evaluation.onnx: give both")
         return self
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from tests.runs import trained
 from tests.test_table_likeness import fitted
 from training.data.dataset import load_data
 from training.judging.doctor.diagnosis import diagnose, diagnose_run
-from training.judging.evaluate import evaluate_artifact, require_target
+from training.judging.evaluate import evaluate_artifact, require_evaluation
 from training.judging.figures import COPY_FIGURES, FIGURES
 from training.judging.tables import copies, uses
 from training.judging.tables.copula import copula_rows
@@ -227,9 +227,9 @@ def test_an_unknown_target_is_told_before_training(run: tuple[Model, Path]) -> N
     model, _ = run
     data = load_data(model.run.config.data)
     with pytest.raises(ConfigError, match="no column 'prise' that is learned; did you mean"):
-        require_target(EvaluationConfig(target="prise"), data)
+        require_evaluation(EvaluationConfig(target="prise"), data)
     with pytest.raises(ConfigError, match="only a table has columns"):
-        require_target(EvaluationConfig(target="price"), load_data(build_config("digits").data))
+        require_evaluation(EvaluationConfig(target="price"), load_data(build_config("digits").data))
 
 
 def test_the_share_of_rows_that_keep_to_all_rules() -> None:

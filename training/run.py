@@ -43,7 +43,7 @@ from training.engine.room import require_room
 from training.engine.runs import Interrupted, Row, Watch, no_watch, stoppable
 from training.engine.workers import ALONE, Workers
 from training.judging.doctor.diagnosis import diagnose, in_one_line, watcher
-from training.judging.evaluate import judge, require_target
+from training.judging.evaluate import judge, require_evaluation
 from training.judging.extractors import (
     CLASSIFIER,
     PREFIX,
@@ -132,7 +132,7 @@ def run_training(
                 card = start and start.model.run.data
                 data = load_data(config.data, config.training.batch_size, card, to_train=True)
         config = fill_in(config, data.card, device.type)
-        require_target(config.evaluation, data)
+        require_evaluation(config.evaluation, data)
         _say_data(data, say)
 
         if watch is None:

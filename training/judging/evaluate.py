@@ -21,6 +21,7 @@ from training.judging.classes import Labelled, class_distances
 from training.judging.classifier import classify, fit_classifier
 from training.judging.copying import authentic, membership
 from training.judging.extractors import (
+    CLASSIFIER,
     FeatureExtractor,
     artifact_weights,
     choose_extractor,
@@ -124,16 +125,22 @@ def judge(
     )
 
 
-def require_target(config: EvaluationConfig, data: Dataset) -> None:
-    """Require that ``evaluation.target``, if it is set, is a column that can be predicted.
+def require_evaluation(config: EvaluationConfig, data: Dataset) -> None:
+    """Require that what ``evaluation`` names suits the data, before a model is trained on them.
+
+    A target, if it is set, is a column that can be predicted. Of images, a named extractor can be
+    had and takes them; a classifier is trained later.
 
     Raises:
-        ConfigError: it is not, or the data are no table.
+        ConfigError: it does not suit them, or is not there.
     """
     if config.target is not None and data.card.table is None:
         raise ConfigError("evaluation.target: only a table has columns; leave it out (null)")
     if data.card.table is not None:
         target_field(config.target, data.card.table)
+    if data.card.kind == "image" and config.extractor not in ("auto", CLASSIFIER):
+        images = data.scaling.to_levels(data.items_at(np.arange(2)))
+        load_extractor(config.extractor, config)(images)
 
 
 def class_accuracy(model: Model, data: Dataset) -> dict[str, Estimate]:

@@ -6,6 +6,7 @@
   of small images. Its weights are kept with the model that it judges.
 - ``efficientnet-lite0``: trained on ImageNet; an optional package brings its weights.
 - ``inception``: the network of the FID, with weights that the user brings.
+- ``onnx``: a network of the user's own, from an ONNX file.
 - ``pixels``: colours averaged over an 8x8 grid; crude, but the same everywhere.
 """
 
@@ -34,6 +35,7 @@ from training.engine.checkpoint import part_of
 from training.judging.classifier import FeatureClassifier, shift, train_network
 from training.judging.digits import WEIGHTS, digit_classifier
 from training.judging.efficientnet import load_efficientnet, weights_file
+from training.judging.onnx_features import load_onnx
 from training.progress import track
 
 Array = np.ndarray
@@ -43,6 +45,7 @@ PIXELS = "pixels"
 CLASSIFIER = "classifier"
 EFFICIENTNET = "efficientnet-lite0"
 INCEPTION = "inception"
+ONNX = "onnx"
 PIXEL_SIDE = 8
 MAX_CLASSIFIED_SIDE = 64
 """Pixels: for larger images a classifier takes long to train."""
@@ -160,7 +163,7 @@ def load_extractor(
 
     Args:
         name: as ``evaluation.extractor``, but not ``auto``.
-        config: says where Inception's weights are.
+        config: says where Inception's weights, or the ONNX file, are.
         sha256: expected hash; None: any.
         weights: a classifier's, as `artifact_weights` reads them.
 
@@ -184,6 +187,11 @@ def load_extractor(
         extractor = _hashed(name, file.read_bytes(), load_efficientnet(file), channels=3)
     elif name == INCEPTION:
         extractor = _inception(config)
+    elif name == ONNX:
+        if config.onnx is None:
+            raise ConfigError(f"evaluation.onnx: name the file with the SHA-256 {sha256}")
+        own, content, channels = load_onnx(Path(config.onnx))
+        extractor = _hashed(name, content, own, channels)
     else:
         extractor = _stored_classifier(weights, sha256)
     if sha256 not in (None, extractor.card.sha256):

@@ -208,7 +208,7 @@ def test_processes_on_one_card_equal_one(
     subprocess.run(
         [*command, f"--nproc-per-node={count}", tmp_path / "ranks.py", backend, GPU.type,
          tmp_path / "many"],
-        check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=100,
+        check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=100,
     )  # fmt: skip
     assert mode_of(tmp_path / "many") == "graphed"
     path = newest_checkpoint(tmp_path / "many")

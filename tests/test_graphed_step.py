@@ -38,7 +38,6 @@ from training.engine.whole_step import Outcome, PlainStep, WholeStep
 from training.engine.workers import ALONE, Workers
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parent.parent
 
 
 class Recorded(TorchDispatchMode):
@@ -424,7 +423,8 @@ def test_processes_exchange_gradients_between_graphs(
     (tmp_path / "cases").write_bytes(pickle.dumps(cases))
     (tmp_path / "ranks.py").write_text(RANKS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join(sys.path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     subprocess.run(
         [*command, tmp_path / "ranks.py", tmp_path], check=True, env=environment, timeout=280
     )

@@ -19,7 +19,7 @@ EXTRAS = {
     # `export` and scoring HDF5 need one.
     "models": ["signing", "export", "arrays"],
     "service": ["service", "signing"],
-    "training": ["train", "arrays", "features", "inception", "privacy", "s3"],
+    "training": ["train", "arrays", "export", "features", "inception", "privacy", "s3"],
     # The command line imports what a command needs when it runs.
     ".": ["train", "service"],
 }

@@ -109,6 +109,12 @@ def test_the_page_of_detectors(run: Run) -> None:
     assert Path("runs/guarded/detector.safetensors").is_file()
 
 
+def test_the_page_of_augmentation(run: Run) -> None:
+    run_page(to_run("docs/augmentation.md", "sh"), run)
+    assert recorded("augmented")["config"]["augmentation"]["strength"] == 1
+    assert recorded("adaptive")["data"]["validation_count"] > 100
+
+
 def test_the_page_of_constraints(run: Run) -> None:
     run_page(to_run("docs/constraints.md", "sh"), run)
     assert recorded("clipped")["config"]["constraint"]["clip_value"] == 0.05

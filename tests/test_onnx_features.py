@@ -1,7 +1,6 @@
 """Features of a network of the user's own, against torch, and files that are refused."""
 
 import hashlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,16 +16,15 @@ from models.errors import ConfigError
 from models.export.formats import quiet
 from models.run_folder import CHECKPOINTS
 from tests.artifacts import tiny_config
+from tests.code_blocks import lines, terminal, to_run
 from tests.runs import trained
 from tests.test_commands import WITHOUT, run_python
-from tests.test_readme import lines, terminal
 from training.data.dataset import load_data
 from training.judging.evaluate import require_evaluation
 from training.judging.extractors import FeatureExtractor, load_extractor
 from wgan_cli import main
 
 RNG = np.random.default_rng(0)
-PAGE = (Path(__file__).parent.parent / "docs/extractors.md").read_text()
 
 
 def settings(path: Path) -> EvaluationConfig:
@@ -260,11 +258,10 @@ def test_without_the_packages_a_line_says_what_to_install(tmp_path: Path) -> Non
 def test_the_example_of_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    section = PAGE.split("## A network of your own")[1].split("\n## ")[0]
     run = terminal(tmp_path, monkeypatch)
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (code,) = to_run("docs/extractors.md", "python")
     with quiet():
         exec(code, {})
-    for line in lines("".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))):
+    for line in lines("".join(to_run("docs/extractors.md", "sh"))):
         run(line)
     assert "judging on held-out data over onnx" in capsys.readouterr().out

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import annotated_types
-
 from models.command_line import value
 from models.config import Config, flatten
 from models.errors import UserError
@@ -94,7 +92,8 @@ def usual_space(config: Config) -> dict[str, Setting]:
         "critic.width": _doublings(config.critic.width),
     }
     for name, field in type(constraint).model_fields.items():
-        if field.annotation is float and annotated_types.Gt(0) in field.metadata:
+        is_positive = any(getattr(limit, "gt", None) == 0 for limit in field.metadata)
+        if field.annotation is float and is_positive:
             return {**space, f"constraint.{name}": _around(getattr(constraint, name), 10)}
     return space
 

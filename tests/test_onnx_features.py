@@ -22,6 +22,7 @@ from tests.test_commands import WITHOUT, run_python
 from training.data.dataset import load_data
 from training.judging.evaluate import require_evaluation
 from training.judging.extractors import FeatureExtractor, load_extractor
+from training.run import load_frozen
 from wgan_cli import main
 
 RNG = np.random.default_rng(0)
@@ -234,6 +235,9 @@ def test_another_file_of_the_same_path_is_refused(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"SHA-256 {load(file).card.sha256}, not {model.run.results.extractor.sha256}" in line
     assert "other figures" in line
+    frozen = {**model.run.results.extractor.model_dump(), "version": "1"}
+    with pytest.raises(ConfigError, match="other figures"):  # retraining of that name
+        load_frozen(configured(file), frozen)
 
 
 def test_the_settings_go_together() -> None:

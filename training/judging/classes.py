@@ -33,8 +33,9 @@ def class_distances(
     """Measure the kernel distance within each class: the mean, and the class that is worst.
 
     A conditional model that makes good items of the wrong classes has a small distance over all
-    items, and large ones here. So does the intra-class FID of Miyato & Koyama 2018 ("cGANs with
-    Projection Discriminator"); a class of held-out items is too few for a Fréchet distance.
+    items, and large ones here. The intra-class FID (Miyato & Koyama 2018, "cGANs with Projection
+    Discriminator") is the same for the Fréchet distance, for which a class has too few held-out
+    items.
 
     Args:
         heldout: real points.

@@ -66,9 +66,9 @@ def copying_statistic(
 def authentic(points: Array, training: Array, device: Device = "cpu") -> Array:
     """Find which points are farther from a training item than that is from the others.
 
-    Alaa et al. 2022, "How Faithful is your Synthetic Data?", section 4.3: a sample that lies nearer
-    to its nearest training item than this item's own nearest neighbour does is too near to be a new
-    one. A copy is not authentic, even where the item is twice in the data.
+    The authenticity of Alaa et al. 2022 ("How Faithful is your Synthetic Data?"): a sample that
+    lies nearer to its nearest training item than this item's own nearest neighbour does is too near
+    to be a new one. A copy is not authentic, even where the item is twice in the data.
 
     Args:
         points: ``(N, D)``, samples, or held-out items.

@@ -66,11 +66,11 @@ def line_sizes(n: int, features: int) -> Array | None:
 def frechet_distance_infinity(real: Array, fake: Array, sizes: Array, seed: int = 0) -> float:
     """Squared Fréchet distance of endlessly many points, read off a line.
 
-    The distance of N points from N others exceeds its limit by a multiple of 1/N (Chong & Forsyth
-    2020, "Effectively Unbiased FID and Inception Score and where to find them", section 3). It is
+    The distance of N points from N others exceeds its limit by nearly a multiple of 1/N (Chong &
+    Forsyth 2020, "Effectively Unbiased FID and Inception Score and where to find them"). It is
     measured at several N, and the least-squares line in 1/N is continued to 0. In the paper the
-    real set is 50,000 and always whole; held-out items are too few for that, so that here both
-    sets have N points.
+    real set is large and always whole; held-out items are too few for that, so that here both sets
+    have N points.
 
     Args:
         real: ``(N, D)``.

@@ -45,7 +45,7 @@ class OnnxFeatures(nn.Module):
         size = [own or side for own, side in zip(self.sides, pixels.shape[2:], strict=True)]
         if size != list(pixels.shape[2:]):
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        return torch.cat([self._features(part) for part in pixels.split(ROWS)])
+        return torch.cat([self._features(part) for part in torch.split(pixels, ROWS)])
 
     def _features(self, pixels: Tensor) -> Tensor:
         name = self.session.get_inputs()[0].name
@@ -93,7 +93,7 @@ def load_onnx(path: Path) -> tuple[OnnxFeatures, bytes, int | None]:
         graph = onnx.load_model_from_string(content)
     except Exception as error:  # of protobuf, which has several
         raise refused(f"is no ONNX file ({type(error).__name__})") from None
-    # ONNX Runtime would read whatever file the graph names, from wherever it lies.
+    # A graph may name any file on the machine, and the hash would not cover it.
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(graph)):
         raise refused(
             "keeps weights in other files, which are not read; write one file "

@@ -315,6 +315,18 @@ def test_a_resumed_run_has_the_strength_of_an_uninterrupted_one(
     assert whole["augmentation.strength"].item() == strengths[3]
 
 
+def test_overfitting_is_measured_of_a_conditional_critic_too(data: Dataset, tmp_path: Path) -> None:
+    config = tiny_config(
+        conditional=True,
+        augmentation=ADAPTIVE,
+        data={"validation_fraction": 0.1},
+        training={"steps": MEASURED_EVERY, "precision": "bf16"},
+    )
+    _, (row,) = trained(config, data, tmp_path)
+    assert row["augmentation_overfitting"] > 0
+    assert row["augmentation_strength"] == pytest.approx(MEASURED_EVERY * 16 / 2000)
+
+
 def test_a_strength_that_is_set_has_no_column(data: Dataset, tmp_path: Path) -> None:
     tensors, history = trained(config_of("eager", {"strength": 0.5}), data, tmp_path)
     assert not [name for name in tensors if name.startswith("augmentation")]

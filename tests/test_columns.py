@@ -223,13 +223,16 @@ def load(path: Path, card: DataCard | None = None, **settings: Any) -> Dataset:
     return load_data(DataConfig(source=str(path), **settings), card=card)
 
 
-def test_only_training_rows_are_told_of(tmp_path: Path) -> None:
+@pytest.mark.parametrize("validation_fraction", [0, 0.5])
+def test_only_training_rows_are_told_of(tmp_path: Path, validation_fraction: float) -> None:
     """Quantiles and counts are of the training rows; the set of categories is of all."""
     frame = people().assign(rare=["r" if i < 3 else "c" for i in range(N)])
     frame.to_csv(tmp_path / "t.csv", index=False)
-    data = load(tmp_path / "t.csv")
+    data = load(tmp_path / "t.csv", validation_fraction=validation_fraction)
     schema: TableSchema = data.card.table
-    training = frame[~data.is_heldout]
+    training = frame[data.is_training]
+    assert data.card.validation_count == N - len(training) - data.is_heldout.sum()
+    assert (data.card.validation_count > 0) == (validation_fraction > 0)
     column: Any = schema.column("height")
     assert column.quantiles[0] == training["height"].min()
     assert column.quantiles[-1] == training["height"].max()

@@ -183,6 +183,7 @@ def begin(
     Raises:
         CheckpointError: it is broken, or belongs to another configuration or other data.
         ShapeError: the model to begin with does not fit.
+        ConfigError: these data cannot be augmented as the configuration says.
     """
     settings = config.training
     assert settings.steps, "see training.presets.fill_in"

@@ -69,6 +69,31 @@ def large_webp(side: int) -> bytes:
     return out.getvalue()
 
 
+def large(format: str, mode: str, **options: object) -> bytes:
+    """A black image of 16 megapixels, in few bytes."""
+    out = io.BytesIO()
+    Image.new(mode, (4096, 4096)).save(out, format, **options)
+    return out.getvalue()
+
+
+def gif_with(block: bytes, count: int) -> bytes:
+    """A GIF with blocks before its image."""
+    content = image_file("GIF")
+    start = content.index(b",")
+    return content[:start] + block * count + content[start:]
+
+
+def gif_of_frames(count: int) -> bytes:
+    content = image_file("GIF")
+    return content[:-1] + content[content.index(b",") : -1] * count + b";"
+
+
+def avif_with(box: bytes, count: int) -> bytes:
+    content = image_file("AVIF")
+    end = int.from_bytes(content[:4])
+    return content[:end] + box * count + content[end:]
+
+
 def deflated(array: np.ndarray) -> bytes:
     out = io.BytesIO()
     np.savez_compressed(out, samples=array)
@@ -130,6 +155,16 @@ FILES: dict[str, tuple[Callable[[], bytes], tuple[int, ...]]] = {
     # WebP
     "WebP of 16 megapixels": (lambda: large_webp(4096), (200, 422)),
     "two million WebP chunks": (lambda: webp_with(b"abcd\0\0\0\0", FULL // 8), (200, 415)),
+    # GIF, TIFF and AVIF
+    "400,000 frames": (lambda: gif_of_frames(400_000), (200,)),
+    "GIF of 16 megapixels": (lambda: large("GIF", "L"), (200,)),
+    "5 million extensions": (lambda: gif_with(b"!\xfe\0", FULL // 3), (415,)),
+    "TIFF of 16 megapixels": (
+        lambda: large("TIFF", "RGBA", compression="tiff_adobe_deflate"),
+        (200,),
+    ),
+    "AVIF of 16 megapixels": (lambda: large("AVIF", "RGB", speed=10), (200,)),
+    "2 million AVIF boxes": (lambda: avif_with(b"\0\0\0\x08free", FULL // 8), (200, 415)),
     # Arrays
     "an array's header of 256 MB": (
         lambda: npz_of(b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**28) + bytes(2**28)),

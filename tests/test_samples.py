@@ -105,6 +105,18 @@ def test_large_counts_stream_in_bounded_memory(image: Server) -> None:
     assert content.hexdigest() == hashlib.sha256(json.dumps(expected).encode()).hexdigest()
 
 
+def test_an_archive_of_pictures_streams_in_bounded_memory(image: Server) -> None:
+    image.samples(count=2000, format="zip")
+    before, largest = resident(image), 0
+    body = {"count": 40_000, "seed": 3, "format": "zip"}
+    with image.client.stream("POST", "/v1/samples", json=body) as answer:
+        for i, _ in enumerate(answer.iter_raw()):
+            if i % 16 == 0:
+                largest = max(largest, resident(image))
+    # As a whole it is 9 MB; what its list of files is made of, 4 MB, is held to the end.
+    assert largest - before < 7 * 2**20
+
+
 def test_streamed_archives_are_whole_and_begin_alike(image: Server) -> None:
     expected = image.model.sample(3, 20_000)
     npz = image.samples(count=20_000, seed=3, format="npz")

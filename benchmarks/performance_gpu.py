@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from benchmarks.markdown import table
@@ -23,6 +24,10 @@ on a CPU:
 - on torch's device without numbers (`meta`), where reading one is an error, no step reads any, and
   what is copied to the device in a step is the numbers of its items, with the items themselves if
   it does not hold them.
+
+With torch 2.11 the tests of steps, graphs and constraints were run too, by its build for CUDA on
+Python 3.12, which machines with a GPU have, and every stage of `make verify-gpu` on the CPU with
+tiny sizes.
 """
 UNMEASURED = """**Nothing of this was measured: no GPU was at hand, and the capture itself has not
 run on one.** Where there is one, `make verify-gpu` tests it and measures in at most eight minutes,
@@ -37,7 +42,7 @@ and that items are fetched meanwhile.
 def gpu_part(result: dict[str, Any] | None) -> str:
     """The section; it says that nothing was measured if there are no results."""
     if result is None:
-        return f"{HOW}\n{UNMEASURED}"
+        return f"{HOW}\n{UNMEASURED}\n{asked({})}"
     stages = {name: stage.get("figures", {}) for name, stage in result["stages"].items()}
     ended = [
         f"{name}: {stage['ended']}"
@@ -53,8 +58,52 @@ def gpu_part(result: dict[str, Any] | None) -> str:
             for name, make in SECTIONS.items()
             if stages.get(name) and "skipped" not in stages[name]
         ),
+        asked(stages),
     ]
     return "\n\n".join(part.strip() for part in parts)
+
+
+def asked(stages: dict[str, Any]) -> str:
+    """What was aimed at before a card was at hand, beside what was measured."""
+    whole, quality = stages.get("whole", {}), stages.get("quality", {}).get("mnist5k ours")
+    seconds = None
+    if quality and quality["reached"]:
+        seconds = quality["reached"]["seconds"] - quality["start_up"]["seconds"]
+    elif quality:
+        seconds = math.inf
+    samples = stages.get("samples", {}).items()
+    in_bf16 = [row["bytes_per_s"] for name, row in samples if name.startswith("bf16")]
+    aims: list[tuple[str, float | None, float, bool]] = [
+        *(
+            (f"{name}, {mode} over graphed", over_graphed(whole.get(name, {}), mode), least, True)
+            for name, mode, least in (
+                ("mnist5k tf32", "textbook", 4),
+                ("dcgan28 tf32", "textbook", 4),
+                ("dcgan28 tf32", "limit", 0.6),
+                ("resnet64 tf32", "limit", 0.8),
+            )
+        ),
+        ("28x28 samples a second, bf16", max(in_bf16, default=None), 1_000_000, True),
+        ("mnist5k, seconds from its first step to its target", seconds, 2, False),
+    ]
+    cells = [
+        [
+            name,
+            "not measured" if value is None else f"{value:,.2f}",
+            f"{'at least' if at_least else 'at most'} {bound:,}",
+            "-" if value is None else "yes" if (value >= bound) == at_least else "no",
+        ]
+        for name, value, bound, at_least in aims
+    ]
+    return "Asked of a card, and found:\n\n" + table(["figure", "found", "asked", "reached"], cells)
+
+
+def over_graphed(row: dict[str, Any], mode: str) -> float | None:
+    """A mode's milliseconds over those of a graphed step; None if one of them is not there."""
+    if mode not in row or row.get("graphed", {}).get("mode") != "graphed":
+        return None
+    ratio: float = row[mode]["device_ms"] / row["graphed"]["device_ms"]
+    return ratio
 
 
 def ceilings(found: dict[str, Any]) -> str:
@@ -103,10 +152,9 @@ def failures(found: dict[str, Any]) -> str:
 def whole(found: dict[str, Any]) -> str:
     """Milliseconds of the whole generator step."""
 
-    def ratio(row: dict[str, Any], over: str) -> str:
-        if over not in row or "graphed" not in row:
-            return "-"
-        return f"{row[over]['device_ms'] / row['graphed']['device_ms']:.2f}"
+    def ratio(row: dict[str, Any], mode: str) -> str:
+        found = over_graphed(row, mode)
+        return "-" if found is None else f"{found:.2f}"
 
     rows = [
         [

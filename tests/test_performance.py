@@ -4,7 +4,7 @@ import json
 
 from benchmarks import anger, copying, imputation, intervals
 from benchmarks.performance import DOCS, page
-from benchmarks.performance_gpu import gpu_part
+from benchmarks.performance_gpu import asked, gpu_part
 from benchmarks.performance_quality import over, seconds_by_seed
 
 
@@ -32,6 +32,36 @@ def test_a_card_that_was_measured_is_named_with_what_it_lacked() -> None:
     assert "Failed: mlp tf32, compiled: E: no." in text
     assert "| digits | failed: no room | - | - |" in text
     assert "| cuda | error | no model |" in text
+
+
+def test_what_was_asked_of_a_card_stands_beside_what_was_found() -> None:
+    graphed = {"device_ms": 2.0, "mode": "graphed"}
+    stages = {
+        "whole": {
+            "mnist5k tf32": {"graphed": graphed, "textbook": {"device_ms": 9.0}},
+            "dcgan28 tf32": {
+                "graphed": graphed, "textbook": {"device_ms": 7.0}, "limit": {"device_ms": 1.0}
+            },
+            "resnet64 tf32": {
+                "graphed": {**graphed, "mode": "captured"}, "limit": {"device_ms": 2.0}
+            },
+        },
+        "samples": {"bf16 16": {"bytes_per_s": 2e4}, "bf16 64": {"bytes_per_s": 2e6}},
+        "quality": {"mnist5k ours": {"reached": {"seconds": 4.5}, "start_up": {"seconds": 3.0}}},
+    }  # fmt: skip
+    text = asked(stages)
+    for row in (
+        "mnist5k tf32, textbook over graphed | 4.50 | at least 4 | yes",
+        "dcgan28 tf32, textbook over graphed | 3.50 | at least 4 | no",
+        "dcgan28 tf32, limit over graphed | 0.50 | at least 0.6 | no",
+        "resnet64 tf32, limit over graphed | not measured | at least 0.8 | -",
+        "28x28 samples a second, bf16 | 2,000,000.00 | at least 1,000,000 | yes",
+        "mnist5k, seconds from its first step to its target | 1.50 | at most 2 | yes",
+    ):
+        assert f"| {row} |" in text
+    missed = {**stages, "quality": {"mnist5k ours": {"reached": None}}}
+    assert "its target | inf | at most 2 | no |" in asked(missed)
+    assert asked({}).count("not measured") == 6
 
 
 def test_tables_are_made_from_the_results() -> None:

@@ -25,8 +25,8 @@ from models.config import Config
 from training.data.dataset import load_data
 from training.engine.loop import train
 from training.engine.runs import Diverged
+from training.judging.headline import headline
 from training.lab.comparison import compare
-from training.lab.comparison.runs import headline
 from training.lab.comparison.statistics import mean_over_seeds, recommend
 from training.lab.jobs import run_jobs
 from training.presets import build_config

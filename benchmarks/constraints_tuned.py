@@ -38,12 +38,12 @@ from models.lipschitz import gradient_norm_summary, lipschitz_bracket
 from models.sampling import latents
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import train
+from training.engine.pace import measure_pace
 from training.engine.runs import Diverged, no_watch
 from training.engine.stack import NotStackable
 from training.engine.stacked import train_together
 from training.judging.extractors import choose_extractor
 from training.judging.figures import HEADLINES, distance
-from training.lab.comparison.runs import measure_pace
 from training.lab.jobs import run_jobs
 from training.presets import TUNED, build_config
 

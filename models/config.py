@@ -11,6 +11,8 @@ from models.augmentation import AugmentationConfig
 from models.constraints import CONSTRAINTS, AnyConstraint
 from models.errors import ConfigError, suggestion
 from models.networks import SIDES, CriticConfig, GeneratorConfig
+from models.privacy import PrivacyConfig
+from models.selection import SelectionConfig
 from models.tables.reading.dialect import CsvConfig
 from models.tables.rules import parse_rule
 from models.values import OWN, ends_of
@@ -197,33 +199,6 @@ class TableConfig(Section):
     asked for by conditions, such as a category or a range."""
 
 
-class PrivacyConfig(Section):
-    """Settings of differentially private training of a table; docs/privacy.md says what holds."""
-
-    epsilon: float | None = Field(default=None, gt=0)
-    """What the whole training may spend; the noise follows from it."""
-    noise_multiplier: float | None = Field(default=None, gt=0)
-    """Standard deviation of the noise, in units of `clip_norm`; given in place of `epsilon`."""
-    delta: float = Field(default=1e-5, gt=0, lt=1)
-    """Chance, at most, with which `epsilon` may not hold; below one over the training rows."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    """Length, at most, of each row's gradient of the critic's loss."""
-    public: tuple[Literal["schema", "figures"], ...] = ()
-    """What the user declares public, as no noise hides it: the schema that is learned from the
-    rows, and the figures, findings and history, which are otherwise not in the artifact."""
-
-    @field_validator("public", mode="before")
-    @classmethod
-    def _one_is_a_list(cls, public: Any) -> Any:
-        return (public,) if isinstance(public, str) else public
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError("set epsilon or noise_multiplier, one of the two")
-        return self
-
-
 class ServingConfig(Section):
     """Settings of the finished generator's forward; it is judged as it is served."""
 
@@ -253,6 +228,8 @@ class Config(Section):
     """Written if it is set; None: training is not differentially private."""
     augmentation: AugmentationConfig | None = Field(default=None, exclude_if=lambda it: it is None)
     """Written if it is set; None: the critic sees images as they are."""
+    selection: SelectionConfig | None = Field(default=None, exclude_if=lambda it: it is None)
+    """Written if it is set; None: the networks of the last step are judged and served."""
     evaluation: EvaluationConfig = EvaluationConfig()
     serving: ServingConfig = ServingConfig()
 
@@ -290,6 +267,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _has_items_to_select_by(self) -> Self:
+        if self.selection is not None and not self.data.validation_fraction:
+            raise ValueError(
+                "selection: a step is chosen by items that are not trained on; set "
+                "data.validation_fraction, such as 0.1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _each_row_stays_apart(self) -> Self:
         """A row's share in a private step is bounded only if no other row's term depends on it."""
         if self.privacy is None:
@@ -301,6 +287,10 @@ class Config(Section):
         ]
         if mixing := self.constraint.mixes_samples():
             reasons.append(f"constraint {self.constraint.kind}: {mixing}; use another")
+        if self.selection is not None:
+            reasons.append(
+                "selection: the choice tells of rows, and no noise hides it; leave it out"
+            )
         if self.training.precision != "fp32":
             reasons.append("training.precision: only fp32 is private")
         if self.training.critic_step not in ("auto", "eager"):

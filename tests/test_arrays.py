@@ -29,8 +29,8 @@ from training.data.dataset import Dataset, load_data
 from training.data.inspection import problems
 from training.judging.evaluate import judge_again
 from training.judging.extractors import load_extractor
+from training.judging.headline import headline
 from training.judging.metrics import kernel_distance
-from training.lab.comparison.runs import headline
 from training.presets import build_config
 from training.reporting.preview import data_picture
 from training.retraining.evidence import Evidence, make_the_same

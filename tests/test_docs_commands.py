@@ -115,6 +115,11 @@ def test_the_page_of_augmentation(run: Run) -> None:
     assert recorded("adaptive")["data"]["validation_count"] > 100
 
 
+def test_the_page_of_budgets(run: Run) -> None:
+    run_page(to_run("docs/budget.md", "sh"), run)
+    assert recorded("selected")["provenance"]["selected"]["figure"] == "kernel_distance"
+
+
 def test_the_page_of_constraints(run: Run) -> None:
     run_page(to_run("docs/constraints.md", "sh"), run)
     assert recorded("clipped")["config"]["constraint"]["clip_value"] == 0.05

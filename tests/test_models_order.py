@@ -27,6 +27,8 @@ ORDER = [
     "lipschitz",
     "constraints",
     "augmentation",
+    "privacy",
+    "selection",
     "config",
     "sampling",
     "folding",

@@ -14,7 +14,7 @@ from models.errors import UserError
 from training.data.dataset import load_data
 from training.lab.tuning import tune
 from training.lab.tuning.space import Choices, Range, middle, parse_settings, usual_space
-from training.lab.tuning.trials import RUNGS, validated
+from training.lab.tuning.trials import RUNGS
 from training.presets import build_config
 
 TINY = {
@@ -38,7 +38,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_search_has_its_own_items_to_judge_on() -> None:
     data = load_data(DataConfig(source="digits", validation_fraction=0.2))
-    search = validated(data)
+    search = data.to_validate()
     assert (search.is_training == data.is_training).all()
     assert not (search.is_heldout & data.is_heldout).any()
     assert not (search.is_heldout & data.is_training).any()

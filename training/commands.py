@@ -23,6 +23,7 @@ from models.command_line import (
     assignments,
     complain,
     data_assignments,
+    duration,
     example,
     new_app,
     value,
@@ -89,6 +90,12 @@ def train(
     # The configuration checks these two, with a message that names training.steps or .seed.
     steps: Annotated[str | None, typer.Option(metavar="N", help="generator steps")] = None,
     seed: Annotated[str | None, typer.Option(metavar="S", help="seed of everything random")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="in place of steps: 90s, 30m or 2h; the best step is kept"
+        ),
+    ] = None,
     device: TrainingDevice = None,
     settings: SetOption = None,
     no_register: Annotated[bool, typer.Option("--no-register", help="leave MLflow alone")] = False,
@@ -102,6 +109,15 @@ def train(
     for key, text in (("training.steps", steps), ("training.seed", seed)):
         if text is not None:
             overrides[key] = value(text)
+    seconds = None if budget is None else duration(budget)
+    if seconds is not None:
+        if "training.steps" in overrides:
+            raise UserError("--budget and --steps exclude each other: give one")
+        from models.selection import VALIDATION_SHARE
+
+        if not any(key.partition(".")[0] == "selection" for key in overrides):
+            overrides["selection"] = {}
+        overrides.setdefault("data.validation_fraction", VALIDATION_SHARE)
     from training.presets import branch_config, build_config
 
     start = None
@@ -122,6 +138,8 @@ def train(
     from training.run import run_training
 
     workers = join_workers(device)
+    if seconds is not None and workers.count > 1:
+        raise UserError("--budget: several processes would measure different times; give --steps")
     say = say if workers.is_main else silent
     try:
         registered = run_training(
@@ -133,6 +151,7 @@ def train(
             say=say,
             report=TrainingBar if workers.is_main else no_report,
             stop_requested=StopRequest(),
+            budget_seconds=seconds,
             workers=workers,
             start=start,
         )

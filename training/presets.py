@@ -124,6 +124,8 @@ TUNED: dict[str, dict[str, Values]] = {
     "ar2": _TOY_TUNED,
 }
 """Settings found better than the published ones: by preset, then by constraint."""
+MEASUREMENTS = 20
+"""Measurements on validation items in a run that says nothing of them."""
 PRESETS_BY_KIND = {"vector": "table", "image": "images", "sequence": "ar2"}
 """The preset for data that have none of their own, by kind."""
 
@@ -173,7 +175,11 @@ def fill_in(config: Config, card: DataCard, device: str = "cpu") -> Config:
     }
     if device == "cuda" and "precision" not in given.model_fields_set and config.privacy is None:
         suited["precision"] = "tf32"
-    return config.model_copy(update={"training": given.model_copy(update=suited)})
+    filled: Values = {"training": given.model_copy(update=suited)}
+    if config.selection is not None and not config.selection.every:
+        every = max(1, math.ceil(suited["steps"] / MEASUREMENTS))
+        filled["selection"] = config.selection.model_copy(update={"every": every})
+    return config.model_copy(update=filled)
 
 
 def _require_preset_of_kind(config: Config, card: DataCard) -> None:

@@ -32,17 +32,23 @@ from models.registry_files import require_files
 from models.run_folder import ARTIFACT, CHECKPOINTS
 from models.sampling import chunk_rows
 from models.trained import artifact_folder
+from training.budget import within
 from training.data.dataset import Dataset, load_data
-from training.data.inspection import pixel_problems, precision_problems
-from training.data.layout import understood
 from training.engine.accounting import privacy_card
 from training.engine.checkpoint import TrainingState, newest_checkpoint, provenance_of
 from training.engine.loop import train
 from training.engine.origin import Start, kept_threads, require_same_record
 from training.engine.room import require_room
-from training.engine.runs import Interrupted, Row, Watch, no_watch, stoppable
+from training.engine.runs import (
+    Interrupted,
+    Row,
+    Watch,
+    both,
+    no_watch,
+    stoppable,
+)
 from training.engine.workers import ALONE, Workers
-from training.judging.doctor.diagnosis import diagnose, in_one_line, watcher
+from training.judging.doctor.diagnosis import diagnose, watcher
 from training.judging.evaluate import judge, require_evaluation
 from training.judging.extractors import (
     CLASSIFIER,
@@ -55,14 +61,11 @@ from training.judging.extractors import (
 from training.judging.tables.marginals import published_marginals
 from training.presets import fill_in
 from training.progress import never, no_report, phase, silent
-from training.reporting.pages import (
-    figures_in_words,
-    findings_page,
-    model_card,
-    serving_in_words,
-)
+from training.reporting.pages import findings_page, model_card
 from training.reporting.preview import samples_picture
 from training.reporting.table_report import table_report
+from training.reporting.words import data_in_words, results_in_words, say_lines
+from training.selection import LAST_STEP, LastStep, Selection
 from training.tracking import track_and_register
 
 Array = np.ndarray
@@ -74,8 +77,6 @@ REPORT = "report.html"
 """Of a table: its figures, with pictures of each column."""
 MAX_GRADIENT_POINTS = 512
 """Items, at most, at which the critic's gradient is measured."""
-MAX_NAMED_PROBLEMS = 20
-"""Broken files named one by one; further ones are only counted."""
 
 
 @kept_threads()
@@ -89,6 +90,7 @@ def run_training(
     say: Callable[[str], None] = silent,
     report: Callable[[int], Callable[[Row], None]] = no_report,
     stop_requested: Callable[[], bool] = never,
+    budget_seconds: float | None = None,
     workers: Workers = ALONE,
     data: Dataset | None = None,
     watch: Watch | None = None,
@@ -106,6 +108,7 @@ def run_training(
         report: takes the number of steps, and returns what takes each new row of the history, such
             as `training.progress.TrainingBar`.
         stop_requested: see `training.engine.loop.train`.
+        budget_seconds: in place of ``config.training.steps``: see `training.budget.within`.
         workers: processes that train together; ``folder`` must be the same for all. Only the main
             one goes on after training.
         data: what ``config.data`` loads, if it is loaded already.
@@ -127,24 +130,28 @@ def run_training(
                 f"{folder} already holds a run; continue it with --resume, or choose another --out"
             )
         started = time.perf_counter()
-        if data is None:
-            with phase("loading the data"), stoppable(stop_requested, "loading the data"):
-                card = start and start.model.run.data
-                data = load_data(config.data, config.training.batch_size, card, to_train=True)
-        config = fill_in(config, data.card, device.type)
+        data = data or _load(config, start, stop_requested)
         require_evaluation(config.evaluation, data)
-        _say_data(data, say)
+        say_lines(data_in_words(data), say)
+        config = (
+            fill_in(config, data.card, device.type)
+            if budget_seconds is None
+            else within(config, data, device, budget_seconds, folder, say)
+        )
 
-        if watch is None:
-            # Only the main process warns.
-            watch = watcher(config, data, say) if workers.is_main else no_watch
+        watch = watch or (watcher(config, data, say) if workers.is_main else no_watch)
         # A decided retraining keeps its artifact without the checkpoints.
         is_trained = workers.any(finished.exists() and newest_checkpoint(checkpoints) is None)
+        selection: Selection | LastStep = LAST_STEP
         try:
             if is_trained:
                 require_same_record(finished, config, data)
             else:
                 require_room(folder, config, data.card)
+                if config.selection and workers.is_main:
+                    with stoppable(stop_requested, "training"):
+                        extractor = _choose_features(config, data, register, say)
+                    selection = Selection(config, data, checkpoints, extractor, say)
                 state, history = train(
                     config,
                     data,
@@ -153,9 +160,10 @@ def run_training(
                     report(config.training.steps),
                     stop_requested,
                     workers,
-                    watch,
+                    both(watch, selection),
                     say,
                     start,
+                    selection.is_over,
                 )
         finally:
             workers.leave()
@@ -168,13 +176,12 @@ def run_training(
         else:  # or it was extended
             (folder / REGISTERED).unlink(missing_ok=True)
             seconds = time.perf_counter() - started
+            provenance = provenance_of(device, seconds, checkpoints)
             with stoppable(stop_requested, "judging"):
-                extractor = _choose_features(config, data, register, say)
-                over = f" over {extractor.card.name}" if extractor else ""
-                say(f"judging on held-out data{over}")
-                provenance = provenance_of(device, seconds, checkpoints)
+                provenance |= selection.take(state)
+                extractor = selection.extractor or _choose_features(config, data, register, say)
                 run = _new_record(config, data, provenance, history)
-                _judge_and_save(run, data, state, finished, extractor)
+                _judge_and_save(run, data, state, finished, extractor, say)
             if stop_requested() and register:
                 raise Interrupted("stopped before registering")
             model = artifact.load_artifact(finished)
@@ -183,12 +190,18 @@ def run_training(
         if (folder / JUDGED).exists():
             remedy = "remove it; the artifact has all but the figures that are not to be published"
             judged = read_file(folder / JUDGED, Run.model_validate_json, remedy)
-        _say_results(judged, say)
+        say_lines(results_in_words(judged), say)
         page = findings_page(f"Diagnosis of {config.name}", judged.findings)
         write_file(folder / DIAGNOSIS, page)
         if model.table is not None:
             write_file(folder / REPORT, table_report(model, data, judged.results))
         return _register_once(model, folder, say) if register else None
+
+
+def _load(config: Config, start: Start | None, stop_requested: Callable[[], bool]) -> Dataset:
+    with phase("loading the data"), stoppable(stop_requested, "loading the data"):
+        card = start and start.model.run.data
+        return load_data(config.data, config.training.batch_size, card, to_train=True)
 
 
 def load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:
@@ -206,40 +219,6 @@ def load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:
         with artifact_folder(f"{config.name}@{record['version']}") as champion:
             weights = artifact_weights(champion)
     return load_extractor(record["name"], config.evaluation, record["sha256"], weights)
-
-
-# ---- what is said on the way --------------------------------------------------------------------
-
-
-def _say_data(data: Dataset, say: Callable[[str], None]) -> None:
-    card = data.card
-    say(
-        f"data: {card.name}, {card.training_count} items {card.shape} to train on, "
-        f"{card.heldout_count} held out{understood(card)}"
-    )
-    for problem in data.problems[:MAX_NAMED_PROBLEMS]:
-        say(f"  skipped {problem}")
-    more = len(data.problems) - MAX_NAMED_PROBLEMS
-    if more > 0:
-        say(f"  skipped {more} more: see `wgan data inspect`")
-    warnings = pixel_problems(data) if card.kind == "image" else precision_problems(data)
-    warnings += data.notes
-    for warning in warnings[:MAX_NAMED_PROBLEMS]:
-        say(f"  warning: {warning}")
-    if len(warnings) > MAX_NAMED_PROBLEMS:
-        say(f"  {len(warnings) - MAX_NAMED_PROBLEMS} more warnings: see `wgan data inspect`")
-
-
-def _say_results(run: Run, say: Callable[[str], None]) -> None:
-    for line in figures_in_words(run.results.figures):
-        say(f"  {line}")
-    if run.privacy is not None:
-        say(f"  private: {run.privacy.in_words}")
-    if run.engine.precision == "bf16":
-        say(f"  served {serving_in_words(run)}")
-    for finding in run.findings:
-        if finding.present:
-            say(f"  {in_one_line(finding)}")
 
 
 # ---- judging ------------------------------------------------------------------------------------
@@ -294,8 +273,10 @@ def _judge_and_save(
     state: TrainingState,
     folder: Path,
     extractor: FeatureExtractor | None,
+    say: Callable[[str], None],
 ) -> None:
     """Judge and diagnose the trained networks, and write the artifact."""
+    say(f"judging on held-out data{f' over {extractor.card.name}' if extractor else ''}")
     config, seed = run.config, run.config.training.seed
     generator, critic = state.ema.eval(), state.critic.eval().requires_grad_(False)
     multiply_in_float32()  # as whoever loads the model will

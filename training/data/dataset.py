@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -87,6 +87,11 @@ class Dataset:
     def heldout(self) -> Array:
         """All items that are judged on and never trained on, in memory."""
         return self.items_at(np.flatnonzero(self.is_heldout))
+
+    def to_validate(self) -> Dataset:
+        """The same data with validation items in the place of the held-out ones, to judge on."""
+        assert self.is_validation is not None, "see DataConfig.validation_fraction"
+        return replace(self, is_heldout=self.is_validation, is_validation=self.is_heldout)
 
     def sample_indices(self, count: int, *, heldout: bool, seed: int = 0) -> Array:
         """Choose ``count`` training or held-out items at random; all, if there are no more.

@@ -19,7 +19,15 @@ from training.engine.graphed_step import GRAPHED, GraphedStep, exchanges_samples
 from training.engine.memory import keep_freed_memory
 from training.engine.origin import Start
 from training.engine.privacy import PrivateStep, begin_private
-from training.engine.runs import Interrupted, Row, Watch, begin, no_watch, step_seed
+from training.engine.runs import (
+    Interrupted,
+    Row,
+    Watch,
+    begin,
+    no_watch,
+    not_enough,
+    step_seed,
+)
 from training.engine.step import CriticStep
 from training.engine.whole_step import MakesStep, PlainStep, WholeStep
 from training.engine.workers import ALONE, Workers
@@ -37,6 +45,7 @@ def train(
     watch: Watch = no_watch,
     say: Callable[[str], None] = silent,
     start: Start | None = None,
+    enough: Callable[[int], bool] = not_enough,
 ) -> tuple[TrainingState, list[Row]]:
     """Train a generator and a critic, from the newest checkpoint in ``folder`` if there is one.
 
@@ -54,6 +63,8 @@ def train(
         watch: called after each generator step; it may draw random numbers.
         say: takes a line for people.
         start: the trained model that a new run begins with; None: with random weights.
+        enough: asked of the main process with the generator steps done; True ends the training
+            before all steps are.
 
     Returns:
         The final state, and the history.
@@ -104,8 +115,13 @@ def train(
     measure_overfitting = None
     if config.augmentation is not None and config.augmentation.target is not None:
         measure_overfitting = Overfitting(whole, data, items, device, draws)
+
+    def is_enough() -> bool:
+        return config.selection is not None and workers.any(enough(run.step))
+
     run.start_clock()
-    while not run.is_finished:
+    ended = is_enough()
+    while not (run.is_finished or ended):
         # The critic steps, the generator step and its moving average.
         numbers = [next(order)[rows] for _ in range(settings.num_critic_steps)]
         found = make_step(numbers, run.step, step_seed(seed, run.step))
@@ -129,14 +145,17 @@ def train(
             loss, norm = workers.mean(found.loss), workers.mean(norms.mean())
             report(run.log(gap.item(), loss.item(), norm.item()))
         watch(run.step, state)
+        ended = is_enough()
+        if ended and not saving:
+            run.require_sane(workers.mean(found.gap).item())
 
         # Save.
-        if saving:
+        if saving or ended:
             run.critic_step = make_step.mode
             if workers.is_main:
                 run.save()
             workers.wait()
-        if stopping and not run.is_finished:
+        if stopping and not (run.is_finished or ended):
             raise Interrupted(f"stopped after {run.step} of {settings.steps} steps")
     return state, run.history
 

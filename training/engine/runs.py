@@ -74,6 +74,21 @@ def no_watch(step: int, state: TrainingState) -> None:
     """Look at nothing: the default of every ``watch``."""
 
 
+def both(first: Watch, second: Watch) -> Watch:
+    """Call one watch after the other."""
+
+    def watch(step: int, state: TrainingState) -> None:
+        first(step, state)
+        second(step, state)
+
+    return watch
+
+
+def not_enough(step: int) -> bool:
+    """Train on: the default of every ``enough``."""
+    return False
+
+
 @dataclass
 class TrainingRun:
     """The state and record of one run, alone or in a stack of runs."""

@@ -18,6 +18,7 @@ from models.outputs import sole_writer
 from models.run_folder import ARTIFACT
 from training.data.dataset import load_data
 from training.engine.origin import changes, fingerprint
+from training.engine.pace import measure_pace
 from training.judging.figures import headlines
 from training.lab.comparison.page import comparison_page
 from training.lab.comparison.runs import (
@@ -25,7 +26,6 @@ from training.lab.comparison.runs import (
     Group,
     Job,
     Plan,
-    measure_pace,
     run_job,
     train_group,
 )

@@ -16,8 +16,9 @@ from models.record import Chart, Finding, Line
 from models.run_folder import ARTIFACT
 from models.sampling import score
 from training.data.dataset import Dataset
+from training.judging.headline import MAX_COMPARED_SAMPLES
 from training.judging.histogram import histogram
-from training.lab.comparison.runs import BUDGETS, MAX_COMPARED_SAMPLES, Budget, Plan
+from training.lab.comparison.runs import BUDGETS, Budget, Plan
 from training.lab.comparison.statistics import mean_over_seeds, table_rows
 from training.reporting.pages import render
 from training.reporting.pictures import surface

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from torch import nn
 
 from models.artifact import load_artifact
 from models.config import Config
 from models.durable import read_file, write_file
 from models.run_folder import ARTIFACT, CHECKPOINTS
-from models.sampling import latents
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
-from training.engine.loop import train
 from training.engine.runs import Row
 from training.engine.stack import NotStackable
 from training.engine.stacked import train_together
-from training.judging.extractors import FeatureExtractor, choose_extractor
-from training.judging.figures import distance, headlines
-from training.judging.tables.rows import comparable_codes
+from training.judging.extractors import choose_extractor
+from training.judging.headline import headline
 from training.run import run_training
 
 Budget = Literal["steps", "seconds"]
 BUDGETS: tuple[Budget, ...] = ("steps", "seconds")
 MEASUREMENTS = 8
 """Times that a run's quality is measured on the way."""
-MAX_COMPARED_SAMPLES = 1000
-"""Samples, at most, that such a measurement takes."""
-PACE_STEPS, PACE_WARM_UP = 24, 4
-"""Generator steps of a pace measurement, and those at its start that do not count."""
 SAME_RUN = 0.02
 """Runs of both budgets are one run if their critic steps differ by less than this share."""
 CURVE = "curve.json"
@@ -85,37 +74,6 @@ class Plan(NamedTuple):
         return [f"{kind}-{self.steps(kind, budget)}-{seed}" for seed in range(seeds)]
 
 
-def measure_pace(config: Config, data: Dataset | None = None, device: str = "cpu") -> float:
-    """The seconds of a critic step, with its share of the generator's step.
-
-    Args:
-        config: of a run.
-        data: what ``config.data`` loads, if it is loaded already.
-        device: where to train; on ``cpu`` the seconds are the processor's.
-    """
-    training = config.training.model_copy(
-        update={"steps": PACE_STEPS, "log_every": PACE_STEPS, "checkpoint_every": PACE_STEPS}
-    )
-    data = data or load_data(config.data, training.batch_size)
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    times = list[float]()
-
-    def watch(step: int, state: TrainingState) -> None:
-        times.append(clock())
-
-    with tempfile.TemporaryDirectory() as folder:
-        train(
-            config.model_copy(update={"training": training}),
-            data,
-            Path(folder),
-            torch.device(device),
-            watch=watch,
-        )
-    # The median, since the first steps and the last one do more than train.
-    pace = float(np.median(np.diff(times[PACE_WARM_UP:])))
-    return pace / training.num_critic_steps
-
-
 class QualityRecorder:
     """Measures a run's quality on the way, and the seconds that training took without that.
 
@@ -155,39 +113,6 @@ class QualityRecorder:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_file(self.path, json.dumps(self.rows))
         self.before, self.started = seconds, time.process_time()
-
-
-@torch.no_grad()
-def headline(
-    config: Config, data: Dataset, generator: nn.Module, extractor: FeatureExtractor | None
-) -> float:
-    """The figure that decides, from at most `MAX_COMPARED_SAMPLES` samples and held-out items.
-
-    Args:
-        config: the run's.
-        data: what it trains on.
-        generator: the moving average; not changed.
-        extractor: the features to compare images over; None for other data.
-
-    Returns:
-        The first of `headlines` for the data; lower is better.
-    """
-    indices = data.sample_indices(MAX_COMPARED_SAMPLES, heldout=True)
-    real = data.items_at(indices)
-    z = torch.from_numpy(latents(0, 0, len(real), config.generator.latent_size))
-    labels = []
-    if config.conditional and data.labels is not None:
-        labels = [torch.from_numpy(data.labels[indices])]
-    fake = copy.deepcopy(generator).eval()(z, *labels)
-    if data.card.table is not None:
-        points, samples = (comparable_codes(x, data.card.table) for x in (real, fake.numpy()))
-    elif extractor is not None:
-        made = data.scaling.to_data(fake).numpy()
-        points, samples = (extractor(data.scaling.to_levels(x)) for x in (real, made))
-    else:
-        points = data.scaling.to_model(torch.from_numpy(real)).flatten(1).double().numpy()
-        samples = fake.flatten(1).double().numpy()
-    return distance(headlines(data.card)[0], points, samples)
 
 
 def train_group(group: Group) -> str | None:

@@ -25,8 +25,8 @@ from models.run_folder import ARTIFACT, CHECKPOINTS
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.origin import changes, fingerprint, kept_threads
+from training.engine.pace import measure_pace
 from training.judging.figures import headlines
-from training.lab.comparison.runs import measure_pace
 from training.lab.jobs import begin_process
 from training.lab.tuning.space import CONSTRAINTS, Setting, middle
 from training.lab.tuning.trials import (
@@ -39,7 +39,6 @@ from training.lab.tuning.trials import (
     Search,
     open_study,
     run_trials,
-    validated,
 )
 from training.presets import build_config, fill_in, suitable_preset
 from training.progress import TrainingBar, phase, silent
@@ -122,7 +121,7 @@ def tune(
         with phase("loading the data"):
             data = load_data(base.data, base.training.batch_size, to_train=True)
         base = fill_in(base, data.card, device)
-        pace = measure_pace(base, validated(data), device)
+        pace = measure_pace(base, data, device)
         seconds = pace * base.training.steps * base.training.num_critic_steps
         search_seconds = SEARCH_SHARE * budget_seconds
         search = Search(

@@ -7,7 +7,6 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +21,10 @@ from models.errors import UserError
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
+from training.engine.pace import measure_pace
 from training.engine.runs import Diverged, Interrupted
 from training.judging.extractors import FeatureExtractor, choose_extractor
-from training.lab.comparison.runs import headline, measure_pace
+from training.judging.headline import headline
 from training.lab.tuning.space import Setting, Space, choose, usual_space
 from training.presets import build_config, fill_in
 
@@ -113,7 +113,7 @@ def run_trials(work: tuple[Search, int], ended: Callable[[], None] = nothing) ->
     """
     search, seed = work
     study = open_study(search, seed)
-    data = validated(load_data(search.config.data, to_train=True))
+    data = load_data(search.config.data, to_train=True).to_validate()
     is_image = data.card.kind == "image"
     extractor = choose_extractor(search.config.evaluation, data) if is_image else None
 
@@ -127,12 +127,6 @@ def run_trials(work: tuple[Search, int], ended: Callable[[], None] = nothing) ->
         callbacks.append(MaxTrialsCallback(search.max_trials, ENDED))
     seconds = max(0.0, search.deadline - time.time())
     study.optimize(objective, timeout=seconds, callbacks=callbacks)
-
-
-def validated(data: Dataset) -> Dataset:
-    """The same data with validation and held-out items exchanged: a search judges on the former."""
-    assert data.is_validation is not None, "see DataConfig.validation_fraction"
-    return replace(data, is_heldout=data.is_validation, is_validation=data.is_heldout)
 
 
 def _train(

@@ -1,0 +1,234 @@
+"""The step whose networks are served, chosen by validation items, and runs within a time."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import wgan_cli
+from models.artifact import load_artifact
+from models.config import Config
+from models.errors import UserError
+from training import budget
+from training.data.dataset import load_data
+from training.engine.checkpoint import TrainingState
+from training.engine.loop import train
+from training.engine.runs import Interrupted
+from training.judging.headline import headline
+from training.presets import build_config, fill_in
+from training.run import run_training
+from training.selection import Selection
+
+CPU = torch.device("cpu")
+
+
+def configured(**overrides: Any) -> Config:
+    settings = {
+        "generator.width": 8,
+        "critic.width": 8,
+        "critic.depth": 2,
+        "evaluation.samples": 100,
+        "data.validation_fraction": 0.2,
+        "selection.every": 5,
+        "selection.samples": 200,
+        "training.batch_size": 32,
+        "training.num_critic_steps": 1,
+        "training.steps": 40,
+        "training.log_every": 10,
+        "training.checkpoint_every": 15,
+        # The average follows closely, so that the figure rises and falls.
+        "training.ema_decay": 0.0,
+        "training.learning_rate": 0.02,
+    }
+    return build_config("8gaussians", None, None, {**settings, **overrides})
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("selection") / "run"
+    run_training(configured(), folder, CPU, register=False)
+    return folder
+
+
+def test_the_networks_of_the_best_step_are_served(chosen: Path, tmp_path: Path) -> None:
+    """Found again by training without a selection, and measuring each fifth step from outside."""
+    config = configured()
+    data = load_data(config.data)
+    plain = config.model_copy(update={"selection": None})
+    kept: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+    values: dict[int, float] = {}
+
+    def watch(step: int, state: TrainingState) -> None:
+        if step % 5 == 0:
+            values[step] = headline(plain, data.to_validate(), state.ema, None, 200)
+            kept[step] = copy.deepcopy((state.ema.state_dict(), state.critic.state_dict()))
+
+    train(fill_in(plain, data.card), data, tmp_path, CPU, watch=watch)
+    best = min(values, key=values.__getitem__)
+    assert best not in (5, 40), "or a choice could not be told from the first or last step"
+    model = load_artifact(chosen / "artifact")
+    selected = model.run.provenance["selected"]
+    assert selected["step"] == best
+    assert dict(selected["measured"]) == values
+    generator, critic = kept[best]
+    for name, tensor in generator.items():
+        assert torch.equal(model.generator.state_dict()[name], tensor), name
+    for name, tensor in critic.items():
+        assert torch.equal(model.critic.state_dict()[name], tensor), name
+    assert "<svg" in (chosen / "progress.html").read_text()
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, chosen: Path) -> None:
+    asked = 0
+
+    def stop_requested() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 23
+
+    with pytest.raises(Interrupted):
+        run_training(configured(), tmp_path, CPU, register=False, stop_requested=stop_requested)
+    run_training(configured(), tmp_path, CPU, register=False, resume=True)
+    one, other = (load_artifact(folder / "artifact") for folder in (chosen, tmp_path))
+    assert one.run.provenance["selected"] == other.run.provenance["selected"]
+    assert (one.sample(0, 20) == other.sample(0, 20)).all()
+
+
+def test_patience_ends_a_run_and_a_repetition_trains_no_further(tmp_path: Path) -> None:
+    config = configured(**{"selection.patience": 2})
+    said: list[str] = []
+    run_training(config, tmp_path, CPU, register=False, say=said.append)
+    selected = load_artifact(tmp_path / "artifact").run.provenance["selected"]
+    steps = [step for step, _ in selected["measured"]]
+    assert steps[-1] == selected["step"] + 2 * 5 < 40
+    assert any("more would not help" in line for line in said)
+    # Killed after the last checkpoint, before the artifact.
+    before = load_artifact(tmp_path / "artifact").sample(0, 20)
+    for path in sorted((tmp_path / "artifact").iterdir()):
+        path.unlink()
+    (tmp_path / "artifact").rmdir()
+    run_training(config, tmp_path, CPU, register=False, resume=True)
+    again = load_artifact(tmp_path / "artifact")
+    assert again.run.provenance["selected"] == selected
+    assert (again.sample(0, 20) == before).all()
+
+
+def test_the_best_of_equals_is_the_first_and_patience_counts_from_it(tmp_path: Path) -> None:
+    config = configured(**{"selection.patience": 3})
+    selection = Selection(config, load_data(config.data), tmp_path, None)
+    selection.measured = {5: 2.0, 10: 1.0, 15: 1.0, 20: 3.0, 25: 1.5, 30: 0.5}
+    assert selection.best() == 30
+    assert selection.best(25) == selection.best(15) == 10
+    assert [selection.is_over(step) for step in (5, 10, 20, 24, 25, 30)] == [
+        False, False, False, False, True, False,
+    ]  # fmt: skip
+
+
+def test_images_are_shown_on_the_page(tmp_path: Path) -> None:
+    settings = {"selection.every": 10, "data.validation_fraction": 0.2, "evaluation.samples": 50}
+    small = {"generator.width": 8, "critic.width": 8, "training.steps": 10}
+    config = build_config("digits", None, None, {**settings, **small, "conditional": True})
+    run_training(config, tmp_path, CPU, register=False)
+    assert "data:image/png" in (tmp_path / "progress.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"selection": {}}, "data.validation_fraction"),
+        (
+            {
+                "selection": {},
+                "data.validation_fraction": 0.1,
+                "privacy.epsilon": 3,
+                "generator.normalization": "none",
+            },
+            "selection",
+        ),
+    ],
+)
+def test_what_a_selection_does_not_go_with(overrides: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        build_config("table", "any.csv", None, overrides)
+
+
+Train = Callable[..., int]
+
+
+@pytest.fixture
+def train_command(tmp_path: Path) -> Train:
+    def command(*arguments: str) -> int:
+        settings = [
+            f"--set=training.{key}={json.dumps(value)}"
+            for key, value in configured().model_dump(mode="json")["training"].items()
+            if key in ("batch_size", "num_critic_steps", "log_every")
+        ]
+        small = ["--set=evaluation.samples=100", "--set=selection.samples=200"]
+        common = ["train", "--preset", "8gaussians", "--out", str(tmp_path / "run")]
+        return wgan_cli.main([*common, "--no-register", *settings, *small, *arguments])
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("seconds", "measuring", "count", "steps"),
+    [
+        # A tenth of 1000 s is for judging, 20 measurements take 40: 860 s at 0.5 s a step.
+        (1000, 2.0, 20, 1720),
+        # A tenth of the time is for measurements: ten.
+        (1000, 10.0, 10, 1600),
+        # At least five; judging takes four times as long for half the samples: 2 * 60 s.
+        (1000, 60.0, 5, 1160),
+    ],
+)
+def test_the_time_is_divided(
+    seconds: float,
+    measuring: float,
+    count: int,
+    steps: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = configured(**{"selection.every": 0})
+    data = load_data(config.data)
+    monkeypatch.setattr(budget, "measure_pace", lambda *_: 0.5)
+    monkeypatch.setattr(budget, "_measurement_seconds", lambda *_: measuring)
+    found = budget.within(config, data, CPU, seconds, tmp_path)
+    assert steps - 5 <= found.training.steps <= steps, "less by what was measured with"
+    assert found.selection is not None
+    assert -(-found.training.steps // found.selection.every) == count
+
+
+@pytest.mark.slow  # it takes its minute
+def test_a_budget_chooses_steps_and_measurements(
+    train_command: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_command("--budget", "60s") == 0
+    run = load_artifact(tmp_path / "run" / "artifact").run
+    assert run.config.selection is not None
+    assert run.config.data.validation_fraction == 0.1
+    measured = run.provenance["selected"]["measured"]
+    assert 5 <= len(measured) <= 20
+    assert measured[-1][0] == run.config.training.steps
+    assert f"{run.config.training.steps} steps" in capsys.readouterr().out
+    assert train_command("--budget", "600s", "--resume") == 0, "goes on as it began: is complete"
+    assert load_artifact(tmp_path / "run" / "artifact").run == run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--budget", "20s", "--steps", "10"), "exclude each other"),
+        (("--budget", "0s"), "is no time"),
+        (("--budget", "0.01s"), "too few"),
+    ],
+)
+def test_budgets_that_cannot_be(
+    train_command: Train, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_command(*arguments) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""The steps that a run has time for."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+
+from models.config import Config
+from models.errors import UserError
+from models.networks import build_networks
+from models.run_folder import CHECKPOINTS
+from models.selection import SelectionConfig
+from training.data.dataset import Dataset
+from training.engine.checkpoint import load_checkpoint, newest_checkpoint
+from training.engine.pace import measure_pace
+from training.judging.extractors import choose_extractor
+from training.judging.headline import headline
+from training.presets import MEASUREMENTS, fill_in
+from training.progress import silent
+
+FEWEST_MEASUREMENTS = 5
+MEASURING_SHARE = 0.1
+"""Share of the time that measurements may take, unless they would be fewer than that."""
+WARM_UP = 20
+"""Samples of a first measurement, which does not count."""
+JUDGING_SHARE = 0.1
+"""Share of the time, at least, that is left for judging."""
+
+
+def within(
+    config: Config,
+    data: Dataset,
+    device: torch.device,
+    seconds: float,
+    folder: Path,
+    say: Callable[[str], None] = silent,
+) -> Config:
+    """Choose the generator steps, and how often to measure, so that a run ends in time.
+
+    A few steps and a measurement are made and thrown away. A run that is there goes on as it began.
+
+    Args:
+        config: to fill in (`training.presets.fill_in`), with ``selection``.
+        data: what it trains on.
+        device: where to train.
+        seconds: by the wall's clock, judging included.
+        folder: the run's.
+        say: takes a line for people.
+
+    Raises:
+        UserError: there is time for no step.
+    """
+    started, selection = time.perf_counter(), config.selection or SelectionConfig()
+    config = fill_in(config, data.card, device.type)
+    if newest := newest_checkpoint(folder / CHECKPOINTS):
+        saved = Config.model_validate(load_checkpoint(newest).config)
+        training = config.training.model_copy(update={"steps": saved.training.steps})
+        return config.model_copy(update={"training": training, "selection": saved.selection})
+    each = _measurement_seconds(config, data, device, selection.samples)
+    each_step = measure_pace(config, data, device.type, time.perf_counter)
+    each_step *= config.training.num_critic_steps
+    # A judging compares as a measurement does, with more samples and more figures.
+    judging = max(JUDGING_SHARE * seconds, 4 * each * config.evaluation.samples / selection.samples)
+    left = seconds - judging - (time.perf_counter() - started)
+    count = min(MEASUREMENTS, max(FEWEST_MEASUREMENTS, int(MEASURING_SHARE * seconds / each)))
+    steps = int((left - count * each) / each_step)
+    if steps < count:
+        raise UserError(
+            f"--budget: {seconds:.0f} s are too few: {count} measurements and the judging take "
+            f"about {count * each + judging:.0f} s, and a step {each_step:.2g} s; give more, or, "
+            "of images, set evaluation.extractor=pixels"
+        )
+    every = selection.every or math.ceil(steps / count)
+    end = datetime.now() + timedelta(seconds=left)
+    say(
+        f"{steps} steps, measured on validation items after each {every}; training until about "
+        f"{end:%H:%M}, then judging for about {judging / 60:.1f} min"
+    )
+    return config.model_copy(
+        update={
+            "training": config.training.model_copy(update={"steps": steps}),
+            "selection": selection.model_copy(update={"every": every}),
+        }
+    )
+
+
+def _measurement_seconds(
+    config: Config, data: Dataset, device: torch.device, samples: int
+) -> float:
+    """The time of one measurement, by a generator that has not been trained."""
+    extractor = choose_extractor(config.evaluation, data) if data.card.kind == "image" else None
+    generator, _ = build_networks(config, data.card.shape, len(data.card.classes), data.card.parts)
+    generator, data = generator.to(device), data.to_validate()
+    headline(config, data, generator, extractor, WARM_UP)
+    started = time.perf_counter()
+    headline(config, data, generator, extractor, samples)
+    return time.perf_counter() - started

@@ -1,0 +1,56 @@
+"""The pace of training, from a few steps that are thrown away."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.config import Config
+from training.data.dataset import Dataset, load_data
+from training.engine.checkpoint import TrainingState
+from training.engine.loop import train
+
+PACE_STEPS, PACE_WARM_UP = 24, 4
+"""Generator steps of a pace measurement, and those at its start that do not count."""
+
+
+def measure_pace(
+    config: Config,
+    data: Dataset | None = None,
+    device: str = "cpu",
+    clock: Callable[[], float] | None = None,
+) -> float:
+    """The seconds of a critic step, with its share of the generator's step.
+
+    Args:
+        config: of a run.
+        data: what ``config.data`` loads, if it is loaded already.
+        device: where to train.
+        clock: of the seconds; by default the processor's, or on a GPU the wall's.
+    """
+    training = config.training.model_copy(
+        update={"steps": PACE_STEPS, "log_every": PACE_STEPS, "checkpoint_every": PACE_STEPS}
+    )
+    data = data or load_data(config.data, training.batch_size)
+    clock = clock or (time.process_time if device == "cpu" else time.perf_counter)
+    times = list[float]()
+
+    def watch(step: int, state: TrainingState) -> None:
+        times.append(clock())
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            config.model_copy(update={"training": training}),
+            data,
+            Path(folder),
+            torch.device(device),
+            watch=watch,
+        )
+    # The median, since the first steps and the last one do more than train.
+    pace = float(np.median(np.diff(times[PACE_WARM_UP:])))
+    return pace / training.num_critic_steps

@@ -71,6 +71,9 @@ def asked(stages: dict[str, Any]) -> str:
         seconds = quality["reached"]["seconds"] - quality["start_up"]["seconds"]
     elif quality:
         seconds = math.inf
+    service = stages.get("service", {})
+    waits = [service.get(kind, {}).get("1 samples, median ms") for kind in ("cuda", "cpu")]
+    over_cpu = waits[0] / waits[1] if all(waits) else None
     samples = stages.get("samples", {}).items()
     in_bf16 = [row["bytes_per_s"] for name, row in samples if name.startswith("bf16")]
     aims: list[tuple[str, float | None, float, bool]] = [
@@ -85,16 +88,15 @@ def asked(stages: dict[str, Any]) -> str:
         ),
         ("28x28 samples a second, bf16", max(in_bf16, default=None), 1_000_000, True),
         ("mnist5k, seconds from its first step to its target", seconds, 2, False),
+        ("one sample over HTTP, over the CPU's", over_cpu, 1, False),
     ]
-    cells = [
-        [
-            name,
-            "not measured" if value is None else f"{value:,.2f}",
-            f"{'at least' if at_least else 'at most'} {bound:,}",
-            "-" if value is None else "yes" if (value >= bound) == at_least else "no",
-        ]
-        for name, value, bound, at_least in aims
-    ]
+    cells = []
+    for name, value, bound, at_least in aims:
+        cell, reached = "not measured", "-"
+        if value is not None:
+            is_reached = value >= bound if at_least else value <= bound
+            cell, reached = f"{value:,.2f}", "yes" if is_reached else "no"
+        cells.append([name, cell, f"{'at least' if at_least else 'at most'} {bound:,}", reached])
     return "Asked of a card, and found:\n\n" + table(["figure", "found", "asked", "reached"], cells)
 
 

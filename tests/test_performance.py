@@ -48,6 +48,7 @@ def test_what_was_asked_of_a_card_stands_beside_what_was_found() -> None:
         },
         "samples": {"bf16 16": {"bytes_per_s": 2e4}, "bf16 64": {"bytes_per_s": 2e6}},
         "quality": {"mnist5k ours": {"reached": {"seconds": 4.5}, "start_up": {"seconds": 3.0}}},
+        "service": {kind: {"1 samples, median ms": 2.0} for kind in ("cuda", "cpu")},
     }  # fmt: skip
     text = asked(stages)
     for row in (
@@ -57,11 +58,12 @@ def test_what_was_asked_of_a_card_stands_beside_what_was_found() -> None:
         "resnet64 tf32, limit over graphed | not measured | at least 0.8 | -",
         "28x28 samples a second, bf16 | 2,000,000.00 | at least 1,000,000 | yes",
         "mnist5k, seconds from its first step to its target | 1.50 | at most 2 | yes",
+        "one sample over HTTP, over the CPU's | 1.00 | at most 1 | yes",
     ):
         assert f"| {row} |" in text
     missed = {**stages, "quality": {"mnist5k ours": {"reached": None}}}
     assert "its target | inf | at most 2 | no |" in asked(missed)
-    assert asked({}).count("not measured") == 6
+    assert asked({}).count("not measured") == 7
 
 
 def test_tables_are_made_from_the_results() -> None:

@@ -36,6 +36,8 @@ from training.run import run_training
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    # Torch warns, once, if the thread of its backwards begins with a matrix product.
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
 ]
 GPU = torch.device("cuda")
 ROOT = Path(__file__).parent.parent
@@ -256,6 +258,7 @@ def test_a_run_goes_on_after_a_capture_that_cuda_breaks_off_and_the_next_is_grap
     assert done.stdout.split() == ["captured", "graphed"]
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("on_device", [True, False])
 @pytest.mark.parametrize("mode", ["captured", "graphed"])
 def test_no_step_waits_for_the_device_between_logs(

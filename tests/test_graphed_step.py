@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -333,6 +335,29 @@ def test_a_failed_capture_leaves_the_run_as_it_would_have_been(
     assert f"the whole step is not graphed: {reason}" in said[-1]
     assert "\n" not in said[-1]
     assert all(torch.equal(t, states[1][name]) for name, t in states[0].items())
+
+
+def test_what_a_failed_capture_holds_is_freed_at_once(
+    data: dict[str, Dataset], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its memory, and nodes of autograd that belong to the capture's stream."""
+    held: list[weakref.ref[Tensor]] = []
+
+    class Holding(RecordedGraphs):
+        def capture_one(self, function: Callable[[], None]) -> Replay:
+            tensor = torch.zeros(1)
+            held.append(weakref.ref(tensor))
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(loop, "graphs_on", lambda device: Holding())
+    config = config_of("gradient_penalty", "mlp", data, "graphed", steps=1)
+    gc.collect()
+    gc.disable()
+    try:
+        trained(config, data["vector"], tmp_path)
+        assert [found() for found in held] == [None]
+    finally:
+        gc.enable()
 
 
 def mode_of(folder: Path) -> str:

@@ -207,8 +207,7 @@ class GraphedStep:
         except Exception as error:  # a capture fails in many ways; other modes still work
             if not (is_warm or workers.is_alone):
                 raise  # the other processes wait for an exchange
-            cause = error.__context__ or error  # the end of a capture fails after what broke it
-            reason = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
+            reason = _told(error)
         if not (reason := self._agreed(reason)):
             self._restore(before)
             torch.manual_seed(seed)
@@ -250,6 +249,16 @@ class GraphedStep:
         for optimizer in (state.generator_optimizer, state.critic_optimizer):
             optimizer.param_groups[0]["capturable"] = False
         self._say(f"the whole step is not graphed: {reason}")
+
+
+def _told(error: Exception) -> str:
+    """What broke a capture, in a line: the capture's end fails after that.
+
+    No name of the caller may stay bound to the error: its traceback, which holds that caller and
+    the broken capture's memory, would wait for the garbage collector.
+    """
+    cause = error.__context__ or error
+    return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -298,7 +298,8 @@ def test_what_pytorch_raises_once_it_compiles_no_more_is_known() -> None:
         ended.append((done.returncode, done.stderr[-500:]))
         if done.returncode == 0:
             return
-        assert done.returncode == -signal.SIGSEGV, done.stderr  # that memory lacks may do this too
+        # That memory lacks may crash it too.
+        assert done.returncode in (-signal.SIGSEGV, -signal.SIGABRT), done.stderr
     raise AssertionError(ended)
 
 

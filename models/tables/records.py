@@ -24,7 +24,7 @@ LONGEST_NAME = 100
 """Characters of a column's name that a message repeats."""
 SPARE_COLUMNS = 1000
 """Columns that a file of rows for a model may have beside those of its table: a spreadsheet's empty
-ones. Each takes kilobytes and a third of a millisecond, however short the file."""
+ones. Each costs time and memory, however short the file."""
 
 
 def typed(schema: TableSchema, table: pa.Table) -> pa.Table:

@@ -10,14 +10,16 @@ import pytest
 import torch
 
 import wgan_cli
-from models.artifact import load_artifact
+from models.artifact import CARD, load_artifact
 from models.config import Config
 from models.errors import UserError
 from training import budget
 from training.data.dataset import load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
-from training.engine.runs import Interrupted
+from training.engine.runs import Interrupted, no_watch
+from training.engine.stack import NotStackable
+from training.engine.stacked import train_together
 from training.judging.headline import headline
 from training.presets import build_config, fill_in
 from training.run import run_training
@@ -126,6 +128,24 @@ def test_the_best_of_equals_is_the_first_and_patience_counts_from_it(tmp_path: P
     assert [selection.is_over(step) for step in (5, 10, 20, 24, 25, 30)] == [
         False, False, False, False, True, False,
     ]  # fmt: skip
+
+
+def test_runs_that_select_are_not_stacked(tmp_path: Path) -> None:
+    config = configured()
+    data = load_data(config.data)
+    with pytest.raises(NotStackable, match="own best step"):
+        train_together([config] * 2, data, [tmp_path / "0", tmp_path / "1"], [no_watch] * 2)
+
+
+def test_the_card_names_the_step(chosen: Path) -> None:
+    model = load_artifact(chosen / "artifact")
+    (line,) = (
+        line
+        for line in (chosen / "artifact" / CARD).read_text().splitlines()
+        if "on validation items" in line
+    )
+    assert f"step {model.run.provenance['selected']['step']}, " in line
+    assert line.endswith("8 that were measured until step 40")
 
 
 def test_images_are_shown_on_the_page(tmp_path: Path) -> None:

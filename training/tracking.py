@@ -155,6 +155,9 @@ def _log_record(api: MlflowClient, run_id: str, run: Run, now: int, tags: dict[s
         for key, value in row.items()
         if key != "step"
     ]
+    if selected := run.provenance.get("selected"):
+        name = f"validation_{selected['figure']}"
+        metrics += [Metric(name, value, now, step) for step, value in selected["measured"]]
     for key, figure in run.results.figures.items():
         metrics.append(Metric(key, figure.value, now, last_step))
         if figure.floor is not None:

@@ -163,6 +163,8 @@ def _begin(configs: Sequence[Config], data: Dataset, folders: Sequence[Path]) ->
 
 def _require_alike(configs: Sequence[Config]) -> None:
     """Raise NotStackable if the runs differ in what they may not, or do not stack."""
+    if configs[0].selection is not None:
+        raise NotStackable("each keeps its own best step")
     first = configs[0]
     differing_fields([config.constraint for config in configs])
     for config in configs:

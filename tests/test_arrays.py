@@ -482,6 +482,7 @@ def test_arrays_hold_floats_and_pictures_grey_levels(spectra: Model, unit: Model
         offset, scale = np.array(model.run.data.offset), np.array(model.run.data.scale)
         levels = np.rint((samples - (offset - scale)) / (2 * scale) * 255)
         with zipfile.ZipFile(io.BytesIO(encoded(model, "zip"))) as archive:
+            assert len(archive.namelist()) == len(samples)
             for i, name in enumerate(archive.namelist()):
                 np.testing.assert_array_equal(decode_image(archive.read(name), name), levels[i])
         for format in ("png", "webp"):

@@ -107,8 +107,8 @@ def test_metadata_says_where_an_export_is_from_and_sums_hold(tmp_path: Path) -> 
 
 def test_a_pt2_of_ours_has_no_pickled_weight_or_constant(tmp_path: Path) -> None:
     folder.export(model(tmp_path, "vector"), "torch-export", tmp_path / "out")
-    for path in (tmp_path / "out").glob("*.pt2"):
-        with zipfile.ZipFile(path) as archive:
+    for name in ("generator", "critic"):
+        with zipfile.ZipFile(tmp_path / f"out/{name}.pt2") as archive:
             indices = [n for n in archive.namelist() if n.endswith("_config.json")]
             assert len(indices) == 2
             for index in indices:

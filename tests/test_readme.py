@@ -143,5 +143,6 @@ def wait_until_ready(address: str, server: subprocess.Popen[bytes]) -> None:
 
 def test_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)#]+)\)|<img src=\"([^\"]+)\"", README)
+    assert len(targets) > 10
     for target in (a or b for a, b in targets):
         assert (ROOT / target).exists(), target

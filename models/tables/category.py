@@ -81,7 +81,10 @@ class CategoryColumn(Column, frozen=True):
         """The values as categories."""
         kind = value_type(self.type)
         if not pa.types.is_string(kind) and pa.types.is_string(values.type):
-            values = values.cast(kind)  # a reader's "5.0" may be the number 5
+            read = values.dictionary_encode()  # a reader's "5.0" may be the number 5
+            return pa.array(map(self.text, read.dictionary.to_pylist()), pa.string()).take(
+                read.indices
+            )
         return values.cast(pa.string())
 
     def array(self, texts: pa.Array) -> pa.Array:

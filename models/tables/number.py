@@ -75,7 +75,7 @@ class NumberColumn(Column, frozen=True):
             options[is_spike] = self.has_number + nearest[is_spike]
             unknown = ~(is_spike | is_missing)
             if not self.has_number and unknown.any():
-                wrong, known = self.in_text(numbers[unknown][0]), map(self.in_text, self.spikes)
+                wrong, known = values[int(unknown.argmax())], map(self.in_text, self.spikes)
                 raise DataError(f"column {self.name!r}: {wrong} is none of {', '.join(known)}")
         options[is_missing] = self.option_count - 1
         if not self.has_number:

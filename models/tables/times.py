@@ -90,10 +90,9 @@ class TimeColumn(NumberColumn, frozen=True):
         type's unit.
         """
         kind, text = arrow_type(self.type), pa.array([str(value)])
+        if pa.types.is_duration(kind):
+            return (super().number(value) - self.origin) / self.step
         try:
-            if pa.types.is_duration(kind):
-                moment = text.cast(pa.float64()).cast(pa.int64(), safe=False)
-                return float((moment[0].as_py() - self.origin) / self.step)
             if self.format is not None:
                 moment = read_times(text, self.format)
                 if moment.null_count:

@@ -427,6 +427,14 @@ def test_a_header_longer_than_what_is_looked_at_is_read(tmp_path: Path) -> None:
     assert raw.table.to_pydict() == {name: [i] * 3 for i, name in enumerate(names)}
 
 
+def test_rows_longer_than_a_block_of_arrow_s_are_read(tmp_path: Path) -> None:
+    cells = ["x" * 500 + str(i) for i in range(3000)]
+    path = tmp_path / "wide.csv"
+    path.write_text("\n".join([",".join(f"c{i}" for i in range(3000)), *[",".join(cells)] * 3]))
+    table = read(path).table
+    assert [table[f"c{i}"].to_pylist() for i in range(3000)] == [[cell] * 3 for cell in cells]
+
+
 def test_a_table_of_50_000_columns_is_read(tmp_path: Path) -> None:
     path = tmp_path / "wide.arrow"
     wide = pa.table([[1]] * 50_000, names=[f"c{i}" for i in range(50_000)])

@@ -17,11 +17,20 @@ import pyarrow.csv
 
 from models.errors import DataError
 from models.tables.reading.cells import Cells, find_decimal, understand
-from models.tables.reading.dialect import CsvConfig, Dialect, Sign, decoded, find_dialect
+from models.tables.reading.dialect import (
+    LINE_END,
+    CsvConfig,
+    Dialect,
+    Sign,
+    decoded,
+    find_dialect,
+)
 from models.tables.schema import TableSchema
 
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """What compressed files begin with, each with the method's name."""
+SMALLEST_BLOCK, LARGEST_BLOCK = 2**20, 2**30
+"""Bytes whose rows Arrow parses at once."""
 MAX_NAMED = 5
 """Columns that one note names."""
 
@@ -145,7 +154,10 @@ def _rows(text: str, dialect: Dialect, config: CsvConfig) -> pa.Table:
         body = rows.read()
     if not body.strip():
         return pa.table({name: pa.array([], pa.string()) for name in dialect.names})
-    options = ReadingOptions(dialect, config)
+    options, end = ReadingOptions(dialect, config), LINE_END.search(body)
+    # Arrow reads no row that is longer than a block; a letter has up to four bytes.
+    row = 4 * (end.end() if end else len(body))
+    options.given["read_options"].block_size = min(max(row, SMALLEST_BLOCK), LARGEST_BLOCK)
     table = pyarrow.csv.read_csv(pa.BufferReader(body.encode()), **options.given)
     options.check(table, body.count(config.quote))
     return table

@@ -23,6 +23,7 @@ from tests.exact import distance_from, exact_steps
 from tests.mixed import people
 from training.data import batches
 from training.data.dataset import Dataset, load_data
+from training.engine import whole_step
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.loop import train
 from training.engine.runs import Interrupted
@@ -222,33 +223,27 @@ def test_processes_on_one_card_equal_one(
             torch.testing.assert_close(many[name], tensor, rtol=1e-3, atol=2e-5)
 
 
-BROKEN_OFF = """
-import sys
-from pathlib import Path
-import torch
-from tests.artifacts import tiny_config
-from tests.test_gpu import GPU, mode_of, run
-from training.data.dataset import load_data
+def break_a_capture_off(folder: str) -> None:
+    """Make two runs, in the first of which reading a number breaks the capture off."""
+    data, plain = load_data(tiny_config().data), whole_step.update_average
 
-data, plain = load_data(tiny_config().data), whole_step.update_average
+    def read_a_number(*arguments: Any) -> None:
+        torch.zeros(1, device=GPU).item()
+        plain(*arguments)
 
-def read_a_number(*arguments):
-    torch.zeros(1, device=GPU).item()
-    plain(*arguments)
-
-for name, function in (("first", read_a_number), ("second", plain)):
-    whole_step.update_average = function
-    run(data, Path(sys.argv[1]) / name, training={"critic_step": "graphed"})
-    print(mode_of(Path(sys.argv[1]) / name))
-"""
+    for name, function in (("first", read_a_number), ("second", plain)):
+        whole_step.update_average = function
+        run(data, Path(folder) / name, training={"critic_step": "graphed"})
+        print(mode_of(Path(folder) / name))
 
 
 def test_a_run_goes_on_after_a_capture_that_cuda_breaks_off_and_the_next_is_graphed(
     tmp_path: Path,
 ) -> None:
-    """To read a number breaks one off. In a process of its own, which it might leave broken."""
+    """In a process of its own, which it might leave broken."""
+    script = "import sys; from tests import test_gpu; test_gpu.break_a_capture_off(sys.argv[1])"
     done = subprocess.run(
-        [sys.executable, "-c", BROKEN_OFF, str(tmp_path)],
+        [sys.executable, "-c", script, str(tmp_path)],
         check=True,
         capture_output=True,
         text=True,

@@ -27,7 +27,10 @@ on a CPU:
 
 With torch 2.11 the tests of steps, graphs and constraints were run too, by its build for CUDA on
 Python 3.12, which machines with a GPU have, and every stage of `make verify-gpu` on the CPU with
-tiny sizes.
+tiny sizes. With a stand-in for CUDA's libraries that computes nothing, the same build captured and
+replayed whole steps, made no call that waits for the device between logs, held no more memory from
+step to step, and went on after a capture that was broken off. That says nothing of numbers and
+times.
 """
 UNMEASURED = """**Nothing of this was measured: no GPU was at hand, and the capture itself has not
 run on one.** Where there is one, `make verify-gpu` tests it and measures in at most eight minutes,

@@ -3,8 +3,8 @@
     python -m benchmarks.augmentation --out runs/augmentation
 
 Each way trains on the same items with as many steps, but that one which follows overfitting leaves
-a tenth of them out to measure it. The samples are compared with the 1,000 digits that the preset
-holds out, over a classifier that has seen none of these. Runs that are complete are not repeated.
+a tenth of them out to measure it. The samples are compared with the digits that the preset holds
+out, over a classifier that has seen none of these. Runs that are complete are not repeated.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 import json
 
-from benchmarks import anger, copying, imputation, intervals
+from benchmarks import anger, augmentation, copying, imputation, intervals
 from benchmarks.performance import DOCS, page
 from benchmarks.performance_gpu import asked, gpu_part
 from benchmarks.performance_quality import over, seconds_by_seed
@@ -75,6 +75,8 @@ def test_tables_are_made_from_the_results() -> None:
     assert filled in (DOCS / "tables.md").read_text()
     attacked = anger.shown(json.loads(anger.RESULTS.read_text()))
     assert attacked in (DOCS / "operating.md").read_text()
+    augmented = augmentation.shown(json.loads(augmentation.RESULTS.read_text()))
+    assert augmented in (DOCS / "augmentation.md").read_text()
 
 
 def test_what_was_not_reached_is_shown_as_a_bound() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,29 @@ def test_the_best_of_equals_is_the_first_and_patience_counts_from_it(tmp_path: P
     ]  # fmt: skip
 
 
+def test_networks_of_a_run_that_left_no_step_are_forgotten(tmp_path: Path) -> None:
+    config = configured()
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "validation.json").write_text("[[3, 0.0]]")
+    (checkpoints / "best.safetensors").write_bytes(b"of another run")
+    run_training(config, tmp_path, CPU, register=False)
+    selected = load_artifact(tmp_path / "artifact").run.provenance["selected"]
+    assert 3 not in dict(selected["measured"])
+
+
+def test_a_run_that_selects_can_be_extended(tmp_path: Path) -> None:
+    """Its measurements come at other steps then, unless they are set."""
+    run_training(configured(**{"selection.every": 0}), tmp_path, CPU, register=False)
+    longer = configured(**{"selection.every": 0, "training.steps": 80})
+    run_training(longer, tmp_path, CPU, register=False, resume=True)
+    run = load_artifact(tmp_path / "artifact").run
+    assert run.config.selection is not None
+    assert run.config.selection.every == 4
+    assert run.provenance["extended"] == [40]
+    assert run.provenance["selected"]["measured"][-1][0] == 80
+
+
 def test_runs_that_select_are_not_stacked(tmp_path: Path) -> None:
     config = configured()
     data = load_data(config.data)
@@ -217,7 +241,7 @@ def test_the_time_is_divided(
     data = load_data(config.data)
     monkeypatch.setattr(budget, "measure_pace", lambda *_: 0.5)
     monkeypatch.setattr(budget, "_measurement_seconds", lambda *_: measuring)
-    found = budget.within(config, data, CPU, seconds, tmp_path)
+    found = budget.within(config, data, CPU, seconds, time.perf_counter(), tmp_path)
     assert steps - 5 <= found.training.steps <= steps, "less by what was measured with"
     assert found.selection is not None
     assert -(-found.training.steps // found.selection.every) == count
@@ -245,6 +269,7 @@ def test_a_budget_chooses_steps_and_measurements(
         (("--budget", "20s", "--steps", "10"), "exclude each other"),
         (("--budget", "0s"), "is no time"),
         (("--budget", "0.01s"), "too few"),
+        (("--budget", "20s", "--set", "selection=null"), "leave selection=null out"),
     ],
 )
 def test_budgets_that_cannot_be(

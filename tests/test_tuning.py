@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import wgan_cli
 from models.artifact import load_artifact
@@ -101,7 +102,9 @@ def test_the_winner_is_trained_on_all_and_judged_on_held_out_items(searched: Pat
 
 def test_the_command_said_trains_the_winner_again(searched: Path, tmp_path: Path) -> None:
     answer = json.loads((searched / "tuning.json").read_text())
-    arguments = shlex.split(answer["command"].removesuffix("winner"))[1:]
+    threads, _, *arguments = shlex.split(answer["command"].removesuffix("winner"))
+    assert threads == "OMP_NUM_THREADS=1"
+    torch.set_num_threads(1)
     assert wgan_cli.main([*arguments, str(tmp_path / "again"), "--no-register"]) == 0
     winner = load_artifact(Path(answer["winner"]) / "artifact")
     again = load_artifact(tmp_path / "again" / "artifact")
@@ -118,12 +121,23 @@ def test_the_same_command_goes_on(searched: Path) -> None:
     assert len(answer["trials"]) == 11
     with pytest.raises(UserError, match="other --set or --seed"):
         tune("8gaussians", 900, searched, constraints=KINDS, seed=1, overrides=TINY)
+    with pytest.raises(UserError, match="other --constraints"):
+        tune("8gaussians", 900, searched, overrides=TINY)
+    with pytest.raises(UserError, match="other --search"):
+        tune(
+            "8gaussians",
+            900,
+            searched,
+            constraints=KINDS,
+            overrides=TINY,
+            searched={"critic.depth": Choices((2, 3))},
+        )
     with pytest.raises(UserError, match="other data"):
         tune("25gaussians", 900, searched, constraints=KINDS, overrides=TINY)
 
 
-def test_several_processes_share_a_database(tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path}/study.db"
+def test_several_processes_share_a_study(tmp_path: Path) -> None:
+    storage = str(tmp_path / "shared.journal")
     said: list[str] = []
     common = {"constraints": KINDS, "overrides": TINY, "register": False, "storage": storage}
     where = tmp_path / "0"
@@ -136,6 +150,29 @@ def test_several_processes_share_a_database(tmp_path: Path) -> None:
     assert numbers == sorted(set(numbers))
     assert len(numbers) >= 7
     assert any("are there" in line for line in said)
+
+
+def test_trials_that_diverge_or_are_too_large_are_left_out(tmp_path: Path) -> None:
+    """A learning rate of 1e30 makes samples that are not finite before anything else looks."""
+    wild = {k: v for k, v in TINY.items() if k not in ("training.batch_size", "training.steps")}
+    wild |= {"training.steps": 30, "training.log_every": 1000}
+    answer = tune(
+        "8gaussians",
+        900,
+        tmp_path,
+        constraints=("weight_clipping",),
+        searched={
+            "training.learning_rate": Choices((1e-4, 1e30)),
+            "training.batch_size": Choices((32, 50_000)),
+        },
+        overrides=wild,
+        max_trials=12,
+        register=False,
+    )
+    assert answer is not None
+    reasons = {row["failed"] for row in answer["trials"] if row["failed"]}
+    assert any("not finite" in reason or "diverged" in reason for reason in reasons), reasons
+    assert any("a batch is more than" in reason for reason in reasons), reasons
 
 
 def test_a_search_in_which_nothing_trains_says_why(tmp_path: Path) -> None:
@@ -152,6 +189,13 @@ def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path) -> None:
         ["10s", "--search", "critic.witdh=8,16"],
         ["10s", "--search", "training.learning_rate=-1,2"],
         ["10s", "--only-trials"],
+        ["10s", "--storage", "sqlite:///study.db"],
+        ["10s", "--set", "constraint.kind=none"],
+        ["10s", "--set", "data.validation_fraction=0"],
+        ["10s", "--set", "selection.patience=3"],
+        ["10s", "--set", "evaluation.target=price"],
+        ["10s", "--preset", "digits", "--set", "augmentation.target=0.5"],
+        ["10s", "--preset", "table", "--set", "privacy.epsilon=3"],
     ):
         assert wgan_cli.main([*common, *wrong]) == 2, wrong
     assert not (tmp_path / "out" / "study.journal").exists()

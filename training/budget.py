@@ -14,7 +14,6 @@ from models.config import Config
 from models.errors import UserError
 from models.networks import build_networks
 from models.run_folder import CHECKPOINTS
-from models.selection import SelectionConfig
 from training.data.dataset import Dataset
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.pace import measure_pace
@@ -37,6 +36,7 @@ def within(
     data: Dataset,
     device: torch.device,
     seconds: float,
+    started: float,
     folder: Path,
     say: Callable[[str], None] = silent,
 ) -> Config:
@@ -49,13 +49,15 @@ def within(
         data: what it trains on.
         device: where to train.
         seconds: by the wall's clock, judging included.
+        started: when they began, by `time.perf_counter`.
         folder: the run's.
         say: takes a line for people.
 
     Raises:
         UserError: there is time for no step.
     """
-    started, selection = time.perf_counter(), config.selection or SelectionConfig()
+    assert config.selection is not None, "see training.commands.train"
+    selection = config.selection
     config = fill_in(config, data.card, device.type)
     if newest := newest_checkpoint(folder / CHECKPOINTS):
         saved = Config.model_validate(load_checkpoint(newest).config)
@@ -68,8 +70,12 @@ def within(
     judging = max(JUDGING_SHARE * seconds, 4 * each * config.evaluation.samples / selection.samples)
     left = seconds - judging - (time.perf_counter() - started)
     count = min(MEASUREMENTS, max(FEWEST_MEASUREMENTS, int(MEASURING_SHARE * seconds / each)))
-    steps = int((left - count * each) / each_step)
-    if steps < count:
+    if selection.every:
+        steps = int(left / (each_step + each / selection.every))
+        count = math.ceil(steps / selection.every)
+    else:
+        steps = int((left - count * each) / each_step)
+    if steps < max(count, 1):
         raise UserError(
             f"--budget: {seconds:.0f} s are too few: {count} measurements and the judging take "
             f"about {count * each + judging:.0f} s, and a step {each_step:.2g} s; give more, or, "

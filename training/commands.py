@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -29,6 +29,9 @@ from models.command_line import (
     value,
 )
 from models.errors import UserError
+
+if TYPE_CHECKING:
+    from models.config import Config
 
 app = new_app()
 data_app = new_app("Look at a data set.")
@@ -111,13 +114,7 @@ def train(
             overrides[key] = value(text)
     seconds = None if budget is None else duration(budget)
     if seconds is not None:
-        if "training.steps" in overrides:
-            raise UserError("--budget and --steps exclude each other: give one")
-        from models.selection import VALIDATION_SHARE
-
-        if not any(key.partition(".")[0] == "selection" for key in overrides):
-            overrides["selection"] = {}
-        overrides.setdefault("data.validation_fraction", VALIDATION_SHARE)
+        overrides = _selecting(overrides)
     from training.presets import branch_config, build_config
 
     start = None
@@ -138,8 +135,8 @@ def train(
     from training.run import run_training
 
     workers = join_workers(device)
-    if seconds is not None and workers.count > 1:
-        raise UserError("--budget: several processes would measure different times; give --steps")
+    if seconds is not None:
+        _require_budget(config, workers.count)
     say = say if workers.is_main else silent
     try:
         registered = run_training(
@@ -165,6 +162,25 @@ def train(
     if registered:
         say(f"registered: {registered}")
     return 0
+
+
+def _selecting(overrides: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run within a budget, which keeps its best step unless they say how."""
+    from models.selection import VALIDATION_SHARE
+
+    if "training.steps" in overrides:
+        raise UserError("--budget and --steps exclude each other: give one")
+    chosen = {"data.validation_fraction": VALIDATION_SHARE, **overrides}
+    if not any(key.partition(".")[0] == "selection" for key in overrides):
+        chosen["selection"] = {}
+    return chosen
+
+
+def _require_budget(config: Config, processes: int) -> None:
+    if config.selection is None:
+        raise UserError("--budget: keeps the best step; leave selection=null out, or give --steps")
+    if processes > 1:
+        raise UserError("--budget: several processes would measure different times; give --steps")
 
 
 @app.command()

@@ -282,6 +282,11 @@ def require_branch(config: Config, parent: Config) -> None:
             "privacy: a private run begins with random weights, since what a trained model has "
             "spent is not accounted for; set privacy=null, or begin without a model"
         )
+    if config.selection and parent.data.validation_fraction < config.data.validation_fraction:
+        raise ConfigError(
+            "selection: the model that the run begins with was trained on the items that would "
+            "choose the step; give --steps, or begin with one that left them out"
+        )
     if (config.data.columns, config.data.rules) != (parent.data.columns, parent.data.rules):
         raise ConfigError(
             "data.columns, data.rules: rows are coded as the model that the run begins with codes "

@@ -136,7 +136,7 @@ def run_training(
         config = (
             fill_in(config, data.card, device.type)
             if budget_seconds is None
-            else within(config, data, device, budget_seconds, folder, say)
+            else within(config, data, device, budget_seconds, started, folder, say)
         )
 
         watch = watch or (watcher(config, data, say) if workers.is_main else no_watch)

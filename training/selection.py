@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from models.config import Config
@@ -18,7 +19,7 @@ from models.images import MODES, encode_png, enlarge, grid
 from models.record import Chart, Line
 from models.sampling import latents
 from training.data.dataset import Dataset
-from training.engine.checkpoint import TrainingState, part_of
+from training.engine.checkpoint import TrainingState, newest_checkpoint, part_of
 from training.judging.extractors import FeatureExtractor
 from training.judging.figures import headlines
 from training.judging.headline import headline
@@ -81,6 +82,9 @@ class Selection:
         self._data, self._folder, self._say = data.to_validate(), checkpoints, say
         self.figure = headlines(data.card)[0]
         path = checkpoints / MEASURED
+        if newest_checkpoint(checkpoints) is None:  # what is there is of a run that left no step
+            path.unlink(missing_ok=True)
+            (checkpoints / BEST).unlink(missing_ok=True)
         kept = read_file(path, json.loads, REMEDY) if path.exists() else []
         self.measured: dict[int, float] = dict(kept)
         """The figure of each step that was measured; lower is better."""
@@ -93,8 +97,8 @@ class Selection:
         if not math.isfinite(value):
             return
         self.measured = {k: v for k, v in self.measured.items() if k < step} | {step: value}
-        if self.best() == step:
-            self._keep(state)
+        if value < self._kept()[1]:
+            self._keep(state, step, value)
         self._folder.mkdir(parents=True, exist_ok=True)
         write_file(self._folder / MEASURED, json.dumps(list(self.measured.items())))
         write_file(self._folder.parent / PAGE, self._page(state))
@@ -121,7 +125,7 @@ class Selection:
         Returns:
             What the record's provenance says of the choice.
         """
-        best = self.best()
+        best, _ = self._kept()
         if best is None:
             return {}
         tensors = load_file(self._folder / BEST)
@@ -137,7 +141,15 @@ class Selection:
             return "they were still getting better: more steps or a longer --budget may help"
         return f"nothing was better in the {steps[-1] - best} steps after it: more would not help"
 
-    def _keep(self, state: TrainingState) -> None:
+    def _kept(self) -> tuple[int | None, float]:
+        """The step of the networks that are kept, and its figure; infinity if there are none."""
+        if not (self._folder / BEST).exists():
+            return None, math.inf
+        with safe_open(self._folder / BEST, framework="pt") as file:
+            noted = file.metadata()
+        return int(noted["step"]), float(noted["value"])
+
+    def _keep(self, state: TrainingState, step: int, value: float) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         new = self._folder / f"{BEST}.partial"
         tensors = {
@@ -146,7 +158,7 @@ class Selection:
             for name, tensor in getattr(state, part).state_dict().items()
         }
         try:
-            save_file(tensors, new)
+            save_file(tensors, new, {"step": str(step), "value": repr(value)})
             put(new, self._folder / BEST)
         finally:
             new.unlink(missing_ok=True)

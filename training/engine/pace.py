@@ -41,6 +41,8 @@ def measure_pace(
     times = list[float]()
 
     def watch(step: int, state: TrainingState) -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()  # or the pace would be that of launching kernels
         times.append(clock())
 
     with tempfile.TemporaryDirectory() as folder:

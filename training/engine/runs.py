@@ -282,7 +282,9 @@ def _gone_on(
     # whole of privacy, differs too.
     keys = [*now, *(before.keys() - now.keys())]
     differing = [k for k in keys if before.get(k) != now.get(k) and k != "data.source"]
-    if differing == ["training.steps"] and config.training.steps > before["training.steps"]:
+    # How often a run is measured follows from its steps, unless it is set.
+    longer = [key for key in differing if key != "selection.every"] == ["training.steps"]
+    if longer and config.training.steps > before["training.steps"]:
         if config.privacy and config.privacy.epsilon:
             raise CheckpointError(
                 f"{where}: the noise of a private run with an epsilon is chosen for its steps; "

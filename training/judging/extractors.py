@@ -270,6 +270,8 @@ def _classifier(data: Dataset) -> FeatureExtractor:
     # The content hash knows nothing of the labels.
     key = hashlib.sha256(data.card.sha256.encode() + data.labels.tobytes())
     key.update(f"{data.card.heldout_fraction} {CLASSIFIER_VERSION}".encode())
+    if data.card.validation_count:  # which it is not trained on
+        key.update(f" {data.card.validation_count}".encode())
     cached = cache_folder() / "extractors" / f"{key.hexdigest()}.safetensors"
     if not cached.exists():
         network = train_classifier(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ def headline(
         count: samples, at most.
 
     Returns:
-        The first of `headlines` for the data; lower is better.
+        The first of `headlines` for the data; lower is better; NaN if samples are not finite.
     """
     indices = data.sample_indices(count, heldout=True)
     real = data.items_at(indices)
@@ -46,6 +47,8 @@ def headline(
     if config.conditional and data.labels is not None:
         labels = [torch.from_numpy(data.labels[indices]).to(device)]
     fake = copy.deepcopy(generator).eval()(z, *labels).cpu()
+    if not torch.isfinite(fake).all():
+        return math.nan
     if data.card.table is not None:
         points, samples = (comparable_codes(x, data.card.table) for x in (real, fake.numpy()))
     elif extractor is not None:

@@ -10,6 +10,7 @@ import typer
 
 from models.command_line import (
     DATA_HELP,
+    EXIT_FAILED,
     EXIT_INTERRUPTED,
     MODEL_HELP,
     SetOption,
@@ -122,7 +123,7 @@ def tune(
     jobs: Annotated[int, typer.Option(min=1, metavar="N", help="trials at once")] = 1,
     storage: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="a database, by which several machines search together"),
+        typer.Option(metavar="URL|FILE", help="by which several machines search together"),
     ] = None,
     only_trials: Annotated[
         bool, typer.Option("--only-trials", help="leave the winner to another machine")
@@ -136,6 +137,7 @@ def tune(
     if only_trials and storage is None:
         raise UserError("--only-trials: name the --storage that the other machine has too")
     overrides = assignments(settings)
+    from training.engine.runs import Diverged
     from training.engine.workers import join_workers
     from training.lab.tuning import REPORT
     from training.lab.tuning import tune as run_search
@@ -162,6 +164,9 @@ def tune(
         )
     except KeyboardInterrupt:
         return _goes_on()
+    except Diverged as error:
+        complain(f"error: {error}")
+        return EXIT_FAILED
     if answer is not None:
         say(f"alone: {answer['command']}")
         say(f"report: {out / REPORT}")

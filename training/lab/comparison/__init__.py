@@ -140,8 +140,10 @@ def _require_same(
     """Require that what is done already is of these data and settings; write them down.
 
     Raises:
-        UserError: it is of others; the line names what differs.
+        UserError: it is of others, and the line names what differs; or a run would select a step.
     """
+    if any(config.selection for config in configs.values()):
+        raise UserError("selection: a comparison judges all at equal steps; leave it out")
     settings = dict[str, dict[str, Any]]()
     for kind, config in configs.items():
         settings[kind] = flatten(config.model_dump(mode="json"))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from models.artifact import GRID, load_artifact
+from models.config import Config
 from models.durable import write_file
 from models.errors import UserError
 from models.outputs import sole_writer
@@ -26,6 +27,7 @@ from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.origin import changes, fingerprint, kept_threads
 from training.engine.pace import measure_pace
+from training.judging.evaluate import require_evaluation
 from training.judging.figures import headlines
 from training.lab.jobs import begin_process
 from training.lab.tuning.space import CONSTRAINTS, Setting, middle
@@ -99,8 +101,8 @@ def tune(
         max_trials: end the search when the study has so many, though there is time.
         processes: trials at once, one thread each.
         seed: of the choices, and of training.
-        storage: URL of a database, so that several machines search together; by default a file
-            in ``out``.
+        storage: URL of a database, or a file of a disk that several machines share, so that these
+            search together; by default a file in ``out``.
         only_trials: leave the winner to another process that has the same storage.
         register: write the winner to MLflow, and register it.
         device: where to train.
@@ -117,9 +119,12 @@ def tune(
     overrides, preset = dict(overrides or {}), preset or suitable_preset(source, overrides)
     fixed = {"training.seed": seed, **VALIDATION, **overrides}
     with sole_writer(out):
-        base = build_config(preset, source, constraints[0], fixed)
+        configs = [build_config(preset, source, kind, fixed) for kind in constraints]
+        base = configs[0]
+        _require_searchable(configs, overrides, storage)
         with phase("loading the data"):
             data = load_data(base.data, base.training.batch_size, to_train=True)
+        require_evaluation(base.evaluation, data)
         base = fill_in(base, data.card, device)
         pace = measure_pace(base, data, device)
         seconds = pace * base.training.steps * base.training.num_critic_steps
@@ -137,10 +142,6 @@ def tune(
             started + search_seconds,
             max_trials,
         )
-        for kind in constraints:  # mistakes are told now
-            for key, setting in search.searched.items():
-                for value in setting.examples:
-                    search.trial_config(kind, {key: value})
         search = _same_search(search, data)
         _run(search, processes, seed, say)
         if only_trials:
@@ -190,20 +191,70 @@ def _same_search(search: Search, data: Dataset) -> Search:
     Raises:
         UserError: it began with other data or settings.
     """
+    firsts = []
+    for kind in search.constraints:
+        for key, setting in search.searched.items():
+            for value in setting.examples:
+                search.trial_config(kind, {key: value})  # tells mistakes now
+        own = fill_in(search.trial_config(kind, {}), data.card, search.device)
+        firsts.append({KIND: kind, **middle(own, search.space(own), kind)})
     study, print_of_data = open_study(search, 0), fingerprint(data)
-    now = {"data": print_of_data, "fixed": search.fixed, "seconds": search.trial_seconds}
+    asked = {
+        "--preset": search.preset,
+        "--constraints": search.constraints,
+        "--search": {key: list(setting) for key, setting in search.searched.items()},
+        "--set or --seed": search.fixed,
+    }
+    now = {"data": print_of_data, "asked": asked, "seconds": search.trial_seconds}
     then = study.user_attrs.get(SEARCHED)
     if then is None:
         study.set_user_attr(SEARCHED, now)
-        for kind in search.constraints:
-            own = fill_in(search.trial_config(kind, {}), data.card, search.device)
-            study.enqueue_trial({KIND: kind, **middle(own, search.space(own), kind)})
+        for first in firsts:
+            study.enqueue_trial(first)
         return search
     if changed := changes(then["data"], print_of_data):
         raise UserError(f"{search.storage}: searches on other data ({changed}); {OTHERWISE}")
-    if then["fixed"] != json.loads(json.dumps(search.fixed)):
-        raise UserError(f"{search.storage}: began with other --set or --seed; {OTHERWISE}")
+    for what, value in json.loads(json.dumps(asked)).items():
+        if then["asked"][what] != value:
+            raise UserError(f"{search.storage}: began with other {what}; {OTHERWISE}")
     return search._replace(trial_seconds=then["seconds"])
+
+
+def _require_searchable(
+    configs: Sequence[Config], overrides: dict[str, Any], storage: str | None
+) -> None:
+    """Require settings that trials and the winner can both have.
+
+    Args:
+        configs: of each constraint.
+        overrides: of all.
+        storage: of the study, if one is named.
+
+    Raises:
+        UserError: there is one that they cannot.
+    """
+    reasons = {
+        "--storage: SQLite gives one trial to two processes; name a file without sqlite:///": (
+            storage is not None and storage.startswith("sqlite")
+        ),
+        "constraint.kind: name it in --constraints": "constraint.kind" in overrides,
+        "data.validation_fraction: a search measures on validation items; give a share of them": (
+            not configs[0].data.validation_fraction
+        ),
+        "privacy: a search measures rows without noise; search on public rows": any(
+            config.privacy for config in configs
+        ),
+        "selection: the winner trains on all training items; select in a run of its own": any(
+            config.selection for config in configs
+        ),
+        "augmentation.target: it follows validation items, which the winner has not; search "
+        "augmentation.strength": any(
+            config.augmentation and config.augmentation.target for config in configs
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(reason)
 
 
 def _run(search: Search, processes: int, seed: int, say: Callable[[str], None]) -> None:
@@ -300,8 +351,9 @@ def _command(search: Search, best: dict[str, Any], steps: int) -> str:
         if key not in VALIDATION
     )
     return (
-        f"wgan train --preset {search.preset} --data {shlex.quote(search.source)} "
-        f"--constraint {best[KIND]} {told} --out winner"
+        f"OMP_NUM_THREADS=1 wgan train --preset {search.preset} "
+        f"--data {shlex.quote(search.source)} --constraint {best[KIND]} {told} "
+        f"--device {search.device} --out winner"
     )
 
 

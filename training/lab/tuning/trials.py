@@ -17,7 +17,7 @@ from optuna.study import MaxTrialsCallback
 from optuna.trial import TrialState
 
 from models.config import Config
-from models.errors import UserError
+from models.errors import ConfigError, UserError
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
@@ -113,7 +113,7 @@ def run_trials(work: tuple[Search, int], ended: Callable[[], None] = nothing) ->
     """
     search, seed = work
     study = open_study(search, seed)
-    data = load_data(search.config.data, to_train=True).to_validate()
+    data = load_data(search.config.data, to_train=True)
     is_image = data.card.kind == "image"
     extractor = choose_extractor(search.config.evaluation, data) if is_image else None
 
@@ -138,12 +138,14 @@ def _train(
         TrialPruned: it fell behind, it cannot be trained, or the time is over.
     """
     kind = trial.suggest_categorical(KIND, search.constraints)
-    value = math.nan
+    value, judged = math.nan, data.to_validate()
 
     def watch(step: int, state: TrainingState) -> None:
         nonlocal value
         if step in rungs:
-            value = headline(config, data, state.ema, extractor)
+            value = headline(config, judged, state.ema, extractor)
+            if not math.isfinite(value):
+                raise Diverged(f"samples are not finite at step {step}")
             trial.report(value, rungs[step])
             if trial.should_prune():
                 raise optuna.TrialPruned
@@ -153,6 +155,10 @@ def _train(
         chosen = choose(trial, search.space(own), kind)
         trial.set_user_attr(CHOSEN, chosen)
         config = fill_in(search.trial_config(kind, chosen), data.card, search.device)
+        if config.training.batch_size > data.card.training_count:
+            raise ConfigError(
+                f"a batch is more than the {data.card.training_count} items there are"
+            )
         pace = measure_pace(config, data, search.device) * config.training.num_critic_steps
         steps = max(FEWEST_STEPS, int(search.trial_seconds / pace))
         rungs = {math.ceil(steps * part / RUNGS[-1]): part for part in RUNGS}
@@ -167,7 +173,7 @@ def _train(
                 stop_requested=lambda: time.time() > search.deadline,
                 watch=watch,
             )
-    except (UserError, Diverged) as error:
+    except (UserError, Diverged, torch.OutOfMemoryError) as error:
         trial.set_user_attr(FAILED, str(error))
         raise optuna.TrialPruned from None
     except Interrupted:

@@ -61,6 +61,9 @@ def pages(surfaces: dict[str, bytes] | None = None) -> dict[str, str]:
             samples={HOSTILE: PNG},
             surfaces={HOSTILE: PNG} if surfaces is None else surfaces,
         ),
+        "progress": render(
+            "progress.html.j2", title=HOSTILE, steps=9, best=3, chart=CHART, samples=PNG
+        ),
         "study": render("study.html.j2", title=HOSTILE, parts=parts),
         "table_report": render(
             "table_report.html.j2",
@@ -74,6 +77,17 @@ def pages(surfaces: dict[str, bytes] | None = None) -> dict[str, str]:
             pairs=[(HOSTILE, HOSTILE, 0.5, 0.1, 0.2)],
             pair_count=1,
             heat_maps=[],
+        ),
+        "tuning": render(
+            "tuning.html.j2",
+            title=HOSTILE,
+            headline=HOSTILE,
+            command=HOSTILE,
+            judged=[HOSTILE],
+            samples=PNG,
+            chart=CHART,
+            header=[HOSTILE],
+            rows=[[HOSTILE]],
         ),
         "w1": render(
             "w1.html.j2",

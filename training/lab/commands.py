@@ -28,6 +28,10 @@ app = new_app()
 study_app = new_app("Measure from scratch what a constraint does.")
 app.add_typer(study_app, name="study")
 
+PresetOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="default: what suits the data", autocompletion=preset_names),
+]
 LabFolder = Annotated[Path, typer.Option(metavar="DIR", help="with the report; goes on in it")]
 
 
@@ -42,12 +46,7 @@ def compare(
     constraints: Annotated[str, typer.Option(metavar="a,b,c", help="two kinds or more")],
     out: LabFolder,
     seeds: Annotated[int, typer.Option(min=1, metavar="N", help="how many")] = 3,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="default: what suits the data", autocompletion=preset_names
-        ),
-    ] = None,
+    preset: PresetOption = None,
     budget_seconds: Annotated[
         float | None, typer.Option(metavar="S", help="of training, for each run")
     ] = None,
@@ -103,12 +102,7 @@ def tune(
         str, typer.Option(metavar="TIME", help="of everything, such as 90s, 30m or 2h")
     ],
     out: LabFolder,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="default: what suits the data", autocompletion=preset_names
-        ),
-    ] = None,
+    preset: PresetOption = None,
     constraints: Annotated[
         str | None, typer.Option(metavar="a,b,c", help="to choose from; default: three")
     ] = None,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from optuna import Study
 
 from models.artifact import GRID, load_artifact
 from models.config import Config
@@ -142,11 +143,13 @@ def tune(
             started + search_seconds,
             max_trials,
         )
-        search = _same_search(search, data)
-        _run(search, processes, seed, say)
+        firsts = _first_choices(search, data)
+        study = open_study(search, seed)
+        search = _same_search(study, search, data, firsts)
+        _run(study, search, processes, seed, say)
         if only_trials:
             return None
-        rows = trial_rows(search)
+        rows = trial_rows(study)
         best = _best(rows)
         say(
             f"trial {best['number']} is the best of {len(rows)}: {best[KIND]} with "
@@ -167,7 +170,7 @@ def tune(
         return answer
 
 
-def trial_rows(search: Search) -> list[dict[str, Any]]:
+def trial_rows(study: Study) -> list[dict[str, Any]]:
     """What each trial of a search chose and came to, in the order in which they began."""
     return [
         {
@@ -178,18 +181,16 @@ def trial_rows(search: Search) -> list[dict[str, Any]]:
             "values": {str(part): v for part, v in trial.intermediate_values.items()},
             FAILED: trial.user_attrs.get(FAILED),
         }
-        for trial in open_study(search, 0).trials
+        for trial in study.trials
         if CHOSEN in trial.user_attrs
     ]
 
 
-def _same_search(search: Search, data: Dataset) -> Search:
-    """The search with the length of trials that it began with; if it is new, its first trials.
-
-    These are each constraint's own settings.
+def _first_choices(search: Search, data: Dataset) -> list[dict[str, Any]]:
+    """What the first trials of a new search choose: each constraint's own settings.
 
     Raises:
-        UserError: it began with other data or settings.
+        UserError: a setting cannot be what it may be searched to be.
     """
     firsts = []
     for kind in search.constraints:
@@ -198,7 +199,18 @@ def _same_search(search: Search, data: Dataset) -> Search:
                 search.trial_config(kind, {key: value})  # tells mistakes now
         own = fill_in(search.trial_config(kind, {}), data.card, search.device)
         firsts.append({KIND: kind, **middle(own, search.space(own), kind)})
-    study, print_of_data = open_study(search, 0), fingerprint(data)
+    return firsts
+
+
+def _same_search(
+    study: Study, search: Search, data: Dataset, firsts: list[dict[str, Any]]
+) -> Search:
+    """The search with the length of trials that it began with; a new one is noted, and begun.
+
+    Raises:
+        UserError: it began with other data or settings.
+    """
+    print_of_data = fingerprint(data)
     asked = {
         "--preset": search.preset,
         "--constraints": search.constraints,
@@ -257,9 +269,11 @@ def _require_searchable(
             raise UserError(reason)
 
 
-def _run(search: Search, processes: int, seed: int, say: Callable[[str], None]) -> None:
+def _run(
+    study: Study, search: Search, processes: int, seed: int, say: Callable[[str], None]
+) -> None:
     """Make trials until the time is over, and say what becomes of each."""
-    known = {row["number"] for row in trial_rows(search) if row["ended"]}
+    known = {row["number"] for row in trial_rows(study) if row["ended"]}
     say(
         f"trials for {search.deadline - time.time():.0f} s, {processes} at once, of "
         f"{search.trial_seconds:.0f} s at most" + (f"; {len(known)} are there" if known else "")
@@ -267,7 +281,7 @@ def _run(search: Search, processes: int, seed: int, say: Callable[[str], None]) 
     first = seed + len(known)  # other choices than those that are there
 
     def look() -> None:
-        for row in trial_rows(search):
+        for row in trial_rows(study):
             if row["number"] not in known and row["ended"]:
                 known.add(row["number"])
                 say(_in_words(row))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from models.section import Section
 
 Operation = Literal["colour", "translation", "cutout"]
 
 
-class AugmentationConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class AugmentationConfig(Section):
     """What is done to each image before the critic sees it, and how often; docs/augmentation.md."""
 
     operations: tuple[Operation, ...] = Field(

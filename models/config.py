@@ -12,6 +12,7 @@ from models.constraints import CONSTRAINTS, AnyConstraint
 from models.errors import ConfigError, suggestion
 from models.networks import SIDES, CriticConfig, GeneratorConfig
 from models.privacy import PrivacyConfig
+from models.section import Section
 from models.selection import SelectionConfig
 from models.tables.reading.dialect import CsvConfig
 from models.tables.rules import parse_rule
@@ -22,10 +23,6 @@ M = TypeVar("M", bound=BaseModel)
 Layout = Literal["nhw", "nhwc", "nchw", "ntd", "ndt"]
 """Axes of an array: n items; of images h rows, w columns, c channels; of sequences t steps, d
 features."""
-
-
-class Section(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
-    """A part of the configuration. JSON has no infinity, so a record could not hold it."""
 
 
 class ColumnConfig(Section):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from models.section import Section
 
 
-class PrivacyConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class PrivacyConfig(Section):
     """Settings of differentially private training of a table; docs/privacy.md says what holds."""
 
     epsilon: float | None = Field(default=None, gt=0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from models.section import Section
 
 VALIDATION_SHARE = 0.1
 """Share of the training items that a run within a budget leaves out, unless another is set."""
 
 
-class SelectionConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class SelectionConfig(Section):
     """How often samples are measured against validation items; docs/budget.md."""
 
     every: int = Field(default=0, ge=0)

@@ -26,6 +26,7 @@ ORDER = [
     "networks",
     "lipschitz",
     "constraints",
+    "section",
     "augmentation",
     "privacy",
     "selection",

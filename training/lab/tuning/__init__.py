@@ -1,6 +1,6 @@
 """The search for a constraint and its settings, by successive halving with Optuna.
 
-`space` says what is searched, `trials` makes the trials.
+`space` says what is searched, `trials` makes the trials, `page` writes the report.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from models.config import Config
 from models.durable import write_file
 from models.errors import UserError
 from models.outputs import sole_writer
-from models.record import Chart, Line, Run
 from models.run_folder import ARTIFACT, CHECKPOINTS
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
@@ -31,6 +30,7 @@ from training.engine.pace import measure_pace
 from training.judging.evaluate import require_evaluation
 from training.judging.figures import headlines
 from training.lab.jobs import begin_process
+from training.lab.tuning.page import tuning_page
 from training.lab.tuning.space import CONSTRAINTS, Setting, middle
 from training.lab.tuning.trials import (
     CHOSEN,
@@ -45,7 +45,6 @@ from training.lab.tuning.trials import (
 )
 from training.presets import build_config, fill_in, suitable_preset
 from training.progress import TrainingBar, phase, silent
-from training.reporting.pages import figures_in_words, render
 from training.run import run_training
 
 SEARCH_SHARE = 0.6
@@ -166,7 +165,7 @@ def tune(
             "trials": rows,
         }
         write_file(out / ANSWER, json.dumps(answer, indent=1) + "\n")
-        write_file(out / REPORT, _page(answer, run, (winner / ARTIFACT / GRID).read_bytes()))
+        write_file(out / REPORT, tuning_page(answer, run, (winner / ARTIFACT / GRID).read_bytes()))
         return answer
 
 
@@ -368,42 +367,4 @@ def _command(search: Search, best: dict[str, Any], steps: int) -> str:
         f"OMP_NUM_THREADS=1 wgan train --preset {search.preset} "
         f"--data {shlex.quote(search.source)} --constraint {best[KIND]} {told} "
         f"--device {search.device} --out winner"
-    )
-
-
-def _page(answer: dict[str, Any], run: Run, samples: bytes) -> str:
-    rows = [row for row in answer["trials"] if row["values"]]
-    lines = []
-    for kind in dict.fromkeys(row[KIND] for row in rows):
-        values = [row["values"] for row in rows if row[KIND] == kind]
-        parts = [part for part in RUNGS if any(str(part) in v for v in values)]
-        best = [min(v[str(part)] for v in values if str(part) in v) for part in parts]
-        lines.append(Line(name=kind, x=[part / RUNGS[-1] for part in parts], y=best))
-    rows.sort(key=lambda row: (-len(row["values"]), list(row["values"].values())[-1]))
-    return render(
-        "tuning.html.j2",
-        title=f"Settings searched for {run.config.name}",
-        headline=answer["headline"],
-        command=answer["command"],
-        judged=figures_in_words(run.results.figures),
-        samples=samples,
-        chart=Chart(
-            title=f"{answer['headline']} of validation items",
-            x_label="share of a trial's seconds",
-            y_label="lower is better",
-            lines=lines,
-        ),
-        header=["trial", KIND, *(f"{part}/{RUNGS[-1]}" for part in RUNGS), "settings"],
-        rows=[
-            [
-                row["number"],
-                row[KIND],
-                *(f"{row['values'][str(p)]:.4g}" if str(p) in row["values"] else "" for p in RUNGS),
-                ", ".join(
-                    f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}"
-                    for k, v in row[CHOSEN].items()
-                ),
-            ]
-            for row in rows
-        ],
     )

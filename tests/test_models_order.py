@@ -66,6 +66,7 @@ WITHIN = {
         "piecewise",
         "recurrent",
         "cones",
+        "initial",
         "parts",
         "conditional",
         "resnet",

@@ -10,6 +10,7 @@ from torch import nn
 from models.errors import ConfigError
 from models.networks.conditional import ConditionalGenerator, ProjectionCritic
 from models.networks.dcgan import dcgan_critic, dcgan_generator
+from models.networks.initial import draw_weights
 from models.networks.parts import Critic, activation, normalization
 from models.networks.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 from models.networks.resnet import resnet_critic, resnet_generator
@@ -64,6 +65,7 @@ def build_generator(
         case "gru" | "lstm":
             layers = _recurrent_generator(config, inputs, shape)
     body = nn.Sequential(*layers)
+    draw_weights(body, config.start)
     if parts:
         return RowGenerator(body, parts)
     if not classes:
@@ -95,12 +97,15 @@ def build_critic(
             layers.append(nn.Linear(config.width, 1))
     layers = _with_dropout(layers, config)
     if parts:
-        return RowCritic(nn.Sequential(*layers), restriction_width(parts))
-    if not classes:
-        return Critic(nn.Sequential(*layers))
-    *features, head = layers
-    assert isinstance(head, nn.Linear)
-    return ProjectionCritic(nn.Sequential(*features), head, classes)
+        critic: nn.Module = RowCritic(nn.Sequential(*layers), restriction_width(parts))
+    elif not classes:
+        critic = Critic(nn.Sequential(*layers))
+    else:
+        *features, head = layers
+        assert isinstance(head, nn.Linear)
+        critic = ProjectionCritic(nn.Sequential(*features), head, classes)
+    draw_weights(critic, config.start)
+    return critic
 
 
 def _with_dropout(layers: list[nn.Module], config: CriticConfig) -> list[nn.Module]:

@@ -11,6 +11,7 @@ from models.errors import ConfigError
 Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu", "abs", "groupsort"]
 Normalization = Literal["none", "batch", "layer", "instance"]
 Architecture = Literal["mlp", "dcgan", "resnet", "gru", "lstm"]
+Start = Literal["default", "orthogonal", "xavier"]
 Shape = tuple[int, ...]
 """Shape of one item: ``(D,)`` for a vector, ``(C, H, W)`` an image, ``(T, D)`` a sequence."""
 
@@ -39,6 +40,11 @@ class NetworkConfig(BaseModel, frozen=True, extra="forbid"):
     depth: int = Field(default=3, ge=1, le=100)
     activation: Activation = "leaky_relu"
     normalization: Normalization = "none"
+    start: Start = Field(default="default", exclude_if=lambda start: start == "default")
+    """Initial weights of dense and convolutional layers. orthogonal: all singular values of the
+    weight as a matrix are 1 (Saxe et al. 2014; BigGAN's, Brock et al. 2019). xavier: uniform, of
+    variance ``2 / (fan_in + fan_out)`` (Glorot & Bengio 2010, eq. 16). Biases are then 0. default:
+    torch's own, uniform of variance ``1 / (3 fan_in)``, biases likewise. Written unless default."""
 
 
 class GeneratorConfig(NetworkConfig):

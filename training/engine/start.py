@@ -72,8 +72,9 @@ def _faults(model: Model, config: Config, card: DataCard) -> list[str]:
 
 def _settings(theirs: Config, ours: Config) -> list[str]:
     """Settings of the networks that differ."""
+    # Not by a dump, which leaves out some settings that are as by default.
     own, now = (
-        flatten(config.model_dump(mode="json", include={"generator", "critic"}))
+        flatten({part: dict(getattr(config, part)) for part in ("generator", "critic")})
         for config in (theirs, ours)
     )
     differing = [f"{key} {now[key]}, the model's {own[key]}" for key in now if now[key] != own[key]]

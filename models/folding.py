@@ -12,6 +12,7 @@ import typing
 import torch
 from torch import Tensor, nn
 
+from models.networks.initial import set_plain_weights
 from models.networks.piecewise import LeakyReLU, ReLU
 
 Foldable = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
@@ -20,11 +21,13 @@ Foldable = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
 def fold(generator: nn.Module) -> nn.Module:
     """Copy a generator in eval mode, with its batch normalisations folded into layers.
 
+    Equalised weights become plain ones.
     Its activations become torch's own, in place where nothing else needs their input. Values are
     the same up to rounding. Normalisations that do not follow a layer directly stay, as in residual
     or class-conditional networks.
     """
     copied = copy.deepcopy(generator).eval()
+    set_plain_weights(copied)
     for part in list(copied.modules()):
         if isinstance(part, nn.Sequential):
             _fold_in(part)

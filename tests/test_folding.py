@@ -31,6 +31,12 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], int, int]] = {
     "layer": ({"architecture": "dcgan", "normalization": "layer"}, (1, 8, 8), 0, 0),
     "conditional": ({"architecture": "dcgan", "normalization": "batch"}, (1, 8, 8), 3, 2),
     "resnet": ({"architecture": "resnet", "normalization": "batch", "depth": 4}, (1, 16, 16), 0, 3),
+    "equalized": (
+        {"architecture": "dcgan", "normalization": "batch", "equalized": True},
+        (3, 12, 9),
+        0,
+        0,
+    ),
 }
 """Settings, shape, classes, and how many batch normalisations stay."""
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from models.lipschitz import CriticFunction
+from models.networks.initial import Scaled
 
 
 def adam(
@@ -103,9 +104,12 @@ class Constraint(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         state = {k: t for k, t in critic.state_dict().items() if "parametrizations." not in k}
         for path, module in critic.named_modules():
             if parametrize.is_parametrized(module):
-                for name in module.parametrizations:
+                for name, made in module.parametrizations.items():
+                    value, key = getattr(module, name).detach(), name
+                    if isinstance(made[0], Scaled):  # equalised before the constraint came
+                        value, key = value / made[0].factor, f"parametrizations.{name}.original"
                     # The critic itself has an empty path.
-                    state[f"{path}.{name}".removeprefix(".")] = getattr(module, name).detach()
+                    state[f"{path}.{key}".removeprefix(".")] = value
         return state
 
     def penalty(

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from models.constraints.base import Constraint, adam
 from models.constraints.layers import as_matrix, layers, overlap
 from models.lipschitz import Layer
+from models.networks.initial import trained_weight
 
 TOLERANCE = 1e-3
 """Largest accepted distance of a singular value from 1."""
@@ -50,14 +51,14 @@ class Bjorck(Constraint):
     def before_training(self, critic: nn.Module) -> nn.Module:
         """Make the weights orthonormal, and project their gradients or parametrise the weights."""
         for layer in list(layers(critic)):
-            scale = _scale(layer)
+            weight, scale = _trained(layer)
             with torch.no_grad():
-                layer.weight.copy_(scale * _nearest(as_matrix(layer.weight)).view_as(layer.weight))
+                weight.copy_(scale * _nearest(as_matrix(weight)).view_as(weight))
             if self.method == "iterate":
-                orthonormal = _Orthonormal(self.iterations, scale)
+                orthonormal = _Orthonormal(self.iterations, _scale(layer))
                 parametrize.register_parametrization(layer, "weight", orthonormal)
             else:
-                layer.weight.register_post_accumulate_grad_hook(_Tangent(scale))  # type: ignore[no-untyped-call]
+                weight.register_post_accumulate_grad_hook(_Tangent(scale))  # type: ignore[no-untyped-call]
         return critic
 
     @torch.no_grad()
@@ -65,9 +66,9 @@ class Bjorck(Constraint):
         """Pull the weights back onto the orthonormal matrices, in place."""
         if self.method == "project":
             for layer in layers(critic):
-                scale = _scale(layer)
-                matrix = _retract(as_matrix(layer.weight) / scale)
-                layer.weight.copy_(scale * matrix.view_as(layer.weight))
+                weight, scale = _trained(layer)
+                matrix = _retract(as_matrix(weight) / scale)
+                weight.copy_(scale * matrix.view_as(weight))
 
     def broken_claim(self, critic: nn.Module) -> str | None:
         """Check the singular values of all weights."""
@@ -81,6 +82,12 @@ class Bjorck(Constraint):
 
 def _scale(layer: Layer) -> float:
     return float(overlap(layer) ** -0.5)
+
+
+def _trained(layer: Layer) -> tuple[nn.Parameter, float]:
+    """The parameter that training moves, and what all its singular values are to be."""
+    parameter, factor = trained_weight(layer)
+    return parameter, _scale(layer) / factor
 
 
 def _wide(matrix: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 
 from models.constraints.base import Constraint
 from models.constraints.layers import as_matrix, layers
+from models.networks.initial import trained_weight
 
 ROUNDING = 1e-5
 
@@ -40,7 +41,8 @@ class NormClipping(Constraint):
         for layer in layers(critic):
             norms = torch.linalg.vector_norm(as_matrix(layer.weight), dim=1)
             factors = (self.max_norm / norms).clamp_max(1)
-            layer.weight.mul_(factors.view(-1, *[1] * (layer.weight.dim() - 1)))
+            weight, _ = trained_weight(layer)
+            weight.mul_(factors.view(-1, *[1] * (weight.dim() - 1)))
 
     def broken_claim(self, critic: nn.Module) -> str | None:
         """Check the lengths of all weight vectors."""

@@ -46,7 +46,8 @@ class SpectralNorm(Constraint):
         """Run one iteration of the power method for each weight."""
         for layer in layers(critic):
             parametrization = layer.parametrizations.weight  # type: ignore[union-attr]
-            parametrization[0].power.iterate(parametrization.original)  # type: ignore[index, union-attr]
+            # An equalised weight has the same singular vectors as the parameter that it scales.
+            parametrization[-1].power.iterate(parametrization.original)  # type: ignore[index, union-attr]
 
     def broken_claim(self, critic: nn.Module) -> str | None:
         """Check kernels as matrices; with method operator, dense layers only."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.constraints.base import Constraint
 from models.constraints.layers import largest_singular_value, layers
 from models.constraints.power_method import PowerMethod
+from models.networks.initial import trained_weight
 
 TOLERANCE = 1.0
 """Largest accepted relative excess of a dense layer's norm. The power method lags behind weights
@@ -52,7 +53,7 @@ class SpectralProjection(Constraint):
         for layer in layers(critic):
             layer.power.iterate(layer.weight, self.iterations)  # type: ignore[operator, union-attr]
             sigma = layer.power.sigma(layer.weight)  # type: ignore[operator, union-attr]
-            layer.weight.div_((sigma / self.max_norm).clamp_min(1))
+            trained_weight(layer)[0].div_((sigma / self.max_norm).clamp_min(1))
 
     def broken_claim(self, critic: nn.Module) -> str | None:
         """Check the norms of dense layers."""

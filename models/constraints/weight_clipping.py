@@ -6,12 +6,14 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from models.constraints.base import Constraint, rmsprop
 from models.constraints.layers import layers
 from models.errors import ConfigError
 from models.lipschitz import Layer, certify, to_phases
 from models.networks.conditional import ProjectionCritic
+from models.networks.initial import trained_weight
 
 # torch has no public name for "any batch or instance normalisation".
 NORMALIZATION = (
@@ -67,14 +69,22 @@ class WeightClipping(Constraint):
         return self.target_lipschitz or 1.0
 
     def clipped(self, critic: nn.Module) -> Iterator[tuple[nn.Parameter, float]]:
-        """Yield the parameters that the scope covers, each with its bound."""
+        """Yield the parameters that the scope covers, each with its bound.
+
+        The bound is that of weights; an equalised layer's parameter has that of its weight over
+        the layer's factor.
+        """
         for module in critic.modules():
             is_norm = isinstance(module, NORMALIZATION)
-            if is_norm and self.scope != "all":
-                continue
+            if isinstance(module, ParametrizationList) or (is_norm and self.scope != "all"):
+                continue  # an equalised weight's parameter is its layer's
+            bound = getattr(module, RANGE, self.clip_value)
+            if is_parametrized(module, "weight"):
+                weight, factor = trained_weight(module)
+                yield weight, bound / factor
             for name, parameter in module.named_parameters(recurse=False):
                 if self.scope != "weights" or "bias" not in name:
-                    yield parameter, getattr(module, RANGE, self.clip_value)
+                    yield parameter, bound
 
     def before_training(self, critic: nn.Module) -> nn.Module:
         """Clip the initial weights, so that the claim holds from the first step on."""

@@ -1,5 +1,6 @@
 """L2 weight decay of the critic."""
 
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from models.constraints.base import Constraint
 from models.constraints.layers import layers
+from models.networks.initial import trained_weight
 
 
 class WeightDecay(Constraint):
@@ -28,9 +30,11 @@ class WeightDecay(Constraint):
     def before_training(self, critic: nn.Module) -> nn.Module:
         """Attach the hooks that add the term's gradient."""
         for layer in layers(critic):
-            layer.weight.register_post_accumulate_grad_hook(self._add_gradient)  # type: ignore[no-untyped-call]
+            weight, factor = trained_weight(layer)
+            add = partial(self._add_gradient, factor)
+            weight.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
         return critic
 
-    def _add_gradient(self, weight: Tensor) -> None:
-        if weight.grad is not None:
-            weight.grad.add_(weight.detach(), alpha=self.strength)
+    def _add_gradient(self, factor: float, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach(), alpha=self.strength * factor**2)

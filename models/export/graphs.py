@@ -12,12 +12,12 @@ from torch._decomp import core_aten_decompositions
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from models.constraints.gradient_normalization import GradientNormalized
 from models.folding import fold
 from models.model import Model
 from models.networks import convolution, piecewise
+from models.networks.initial import set_plain_weights
 from models.sampling import Scaling
 
 TORCH_OWN: dict[type[nn.Module], type[nn.Module]] = {
@@ -96,17 +96,10 @@ def graphs(model: Model) -> dict[str, Graph]:
 def with_torchs_layers(network: nn.Module) -> nn.Module:
     """Copy a network in eval mode, with torch's own layers and with weights in place of rules."""
     copied = copy.deepcopy(network).cpu().eval()
-    for module in list(copied.modules()):
-        kind = parametrize.type_before_parametrizations(module)
-        if parametrize.is_parametrized(module):
-            # Not `remove_parametrizations`: it changes a class that the original has too.
-            weights = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
-            del module.parametrizations
-            module.__class__ = kind
-            for name, weight in weights.items():
-                module.register_parameter(name, nn.Parameter(weight.detach()))
-        if kind in TORCH_OWN:
-            module.__class__ = TORCH_OWN[kind]
+    set_plain_weights(copied)
+    for module in copied.modules():
+        if type(module) in TORCH_OWN:
+            module.__class__ = TORCH_OWN[type(module)]
     return copied.requires_grad_(False)
 
 

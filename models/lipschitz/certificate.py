@@ -58,7 +58,8 @@ def _slope(module: nn.Module, norm: Callable[[Layer], float] | None) -> float:
         return (norm or operator_norm)(module)
     branches = [getattr(module, name, None) for name in ("branch", "shortcut")]
     if all(isinstance(branch, nn.Module) for branch in branches):  # a residual block: their sum
-        return sum(_slope(branch, norm) for branch in branches if branch is not None)
+        total = sum(_slope(branch, norm) for branch in branches if branch is not None)
+        return total * float(getattr(module, "scale", 1.0))
     for kind, slope in _SLOPES.items():
         if isinstance(module, kind):
             return slope(module)

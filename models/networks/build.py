@@ -10,7 +10,7 @@ from torch import nn
 from models.errors import ConfigError
 from models.networks.conditional import ConditionalGenerator, ProjectionCritic
 from models.networks.dcgan import dcgan_critic, dcgan_generator
-from models.networks.initial import draw_weights
+from models.networks.initial import draw_weights, equalize, he_constant, weighted_layers
 from models.networks.parts import Critic, activation, normalization
 from models.networks.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 from models.networks.resnet import resnet_critic, resnet_generator
@@ -65,7 +65,7 @@ def build_generator(
         case "gru" | "lstm":
             layers = _recurrent_generator(config, inputs, shape)
     body = nn.Sequential(*layers)
-    draw_weights(body, config.start)
+    _begin(body, config)
     if parts:
         return RowGenerator(body, parts)
     if not classes:
@@ -104,8 +104,20 @@ def build_critic(
         *features, head = layers
         assert isinstance(head, nn.Linear)
         critic = ProjectionCritic(nn.Sequential(*features), head, classes)
-    draw_weights(critic, config.start)
+    _begin(critic, config)
     return critic
+
+
+def _begin(network: nn.Module, config: NetworkConfig) -> None:
+    """Give a new network the weights that its settings say."""
+    draw_weights(network, config.start)
+    if not config.equalized:
+        return
+    for layer in list(weighted_layers(network)):
+        factor = he_constant(layer)
+        if isinstance(network, ProjectionCritic) and layer is network.projection:
+            factor = network.head.in_features**-0.5  # its input has a single 1: length about 1
+        equalize(layer, factor)
 
 
 def _with_dropout(layers: list[nn.Module], config: CriticConfig) -> list[nn.Module]:

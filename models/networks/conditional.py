@@ -32,7 +32,7 @@ def _apply(module: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     if isinstance(module, ConditionalNorm):
         return module(x, labels)
     if isinstance(module, Residual):
-        return _apply(module.shortcut, x, labels) + _apply(module.branch, x, labels)
+        return module.through(x, lambda part, y: _apply(part, y, labels))
     if isinstance(module, nn.Sequential):
         for part in module:
             x = _apply(part, x, labels)

@@ -19,6 +19,8 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "abs": Abs,
     "groupsort": GroupSort,
 }
+Run = Callable[[nn.Module, Tensor], Tensor]
+"""Applies a module to maps, with whatever else it takes."""
 SMALLEST_MAP = 4
 """Pixels; no network halves an image below this height or width."""
 
@@ -36,16 +38,22 @@ class Critic(nn.Module):
 
 
 class Residual(nn.Module):
-    """``shortcut(x) + branch(x)``."""
+    """``shortcut(x) + branch(x)``; of equalised layers divided by the root of 2."""
 
-    def __init__(self, branch: nn.Sequential, shortcut: nn.Module) -> None:
+    def __init__(self, branch: nn.Sequential, shortcut: nn.Module, equalized: bool) -> None:
         super().__init__()
         self.branch = branch
         self.shortcut = shortcut
+        self.scale = 2**-0.5 if equalized else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(N, C, H, W)`` to ``(N, C', H', W')``."""
-        return self.shortcut(x) + self.branch(x)
+        return self.through(x, lambda part, y: part(y))
+
+    def through(self, x: Tensor, run: Run) -> Tensor:
+        """Compute the block with ``run``, which gives each of its parts what that takes."""
+        total = run(self.shortcut, x) + run(self.branch, x)
+        return total if self.scale == 1 else self.scale * total
 
 
 class ConditionalNorm(nn.Module):

@@ -60,7 +60,8 @@ def resnet_critic(config: CriticConfig, shape: Shape) -> list[nn.Module]:
         if block.resizes:  # the last row and column of an odd map are averaged over fewer pixels
             odd = any(side % 2 for side in sizes[block.stage - 1])
             pool = [AvgPool2d(2, ceil_mode=odd)]
-        layers.append(Residual(nn.Sequential(*branch, *pool), _shortcut(pool, now, after)))
+        shortcut = _shortcut(pool, now, after)
+        layers.append(Residual(nn.Sequential(*branch, *pool), shortcut, config.equalized))
         now = after
     last = before_convolution(config, now)
     return [*layers, *last, AvgPool2d(sizes[-1]), nn.Flatten(), nn.Linear(now, 1)]
@@ -97,7 +98,8 @@ def resnet_generator(
         if block.resizes:
             grow = [nn.Upsample(size=sizes[block.stage - 1], mode="nearest")]
             branch.insert(len(before_convolution(config, now, classes)), *grow)
-        layers.append(Residual(nn.Sequential(*branch), _shortcut(grow, now, after)))
+        shortcut = _shortcut(grow, now, after)
+        layers.append(Residual(nn.Sequential(*branch), shortcut, config.equalized))
         now = after
     last = before_convolution(config, now, classes)
     return [*layers, *last, Conv2d(now, shape[0], 3, padding=1), nn.Tanh()]

@@ -45,6 +45,11 @@ class NetworkConfig(BaseModel, frozen=True, extra="forbid"):
     weight as a matrix are 1 (Saxe et al. 2014; BigGAN's, Brock et al. 2019). xavier: uniform, of
     variance ``2 / (fan_in + fan_out)`` (Glorot & Bengio 2010, eq. 16). Biases are then 0. default:
     torch's own, uniform of variance ``1 / (3 fan_in)``, biases likewise. Written unless default."""
+    equalized: bool = Field(default=False, exclude_if=lambda equalized: not equalized)
+    """Weights begin as standard normal numbers and are scaled in each forward by He's constant, so
+    that an optimiser that adapts its steps, such as Adam, moves all layers alike; ResNets divide
+    the sum of each block by the root of 2, which keeps its size (Karras et al. 2018, section 4.1;
+    2020, appendix B). Written if it is set."""
 
 
 class GeneratorConfig(NetworkConfig):
@@ -89,6 +94,11 @@ def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
         )
     if kind == "images" and (problem := size_problem(*shape[1:])):
         raise ConfigError(problem)
+    if config.equalized and config.start != "default":
+        raise ConfigError(
+            f"{role}.start: equalized weights begin as standard normal numbers; leave out "
+            f"{role}.start or {role}.equalized"
+        )
     if kind == "vectors" and config.normalization == "instance":
         raise ConfigError(f"{role}.normalization: 'instance' needs images; use 'layer' for vectors")
     if kind == "sequences" and config.normalization in ("batch", "instance"):

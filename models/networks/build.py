@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from models.errors import ConfigError
-from models.networks.conditional import ConditionalGenerator, ProjectionCritic
+from models.networks.conditional import (
+    ConditionalGenerator,
+    ProjectionCritic,
+    SelfModulatedGenerator,
+)
 from models.networks.dcgan import dcgan_critic, dcgan_generator
 from models.networks.initial import draw_weights, equalize, he_constant, weighted_layers
 from models.networks.parts import Critic, activation, normalization
@@ -68,6 +72,8 @@ def build_generator(
     _begin(body, config)
     if parts:
         return RowGenerator(body, parts)
+    if config.self_modulation:
+        return SelfModulatedGenerator(body, config.latent_size, classes)
     if not classes:
         return body
     return ConditionalGenerator(body, nn.Embedding(classes, embedded) if embedded else None)

@@ -1,11 +1,11 @@
-"""Class-conditional networks; labels are indices of classes, int64 ``(N,)``."""
+"""Class-conditional and self-modulated networks; labels are indices of classes, int64 ``(N,)``."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from models.networks.parts import ConditionalNorm, Residual
+from models.networks.parts import ConditionalNorm, Residual, SelfModulatedNorm
 
 
 class ConditionalGenerator(nn.Module):
@@ -27,15 +27,40 @@ class ConditionalGenerator(nn.Module):
         return _apply(self.body, latents, labels)
 
 
-def _apply(module: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Compute ``module(x)``, giving the labels to the conditional normalisations inside."""
-    if isinstance(module, ConditionalNorm):
-        return module(x, labels)
+class SelfModulatedGenerator(nn.Module):
+    """Generator of latents ``(N, latent_size)``, and of labels ``(N,)`` if there are classes.
+
+    Normalisations in ``body`` follow the latent z (Chen et al. 2019, section 2); with classes
+    they follow ``z + E(y) + z * E'(y)`` for two embeddings E and E' of the class y. The first layer
+    takes z itself.
+    """
+
+    def __init__(self, body: nn.Sequential, latent_size: int, classes: int) -> None:
+        super().__init__()
+        self.body = body
+        self.shift = nn.Embedding(classes, latent_size) if classes else None
+        self.factor = nn.Embedding(classes, latent_size) if classes else None
+        if self.factor is not None:
+            nn.init.zeros_(self.factor.weight)
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Generate a sample of each latent, and of each label's class."""
+        modulating = latents
+        if self.shift is not None and self.factor is not None:
+            assert labels is not None, "a class-conditional generator takes labels"
+            modulating = latents + self.shift(labels) + latents * self.factor(labels)
+        return _apply(self.body, latents, modulating)
+
+
+def _apply(module: nn.Module, x: Tensor, given: Tensor) -> Tensor:
+    """Compute ``module(x)``, giving labels, or latents, to the normalisations that take them."""
+    if isinstance(module, ConditionalNorm | SelfModulatedNorm):
+        return module(x, given)
     if isinstance(module, Residual):
-        return module.through(x, lambda part, y: _apply(part, y, labels))
+        return module.through(x, lambda part, y: _apply(part, y, given))
     if isinstance(module, nn.Sequential):
         for part in module:
-            x = _apply(part, x, labels)
+            x = _apply(part, x, given)
         return x
     return module(x)
 

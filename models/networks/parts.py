@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from models.networks.piecewise import Abs, GroupSort, LeakyReLU, ReLU
-from models.networks.settings import Activation, NetworkConfig, Normalization
+from models.networks.settings import Activation, GeneratorConfig, NetworkConfig, Normalization
 
 ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "relu": ReLU,
@@ -19,6 +19,8 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "abs": Abs,
     "groupsort": GroupSort,
 }
+HIDDEN = 32
+"""Units of the hidden layer of a self-modulation, as in its paper."""
 Run = Callable[[nn.Module, Tensor], Tensor]
 """Applies a module to maps, with whatever else it takes."""
 SMALLEST_MAP = 4
@@ -78,8 +80,30 @@ class ConditionalNorm(nn.Module):
         return self.norm(x) * gain + offset
 
 
+class SelfModulatedNorm(nn.Module):
+    """A normalisation whose gain and offset of each channel depend on the latent.
+
+    Chen et al. 2019, section 2: both are affine functions of a hidden layer of the latent.
+    """
+
+    def __init__(self, norm: nn.Module, channels: int, latents: int) -> None:
+        super().__init__()
+        self.norm = norm
+        """The normalisation itself, which has no gain and offset of its own."""
+        self.hidden = nn.Linear(latents, HIDDEN)
+        self.gain = nn.Linear(HIDDEN, channels)
+        """What is added to a gain of 1."""
+        self.offset = nn.Linear(HIDDEN, channels)
+
+    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+        """Maps ``(N, C, H, W)`` to the same shape, for latents ``(N, latents)``."""
+        hidden = nn.functional.relu(self.hidden(latents))
+        gain, offset = (layer(hidden)[:, :, None, None] for layer in (self.gain, self.offset))
+        return self.norm(x) * (1 + gain) + offset
+
+
 def normalization(
-    kind: Normalization, channels: int, *, image: bool, classes: int = 0
+    kind: Normalization, channels: int, *, image: bool, classes: int = 0, latents: int = 0
 ) -> list[nn.Module]:
     """Build a normalisation of ``channels``: one layer, or none.
 
@@ -88,13 +112,16 @@ def normalization(
         channels: number of channels of a map, or units of a vector.
         image: True if it takes maps ``(N, C, H, W)``.
         classes: number of classes that each get a gain and offset; 0: one for all. Images only.
+        latents: size of the latents that gain and offset follow from; 0: from none. Images only.
     """
-    if classes and kind != "none":
+    if (classes or latents) and kind != "none":
         plain: dict[str, nn.Module] = {
             "batch": nn.BatchNorm2d(channels, affine=False),
             "layer": nn.GroupNorm(1, channels, affine=False),
             "instance": nn.InstanceNorm2d(channels),
         }
+        if latents:
+            return [SelfModulatedNorm(plain[kind], channels, latents)]
         return [ConditionalNorm(plain[kind], channels, classes)]
     if kind == "batch":
         return [nn.BatchNorm2d(channels) if image else nn.BatchNorm1d(channels)]
@@ -127,7 +154,12 @@ def channels_after(config: NetworkConfig, stage: int) -> int:
 
 def before_convolution(config: NetworkConfig, channels: int, classes: int = 0) -> list[nn.Module]:
     """Build the normalisation, if any, and the activation that precede a convolution."""
-    norm = normalization(config.normalization, channels, image=True, classes=classes)
+    latents = 0
+    if isinstance(config, GeneratorConfig) and config.self_modulation:
+        latents = config.latent_size
+    norm = normalization(
+        config.normalization, channels, image=True, classes=classes, latents=latents
+    )
     return [*norm, activation(config)]
 
 

@@ -56,6 +56,9 @@ class GeneratorConfig(NetworkConfig):
     """Settings of a generator: latents ``(N, latent_size)`` to samples ``(N, *shape)``."""
 
     latent_size: int = Field(default=64, ge=1, le=65536)
+    self_modulation: bool = Field(default=False, exclude_if=lambda modulated: not modulated)
+    """Gain and offset of each channel's normalisation follow from the latent, by a small network
+    (Chen et al. 2019, "On Self Modulation"); for images. Written if it is set."""
 
 
 class CriticConfig(NetworkConfig):
@@ -105,6 +108,14 @@ def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
         raise ConfigError(
             f"{role}.normalization: '{config.normalization}' does not take sequences; use 'layer'"
         )
+    if isinstance(config, GeneratorConfig) and config.self_modulation:
+        if kind != "images":
+            raise ConfigError(f"generator.self_modulation: is for images, not {kind}; leave it out")
+        if config.normalization == "none":
+            raise ConfigError(
+                "generator.self_modulation: there is no normalisation to modulate; set "
+                "generator.normalization, such as batch"
+            )
     if isinstance(config, GeneratorConfig) and kind == "sequences":
         steps, size = shape[0], config.latent_size
         if size % steps:

@@ -44,6 +44,12 @@ FAMILIES: dict[str, Family] = {
     "resnet, equalized": Family(
         {"architecture": "resnet", "width": 4, "depth": 4, "equalized": True}, (1, 8, 8)
     ),
+    "dcgan, skips": Family(
+        {"architecture": "dcgan", "width": 4, "depth": 2, "skips": True}, (2, 9, 16)
+    ),
+    "resnet, skips": Family(
+        {"architecture": "resnet", "width": 4, "depth": 4, "skips": True}, (1, 9, 16)
+    ),
     "gru": Family({"architecture": "gru", "width": 4, "depth": 1}, (5, 2)),
     "lstm": Family({"architecture": "lstm", "width": 4, "depth": 1}, (5, 2)),
 }

@@ -86,3 +86,27 @@ def test_the_default_is_torch_s_own_and_draws_nothing_more() -> None:
     assert torch.equal(found[1], expected[1])
     assert "start" not in CriticConfig().model_dump()  # old records are written as they were
     assert CriticConfig(start="xavier").model_dump()["start"] == "xavier"
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize(("architecture", "shape"), NETWORKS)
+def test_nothing_is_drawn_for_options_that_are_not_chosen(
+    architecture: str, shape: tuple[int, ...], classes: int
+) -> None:
+    """So seeds keep their networks: they are what the layers draw by themselves, in order."""
+    settings = {"architecture": architecture, "width": 4, "depth": 4}
+    for config, build in ((GeneratorConfig, build_generator), (CriticConfig, build_critic)):
+        torch.manual_seed(0)
+        latents = {"latent_size": 8} if config is GeneratorConfig else {}
+        network = build(config(**settings, **latents), shape, classes)  # type: ignore[operator, arg-type]
+        after = torch.rand(1)
+        drawn = [weight.clone() for weight in weights(network)]
+        torch.manual_seed(0)
+        for module in network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+            if module is getattr(network, "projection", None):
+                nn.init.normal_(module.weight, std=module.out_features**-0.5)  # type: ignore[arg-type, operator, union-attr]
+        assert torch.equal(torch.rand(1), after)
+        if architecture not in ("gru", "lstm"):  # these draw their dense layers first
+            assert all(map(torch.equal, drawn, weights(network)))

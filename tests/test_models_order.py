@@ -68,6 +68,7 @@ WITHIN = {
         "cones",
         "initial",
         "parts",
+        "skips",
         "conditional",
         "resnet",
         "dcgan",

@@ -15,6 +15,7 @@ from models.networks.conditional import ProjectionCritic, WithLabels
 from models.networks.cones import Cones
 from models.networks.piecewise import Abs, GroupSort
 from models.networks.recurrent import GRU, LSTM, PoolSteps, StepsFirst
+from models.networks.skips import InputSkips
 
 
 def certify(
@@ -22,7 +23,8 @@ def certify(
 ) -> tuple[float | None, str | None]:
     """Bound a critic's Lipschitz constant from above, by the slopes of its modules.
 
-    Slopes multiply along a sequence and add over the branches of a residual block. A layer's slope
+    Slopes multiply along a sequence and add over the branches of a residual block, and where an
+    image goes in again. A layer's slope
     is its operator norm, an activation's the steepest it has, batch normalisation's its running
     scale.
 
@@ -50,8 +52,8 @@ def certify(
 def _slope(module: nn.Module, norm: Callable[[Layer], float] | None) -> float:
     if isinstance(module, Critic | WithLabels):
         return _slope(module.body if isinstance(module, Critic) else module.critic, norm)
-    if isinstance(module, ProjectionCritic):
-        return _slope(module.features, norm) * _steepest_head(module, norm)
+    if isinstance(module, ProjectionCritic | InputSkips):
+        return _joined(module, norm)
     if isinstance(module, nn.Sequential):
         return math.prod(_slope(part, norm) for part in module)
     if isinstance(module, Layer):
@@ -65,6 +67,16 @@ def _slope(module: nn.Module, norm: Callable[[Layer], float] | None) -> float:
             return slope(module)
     reason = getattr(module, "no_lipschitz_bound", None)
     raise NoBoundError(reason or f"no bound is known for {type(module).__name__}")
+
+
+def _joined(module: ProjectionCritic | InputSkips, norm: Callable[[Layer], float] | None) -> float:
+    if isinstance(module, ProjectionCritic):
+        return _slope(module.features, norm) * _steepest_head(module, norm)
+    steepest = of_image = 1.0  # of the maps, and of the smaller image, by the image itself
+    for stage, pool, entry in zip(module.stages, module.pools, module.entries, strict=True):
+        of_image *= _slope(pool, norm)
+        steepest = steepest * _slope(stage, norm) + of_image * _slope(entry, norm)
+    return steepest
 
 
 def _steepest_head(critic: ProjectionCritic, norm: Callable[[Layer], float] | None) -> float:

@@ -26,6 +26,7 @@ from models.networks.settings import (
     Shape,
     require_fit,
 )
+from models.networks.skips import InputSkips
 from models.tables.layout import Part, restriction_width
 
 if TYPE_CHECKING:
@@ -131,6 +132,10 @@ def _with_dropout(layers: list[nn.Module], config: CriticConfig) -> list[nn.Modu
     if not config.dropout:
         return layers
     kind = type(activation(config))
+    for layer in layers:
+        if isinstance(layer, InputSkips):
+            stages = (_with_dropout(list(stage.children()), config) for stage in layer.stages)
+            layer.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
     return [
         part
         for layer in layers

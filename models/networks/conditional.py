@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.networks.parts import ConditionalNorm, Residual, SelfModulatedNorm
+from models.networks.skips import OutputSkips
 
 
 class ConditionalGenerator(nn.Module):
@@ -56,7 +57,7 @@ def _apply(module: nn.Module, x: Tensor, given: Tensor) -> Tensor:
     """Compute ``module(x)``, giving labels, or latents, to the normalisations that take them."""
     if isinstance(module, ConditionalNorm | SelfModulatedNorm):
         return module(x, given)
-    if isinstance(module, Residual):
+    if isinstance(module, Residual | OutputSkips):
         return module.through(x, lambda part, y: _apply(part, y, given))
     if isinstance(module, nn.Sequential):
         for part in module:

@@ -15,6 +15,7 @@ from models.networks.parts import (
     normalization,
 )
 from models.networks.settings import CriticConfig, GeneratorConfig, Shape
+from models.networks.skips import Skip, with_input_skips, with_output_skips
 
 
 def _kernel(size: tuple[int, int]) -> tuple[int, int]:
@@ -36,12 +37,17 @@ def dcgan_critic(config: CriticConfig, shape: Shape, with_features: bool) -> lis
         convolutions.append(Conv2d(inputs, outputs, _kernel(sizes[stage - 1]), 2, 1))
         inputs = outputs
     layers: list[nn.Module] = []
+    skips: list[Skip] = []
     for i, convolution in enumerate(convolutions):
         layers.append(convolution)
+        outputs = int(convolution.out_channels)  # type: ignore[arg-type]
         if i > 0:  # no normalisation on the image itself
-            outputs = int(convolution.out_channels)  # type: ignore[arg-type]
             layers += normalization(config.normalization, outputs, image=True)
         layers.append(activation(config))
+        if config.skips and i >= config.depth - stages:
+            skips.append(Skip(len(layers), [Conv2d(shape[0], outputs, 1), activation(config)]))
+    if config.skips:
+        layers = with_input_skips(layers, skips, sizes)
     size = inputs * math.prod(sizes[-1])
     if with_features:  # a projection critic reads the flattened features
         return [*layers, nn.Flatten(), nn.Linear(size, 1)]
@@ -61,8 +67,11 @@ def dcgan_generator(
         nn.Unflatten(1, (channels, *sizes[-1])),
     ]
     extra = config.depth - stages
+    skips: list[Skip] = []
     for stage in range(stages, 0, -1):
         layers += before_convolution(config, channels, classes)
+        if config.skips:
+            skips.append(Skip(len(layers), [Conv2d(channels, shape[0], 1)]))
         outputs = channels_after(config, stage - 1) if stage > 1 or extra else shape[0]
         layers.append(nn.ConvTranspose2d(channels, outputs, _kernel(sizes[stage - 1]), 2, 1))
         channels = outputs
@@ -71,4 +80,6 @@ def dcgan_generator(
         outputs = config.width if i < extra - 1 else shape[0]
         layers.append(nn.Conv2d(channels, outputs, 3, padding=1))
         channels = outputs
+    if config.skips:
+        layers = [with_output_skips(layers, skips, sizes)]
     return [*layers, nn.Tanh()]

@@ -11,6 +11,7 @@ from models.networks.convolution import Conv2d
 from models.networks.parts import Residual, before_convolution, channels_after, image_sizes
 from models.networks.piecewise import AvgPool2d
 from models.networks.settings import CriticConfig, GeneratorConfig, NetworkConfig, Shape
+from models.networks.skips import Skip, halving, with_input_skips, with_output_skips
 
 
 class _Block(NamedTuple):
@@ -53,16 +54,20 @@ def resnet_critic(config: CriticConfig, shape: Shape) -> list[nn.Module]:
     sizes = image_sizes(shape[1], shape[2], num_blocks(config.depth))
     now = channels_after(config, 0)
     layers: list[nn.Module] = [Conv2d(shape[0], now, 3, padding=1)]
+    skips: list[Skip] = []
     for block in _blocks(config.depth, len(sizes) - 1):
         after = channels_after(config, block.stage)
         branch = _convolutions(config, now, after, block.convolutions)
         pool: list[nn.Module] = []
-        if block.resizes:  # the last row and column of an odd map are averaged over fewer pixels
-            odd = any(side % 2 for side in sizes[block.stage - 1])
-            pool = [AvgPool2d(2, ceil_mode=odd)]
+        if block.resizes:
+            pool = [halving(sizes[block.stage - 1])]
         shortcut = _shortcut(pool, now, after)
         layers.append(Residual(nn.Sequential(*branch, *pool), shortcut, config.equalized))
         now = after
+        if config.skips and block.resizes:
+            skips.append(Skip(len(layers), [Conv2d(shape[0], now, 1)]))
+    if config.skips:
+        layers = with_input_skips(layers, skips, sizes)
     last = before_convolution(config, now)
     return [*layers, *last, AvgPool2d(sizes[-1]), nn.Flatten(), nn.Linear(now, 1)]
 
@@ -90,8 +95,12 @@ def resnet_generator(
         nn.Linear(inputs, now * math.prod(sizes[-1])),
         nn.Unflatten(1, (now, *sizes[-1])),
     ]
+    skips: list[Skip] = []
     for i in reversed(range(len(plan))):
         block = plan[i]
+        if config.skips and block.resizes:
+            to_image = [*before_convolution(config, now, classes), Conv2d(now, shape[0], 1)]
+            skips.append(Skip(len(layers), to_image))
         after = channels_after(config, plan[i - 1].stage if i else 0)
         branch = _convolutions(config, now, after, block.convolutions, classes)
         grow: list[nn.Module] = []
@@ -101,8 +110,11 @@ def resnet_generator(
         shortcut = _shortcut(grow, now, after)
         layers.append(Residual(nn.Sequential(*branch), shortcut, config.equalized))
         now = after
-    last = before_convolution(config, now, classes)
-    return [*layers, *last, Conv2d(now, shape[0], 3, padding=1), nn.Tanh()]
+    layers += before_convolution(config, now, classes)
+    layers.append(Conv2d(now, shape[0], 3, padding=1))
+    if config.skips:
+        layers = [with_output_skips(layers, skips, sizes)]
+    return [*layers, nn.Tanh()]
 
 
 def _convolutions(

@@ -50,6 +50,9 @@ class NetworkConfig(BaseModel, frozen=True, extra="forbid"):
     that an optimiser that adapts its steps, such as Adam, moves all layers alike; ResNets divide
     the sum of each block by the root of 2, which keeps its size (Karras et al. 2018, section 4.1;
     2020, appendix B). Written if it is set."""
+    skips: bool = Field(default=False, exclude_if=lambda skips: not skips)
+    """Images at every resolution (Karras et al. 2020, figure 7b): a generator adds up its own, a
+    critic sees the image, made smaller, again. Written if it is set."""
 
 
 class GeneratorConfig(NetworkConfig):
@@ -102,6 +105,8 @@ def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
             f"{role}.start: equalized weights begin as standard normal numbers; leave out "
             f"{role}.start or {role}.equalized"
         )
+    if config.skips and kind != "images":
+        raise ConfigError(f"{role}.skips: are for images, not {kind}; leave it out")
     if kind == "vectors" and config.normalization == "instance":
         raise ConfigError(f"{role}.normalization: 'instance' needs images; use 'layer' for vectors")
     if kind == "sequences" and config.normalization in ("batch", "instance"):

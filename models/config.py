@@ -9,8 +9,10 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from models.augmentation import AugmentationConfig
 from models.constraints import CONSTRAINTS, AnyConstraint
+from models.constraints.fit import misfit
 from models.errors import ConfigError, suggestion
 from models.networks import SIDES, CriticConfig, GeneratorConfig
+from models.networks.parts import GROUP
 from models.privacy import PrivacyConfig
 from models.section import Section
 from models.selection import SelectionConfig
@@ -250,16 +252,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _critic_fits_constraint(self) -> Self:
-        if self.constraint.per_sample and self.critic.normalization == "batch":
+        if problem := misfit(self.constraint, self.constraint.kind, self.critic):
+            raise ValueError(problem)
+        if self.critic.minibatch_statistics and self.training.batch_size % GROUP:
             raise ValueError(
-                "critic.normalization: 'batch' makes each score depend on the whole batch, but "
-                f"{self.constraint.kind} limits the gradient of each sample by itself "
-                "(Gulrajani et al. 2017, section 4); use 'layer' or 'instance' or 'none'"
-            )
-        if self.constraint.needs_dropout and not self.critic.dropout:
-            raise ValueError(
-                f"critic.dropout: {self.constraint.kind} compares two forwards that differ by "
-                "dropout; set critic.dropout, such as 0.5"
+                f"training.batch_size: critic.minibatch_statistics are of groups of {GROUP} "
+                f"samples; set a multiple of {GROUP}"
             )
         return self
 
@@ -282,6 +280,8 @@ class Config(Section):
             for part, network in (("critic", self.critic), ("generator", self.generator))
             if network.normalization == "batch"
         ]
+        if self.critic.minibatch_statistics:
+            reasons.append("critic.minibatch_statistics: mix the rows of a batch; leave them out")
         if mixing := self.constraint.mixes_samples():
             reasons.append(f"constraint {self.constraint.kind}: {mixing}; use another")
         if self.selection is not None:

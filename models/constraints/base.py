@@ -61,6 +61,9 @@ class Constraint(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     per_sample: ClassVar[bool] = False
     """True if it limits each sample's own gradient: batch normalisation would mix them up."""
+    takes_groups: ClassVar[bool] = False
+    """True if such a limit makes sense of the gradient of a group's summed scores too, as a critic
+    with minibatch statistics has it."""
     needs_dropout: ClassVar[bool] = False
     """True if it compares two forwards that must differ by dropout."""
     guarantee: ClassVar[str]

@@ -19,6 +19,7 @@ class ZeroCenteredPenalty(Penalty):
     kind: Literal["zero_centered_penalty"] = "zero_centered_penalty"
     where: Where = "real"
 
+    takes_groups = True  # it asks for no slope of 1; StyleGAN2's critic has R1 and these statistics
     guarantee = (
         "Gradients shrink at the sampled points (by default the real ones), which makes the "
         "equilibrium stable; the slope settles anywhere, and none is limited."

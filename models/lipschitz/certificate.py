@@ -13,6 +13,7 @@ from models.lipschitz.operators import ROUNDING, Layer, NoBoundError, kernel_nor
 from models.networks import Critic
 from models.networks.conditional import ProjectionCritic, WithLabels
 from models.networks.cones import Cones
+from models.networks.parts import MinibatchStatistics
 from models.networks.piecewise import Abs, GroupSort
 from models.networks.recurrent import GRU, LSTM, PoolSteps, StepsFirst
 from models.networks.skips import InputSkips
@@ -131,6 +132,7 @@ _SLOPES: dict[Any, Callable[[Any], float]] = {
     Cones: lambda _: 1 + ROUNDING,
     nn.Dropout: lambda _: 1.0,  # does nothing in eval mode
     (nn.Identity, nn.Flatten, nn.Unflatten): lambda _: 1.0,
+    MinibatchStatistics: lambda _: 1.0,  # adds a constant in eval mode
     (StepsFirst, PoolSteps, nn.AdaptiveAvgPool2d): lambda _: 1.0,
     nn.AvgPool2d: _average_pool_slope,
     nn.modules.batchnorm._BatchNorm: _batch_norm_slope,

@@ -42,7 +42,8 @@ def gradient_norms(critic: CriticFunction, points: Tensor, *, create_graph: bool
 
     Args:
         critic: samples ``(N, *shape)`` to scores ``(N,)`` or ``(N, 1)``; each score may depend on
-            its own sample only, so no batch normalisation.
+            its own sample only, so no batch normalisation. Of a critic with minibatch statistics
+            in training they are gradients of the sum of a group's scores.
         points: ``(N, *shape)``, in the critic's units.
         create_graph: keep the graph, so that a penalty on the norms can be back-propagated.
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from models.networks.convolution import Conv2d, Head
 from models.networks.parts import (
+    MinibatchStatistics,
     activation,
     before_convolution,
     channels_after,
@@ -29,16 +30,20 @@ def dcgan_critic(config: CriticConfig, shape: Shape, with_features: bool) -> lis
     stages = len(sizes) - 1
     convolutions: list[nn.Module] = []
     inputs = shape[0]
+    shown = int(config.minibatch_statistics)  # channels that the last convolution sees besides
     for _ in range(config.depth - stages):
         convolutions.append(Conv2d(inputs, config.width, 3, padding=1))
         inputs = config.width
     for stage in range(1, stages + 1):
         outputs = channels_after(config, stage)
+        inputs += shown if stage == stages else 0
         convolutions.append(Conv2d(inputs, outputs, _kernel(sizes[stage - 1]), 2, 1))
         inputs = outputs
     layers: list[nn.Module] = []
     skips: list[Skip] = []
     for i, convolution in enumerate(convolutions):
+        if shown and i == config.depth - 1:
+            layers.append(MinibatchStatistics())
         layers.append(convolution)
         outputs = int(convolution.out_channels)  # type: ignore[arg-type]
         if i > 0:  # no normalisation on the image itself

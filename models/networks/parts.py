@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+from models.errors import ShapeError
 from models.networks.piecewise import Abs, GroupSort, LeakyReLU, ReLU
 from models.networks.settings import Activation, GeneratorConfig, NetworkConfig, Normalization
 
@@ -19,6 +21,12 @@ ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
     "abs": Abs,
     "groupsort": GroupSort,
 }
+GROUP = 4
+"""Samples of which `MinibatchStatistics` are taken, as in StyleGAN2."""
+TINY_VARIANCE = 1e-8
+"""Added to variances, as in ProGAN: the root has no derivative at 0."""
+MOMENTUM = 0.1
+"""Share of a new batch in the running mean, as in torch's batch normalisation."""
 HIDDEN = 32
 """Units of the hidden layer of a self-modulation, as in its paper."""
 Run = Callable[[nn.Module, Tensor], Tensor]
@@ -100,6 +108,49 @@ class SelfModulatedNorm(nn.Module):
         hidden = nn.functional.relu(self.hidden(latents))
         gain, offset = (layer(hidden)[:, :, None, None] for layer in (self.gain, self.offset))
         return self.norm(x) * (1 + gain) + offset
+
+
+class MinibatchStatistics(nn.Module):
+    """How much the samples of a group differ, as one more channel of their maps.
+
+    In each group of `GROUP` samples the standard deviation of each number of the maps is taken,
+    and their mean fills the channel (Karras et al. 2018, section 3; 2020, in groups). In eval mode
+    the channel holds the running mean of the batches seen in training, so a score then depends on
+    its own sample alone.
+    """
+
+    running: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to ``(N, C + 1, H, W)``; samples of a group follow each other.
+
+        Raises:
+            ShapeError: in training, the batch is not made of whole groups.
+        """
+        if not self.training:
+            known = self.running.to(x.dtype).expand(x.shape[0], 1, *x.shape[2:])
+            return torch.cat([x, known], dim=1)
+        if len(x) % GROUP:
+            raise ShapeError(
+                f"critic.minibatch_statistics: {len(x)} samples are no groups of {GROUP}; set "
+                f"training.batch_size to a multiple of {GROUP}"
+            )
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        groups = exact.reshape(-1, GROUP, *x.shape[1:])
+        deviations = (groups.var(dim=1, unbiased=False) + TINY_VARIANCE).sqrt()
+        found = deviations.flatten(1).mean(dim=1)
+        with torch.no_grad():
+            self.running.lerp_(found.mean().to(self.running.dtype), MOMENTUM)
+        own = found.repeat_interleave(GROUP).to(x.dtype)[:, None, None, None]
+        return torch.cat([x, own.expand(-1, 1, *x.shape[2:])], dim=1)
+
+
+MIXES_SAMPLES = (nn.modules.batchnorm._BatchNorm, MinibatchStatistics)
+"""Layers that make a score depend on its batch while training, and hold a mean of what they saw."""
 
 
 def normalization(

@@ -8,7 +8,13 @@ from typing import NamedTuple
 from torch import nn
 
 from models.networks.convolution import Conv2d
-from models.networks.parts import Residual, before_convolution, channels_after, image_sizes
+from models.networks.parts import (
+    MinibatchStatistics,
+    Residual,
+    before_convolution,
+    channels_after,
+    image_sizes,
+)
 from models.networks.piecewise import AvgPool2d
 from models.networks.settings import CriticConfig, GeneratorConfig, NetworkConfig, Shape
 from models.networks.skips import Skip, halving, with_input_skips, with_output_skips
@@ -55,7 +61,11 @@ def resnet_critic(config: CriticConfig, shape: Shape) -> list[nn.Module]:
     now = channels_after(config, 0)
     layers: list[nn.Module] = [Conv2d(shape[0], now, 3, padding=1)]
     skips: list[Skip] = []
-    for block in _blocks(config.depth, len(sizes) - 1):
+    plan = _blocks(config.depth, len(sizes) - 1)
+    for block in plan:
+        if config.minibatch_statistics and block is plan[-1]:
+            layers.append(MinibatchStatistics())
+            now += 1
         after = channels_after(config, block.stage)
         branch = _convolutions(config, now, after, block.convolutions)
         pool: list[nn.Module] = []
@@ -68,6 +78,9 @@ def resnet_critic(config: CriticConfig, shape: Shape) -> list[nn.Module]:
             skips.append(Skip(len(layers), [Conv2d(shape[0], now, 1)]))
     if config.skips:
         layers = with_input_skips(layers, skips, sizes)
+    if config.minibatch_statistics and not plan:
+        layers.append(MinibatchStatistics())
+        now += 1
     last = before_convolution(config, now)
     return [*layers, *last, AvgPool2d(sizes[-1]), nn.Flatten(), nn.Linear(now, 1)]
 

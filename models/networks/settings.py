@@ -69,6 +69,9 @@ class CriticConfig(NetworkConfig):
 
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of each activation's outputs that is dropped while training."""
+    minibatch_statistics: bool = Field(default=False, exclude_if=lambda statistics: not statistics)
+    """Show the critic how much the samples of a group differ (Karras et al. 2018, section 3), of
+    images; a finished critic has a fixed value instead. Written if it is set."""
 
 
 def size_problem(height: int, width: int) -> str | None:
@@ -100,19 +103,41 @@ def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
         )
     if kind == "images" and (problem := size_problem(*shape[1:])):
         raise ConfigError(problem)
-    if config.equalized and config.start != "default":
-        raise ConfigError(
-            f"{role}.start: equalized weights begin as standard normal numbers; leave out "
-            f"{role}.start or {role}.equalized"
-        )
-    if config.skips and kind != "images":
-        raise ConfigError(f"{role}.skips: are for images, not {kind}; leave it out")
+    _require_options(config, kind, role)
     if kind == "vectors" and config.normalization == "instance":
         raise ConfigError(f"{role}.normalization: 'instance' needs images; use 'layer' for vectors")
     if kind == "sequences" and config.normalization in ("batch", "instance"):
         raise ConfigError(
             f"{role}.normalization: '{config.normalization}' does not take sequences; use 'layer'"
         )
+    if isinstance(config, GeneratorConfig) and kind == "sequences":
+        steps, size = shape[0], config.latent_size
+        if size % steps:
+            raise ConfigError(
+                f"generator.latent_size: each of the {steps} steps gets its share of the latent, "
+                f"which {size} does not divide into; set a multiple, such as {2 * steps}"
+            )
+
+
+def _require_options(config: NetworkConfig, kind: str, role: str) -> None:
+    """Check that what is chosen beside the architecture goes with the data and together."""
+    if config.equalized and config.start != "default":
+        raise ConfigError(
+            f"{role}.start: equalized weights begin as standard normal numbers; leave out "
+            f"{role}.start or {role}.equalized"
+        )
+    if isinstance(config, CriticConfig) and config.minibatch_statistics:
+        if kind != "images":
+            raise ConfigError(
+                f"critic.minibatch_statistics: are for images, not {kind}; leave it out"
+            )
+        if config.normalization in ("batch", "instance"):
+            raise ConfigError(
+                f"critic.normalization: '{config.normalization}' takes out what "
+                "critic.minibatch_statistics adds; use 'layer' or 'none'"
+            )
+    if config.skips and kind != "images":
+        raise ConfigError(f"{role}.skips: are for images, not {kind}; leave it out")
     if isinstance(config, GeneratorConfig) and config.self_modulation:
         if kind != "images":
             raise ConfigError(f"generator.self_modulation: is for images, not {kind}; leave it out")
@@ -120,11 +145,4 @@ def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
             raise ConfigError(
                 "generator.self_modulation: there is no normalisation to modulate; set "
                 "generator.normalization, such as batch"
-            )
-    if isinstance(config, GeneratorConfig) and kind == "sequences":
-        steps, size = shape[0], config.latent_size
-        if size % steps:
-            raise ConfigError(
-                f"generator.latent_size: each of the {steps} steps gets its share of the latent, "
-                f"which {size} does not divide into; set a multiple, such as {2 * steps}"
             )

@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from models.constraints import Constraint
 from models.lipschitz import CriticFunction
 from models.networks.conditional import WithLabels, repeated
+from models.networks.parts import MIXES_SAMPLES, MinibatchStatistics
 from training.engine.graphs import tidied
 from training.progress import silent
 
@@ -223,6 +224,8 @@ def capture_obstacle(critic: nn.Module) -> str | None:
     Returns:
         The reason, or None.
     """
+    if any(isinstance(m, MinibatchStatistics) for m in critic.modules()):
+        return "minibatch statistics change their running mean in each forward"
     if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules()):
         return "batch normalisation changes its statistics in each forward"
     if any(p._post_accumulate_grad_hooks for p in critic.parameters()):
@@ -237,7 +240,7 @@ def can_pair(critic: nn.Module) -> bool:
     two batches are drawn one after the other, so that `training.engine.workers` can divide them.
     """
     return not any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) or (isinstance(m, nn.Dropout) and m.p > 0)
+        isinstance(m, MIXES_SAMPLES) or (isinstance(m, nn.Dropout) and m.p > 0)
         for m in critic.modules()
     )
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from models.command_line import EXIT_INTERRUPTED
 from models.device import require_device
 from models.errors import ConfigError, UserError
+from models.networks.parts import MinibatchStatistics
 from training.engine.draws import Draw, RandomCalls, Shape
 from training.progress import never
 
@@ -74,8 +75,14 @@ class Workers:
         """Make batch normalisation take its statistics from the whole batch.
 
         Raises:
-            ConfigError: there is some, and no CUDA: torch synchronises it there only.
+            ConfigError: there is some, and no CUDA: torch synchronises it there only; or there
+                are minibatch statistics, whose running mean would be one process's.
         """
+        if not self.is_alone and any(isinstance(m, MinibatchStatistics) for m in network.modules()):
+            raise ConfigError(
+                "critic.minibatch_statistics: are not shared by processes; train in one process, "
+                "or leave them out"
+            )
         batch_norm = nn.modules.batchnorm._BatchNorm
         if self.is_alone or not any(isinstance(m, batch_norm) for m in network.modules()):
             return network

@@ -36,6 +36,9 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "mlp": Family({"architecture": "mlp", "width": 8, "depth": 2}, (3,)),
+    "mlp, equalized": Family(
+        {"architecture": "mlp", "width": 8, "depth": 2, "equalized": True}, (3,)
+    ),
     "dcgan": Family({"architecture": "dcgan", "width": 4, "depth": 2}, (2, 8, 8)),
     "dcgan, odd sides, groupsort": Family(
         {"architecture": "dcgan", "width": 4, "depth": 3, "activation": "groupsort"}, (1, 9, 12)

@@ -27,6 +27,7 @@ from tests.test_commands import WITHOUT, run_python
 from tests.test_machine import limited
 
 RESNET = {"architecture": "resnet", "depth": 4}
+OPTIONS = {"equalized": True, "skips": True}
 UNLIKE: dict[str, Any] = {
     "grey images": ("image", {"constraint": {"kind": "spectral_norm"}}),
     "classes": (
@@ -38,6 +39,28 @@ UNLIKE: dict[str, Any] = {
         {
             "generator": {**RESNET, "normalization": "batch"},
             "critic": RESNET,
+            "constraint": {"kind": "gradient_normalization"},
+        },
+    ),
+    "options": (
+        "rgb",
+        {
+            "class_counts": {"a": 3, "b": 5},
+            "generator": {
+                **RESNET,
+                **OPTIONS,
+                "normalization": "batch",
+                "self_modulation": True,
+            },
+            "critic": {**RESNET, **OPTIONS, "minibatch_statistics": True},
+            "constraint": {"kind": "spectral_norm"},
+        },
+    ),
+    "gradients through options": (
+        "rgb",
+        {
+            "generator": {**OPTIONS, "normalization": "layer", "self_modulation": True},
+            "critic": OPTIONS,
             "constraint": {"kind": "gradient_normalization"},
         },
     ),

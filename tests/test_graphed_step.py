@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.config import Config
+from models.config import Config, parse_config
 from models.constraints import CONSTRAINTS
 from tests.artifacts import tiny_config
 from tests.exact import distance_from, exact_steps
@@ -216,6 +216,27 @@ def test_graphed_steps_are_those_of_the_loop(
     for mine, its in zip(graphed, history, strict=True):
         for name in ("critic_gap", "critic_loss", "gradient_norm"):
             assert mine[name] == pytest.approx(its[name], rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["gradient_penalty", "zero_centered_penalty", "spectral_norm"])
+def test_graphed_steps_of_networks_with_every_option_are_those_of_the_loop(
+    kind: str, data: dict[str, Dataset], graphs: RecordedGraphs, tmp_path: Path
+) -> None:
+    """Statistics of the batch where the constraint takes them: such a critic step is eager."""
+    states, both = [], {"architecture": "resnet", "width": 4, "skips": True, "equalized": True}
+    for mode in ("captured", "graphed"):
+        config = config_of(kind, "resnet", data, mode)
+        generator = {**both, "self_modulation": True, "normalization": "batch"}
+        critic = {**both, "minibatch_statistics": kind != "gradient_penalty"}
+        values = config.model_dump(mode="json")
+        values["generator"] |= generator
+        values["critic"] |= critic
+        config = parse_config(values)
+        state, _, said = trained(config, data["image"], tmp_path / mode)
+        assert [line for line in said if "whole step is not" in line] == []
+        states.append(state.tensors())
+    assert (graphs.captured, graphs.replayed) == (1, 12)
+    assert_alike(states[1], states[0], initial(config, data["image"], tmp_path))
 
 
 @pytest.mark.parametrize("mode", ["captured", "graphed"])

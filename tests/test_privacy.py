@@ -84,9 +84,14 @@ def flat(tensors: list[Tensor]) -> Tensor:
 # ---- one step -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CONSTRAINTS)
-def test_without_clipping_and_noise_a_private_step_is_the_ordinary_one(name: str) -> None:
-    constraint, family = CONSTRAINTS[name], FAMILIES["mlp"]
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [*((name, "mlp") for name in CONSTRAINTS), ("gradient_penalty", "mlp, equalized")],
+)
+def test_without_clipping_and_noise_a_private_step_is_the_ordinary_one(
+    name: str, network: str
+) -> None:
+    constraint, family = CONSTRAINTS[name], FAMILIES[network]
     critic = make(constraint, family).train()
     real, fake = (x.double() for x in data(family))
     for step in (0, 1) if name.endswith("lazy") else (0,):  # with and without its penalty

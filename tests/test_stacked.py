@@ -48,9 +48,9 @@ def alone(critic: nn.Module, constraint: Constraint) -> CriticStep:
     return CriticStep("eager", critic, constraint)
 
 
-def compare(constraints: list[Constraint]) -> None:
+def compare(constraints: list[Constraint], name: str = "mlp") -> None:
     """Some steps of several critics, stacked, beside their eager steps; all in float64."""
-    family = FAMILIES["mlp"]
+    family = FAMILIES[name]
     critics = [make(c, family, seed=k).train() for k, c in enumerate(constraints)]
     twins = [copy.deepcopy(critic) for critic in critics]
     stacked = Stack(critics)
@@ -91,6 +91,11 @@ def test_stacked_critics_learn_as_each_alone(name: str) -> None:
             compare([CONSTRAINTS[name]] * COUNT)
     else:
         compare([CONSTRAINTS[name]] * COUNT)
+
+
+@pytest.mark.parametrize("name", ["gradient_penalty", "spectral_norm", "weight_clipping"])
+def test_equalized_critics_are_stacked_too(name: str) -> None:
+    compare([CONSTRAINTS[name]] * COUNT, "mlp, equalized")
 
 
 def test_strengths_may_differ_and_nothing_else() -> None:

@@ -357,6 +357,11 @@ MISFITS: dict[str, tuple[str, dict[str, Any], str]] = {
     "kind of data": ("vector", {}, "data of kind image, the model's of kind vector"),
     "latent size": ("image", {"generator": {"latent_size": 6}}, "generator.latent_size 4, the"),
     "width": ("image", {"critic": {"width": 16}}, "critic.width 8, the model's 16"),
+    "options": (
+        "image",
+        {"generator": {"equalized": True}, "critic": {"skips": True}},
+        "generator.equalized False, the model's True; critic.skips False, the model's True",
+    ),
 }
 
 

@@ -57,6 +57,37 @@ def test_every_resolution_has_its_image(
     assert len(only(critic, InputSkips).entries) == resolutions - 1
 
 
+@pytest.mark.parametrize(("channels", "classes"), [(1, 3), (3, 0)])
+@pytest.mark.parametrize("side", SIDES, ids=str)
+@pytest.mark.parametrize("architecture", ["dcgan", "resnet"])
+def test_all_options_together_fit_every_side(
+    architecture: str, side: tuple[int, int], channels: int, classes: int
+) -> None:
+    torch.manual_seed(0)
+    shape = (channels, *side)
+    both: dict[str, Any] = {
+        "architecture": architecture,
+        "width": 2,
+        "depth": 5,
+        "skips": True,
+        "equalized": True,
+    }
+    generator = build_generator(
+        GeneratorConfig(**both, latent_size=3, normalization="batch", self_modulation=True),
+        shape,
+        classes,
+    )
+    critic = build_critic(CriticConfig(**both, minibatch_statistics=True), shape, classes)
+    labels = [torch.tensor([0, 2, 1, 1])] if classes else []
+    images = generator(torch.randn(4, 3), *labels)
+    assert images.shape == (4, *shape)
+    scores = critic(images, *labels)
+    assert scores.shape == (4,)
+    scores.sum().backward()
+    moved = [*generator.parameters(), *critic.parameters()]
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in moved)
+
+
 @pytest.mark.parametrize("classes", [0, 3])
 @pytest.mark.parametrize("architecture", ["dcgan", "resnet"])
 def test_the_image_is_the_sum_of_the_enlarged_ones(architecture: str, classes: int) -> None:

@@ -84,6 +84,7 @@ def test_scores_are_a_row_in_float32_or_better(dtype: torch.dtype) -> None:
         (nn.AvgPool2d(2, ceil_mode=True), 1),
         (nn.AvgPool2d(2, 2, (0, 0), ceil_mode=True), 1),
         (Residual(nn.Sequential(scaling(2, 1)), scaling(3, 3)), 5),
+        (Residual(nn.Sequential(scaling(2, 1)), scaling(3, 3), equalized=True), 5 / 2**0.5),
         (Cones(torch.ones(2, 3), torch.ones(2), torch.zeros(2)), 1),
         (nn.Sequential(), 1),
     ],

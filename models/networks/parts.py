@@ -50,7 +50,7 @@ class Critic(nn.Module):
 class Residual(nn.Module):
     """``shortcut(x) + branch(x)``; of equalised layers divided by the root of 2."""
 
-    def __init__(self, branch: nn.Sequential, shortcut: nn.Module, equalized: bool) -> None:
+    def __init__(self, branch: nn.Sequential, shortcut: nn.Module, equalized: bool = False) -> None:
         super().__init__()
         self.branch = branch
         self.shortcut = shortcut

@@ -110,11 +110,10 @@ def stream(
     """
     remaining = iter(parts)
     first = next(remaining)
-    parts = itertools.chain([first], remaining)
-    if format == "npy":
-        return _npy(first, parts, count)
-    if format == "npz":
-        return _npz(first, parts, count)
+    parts = itertools.chain(iter([first]), remaining)  # a list would be kept to the end
+    if format in ("npy", "npz"):
+        write = _npy if format == "npy" else _npz
+        return write(first.dtype, (count, *first.shape[1:]), parts)
     if format == "json":
         return write_json((part.tolist() for part in parts), facts or {})
     if format == "csv":
@@ -135,26 +134,23 @@ def stream(
     return _picture(first, parts, count, encode_png if format == "png" else encode_webp)
 
 
-def _npy(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
+def _npy(dtype: np.dtype, shape: tuple[int, ...], parts: Iterable[Array]) -> Iterator[bytes]:
     header = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(first.dtype)
-    shape = (count, *first.shape[1:])
+    descr = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_1_0(
         header, {"descr": descr, "fortran_order": False, "shape": shape}
     )
     yield header.getvalue()
-    for part in parts:
-        yield part.tobytes()
+    yield from map(np.ndarray.tobytes, parts)
 
 
-def _npz(first: Array, parts: Iterable[Array], count: int) -> Iterator[bytes]:
+def _npz(dtype: np.dtype, shape: tuple[int, ...], parts: Iterable[Array]) -> Iterator[bytes]:
     pipe = Pipe()
     with zipfile.ZipFile(pipe, "w") as archive:
         archive.comment = SAMPLES_MARK
         # np.savez does this too: the member may exceed 2 GB, and its date is fixed.
         with archive.open("samples.npy", "w", force_zip64=True) as member:
-            for piece in _npy(first, parts, count):
-                member.write(piece)
+            for _ in map(member.write, _npy(dtype, shape, parts)):
                 yield pipe.take()
         yield pipe.take()
     yield pipe.take()

@@ -265,7 +265,9 @@ def generate(
             raw = generator(z, *others)
             if not torch.isfinite(raw).all():  # as pixels, NaN would pass for black
                 raise ShapeError("the generator makes values of these latents that are not finite")
-            yield scaling.to_data(raw)[low:high].cpu().numpy()
+            samples = scaling.to_data(raw)[low:high].cpu().numpy()
+            del raw  # many requests may wait here for clients that read slowly
+            yield samples
 
 
 @torch.inference_mode()

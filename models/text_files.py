@@ -38,7 +38,9 @@ def write_json(parts: Iterable[Sequence[object]], facts: Mapping[str, object]) -
     """
     before = '{"samples": ['
     for part in parts:
-        yield (before + json.dumps(part, allow_nan=False)[1:-1]).encode()
+        piece = (before + json.dumps(part, allow_nan=False)[1:-1]).encode()
+        del part  # lists of numbers are several times as large, and the client may read slowly
+        yield piece
         before = ", "
     rest = "".join(f", {json.dumps(name)}: {json.dumps(fact)}" for name, fact in facts.items())
     yield f"]{rest}}}".encode()

@@ -27,6 +27,9 @@ MAX_BODY = 16 * 2**20
 """Bytes of one body."""
 MAX_BUFFERED = 8 * MAX_BODY
 """Bytes of all bodies that one worker holds at once: the buffer."""
+GREED_FOR_PLACES, GREED_FOR_BYTES = 0.5, 3
+"""One caller may hold so many times what is free. Slow clients keep places for minutes, so most are
+left to others; bytes are kept shortly, and memory has no more of them."""
 SMALL_BODY = 2**16
 """Bodies up to this size are read even when the buffer is full, so large uploads cannot starve
 small requests."""
@@ -63,13 +66,13 @@ class Load:
 
     def __init__(
         self,
-        max_in_flight: int = 64,
+        max_in_flight: int = 144,
         requests_per_second: float = 0,
         gauge: Gauge | None = None,
     ) -> None:
-        self.places = Shares(max_in_flight)
+        self.places = Shares(max_in_flight, GREED_FOR_PLACES)
         """Of requests that were read and are not yet answered to the end."""
-        self.buffer = Shares(MAX_BUFFERED)
+        self.buffer = Shares(MAX_BUFFERED, GREED_FOR_BYTES)
         """Bytes of their bodies, and of those that are being read."""
         self.rate = Rate(requests_per_second)
         self.gauge = gauge

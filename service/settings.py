@@ -147,12 +147,12 @@ class Settings(BaseSettings):
         "`serving.device=cuda` fill a GPU",
     )
     max_in_flight: int = Field(
-        64,
+        144,
         alias="WGAN_MAX_IN_FLIGHT",
         ge=1,
         le=1_000_000,
-        description="requests that one process answers at the same time; more are refused: see "
-        "[service.md](service.md#limits)",
+        description="requests that one process answers at the same time, a third of them of one "
+        "caller alone; more are refused: see [service.md](service.md#limits)",
     )
     requests_per_second: float = Field(
         0.0,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-GREED = 3
-"""A caller may hold so many times what is free."""
 MAX_CALLERS = 10_000
 """Callers whose rates are remembered before those that no longer matter are forgotten."""
 
@@ -14,16 +12,18 @@ MAX_CALLERS = 10_000
 class Shares:
     """Places, or bytes, of which a caller may hold so many times what is left for the others.
 
-    One caller alone gets three quarters, two get three sevenths each, and a newcomer finds room
-    however long the others keep theirs (dynamic thresholds: Choudhury and Hahne 1998, with alpha
-    `GREED`).
+    A newcomer finds room however long the others keep theirs: dynamic thresholds, of Choudhury and
+    Hahne 1998. Of S, with the greed a, each of n callers who take what they can gets
+    a S / (1 + a n), and a newcomer then 1 / (1 + a n) of what one caller alone gets, a S / (1 + a).
 
     Args:
         size: how many there are.
+        greed: a caller may hold so many times what is free, rounded up.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, greed: float) -> None:
         self.size = size
+        self.greed = greed
         self.taken = 0
         self._held: Counter[str] = Counter()
 
@@ -34,7 +34,7 @@ class Shares:
 
     def has_its_share(self, caller: str) -> bool:
         """Return True if a caller holds as much as it may."""
-        return self._held[caller] >= GREED * (self.size - self.taken)
+        return self._held[caller] >= self.greed * (self.size - self.taken)
 
     def take(self, caller: str, amount: int = 1) -> None:
         """Give a caller an amount; the bounds are the caller's to check."""

@@ -17,10 +17,15 @@ from tests.hostile import (
     scores_bodies,
 )
 
-KEYS = {"all": "all-scopes-key", "sampler": "samples-key", "nobody": "no-scope-key"}
+KEYS = {
+    "all": "all-scopes-key",
+    "sampler": "samples-key",
+    "other": "other-samples-key",
+    "nobody": "no-scope-key",
+}
 
 
-SCOPES = {"all": "samples,scores,metrics", "sampler": "samples", "nobody": ""}
+SCOPES = {"all": "samples,scores,metrics", "sampler": "samples", "other": "samples", "nobody": ""}
 
 
 def line(name: str, key: str, scopes: str) -> str:

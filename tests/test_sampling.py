@@ -1,8 +1,11 @@
 """Latents and samples: keyed by (seed, index), whatever else is asked for."""
 
 import copy
+import io
+import json
 import math
 import threading
+import weakref
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,10 +19,12 @@ from torch import nn
 
 from models.artifact import load_artifact
 from models.errors import ShapeError
+from models.formats import stream
 from models.model import Model
 from models.record import Engine
 from models.refinement import Refined
 from models.sampling import CHUNK, Scaling, draw_labels, generate, latents, score, slerp, truncate
+from models.text_files import write_json
 from models.values import ends_of, numbers, pixels, with_channels_last
 from tests.artifacts import ALL_SHAPES, make_artifact
 
@@ -144,6 +149,61 @@ def test_a_latent_s_row_in_its_forward_never_changes() -> None:
         made = np.concatenate(list(generate(Noting(1, 1), scaling, draw, 600, start, chunk=16)))
         assert np.array_equal(made, draw(start, 600))
         assert places == [(value, value % 16) for value in range(start, start + 600)]
+
+
+def test_samples_that_wait_to_be_taken_wait_alone() -> None:
+    """Many requests may wait for minutes, for clients that read slowly."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    class Noting(nn.Linear):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            made.append(weakref.ref(out := super().forward(z).reshape(-1, 1, 8, 8)))
+            return out
+
+    def draw(first: int, rows: int) -> np.ndarray:
+        return np.zeros((rows, 1), np.float32)
+
+    parts = generate(Noting(1, 64), Scaling((1, 8, 8), [], []), draw, 40, chunk=16)
+    for count, part in enumerate(parts, 1):
+        assert part.dtype == np.uint8
+        assert len(made) == count
+        assert not any(output() is not None for output in made)
+    assert count == 3
+
+
+@pytest.mark.parametrize("format", ["npy", "npz"])
+def test_what_an_array_is_written_from_is_not_kept(format: str) -> None:
+    made: list[weakref.ref[np.ndarray]] = []
+
+    def part(number: int) -> np.ndarray:
+        made.append(weakref.ref(array := np.full((16, 2), number)))
+        return array
+
+    pieces = stream(map(part, range(3)), 48, format)
+    content = next(pieces)  # the header needs the first part, which comes next
+    for piece in pieces:
+        content += piece
+        assert not any(array() is not None for array in made[:-1])
+    loaded = np.load(io.BytesIO(content))
+    values = loaded["samples"] if format == "npz" else loaded
+    assert np.array_equal(values, np.repeat(np.arange(3), 16)[:, None] * [1, 1])
+
+
+def test_what_json_is_written_from_is_not_kept() -> None:
+    class Part(list[int]):
+        pass
+
+    made: list[weakref.ref[Part]] = []
+
+    def part(number: int) -> Part:
+        made.append(weakref.ref(numbers := Part([number] * 4)))
+        return numbers
+
+    content = b""
+    for piece in write_json(map(part, range(3)), {"seed": 1}):
+        content += piece
+        assert not any(numbers() is not None for numbers in made)
+    assert json.loads(content) == {"samples": [0] * 4 + [1] * 4 + [2] * 4, "seed": 1}
 
 
 def test_an_index_may_be_as_large_as_a_seed_is() -> None:

@@ -1,33 +1,45 @@
 """Shares of places and rates: a fair division for any number of callers, by exact arithmetic."""
 
 import hashlib
+import math
 from fractions import Fraction
 from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from service import shares
 from service.exchange import Exchange
-from service.shares import GREED, Rate, Shares
+from service.limits import Load
+from service.shares import Rate, Shares
 from tests.artifacts import make_artifact
 from tests.test_app import made, talk
 
 
-@pytest.mark.parametrize("callers", [1, 2, 3, 10, 63])
-@pytest.mark.parametrize("size", [64, 1000])
-def test_equal_callers_get_equal_shares_and_a_newcomer_finds_room(size: int, callers: int) -> None:
-    places = Shares(size)
-    names = [str(n) for n in range(callers)]
+def take_all(places: Shares, names: list[str]) -> list[int]:
+    """Have callers take in turns until each has its share; what each holds then."""
     while asking := [n for n in names if not places.is_full and not places.has_its_share(n)]:
         for name in asking:
             if not places.is_full and not places.has_its_share(name):
                 places.take(name)
-    held = [places._held[name] for name in names]
-    share = Fraction(GREED * size, GREED * callers + 1)  # h = 3 (size - n h)
+    return [places._held[name] for name in names]
+
+
+@pytest.mark.parametrize("callers", [1, 2, 3, 10, 63])
+@pytest.mark.parametrize("size", [64, 1000])
+@pytest.mark.parametrize("greed", [0.5, 1, 3])
+def test_equal_callers_get_equal_shares_and_a_newcomer_finds_room(
+    size: int, callers: int, greed: float
+) -> None:
+    places = Shares(size, greed)
+    names = [str(n) for n in range(callers)]
+    held = take_all(places, names)
+    share = greed * size / (1 + greed * callers)  # h = a (size - n h)
     assert max(held) - min(held) <= 1
     assert abs(held[0] - share) <= 1
-    if callers * GREED < size:
+    if callers * greed < size:
         assert not places.is_full
         assert not places.has_its_share("new")
     for name, count in zip(names, held, strict=True):
@@ -36,20 +48,62 @@ def test_equal_callers_get_equal_shares_and_a_newcomer_finds_room(size: int, cal
     assert (places.taken, dict(places._held)) == (0, {})
 
 
-@pytest.mark.parametrize(("size", "callers", "each"), [(4, 1, 3), (64, 1, 48), (70, 2, 30)])
-def test_one_caller_gets_three_quarters_and_two_get_three_sevenths(
-    size: int, callers: int, each: int
+@pytest.mark.parametrize(
+    ("size", "greed", "callers", "each"),
+    [(4, 3, 1, 3), (64, 3, 1, 48), (70, 3, 2, 30), (96, 1, 1, 48), (144, 0.5, 2, 36)],
+)
+def test_shares_that_come_out_even(size: int, greed: float, callers: int, each: int) -> None:
+    assert take_all(Shares(size, greed), [str(n) for n in range(callers)]) == [each] * callers
+
+
+@pytest.mark.parametrize(
+    ("crowd", "at_once", "one_after_the_other"),
+    [(0, 48, 48), (1, 32, 32), (2, 24, 22), (4, 16, 10)],
+)
+def test_a_newcomer_gets_a_useful_share_of_the_places_however_long_a_crowd_keeps_its_own(
+    crowd: int, at_once: int, one_after_the_other: int
 ) -> None:
-    places = Shares(size)
-    names = [str(n) for n in range(callers)]
-    for name in names * size:
-        if not places.has_its_share(name):
-            places.take(name)
-    assert [places._held[name] for name in names] == [each] * callers
+    """It is what the benchmark's honest clients need at once, 16, beside four greedy callers."""
+    names = [str(n) for n in range(crowd)]
+    places = Load().places
+    size, greed = places.size, Fraction(places.greed)
+    take_all(places, names)
+    assert take_all(places, ["new"]) == [at_once]
+    each = greed * size / (1 + greed * crowd)
+    assert at_once == greed * (size - crowd * each) / (1 + greed)
+    places, left = Load().places, size
+    for name in [*names, "new"]:  # each is there before the next, and takes what it can
+        (held,) = take_all(places, [name])
+        assert held == math.ceil(greed * left / (1 + greed))
+        left -= held
+    assert held == one_after_the_other
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([(144, 0.5), (64, 3), (96, 1), (7, 0.5)]),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(-60, 60)), max_size=30),
+)
+def test_no_history_leaves_less_than_callers_who_come_one_after_the_other(
+    kind: tuple[int, float], history: list[tuple[int, int]]
+) -> None:
+    size, greed = kind
+    places = Shares(size, greed)
+    for caller, amount in history:
+        name = str(caller)
+        for _ in range(amount):
+            if not places.is_full and not places.has_its_share(name):
+                places.take(name)
+        for _ in range(min(-amount, places._held[name])):
+            places.give_back(name)
+    least = size
+    for _ in {caller for caller, _ in history}:
+        least -= math.ceil(Fraction(greed) * least / (1 + Fraction(greed)))
+    assert places.size - places.taken >= least
 
 
 def test_one_place_can_be_taken() -> None:
-    places = Shares(1)
+    places = Shares(1, 0.5)
     assert not places.has_its_share("a")
     places.take("a")
     assert places.is_full

@@ -14,6 +14,9 @@ from models.errors import DataError
 
 MAX_PARTS = 4096
 """Chunks of a PNG, or segments of a JPEG. libpng writes 16 MiB of pixels as 2,048 chunks."""
+MAX_PIECES = 2**14
+"""Strips or tiles of a TIFF. Pillow makes a list of them, which takes several times as long as to
+read a row; libtiff writes strips of 8 KiB, or of one row."""
 PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8\xff"
 PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
@@ -145,7 +148,7 @@ def tiff_parts(content: bytes, name: str, max_pixels: int) -> ImageParts:
 
     Raises:
         DataError: it is compressed in a way that is not read, or its strips or tiles are not those
-            of an image of its size.
+            of an image of its size, or over `MAX_PIECES`.
         struct.error: it is cut.
     """
     order = "<" if content.startswith(b"II") else ">"
@@ -173,6 +176,8 @@ def tiff_parts(content: bytes, name: str, max_pixels: int) -> ImageParts:
     is_whole = across and down and pieces <= -(-width // across) * -(-height // down) * planes
     if not is_whole or (TIFF_STRIPS not in counts and across * down > max_pixels):
         raise DataError(f"{name}: its strips or tiles are not those of its size; save it as PNG")
+    if pieces > MAX_PIECES:
+        raise DataError(f"{name}: over {MAX_PIECES} strips or tiles; save it as PNG")
     # The fields point to places in the file, so these stay where they are.
     fields = struct.pack(order + "H", len(kept)) + b"".join(kept) + bytes(4)
     start = content[:4] + struct.pack(order + "I", len(content) + len(content) % 2)

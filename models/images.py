@@ -154,7 +154,9 @@ def _with_alpha(file: ImageFile, key: tuple[int, ...]) -> Image.Image:
         image = Image.fromarray((np.asarray(file) >> 8).astype(np.uint8))
     if key:
         values = np.asarray(image if file.mode == "1" else file)
-        is_shown = (values.reshape(*values.shape[:2], -1) != key).any(axis=2)
+        planes = np.moveaxis(values.reshape(*values.shape[:2], -1), 2, 0)
+        differing = [plane != level for plane, level in zip(planes, key, strict=False)]
+        is_shown = np.logical_or.reduce(differing)
         image.putalpha(Image.fromarray(is_shown.astype(np.uint8) * 255))
     return image
 

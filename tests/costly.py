@@ -94,6 +94,22 @@ def avif_with(box: bytes, count: int) -> bytes:
     return content[:end] + box * count + content[end:]
 
 
+def tiff_of_strips(count: int, width: int = 8) -> bytes:
+    """A grey TIFF of strips of one row each, which all lie in the same place."""
+    offsets = 8 + width
+    fields = [
+        (256, width), (257, count), (258, 8), (259, 1), (262, 1), (273, offsets), (277, 1),
+        (278, 1), (279, offsets + 4 * count),
+    ]  # fmt: skip
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4, count if tag in (273, 279) else 1, value)
+        for tag, value in fields
+    )
+    lists = struct.pack("<I", 8) * count + struct.pack("<I", width) * count
+    head = b"II*\0" + struct.pack("<I", offsets + len(lists))
+    return head + bytes(width) + lists + struct.pack("<H", len(fields)) + entries + bytes(4)
+
+
 def deflated(array: np.ndarray) -> bytes:
     out = io.BytesIO()
     np.savez_compressed(out, samples=array)
@@ -163,6 +179,7 @@ FILES: dict[str, tuple[Callable[[], bytes], tuple[int, ...]]] = {
         lambda: large("TIFF", "RGBA", compression="tiff_adobe_deflate"),
         (200,),
     ),
+    "1.9 million strips of a row": (lambda: tiff_of_strips(FULL // 8 - 100), (415,)),
     "AVIF of 16 megapixels": (lambda: large("AVIF", "RGB", speed=10), (200,)),
     "2 million AVIF boxes": (lambda: avif_with(b"\0\0\0\x08free", FULL // 8), (200, 415)),
     # Arrays

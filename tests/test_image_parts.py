@@ -18,13 +18,30 @@ from models.errors import DataError, OversizeError
 from models.image_parts import (
     JPEG_START,
     MAX_PARTS,
+    MAX_PIECES,
     jpeg_parts,
     orientation,
     png_parts,
     tiff_parts,
 )
-from models.images import STRIP, decode_image, encode_png, encode_webp, is_written_here, opaque
-from tests.costly import jpeg_segment, jpeg_with, png_with, progressive, with_scans
+from models.images import (
+    MAX_SCANNED,
+    STRIP,
+    decode_image,
+    encode_png,
+    encode_webp,
+    is_written_here,
+    opaque,
+)
+from service.limits import MAX_BODY
+from tests.costly import (
+    jpeg_segment,
+    jpeg_with,
+    png_with,
+    progressive,
+    tiff_of_strips,
+    with_scans,
+)
 from tests.hostile import png_chunk
 
 RNG = np.random.default_rng(0)
@@ -135,6 +152,16 @@ def test_a_transparent_colour_becomes_transparent() -> None:
     assert np.array_equal(found[..., 3], 255 * (colours != colours[3, 4]).any(axis=2))
 
 
+def test_a_header_that_comes_late_may_contradict_the_transparent_colour() -> None:
+    """Where a header should be, another chunk says that a colour has three parts."""
+    first = png_chunk(b"PLTE", bytes(8) + b"\x08\x02" + bytes(5))
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 8, 0, 0, 0, 0))
+    data = png_chunk(b"IDAT", zlib.compress(b"\0\1\2"))
+    parts = first, header, png_chunk(b"tRNS", b"\0\1\0\1\0\1"), data, png_chunk(b"IEND", b"")
+    found = decode_image(b"\x89PNG\r\n\x1a\n" + b"".join(parts), "x")
+    assert found.tolist() == [[[1, 0], [2, 255]]]
+
+
 def test_of_16_bits_the_upper_8_are_read() -> None:
     deep = RNG.integers(0, 2**16, (8, 9)).astype(np.uint16)
     for format in ("PNG", "TIFF"):
@@ -166,6 +193,81 @@ def test_a_tiff_of_more_pieces_than_its_size_has_is_refused() -> None:
             struct.pack_into("<H", changed, position + 8, 7)
             with pytest.raises(DataError, match="x: TIFF compression 7 is not read"):
                 decode_image(bytes(changed), "x")
+
+
+def test_a_tiff_of_a_million_pieces_is_refused() -> None:
+    """Pillow would make a list of them in Python, for ten seconds."""
+    assert decode_image(tiff_of_strips(MAX_PIECES), "x").shape == (MAX_PIECES, 8, 1)
+    with pytest.raises(DataError, match=f"x: over {MAX_PIECES} strips or tiles"):
+        decode_image(tiff_of_strips(MAX_PIECES + 1), "x")
+
+
+SIDE = 4096
+"""Of the largest square image that is decoded."""
+
+
+def noisy(levels: int, format: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    noise = RNG.integers(0, levels, (SIDE, SIDE, 3), np.uint8)
+    Image.fromarray(noise).save(out, format, **options)
+    return out.getvalue()
+
+
+def with_last_scan_repeated(content: bytes) -> bytes:
+    """As many scans as are let through, each of which corrects all numbers of the grey picture."""
+    last = content.rindex(b"\xff\xda")
+    count = MAX_SCANNED // SIDE**2 - jpeg_parts(content, "x").scans
+    return content[:-2] + content[last:-2] * count + content[-2:]
+
+
+def deep_png(kind: int, bits: int, before: bytes = b"") -> bytes:
+    """Rows of zeros that are each told by the costliest filter, Paeth's."""
+    row = SIDE * bits * {2: 3, 6: 4}[kind] // 8
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, bits, kind, 0, 0, 0))
+    data = png_chunk(b"IDAT", zlib.compress((b"\4" + bytes(row)) * SIDE))
+    return b"\x89PNG\r\n\x1a\n" + header + before + data + png_chunk(b"IEND", b"")
+
+
+COSTLIEST = {
+    "progressive JPEG": lambda: with_last_scan_repeated(
+        noisy(256, "JPEG", progressive=True, quality=15, subsampling=0)
+    ),
+    "PNG of 16 bits": lambda: deep_png(6, 16),
+    "PNG with a transparent colour": lambda: deep_png(2, 8, png_chunk(b"tRNS", bytes(6))),
+    "WebP": lambda: noisy(256, "WEBP", quality=30, method=0),
+    "WebP without loss": lambda: noisy(4, "WEBP", lossless=True, method=0, quality=0),
+    "TIFF": lambda: tiff_of_strips(MAX_PIECES, SIDE**2 // MAX_PIECES),
+    "AVIF": lambda: noisy(256, "AVIF", speed=10, quality=60, subsampling="4:4:4"),
+}
+"""Files that make the decoder work most, of the largest size, and no longer than a body may be."""
+
+
+@pytest.fixture(scope="module")
+def ordinary_seconds() -> float:
+    """Processor seconds that an ordinary photo of the largest size takes."""
+    shades = np.linspace(0, 200, SIDE)[:, None, None] + RNG.normal(20, 6, (SIDE, SIDE, 3))
+    out = io.BytesIO()
+    Image.fromarray(shades.clip(0, 255).astype(np.uint8)).save(
+        out, "JPEG", progressive=True, quality=85
+    )
+    return decoding_seconds(out.getvalue())
+
+
+def decoding_seconds(content: bytes) -> float:
+    began = time.process_time()
+    assert decode_image(content, "x").size >= SIDE**2
+    return time.process_time() - began
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", COSTLIEST)
+def test_no_image_costs_much_more_than_an_ordinary_one(kind: str, ordinary_seconds: float) -> None:
+    """A decode cannot be stopped: what is left to do when a client leaves is so much at most."""
+    content = COSTLIEST[kind]()
+    assert len(content) < MAX_BODY
+    seconds = decoding_seconds(content)
+    print(f"{kind}: {seconds:.2f} s, an ordinary photo {ordinary_seconds:.2f} s")
+    assert seconds < 6 * ordinary_seconds
 
 
 def test_a_compressed_bmp_is_refused() -> None:

@@ -25,7 +25,7 @@ LOCKS = ROOT / "requirements"
 EXTRAS = {
     "dev": ["train", "arrays", "export", "privacy", "service", "signing", "dev", "docs"],
     "service": ["service", "signing"],
-    "train": ["train", "arrays", "features", "privacy", "s3", "signing"],
+    "train": ["train", "arrays", "features", "postgres", "privacy", "s3", "signing"],
 }
 TORCH = "torch==2.13.0"
 """One release of those that pyproject.toml allows, as a CPU build and as a CUDA build."""

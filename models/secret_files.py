@@ -16,14 +16,17 @@ SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACK
 """What MLflow itself reads from the environment alone."""
 
 
-def read_secret_files() -> None:
+def read_secret_files(*more: str) -> None:
     """Set each secret whose file the environment names to what the file holds now.
+
+    Args:
+        more: names of variables besides those of `SECRETS`.
 
     Raises:
         RegistryError: a file cannot be read, or is empty.
         MachineError: it cannot be read for want of open files, or the like.
     """
-    for name in SECRETS:
+    for name in (*SECRETS, *more):
         variable = f"{name}_FILE"
         path = os.environ.get(variable)
         if not path:

@@ -2,12 +2,9 @@
 
 import contextlib
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -23,48 +20,24 @@ from models import registry, registry_files
 from models.artifact import load_artifact
 from models.errors import RegistryError
 from tests.artifacts import make_artifact
+from tests.postgres import needs_postgres, postgres_server
 from tests.s3 import KEY, SECRET, s3_server
+from tests.servers import free_port
 from tests.test_retrain import killed_at_last, mixture, start, steps, values, wait_for_step
 from training.tracking import track_and_register
 
-BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not BINARIES, reason="PostgreSQL is not installed: nothing was verified"),
+    needs_postgres,
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """A PostgreSQL server of our own; yields the URL of an empty database."""
-    folder = Path(tempfile.mkdtemp(prefix="wgan-postgres-"))
-    user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
-    if user:
-        shutil.chown(folder, user)
-    port = free_port()
-
-    def run(*command: object) -> None:
-        words = [str(word) for word in command]
-        subprocess.run(
-            [BINARIES[-1] / words[0], *words[1:]],
-            check=True, user=user, cwd=folder, stdout=subprocess.DEVNULL, timeout=300,
-        )  # fmt: skip
-
-    run("initdb", "-D", folder / "data", "-U", "mlflow", "-A", "trust", "--no-sync")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
-    run("pg_ctl", "-D", folder / "data", "-o", options, "-l", folder / "log", "-w", "start")
-    try:
-        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
-    finally:
-        run("pg_ctl", "-D", folder / "data", "-m", "immediate", "stop")
-        shutil.rmtree(folder)
+    """The URL of an empty database of a PostgreSQL server of our own."""
+    with postgres_server() as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from models.config import DataConfig
 from models.errors import UserError
 from training.data.dataset import load_data
 from training.lab.tuning import tune
+from training.lab.tuning.search import RUNGS
 from training.lab.tuning.space import Choices, Range, middle, parse_settings, usual_space
-from training.lab.tuning.trials import RUNGS
 from training.presets import build_config
 
 TINY = {

@@ -73,7 +73,7 @@ def track_and_register(
                     require_files(reference)
                     _end(api, known["run_id"])
                     return reference
-            started = api.create_run(_experiment(), run_name=f"{name}-{run.constraint.kind}")
+            started = api.create_run(experiment(), run_name=f"{name}-{run.constraint.kind}")
             run_id = started.info.run_id
             tags = _tags(model, comparison)
             # Cut to what every database behind MLflow takes; the whole card is an artifact.
@@ -85,7 +85,7 @@ def track_and_register(
                 page = diagnosis.read_text()
             _log_files(api, run_id, artifact_folder, page)
             if report is not None and (run.privacy is None or run.marginals):
-                _store(api, run_id, report)
+                store(api, run_id, report)
             reference = str(run_id)
             if not comparison:
                 uri = f"{started.info.artifact_uri}/artifact"
@@ -180,13 +180,13 @@ def _log_record(api: MlflowClient, run_id: str, run: Run, now: int, tags: dict[s
 
 def _log_files(api: MlflowClient, run_id: str, artifact_folder: Path, diagnosis: str) -> None:
     """Copy the artifact and the doctor's page; picture and card again, where MLflow shows them."""
-    _store(api, run_id, artifact_folder, "artifact")
+    store(api, run_id, artifact_folder, "artifact")
     with TemporaryDirectory() as temporary:
         page = Path(temporary) / "diagnosis.html"
         page.write_text(diagnosis)
-        _store(api, run_id, page)
+        store(api, run_id, page)
     for file in (GRID, CARD):
-        _store(api, run_id, artifact_folder / file)
+        store(api, run_id, artifact_folder / file)
 
 
 def record(name: str, version: str, file: str, text: str, tags: dict[str, str]) -> None:
@@ -202,11 +202,11 @@ def record(name: str, version: str, file: str, text: str, tags: dict[str, str]) 
         path = Path(folder) / file
         path.write_text(text)
         with contextlib.suppress(AbsentError):
-            _store(registry.client(), run_id, path)
+            store(registry.client(), run_id, path)
     registry.tag(name, version, tags)
 
 
-def _store(api: MlflowClient, run_id: str, what: Path, under: str | None = None) -> None:
+def store(api: MlflowClient, run_id: str, what: Path, under: str | None = None) -> None:
     """Copy a file or a folder's files to a run.
 
     Raises:
@@ -221,7 +221,7 @@ def _store(api: MlflowClient, run_id: str, what: Path, under: str | None = None)
         raise failure(f"cannot store {what.name}: {error}", error) from None
 
 
-def _experiment() -> str:
+def experiment() -> str:
     """The experiment's id; with a SQLite file, artifacts go beside it, not below the shell's."""
     api = registry.client()
     existing = api.get_experiment_by_name(EXPERIMENT)

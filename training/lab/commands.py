@@ -14,6 +14,7 @@ from models.command_line import (
     EXIT_INTERRUPTED,
     MODEL_HELP,
     SetOption,
+    StopRequest,
     assignments,
     complain,
     data_assignments,
@@ -21,7 +22,7 @@ from models.command_line import (
     example,
     new_app,
 )
-from models.errors import UserError
+from models.errors import RegistryError, UserError
 from training.commands import TrainingDevice, constraint_kinds, preset_names
 
 app = new_app()
@@ -119,6 +120,10 @@ def tune(
         str | None,
         typer.Option(metavar="URL|FILE", help="by which several machines search together"),
     ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="of the search in a storage; default: the model's name"),
+    ] = None,
     only_trials: Annotated[
         bool, typer.Option("--only-trials", help="leave the winner to another machine")
     ] = False,
@@ -128,14 +133,12 @@ def tune(
 ) -> int:
     """Search for a constraint and settings, and train the winner."""
     seconds = duration(budget)
-    if only_trials and storage is None:
-        raise UserError("--only-trials: name the --storage that the other machine has too")
     overrides = assignments(settings)
-    from training.engine.runs import Diverged
+    from training.engine.runs import Diverged, Interrupted
     from training.engine.workers import join_workers
-    from training.lab.tuning import REPORT
     from training.lab.tuning import tune as run_search
     from training.lab.tuning.space import CONSTRAINTS, parse_settings
+    from training.lab.tuning.winner import REPORT
     from training.progress import say
 
     try:
@@ -151,16 +154,23 @@ def tune(
             processes=jobs,
             seed=seed,
             storage=storage,
+            study_name=study,
             only_trials=only_trials,
             register=not no_register,
             device=join_workers(device).device.type,
             say=say,
+            stop_requested=StopRequest(),
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         return _goes_on()
     except Diverged as error:
         complain(f"error: {error}")
         return EXIT_FAILED
+    except RegistryError as error:
+        if type(error) is not RegistryError:  # another try would end alike
+            raise
+        complain(f"error: {error}")
+        return _goes_on()
     if answer is not None:
         say(f"alone: {answer['command']}")
         say(f"report: {out / REPORT}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from models.record import Chart, Line, Run
-from training.lab.tuning.trials import CHOSEN, KIND, RUNGS
+from training.lab.tuning.search import CHOSEN, KIND, RUNGS
 from training.reporting.pages import figures_in_words, render
 
 

@@ -61,6 +61,7 @@ EVERYTHING = [
     + json.dumps(
         {
             "trainJob": {"enabled": True},
+            "tune": {"enabled": True, "storage": {"secret": "tuning"}},
             "sample": {"enabled": True, "out": "s3://bucket/samples"},
             "s3": {"secret": "s3"},
             "serve": {
@@ -94,6 +95,8 @@ OUTSIDE_EVERYTHING = {
     ("Secret", "signing"),
     ("Secret", "trusted"),
     ("Secret", "tls"),
+    ("Secret", "tuning"),
+    ("Secret", "tuning/url"),
     ("Secret", "own-tls"),
     ("Secret", "s3/AWS_ACCESS_KEY_ID"),
     ("Secret", "s3/AWS_SECRET_ACCESS_KEY"),

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -35,6 +36,7 @@ from tests.chart import (
 )
 from tests.command_line import parsed
 from tests.manifests import Document, Documents, named, of_kind
+from training.lab.tuning.space import parse_settings
 from training.presets import build_config
 
 RENDERINGS = [(values, gates) for values in VALUES for gates in (False, True)]
@@ -84,6 +86,11 @@ def test_lint(values: str) -> None:
         ("httpRoute.hostnames[0]=https://gan.example.com", "hostnames"),
         ("sweep.constraints[0]=a;b", "constraints"),
         ("sweep.set[0]=training.steps=1'2", "set"),
+        ("tune.enabled=true", "tune.storage.secret"),
+        ("tune.set[0]=training.steps=1'2", "set"),
+        ("tune.search[0]=critic.depth", "search"),
+        ("tune.data=my photos", "data"),
+        ("tune.budget=soon", "budget"),
         ("sample.enabled=true", "sample.out"),
         ("sample.out=/runs", "out"),
         ("sample.format=png", "format"),
@@ -380,25 +387,15 @@ def test_the_service_computes_on_the_gpu_that_it_has() -> None:
     assert [t["key"] for t in spec["tolerations"]] == ["nvidia.com/gpu"]
 
 
-def test_the_whole_sweep_trains(tmp_path: Path) -> None:
+def test_the_whole_sweep_trains() -> None:
     """Each index's shell command, run; the command line that it makes, parsed."""
     documents = render("values-gpu", False)
     (job,) = of_kind(documents, "Job")
     _, sweep = container(documents, "Job", job["metadata"]["name"])
-    said = tmp_path / "wgan"
-    said.write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done\n')
-    said.chmod(said.stat().st_mode | stat.S_IXUSR)
     kinds = [kind.model_fields["kind"].default for kind in get_args(get_args(AnyConstraint)[0])]
     found = []
     for index in range(job["spec"]["completions"]):
-        done = subprocess.run(
-            [*sweep["command"], *sweep["args"]],
-            env={"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": str(index)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        options = parsed(done.stdout.splitlines())
+        options = parsed(words_of(sweep, JOB_COMPLETION_INDEX=str(index)))
         assert options.constraint in kinds
         assert options.out == Path("/runs/sweep") / options.constraint
         assert options.resume
@@ -406,6 +403,61 @@ def test_the_whole_sweep_trains(tmp_path: Path) -> None:
         build_config(options.preset, None, options.constraint, overrides)
         found.append(options.constraint)
     assert len(set(found)) == len(found) == 4
+
+
+def test_the_pods_of_a_search_share_a_study_and_the_first_trains_the_winner() -> None:
+    """Each index's command line, parsed; tests/test_tuning_storage.py runs them."""
+    values = {"enabled": True, "storage": {"secret": "tuning"}, "preset": "images", "trials": 30}
+    values |= {"constraints": ["spectral_norm", "none"], "search": ["critic.depth=2,3"]}
+    values |= {"data": "s3://bucket/photos/", "set": ["name=photos", "data.size=32"]}
+    documents = render("values", False, f"--set-json=tune={json.dumps(values)}")
+    (job,) = of_kind(documents, "Job")
+    spec, tune = container(documents, "Job", job["metadata"]["name"])
+    assert job["spec"]["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
+    rules = job["spec"]["podFailurePolicy"]["rules"]
+    codes = {r["action"]: r["onExitCodes"]["values"] for r in rules if "onExitCodes" in r}
+    assert codes == {
+        "FailJob": [command_line.EXIT_MISTAKE],
+        "Ignore": [command_line.EXIT_INTERRUPTED],
+    }
+    variables = {v["name"]: v.get("value") for v in tune["env"]}
+    mounts = {m["mountPath"]: m["name"] for m in tune["volumeMounts"]}
+    folder, file = os.path.split(variables["WGAN_TUNE_STORAGE_FILE"])
+    (volume,) = [v for v in spec["volumes"] if v["name"] == mounts[folder]]
+    assert volume["secret"]["secretName"] == "tuning"
+    assert volume["secret"]["items"] == [{"key": "url", "path": file}]
+    for index in range(job["spec"]["completions"]):
+        words = words_of(tune, JOB="wgan-tune-1", JOB_COMPLETION_INDEX=str(index))
+        options = parsed(words)
+        assert options.command == "tune"
+        assert options.only_trials == (index > 0)
+        assert (options.study, options.out) == (
+            "wgan-tune-1",
+            Path(f"/runs/tune/wgan-tune-1/{index}"),
+        )
+        assert (options.data, options.preset, options.trials) == (values["data"], "images", 30)
+        assert options.constraints == "spectral_norm,none"
+        assert command_line.duration(options.budget) == 7200
+        parse_settings(options.search)
+        for kind in options.constraints.split(","):
+            build_config("images", options.data, kind, assignments(options.settings))
+    assert index == 1
+
+
+def words_of(container: Document, **environment: str) -> list[str]:
+    """The command line that a container's shell makes, but for the program's name."""
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder, "wgan")
+        said.write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done\n')
+        said.chmod(said.stat().st_mode | stat.S_IXUSR)
+        done = subprocess.run(
+            [*container["command"], *container["args"]],
+            env={"PATH": f"{folder}:/usr/bin:/bin", **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    return done.stdout.splitlines()
 
 
 def test_the_pods_of_a_sampling_share_its_files() -> None:

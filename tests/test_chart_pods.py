@@ -23,7 +23,7 @@ VALIDATE = tools.find("kubernetes-validate")
 WORKLOADS = {
     "serve": ["wgan"],
     "mlflow": ["wgan-mlflow"],
-    "train": ["wgan-retrain", "wgan-sweep", "wgan-sample"],
+    "train": ["wgan-retrain", "wgan-sweep", "wgan-tune", "wgan-sample"],
 }
 EVERY_WORKLOAD = {name for names in WORKLOADS.values() for name in names}
 # Without a TrainJob, which cannot take all of it: see below.

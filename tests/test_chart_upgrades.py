@@ -33,6 +33,13 @@ CHANGES: list[dict[str, Any]] = [
     {"sweep.preset": "images"},
     {"sweep.constraints": ["weight_clipping"]},
     {"sweep.set": ["training.seed=2"]},
+    {"tune.data": "s3://bucket/photos/"},
+    {"tune.preset": "images"},
+    {"tune.constraints": ["gradient_penalty", "none"]},
+    {"tune.search": ["critic.depth=2,3"]},
+    {"tune.set": ["name=photos"]},
+    {"tune.budget": "30m"},
+    {"tune.storage": {"secret": "other"}},
     {"sample.model": "faces@3"},
     {"sample.format": "csv"},
     {"sample.out": "s3://other/samples"},
@@ -126,12 +133,15 @@ def names(documents: Documents) -> dict[str, str]:
         ({"serve.replicas": 7, "monitoring.rules.enabled": False}, []),
         ({"sweep.parallelism": 1, "sample.parallelism": 1}, []),
         ({"sweep.activeDeadlineSeconds": 60, "sample.activeDeadlineSeconds": 60}, []),
+        ({"tune.activeDeadlineSeconds": 60}, []),
         ({"sweep.set": ["training.seed=2"]}, ["wgan-sweep"]),
+        ({"tune.workers": 3}, ["wgan-tune"]),
+        ({"tune.budget": "3h"}, ["wgan-tune"]),
         ({"sample.seed": 2}, ["wgan-sample"]),
         ({"retrain.config": {"preset": "images", "folder": "/runs"}}, ["wgan-train"]),
-        ({"retrain.resources.limits.memory": "64Gi"}, ["wgan-sweep", "wgan-train"]),
-        ({"s3.region": "other"}, ["wgan-sample", "wgan-sweep", "wgan-train"]),
-        ({"images.train.tag": "other"}, ["wgan-sample", "wgan-sweep", "wgan-train"]),
+        ({"retrain.resources.limits.memory": "64Gi"}, ["wgan-sweep", "wgan-train", "wgan-tune"]),
+        ({"s3.region": "other"}, ["wgan-sample", "wgan-sweep", "wgan-train", "wgan-tune"]),
+        ({"images.train.tag": "other"}, ["wgan-sample", "wgan-sweep", "wgan-train", "wgan-tune"]),
     ],
     ids=str,
 )
@@ -139,7 +149,7 @@ def test_what_runs_is_replaced_only_by_what_it_does(
     installed: Documents, change: dict[str, Any], replaced: list[str]
 ) -> None:
     old, new = names(installed), names(upgrade(installed, change))
-    assert old.keys() == new.keys() == {"wgan-sweep", "wgan-sample", "wgan-train"}
+    assert old.keys() == new.keys() == {"wgan-sweep", "wgan-tune", "wgan-sample", "wgan-train"}
     assert sorted(kind for kind in old if old[kind] != new[kind]) == replaced
 
 

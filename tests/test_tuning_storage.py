@@ -17,10 +17,16 @@ import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
 import wgan_cli
+from models import registry
+from models.artifact import load_artifact
 from models.command_line import EXIT_INTERRUPTED, EXIT_MISTAKE
 from models.config import DataConfig
+from tests.chart import needs_helm, render
+from tests.manifests import of_kind
 from tests.postgres import needs_postgres, postgres_server
+from tests.registries import new_database
 from tests.test_tuning import TINY
+from tests.test_tuning_tracking import search_and_trials
 from training.data.dataset import load_data
 from training.lab.tuning import study as studies
 from training.lab.tuning.search import Search
@@ -245,3 +251,63 @@ def test_the_storage_may_be_named_in_a_file(
     monkeypatch.setenv("WGAN_TUNE_STORAGE_FILE", str(tmp_path / "absent"))
     assert wgan_cli.main([*arguments, "--only-trials"]) == EXIT_MISTAKE
     assert "WGAN_TUNE_STORAGE_FILE" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@needs_helm
+@needs_postgres
+def test_the_job_of_the_chart_finds_and_registers_a_winner(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its containers' own command lines and variables, in folders of ours; one pod is evicted."""
+    told = [f"{key}={value}" for key, value in TINY.items()]
+    values = {"enabled": True, "storage": {"secret": "tuning"}, "data": "8gaussians", "trials": 6}
+    values |= {"constraints": ["gradient_penalty", "weight_clipping"], "set": told, "workers": 3}
+    documents = render("values", False, f"--set-json=tune={json.dumps(values)}")
+    (job,) = of_kind(documents, "Job")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (tmp_path / "url").write_text(database)
+    address = new_database(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    environment = {
+        **{v["name"]: v["value"] for v in container["env"] if "value" in v},
+        "JOB": job["metadata"]["name"],  # from a label
+        "MLFLOW_TRACKING_URI": address,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    assert environment["WGAN_TUNE_STORAGE_FILE"] == "/etc/wgan-tune/url"
+    environment["WGAN_TUNE_STORAGE_FILE"] = str(tmp_path / "url")
+    script, *more = container["args"]
+    assert "/runs/" in script
+    words = [*container["command"], script.replace("/runs/", f"{tmp_path}/runs/"), *more]
+
+    def pod(index: int) -> "subprocess.Popen[str]":
+        return start(words, **environment, JOB_COMPLETION_INDEX=str(index))
+
+    pods = [pod(index) for index in range(job["spec"]["completions"])]
+    try:
+        wait_until(lambda: bool(trials(database, job["metadata"]["name"])), *pods)
+        pods[2].send_signal(signal.SIGTERM)
+        pods[2].communicate(timeout=240)
+        assert pods[2].returncode in (EXIT_INTERRUPTED, -signal.SIGTERM), "or it only just began"
+        pods[2] = pod(2)
+        for process in pods:
+            finish(process)
+    finally:
+        for process in pods:
+            process.kill()
+    folder = tmp_path / "runs/tune" / job["metadata"]["name"] / "0"
+    answer = json.loads((folder / "tuning.json").read_text())
+    ended = [row for row in answer["trials"] if row["ended"] and not row["failed"]]
+    assert len(ended) >= 5, "others may be under way"
+    assert load_artifact(Path(answer["winner"]) / "artifact").run.config.name == "8gaussians"
+    search, nested = search_and_trials()
+    assert search.data.tags["winner.model"] == "8gaussians@1"
+    assert search.info.status == "FINISHED"
+    assert {row["number"] for row in ended} <= nested.keys()
+    (version,) = registry.versions()
+    assert version["version"] == "1"
+    for file in folder.rglob("*"):
+        if file.is_file():
+            assert b"canary" not in file.read_bytes(), file

@@ -141,3 +141,18 @@ def test_debian_has_more_than_a_thousand_fonts(monkeypatch: pytest.MonkeyPatch) 
     train, heldout = (pixels[side].reshape(side.sum(), -1) for side in (~held, held))
     squares = (heldout**2).sum(1)[:, None] + (train**2).sum(1) - 2 * heldout @ train.T
     assert np.sqrt(squares.min() / train.shape[1]) > 0.059
+
+
+@pytest.mark.parametrize(("side", "times"), [(32, 1), (64, 2)])
+def test_no_font_is_drawn_twice_at_one_size(
+    side: int, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[tuple[Path, int]]()
+
+    def counted(path: Path, side: int) -> np.ndarray | None:
+        calls.append((path, side))
+        return draw(path, side)
+
+    monkeypatch.setattr(letters, "draw", counted)
+    letters.draw_letters([letters.FontFile(SANS, "free")], side)
+    assert len(calls) == len(set(calls)) == times

@@ -50,8 +50,8 @@ def database() -> Iterator[str]:
         yield url.replace("postgresql+psycopg2://mlflow@", f"postgresql://mlflow:{QUOTED}@")
 
 
-def command(out: Path, *more: str) -> list[str]:
-    chosen = {**TINY, "training.steps": 3000}
+def command(out: Path, *more: str, steps: int = 3000) -> list[str]:
+    chosen = {**TINY, "training.steps": steps}
     told = [f"--set={key}={value}" for key, value in chosen.items()]
     fixed = ["tune", "--data=8gaussians", "--constraints=gradient_penalty,weight_clipping"]
     return [sys.executable, "-c", COMMAND, *fixed, *told, f"--out={out}", "--no-register", *more]
@@ -81,7 +81,8 @@ def trials(database: str, name: str) -> list[FrozenTrial]:
     except KeyError:
         return []
     finally:
-        storage.engine.dispose()
+        if "://" in database:
+            storage.engine.dispose()
 
 
 def wait_until(holds: Callable[[], bool], *processes: "subprocess.Popen[str]") -> None:
@@ -194,6 +195,33 @@ def test_a_killed_process_costs_one_trial_that_is_made_again(database: str, tmp_
     for file in out.rglob("*"):
         if file.is_file():
             assert b"canary" not in file.read_bytes(), file
+
+
+@pytest.mark.slow
+@needs_postgres
+def test_a_database_that_goes_away_is_told_in_one_line(tmp_path: Path) -> None:
+    with postgres_server() as url:
+        process = start(command(tmp_path, "--budget=2h", f"--storage={url}", "--study=gone"))
+        wait_until(lambda: bool(trials(url, "gone")), process)
+    said = finish(process, EXIT_INTERRUPTED)
+    assert "the database does not answer" in said
+    assert "Traceback" not in said
+
+
+def test_a_stopped_command_stops_its_processes(tmp_path: Path) -> None:
+    """What they were at is tried again by the next call."""
+    process = start(command(tmp_path, "--budget=2h", "--jobs=2", steps=500_000))
+    journal = tmp_path / "study.journal"
+
+    def found() -> list[TrialState]:
+        return [t.state for t in trials(str(journal), "searched")] if journal.exists() else []
+
+    wait_until(lambda: found().count(TrialState.RUNNING) == 2, process)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process, EXIT_INTERRUPTED)
+    assert "Traceback" not in said
+    assert sorted(state.name for state in found()) == ["FAIL", "FAIL", "WAITING", "WAITING"]
+    assert json.loads((tmp_path / "unfinished.json").read_text())["seconds"] > 0
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,9 @@ def make_emoji(font: bytes, side: int) -> tuple[Array, list[str]]:
     def drawn(side: int) -> Array:
         return np.stack([_draw(bitmaps[glyph].imageData, side) for _, glyph in glyphs])
 
-    return drawn(side), _groups([codes for codes, _ in glyphs], drawn(GROUPING_SIDE))
+    items = drawn(side)
+    small = items if side == GROUPING_SIDE else drawn(GROUPING_SIDE)
+    return items, _groups([codes for codes, _ in glyphs], small)
 
 
 def _draw(png: bytes, pixels: int) -> Array:

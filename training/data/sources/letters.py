@@ -144,7 +144,8 @@ def draw_letters(fonts: Sequence[FontFile], side: int) -> Letters:
     """
     drawn = dict[bytes, tuple[FontFile, Array]]()
     for font in track(fonts, "drawing letters"):
-        small, large = draw(font.path, GROUPING_SIDE), draw(font.path, side)
+        small = draw(font.path, GROUPING_SIDE)
+        large = small if side == GROUPING_SIDE else draw(font.path, side)
         if small is not None and large is not None:
             drawn.setdefault(small.tobytes(), (font, large))
     if not drawn:

@@ -149,7 +149,8 @@ def tune(
                 repeat_killed(study)
         runs = SearchRuns(study, search, headlines(data.card)[0], say)
         if not only_trials:
-            runs.open()
+            with reaching():
+                runs.open()
         try:
             if call.winner is None:
                 _run(study, search, processes, seed, data, call, say, stop_requested)
@@ -160,7 +161,8 @@ def tune(
         except Interrupted:
             call.note()
             if not only_trials:
-                runs.stopped()
+                with reaching():
+                    runs.stopped()
             raise
 
 
@@ -240,17 +242,21 @@ def _run(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
         running = {pool.submit(run_in_process, search, first + i) for i in range(processes)}
+        is_told = False
         while running:
             ended, running = wait(running, SECONDS_BETWEEN_LOOKS, FIRST_EXCEPTION)
-            if stop_requested():
+            if stop_requested() and not is_told:
+                is_told = True
                 for process in multiprocessing.active_children():
-                    process.terminate()  # a request to stop, as ours is
+                    process.terminate()  # a request to stop, as ours is; a second one would kill
             with reaching():
                 look()
             for future in ended:
                 try:
                     future.result()
                 except BrokenProcessPool:
+                    if is_told:  # before it could take requests
+                        raise Interrupted("stopped before its trials") from None
                     raise UserError(
                         "a process of the trials was killed, such as for want of memory: the same "
                         "command with fewer --jobs goes on"

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 
-from models.errors import RegistryError, UnreachableError, UserError
+from models.errors import RegistryError, UnreachableError, UserError, causes
 from models.secret_files import read_secret_files
 from training.data.dataset import Dataset
 from training.engine.origin import changes, fingerprint
@@ -174,15 +174,25 @@ def reaching() -> Iterator[None]:
             f"--storage: {driver} is not installed, and is needed here: pip install {extra}"
         ) from None
     except (StorageInternalError, SQLAlchemyError) as error:
-        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-        said = " ".join(str(getattr(cause, "orig", None) or cause or error).split())
-        if not isinstance(cause, DBAPIError):
-            raise UserError(f"--storage: {said}; {EXAMPLE}") from None
-        if REFUSALS.search(said):
-            raise UserError(f"--storage: the database refuses: {said}") from None
-        raise UnreachableError(
-            f"--storage: the database does not answer ({said}); the same command goes on"
-        ) from None
+        raise _told(error) from None
+    except UnboundLocalError as error:  # Optuna's own, where it cannot say how a trial ended
+        for behind in causes(error):
+            if isinstance(behind, StorageInternalError | SQLAlchemyError):
+                raise _told(behind) from None
+        raise
+
+
+def _told(error: BaseException) -> UserError:
+    """The error of ours for one of a study's database."""
+    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+    said = " ".join(str(getattr(cause, "orig", None) or cause or error).split())
+    if not isinstance(cause, DBAPIError):
+        return UserError(f"--storage: {said}; {EXAMPLE}")
+    if REFUSALS.search(said):
+        return UserError(f"--storage: the database refuses: {said}")
+    return UnreachableError(
+        f"--storage: the database does not answer ({said}); the same command goes on"
+    )
 
 
 def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:

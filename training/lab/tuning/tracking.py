@@ -139,7 +139,7 @@ class SearchRuns:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
         search = self._search
-        run = api.create_run(experiment(), run_name=f"search-{search.name}")
+        run = api.create_run(experiment(), run_name=f"search-{search.config.name}")
         settings = {
             "data": search.source,
             "preset": search.preset,

@@ -76,7 +76,8 @@ def train_winner(
     write_file(call.out / REPORT, tuning_page(answer, run, (winner / ARTIFACT / GRID).read_bytes()))
     if failed:
         raise failed
-    runs.finish(answer, best["number"], model, call.out)
+    with reaching():
+        runs.finish(answer, best["number"], model, call.out)
     call.end()
     return answer
 

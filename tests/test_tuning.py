@@ -179,6 +179,7 @@ def test_a_search_in_which_nothing_trains_says_why(tmp_path: Path) -> None:
     diverging = {**TINY, "training.divergence_gap": 1e-9, "training.log_every": 1}
     with pytest.raises(Exception, match="diverged"):
         tune("8gaussians", 90, tmp_path, constraints=KINDS, overrides=diverging, max_trials=2)
+    assert not (tmp_path / "unfinished.json").exists(), "the next call has all its time"
 
 
 def test_mistakes_are_told_before_anything_is_trained(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -101,7 +100,7 @@ def made(
             network.parameters(), 1e-4, (0.5, 0.9), fused=True, capturable=is_cuda
         )
         context = autocast(precision, real.device.type)
-        find = CriticStep(mode, network, PENALTY, precision, context, nullcontext(), say)
+        find = CriticStep(mode, network, PENALTY, precision, context, say=say)
 
         def step(real: Tensor, fake: Tensor, number: int) -> None:
             find(real, fake, [], number)

@@ -21,7 +21,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -130,9 +129,7 @@ def autocast(precision: str, device: str = "cpu") -> torch.autocast:
 
 def ours(network: nn.Module, mode: str, precision: str, said: list[str]) -> Step:
     optimizer = torch.optim.Adam(network.parameters(), 1e-4, (0.5, 0.9), fused=True)
-    find = CriticStep(
-        mode, network, PENALTY, precision, autocast(precision), nullcontext(), said.append
-    )
+    find = CriticStep(mode, network, PENALTY, precision, autocast(precision), say=said.append)
 
     def step(real: Tensor, fake: Tensor, number: int) -> None:
         find(real, fake, [], number)

@@ -18,6 +18,7 @@ from models.section import Section
 from models.selection import SelectionConfig
 from models.tables.reading.dialect import CsvConfig
 from models.tables.rules import parse_rule
+from models.training import TrainingConfig
 from models.values import OWN, ends_of
 
 M = TypeVar("M", bound=BaseModel)
@@ -127,48 +128,6 @@ class DataConfig(Section):
         return rules
 
 
-class TrainingConfig(Section):
-    """The training loop. The constraint's published settings fill in what is not given."""
-
-    steps: int = Field(ge=0)
-    """Generator steps; 0: as many as suit the data, which a run's own configuration then says."""
-    batch_size: int = Field(default=64, ge=0)
-    """Real items in a step, and as many generated ones; 0: as suits the data."""
-    num_critic_steps: int = Field(ge=1)
-    """Critic steps before each generator step."""
-    optimizer: Literal["adam", "rmsprop"]
-    learning_rate: float = Field(gt=0)
-    """For generator and critic alike."""
-    betas: tuple[float, float] = (0.5, 0.9)
-    """For Adam; RMSprop ignores them."""
-    decay_from: float = Field(default=1.0, ge=0, le=1)
-    """Share of the steps after which the learning rate falls linearly to zero; 1: never."""
-    ema_decay: float = Field(default=0.999, ge=0, lt=1)
-    """Decay per step of the generator's moving average; it starts lower, so early steps fade."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """bf16: networks under autocast; weights, penalty norms and optimisers stay float32.
-    tf32: CUDA's shorter float32 multiplications. A run on CUDA that names none takes tf32."""
-    critic_step: Literal["auto", "eager", "captured", "compiled", "graphed", "graphed_compiled"] = (
-        "auto"
-    )
-    """Way to compute the critic's gradients; results differ by rounding. graphed: with the whole
-    generator step in one CUDA graph; graphed_compiled: with compiled kernels in it. auto: graphed
-    on a GPU, else captured; eager where neither is right."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    log_every: int = Field(default=100, ge=1)
-    checkpoint_every: int = Field(default=500, ge=1)
-    """Generator steps between checkpoints."""
-    divergence_gap: float = Field(default=1e6, gt=0)
-    """A critic gap whose absolute value is above this counts as divergence."""
-
-    @field_validator("batch_size")
-    @classmethod
-    def _is_no_single_item(cls, batch_size: int) -> int:
-        if batch_size == 1:
-            raise ValueError("a batch has at least 2 items")
-        return batch_size
-
-
 class EvaluationConfig(Section):
     """Settings of the judging on held-out data."""
 
@@ -262,6 +221,29 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _its_batches_can_be_split(self) -> Self:
+        if self.training.micro_batch_size is None:
+            return self
+        reasons = [
+            f"{part}.normalization: 'batch' takes statistics of a whole batch, and those of its "
+            "parts would be another model's; use 'layer', 'instance' or 'none'"
+            for part in self._normalised_by_batch
+        ]
+        if self.critic.minibatch_statistics:
+            reasons.append("critic.minibatch_statistics: are of groups of a whole batch")
+        if whole := self.constraint.needs_whole_batch():
+            reasons.append(f"constraint {self.constraint.kind}: {whole}; use another")
+        if reasons:
+            raise ValueError(f"training.micro_batch_size: {'; '.join(reasons)}; or leave it out")
+        return self
+
+    @property
+    def _normalised_by_batch(self) -> list[str]:
+        """The networks whose results for an item depend on its batch."""
+        networks = (("critic", self.critic), ("generator", self.generator))
+        return [part for part, network in networks if network.normalization == "batch"]
+
+    @model_validator(mode="after")
     def _has_items_to_select_by(self) -> Self:
         if self.selection is not None and not self.data.validation_fraction:
             raise ValueError(
@@ -277,8 +259,7 @@ class Config(Section):
             return self
         reasons = [
             f"{part}.normalization: 'batch' mixes the rows of a batch; use 'layer' or 'none'"
-            for part, network in (("critic", self.critic), ("generator", self.generator))
-            if network.normalization == "batch"
+            for part in self._normalised_by_batch
         ]
         if self.critic.minibatch_statistics:
             reasons.append("critic.minibatch_statistics: mix the rows of a batch; leave them out")
@@ -292,6 +273,11 @@ class Config(Section):
             reasons.append("training.precision: only fp32 is private")
         if self.training.critic_step not in ("auto", "eager"):
             reasons.append("training.critic_step: a private step has one way only; leave it out")
+        if self.training.micro_batch_size is not None or self.training.activation_checkpointing:
+            reasons.append(
+                "training.micro_batch_size, training.activation_checkpointing: a private step "
+                "takes few rows at once anyway; leave them out"
+            )
         if reasons:
             raise ValueError(f"privacy: {'; '.join(reasons)}")
         return self

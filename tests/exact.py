@@ -14,6 +14,7 @@ from models.config import Config
 from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
 from training.engine.runs import begin, step_seed
+from training.engine.split import Split
 from training.engine.step import CriticStep
 from training.engine.whole_step import PlainStep, WholeStep
 from training.engine.workers import ALONE
@@ -42,8 +43,9 @@ def exact_steps(
     for network in state[:3]:
         network.double()
     plain = nullcontext()
-    find = CriticStep("eager", state.critic, config.constraint)
-    whole = WholeStep(config, data, state, find, device, ALONE, plain, plain)
+    split = Split(settings.micro_batch_size)
+    find = CriticStep("eager", state.critic, config.constraint, split=split)
+    whole = WholeStep(config, data, state, find, device, ALONE, plain, split)
     items = TrainingItems(data, device)
     make_step, order = (
         PlainStep(whole, items),

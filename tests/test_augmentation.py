@@ -375,7 +375,7 @@ def test_overfitting_is_measured_by_training_and_validation_items(
     config = config_of("eager", {"target": 0.5, "ramp": 3200})
     state = begin(config, data, tmp_path, CPU, None).state
     find, plain = CriticStep("eager", state.critic, config.constraint), nullcontext()
-    whole = WholeStep(config, data, state, find, CPU, ALONE, plain, plain)
+    whole = WholeStep(config, data, state, find, CPU, ALONE, plain)
     measure = Overfitting(whole, data, TrainingItems(data, CPU), CPU, plain)
     torch.manual_seed(0)
     with torch.no_grad():

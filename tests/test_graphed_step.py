@@ -601,7 +601,7 @@ def without_numbers(
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # knows no such device
     find = CriticStep("auto", critic, config.constraint)
     nothing = nullcontext()
-    whole = WholeStep(config, data, state, find, META, ALONE, nothing, nothing)
+    whole = WholeStep(config, data, state, find, META, ALONE, nothing)
     items = batches.TrainingItems(data, META, whole=True)
     step = GraphedStep(whole, PlainStep(whole, items), items, META, NoGraphs(), print)
     outcomes: list[Outcome] = []

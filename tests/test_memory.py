@@ -1,11 +1,18 @@
-"""What a step frees is there for the next one."""
+"""What a step frees is there for the next one; a shortage is told with what helps."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from tests.artifacts import tiny_config
+from training.engine.memory import shortage_told
 
 COUNTED = """
 import resource
@@ -32,3 +39,45 @@ def test_a_step_does_not_map_again_what_the_last_one_freed() -> None:
     given_back, kept = map(int, found.split())
     assert given_back > 40_000  # 40 MB five times, in pages of 4 KiB
     assert kept < 100
+
+
+LIMITED = """
+import resource, sys
+import wgan_cli
+import training.commands, training.run, torch._dynamo
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 500 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+sys.exit(wgan_cli.main(sys.argv[1:]))
+"""
+TRAIN = [
+    "train", "--preset", "digits", "--no-register", "--steps", "1", "--device", "cpu",
+    "--set", "training.batch_size=1000", "--set", "critic.width=512",
+    "--set", "generator.normalization=layer",
+]  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads how large the process is")
+def test_a_step_that_finds_too_little_memory_says_what_helps(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LIMITED, *TRAIN, "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert "there is not enough memory (for a step with gradients of 1000 items at once: " in line
+    assert "training.micro_batch_size=500 or training.activation_checkpointing=true" in line
+
+
+@pytest.mark.parametrize(
+    ("ask", "is_shortage"),
+    [
+        (lambda: torch.empty(2**55), True),
+        (lambda: np.empty(2**55), True),
+        (lambda: torch.ones(2) @ torch.ones(3), False),
+    ],
+)
+def test_a_shortage_is_told_from_other_errors(ask: Callable[[], object], is_shortage: bool) -> None:
+    config = tiny_config(training={"micro_batch_size": 1, "activation_checkpointing": True})
+    with pytest.raises((MemoryError, RuntimeError)) as caught, shortage_told(config):
+        ask()
+    told = "for a step with gradients of 1 items at once: set smaller networks"
+    assert (str(caught.value) == told) == is_shortage

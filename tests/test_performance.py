@@ -2,7 +2,7 @@
 
 import json
 
-from benchmarks import anger, augmentation, copying, imputation, intervals
+from benchmarks import anger, augmentation, copying, imputation, intervals, micro_batches
 from benchmarks.performance import DOCS, page
 from benchmarks.performance_gpu import asked, gpu_part
 from benchmarks.performance_quality import over, seconds_by_seed
@@ -77,6 +77,8 @@ def test_tables_are_made_from_the_results() -> None:
     assert attacked in (DOCS / "operating.md").read_text()
     augmented = augmentation.shown(json.loads(augmentation.RESULTS.read_text()))
     assert augmented in (DOCS / "augmentation.md").read_text()
+    saved = micro_batches.shown(json.loads(micro_batches.RESULTS.read_text()))
+    assert saved in (DOCS / "memory.md").read_text()
 
 
 def test_what_was_not_reached_is_shown_as_a_bound() -> None:

@@ -30,6 +30,7 @@ from tests.runs import forked
 from tests.servers import free_port
 from training import torchrun
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
+from training.engine.split import Split
 from training.engine.step import CriticStep
 from training.engine.workers import ALONE, Workers
 from training.progress import never, silent
@@ -124,8 +125,8 @@ def test_the_mean_of_the_critic_s_gradients_is_the_gradient(mode: str, dropout: 
     real, fake = torch.randn(2, 8, 3, dtype=torch.float64)
 
     def gradients(workers: Workers) -> list[Tensor]:
-        draws = workers.draws(8)
-        find = CriticStep(mode, critic, GradientPenalty(), draws=draws, say=pytest.fail)
+        split = Split(draws=workers.draws(8))
+        find = CriticStep(mode, critic, GradientPenalty(), split=split, say=pytest.fail)
         rows = workers.rows(8)
         torch.manual_seed(1)
         find(real[rows], fake[rows], [], 0)
@@ -172,6 +173,10 @@ PRESETS = {
     "augmented images": [
         "--preset", "digits", "--set", "generator.normalization=layer", "--set", "critic.width=8",
         "--set", "augmentation.strength=0.7",
+    ],
+    "micro-batches": [
+        "--preset", "digits", "--set", "generator.normalization=layer", "--set", "critic.width=8",
+        "--set", "training.micro_batch_size=3", "--set", "training.activation_checkpointing=true",
     ],
 }  # fmt: skip
 

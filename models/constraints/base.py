@@ -142,6 +142,14 @@ class Constraint(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         """
         return None
 
+    def needs_whole_batch(self) -> str | None:
+        """Say why a batch's penalty is not the mean of that of its parts; None if it is.
+
+        `training.micro_batch_size` splits batches. What holds for a batch as a whole, and has no
+        gradient, may be a figure of it all the same: `models.constraints.batch.batch_std`.
+        """
+        return None
+
     def after_critic_step(self, critic: nn.Module) -> None:
         """Restore, in place, what the optimiser's step may have broken."""
 

@@ -1,22 +1,41 @@
-"""Statistics over a whole batch, even where training divides it over processes.
+"""Statistics over a whole batch, even where training divides it over processes or into parts.
 
 Means over samples do not need this: the mean of the processes' gradients is their gradient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_in_parts: ContextVar[Tensor | None] = ContextVar("in_parts", default=None)
+"""The batch that comes in parts, while one does."""
+
+
+@contextmanager
+def in_parts(samples: Tensor) -> Iterator[None]:
+    """Have `batch_std` of a part be that of the batch, ``(N, *shape)``, while it comes in parts."""
+    token = _in_parts.set(samples)
+    try:
+        yield
+    finally:
+        _in_parts.reset(token)
 
 
 def batch_std(samples: Tensor) -> Tensor:
     """Compute the standard deviation of all values of the batch, a scalar without a gradient.
 
     Args:
-        samples: ``(N, *shape)``, this process's rows; every process has as many.
+        samples: ``(N, *shape)``, this process's rows; every process has as many. Within `in_parts`
+            some of them.
     """
-    samples = samples.detach()
+    batch = _in_parts.get()
+    samples = (samples if batch is None else batch).detach()
     if not _is_divided():
         return samples.std()
     values = samples.double()

@@ -36,6 +36,10 @@ class MaxGradientPenalty(Penalty):
         """See `Constraint.mixes_samples`."""
         return "only the steepest sample of a batch is penalised"
 
+    def needs_whole_batch(self) -> str:
+        """See `Constraint.needs_whole_batch`."""
+        return self.mixes_samples()
+
     def term(self, critic: CriticFunction, real: Tensor, fake: Tensor) -> Tensor:
         """Compute the class's formula."""
         steepest = batch_max(self.norms(critic, real, fake))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.lipschitz.operators import Layer
 from models.networks.conditional import ProjectionCritic
 from models.networks.recurrent import GRU, LSTM
+from models.networks.stages import Stages
 
 
 class LayerSignal(NamedTuple):
@@ -45,6 +46,9 @@ def layer_signals(critic: nn.Module, points: Tensor) -> list[LayerSignal]:
         if output[0].numel() > 1:
             outputs.append(output)
 
+    for module in exact.modules():
+        if isinstance(module, Stages):
+            module.recomputes = False  # the gradients are by what is between the layers
     for module in _trunk_layers(exact):
         module.register_forward_hook(keep)
     with torch.enable_grad():

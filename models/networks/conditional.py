@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from models.networks.parts import ConditionalNorm, Residual, SelfModulatedNorm
 from models.networks.skips import OutputSkips
+from models.networks.stages import Stages
 
 
 class ConditionalGenerator(nn.Module):
@@ -59,6 +60,8 @@ def _apply(module: nn.Module, x: Tensor, given: Tensor) -> Tensor:
         return module(x, given)
     if isinstance(module, Residual | OutputSkips):
         return module.through(x, lambda part, y: _apply(part, y, given))
+    if isinstance(module, Stages):
+        return module(x, given, _apply)
     if isinstance(module, nn.Sequential):
         for part in module:
             x = _apply(part, x, given)

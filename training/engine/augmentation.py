@@ -219,12 +219,12 @@ class Overfitting:
         shape = MEASURED_BATCHES, settings.batch_size
         critic.eval()
         with self._draws, torch.no_grad():
-            means = [whole.critic_of(outcome)(outcome.fake).float().mean()]
+            means = [whole.scores(outcome.fake, outcome.labels).float().mean()]
             for items in self._sets:
                 numbers = source.integers(len(items), size=shape)[:, rows].reshape(-1)
                 images = self._augmentation(self._scaling.to_model(items.take(numbers)))
                 labels = [items.labels(numbers)] if whole.config.conditional else []
-                means.append(critic(images, *labels).float().mean())
+                means.append(whole.scores(images, labels).float().mean())
         critic.train()
         generated, training, validation = whole.workers.mean(torch.stack(means)).unbind()
         self._augmentation.follow(training, validation, generated, self._amount)

@@ -93,14 +93,44 @@ class RandomCalls(TorchFunctionMode, ABC):
         if not training or not p:
             return x
         like = _like(x)
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            like["memory_format"] = torch.channels_last  # numbers come in the order of memory
 
         def mask(size: Shape, source: torch.Generator | None) -> Tensor:
             if source is None:
-                return F.dropout(torch.ones(size, **like), p)
+                return F.dropout(torch.empty(size, **like).fill_(1), p)
             # Dropout takes no generator. On a processor this draws the same numbers.
             return torch.empty(size, **like).bernoulli_(1 - p, generator=source).div_(1 - p)
 
         return x * self.drawn(tuple(x.shape), mask)
+
+
+class RowDraws(RandomCalls):
+    """Draws for the rows of a whole batch, in their order, and keeps those of a part.
+
+    The first axis may be several batches long, as for real and fake samples together.
+
+    Args:
+        rows: the part's.
+        size: of the batch.
+    """
+
+    def __init__(self, rows: slice, size: int) -> None:
+        super().__init__()
+        self.rows, self.size = rows, size
+
+    def whole(self, shape: Shape, draw: Draw) -> Tensor:
+        """Return the numbers of whole batches."""
+        return draw(shape, None)
+
+    def drawn(self, shape: Shape, draw: Draw) -> Tensor:
+        """Draw for all rows, and keep the part's."""
+        share = self.rows.stop - self.rows.start
+        batches, rest = divmod(shape[0], share)
+        if rest:
+            raise RuntimeError(f"a draw of {shape[0]} rows is no multiple of the batch's {share}")
+        whole = self.whole((batches * self.size, *shape[1:]), draw)
+        return torch.unflatten(whole, 0, (batches, self.size))[:, self.rows].flatten(0, 1)
 
 
 def _like(x: Tensor) -> dict[str, Any]:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from models.config import Config, TrainingConfig
+from models.config import Config
 from models.errors import ConfigError
-from models.lipschitz import gradient_norms, interpolate
+from models.training import TrainingConfig
 from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
 from training.engine.augmentation import Overfitting
 from training.engine.checkpoint import TrainingState, newest_checkpoint
 from training.engine.cuda_graphs import graphs_on
 from training.engine.graphed_step import GRAPHED, GraphedStep, exchanges_samples, graph_obstacle
-from training.engine.memory import keep_freed_memory
+from training.engine.memory import keep_freed_memory, shortage_told
 from training.engine.origin import Start
 from training.engine.privacy import PrivateStep, begin_private
 from training.engine.runs import (
@@ -28,6 +28,7 @@ from training.engine.runs import (
     not_enough,
     step_seed,
 )
+from training.engine.split import Split
 from training.engine.step import CriticStep
 from training.engine.whole_step import MakesStep, PlainStep, WholeStep
 from training.engine.workers import ALONE, Workers
@@ -76,6 +77,7 @@ def train(
             other data.
         ShapeError: the model to begin with does not fit.
         ConfigError: the device or a network cannot do what is asked.
+        MemoryError: there is too little memory for a step; it says what needs less.
     """
     settings = config.training
     _set_precision(settings, device)
@@ -94,6 +96,7 @@ def train(
 
     # This process's rows of each batch; within `draws` it also gets its rows of random numbers.
     rows, draws = workers.rows(settings.batch_size), workers.draws(settings.batch_size)
+    split = Split(settings.micro_batch_size, draws)
     autocast = torch.autocast(device.type, torch.bfloat16, settings.precision == "bf16")
     find_critic_gradients: CriticStep | PrivateStep = CriticStep(
         "eager" if exchanges_samples(config, workers) else mode,
@@ -101,14 +104,14 @@ def train(
         config.constraint,
         settings.precision,
         autocast,
-        draws,
+        split,
         say,
     )
     private = begin_private(config, data, folder, workers, is_new=not run.step)
     if private:  # whole random samples of the rows, clipped and noised gradients, a secret seed
         seed, order, rows = private.secret.seed, private.batches(first_batch), slice(None)
         find_critic_gradients = private.critic_step(critic)
-    whole = WholeStep(config, data, state, find_critic_gradients, device, workers, autocast, draws)
+    whole = WholeStep(config, data, state, find_critic_gradients, device, workers, autocast, split)
     make_step: MakesStep = PlainStep(whole, items)
     if graphed:
         make_step = GraphedStep(whole, make_step, items, device, graphs_on(device), say)
@@ -124,7 +127,8 @@ def train(
     while not (run.is_finished or ended):
         # The critic steps, the generator step and its moving average.
         numbers = [next(order)[rows] for _ in range(settings.num_critic_steps)]
-        found = make_step(numbers, run.step, step_seed(seed, run.step))
+        with shortage_told(config):
+            found = make_step(numbers, run.step, step_seed(seed, run.step))
 
         run.step += 1
         if measure_overfitting is not None:
@@ -139,8 +143,7 @@ def train(
             run.require_sane(gap.item())
         if logging:
             critic.eval()
-            with draws:
-                norms = gradient_norms(whole.critic_of(found), interpolate(found.real, found.fake))
+            norms = whole.gradient_norms(found)
             critic.train()
             loss, norm = workers.mean(found.loss), workers.mean(norms.mean())
             report(run.log(gap.item(), loss.item(), norm.item()))

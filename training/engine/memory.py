@@ -1,13 +1,54 @@
-"""Keeping freed memory in the process, since each step asks for the same again."""
+"""Memory: what is freed stays for the next step; a step that finds too little says what helps."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from models.config import Config
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
 _LARGE = 2**30
 """Bytes: larger blocks, such as a data set, go back to the system when they are freed."""
+SHORTAGES = "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED"
+"""What torch says where it has no type for it."""
+
+
+@contextmanager
+def shortage_told(config: Config) -> Iterator[None]:
+    """Say which settings need less, where the steps of a run find too little memory.
+
+    Args:
+        config: the run's.
+
+    Raises:
+        MemoryError: there is too little, on the processor or on a GPU.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (
+            isinstance(error, MemoryError | torch.OutOfMemoryError)
+            or any(shortage in str(error) for shortage in SHORTAGES)
+        ):
+            raise
+        raise MemoryError(_what_helps(config)) from error
+
+
+def _what_helps(config: Config) -> str:
+    settings = config.training
+    at_once = settings.micro_batch_size or settings.batch_size
+    ways = list[str]()
+    if config.privacy is None and at_once > 1:
+        ways.append(f"training.micro_batch_size={at_once // 2}")
+    if config.privacy is None and not settings.activation_checkpointing:
+        ways.append("training.activation_checkpointing=true")
+    help_ = " or ".join([*ways, "smaller networks"])
+    return f"for a step with gradients of {at_once} items at once: set {help_}"
 
 
 def keep_freed_memory() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from models.config import TrainingConfig
+from models.training import TrainingConfig
 
 
 def make_optimizer(

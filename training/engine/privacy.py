@@ -32,7 +32,7 @@ from models.record import PrivacyCard
 from training.data.dataset import Dataset
 from training.engine.accounting import privacy_card
 from training.engine.checkpoint import CheckpointError
-from training.engine.step import can_pair, critic_loss, trace
+from training.engine.step import can_pair, critic_loss, leave_gradients, trace
 from training.engine.workers import Workers
 
 Array = np.ndarray
@@ -254,11 +254,7 @@ class PrivateStep:
         for gradient in found:
             drawn = torch.from_numpy(noise.standard_normal(gradient.shape))
             gradient.add_(drawn.to(gradient), alpha=self._deviation).div_(self._size)
-        # The product's gradient is the noised one; this way the constraint's hooks see it.
-        for parameter in self._parameters:
-            parameter.grad = None
-        pairs = zip(self._parameters, found, strict=True)
-        torch.stack([(p * g).sum() for p, g in pairs]).sum().backward()  # type: ignore[no-untyped-call]
+        leave_gradients(self._parameters, found)
         return gap, loss
 
     def clipped_sum(

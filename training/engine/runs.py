@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from models.command_line import StopNow, StopRequest
 from models.config import Config, faults_in_words, flatten
 from models.networks import build_networks
+from models.networks.stages import with_stages
 from training.data.dataset import Dataset
 from training.engine.augmentation import build_augmentation
 from training.engine.checkpoint import (
@@ -218,6 +219,8 @@ def begin(
     else:
         generator, critic = continued(start.model, config, data.card)
     generator, critic = (workers.prepare(network.to(device)) for network in (generator, critic))
+    if settings.activation_checkpointing:
+        generator, critic = with_stages(generator), with_stages(critic)
     state = TrainingState(
         generator,
         critic,

@@ -177,6 +177,8 @@ def _require_alike(configs: Sequence[Config]) -> None:
         raise NotStackable("only unconditional models of vectors are stacked")
     if first.training.precision != "fp32" or first.training.critic_step != "auto":
         raise NotStackable("training.precision or training.critic_step ask for something else")
+    if first.training.micro_batch_size is not None or first.training.activation_checkpointing:
+        raise NotStackable("they are to need little memory")
     if first.generator.normalization == "batch":
         raise NotStackable("batch normalisation changes its statistics in each forward")
 

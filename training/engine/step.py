@@ -7,8 +7,8 @@ when they are made: a compiler that drops a second derivative gives no error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,21 +18,25 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from models.constraints import Constraint
+from models.constraints.batch import in_parts
 from models.lipschitz import CriticFunction
 from models.networks.conditional import WithLabels, repeated
 from models.networks.parts import MIXES_SAMPLES, MinibatchStatistics
+from models.networks.stages import Stages
 from training.engine.graphs import tidied
+from training.engine.split import NO_CONTEXT, WHOLE, Part, Split
 from training.progress import silent
 
 StepResult = tuple[Tensor, Tensor, list[Tensor]]
 """The gap, the loss, and the loss's gradient by each parameter."""
+Loss = Callable[[CriticFunction, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Of a critic, real and fake samples: the gap and the loss."""
 
 STACKED = "stacked"
 """The name in checkpoints of the critic step of `training.engine.stacked`."""
 TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 1e-1}
 """Largest accepted error of a captured gradient, by precision, relative to the longest of all
 parameters' gradients. Rounding alone gives 1e-5 in fp32, 2e-2 in bf16."""
-NO_CONTEXT = nullcontext()
 
 
 class CriticStep:
@@ -46,7 +50,7 @@ class CriticStep:
         constraint: its penalty is added to the loss.
         precision: ``training.precision``.
         autocast: entered around each forward.
-        draws: entered around whatever draws random numbers.
+        split: the parts of a batch whose gradients are computed one after the other.
         say: takes one line, once, if a step cannot be captured.
     """
 
@@ -57,12 +61,12 @@ class CriticStep:
         constraint: Constraint,
         precision: str = "fp32",
         autocast: AbstractContextManager[Any] = NO_CONTEXT,
-        draws: AbstractContextManager[Any] = NO_CONTEXT,
+        split: Split = WHOLE,
         say: Callable[[str], None] = silent,
     ) -> None:
         self.mode = mode  # changed when a choice is made, and written to checkpoints
         self._critic, self._constraint = critic, constraint
-        self._precision, self._autocast, self._draws, self._say = precision, autocast, draws, say
+        self._precision, self._autocast, self._split, self._say = precision, autocast, split, say
         # By mode, and by whether there is a penalty. Nothing is taken out: a CUDA graph that
         # replays the kernels of a capture may read the constants that it holds.
         self._captured: dict[tuple[str, bool], Callable[..., StepResult]] = {}
@@ -96,24 +100,24 @@ class CriticStep:
     def _eager(
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int
     ) -> tuple[Tensor, Tensor]:
-        critic = WithLabels(self._critic, *labels) if labels else self._critic
-        gap, loss = self._loss(critic, real, fake, labels, step)
-        for parameter in self._parameters.values():
-            parameter.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        return gap.detach(), loss.detach()
+        def bound(labels: Sequence[Tensor]) -> CriticFunction:
+            return WithLabels(self._critic, *labels) if labels else self._critic
 
-    def _loss(
-        self,
-        critic: CriticFunction,
-        real: Tensor,
-        fake: Tensor,
-        labels: Sequence[Tensor],
-        step: int,
-    ) -> tuple[Tensor, Tensor]:
+        parameters = list(self._parameters.values())
+        parts = self._split(real, fake, *labels)
+        with in_parts(real):
+            gap, loss, found = added_up(self._loss(step, labels), bound, parameters, parts)
+        leave_gradients(parameters, found)
+        return gap, loss
+
+    def _loss(self, step: int, labels: Sequence[Tensor]) -> Loss:
         paired = self._paired and not labels  # labels repeat batch by batch, not in pairs
-        with self._autocast, self._draws:
-            return critic_loss(critic, self._constraint, real, fake, step, paired)
+
+        def loss(critic: CriticFunction, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+            with self._autocast:
+                return critic_loss(critic, self._constraint, real, fake, step, paired)
+
+        return loss
 
     def _first(
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int
@@ -155,10 +159,8 @@ class CriticStep:
     def _capture(
         self, real: Tensor, fake: Tensor, labels: Sequence[Tensor], step: int
     ) -> Callable[..., StepResult]:
-        def loss(critic: CriticFunction, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-            return self._loss(critic, real, fake, labels, step)
-
-        graph = trace(self._critic, loss, real, fake, labels)
+        loss = self._loss(step, labels)
+        graph = trace(self._critic, loss, real, fake, labels, self._split)
         if self.mode == "compiled":
             # The random numbers of an eager step, not inductor's own.
             run = torch.compile(graph, dynamic=False, options={"fallback_random": True})
@@ -175,10 +177,11 @@ class CriticStep:
 
 def trace(
     critic: nn.Module,
-    loss: Callable[[CriticFunction, Tensor, Tensor], tuple[Tensor, Tensor]],
+    loss: Loss,
     real: Tensor,
     fake: Tensor,
     labels: Sequence[Tensor],
+    split: Split = WHOLE,
 ) -> GraphModule:
     """List the kernels that make the gap, the loss and its gradients.
 
@@ -188,6 +191,7 @@ def trace(
         real: ``(N, *shape)``; the kernels are for this shape.
         fake: likewise.
         labels: see `CriticStep.__call__`.
+        split: the parts of the batch, whose kernels come one part after the other.
 
     Returns:
         Takes weights, buffers, real and fake samples and labels; returns a `StepResult`.
@@ -204,18 +208,67 @@ def trace(
         leaves = [w.detach().requires_grad_() for w in weights]
         tensors = dict(zip(names, [*leaves, *buffers], strict=True))
 
-        def scored(samples: Tensor) -> Tensor:
-            conditions = [repeated(y, len(samples)) for y in labels]
-            scores: Tensor = functional_call(critic, tensors, (samples, *conditions))
-            return scores
+        def bound(labels: Sequence[Tensor]) -> CriticFunction:
+            def scored(samples: Tensor) -> Tensor:
+                conditions = [repeated(y, len(samples)) for y in labels]
+                scores: Tensor = functional_call(critic, tensors, (samples, *conditions))
+                return scores
 
-        with torch.enable_grad():
-            gap, total = loss(scored, real, fake)
-            found = [g.contiguous() for g in gradients(total, leaves)]
-        return gap.detach(), total.detach(), found
+            return scored
+
+        with torch.enable_grad(), in_parts(real):
+            gap, total, found = added_up(loss, bound, leaves, split(real, fake, *labels))
+        pairs = zip(leaves, found, strict=True)
+        return gap, total, [torch.zeros_like(w) if g is None else g.contiguous() for w, g in pairs]
 
     weights = [w.detach() for w in critic.parameters()]
     return make_fx(function)(weights, list(critic.buffers()), real, fake, list(labels))
+
+
+def added_up(
+    loss: Loss,
+    bound: Callable[[Sequence[Tensor]], CriticFunction],
+    leaves: Sequence[Tensor],
+    parts: Iterable[Part],
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """Add up the gaps, losses and gradients of a batch's parts, each weighed by its share.
+
+    The graph of one part is gone when that of the next is made.
+
+    Args:
+        loss: of a critic, real and fake samples; the gap and the loss, as means.
+        bound: makes the critic of some labels.
+        leaves: what the gradients are by.
+        parts: real and fake samples, then labels.
+
+    Returns:
+        The gap, the loss, and its gradient by each leaf, None where it does not depend on it.
+    """
+    sums = list[Tensor | None]()
+    for part in parts:
+        real, fake, *labels = part.tensors
+        with part.draws:
+            gap, total = map(part.weighed, loss(bound(labels), real, fake))
+        found = torch.autograd.grad(total, leaves, allow_unused=True)
+        terms = [gap.detach(), total.detach(), *found]
+        sums = [
+            a if b is None else b if a is None else a + b
+            for a, b in zip(sums or [None] * len(terms), terms, strict=True)
+        ]
+    gap_sum, loss_sum, *gradients = sums
+    assert gap_sum is not None
+    assert loss_sum is not None
+    return gap_sum, loss_sum, gradients
+
+
+def leave_gradients(parameters: Sequence[nn.Parameter], found: Sequence[Tensor | None]) -> None:
+    """Replace gradients of parameters as a backward pass would, so that the hooks on them run."""
+    for parameter, gradient in zip(parameters, found, strict=True):
+        parameter.grad = None if gradient is None else gradient.contiguous()
+        if parameter._post_accumulate_grad_hooks and gradient is not None:
+            parameter.grad = None
+            # The gradient of this product is the one that was found.
+            (parameter * gradient).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def capture_obstacle(critic: nn.Module) -> str | None:
@@ -230,6 +283,8 @@ def capture_obstacle(critic: nn.Module) -> str | None:
         return "batch normalisation changes its statistics in each forward"
     if any(p._post_accumulate_grad_hooks for p in critic.parameters()):
         return "the constraint changes gradients on their way to the weights"
+    if any(isinstance(m, Stages) for m in critic.modules()):
+        return "a capture would hold the activations that checkpointing drops"
     return None
 
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.config import Config
+from models.lipschitz import gradient_norms, interpolate
 from models.networks.conditional import WithLabels
 from models.networks.rows import RestrictionSampler
 from training.data.batches import TrainingItems
@@ -18,6 +19,7 @@ from training.data.dataset import Dataset
 from training.engine.checkpoint import TrainingState
 from training.engine.optimisers import average_weight, set_learning_rate, update_average
 from training.engine.privacy import PrivateStep
+from training.engine.split import WHOLE, Split
 from training.engine.step import CriticStep
 from training.engine.workers import Workers
 
@@ -69,7 +71,8 @@ class WholeStep:
         device: of the state.
         workers: processes that train together.
         autocast: entered around each forward.
-        draws: entered around whatever draws random numbers.
+        split: the parts of a batch whose gradients are computed one after the other, and what
+            draws their random numbers.
     """
 
     count: int
@@ -86,11 +89,11 @@ class WholeStep:
         device: torch.device,
         workers: Workers,
         autocast: AbstractContextManager[Any],
-        draws: AbstractContextManager[Any],
+        split: Split = WHOLE,
     ) -> None:
         self.config, self.state, self.find_critic_gradients = config, state, find_critic_gradients
         self.workers, self._device = workers, device
-        self._autocast, self._draws = autocast, draws
+        self._autocast, self._split = autocast, split
         self._scaling = data.scaling.to(device)
         rows = workers.rows(config.training.batch_size)
         self.count, self._latent_size = rows.stop - rows.start, config.generator.latent_size
@@ -132,10 +135,11 @@ class WholeStep:
             # Bring the real samples to the critic's units, and generate as many fake ones. The
             # critic and its penalty see both augmented, if they are images that are to be.
             real = self._scaling.to_model(items)
-            with self._autocast, self._draws, torch.no_grad():
+            with self._autocast, self._split.draws, torch.no_grad():
                 restrict = self._draw_restrictions
                 labels = [restrict(real)] if restrict else classes
-                fake = generator(self._latents(len(real)), *labels).float()
+                latents = self._latents(len(real))
+                fake = self._split.map(generator, latents, *labels).float()
                 real, fake = augmented(real), augmented(fake)
 
             # Maximise the gap between the scores, less the constraint's penalty.
@@ -147,14 +151,18 @@ class WholeStep:
         # Generator step: raise the critic's scores of new samples, of the last batch's classes. In
         # a private run conditions follow from generated rows: only the critic may see real ones.
         critic.requires_grad_(False)
-        with self._autocast, self._draws:
+        with self._autocast, self._split.draws:
             asked = labels
             if self.config.privacy and self._draw_restrictions:
                 with torch.no_grad():
                     asked = [self._draw_restrictions(generator(self._latents(self.count)))]
-            scores = critic(augmented(generator(self._latents(self.count), *asked)), *asked)
+            latents = self._latents(self.count)
         state.generator_optimizer.zero_grad()
-        (-scores.float().mean()).backward()
+        for part in self._split(latents, *asked):
+            own_latents, *conditions = part.tensors
+            with self._autocast, part.draws:
+                scores = critic(augmented(generator(own_latents, *conditions)), *conditions)
+            part.weighed(-scores.float().mean()).backward()  # type: ignore[no-untyped-call]
         yield from self.workers.averaged(generator)
         state.generator_optimizer.step()
 
@@ -165,10 +173,20 @@ class WholeStep:
     def _latents(self, count: int) -> Tensor:
         return torch.randn(count, self._latent_size, device=self._device)
 
-    def critic_of(self, outcome: Outcome) -> nn.Module:
-        """The critic with the labels of an outcome bound, if there are any."""
-        critic = self.state.critic
-        return WithLabels(critic, *outcome.labels) if outcome.labels else critic
+    def scores(self, samples: Tensor, labels: Sequence[Tensor]) -> Tensor:
+        """The critic's scores of samples with their labels, ``(N,)``."""
+        return self._split.map(self.state.critic, samples, *labels)
+
+    def gradient_norms(self, outcome: Outcome) -> Tensor:
+        """The critic's gradient norms between an outcome's samples, ``(N,)``."""
+
+        def norms(points: Tensor, *labels: Tensor) -> Tensor:
+            critic = self.state.critic
+            return gradient_norms(WithLabels(critic, *labels) if labels else critic, points)
+
+        with self._split.draws:
+            points = interpolate(outcome.real, outcome.fake)
+        return self._split.map(norms, points, *outcome.labels)
 
 
 class PlainStep:

@@ -22,7 +22,7 @@ from models.command_line import EXIT_INTERRUPTED
 from models.device import require_device
 from models.errors import ConfigError, UserError
 from models.networks.parts import MinibatchStatistics
-from training.engine.draws import Draw, RandomCalls, Shape
+from training.engine.draws import RowDraws
 from training.progress import never
 
 CPU = torch.device("cpu")
@@ -223,24 +223,7 @@ def join_workers(device_type: str | None = None) -> Workers:
     return Workers(rank, count, device, store)
 
 
-class _DividedDraws(RandomCalls):
-    """Draws for every process's rows, in one process's order, and keeps its own.
-
-    The first axis may be several batches long, as for real and fake samples together.
-    """
+class _DividedDraws(RowDraws):
+    """Draws for every process's rows, in one process's order, and keeps its own."""
 
     over = "processes"
-
-    def __init__(self, rows: slice, batch_size: int) -> None:
-        super().__init__()
-        self.rows = rows
-        self.batch_size = batch_size
-
-    def drawn(self, shape: Shape, draw: Draw) -> Tensor:
-        """Draw for all processes, and keep this one's rows."""
-        share = self.rows.stop - self.rows.start
-        batches, rest = divmod(shape[0], share)
-        if rest:
-            raise RuntimeError(f"a draw of {shape[0]} rows is no multiple of the batch's {share}")
-        whole = draw((batches * self.batch_size, *shape[1:]), None)
-        return torch.unflatten(whole, 0, (batches, self.batch_size))[:, self.rows].flatten(0, 1)

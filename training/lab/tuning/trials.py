@@ -157,7 +157,7 @@ def _train(trial: optuna.Trial, bench: Bench) -> float:
                 stop_requested=lambda: bench.is_over,
                 watch=watch,
             )
-    except (UserError, Diverged, torch.OutOfMemoryError) as error:
+    except (UserError, Diverged, MemoryError) as error:
         trial.set_user_attr(FAILED, str(error))
         raise optuna.TrialPruned from None
     except Interrupted:

@@ -85,6 +85,14 @@ def test_captured_parts_are_the_batch_too(constraint: Constraint, dropout: float
     assert_same(step(critic, constraint, Split(PART), FAMILIES["mlp"], "captured"), whole)
 
 
+@pytest.mark.parametrize("family", ["dcgan", "resnet", "gru"])
+@pytest.mark.parametrize("name", ["adversarial_lipschitz", "spectral_norm"])
+def test_captured_parts_of_images_and_sequences_are_the_batch(name: str, family: str) -> None:
+    critic, chosen = make(CONSTRAINTS[name], FAMILIES[family]).train(), FAMILIES[family]
+    whole = step(critic, CONSTRAINTS[name], Split(), chosen)
+    assert_same(step(critic, CONSTRAINTS[name], Split(4), chosen, "captured"), whole)
+
+
 @pytest.mark.parametrize("family", ["mlp", "dcgan"])
 def test_dropout_of_parts_is_that_of_the_batch(family: str) -> None:
     torch.manual_seed(0)

@@ -45,7 +45,7 @@ class Split:
     def __init__(
         self, size: int | None = None, draws: AbstractContextManager[Any] = NO_CONTEXT
     ) -> None:
-        self.draws, self._size = draws, size
+        self.draws, self.size = draws, size
 
     def __call__(self, *tensors: Tensor) -> Iterator[Part]:
         """Yield the parts of a batch.
@@ -54,7 +54,7 @@ class Split:
             tensors: each ``(N, ...)``.
         """
         count = len(tensors[0])
-        size = self._size or count
+        size = self.size or count
         if size >= count:  # a private batch may have no rows
             yield Part(1.0, self.draws, list(tensors))
             return

@@ -222,7 +222,9 @@ def trace(
         return gap, total, [torch.zeros_like(w) if g is None else g.contiguous() for w, g in pairs]
 
     weights = [w.detach() for w in critic.parameters()]
-    return make_fx(function)(weights, list(critic.buffers()), real, fake, list(labels))
+    # A trace holds the tensors that it meets, but for those that are shapes only.
+    traced = make_fx(function, tracing_mode="real" if split.size is None else "fake")
+    return traced(weights, list(critic.buffers()), real, fake, list(labels))
 
 
 def added_up(

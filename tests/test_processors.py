@@ -7,12 +7,17 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import Gauge
 
+from service import processors
 from service.processors import CALLER, CGROUPS, Turns, count_processors, cpu_quota
+from service.telemetry import Tracing
 
 REAL = CGROUPS / "cpu/wgan-test"
 
@@ -26,6 +31,9 @@ REAL = CGROUPS / "cpu/wgan-test"
         # Without one: its own group, or those around it, are where the host says, or at the root.
         ("0::/pods/a\n", {"pods/a/cpu.max": "200000 100000", "pods/cpu.max": "50000 100000"}, 0.5),
         ("0::/pods/a\n", {"cpu.max": "100000 50000"}, 2.0),
+        # A runtime may write colons into its name; what lies above the mount is not ours.
+        ("0::/pods:a:b\n", {"pods:a:b/cpu.max": "200000 100000"}, 2.0),
+        ("0::/a\n", {"a/cpu.max": "200000 100000", "../cpu.max": "50000 100000"}, 2.0),
         # Version 1, alone and beside version 2; other controllers' groups do not count.
         (
             "4:memory:/m\n3:cpu,cpuacct:/a\n0::/\n",
@@ -80,6 +88,54 @@ def test_without_a_quota_all_processors_count() -> None:
         assert count_processors() == len(os.sched_getaffinity(0))
     else:
         assert count_processors() <= math.ceil(quota)
+
+
+def test_processors_are_those_that_the_process_may_run_on_within_its_quota(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processors, "cpu_quota", lambda: None)
+    monkeypatch.setattr(os, "sched_getaffinity", {0: {1, 4, 7}}.get, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert count_processors() == 3
+    for quota, count in ((0.5, 1), (1.0, 1), (1.1, 2), (8.0, 3)):
+        monkeypatch.setattr(processors, "cpu_quota", lambda quota=quota: quota)
+        assert count_processors() == count
+    monkeypatch.setattr(processors, "cpu_quota", lambda: None)
+    monkeypatch.delattr(os, "sched_getaffinity")  # another system
+    assert count_processors() == 5
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert count_processors() == 1
+
+
+def test_work_is_done_in_threads_as_many_at_once_as_there_are_processors() -> None:
+    async def run() -> None:
+        waiting, most, now = Gauge("waiting", "", registry=None), 0, 0
+        ours = processors.Processors(Tracing(False, "test"), waiting)
+        count, both = count_processors(), threading.Lock()
+
+        def work(number: int) -> tuple[int, int]:
+            nonlocal most, now
+            with both:
+                now += 1
+                most = max(most, now)
+            time.sleep(0.05)
+            with both:
+                now -= 1
+            return number, threading.get_ident()
+
+        crowd = [asyncio.create_task(ours.run("work", lambda n=n: work(n))) for n in range(12)]
+        await asyncio.sleep(0)
+        assert waiting._value.get() == 12 - count
+        answers = await asyncio.gather(*crowd)
+        assert [number for number, _ in answers] == list(range(12))
+        assert threading.get_ident() not in {thread for _, thread in answers}
+        assert (most, waiting._value.get()) == (count, 0)
+        done: list[str] = []
+        await ours.run_unless(lambda: True, "work", lambda: done.append("needless"))
+        await ours.run_unless(lambda: False, "work", lambda: done.append("needed"))
+        assert done == ["needed"]
+
+    asyncio.run(run())
 
 
 def test_callers_take_turns() -> None:

@@ -252,7 +252,7 @@ def test_models_in_little_memory_are_not_stacked(tmp_path: Path) -> None:
             "micro_batch_size: constraint max_gradient_penalty: only the steepest sample",
         ),
         (
-            {"critic.minibatch_statistics": True},
+            {"critic.minibatch_statistics": True, "constraint": {"kind": "none"}},
             "micro_batch_size: critic.minibatch_statistics: are of groups of a whole batch",
         ),
         ({"privacy": {"noise_multiplier": 1.0}}, "privacy: training.micro_batch_size"),

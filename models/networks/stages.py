@@ -78,7 +78,7 @@ class _Stage(nn.Sequential):
         is_random = any(isinstance(m, nn.Dropout) and m.p > 0 for m in parts)
         return not is_random and not any(isinstance(m, Stages) for m in parts)
 
-    def forward(self, x: Tensor, given: Tensor | None, apply: Apply) -> Tensor:
+    def forward(self, x: Tensor, given: Tensor | None = None, apply: Apply = plainly) -> Tensor:
         for layer in self:
             x = apply(layer, x, given)
         return x

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from models.config import Config, constraint_class, parse_config
 from models.errors import ConfigError
+from models.networks import build_networks
 from models.record import DataCard
 from tests.artifacts import tiny_config
 from training.presets import PRESETS, TUNED, build_config, fill_in
@@ -167,6 +169,52 @@ def test_steps_and_batches_that_are_given_stay() -> None:
     card = DataCard.model_construct(kind="vector", shape=(5,), training_count=9)
     told = build_config("table", "mine", None, {"training.steps": 7, "training.batch_size": 3})
     assert fill_in(told, card) == told
+
+
+@pytest.mark.parametrize(
+    ("architecture", "side", "count", "depth", "steps", "batch_size"),
+    [
+        ("dcgan", 8, 100, 1, 2000, 25),
+        ("dcgan", 32, 2500, 3, 10_000, 64),
+        ("dcgan", 256, 40_000, 6, 40_000, 64),
+        ("resnet", 64, 3063, 9, 11_100, 64),
+    ],
+)
+def test_networks_and_steps_suit_the_images(
+    architecture: str, side: int, count: int, depth: int, steps: int, batch_size: int
+) -> None:
+    card = DataCard.model_construct(kind="image", shape=(3, side, side), training_count=count)
+    chosen = {f"{role}.architecture": architecture for role in ("generator", "critic")}
+    config = fill_in(build_config("images", "mine", None, chosen), card, image_width=16)
+    assert (config.training.steps, config.training.batch_size) == (steps, batch_size)
+    for network in (config.generator, config.critic):
+        assert (network.width, network.depth) == (16, depth)
+    generator, critic = build_networks(config, card.shape)
+    with torch.no_grad():
+        images = generator(torch.zeros(2, config.generator.latent_size))
+        assert critic(images).shape == (2,)
+    maps = list[tuple[int, ...]]()
+    for module in critic.modules():
+        module.register_forward_hook(lambda *told: maps.append(told[2].shape))
+    critic(images)
+    assert min(shape[-1] for shape in maps if len(shape) == 4 and shape[-1] > 1) == 4
+
+
+def test_networks_that_are_given_stay() -> None:
+    card = DataCard.model_construct(kind="image", shape=(3, 32, 32), training_count=900)
+    told = {"generator.width": 7, "critic.depth": 2, "training.steps": 5}
+    config = fill_in(build_config("images", "mine", None, told), card)
+    assert (config.generator.width, config.generator.depth) == (7, 3)
+    assert (config.critic.width, config.critic.depth) == (24, 2)
+    assert (config.training.steps, config.training.batch_size) == (5, 64)
+
+
+@pytest.mark.parametrize("setting", ["generator.width", "critic.depth"])
+def test_only_networks_of_images_are_chosen(setting: str) -> None:
+    card = DataCard.model_construct(kind="vector", shape=(5,), training_count=900)
+    config = fill_in(build_config("table", "mine", None, {setting: 0}), card)
+    with pytest.raises(ConfigError, match=f"{setting}: 0 stands for what suits images; set 1"):
+        build_networks(config, card.shape)
 
 
 @pytest.mark.parametrize(

@@ -247,6 +247,39 @@ def test_the_time_is_divided(
     assert -(-found.training.steps // found.selection.every) == count
 
 
+@pytest.mark.parametrize(
+    ("seconds", "width"),
+    [
+        # So many images get 7,200 steps; a step takes the square of its width in milliseconds, and
+        # four fifths of the time are for steps.
+        (5000, 16),
+        (7200 * 0.032**2 * 1000 / 0.8 + 1, 32),
+        (7200 * 0.048**2 * 1000 / 0.8 - 1, 32),
+        (10**6, 128),
+        (1000, 16),  # the narrowest at least, with fewer steps
+    ],
+)
+def test_a_budget_chooses_the_widest_networks_that_have_time(
+    seconds: float, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"selection.patience": 3, "data.validation_fraction": 0.1, "critic.depth": 1}
+    config = build_config("images", "digits", None, settings)
+    data = load_data(config.data)
+    assert 7_150 <= 200 * data.card.training_count**0.5 < 7_250
+
+    def pace(config: Config, *_: object) -> float:
+        return config.generator.width**2 / 1000 / config.training.num_critic_steps
+
+    monkeypatch.setattr(budget, "measure_pace", pace)
+    monkeypatch.setattr(budget, "_measurement_seconds", lambda *_: 1.0)
+    found = budget.within(config, data, CPU, seconds, time.perf_counter(), tmp_path)
+    assert (found.generator.width, found.critic.width, found.critic.depth) == (width, width, 1)
+    for_training = (0.9 * seconds - 20) / (width**2 / 1000)
+    assert for_training - 5 <= found.training.steps <= for_training
+    if width > 16:
+        assert found.training.steps >= 7200
+
+
 @pytest.mark.slow  # it takes its minute
 def test_a_budget_chooses_steps_and_measurements(
     train_command: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]

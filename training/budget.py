@@ -19,7 +19,7 @@ from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.pace import measure_pace
 from training.judging.extractors import choose_extractor
 from training.judging.headline import headline
-from training.presets import MEASUREMENTS, fill_in
+from training.presets import MEASUREMENTS, WIDTHS, fill_in
 from training.progress import silent
 
 FEWEST_MEASUREMENTS = 5
@@ -42,7 +42,9 @@ def within(
 ) -> Config:
     """Choose the generator steps, and how often to measure, so that a run ends in time.
 
-    A few steps and a measurement are made and thrown away. A run that is there goes on as it began.
+    A few steps and a measurement are made and thrown away. Networks of images that leave their
+    width get the widest that has time for as many steps as suit the images. A run that is there
+    goes on as it began.
 
     Args:
         config: to fill in (`training.presets.fill_in`), with ``selection``.
@@ -58,14 +60,15 @@ def within(
     """
     assert config.selection is not None, "see training.commands.train"
     selection = config.selection
-    config = fill_in(config, data.card, device.type)
     if newest := newest_checkpoint(folder / CHECKPOINTS):
         saved = Config.model_validate(load_checkpoint(newest).config)
-        training = config.training.model_copy(update={"steps": saved.training.steps})
-        return config.model_copy(update={"training": training, "selection": saved.selection})
+        left_open = saved.critic if config.generator.width else saved.generator
+        filled = fill_in(config, data.card, device.type, left_open.width)
+        training = filled.training.model_copy(update={"steps": saved.training.steps})
+        return filled.model_copy(update={"training": training, "selection": saved.selection})
+    training_seconds = (1 - MEASURING_SHARE - JUDGING_SHARE) * seconds
+    config, each_step = _widest(config, data, device, training_seconds)
     each = _measurement_seconds(config, data, device, selection.samples)
-    each_step = measure_pace(config, data, device.type, time.perf_counter)
-    each_step *= config.training.num_critic_steps
     # A judging compares as a measurement does, with more samples and more figures.
     judging = max(JUDGING_SHARE * seconds, 4 * each * config.evaluation.samples / selection.samples)
     left = seconds - judging - (time.perf_counter() - started)
@@ -93,6 +96,35 @@ def within(
             "selection": selection.model_copy(update={"every": every}),
         }
     )
+
+
+def _widest(
+    config: Config, data: Dataset, device: torch.device, seconds: float
+) -> tuple[Config, float]:
+    """The configuration, filled in, with the widest networks that have time, and its step's time.
+
+    Args:
+        config: to fill in.
+        data: what it trains on.
+        device: where to train.
+        seconds: for as many steps as suit the data.
+
+    Returns:
+        The configuration, and the seconds of a generator step with its critic steps.
+    """
+    is_open = data.card.kind == "image" and not (config.generator.width and config.critic.width)
+    unfilled = config.training.model_copy(update={"steps": 0})
+    wanted = config.model_copy(update={"training": unfilled})
+    chosen: tuple[Config, float] | None = None
+    for width in WIDTHS if is_open else WIDTHS[:1]:
+        tried = fill_in(wanted, data.card, device.type, width)
+        each = measure_pace(tried, data, device.type, time.perf_counter)
+        each *= tried.training.num_critic_steps
+        if chosen is not None and each * tried.training.steps > seconds:
+            break
+        chosen = tried, each
+    assert chosen is not None
+    return chosen
 
 
 def _measurement_seconds(

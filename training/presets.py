@@ -6,17 +6,15 @@ import math
 import os
 import re
 import unicodedata
-from pathlib import Path
 from typing import Any
 
 from models.config import Config, constraint_class, parse_config
 from models.errors import ConfigError
-from models.networks.settings import ARCHITECTURES
-from models.os_errors import require_end
+from models.networks.parts import image_sizes
+from models.networks.settings import ARCHITECTURES, MAX_DEPTH
 from models.record import DataCard
 from training.data.sources.files import Location
-
-Values = dict[str, Any]
+from training.overrides import Values, override
 
 # Found by a search on one core (docs/decisions.md). What matters most: ReLU in both networks, as
 # many latents as the data have dimensions, and many generator steps. Two critic steps for each
@@ -48,13 +46,20 @@ def _tuned(learning_rate: float, beta_1: float, **constraint: float) -> dict[str
     return {"lipschitz_penalty": {**sections, "training": training}}
 
 
-def _images(width: int, depth: int, steps: int, critic_activation: str = "leaky_relu") -> Values:
+def _images(
+    width: int, depth: int, steps: int, batch_size: int = 64, critic_activation: str = "leaky_relu"
+) -> Values:
     network: Values = {"architecture": "dcgan", "width": width, "depth": depth}
     return {
         "generator": {**network, "activation": "relu", "normalization": "batch", "latent_size": 64},
         "critic": {**network, "activation": critic_activation},
         "constraint": {"kind": "lipschitz_penalty"},
-        "training": {"steps": steps, "batch_size": 64, "decay_from": 0.3, "ema_decay": 0.995},
+        "training": {
+            "steps": steps,
+            "batch_size": batch_size,
+            "decay_from": 0.3,
+            "ema_decay": 0.995,
+        },
     }
 
 
@@ -67,7 +72,8 @@ PRESETS: dict[str, Values] = {
         **_images(width=16, depth=2, steps=5000, critic_activation="abs"),
     },
     "emoji32": {"data": {"source": "emoji32"}, **_images(width=48, depth=3, steps=1500)},
-    "images": {"data": {"size": 32}, **_images(width=48, depth=3, steps=5000)},
+    # Those that suit the images, by `fill_in`.
+    "images": {"data": {"size": 32}, **_images(width=0, depth=0, steps=0, batch_size=0)},
     "table": {
         "data": {},
         "generator": {
@@ -126,6 +132,10 @@ TUNED: dict[str, dict[str, Values]] = {
 """Settings found better than the published ones: by preset, then by constraint."""
 MEASUREMENTS = 20
 """Measurements on validation items in a run that says nothing of them."""
+WIDTHS = (16, 24, 32, 48, 64, 96, 128)
+"""Base channels of networks of images, of which a budget chooses."""
+USUAL_WIDTH = 24
+"""Base channels of networks of images where nothing limits or grants time."""
 PRESETS_BY_KIND = {"vector": "table", "image": "images", "sequence": "ar2"}
 """The preset for data that have none of their own, by kind."""
 
@@ -149,29 +159,38 @@ def suitable_preset(source: str, overrides: dict[str, Any] | None = None) -> str
     return PRESETS_BY_KIND[load_data(config.data).card.kind]
 
 
-def fill_in(config: Config, card: DataCard, device: str = "cpu") -> Config:
-    """The configuration with the steps and the batch size that suit the data, where it leaves them.
+def fill_in(
+    config: Config, card: DataCard, device: str = "cpu", image_width: int = USUAL_WIDTH
+) -> Config:
+    """The configuration with the settings that suit the data, where it leaves them: where it has 0.
 
     Where it names no precision, a run on a CUDA device takes tf32, unless it is private.
 
     N training rows whose codes have W numbers get ``25 sqrt(N max(1, W / 64))`` generator steps, in
     hundreds: 1,500 for 3,600 rows, 5,000 for 40,000. More rows and more columns have more to learn,
-    and people wait longer for them (docs/decisions.md). A batch has 256 rows, or a quarter of few.
+    and people wait longer for them (docs/decisions.md). N images get ``200 sqrt(N)`` steps, and
+    networks that halve them until no side would be below 4 pixels. A batch has 256 rows, or 64
+    images, or a quarter of few.
 
     Args:
         config: to fill in.
         card: of the data.
         device: ``cpu`` or ``cuda``, where the run will train.
+        image_width: base channels of networks of images that leave their width.
 
     Raises:
         ConfigError: the networks take another kind of data; names the preset for it.
     """
     _require_preset_of_kind(config, card)
     given, count = config.training, card.training_count
-    steps = 100 * max(1, round(0.25 * math.sqrt(count * max(1.0, card.shape[0] / 64))))
+    if card.kind == "image":
+        steps, batch_size = 100 * max(1, round(2 * math.sqrt(count))), 64
+    else:
+        steps = 100 * max(1, round(0.25 * math.sqrt(count * max(1.0, card.shape[0] / 64))))
+        batch_size = 256
     suited: Values = {
         "steps": given.steps or steps,
-        "batch_size": given.batch_size or max(2, min(256, count // 4)),
+        "batch_size": given.batch_size or max(2, min(batch_size, count // 4)),
     }
     if device == "cuda" and "precision" not in given.model_fields_set and config.privacy is None:
         suited["precision"] = "tf32"
@@ -179,6 +198,15 @@ def fill_in(config: Config, card: DataCard, device: str = "cpu") -> Config:
     if config.selection is not None and not config.selection.every:
         every = max(1, math.ceil(suited["steps"] / MEASUREMENTS))
         filled["selection"] = config.selection.model_copy(update={"every": every})
+    if card.kind == "image":
+        _, height, side = card.shape
+        halvings = len(image_sizes(height, side, MAX_DEPTH)) - 1
+        for role in ("generator", "critic"):
+            network = getattr(config, role)
+            # A residual block has two layers, and one more layer belongs to no block.
+            depth = 2 * halvings + 1 if network.architecture == "resnet" else halvings
+            sizes = {"width": network.width or image_width, "depth": network.depth or depth}
+            filled[role] = network.model_copy(update=sizes)
     return config.model_copy(update=filled)
 
 
@@ -229,7 +257,7 @@ def build_config(
         values[section] = {**values[section], **settings}
     if data is not None:
         values["data"]["source"] = data
-    _override(values, overrides)
+    override(values, overrides)
     if isinstance(values["data"], dict) and "source" not in values["data"]:
         raise ConfigError(f"preset '{preset}' brings no data of its own: name yours with --data")
     values.setdefault("name", _own_name(preset, values["data"]))
@@ -261,7 +289,7 @@ def branch_config(
             del values["training"][key]
     if data is not None:
         values["data"]["source"] = data
-    _override(values, overrides)
+    override(values, overrides)
     config = parse_config(values)
     require_branch(config, parent)
     return config
@@ -294,24 +322,6 @@ def require_branch(config: Config, parent: Config) -> None:
         )
 
 
-def _override(values: Values, overrides: dict[str, Any]) -> None:
-    """Put settings of dotted keys into nested values; see `build_config`."""
-    for key, value in overrides.items():
-        section, _, name = key.partition(".")
-        if not name:
-            values[section] = value
-        elif isinstance(values.setdefault(section, {}), dict):
-            if section == "data" and name.startswith("columns"):
-                _set_columns(values[section], name, value)
-            elif section == "data" and name.startswith("csv."):
-                csv = values[section].setdefault("csv", {})
-                values[section]["csv"] = {**csv, name.removeprefix("csv."): value}
-            elif key == "data.rules":
-                values[section][name] = _read_rules(value)
-            else:
-                values[section][name] = value
-
-
 def _own_name(preset: str, data: Any) -> str:
     source = data.get("source") if isinstance(data, dict) else None  # what else it is, is refused
     is_own = source == PRESETS[preset]["data"].get("source")
@@ -338,53 +348,3 @@ def name_of(source: str) -> str:
     stem = os.path.basename(path) if is_folder else Location(source, path, None).name
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()  # é is e
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._")[:64]
-
-
-def _set_columns(data: Values, key: str, value: Any) -> None:
-    """Put the user's word on columns into the data section.
-
-    Args:
-        data: the section.
-        key: ``columns``, or ``columns.NAME.SETTING``, where the name may have points in it.
-        value: of ``columns`` a YAML file's path, or what it holds; of a setting its value.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    _, _, path = key.partition(".")
-    if not path:
-        data["columns"] = _read_columns(value) if isinstance(value, str) else value
-        return
-    name, _, setting = path.rpartition(".")
-    columns = data.setdefault("columns", {})
-    if not name or not isinstance(columns, dict):
-        raise ConfigError(f"data.{key}: write data.columns.NAME.SETTING, or data.columns=FILE.yaml")
-    columns[name] = {**columns.get(name, {}), setting: value}
-
-
-def _read_rules(rules: Any) -> Any:
-    """The rules in a YAML file, if that is what is named; else what was given."""
-    if not isinstance(rules, str) or Path(rules).suffix not in (".yaml", ".yml"):
-        return rules
-    listed = _read_yaml("data.rules", rules)
-    if not isinstance(listed, list):
-        raise ConfigError(f"data.rules: {rules} holds no list; write each rule as - a < b")
-    return listed
-
-
-def _read_columns(path: str) -> Any:
-    columns = _read_yaml("data.columns", path)
-    if not isinstance(columns, dict):
-        raise ConfigError(f"data.columns: {path} holds no columns; write NAME: {{kind: integer}}")
-    return {str(name): told for name, told in columns.items()}  # 2024 is a name too
-
-
-def _read_yaml(key: str, path: str) -> Any:
-    """What a file holds that a setting names."""
-    import yaml
-
-    try:
-        return yaml.safe_load(require_end(Path(path)).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        reason = str(error).replace("\n", " ")
-        raise ConfigError(f"{key}: {path} cannot be read as YAML: {reason}") from None

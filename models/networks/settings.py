@@ -23,6 +23,8 @@ ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
 """Architectures for each kind of data; the first is the one we advise."""
 SIDES = (8, 256)
 """Pixels: the smallest and the largest side of an image that networks take."""
+MAX_DEPTH = 100
+"""Hidden layers, at most."""
 KINDS = {1: "vectors", 2: "sequences", 3: "images"}
 """Kinds of data, by the number of axes of one item."""
 
@@ -32,12 +34,13 @@ class NetworkConfig(BaseModel, frozen=True, extra="forbid"):
 
     ``depth`` is the number of hidden layers, ``width`` their units or base channels. For ``resnet``
     the longest path counts, so shortcuts do not. For ``gru`` and ``lstm`` the depth is the number
-    of recurrent layers; one dense hidden layer, with the activation, follows them.
+    of recurrent layers; one dense hidden layer, with the activation, follows them. A width or depth
+    of 0 stands, in the preset ``images``, for what suits the images.
     """
 
     architecture: Architecture = "mlp"
-    width: int = Field(default=128, ge=1, le=8192)
-    depth: int = Field(default=3, ge=1, le=100)
+    width: int = Field(default=128, ge=0, le=8192)
+    depth: int = Field(default=3, ge=0, le=MAX_DEPTH)
     activation: Activation = "leaky_relu"
     normalization: Normalization = "none"
     start: Start = Field(default="default", exclude_if=lambda start: start == "default")
@@ -96,6 +99,9 @@ def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
         ConfigError: it does not; the message says what to set.
     """
     kind = KINDS[len(shape)]
+    for setting in ("width", "depth"):
+        if not getattr(config, setting):
+            raise ConfigError(f"{role}.{setting}: 0 stands for what suits images; set 1 or more")
     if config.architecture not in ARCHITECTURES[kind]:
         raise ConfigError(
             f"{role}.architecture: '{config.architecture}' does not take {kind}; "

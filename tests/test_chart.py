@@ -405,6 +405,30 @@ def test_the_whole_sweep_trains() -> None:
     assert len(set(found)) == len(found) == 4
 
 
+@pytest.mark.parametrize(
+    ("change", "is_another"),
+    [
+        ("images.train.tag=new", False),
+        ("tune.budget=9h", False),
+        ("tune.data=other", True),
+        ("tune.set={critic.depth=2}", True),
+    ],
+)
+def test_a_search_goes_on_with_another_image_but_not_with_other_data(
+    change: str, is_another: bool
+) -> None:
+    base, found = ["--set=tune.enabled=true,tune.storage.secret=tuning,tune.data=photos"], []
+    for settings in (base, [*base, f"--set={change}"]):
+        documents = render("values", False, *settings)
+        (job,) = of_kind(documents, "Job")
+        name = job["metadata"]["name"]
+        _, tune = container(documents, "Job", name)
+        found.append((name, parsed(words_of(tune, JOB_COMPLETION_INDEX="0")).study))
+    (former, former_study), (name, study) = found
+    assert name != former, "what cannot change in a Job makes a new one"
+    assert (study != former_study) == is_another
+
+
 def test_the_pods_of_a_search_share_a_study_and_the_first_trains_the_winner() -> None:
     """Each index's command line, parsed; tests/test_tuning_storage.py runs them."""
     values = {"enabled": True, "storage": {"secret": "tuning"}, "preset": "images", "trials": 30}
@@ -427,14 +451,12 @@ def test_the_pods_of_a_search_share_a_study_and_the_first_trains_the_winner() ->
     assert volume["secret"]["secretName"] == "tuning"
     assert volume["secret"]["items"] == [{"key": "url", "path": file}]
     for index in range(job["spec"]["completions"]):
-        words = words_of(tune, JOB="wgan-tune-1", JOB_COMPLETION_INDEX=str(index))
+        words = words_of(tune, JOB_COMPLETION_INDEX=str(index))
         options = parsed(words)
         assert options.command == "tune"
         assert options.only_trials == (index > 0)
-        assert (options.study, options.out) == (
-            "wgan-tune-1",
-            Path(f"/runs/tune/wgan-tune-1/{index}"),
-        )
+        assert options.study.startswith("wgan-tune-")
+        assert options.out == Path(f"/runs/tune/{options.study}/{index}")
         assert (options.data, options.preset, options.trials) == (values["data"], "images", 30)
         assert options.constraints == "spectral_norm,none"
         assert command_line.duration(options.budget) == 7200

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -300,7 +301,6 @@ def test_the_job_of_the_chart_finds_and_registers_a_winner(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     environment = {
         **{v["name"]: v["value"] for v in container["env"] if "value" in v},
-        "JOB": job["metadata"]["name"],  # from a label
         "MLFLOW_TRACKING_URI": address,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
@@ -308,6 +308,7 @@ def test_the_job_of_the_chart_finds_and_registers_a_winner(
     environment["WGAN_TUNE_STORAGE_FILE"] = str(tmp_path / "url")
     script, *more = container["args"]
     assert "/runs/" in script
+    (study,) = re.findall(r"--study (\S+)", script)
     words = [*container["command"], script.replace("/runs/", f"{tmp_path}/runs/"), *more]
 
     def pod(index: int) -> "subprocess.Popen[str]":
@@ -315,7 +316,7 @@ def test_the_job_of_the_chart_finds_and_registers_a_winner(
 
     pods = [pod(index) for index in range(job["spec"]["completions"])]
     try:
-        wait_until(lambda: bool(trials(database, job["metadata"]["name"])), *pods)
+        wait_until(lambda: bool(trials(database, study)), *pods)
         pods[2].send_signal(signal.SIGTERM)
         pods[2].communicate(timeout=240)
         assert pods[2].returncode in (EXIT_INTERRUPTED, -signal.SIGTERM), "or it only just began"
@@ -325,7 +326,7 @@ def test_the_job_of_the_chart_finds_and_registers_a_winner(
     finally:
         for process in pods:
             process.kill()
-    folder = tmp_path / "runs/tune" / job["metadata"]["name"] / "0"
+    folder = tmp_path / "runs/tune" / study / "0"
     answer = json.loads((folder / "tuning.json").read_text())
     ended = [row for row in answer["trials"] if row["ended"] and not row["failed"]]
     assert len(ended) >= 5, "others may be under way"

@@ -48,17 +48,25 @@ def prepare(preset: str, source: str, **settings: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ARRAYS)
-@pytest.mark.parametrize("preset", ["digits", "table", "ar2", "8gaussians"])
+@pytest.mark.parametrize("preset", ["digits", "images", "table", "ar2", "8gaussians"])
 def test_another_kind_of_data_leads_to_its_preset(preset: str, kind: str) -> None:
-    suits = {"vector": ("table", "8gaussians"), "sequence": ("ar2",), "image": ("digits",)}
+    suits = {
+        "vector": ("table", "8gaussians"),
+        "sequence": ("ar2",),
+        "image": ("digits", "images"),
+    }
+    of_images = {"data__size": None} if preset == "images" and kind != "image" else {}
     if preset in suits[kind]:
         prepare(preset, f"{kind}.npy")
         return
     with pytest.raises(ConfigError) as caught:
-        prepare(preset, f"{kind}.npy")
+        prepare(preset, f"{kind}.npy", **of_images)
     advice = str(caught.value).partition("start from the preset ")[2]
     advised, _, settings = advice.partition("; or,")[0].partition(", or set ")
     prepare(advised, f"{kind}.npy")
+    if preset == "images":  # whose settings are for images alone
+        assert not settings
+        return
     told = dict(setting.split("=") for setting in settings.split(" and "))
     assert set(told) == {"generator.architecture", "critic.architecture"}, "all at once"
     if kind != "sequence":  # whose normalisation is another question

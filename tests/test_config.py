@@ -174,7 +174,8 @@ def test_steps_and_batches_that_are_given_stay() -> None:
 @pytest.mark.parametrize(
     ("architecture", "side", "count", "depth", "steps", "batch_size"),
     [
-        ("dcgan", 8, 100, 1, 2000, 25),
+        ("dcgan", 8, 100, 1, 2000, 24),
+        ("dcgan", 8, 9, 1, 600, 4),
         ("dcgan", 32, 2500, 3, 10_000, 64),
         ("dcgan", 256, 40_000, 6, 40_000, 64),
         ("resnet", 64, 3063, 9, 11_100, 64),

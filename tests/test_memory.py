@@ -13,6 +13,7 @@ import torch
 
 from tests.artifacts import tiny_config
 from training.engine.memory import shortage_told
+from training.presets import build_config
 
 COUNTED = """
 import resource
@@ -68,6 +69,31 @@ def test_a_step_that_finds_too_little_memory_says_what_helps(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("settings", "processes", "advised"),
+    [
+        ({"generator.normalization": "layer"}, 1, {"training.micro_batch_size": 32}),
+        ({"generator.normalization": "layer"}, 4, {"training.micro_batch_size": 8}),
+        ({}, 1, {"training.micro_batch_size": 32, "generator.normalization": "layer"}),
+        (
+            {"constraint.kind": "max_gradient_penalty"},
+            1,
+            {"training.activation_checkpointing": True},
+        ),
+    ],
+)
+def test_what_is_advised_can_be_set(
+    settings: dict[str, object], processes: int, advised: dict[str, object]
+) -> None:
+    config = build_config("digits", overrides=settings)
+    with pytest.raises(MemoryError) as caught, shortage_told(config, processes):
+        raise MemoryError
+    first, _, _ = str(caught.value).partition(": set ")[2].partition(" or ")
+    told = dict(part.split("=") for part in first.split(" with "))
+    assert told == {key: str(value).lower() for key, value in advised.items()}
+    build_config("digits", overrides={**settings, **advised})
+
+
+@pytest.mark.parametrize(
     ("ask", "is_shortage"),
     [
         (lambda: torch.empty(2**55), True),
@@ -79,5 +105,5 @@ def test_a_shortage_is_told_from_other_errors(ask: Callable[[], object], is_shor
     config = tiny_config(training={"micro_batch_size": 1, "activation_checkpointing": True})
     with pytest.raises((MemoryError, RuntimeError)) as caught, shortage_told(config):
         ask()
-    told = "for a step with gradients of 1 items at once: set smaller networks"
+    told = "for a step with gradients of 1 items at once: set smaller networks, and another --out"
     assert (str(caught.value) == told) == is_shortage

@@ -14,6 +14,7 @@ import wgan_cli
 from models.artifact import CARD, load_artifact
 from models.config import Config
 from models.errors import UserError
+from models.run_folder import CHECKPOINTS
 from training import budget
 from training.data.dataset import load_data
 from training.engine.checkpoint import TrainingState
@@ -247,14 +248,18 @@ def test_the_time_is_divided(
     assert -(-found.training.steps // found.selection.every) == count
 
 
+CHOOSING = {"selection.patience": 3, "data.validation_fraction": 0.1, "critic.depth": 1}
+"""Settings of a run that leaves its width to the budget."""
+
+
 @pytest.mark.parametrize(
     ("seconds", "width"),
     [
-        # So many images get 7,200 steps; a step takes the square of its width in milliseconds, and
-        # four fifths of the time are for steps.
-        (5000, 16),
-        (7200 * 0.032**2 * 1000 / 0.8 + 1, 32),
-        (7200 * 0.048**2 * 1000 / 0.8 - 1, 32),
+        # So many images get 7,200 steps; a step takes the square of its width in milliseconds, a
+        # tenth of the time is for judging, and 20 seconds are for measurements.
+        (4000, 16),
+        ((7200 * 0.032**2 * 1000 + 20) / 0.9 + 1, 32),
+        ((7200 * 0.048**2 * 1000 + 20) / 0.9 - 1, 32),
         (10**6, 128),
         (1000, 16),  # the narrowest at least, with fewer steps
     ],
@@ -262,8 +267,7 @@ def test_the_time_is_divided(
 def test_a_budget_chooses_the_widest_networks_that_have_time(
     seconds: float, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"selection.patience": 3, "data.validation_fraction": 0.1, "critic.depth": 1}
-    config = build_config("images", "digits", None, settings)
+    config = build_config("images", "digits", None, CHOOSING)
     data = load_data(config.data)
     assert 7_150 <= 200 * data.card.training_count**0.5 < 7_250
 
@@ -278,6 +282,43 @@ def test_a_budget_chooses_the_widest_networks_that_have_time(
     assert for_training - 5 <= found.training.steps <= for_training
     if width > 16:
         assert found.training.steps >= 7200
+
+
+def test_widths_for_which_there_is_no_memory_are_not_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pace(config: Config, *_: object) -> float:
+        if config.generator.width > most:
+            raise MemoryError
+        return 1e-6
+
+    config = build_config("images", "digits", None, CHOOSING)
+    data = load_data(config.data)
+    monkeypatch.setattr(budget, "measure_pace", pace)
+    monkeypatch.setattr(budget, "_measurement_seconds", lambda *_: 1.0)
+    most = 48
+    found = budget.within(config, data, CPU, 1000, time.perf_counter(), tmp_path)
+    assert found.generator.width == 48
+    most = 1
+    with pytest.raises(MemoryError):
+        budget.within(config, data, CPU, 1000, time.perf_counter(), tmp_path)
+
+
+@pytest.mark.parametrize("given", [{}, {"generator.width": 8}, {"critic.width": 8}])
+def test_a_run_that_goes_on_keeps_the_width_that_it_chose(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    config = build_config("images", "digits", None, {**CHOOSING, **given})
+    data = load_data(config.data)
+    began = fill_in(config, data.card, image_width=12)  # another width than is usual
+    began = began.model_copy(
+        update={"training": began.training.model_copy(update={"steps": 2, "checkpoint_every": 1})}
+    )
+    train(began, data, tmp_path / CHECKPOINTS, CPU)
+    again = config.model_copy(
+        update={"training": config.training.model_copy(update={"checkpoint_every": 1})}
+    )
+    assert budget.within(again, data, CPU, 600, time.perf_counter(), tmp_path) == began
 
 
 @pytest.mark.slow  # it takes its minute

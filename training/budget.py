@@ -66,13 +66,14 @@ def within(
         filled = fill_in(config, data.card, device.type, left_open.width)
         training = filled.training.model_copy(update={"steps": saved.training.steps})
         return filled.model_copy(update={"training": training, "selection": saved.selection})
-    training_seconds = (1 - MEASURING_SHARE - JUDGING_SHARE) * seconds
-    config, each_step = _widest(config, data, device, training_seconds)
-    each = _measurement_seconds(config, data, device, selection.samples)
+    narrow = fill_in(config, data.card, device.type, WIDTHS[0])
+    each = _measurement_seconds(narrow, data, device, selection.samples)
     # A judging compares as a measurement does, with more samples and more figures.
     judging = max(JUDGING_SHARE * seconds, 4 * each * config.evaluation.samples / selection.samples)
-    left = seconds - judging - (time.perf_counter() - started)
     count = min(MEASUREMENTS, max(FEWEST_MEASUREMENTS, int(MEASURING_SHARE * seconds / each)))
+    ends = started + seconds - judging
+    config, each_step = _widest(config, data, device, ends - count * each)
+    left = ends - time.perf_counter()
     if selection.every:
         steps = int(left / (each_step + each / selection.every))
         count = math.ceil(steps / selection.every)
@@ -99,7 +100,7 @@ def within(
 
 
 def _widest(
-    config: Config, data: Dataset, device: torch.device, seconds: float
+    config: Config, data: Dataset, device: torch.device, ends: float
 ) -> tuple[Config, float]:
     """The configuration, filled in, with the widest networks that have time, and its step's time.
 
@@ -107,10 +108,13 @@ def _widest(
         config: to fill in.
         data: what it trains on.
         device: where to train.
-        seconds: for as many steps as suit the data.
+        ends: when the steps must have ended, by `time.perf_counter`.
 
     Returns:
         The configuration, and the seconds of a generator step with its critic steps.
+
+    Raises:
+        MemoryError: there is too little for the narrowest.
     """
     is_open = data.card.kind == "image" and not (config.generator.width and config.critic.width)
     unfilled = config.training.model_copy(update={"steps": 0})
@@ -118,9 +122,14 @@ def _widest(
     chosen: tuple[Config, float] | None = None
     for width in WIDTHS if is_open else WIDTHS[:1]:
         tried = fill_in(wanted, data.card, device.type, width)
-        each = measure_pace(tried, data, device.type, time.perf_counter)
+        try:
+            each = measure_pace(tried, data, device.type, time.perf_counter)
+        except MemoryError:
+            if chosen is None:
+                raise
+            break
         each *= tried.training.num_critic_steps
-        if chosen is not None and each * tried.training.steps > seconds:
+        if chosen is not None and time.perf_counter() + each * tried.training.steps > ends:
             break
         chosen = tried, each
     assert chosen is not None

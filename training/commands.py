@@ -366,7 +366,6 @@ def presets(as_json: JsonOption = False) -> None:
         networks = " and ".join(
             f"{preset[part]['architecture']} {part}" for part in ("generator", "critic")
         )
-        print(
-            f"{name:12s} data {source}; {networks}; {preset['constraint']['kind']}; "
-            f"{preset['training']['steps']} steps"
-        )
+        count = preset["training"]["steps"]
+        steps = f"{count} steps" if count else "as many steps as suit the data"
+        print(f"{name:12s} data {source}; {networks}; {preset['constraint']['kind']}; {steps}")

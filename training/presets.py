@@ -10,7 +10,7 @@ from typing import Any
 
 from models.config import Config, constraint_class, parse_config
 from models.errors import ConfigError
-from models.networks.parts import image_sizes
+from models.networks.parts import GROUP, image_sizes
 from models.networks.settings import ARCHITECTURES, MAX_DEPTH
 from models.record import DataCard
 from training.data.sources.files import Location
@@ -178,7 +178,7 @@ def fill_in(
     N training rows whose codes have W numbers get ``25 sqrt(N max(1, W / 64))`` generator steps, in
     hundreds: 1,500 for 3,600 rows, 5,000 for 40,000. More rows and more columns have more to learn,
     and people wait longer for them (docs/decisions.md). N images get ``200 sqrt(N)`` steps, and
-    networks that halve them until no side would be below 4 pixels. A batch has 256 rows, or 64
+    networks that halve them as long as no side falls below 4 pixels. A batch has 256 rows, or 64
     images, or a quarter of few.
 
     Args:
@@ -193,13 +193,15 @@ def fill_in(
     _require_preset_of_kind(config, card)
     given, count = config.training, card.training_count
     if card.kind == "image":
-        steps, batch_size = 100 * max(1, round(2 * math.sqrt(count))), 64
+        steps = 100 * max(1, round(2 * math.sqrt(count)))
+        # Whole groups, as of a critic's minibatch statistics, and even shares of two processes.
+        batch_size = min(64, max(GROUP, count // 4 // GROUP * GROUP))
     else:
         steps = 100 * max(1, round(0.25 * math.sqrt(count * max(1.0, card.shape[0] / 64))))
-        batch_size = 256
+        batch_size = max(2, min(256, count // 4))
     suited: Values = {
         "steps": given.steps or steps,
-        "batch_size": given.batch_size or max(2, min(batch_size, count // 4)),
+        "batch_size": given.batch_size or batch_size,
     }
     if device == "cuda" and "precision" not in given.model_fields_set and config.privacy is None:
         suited["precision"] = "tf32"
@@ -226,11 +228,13 @@ def _require_preset_of_kind(config: Config, card: DataCard) -> None:
     wrong = [role for role, network in networks.items() if network.architecture not in fitting]
     if wrong:
         settings = " and ".join(f"{role}.architecture={fitting[0]}" for role in wrong)
+        # A preset whose networks follow the images has other settings for images alone.
+        own = ", or set " + settings if all(networks[role].width for role in wrong) else ""
         architectures = " and ".join(f"{role} {networks[role].architecture}" for role in wrong)
         images = "; or, if they are grey images, data.layout=nhw" if card.layout == "ntd" else ""
         raise ConfigError(
             f"{config.data.source}: holds {card.kind}s, which {architectures} cannot take: start "
-            f"from the preset {PRESETS_BY_KIND[card.kind]}, or set {settings}{images}"
+            f"from the preset {PRESETS_BY_KIND[card.kind]}{own}{images}"
         )
 
 

@@ -99,9 +99,6 @@ def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
         ConfigError: it does not; the message says what to set.
     """
     kind = KINDS[len(shape)]
-    for setting in ("width", "depth"):
-        if not getattr(config, setting):
-            raise ConfigError(f"{role}.{setting}: 0 stands for what suits images; set 1 or more")
     if config.architecture not in ARCHITECTURES[kind]:
         raise ConfigError(
             f"{role}.architecture: '{config.architecture}' does not take {kind}; "
@@ -109,6 +106,9 @@ def require_fit(config: NetworkConfig, shape: Shape, role: str) -> None:
         )
     if kind == "images" and (problem := size_problem(*shape[1:])):
         raise ConfigError(problem)
+    for setting in ("width", "depth"):
+        if not getattr(config, setting):
+            raise ConfigError(f"{role}.{setting}: 0 stands for what suits images; set 1 or more")
     _require_options(config, kind, role)
     if kind == "vectors" and config.normalization == "instance":
         raise ConfigError(f"{role}.normalization: 'instance' needs images; use 'layer' for vectors")

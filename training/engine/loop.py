@@ -127,7 +127,7 @@ def train(
     while not (run.is_finished or ended):
         # The critic steps, the generator step and its moving average.
         numbers = [next(order)[rows] for _ in range(settings.num_critic_steps)]
-        with shortage_told(config):
+        with shortage_told(config, workers.count):
             found = make_step(numbers, run.step, step_seed(seed, run.step))
 
         run.step += 1

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from pydantic import ValidationError
 
 from models.config import Config
 
@@ -19,11 +20,12 @@ SHORTAGES = "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_F
 
 
 @contextmanager
-def shortage_told(config: Config) -> Iterator[None]:
+def shortage_told(config: Config, processes: int = 1) -> Iterator[None]:
     """Say which settings need less, where the steps of a run find too little memory.
 
     Args:
         config: the run's.
+        processes: that share a batch.
 
     Raises:
         MemoryError: there is too little, on the processor or on a GPU.
@@ -36,19 +38,34 @@ def shortage_told(config: Config) -> Iterator[None]:
             or any(shortage in str(error) for shortage in SHORTAGES)
         ):
             raise
-        raise MemoryError(_what_helps(config)) from error
+        raise MemoryError(_what_helps(config, processes)) from error
 
 
-def _what_helps(config: Config) -> str:
+def _what_helps(config: Config, processes: int) -> str:
     settings = config.training
-    at_once = settings.micro_batch_size or settings.batch_size
+    own = settings.batch_size // processes
+    at_once = min(settings.micro_batch_size or own, own)
     ways = list[str]()
-    if config.privacy is None and at_once > 1:
+    smaller: dict[str, dict[str, object]] = {"training": {"micro_batch_size": at_once // 2}}
+    if at_once > 1 and _is_allowed(config, smaller):
         ways.append(f"training.micro_batch_size={at_once // 2}")
+    elif at_once > 1 and _is_allowed(config, {**smaller, "generator": {"normalization": "layer"}}):
+        ways.append(f"training.micro_batch_size={at_once // 2} with generator.normalization=layer")
     if config.privacy is None and not settings.activation_checkpointing:
         ways.append("training.activation_checkpointing=true")
     help_ = " or ".join([*ways, "smaller networks"])
-    return f"for a step with gradients of {at_once} items at once: set {help_}"
+    return f"for a step with gradients of {at_once} items at once: set {help_}, and another --out"
+
+
+def _is_allowed(config: Config, changes: dict[str, dict[str, object]]) -> bool:
+    values = config.model_dump()
+    for section, settings in changes.items():
+        values[section] |= settings
+    try:
+        Config.model_validate(values)
+    except ValidationError:
+        return False
+    return True
 
 
 def keep_freed_memory() -> None:

@@ -130,7 +130,7 @@ def begin_at_once(database: str, barrier: Any) -> None:
         False,
     )
     barrier.wait(100)
-    studies.begin(search, 0, data)
+    studies.begin(search, data)
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from training.lab.tuning.space import CONSTRAINTS, Setting
 from training.lab.tuning.study import (
     SEARCHED,
     begin,
+    choice_seeds,
     named_storage,
     reaching,
     repeat_killed,
@@ -144,7 +145,7 @@ def tune(
             register and bool(os.environ.get("MLFLOW_TRACKING_URI")),
         )
         with reaching():
-            study, search = begin(search, seed, data)
+            study, search = begin(search, data)
             if not storage:
                 repeat_killed(study)
         runs = SearchRuns(study, search, headlines(data.card)[0], say)
@@ -153,7 +154,9 @@ def tune(
                 runs.open()
         try:
             if call.winner is None:
-                _run(study, search, processes, seed, data, call, say, stop_requested)
+                with reaching():
+                    seeds = choice_seeds(study, seed, processes, storage is not None)
+                _run(study, search, seeds, data, call, say, stop_requested)
             if only_trials:
                 call.end()
                 return None
@@ -210,24 +213,22 @@ def _require_searchable(
 def _run(
     study: Study,
     search: Search,
-    processes: int,
-    seed: int,
+    seeds: Sequence[int | None],
     data: Dataset,
     call: Call,
     say: Callable[[str], None],
     stop_requested: Callable[[], bool],
 ) -> None:
-    """Make trials until the time is over, and say what becomes of each.
+    """Make trials until the time is over, in a process for each seed, and say what they come to.
 
     Raises:
         Interrupted: a stop was requested.
     """
     known = {row["number"] for row in trial_rows(study) if row["ended"]}
     say(
-        f"trials for {search.deadline - time.time():.0f} s, {processes} at once, of "
+        f"trials for {search.deadline - time.time():.0f} s, {len(seeds)} at once, of "
         f"{search.trial_seconds:.0f} s at most" + (f"; {len(known)} are there" if known else "")
     )
-    first = seed + len(known)  # other choices than those that are there
 
     def look() -> None:
         for row in trial_rows(study):
@@ -236,12 +237,12 @@ def _run(
                 say(_in_words(row))
                 call.note()
 
-    if processes == 1:
-        run_trials(search, first, stop_requested, data, look, say)
+    if len(seeds) == 1:
+        run_trials(search, seeds[0], stop_requested, data, look, say)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context) as pool:
-        running = {pool.submit(run_in_process, search, first + i) for i in range(processes)}
+    with ProcessPoolExecutor(len(seeds), context) as pool:
+        running = {pool.submit(run_in_process, search, seed) for seed in seeds}
         is_told = False
         while running:
             ended, running = wait(running, SECONDS_BETWEEN_LOOKS, FIRST_EXCEPTION)

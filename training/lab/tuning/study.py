@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -74,12 +75,33 @@ def named_storage(storage: str | None) -> str | None:
     return storage
 
 
-def open_study(search: Search, seed: int) -> optuna.Study:
+def choice_seeds(
+    study: optuna.Study, seed: int, processes: int, is_shared: bool
+) -> list[int | None]:
+    """Seeds of the choices of each process of a call, for `open_study`.
+
+    No two are the same, nor those of an earlier call: two processes with one seed would choose the
+    same settings, and then train the same trials.
+
+    Args:
+        study: of which a call makes further trials.
+        seed: of the search.
+        processes: of this call.
+        is_shared: other machines make trials too, which may begin at the same moment with the same
+            command; so each process draws a seed of its own, which is None.
+    """
+    if is_shared:
+        return [None] * processes
+    made = len(study.get_trials(deepcopy=False))
+    return [int(n) for n in np.random.SeedSequence((seed, made)).generate_state(processes)]
+
+
+def open_study(search: Search, seed: int | None = None) -> optuna.Study:
     """Open the study that all processes of a search share, and make it the first time.
 
     Args:
         search: names the storage.
-        seed: of the choices of this process.
+        seed: of the choices of this process; None: one that nobody knows.
 
     Raises:
         UserError: there is no such database, or it refuses; see `reaching`.
@@ -97,7 +119,7 @@ def open_study(search: Search, seed: int) -> optuna.Study:
         )
 
 
-def begin(search: Search, seed: int, data: Dataset) -> tuple[optuna.Study, Search]:
+def begin(search: Search, data: Dataset) -> tuple[optuna.Study, Search]:
     """Open the study, and have it note what is searched, or require that it notes the same.
 
     Of several processes that begin it at once, one makes it, and the others wait for its note.
@@ -115,9 +137,9 @@ def begin(search: Search, seed: int, data: Dataset) -> tuple[optuna.Study, Searc
         with reaching():
             optuna.create_study(storage=_open_storage(search.storage), study_name=search.name)
     except DuplicatedStudyError:
-        then = _note(study := open_study(search, seed))
+        then = _note(study := open_study(search))
     else:
-        study = open_study(search, seed)
+        study = open_study(search)
     print_of_data = fingerprint(data)
     asked = {
         "--preset": search.preset,

@@ -57,7 +57,7 @@ class Bench(NamedTuple):
 
 def run_trials(
     search: Search,
-    seed: int,
+    seed: int | None,
     stop_requested: Callable[[], bool],
     data: Dataset | None = None,
     ended: Callable[[], None] = nothing,
@@ -67,7 +67,7 @@ def run_trials(
 
     Args:
         search: what is searched.
-        seed: of this process's choices.
+        seed: of this process's choices; see `training.lab.tuning.study.choice_seeds`.
         stop_requested: ends the trial under way, whose settings another process then tries.
         data: what ``search.config.data`` loads, if it is loaded already.
         ended: called after each trial.
@@ -105,7 +105,7 @@ def run_trials(
                 return
 
 
-def run_in_process(search: Search, seed: int) -> None:
+def run_in_process(search: Search, seed: int | None) -> None:
     """Make trials in a process among several, until the search's time is over."""
     begin_process()
     run_trials(search, seed, StopRequest())

@@ -36,6 +36,11 @@ class Call:
         noted = {"seconds": time.time() - self.started, "winner": self.winner}
         write_file(self.path, json.dumps(noted) + "\n")
 
+    def drop_winner(self) -> None:
+        """Note the time until now, and that another winner is to be chosen."""
+        self.winner = None
+        self.note()
+
     def end(self) -> None:
         """Let the same command begin another round."""
         self.path.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from models.errors import RegistryError, UnreachableError, UserError, causes
+from models.redaction import redacted
 from models.secret_files import read_secret_files
 from training.data.dataset import Dataset
 from training.engine.origin import changes, fingerprint
@@ -33,6 +34,8 @@ STORAGE = "WGAN_TUNE_STORAGE"
 """Variable that names the storage, in place of ``--storage``; with ``_FILE``, a file that does."""
 SEARCHED = "searched"
 """What a study notes: the data, the settings of all trials, and their length."""
+LEFT_OUT = "left_out_"
+"""What a study notes, with the number of a trial whose settings diverged as the winner: why."""
 GIVEN = "WGAN_TUNE_STORAGE_GIVEN"
 """Variable that holds a URL given otherwise: `models.redaction` knows the environment's secrets."""
 OTHERWISE = "take another --out, or with --storage another --study"
@@ -219,7 +222,14 @@ def _told(error: BaseException) -> UserError:
 
 def trial_rows(study: optuna.Study) -> list[dict[str, Any]]:
     """What each trial of a search chose and came to, in the order in which they began."""
-    return [trial_row(trial) for trial in study.trials if CHOSEN in trial.user_attrs]
+    rows = [trial_row(trial) for trial in study.trials if CHOSEN in trial.user_attrs]
+    noted = study.user_attrs
+    return [{**row, FAILED: noted.get(f"{LEFT_OUT}{row['number']}", row[FAILED])} for row in rows]
+
+
+def leave_out(study: optuna.Study, number: int, reason: str) -> None:
+    """Have a trial that has ended, which Optuna does not let change, count as failed."""
+    study.set_user_attr(f"{LEFT_OUT}{number}", redacted(reason))
 
 
 def trial_row(trial: FrozenTrial) -> dict[str, Any]:

@@ -19,11 +19,12 @@ from models.run_folder import ARTIFACT, CHECKPOINTS
 from training.data.dataset import load_data
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.pace import measure_pace
+from training.engine.runs import Diverged
 from training.judging.figures import headlines
 from training.lab.tuning.call import UNFINISHED, Call
 from training.lab.tuning.page import tuning_page
 from training.lab.tuning.search import CHOSEN, FAILED, FEWEST_STEPS, KIND, VALIDATION, Search
-from training.lab.tuning.study import reaching, trial_rows
+from training.lab.tuning.study import leave_out, reaching, trial_rows
 from training.lab.tuning.tracking import SearchRuns
 from training.presets import fill_in
 from training.progress import TrainingBar
@@ -45,27 +46,34 @@ def train_winner(
 ) -> dict[str, Any]:
     """Train the best trial's settings, write what was found, and end the call.
 
+    If they diverge here, the next best trial's are trained.
+
     Raises:
+        Diverged: training did, and there is no time for another; the same call searches on.
         RegistryError: MLflow failed; what was found is written, and the call can go on.
     """
-    with reaching():
-        rows = trial_rows(study)
-    if call.winner is None and not any(row["values"] for row in rows):
-        call.end()  # or the next one would have no time either
-    best = _best(rows) if call.winner is None else _numbered(rows, call.winner)
-    call.note(best["number"])
-    say(
-        f"trial {best['number']} is the best of {len(rows)}: {best[KIND]} with "
-        + ", ".join(f"{key}={value}" for key, value in best[CHOSEN].items())
-    )
-    winner = call.out / f"winner-{best['number']}"
-    model, failed = None, None
-    try:
-        model = _train_winner(search, best, winner, call.over, register, say, stop_requested)
-    except RegistryError as error:
-        if not (winner / ARTIFACT).exists():
-            raise
-        failed = error
+    while True:
+        with reaching():
+            rows = trial_rows(study)
+        best = _best(rows, call) if call.winner is None else _numbered(rows, call.winner)
+        call.note(best["number"])
+        say(
+            f"trial {best['number']} is the best of {len(rows)}: {best[KIND]} with "
+            + ", ".join(f"{key}={value}" for key, value in best[CHOSEN].items())
+        )
+        winner = call.out / f"winner-{best['number']}"
+        model, failed = None, None
+        try:
+            model = _train_winner(search, best, winner, call.over, register, say, stop_requested)
+            break
+        except RegistryError as error:
+            if not (winner / ARTIFACT).exists():
+                raise
+            failed = error
+            break
+        except Diverged as error:
+            _leave_out(study, search, best, error, call)
+            say(f"the winner: {error}; the next best trial is taken")
     run = load_artifact(winner / ARTIFACT).run
     answer = {
         "headline": headlines(run.data)[0],
@@ -84,14 +92,33 @@ def train_winner(
     return answer
 
 
-def _best(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The best of the trials that came furthest.
+def _leave_out(
+    study: Study, search: Search, best: dict[str, Any], error: Diverged, call: Call
+) -> None:
+    """Let a trial be no winner, since training with its settings diverged.
 
     Raises:
-        UserError: none came to its first measurement.
+        Diverged: there is less time for another than a trial had; so the call is ended.
     """
-    measured = [row for row in rows if row["values"]]
+    with reaching():
+        leave_out(study, best["number"], f"as the winner: {error}")
+    call.drop_winner()
+    if time.time() + search.trial_seconds > call.over:
+        call.end()  # or the next one would have no time either
+        raise Diverged(
+            f"the winner: {error}; no time is left for another: the same command searches on"
+        ) from None
+
+
+def _best(rows: list[dict[str, Any]], call: Call) -> dict[str, Any]:
+    """The best of the trials that came furthest, of those that ended well.
+
+    Raises:
+        UserError: none came to its first measurement; the call is ended.
+    """
+    measured = [row for row in rows if row["ended"] and row["values"] and not row[FAILED]]
     if not measured:
+        call.end()  # or the next one would have no time either
         reasons = {row[FAILED] for row in rows if row[FAILED]} or {"there was no time for one"}
         raise UserError(f"no trial could be trained: {'; '.join(sorted(reasons)[:3])}")
     furthest = max(int(part) for row in measured for part in row["values"])

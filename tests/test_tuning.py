@@ -13,7 +13,8 @@ from models.artifact import load_artifact
 from models.config import DataConfig
 from models.errors import UserError
 from training.data.dataset import load_data
-from training.lab.tuning import tune
+from training.engine.runs import Interrupted
+from training.lab.tuning import call, tune
 from training.lab.tuning.search import RUNGS
 from training.lab.tuning.space import Choices, Range, middle, parse_settings, usual_space
 from training.presets import build_config
@@ -150,6 +151,30 @@ def test_several_processes_share_a_study(tmp_path: Path) -> None:
     assert numbers == sorted(set(numbers))
     assert len(numbers) >= 7
     assert any("are there" in line for line in said)
+
+
+@pytest.mark.timeout(200)
+def test_an_error_ends_all_processes_at_once_and_the_time_is_noted(tmp_path: Path) -> None:
+    def say(line: str) -> None:
+        if line.startswith("trial 0:"):
+            raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):  # and not when 540 s are over
+        tune("8gaussians", 900, tmp_path, constraints=KINDS, processes=2, overrides=TINY, say=say)
+    assert 0 < json.loads((tmp_path / "unfinished.json").read_text())["seconds"] < 200
+
+
+def test_the_time_is_noted_within_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a process that is killed in every first trial comes to an end."""
+    monkeypatch.setattr(call, "SECONDS_BETWEEN_NOTES", 0)
+    said: list[str] = []
+
+    def stop() -> bool:
+        return (tmp_path / "unfinished.json").exists()
+
+    with pytest.raises(Interrupted):
+        tune("8gaussians", 900, tmp_path, overrides=TINY, say=said.append, stop_requested=stop)
+    assert not any(line.startswith("trial 0:") for line in said)
 
 
 def test_trials_that_diverge_or_are_too_large_are_left_out(tmp_path: Path) -> None:

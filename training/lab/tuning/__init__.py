@@ -162,11 +162,12 @@ def tune(
                 return None
             return train_winner(study, search, call, runs, register, say, stop_requested)
         except Interrupted:
-            call.note()
             if not only_trials:
                 with reaching():
                     runs.stopped()
             raise
+        finally:
+            call.note_unless_ended()
 
 
 def _require_searchable(
@@ -235,33 +236,45 @@ def _run(
             if row["number"] not in known and row["ended"]:
                 known.add(row["number"])
                 say(_in_words(row))
-                call.note()
+
+    def is_stopped() -> bool:  # asked after every step
+        call.note_sometimes()
+        return stop_requested()
 
     if len(seeds) == 1:
-        run_trials(search, seeds[0], stop_requested, data, look, say)
+        run_trials(search, seeds[0], is_stopped, data, look, say)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(seeds), context) as pool:
         running = {pool.submit(run_in_process, search, seed) for seed in seeds}
         is_told = False
-        while running:
-            ended, running = wait(running, SECONDS_BETWEEN_LOOKS, FIRST_EXCEPTION)
-            if stop_requested() and not is_told:
-                is_told = True
-                for process in multiprocessing.active_children():
-                    process.terminate()  # a request to stop, as ours is; a second one would kill
-            with reaching():
-                look()
-            for future in ended:
-                try:
+        try:
+            while running:
+                ended, running = wait(running, SECONDS_BETWEEN_LOOKS, FIRST_EXCEPTION)
+                if is_stopped() and not is_told:
+                    is_told = True
+                    _stop_processes()
+                with reaching():
+                    look()
+                for future in ended:
                     future.result()
-                except BrokenProcessPool:
-                    if is_told:  # before it could take requests
-                        raise Interrupted("stopped before its trials") from None
-                    raise UserError(
-                        "a process of the trials was killed, such as for want of memory: the same "
-                        "command with fewer --jobs goes on"
-                    ) from None
+        except BrokenProcessPool:  # which has told the others
+            if is_told:  # before it could take requests
+                raise Interrupted("stopped before its trials") from None
+            raise UserError(
+                "a process of the trials was killed, such as for want of memory: the same "
+                "command with fewer --jobs goes on"
+            ) from None
+        except BaseException:  # which would be told when the others have used all their time
+            if not is_told:
+                _stop_processes()
+            raise
+
+
+def _stop_processes() -> None:
+    """Have each process of the trials end; a second request would kill it within a trial."""
+    for process in multiprocessing.active_children():
+        process.terminate()
 
 
 def _in_words(row: dict[str, Any]) -> str:

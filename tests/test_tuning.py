@@ -154,7 +154,11 @@ def test_several_processes_share_a_study(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(200)
-def test_an_error_ends_all_processes_at_once_and_the_time_is_noted(tmp_path: Path) -> None:
+def test_an_error_ends_all_processes_at_once_and_the_time_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call, "SECONDS_BETWEEN_NOTES", 1000)
+
     def say(line: str) -> None:
         if line.startswith("trial 0:"):
             raise RuntimeError("a fault")

@@ -232,6 +232,8 @@ def test_a_stopped_command_stops_its_processes(tmp_path: Path) -> None:
         ("oracle://ann:canary@localhost/x", "is not installed", EXIT_MISTAKE),
         ("postgresql://ann:canary@127.0.0.1:1/x", "does not answer", EXIT_INTERRUPTED),
         ("postgresql://ann:canary@127.0.0.1:port/x", "write such as", EXIT_MISTAKE),
+        ("postgresql://ann:canary@127.0.0.1:1/x?foo=bar", "invalid dsn", EXIT_MISTAKE),
+        ("postgresql://ann:canary@127.0.0.1:1/x?keepalives=a", "invalid integer", EXIT_MISTAKE),
     ],
 )
 def test_what_is_no_database_is_told_in_one_line(
@@ -248,6 +250,8 @@ def test_what_the_database_refuses_is_told_in_one_line(
     require_one_line(wrong, "password authentication failed", EXIT_MISTAKE, tmp_path, capsys)
     absent = database.replace("/postgres", "/absent")
     require_one_line(absent, '"absent" does not exist', EXIT_MISTAKE, tmp_path, capsys)
+    replica = f"{database}?options=-cdefault_transaction_read_only%3Don"
+    require_one_line(replica, "read-only transaction", EXIT_MISTAKE, tmp_path, capsys)
 
 
 def require_one_line(

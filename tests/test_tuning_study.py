@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+import sqlalchemy
+
+from models.errors import UserError
 from training.lab.tuning.search import Search
 from training.lab.tuning.study import choice_seeds, open_study
 
@@ -30,3 +34,12 @@ def test_a_call_that_goes_on_chooses_otherwise_in_each_process(tmp_path: Path) -
     assert first == choice_seeds(study, 0, 3, False)
     study.ask()
     assert len({*first, *choice_seeds(study, 0, 3, False), *choice_seeds(study, 1, 3, False)}) == 9
+
+
+def test_the_tables_of_another_optuna_are_told_in_one_line(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    open_study(a_search(url))
+    with sqlalchemy.create_engine(url).begin() as connection:
+        connection.execute(sqlalchemy.text("UPDATE alembic_version SET version_num = 'v2.6.0.a'"))
+    with pytest.raises(UserError, match=r"--storage: .*optuna .* with the table schema"):
+        open_study(a_search(url))

@@ -19,7 +19,13 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 
 from models.errors import RegistryError, UnreachableError, UserError, causes
 from models.redaction import redacted
@@ -48,8 +54,10 @@ CONNECT_SECONDS = "10"
 TABLE_TRIES, SECONDS_BETWEEN_TRIES = 20, 0.5
 NOTE_SECONDS = 60
 """How long to wait for what the process that has just begun a study notes there."""
-REFUSALS = re.compile("authentication failed|does not exist|no pg_hba.conf|permission denied")
-"""What PostgreSQL says where another try would not help."""
+REFUSALS = re.compile(
+    "authentication failed|does not exist|no pg_hba.conf|permission denied|invalid .*(value|number)"
+)
+"""What PostgreSQL says of a connection that another try would not make."""
 
 
 class _Database(RDBStorage):
@@ -213,7 +221,8 @@ def _told(error: BaseException) -> UserError:
     said = " ".join(str(getattr(cause, "orig", None) or cause or error).split())
     if not isinstance(cause, DBAPIError):
         return UserError(f"--storage: {said}; {EXAMPLE}")
-    if REFUSALS.search(said):
+    passes = isinstance(cause, OperationalError) or cause.connection_invalidated
+    if REFUSALS.search(said) or not passes:
         return UserError(f"--storage: the database refuses: {said}")
     return UnreachableError(
         f"--storage: the database does not answer ({said}); the same command goes on"
@@ -270,6 +279,8 @@ def _open_storage(place: str) -> BaseStorage:
             if not tries_left:
                 raise
             time.sleep(SECONDS_BETWEEN_TRIES)
+        except RuntimeError as error:  # the tables of another version of Optuna
+            raise UserError(f"--storage: {' '.join(str(error).split())}") from None
     raise AssertionError
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from models import registry
 from models.errors import RegistryError
@@ -132,6 +134,38 @@ def test_trials_of_all_processes_are_in_one_run(
     assert again.info.run_id == search.info.run_id
     assert len(trials) == count
     assert trials[count - 1].data.tags["state"] in ("complete", "pruned")
+
+    def stop() -> bool:
+        return search_and_trials()[1].keys() > trials.keys()
+
+    with pytest.raises(Interrupted):
+        tune("8gaussians", 900, worker, only_trials=True, stop_requested=stop, **COMMON)
+    stopped = search_and_trials()[1][count]
+    assert stopped.info.status == "FAILED"
+    assert stopped.data.tags["reason"] == "its process was stopped"
+
+
+def test_a_run_that_was_made_half_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the search, and of its first trial: nothing follows what makes them."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
+    monkeypatch.setattr("training.lab.tuning.tracking.PAUSE", 0)
+    whole, failures = MlflowClient.log_batch, [True, True]
+
+    def log_batch(*args: Any, **named: Any) -> Any:
+        if failures:
+            failures.pop()
+            raise MlflowException("the connection was cut")
+        return whole(*args, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", log_batch)
+    out = tmp_path / "out"
+    tune("8gaussians", 900, out, max_trials=2, **COMMON)
+    assert not failures
+    search, trials = search_and_trials()
+    assert search.data.params["constraints"] == ", ".join(KINDS)
+    require_all(out, trials)
 
 
 def test_a_search_that_is_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from training.tracking import LONGEST_PARAMETER, experiment, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from optuna.trial import FrozenTrial
 
 PARENT = "mlflow_run"
@@ -70,7 +71,9 @@ class SearchRuns:
         with self._unless_away() as api:
             if api and (parent := self._study.user_attrs.get(PARENT)):
                 row = {"number": trial.number, KIND: trial.params[KIND], CHOSEN: chosen}
-                self._runs[trial.number] = _create(api, parent, row)
+                run = _create(api, parent, row)
+                self._runs[trial.number] = run.info.run_id
+                _log_params(api, run, _params(row))
 
     def measured(self, number: int, part: int, value: float) -> None:
         """Write what a trial measured after so many parts of its time."""
@@ -82,7 +85,12 @@ class SearchRuns:
         """Write what became of a trial that this process made."""
         with self._unless_away() as api:
             if api and trial.number in self._runs:
-                self._complete(api, self._runs.pop(trial.number), trial)
+                self._complete(api, api.get_run(self._runs.pop(trial.number)), trial)
+
+    def left(self) -> None:
+        """Write what became of the trial that this process leaves, being stopped."""
+        for number in list(self._runs):
+            self.ended(self._study.get_trials(deepcopy=False)[number])
 
     def stopped(self) -> None:
         """Write what is left to be written of a search that is stopped now."""
@@ -130,16 +138,19 @@ class SearchRuns:
         """The id of the search's run, which is made if there is none."""
         from mlflow.exceptions import MlflowException
 
+        search, run = self._search, None
         if known := self._study.user_attrs.get(PARENT):
             try:
-                if api.get_run(known).info.lifecycle_stage == "active":
-                    api.update_run(known, status="RUNNING")
-                    return str(known)
+                run = api.get_run(known)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-        search = self._search
-        run = api.create_run(experiment(), run_name=f"search-{search.config.name}")
+        if run is not None and run.info.lifecycle_stage == "active":
+            api.update_run(run.info.run_id, status="RUNNING")
+        else:
+            run = api.create_run(experiment(), run_name=f"search-{search.config.name}")
+            # Before anything else can fail, lest the next call makes another one.
+            self._study.set_user_attr(PARENT, run.info.run_id)
         settings = {
             "data": search.source,
             "preset": search.preset,
@@ -148,8 +159,7 @@ class SearchRuns:
             "set": ", ".join(f"{key}={value}" for key, value in search.fixed.items()),
             "trial_seconds": f"{search.trial_seconds:.1f}",
         }
-        _log_params(api, run.info.run_id, settings)
-        self._study.set_user_attr(PARENT, run.info.run_id)
+        _log_params(api, run, settings)
         return str(run.info.run_id)
 
     def _write_missing(self, api: MlflowClient) -> str:
@@ -166,13 +176,14 @@ class SearchRuns:
             if run is None:
                 self._complete(api, _create(api, parent, trial_row(trial)), trial)
             elif run.info.status == "RUNNING":
-                self._complete(api, run.info.run_id, trial)
+                self._complete(api, run, trial)
         return parent
 
-    def _complete(self, api: MlflowClient, run_id: str, trial: FrozenTrial) -> None:
+    def _complete(self, api: MlflowClient, run: Run, trial: FrozenTrial) -> None:
         from mlflow.entities import Metric, RunTag
 
-        row = trial_row(trial)
+        row, run_id = trial_row(trial), run.info.run_id
+        _log_params(api, run, _params(row))
         there = {metric.step for metric in api.get_metric_history(run_id, self._metric)}
         now = int(time.time() * 1000)
         metrics = [
@@ -213,19 +224,23 @@ class SearchRuns:
             raise failure(f"MLflow at {registry.tracking_uri()} failed ({said})", error) from None
 
 
-def _create(api: MlflowClient, parent: str, row: dict[str, Any]) -> str:
-    """Make the run of a trial; returns its id."""
+def _create(api: MlflowClient, parent: str, row: dict[str, Any]) -> Run:
+    """Make the run of a trial, without parameters."""
     tags = {MLFLOW_PARENT: parent, TRIAL: str(row["number"]), KIND: row[KIND], "state": "running"}
-    run = api.create_run(experiment(), run_name=f"trial-{row['number']}", tags=tags)
-    _log_params(api, run.info.run_id, {KIND: row[KIND], **row[CHOSEN]})
-    return str(run.info.run_id)
+    return api.create_run(experiment(), run_name=f"trial-{row['number']}", tags=tags)
 
 
-def _log_params(api: MlflowClient, run_id: str, settings: dict[str, Any]) -> None:
+def _params(row: dict[str, Any]) -> dict[str, Any]:
+    return {KIND: row[KIND], **row[CHOSEN]}
+
+
+def _log_params(api: MlflowClient, run: Run, settings: dict[str, Any]) -> None:
+    """Write the parameters of a run, unless it has them."""
     from mlflow.entities import Param
 
-    params = [Param(k, redacted(str(v))[:LONGEST_PARAMETER]) for k, v in settings.items()]
-    api.log_batch(run_id, params=params)
+    if not run.data.params:
+        params = [Param(k, redacted(str(v))[:LONGEST_PARAMETER]) for k, v in settings.items()]
+        api.log_batch(run.info.run_id, params=params)
 
 
 def _children(api: MlflowClient, parent: str) -> list[Any]:

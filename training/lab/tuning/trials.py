@@ -101,6 +101,9 @@ def run_trials(
             except ValueError as error:
                 if not str(error).startswith(TAKEN):
                     raise
+            except Interrupted:
+                runs.left()
+                raise
             else:
                 return
 

@@ -1,13 +1,18 @@
 """The study of a search: who chooses what, which trials count, and what its database may say."""
 
+import os
 from pathlib import Path
 
 import pytest
 import sqlalchemy
 
+import wgan_cli
+from models.command_line import EXIT_MISTAKE
 from models.errors import UserError
+from models.redaction import redacted
+from tests.test_tuning import TINY
 from training.lab.tuning.search import Search
-from training.lab.tuning.study import choice_seeds, open_study
+from training.lab.tuning.study import choice_seeds, named_storage, open_study
 
 
 def a_search(storage: str) -> Search:
@@ -43,3 +48,29 @@ def test_the_tables_of_another_optuna_are_told_in_one_line(tmp_path: Path) -> No
         connection.execute(sqlalchemy.text("UPDATE alembic_version SET version_num = 'v2.6.0.a'"))
     with pytest.raises(UserError, match=r"--storage: .*optuna .* with the table schema"):
         open_study(a_search(url))
+
+
+def test_a_password_is_hidden_while_the_search_runs_and_in_its_errors(tmp_path: Path) -> None:
+    """Odd as it is, `models.redaction` knows it by the environment alone."""
+    url = "postgresql+psycopg2://ann:ca#na/ry@localhost/x"
+    before = dict(os.environ)
+    with (
+        pytest.raises(UserError, match=r"^\*\*\* is hidden$"),
+        named_storage(url),
+    ):
+        raise UserError("ca#na/ry is hidden")
+    assert redacted("ca#na/ry") == "ca#na/ry"
+    assert dict(os.environ) == before
+
+
+def test_a_file_may_be_called_after_sqlite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["tune", "--data=8gaussians", "--budget=1s", "--out=out", "--only-trials"]
+    more = [f"--set={key}={value}" for key, value in TINY.items()]
+    assert wgan_cli.main([*command, *more, "--trials=1", "--storage=sqlite.journal"]) == 0
+    assert (tmp_path / "sqlite.journal").exists()
+    for url in ("sqlite:///study.db", "sqlite+pysqlite:///study.db"):
+        assert wgan_cli.main([*command, f"--storage={url}"]) == EXIT_MISTAKE
+        assert "name a file without sqlite:///" in capsys.readouterr().err

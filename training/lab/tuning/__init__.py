@@ -117,11 +117,10 @@ def tune(
     torch.set_num_threads(1)  # as each of the processes has
     overrides, preset = dict(overrides or {}), preset or suitable_preset(source, overrides)
     fixed = {"training.seed": seed, **VALIDATION, **overrides}
-    storage = named_storage(storage)
-    with sole_writer(out):
+    with named_storage(storage) as place, sole_writer(out):
         configs = [build_config(preset, source, kind, fixed) for kind in constraints]
         base = configs[0]
-        _require_searchable(configs, overrides, storage, only_trials or study_name is not None)
+        _require_searchable(configs, overrides, place, only_trials or study_name is not None)
         call = Call(out, budget_seconds)
         with phase("loading the data"), stoppable(stop_requested, "loading the data"):
             data = load_data(base.data, base.training.batch_size, to_train=True)
@@ -138,15 +137,15 @@ def tune(
             searched or {},
             min(seconds, search_seconds * processes / WHOLE_TRIALS),
             device,
-            storage or str(out / JOURNAL),
-            study_name or base.name if storage else SEARCHED,
+            place or str(out / JOURNAL),
+            study_name or base.name if place else SEARCHED,
             call.started + search_seconds,
             max_trials,
             register and bool(os.environ.get("MLFLOW_TRACKING_URI")),
         )
         with reaching():
             study, search = begin(search, data)
-            if not storage:
+            if not place:
                 repeat_killed(study)
         runs = SearchRuns(study, search, headlines(data.card)[0], say)
         if not only_trials:
@@ -155,7 +154,7 @@ def tune(
         try:
             if call.winner is None:
                 with reaching():
-                    seeds = choice_seeds(study, seed, processes, storage is not None)
+                    seeds = choice_seeds(study, seed, processes, place is not None)
                 _run(study, search, seeds, data, call, say, stop_requested)
             if only_trials:
                 call.end()
@@ -189,7 +188,7 @@ def _require_searchable(
             is_shared and storage is None
         ),
         "--storage: SQLite gives one trial to two processes; name a file without sqlite:///": (
-            storage is not None and storage.startswith("sqlite")
+            storage is not None and storage.startswith(("sqlite:", "sqlite+"))
         ),
         "constraint.kind: name it in --constraints": "constraint.kind" in overrides,
         "data.validation_fraction: a search measures on validation items; give a share of them": (

@@ -67,8 +67,11 @@ class _Database(RDBStorage):
             super().record_heartbeat(trial_id)
 
 
-def named_storage(storage: str | None) -> str | None:
-    """The storage that a command is given, or else the environment; a password in it stays hidden.
+@contextlib.contextmanager
+def named_storage(storage: str | None) -> Iterator[str | None]:
+    """Yield the storage that a command is given, or else the environment.
+
+    A password in it stays hidden while the block runs, and in the errors that leave it.
 
     Args:
         storage: as ``--storage`` names it.
@@ -83,7 +86,10 @@ def named_storage(storage: str | None) -> str | None:
     storage = storage or os.environ.get(STORAGE) or None
     if storage is not None and "://" in storage:
         os.environ[GIVEN] = storage
-    return storage
+    try:
+        yield storage
+    finally:
+        os.environ.pop(GIVEN, None)
 
 
 def choice_seeds(

@@ -70,6 +70,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return math.inf  # the guard's affair
         if self.is_idle:  # uvicorn sees to most of these, but not after a body that was thrown away
             return self.timeout_keep_alive
+        if self._is_being_taken:
+            return math.inf  # the least rate's affair
         return LINGER_SECONDS if self.coming == "body" else HEAD_SECONDS
 
     @property
@@ -80,9 +82,19 @@ class BoundedProtocol(HttpToolsProtocol):
     @property
     def is_idle(self) -> bool:
         """True if it is kept for its next request, of which nothing has come."""
-        was_answered = self.cycle is not None and self.cycle.response_complete
         # What is not taken would be held for as long.
-        return was_answered and self._is_between_requests and not self._untaken()
+        return self._was_answered and not self._untaken()
+
+    @property
+    def _is_being_taken(self) -> bool:
+        """True if the last answer is whole, but not yet with the client."""
+        return self._was_answered and self._untaken() > 0
+
+    @property
+    def _was_answered(self) -> bool:
+        """True if an answer is whole, and nothing of another request has come."""
+        is_whole = self.cycle is not None and self.cycle.response_complete
+        return is_whole and self._is_between_requests
 
     @property
     def _is_between_requests(self) -> bool:
@@ -103,6 +115,8 @@ class BoundedProtocol(HttpToolsProtocol):
         them then, so they tell what the client takes; the kernel's own buffer counts, because it
         can hold more than a slow client takes in a minute.
         """
+        if self._is_being_taken:
+            return self._untaken()
         is_waited_for = self.flow.write_paused or self.transport.is_closing()
         if not is_waited_for or not self.transport.get_write_buffer_size():
             return None

@@ -68,10 +68,10 @@ class BoundedProtocol(HttpToolsProtocol):
         """Seconds for which it may stay as it is."""
         if not self.awaits_request:
             return math.inf  # the guard's affair
-        if self.is_idle:  # uvicorn sees to most of these, but not after a body that was thrown away
-            return self.timeout_keep_alive
-        if self._is_being_taken:
-            return math.inf  # the least rate's affair
+        if self._was_answered:
+            # While it is being taken, it is the least rate's affair. Uvicorn sees to most of the
+            # idle, but not after a body that was thrown away.
+            return math.inf if self._untaken() else self.timeout_keep_alive
         return LINGER_SECONDS if self.coming == "body" else HEAD_SECONDS
 
     @property
@@ -84,11 +84,6 @@ class BoundedProtocol(HttpToolsProtocol):
         """True if it is kept for its next request, of which nothing has come."""
         # What is not taken would be held for as long.
         return self._was_answered and not self._untaken()
-
-    @property
-    def _is_being_taken(self) -> bool:
-        """True if the last answer is whole, but not yet with the client."""
-        return self._was_answered and self._untaken() > 0
 
     @property
     def _was_answered(self) -> bool:
@@ -111,12 +106,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def unread(self) -> int | None:
         """Return the bytes that the client has yet to take; None unless they are in the way.
 
-        They are if the answer waits for them, or the end of the connection. Nothing is added to
-        them then, so they tell what the client takes; the kernel's own buffer counts, because it
-        can hold more than a slow client takes in a minute.
+        They are if the answer waits for them, or the end of the connection, or if they are what is
+        left of a whole answer. Nothing is added to them then, so they tell what the client takes;
+        the kernel's own buffer counts, because it can hold more than a slow client takes in a
+        minute.
         """
-        if self._is_being_taken:
-            return self._untaken()
+        if self._was_answered:
+            return self._untaken() or None
         is_waited_for = self.flow.write_paused or self.transport.is_closing()
         if not is_waited_for or not self.transport.get_write_buffer_size():
             return None

@@ -106,7 +106,18 @@ def retraining(folder: Path, rows: int, steps: int) -> dict[str, Any]:
     settings = {
         "preset": "images",
         "data": str(folder / "data.npy"),
-        "set": {"data.size": 28, "training.steps": steps, "critic.width": 8, "generator.width": 8},
+        # The networks and critic steps with which the results were recorded.
+        "set": {
+            "data.size": 28,
+            "training.steps": steps,
+            "training.batch_size": 64,
+            "training.learning_rate": 1e-3,
+            "training.num_critic_steps": 2,
+            "critic.activation": "leaky_relu",
+            **{f"{role}.width": 8 for role in ("generator", "critic")},
+            **{f"{role}.depth": 3 for role in ("generator", "critic")},
+            **{f"{role}.skips": False for role in ("generator", "critic")},
+        },
         "folder": str(folder / "runs"),
         "gates": {"precision": 0, "recall": 0, "coverage": 0},
     }

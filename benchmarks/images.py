@@ -13,14 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.markdown import mean_and_range, put_between, table
+from benchmarks.quality_training import now
 
 Result = dict[str, Any]
 RESULTS = Path(__file__).with_name("results") / "images.json"
@@ -79,11 +78,10 @@ def measure(name: str, seed: int, out: Path) -> Result:
 
 def timed(*arguments: object) -> dict[str, float]:
     """Run a command of ours; its seconds by the wall's clock and of all processors together."""
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before = now()
     subprocess.run([sys.executable, "-m", "wgan_cli", *map(str, arguments)], check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": time.perf_counter() - started, "cpu_seconds": used}
+    cpu_seconds, seconds = (now() - before).tolist()
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
 def draw(name: str, seed: int, out: Path) -> None:

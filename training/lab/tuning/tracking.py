@@ -117,8 +117,9 @@ class SearchRuns:
         with self._in_our_words():
             api = registry.client()
             parent = self._write_missing(api)
-            (child,) = (c for c in _children(api, parent) if c.data.tags[TRIAL] == str(number))
-            for one in _children(api, parent):
+            children = _children(api, parent)
+            (child,) = (c for c in children if c.data.tags[TRIAL] == str(number))
+            for one in children:
                 if one.data.tags.get(WINNER) == "true":  # of an earlier call
                     api.delete_tag(one.info.run_id, WINNER)
             api.set_tag(child.info.run_id, WINNER, "true")

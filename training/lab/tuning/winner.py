@@ -65,15 +65,15 @@ def train_winner(
         model, failed = None, None
         try:
             model = _train_winner(search, best, winner, call.over, register, say, stop_requested)
-            break
         except RegistryError as error:
             if not (winner / ARTIFACT).exists():
                 raise
             failed = error
-            break
         except Diverged as error:
             _leave_out(study, search, best, error, call)
             say(f"the winner: {error}; the next best trial is taken")
+            continue
+        break
     run = load_artifact(winner / ARTIFACT).run
     answer = {
         "headline": headlines(run.data)[0],

@@ -19,7 +19,7 @@ from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.pace import measure_pace
 from training.judging.extractors import choose_extractor
 from training.judging.headline import headline
-from training.presets import MEASUREMENTS, WIDTHS, fill_in
+from training.presets import MEASUREMENTS, WIDTHS, fill_in, width_of
 from training.progress import silent
 
 FEWEST_MEASUREMENTS = 5
@@ -62,8 +62,7 @@ def within(
     selection = config.selection
     if newest := newest_checkpoint(folder / CHECKPOINTS):
         saved = Config.model_validate(load_checkpoint(newest).config)
-        left_open = saved.critic if config.generator.width else saved.generator
-        filled = fill_in(config, data.card, device.type, left_open.width)
+        filled = fill_in(config, data.card, device.type, width_of(saved, config))
         training = filled.training.model_copy(update={"steps": saved.training.steps})
         return filled.model_copy(update={"training": training, "selection": saved.selection})
     narrow = fill_in(config, data.card, device.type, WIDTHS[0])

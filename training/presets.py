@@ -72,7 +72,7 @@ def _images(
 
 # The sizes, steps and batches are those that suit the images, by `fill_in`. Tried for equal times
 # on validation items of `emoji32` (docs/decisions.md).
-_ANY_IMAGES = _images(0, 0, 0, 0, critic_activation="abs", skips=True)
+_ANY_IMAGES = _images(width=0, depth=0, steps=0, batch_size=0, critic_activation="abs", skips=True)
 PRESETS: dict[str, Values] = {
     "digits": {"data": {"source": "digits"}, **_images(width=32, depth=2, steps=2500)},
     # Found by a search for the shortest time to good samples: narrow networks, since their steps
@@ -219,6 +219,16 @@ def fill_in(
             sizes = {"width": network.width or image_width, "depth": network.depth or depth}
             filled[role] = network.model_copy(update=sizes)
     return config.model_copy(update=filled)
+
+
+def width_of(earlier: Config, config: Config) -> int:
+    """The width that an earlier run's networks have where a configuration leaves it; see `fill_in`.
+
+    Args:
+        earlier: the run's.
+        config: with a width of 0 in one of its networks, or in both.
+    """
+    return (earlier.critic if config.generator.width else earlier.generator).width
 
 
 def _require_preset_of_kind(config: Config, card: DataCard) -> None:

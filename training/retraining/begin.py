@@ -22,7 +22,7 @@ from training.engine.origin import Start, fingerprint, load_start
 from training.engine.room import needed_bytes
 from training.engine.runs import Interrupted, stoppable
 from training.engine.workers import Workers
-from training.presets import USUAL_WIDTH, fill_in, require_branch
+from training.presets import USUAL_WIDTH, fill_in, require_branch, width_of
 from training.retraining.config import RetrainConfig
 from training.retraining.evidence import RegisteredModel, choose_loss, judged_data
 
@@ -97,10 +97,8 @@ def begin(
         data = load_data(config.data, config.training.batch_size, card, to_train=True)
     if settings.data is not None and "name" not in settings.set:
         say(f"the model is called '{config.name}', as its preset; set.name gives it its own name")
-    width = USUAL_WIDTH
-    if start is not None:  # which a budget may have chosen
-        theirs = start.model.run.config
-        width = (theirs.critic if config.generator.width else theirs.generator).width
+    # A budget may have chosen the champion's width.
+    width = width_of(start.model.run.config, config) if start else USUAL_WIDTH
     config = fill_in(config, data.card, workers.device.type, width)
     split = fingerprint(data)["heldout"] if config.data.split == "folders" else None
     key = run_key(config, data.card, settings.start_from, split)

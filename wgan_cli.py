@@ -29,7 +29,7 @@ from models.command_line import (
     new_app,
     prepare_output,
 )
-from models.errors import UnreachableError, UserError, needs, suggestion
+from models.errors import AwayError, UnreachableError, UserError, needs, suggestion
 from models.os_errors import in_words
 from models.redaction import redact_logs
 from models.registry_errors import is_of_this_machine
@@ -150,7 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()  # while a full disk can still be told
     except UserError as error:
         complain(f"error: {' '.join(str(error).split())}")
-        return EXIT_INTERRUPTED if isinstance(error, UnreachableError) else EXIT_MISTAKE
+        passes = isinstance(error, AwayError | UnreachableError)
+        return EXIT_INTERRUPTED if passes else EXIT_MISTAKE
     except TyperException as error:  # a command line that cannot be understood
         complain(f"error: {_in_one_line(error)}")
         return EXIT_MISTAKE

@@ -49,7 +49,11 @@ class BrokenFileError(UserError):
 
 
 class RegistryError(UserError):
-    """A name, version or alias is not in the model registry, or the registry does not answer."""
+    """The model registry cannot be used, or refuses."""
+
+
+class AwayError(RegistryError):
+    """The registry or its storage does not answer, or fails; that may pass: exit code 75."""
 
 
 class AbsentError(RegistryError):

@@ -5,7 +5,14 @@ from __future__ import annotations
 import errno
 import re
 
-from models.errors import AbsentError, ForbiddenError, MachineError, RegistryError
+from models.errors import (
+    AbsentError,
+    AwayError,
+    ForbiddenError,
+    MachineError,
+    RegistryError,
+    causes,
+)
 from models.remote import http_status
 
 OF_THIS_MACHINE = {
@@ -22,6 +29,8 @@ OF_THIS_MACHINE = {
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """MLflow's codes of things that are not there; an alias is an invalid value."""
 FORBIDDEN = ("UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED", "PERMISSION_DENIED")
+WRONG_ADDRESS = re.compile("unsupported URI|Invalid URL|unable to open database file|No driver")
+"""What MLflow and SQLAlchemy say of an address behind which nothing will ever answer."""
 
 
 def is_of_this_machine(error: Exception) -> bool:
@@ -44,9 +53,12 @@ def failure(message: str, error: Exception) -> RegistryError:
     numbers = {int(number) for number in re.findall(r"\[Errno (\d+)\]", message)}
     if numbers & OF_THIS_MACHINE or is_of_this_machine(error):
         return MachineError(message)
+    lacks_package = any(isinstance(cause, ImportError) for cause in causes(error))
+    if lacks_package or WRONG_ADDRESS.search(message):
+        return RegistryError(message)
     code = getattr(error, "error_code", None)
     if code in ABSENT:
         return AbsentError(message)
     if code in FORBIDDEN or http_status(error) in (401, 403):
         return ForbiddenError(message)
-    return RegistryError(message)
+    return AwayError(message)

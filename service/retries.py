@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from models import registry
-from models.errors import MachineError, RegistryError
+from models.errors import AwayError, MachineError, RegistryError
 
 T = TypeVar("T")
 TRIES = 3
@@ -52,7 +52,7 @@ def within(seconds: float, who: str, call: Callable[[], T]) -> T:
     """Call in a thread, and wait no longer than ``seconds``; the thread is then left alone.
 
     Raises:
-        RegistryError: there was no answer in time.
+        AwayError: there was no answer in time.
         MachineError: there is no room for a thread.
     """
     answer: Future[T] = Future()
@@ -72,4 +72,4 @@ def within(seconds: float, who: str, call: Callable[[], T]) -> T:
     except TimeoutError:
         if answer.done():  # the call's own error
             raise
-        raise RegistryError(f"{who} did not answer within {seconds:g} seconds") from None
+        raise AwayError(f"{who} did not answer within {seconds:g} seconds") from None

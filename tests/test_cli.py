@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models import registry
 from models.artifact import load_artifact
 from models.images import encode_png
 from tests.artifacts import make_artifact
 from tests.command_line import called
+from tests.registries import new_database
 
 WGAN = Path(sys.executable).with_name("wgan")
 
@@ -70,6 +72,24 @@ MISTAKES = {
     "nothing to serve": (("serve", "--port", "1"), "WGAN_MODEL"),
     "serving what is not there": (("serve", "--model", "absent"), "no such folder"),
 }
+
+
+def test_a_registry_that_is_away_at_the_end_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = ("train", "--preset", "8gaussians", "--steps", "4", "--out", "run")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    result = called(*train, cwd=tmp_path)
+    assert result.returncode == 75, "a Job is to try it again, not to end"
+    (line,) = result.stderr.splitlines()[-1:]
+    assert "the artifact is safe" in line
+    made = load_artifact(tmp_path / "run" / "artifact").digest
+    assert called("models", cwd=tmp_path).returncode == 75
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
+    assert called(*train, "--resume", cwd=tmp_path).returncode == 0
+    (version,) = registry.versions()
+    assert version["tags"][registry.DIGEST_TAG] == made
 
 
 PROCESSES = ["no command", "strange data", "nothing to promote", "serving what is not there"]

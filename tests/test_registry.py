@@ -14,7 +14,7 @@ import pytest
 import wgan_cli
 from models import registry, registry_files
 from models.artifact import load_artifact
-from models.errors import AbsentError, ForbiddenError, RegistryError
+from models.errors import AbsentError, AwayError, ForbiddenError, RegistryError
 from tests.artifacts import make_artifact
 from tests.registries import new_database
 from training.tracking import track_and_register
@@ -352,9 +352,27 @@ def test_what_is_absent_is_told_from_what_does_not_answer(
         registry_files.download(f"{model}@{version}", tmp_path / "b")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(RegistryError) as caught:
+    with pytest.raises(AwayError):
         registry.champion(model)
-    assert not isinstance(caught.value, AbsentError | ForbiddenError)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "nonsense://host/path",
+        "sqlite:////proc/self/mlflow.db",
+        "mssql+pyodbc://host/mlflow",
+        "http://[::1",
+    ],
+)
+def test_an_address_where_nothing_can_answer_is_a_mistake(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(RegistryError) as caught:
+        registry.champion("tiny")
+    assert type(caught.value) is RegistryError, "neither absent nor away"
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import wgan_cli
 from models import registry, registry_files, remote
 from models.artifact import load_artifact
-from models.errors import ConfigError, DataError
+from models.errors import ConfigError, DataError, RegistryError
 from models.outputs import lease
 from tests.registries import new_database
 from tests.runs import trained
@@ -320,6 +320,17 @@ def test_a_registry_that_is_away_never_spoils_a_training(
     version = registry.version("corners", outcome.decision.challenger)
     assert version[registry.DIGEST_TAG] == digest, "what was trained meanwhile, and nothing else"
     registry.promote("corners", str(champion), "after the test")
+
+
+def test_a_registry_that_nobody_can_reach_is_told_before_training(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://host/path")
+    with pytest.raises(RegistryError, match="nonsense"):
+        run(home, folder=str(tmp_path))
+    assert not list(tmp_path.rglob("checkpoints"))
+    (line,) = (tmp_path / "outcomes.jsonl").read_text().splitlines()
+    assert json.loads(line)["outcome"] == "mistake"
 
 
 def test_data_that_cannot_be_reached_are_no_mistake(

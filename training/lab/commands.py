@@ -22,7 +22,7 @@ from models.command_line import (
     example,
     new_app,
 )
-from models.errors import RegistryError, UserError
+from models.errors import AwayError, UserError
 from training.commands import TrainingDevice, constraint_kinds, preset_names
 
 app = new_app()
@@ -166,9 +166,7 @@ def tune(
     except Diverged as error:
         complain(f"error: {error}")
         return EXIT_FAILED
-    except RegistryError as error:
-        if type(error) is not RegistryError:  # another try would end alike
-            raise
+    except AwayError as error:
         complain(f"error: {error}")
         return _goes_on()
     if answer is not None:

@@ -17,7 +17,8 @@ from models import artifact, champions, promotions, registry
 from models.errors import (
     AbsentError,
     ArtifactError,
-    ForbiddenError,
+    AwayError,
+    MachineError,
     RegistryError,
     UnreachableError,
 )
@@ -171,8 +172,8 @@ def _done_before(cycle: Cycle) -> Outcome | str | None:
     except AbsentError as error:
         cycle.say(f"{error}; the model is registered and judged anew")
         return None
-    except RegistryError as error:
-        if not decision.recorded or isinstance(error, ForbiddenError):
+    except (AwayError, MachineError) as error:
+        if not decision.recorded:
             raise
         cycle.say(str(error))
     return _unchanged(cycle, f"{decision.outcome} on {decision.when}", decision)
@@ -198,9 +199,7 @@ def _known(cycle: Cycle) -> Outcome | str | None:
             start_from = "champion" if "parent" in run.provenance else None
             if run_key(run.config, run.data, start_from) == cycle.key:
                 return _unchanged(cycle, f"the champion, version {champion}, is of them")
-    except ForbiddenError:
-        raise
-    except (RegistryError, ArtifactError) as error:
+    except (AbsentError, AwayError, MachineError, ArtifactError) as error:
         cycle.say(f"{error}; training goes on, and it is asked again afterwards")
     return None
 

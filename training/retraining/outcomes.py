@@ -14,11 +14,9 @@ from pydantic import BaseModel, ConfigDict
 
 from models.durable import append_line, read_file, read_lines, write_file
 from models.errors import (
-    AbsentError,
+    AwayError,
     ConfigError,
-    ForbiddenError,
     MachineError,
-    RegistryError,
     UnreachableError,
     UserError,
 )
@@ -106,13 +104,11 @@ def kind_of(error: Exception) -> OutcomeKind:
     """Tell an end that may be another one when it is run again from one that will not.
 
     What does not answer may do so later. That a thing is absent or forbidden is an answer, and to
-    ask again would change nothing.
+    ask again, or at a wrong address, would change nothing.
     """
     if isinstance(error, MachineError):
         return "failed"
-    if isinstance(error, AbsentError | ForbiddenError):
-        return "mistake"
-    if isinstance(error, Interrupted | RegistryError | UnreachableError):
+    if isinstance(error, Interrupted | AwayError | UnreachableError):
         return "interrupted"
     return "mistake" if isinstance(error, UserError) else "failed"
 

@@ -147,15 +147,28 @@ def train_textbook(config: Config, data: Dataset, watch: Watch, device: torch.de
 
 
 def train_one(
-    task: str, solver: str, seed: int, budget: float, device: torch.device = CPU
+    task: str,
+    solver: str,
+    seed: int,
+    budget: float,
+    device: torch.device = CPU,
+    config: Config | None = None,
 ) -> dict[str, Any]:
     """Train one solver on one task until its end.
+
+    Args:
+        task: one of `TASKS`.
+        solver: its name.
+        seed: of the run.
+        budget: seconds of the processor.
+        device: where to train.
+        config: another configuration than the solver's own; then our loop trains.
 
     Returns:
         The run's record: settings, targets, times, and its figures on the way.
     """
     torch.set_num_threads(1)
-    config = settings(task, solver, seed)
+    config = config or settings(task, solver, seed)
     data = load_data(config.data, config.training.batch_size)
     judge = Judge(config, data, device)
     load = os.getloadavg()[0]

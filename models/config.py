@@ -221,6 +221,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _what_is_rescaled_is_adam(self) -> Self:
+        if self.constraint.adam_scale != 1 and self.training.optimizer == "rmsprop":
+            raise ValueError(
+                "constraint.rescale_adam: training.optimizer is rmsprop; set another, or leave it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _its_batches_can_be_split(self) -> Self:
         if self.training.micro_batch_size is None:
             return self

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from models.section import Section
 
@@ -25,13 +25,23 @@ class TrainingConfig(Section):
     holding them: less memory, more time. Written if it is set."""
     num_critic_steps: int = Field(ge=1)
     """Critic steps before each generator step."""
-    optimizer: Literal["adam", "rmsprop"]
+    optimizer: Literal["adam", "rmsprop", "optimistic_adam", "extragradient"]
+    """Of generator and critic alike: `training.engine.optimisers` has the papers."""
     learning_rate: float = Field(gt=0)
-    """For generator and critic alike."""
+    """Of the generator; of the critic too, unless it has one of its own."""
+    critic_learning_rate: float | None = Field(
+        default=None, gt=0, exclude_if=lambda rate: rate is None
+    )
+    """Of the critic (two time-scales, TTUR: Heusel et al. 2017); None: `learning_rate`. Written if
+    it is set."""
     betas: tuple[float, float] = (0.5, 0.9)
-    """For Adam; RMSprop ignores them."""
+    """For Adam and its kin; RMSprop ignores them."""
     decay_from: float = Field(default=1.0, ge=0, le=1)
-    """Share of the steps after which the learning rate falls linearly to zero; 1: never."""
+    """Share of the steps after which the learning rates fall to zero; 1: never."""
+    schedule: Literal["linear", "cosine"] = Field(
+        default="linear", exclude_if=lambda schedule: schedule == "linear"
+    )
+    """How they fall then: along a line, or along half a cosine. Written if it is a cosine."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Decay per step of the generator's moving average; it starts lower, so early steps fade."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
@@ -56,3 +66,12 @@ class TrainingConfig(Section):
         if batch_size == 1:
             raise ValueError("a batch has at least 2 items")
         return batch_size
+
+    @model_validator(mode="after")
+    def _its_schedule_has_steps(self) -> Self:
+        if self.schedule != "linear" and self.decay_from == 1:
+            raise ValueError(
+                f"schedule: {self.schedule} begins at decay_from, and 1 means never; set it below "
+                "1, such as 0"
+            )
+        return self

@@ -29,6 +29,8 @@ from training.presets import PRESETS, TUNED, build_config, fill_in
         ({"training.batch_size": 1}, "a batch has at least 2 items"),
         ({"training.steps": "many"}, "training.steps"),
         ({"training.learning_rate": -1}, "greater than 0"),
+        ({"training.critic_learning_rate": 0}, "greater than 0"),
+        ({"training.optimizer": "optimistic"}, "training.optimizer"),
         ({"constraint.strength": "NaN"}, "finite"),
         ({"critic.activation": "relux"}, "critic.activation"),
         ({"critic.normalization": "batch"}, "use 'layer' or 'instance'"),

@@ -125,6 +125,12 @@ def test_the_page_of_constraints(run: Run) -> None:
     assert recorded("clipped")["config"]["constraint"]["clip_value"] == 0.05
 
 
+def test_the_page_of_optimisers(run: Run) -> None:
+    run_page(to_run("docs/optimisers.md", "sh"), run)
+    assert recorded("optimistic")["config"]["training"]["schedule"] == "cosine"
+    assert recorded("lazy")["config"]["constraint"]["rescale_adam"] is True
+
+
 def test_the_page_of_data(run: Run) -> None:
     rng = np.random.default_rng(0)
     with h5py.File("scans.h5", "w") as file:

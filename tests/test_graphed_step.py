@@ -33,6 +33,7 @@ from training.engine import step as step_module
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
 from training.engine.cuda_graphs import Exchange, NoGraphs, Parts, Replay, captured_in_parts
 from training.engine.graphed_step import GraphedStep
+from training.engine.optimisers import OPTIMIZERS
 from training.engine.pinned import AHEAD, PinnedRing
 from training.engine.runs import Interrupted, begin
 from training.engine.step import CriticStep
@@ -258,6 +259,9 @@ def test_steps_are_those_of_float64(
         ("dcgan", {"decay_from": 0.2}),
         ("conditional", {"decay_from": 0.2}),
         ("mlp", {"optimizer": "rmsprop"}),
+        ("mlp", {"optimizer": "optimistic_adam", "decay_from": 0.2}),
+        ("mlp", {"optimizer": "extragradient", "num_critic_steps": 3}),
+        ("mlp", {"critic_learning_rate": 4e-3, "decay_from": 0.2, "schedule": "cosine"}),
         ("mlp", {"precision": "bf16"}),
     ],
 )
@@ -298,7 +302,7 @@ def test_each_pattern_of_lazy_penalties_has_its_graph(
     )
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("network", ["mlp", "rows"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     network: str, optimizer: str, data: dict[str, Dataset], graphs: RecordedGraphs, tmp_path: Path

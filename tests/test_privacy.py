@@ -46,6 +46,7 @@ from training.data.dataset import Dataset, load_data
 from training.engine.accounting import epsilon_spent, noise_for, privacy_card
 from training.engine.checkpoint import CheckpointError, newest_checkpoint
 from training.engine.loop import train
+from training.engine.optimisers import OPTIMIZERS
 from training.engine.privacy import SECRET, PrivateStep, Secret, poisson_batches
 from training.engine.runs import Interrupted
 from training.engine.step import CriticStep, critic_loss
@@ -496,8 +497,11 @@ def states(config: Config, data: Dataset, folder: Path, stops: list[int]) -> dic
     return train(config, data, folder, CPU)[0].tensors()
 
 
-def test_a_resumed_private_run_equals_an_uninterrupted_one(table: Path, tmp_path: Path) -> None:
-    config = private_config(table, training={"steps": 6})
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_resumed_private_run_equals_an_uninterrupted_one(
+    optimizer: str, table: Path, tmp_path: Path
+) -> None:
+    config = private_config(table, training={"steps": 6, "optimizer": optimizer})
     data = load_data(config.data)
     whole = states(config, data, tmp_path / "whole", [])
     resumed = states(config, data, tmp_path / "resumed", [2, 1])

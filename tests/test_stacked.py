@@ -131,10 +131,24 @@ def train_alone(config: Config, folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", ["lipschitz_penalty", "weight_clipping"])
-def test_runs_together_end_where_each_alone_does(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("lipschitz_penalty", {}),
+        ("weight_clipping", {}),
+        ("lipschitz_penalty", {"training.optimizer": "optimistic_adam"}),
+        (
+            "lipschitz_penalty",
+            {"training.optimizer": "extragradient", "training.critic_learning_rate": 5e-3},
+        ),
+        ("lipschitz_penalty", {"constraint.every": 3, "constraint.rescale_adam": True}),
+    ],
+)
+def test_runs_together_end_where_each_alone_does(
+    kind: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
     """Networks, averages, optimisers and histories; one is stopped half way, and goes on."""
-    several = configs(kind)
+    several = configs(kind, **changes)
     dataset = load_data(several[0].data, several[0].training.batch_size)
     folders = [tmp_path / f"together-{k}" for k in range(COUNT)]
 

@@ -56,6 +56,14 @@ VARIANTS: dict[str, dict[str, dict[str, object]]] = {
     "consistency": {"constraint": {"kind": "consistency"}, "critic": {"dropout": 0.5}},
     "bf16": {"training": {"precision": "bf16"}},
     "decaying rate": {"training": {"decay_from": 0.2}},
+    "two rates, a cosine": {
+        "training": {"critic_learning_rate": 4e-4, "decay_from": 0.2, "schedule": "cosine"}
+    },
+    "optimistic Adam": {"training": {"optimizer": "optimistic_adam"}},
+    "extragradient": {"training": {"optimizer": "extragradient"}},
+    "lazy, rescaled": {
+        "constraint": {"kind": "lipschitz_penalty", "every": 4, "rescale_adam": True}
+    },
 }
 
 
@@ -176,12 +184,10 @@ def test_held_out_items_never_train(digits: Dataset, tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_falls_linearly_to_the_end() -> None:
-    settings = tiny_config(
-        training={"steps": 100, "decay_from": 0.5, "learning_rate": 1.0}
-    ).training
-    assert [learning_rate(settings, s) for s in (0, 49, 50, 75, 99)] == [1, 1, 1, 0.5, 0.02]
-    constant = tiny_config(training={"steps": 100, "learning_rate": 1.0}).training
-    assert {learning_rate(constant, s) for s in range(100)} == {1.0}
+    settings = tiny_config(training={"steps": 100, "decay_from": 0.5}).training
+    assert [learning_rate(settings, s, 1.0) for s in (0, 49, 50, 75, 99)] == [1, 1, 1, 0.5, 0.02]
+    constant = tiny_config(training={"steps": 100}).training
+    assert {learning_rate(constant, s, 1.0) for s in range(100)} == {1.0}
 
 
 @pytest.mark.parametrize("setting", [{"learning_rate": 1e12}, {"divergence_gap": 1e-9}])

@@ -61,6 +61,16 @@ def test_ranges_are_around_the_constraints_own_settings() -> None:
     assert np.sqrt(rate.low * rate.high) == pytest.approx(config.training.learning_rate)
 
 
+def test_the_critic_s_own_rate_is_searched_where_that_is_asked() -> None:
+    """A configuration without one is not in the middle of it."""
+    config = build_config("digits")
+    assert "training.critic_learning_rate" not in usual_space(config)
+    asked = parse_settings(["training.critic_learning_rate=1e-4..0.01"])
+    assert middle(config, asked, "lipschitz_penalty") == {}
+    own = build_config("digits", overrides={"training.critic_learning_rate": 1e-3})
+    assert list(middle(own, asked, "lipschitz_penalty").values()) == [1e-3]
+
+
 @pytest.mark.parametrize(
     "text",
     ["critic.width", "critic.width=", "a=2..1", "a=0..1", "a=b..c", "data.size=32,64", "a=..3"],

@@ -170,6 +170,15 @@ PRESETS = {
         "--preset", "digits", "--constraint", "spectral_norm", "--set", "conditional=true",
         "--set", "generator.normalization=layer", "--set", "critic.width=8",
     ],
+    "extragradient, two rates, a lazy penalty": [
+        "--preset", "8gaussians", "--set", "training.optimizer=extragradient",
+        "--set", "training.critic_learning_rate=0.004", "--set", "constraint.every=3",
+        "--set", "constraint.rescale_adam=true",
+    ],
+    "optimistic Adam, a cosine": [
+        "--preset", "8gaussians", "--set", "training.optimizer=optimistic_adam",
+        "--set", "training.schedule=cosine",
+    ],
     "augmented images": [
         "--preset", "digits", "--set", "generator.normalization=layer", "--set", "critic.width=8",
         "--set", "augmentation.strength=0.7",

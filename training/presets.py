@@ -308,8 +308,8 @@ def branch_config(
     kind = str(overrides.pop("constraint.kind", constraint or parent.constraint.kind))
     if kind != parent.constraint.kind:
         values["constraint"] = {"kind": kind}
-        for key in constraint_class(kind).published:
-            del values["training"][key]
+        for key in (*constraint_class(kind).published, "critic_learning_rate"):
+            values["training"].pop(key, None)
     if data is not None:
         values["data"]["source"] = data
     override(values, overrides)

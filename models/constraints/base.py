@@ -135,6 +135,14 @@ class Constraint(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         """Return True if the loss of this step includes the penalty."""
         return True
 
+    @property
+    def adam_scale(self) -> float:
+        """The factor of the critic's learning rate, and exponent of its betas, under Adam.
+
+        It is 1 unless a lazy penalty asks for another.
+        """
+        return 1.0
+
     def mixes_samples(self) -> str | None:
         """Say why a batch's penalty is not the mean of its samples' own; None if it is.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from models.constraints.base import Constraint
@@ -32,6 +32,10 @@ class Penalty(Constraint):
     every: int = Field(default=1, ge=1)
     """Lazy evaluation: the term is computed once in this many critic steps, and then multiplied by
     their number (Karras et al. 2020, appendix B)."""
+    rescale_adam: bool = Field(default=False, exclude_if=lambda it: not it)
+    """Rescale the critic's Adam for lazy evaluation, as that appendix does: with
+    ``c = every / (every + 1)`` its learning rate times c, and its betas to the power of c. Written
+    if it is set."""
     where: Where = "between"
     """Points at which the critic is penalised: one on each segment from real to fake, the real
     samples, the fake ones, both, or the real ones with Gaussian noise added."""
@@ -39,6 +43,17 @@ class Penalty(Constraint):
     """Standard deviation of that noise, in standard deviations of the batch of real samples."""
 
     per_sample = True
+
+    @model_validator(mode="after")
+    def _it_is_rescaled_for_something(self) -> Self:
+        if self.rescale_adam and self.every == 1:
+            raise ValueError("rescale_adam: is for lazy evaluation; set every above 1, or leave it")
+        return self
+
+    @property
+    def adam_scale(self) -> float:
+        """See `Constraint.adam_scale`."""
+        return self.every / (self.every + 1) if self.rescale_adam else 1.0
 
     def penalty(
         self, critic: CriticFunction, real: Tensor, fake: Tensor, step: int = 0

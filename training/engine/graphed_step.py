@@ -72,7 +72,7 @@ class GraphedStep:
     step), and since each step, the first one after a resume too, is a replay of the same kernels,
     a resumed run does on the same kind of card what an uninterrupted one does.
 
-    Nothing waits for the device: numbers of items, the learning rate and the average's weight go
+    Nothing waits for the device: numbers of items, the learning rates and the average's weight go
     through pinned memory, as do the items of data that the device does not hold, on a second
     stream, while the step before still runs. The processor is at most
     `training.engine.pinned.AHEAD` steps ahead.
@@ -103,7 +103,9 @@ class GraphedStep:
         shape = settings.num_critic_steps, whole.count
         numbers = torch.zeros(shape, dtype=torch.int64)
         self._numbers, self._send_numbers = numbers.to(device), PinnedRing(numbers, device).send
-        self._rate, self._weight = torch.zeros(2, device=device)
+        *self._rates, self._weight = torch.zeros(3, device=device)
+        state = whole.state
+        self._optimizers = state.critic_optimizer, state.generator_optimizer
         self._copying: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._copying = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -112,7 +114,7 @@ class GraphedStep:
             like = items.read(np.zeros(shape, dtype=np.int64))
         self._read, self._arrived = (torch.empty_like(like, device=device) for _ in range(2))
         self._send_items = PinnedRing(like, device).send
-        self._read_the_rate()
+        self._read_the_rates()
 
     @property
     def mode(self) -> str:
@@ -146,7 +148,8 @@ class GraphedStep:
         settings = self._whole.config.training
         self._send_numbers(torch.from_numpy(numbers), self._numbers)
         # Numbers go with a kernel's own arguments: nothing is copied.
-        self._rate.fill_(learning_rate(settings, step))
+        for rate, optimizer in zip(self._rates, self._optimizers, strict=True):
+            rate.fill_(learning_rate(settings, step, optimizer.defaults["lr"]))
         self._weight.fill_(average_weight(settings.ema_decay, step))
         if self._items.on_device is not None:
             return
@@ -169,12 +172,11 @@ class GraphedStep:
             with_labels = self._whole.config.conditional and labels is not None
             yield real, [labels[numbers]] if with_labels and labels is not None else []
 
-    def _read_the_rate(self) -> None:
-        """Make the optimisers read the rate in the buffer, and keep all they know on the device."""
-        state = self._whole.state
-        for optimizer in (state.critic_optimizer, state.generator_optimizer):
+    def _read_the_rates(self) -> None:
+        """Make the optimisers read the rates in buffers, and keep all they know on the device."""
+        for rate, optimizer in zip(self._rates, self._optimizers, strict=True):
             (group,) = optimizer.param_groups
-            group["lr"], group["capturable"] = self._rate, self._device.type == "cuda"
+            group["lr"], group["capturable"] = rate, self._device.type == "cuda"
             # It would warn in the steps before a capture.
             optimizer._warned_capturable_if_run_uncaptured = True
             for entries in optimizer.state.values():
@@ -245,8 +247,7 @@ class GraphedStep:
     def _refuse(self, reason: str) -> None:
         self._is_refused = True
         self._replays.clear()
-        state = self._whole.state
-        for optimizer in (state.generator_optimizer, state.critic_optimizer):
+        for optimizer in self._optimizers:
             optimizer.param_groups[0]["capturable"] = False
         self._say(f"the whole step is not graphed: {reason}")
 

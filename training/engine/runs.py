@@ -28,7 +28,7 @@ from training.engine.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from training.engine.optimisers import learning_rate, make_optimizer
+from training.engine.optimisers import learning_rate, make_optimizers
 from training.engine.origin import Origin, Start, changes, fingerprint
 from training.engine.start import continued
 from training.engine.step import STACKED
@@ -225,8 +225,7 @@ def begin(
         generator,
         critic,
         copy.deepcopy(generator).requires_grad_(False),
-        make_optimizer(settings, generator.parameters()),
-        make_optimizer(settings, critic.parameters()),
+        *make_optimizers(config, generator.parameters(), critic.parameters()),
         build_augmentation(config, data).to(device),
     )
     if saved is None:
@@ -295,7 +294,7 @@ def _gone_on(
             )
         say(f"extended from {before['training.steps']} steps to {config.training.steps}")
         last = max(saved.step - 1, 0)
-        if learning_rate(then.training, last) != learning_rate(config.training, last):
+        if learning_rate(then.training, last, 1.0) != learning_rate(config.training, last, 1.0):
             say(
                 "its learning rate has been falling (training.decay_from), and rises again: a run "
                 "of as many steps from the start would end otherwise"

@@ -21,8 +21,8 @@ from training.engine.checkpoint import checkpoints
 from training.engine.memory import keep_freed_memory
 from training.engine.optimisers import (
     average_weight,
-    make_optimizer,
-    set_learning_rate,
+    make_optimizers,
+    set_learning_rates,
     update_average,
 )
 from training.engine.origin import kept_threads
@@ -64,8 +64,9 @@ def train_together(
     averages = Stack([run.state.ema for run in runs])
     critic_optimizers = [run.state.critic_optimizer for run in runs]
     generator_optimizers = [run.state.generator_optimizer for run in runs]
-    critic_optimizer = make_optimizer(settings, critics.parameters)
-    generator_optimizer = make_optimizer(settings, generators.parameters)
+    generator_optimizer, critic_optimizer = make_optimizers(
+        config, generators.parameters, critics.parameters
+    )
     _stack_state(critic_optimizers, critic_optimizer)
     _stack_state(generator_optimizers, generator_optimizer)
 
@@ -103,7 +104,7 @@ def train_together(
         step = runs[0].step
         for own, source in zip(configs, sources, strict=True):
             source.manual_seed(step_seed(own.training.seed, step))
-        set_learning_rate(settings, step, critic_optimizer, generator_optimizer)
+        set_learning_rates(settings, step, critic_optimizer, generator_optimizer)
 
         # Critic steps, each on a new batch.
         first_critic_step = step * settings.num_critic_steps

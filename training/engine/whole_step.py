@@ -17,7 +17,7 @@ from models.networks.rows import RestrictionSampler
 from training.data.batches import TrainingItems
 from training.data.dataset import Dataset
 from training.engine.checkpoint import TrainingState
-from training.engine.optimisers import average_weight, set_learning_rate, update_average
+from training.engine.optimisers import average_weight, set_learning_rates, update_average
 from training.engine.privacy import PrivateStep
 from training.engine.split import WHOLE, Split
 from training.engine.step import CriticStep
@@ -209,7 +209,7 @@ class PlainStep:
         """See `MakesStep`."""
         state, settings = self._whole.state, self._whole.config.training
         torch.manual_seed(seed)
-        set_learning_rate(settings, step, state.critic_optimizer, state.generator_optimizer)
+        set_learning_rates(settings, step, state.critic_optimizer, state.generator_optimizer)
         with_labels = self._whole.config.conditional
         batches = (
             (self._items.take(n), [self._items.labels(n)] if with_labels else []) for n in numbers

@@ -15,7 +15,7 @@ from models.constraints import Bjorck, Constraint, NoConstraint
 from models.networks import CriticConfig, Shape, build_critic
 from models.networks.cones import Cones
 from training.engine.memory import keep_freed_memory
-from training.engine.optimisers import average_weight, update_average
+from training.engine.optimisers import average_weight, cosine, update_average
 from training.engine.step import CriticStep
 from training.lab.samples import Draw
 from training.progress import track
@@ -122,4 +122,4 @@ def fit(
 def _rate(recipe: Recipe, step: int, steps: int) -> float:
     if not recipe.cosine:
         return 1.0
-    return min(1, (step + 1) / (WARM_UP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1, (step + 1) / (WARM_UP * steps)) * cosine(step, steps)

@@ -18,7 +18,7 @@ from models.lipschitz import (
     steepest_slope,
     to_phases,
 )
-from models.lipschitz.operators import GRID, _largest_singular_value
+from models.lipschitz.operators import GRID, largest_singular_value
 from models.networks import ACTIVATIONS, Critic, CriticConfig, GroupSort, build_critic
 from tests.artifacts import SHAPES
 
@@ -160,7 +160,7 @@ def test_average_pooling(kernel: int, stride: int) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.GRU(4, 4), nn.Bilinear(2, 2, 1)],
+    [nn.GRU(4, 4), nn.Bilinear(2, 2, 1)],
 )
 def test_no_bound_without_a_reason(module: nn.Module) -> None:
     bound, reason = certify(nn.Sequential(nn.Linear(4, 4), module))
@@ -229,8 +229,8 @@ def test_pruned_eigenvalues_are_the_largest() -> None:
     for shape in ((50, 6, 9), (50, 9, 6), (7, 7), (20, 5, 5)):
         matrices = torch.randn(shape, dtype=torch.complex128)
         expected = np.linalg.svd(matrices.numpy(), compute_uv=False).max()
-        assert _largest_singular_value(matrices) == pytest.approx(expected, rel=1e-12)
-    assert _largest_singular_value(torch.zeros(3, 2, 2, dtype=torch.float64)) == 0
+        assert largest_singular_value(matrices) == pytest.approx(expected, rel=1e-12)
+    assert largest_singular_value(torch.zeros(3, 2, 2, dtype=torch.float64)) == 0
 
 
 def test_rounding_is_no_slope() -> None:

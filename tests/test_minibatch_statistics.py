@@ -227,7 +227,7 @@ def test_a_run_trains_it_and_serves_scores_of_single_items(kind: str, tmp_path: 
     items = model.sample(0, 20)
     np.testing.assert_allclose(model.score(items[3:5]), model.score(items)[3:5], rtol=1e-5)
     assert model.run.lipschitz.certified is not None
-    bound, _ = certify(model.critic)
+    bound, _ = certify(model.critic, shape=(1, 8, 8))
     assert bound == pytest.approx(model.run.lipschitz.certified, rel=1e-5)
     folder.export(model, "onnx", tmp_path / "out")
     critic = opened(tmp_path / "out/critic.onnx")

@@ -96,7 +96,18 @@ WITHIN = {
         "gaps",
     ],
     "export": ["graphs", "formats", "check", "layouts", "folder", "command"],
-    "lipschitz": ["gradients", "operators", "certificate", "signals", "bracket"],
+    "lipschitz": [
+        "gradients",
+        "operators",
+        "torus",
+        "descent",
+        "ellipsoid",
+        "tighter",
+        "unrolled",
+        "certificate",
+        "signals",
+        "bracket",
+    ],
 }
 
 

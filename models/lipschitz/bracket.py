@@ -92,7 +92,7 @@ def lipschitz_bracket(critic: nn.Module, real: Tensor, fake: Tensor) -> Lipschit
         RuntimeError: a slope above the certified bound was found, so one of them is wrong.
     """
     exact = copy.deepcopy(critic).double().eval().requires_grad_(False)
-    certified, reason = certify(exact)
+    certified, reason = certify(exact, shape=tuple(real.shape[1:]))
     per_kind = ASCENT_STARTS // 3
     real, fake = real[:per_kind].double(), fake[:per_kind].double()
     count = min(len(real), len(fake))

@@ -28,7 +28,7 @@ def operator_norm(layer: Layer) -> float:
     """
     weight = layer.weight.detach().double()
     if isinstance(layer, nn.Linear):
-        return _largest_singular_value(weight) * (1 + ROUNDING)
+        return largest_singular_value(weight) * (1 + ROUNDING)
     if layer.padding_mode != "zeros":
         raise NoBoundError(f"no bound is known for padding mode '{layer.padding_mode}'")
     if any(s > 1 and d > 1 for s, d in zip(layer.stride, layer.dilation, strict=True)):
@@ -59,16 +59,20 @@ def kernel_norm(kernel: Tensor, stride: tuple[int, ...]) -> float:
     matrices = symbol.flatten(2).permute(2, 0, 1)
     slack = math.prod(math.cos(math.pi * (t - 1) / 2 / n) for t, n in zip(taps, sizes, strict=True))
     # No entry of the symbol exceeds the sum of its taps' sizes; weights of one sign reach that.
-    largest = _largest_singular_value(phases.abs().flatten(2).sum(2))
-    return min(_largest_singular_value(matrices) / slack, largest) * (1 + ROUNDING)
+    largest = largest_singular_value(phases.abs().flatten(2).sum(2))
+    return min(largest_singular_value(matrices) / slack, largest) * (1 + ROUNDING)
 
 
-def _largest_singular_value(matrices: Tensor) -> float:
+def largest_singular_value(matrices: Tensor) -> float:
     """Largest singular value over all matrices of a batch, in float64."""
     adjoint = matrices.mH
     small = matrices.shape[-2] <= matrices.shape[-1]
-    gram = matrices @ adjoint if small else adjoint @ matrices
-    gram = gram.view(-1, *gram.shape[-2:])
+    return math.sqrt(largest_eigenvalue(matrices @ adjoint if small else adjoint @ matrices))
+
+
+def largest_eigenvalue(matrices: Tensor) -> float:
+    """Largest eigenvalue over a batch of Hermitian matrices of none below 0, in float64."""
+    gram = matrices.reshape(-1, *matrices.shape[-2:])
     # The norm of a power bounds the largest eigenvalue, so eigenvalues need computing only where
     # that bound is above the best found so far.
     size = torch.linalg.matrix_norm(gram).clamp_min(torch.finfo(torch.float64).tiny)
@@ -81,7 +85,7 @@ def _largest_singular_value(matrices: Tensor) -> float:
         if bounds[part[0]] <= best:
             break
         best = max(best, torch.linalg.eigvalsh(gram[part]).max().item())
-    return math.sqrt(best)
+    return best
 
 
 def to_phases(kernel: Tensor, stride: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,464 @@
+"""Bounds below the product of norms, against all patterns of slopes and whole matrices."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from models.lipschitz import certify, lipschitz_bracket, steepest_slope
+from models.lipschitz.certificate import _Given, _slope
+from models.lipschitz.ellipsoid import Ellipsoid, Multipliers
+from models.lipschitz.operators import NoBoundError
+from models.lipschitz.tighter import ellipsoid_bound
+from models.networks import ACTIVATIONS, Critic, CriticConfig, GroupSort, build_critic
+from models.networks.conditional import ProjectionCritic, WithLabels
+from models.networks.convolution import Conv2d, Head
+from models.networks.parts import MinibatchStatistics, Residual
+from models.networks.piecewise import Abs, AvgPool2d, LeakyReLU, ReLU
+from models.networks.skips import InputSkips, halving
+
+SLOPES: dict[str, tuple[float, float]] = {
+    "relu": (0.0, 1.0),
+    "leaky_relu": (0.2, 1.0),
+    "abs": (-1.0, 1.0),
+    "silu": (-0.09984, 1.09984),
+}
+
+
+def product(critic: nn.Module, shape: tuple[int, ...] | None = None) -> float:
+    """What the norms of layers amount to."""
+    return _slope(critic, _Given(None, shape))
+
+
+def below(critic: nn.Module, shape: tuple[int, ...] | None = None) -> float:
+    """The bound by ellipsoids, which there must be."""
+    bound = ellipsoid_bound(critic, shape, lambda m: _slope(m, _Given(None, shape)))
+    assert bound is not None
+    return bound
+
+
+def dense(*sizes: int) -> list[nn.Linear]:
+    return [nn.Linear(a, b).double() for a, b in itertools.pairwise(sizes)]
+
+
+def patterns(low: float, high: float, count: int) -> Tensor:
+    """All slopes of so many units, ``(2^count, count)``."""
+    return torch.tensor(list(itertools.product((low, high), repeat=count)), dtype=torch.float64)
+
+
+def steepest_pattern(layers: list[nn.Linear], low: float, high: float) -> float:
+    """The largest norm of a dense network's matrix, over all patterns of its units' slopes."""
+    with torch.no_grad():
+        found = layers[0].weight[None]
+        for layer in layers[1:]:
+            each = patterns(low, high, layer.in_features)
+            found = layer.weight @ (each[:, None, :, None] * found)
+            found = found.flatten(0, 1)
+    return torch.linalg.matrix_norm(found, 2).max().item()
+
+
+def chain(layers: list[nn.Linear], name: str) -> nn.Sequential:
+    parts: list[nn.Module] = [layers[0]]
+    for layer in layers[1:]:
+        parts += [ACTIVATIONS[name](), layer]  # type: ignore[index]
+    return nn.Sequential(*parts)
+
+
+# --- vectors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SLOPES)
+@pytest.mark.parametrize("sizes", [(2, 8, 1), (3, 5, 1), (2, 4, 4, 1), (3, 4, 4, 4, 1), (2, 6, 3)])
+def test_no_pattern_of_slopes_is_steeper(name: str, sizes: tuple[int, ...]) -> None:
+    for seed in range(4):
+        torch.manual_seed(seed)
+        layers = dense(*sizes)
+        critic = chain(layers, name)
+        steepest = steepest_pattern(layers, *SLOPES[name])
+        bound = below(critic)
+        assert steepest <= bound <= product(critic) * (1 + 1e-5)
+        assert bound <= 1.6 * steepest
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu"])
+def test_it_is_far_below_the_product_of_many_layers(name: str) -> None:
+    torch.manual_seed(0)
+    critic = build_critic(CriticConfig(width=32, depth=6, activation=name), (2,)).double().eval()  # type: ignore[arg-type]
+    assert below(critic) < 0.25 * product(critic)
+
+
+def test_linear_layers_count_with_the_norm_of_their_product() -> None:
+    torch.manual_seed(0)
+    layers = dense(3, 5, 4, 2)
+    scale = nn.BatchNorm1d(5).double().eval()
+    scale.running_var = torch.tensor([4.0, 0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
+    scale.weight.data = torch.tensor([1.0, -3.0, 2.0, 0.0, 1.0], dtype=torch.float64)
+    critic = nn.Sequential(layers[0], scale, layers[1], nn.Identity(), nn.Dropout(), layers[2])
+    with torch.no_grad():
+        gain = scale.weight / (scale.running_var + scale.eps).sqrt()
+        whole = layers[2].weight @ layers[1].weight @ (gain[:, None] * layers[0].weight)
+    assert below(critic.eval()) == pytest.approx(
+        torch.linalg.matrix_norm(whole, 2).item(), rel=3e-6
+    )
+
+
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "tanh", "softplus"])
+def test_weights_of_one_sign_count_with_the_norm_of_their_product(name: str) -> None:
+    """All units may be at their steepest at once, so the bound is the slope."""
+    torch.manual_seed(0)
+    layers = dense(3, 6, 5, 1)
+    for layer in layers:
+        layer.weight.data.abs_()
+    whole = layers[2].weight @ layers[1].weight @ layers[0].weight
+    exact = torch.linalg.vector_norm(whole).item()
+    assert exact <= below(chain(layers, name)) <= 1.01 * exact
+
+
+def test_groupsort_and_abs_keep_lengths() -> None:
+    for activation in (GroupSort(), Abs()):
+        layers = [nn.Linear(5, 5).double() for _ in range(3)]
+        for layer in layers:
+            nn.init.orthogonal_(layer.weight)
+        critic = nn.Sequential(layers[0], activation, layers[1], activation, layers[2])
+        assert 1 <= below(critic) <= 1 + 1e-5
+
+
+def test_a_pair_that_is_sorted_has_one_multiplier() -> None:
+    """Two units of slopes -1 to 1 each would not hold the swap of a pair."""
+    layer, head = nn.Linear(2, 2).double(), nn.Linear(2, 1).double()
+    layer.weight.data = torch.tensor([[1.0, 0.0], [0.0, 0.1]]).double()
+    head.weight.data = torch.tensor([[0.0, 1.0]]).double()
+    critic = nn.Sequential(layer, GroupSort(), head)
+    points = 10 * torch.randn(40, 2).double()
+    slope = steepest_slope(lambda x: critic(x)[:, 0], points)
+    assert slope == pytest.approx(1.0)  # the smaller of the two is the first where it is below
+    assert 1 <= below(critic) <= 1 + 1e-5
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    name=st.sampled_from(sorted(ACTIVATIONS)),
+    depth=st.integers(1, 5),
+    width=st.integers(1, 9),
+    size=st.floats(0.1, 20),
+)
+def test_no_slope_that_is_found_is_above_the_bound(
+    seed: int, name: Any, depth: int, width: int, size: float
+) -> None:
+    torch.manual_seed(seed)
+    critic = build_critic(CriticConfig(width=width, depth=depth, activation=name), (3,))
+    critic.double().eval().requires_grad_(False)
+    for parameter in critic.parameters():
+        parameter.mul_(size)
+    bound, _ = certify(critic)
+    assert bound is not None
+    assert bound <= product(critic)
+    assert steepest_slope(critic, torch.randn(24, 3).double(), steps=20) <= bound
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**20), spread=st.floats(0, 4))
+def test_any_multipliers_prove_a_bound(seed: int, spread: float) -> None:
+    torch.manual_seed(seed)
+    layers = dense(2, 5, 4, 1)
+    multipliers = Multipliers()
+    multipliers.begin("use", [spread + torch.randn(n).double() for n in (5, 4)])
+    at = Ellipsoid(multipliers)
+    try:
+        for i, layer in enumerate(layers):
+            if i:
+                at.bend(0.0, 1.0)
+            at.dense(layer.weight.detach())
+    except NoBoundError:  # they are too small
+        return
+    assert steepest_pattern(layers, 0.0, 1.0) <= math.sqrt(at.longest()) * (1 + 1e-9)
+
+
+def test_weights_of_zero_have_no_slope() -> None:
+    layers = dense(2, 4, 4, 1)
+    nn.init.zeros_(layers[1].weight)
+    assert below(chain(layers, "relu")) == 0
+    assert certify(chain(layers, "relu"))[0] == 0
+
+
+@pytest.mark.parametrize("size", [1e-60, 1e60])
+def test_sizes_do_not_matter(size: float) -> None:
+    torch.manual_seed(0)
+    layers = dense(2, 4, 1)
+    bound = below(chain(layers, "relu"))
+    layers[0].weight.data.mul_(size)
+    assert below(chain(layers, "relu")) == pytest.approx(size * bound, rel=1e-4)
+
+
+# --- residual blocks ------------------------------------------------------------------------------
+
+
+def test_a_block_that_takes_half_away_halves() -> None:
+    half, none = nn.Linear(3, 3).double(), nn.Linear(3, 3).double()
+    half.weight.data, none.weight.data = -0.5 * torch.eye(3).double(), torch.zeros(3, 3).double()
+    block = Residual(nn.Sequential(half), nn.Identity())
+    assert product(block) == pytest.approx(1.5, rel=1e-5)
+    assert below(block) == pytest.approx(0.5, rel=1e-5)
+    assert below(nn.Sequential(block, block, block)) == pytest.approx(0.125, rel=1e-5)
+    assert below(Residual(nn.Sequential(none), nn.Identity())) == pytest.approx(1, rel=1e-5)
+    assert below(Residual(nn.Sequential(half), half, equalized=True)) == pytest.approx(
+        0.5**0.5, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("has_shortcut", [False, True])
+@pytest.mark.parametrize("name", SLOPES)
+def test_no_pattern_of_a_block_is_steeper(name: str, has_shortcut: bool) -> None:
+    for seed in range(4):
+        torch.manual_seed(seed)
+        into, out, head = dense(3, 8, 3, 1)
+        aside = nn.Linear(3, 3, bias=False).double() if has_shortcut else nn.Identity()
+        block = Residual(nn.Sequential(into, ACTIVATIONS[name](), out), aside)  # type: ignore[index]
+        critic = nn.Sequential(block, head)
+        with torch.no_grad():
+            skip = aside(torch.eye(3).double()).T
+            bent = patterns(*SLOPES[name], 8)[:, :, None] * into.weight
+            whole = head.weight @ (skip + out.weight @ bent)
+        steepest = torch.linalg.vector_norm(whole, dim=(1, 2)).max().item()
+        assert steepest <= below(critic) <= min(product(critic) * (1 + 1e-5), 1.6 * steepest)
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def matrix(critic: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
+    """An affine function as the matrix of what it does to each unit vector."""
+    basis = torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape)
+    with torch.no_grad():
+        return (critic(basis) - critic(torch.zeros_like(basis))).flatten(1).T
+
+
+def linear_critics() -> Iterator[Any]:
+    def conv(inputs: int, outputs: int, taps: Any, stride: Any = 1, padding: int = 1) -> Conv2d:
+        return Conv2d(inputs, outputs, taps, stride, padding)
+
+    flat = nn.Flatten
+    yield "stride", (2, 8, 6), [conv(2, 3, 4, 2), nn.Identity(), Head(36, 1)]
+    yield "odd", (1, 9, 8), [conv(1, 3, (3, 4), 2), flat(), nn.Linear(60, 2)]
+    yield "groups", (2, 8, 8), [nn.Conv2d(2, 4, 3, padding=1, groups=2), flat(), nn.Linear(256, 1)]
+    yield "dilation", (1, 8, 8), [nn.Conv2d(1, 2, 3, dilation=2), flat(), nn.Linear(32, 1)]
+    yield (
+        "pool",
+        (1, 10, 10),
+        [conv(1, 3, 3, 1, 0), AvgPool2d(2), AvgPool2d(4), flat(), nn.Linear(3, 1)],
+    )
+    yield "norm", (1, 8, 8), [conv(1, 3, 3), nn.BatchNorm2d(3), flat(), nn.Linear(192, 1)]
+    statistics = [conv(1, 3, 3), MinibatchStatistics(), conv(4, 2, 1, 1, 0), flat()]
+    yield "statistics", (1, 8, 8), [*statistics, nn.Linear(128, 1)]
+    block = Residual(
+        nn.Sequential(conv(2, 3, 3), AvgPool2d(2)),
+        nn.Sequential(AvgPool2d(2), conv(2, 3, 1, 1, 0)),
+    )
+    yield "block", (2, 8, 8), [block, flat(), nn.Linear(48, 1)]
+    yield "blocks", (2, 8, 12), [block, nn.Identity(), Head(72, 1)]
+    skips = InputSkips([conv(2, 3, 4, 2)], [halving((8, 8))], [conv(2, 3, 1, 1, 0)])
+    yield "skips", (2, 8, 8), [skips, nn.Identity(), Head(48, 1)]
+    both = InputSkips([nn.Sequential(block)], [halving((8, 8))], [conv(2, 3, 1, 1, 0)])
+    yield "skips of blocks", (2, 8, 8), [both, flat(), nn.Linear(48, 3)]
+
+
+LINEAR = {name: (shape, layers) for name, shape, layers in linear_critics()}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_linear_critic_of_images_counts_exactly(name: str) -> None:
+    """Positions, strides, padding and sums are those of the critic itself.
+
+    Weights of the maps' borders are 0, for there the critic reads what is beside the image.
+    """
+    shape, layers = LINEAR[name]
+    torch.manual_seed(0)
+    critic = nn.Sequential(*layers).double().eval()
+    for layer in critic.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.reset_parameters()
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_var = torch.tensor([0.3, 2.0, 1.0]).double()
+    maps = nn.Sequential(*[m for m in layers if not isinstance(m, nn.Flatten | nn.Linear)])
+    size = maps.double()(torch.zeros(1, *shape).double()).shape[1:]
+    if max(size[1:]) > 1:
+        inner = torch.zeros(size).double()
+        inner[:, 1:-1, 1:-1] = 1
+        layers[-1].weight.data *= inner.flatten()
+    exact = torch.linalg.matrix_norm(matrix(critic, shape), 2).item()
+    assert below(critic, shape) == pytest.approx(exact, rel=1e-5)
+    assert certify(critic, shape=shape)[0] == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("taps", "stride", "padding"), [(3, 1, 1), (4, 2, 1), (5, 1, 2), (3, 2, 1)]
+)
+def test_a_convolution_counts_with_its_norm_on_maps_of_its_size(
+    taps: int, stride: int, padding: int
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, taps, stride, padding).double()
+    for side in (8, 16):
+        shape = (2, side, side)
+        exact = torch.linalg.matrix_norm(matrix(layer, shape), 2).item()
+        bound = below(nn.Sequential(layer), shape)
+        assert exact <= bound <= 1.2 * exact
+        assert bound <= product(layer) * (1 + 1e-6)
+
+
+def test_maps_are_zero_beside_the_image_before_windows_reach_there() -> None:
+    """Two convolutions without an activation, and one after a sum."""
+    torch.manual_seed(0)
+    pair = nn.Sequential(Conv2d(1, 2, 3, padding=1), Conv2d(2, 1, 3, padding=1)).double()
+    block = Residual(nn.Sequential(Conv2d(1, 1, 3, padding=1)), nn.Identity()).double()
+    for critic in (pair, nn.Sequential(block, Conv2d(1, 1, 3, padding=1)).double()):
+        exact = torch.linalg.matrix_norm(matrix(critic, (1, 8, 8)), 2).item()
+        assert exact <= below(critic, (1, 8, 8)) <= product(critic) * (1 + 1e-5)
+
+
+def test_windows_that_are_cut_lengthen_nothing() -> None:
+    torch.manual_seed(0)
+    pool = halving((7, 9))
+    block = Residual(
+        nn.Sequential(Conv2d(2, 3, 3, padding=1), pool),
+        nn.Sequential(halving((7, 9)), Conv2d(2, 3, 1)),
+    )
+    critic = nn.Sequential(block, nn.Identity(), Head(3 * 20, 1)).double()
+    exact = torch.linalg.matrix_norm(matrix(critic, (2, 7, 9)), 2).item()
+    assert exact <= below(critic, (2, 7, 9)) <= 1.2 * product(critic)
+    assert certify(critic, shape=(2, 7, 9)) == (product(critic), None)
+
+
+def slopes_of_patterns(critic: nn.Module, shape: tuple[int, ...], low: float, high: float) -> float:
+    """The steepest gradient where each unit of each activation has one of two slopes at random."""
+
+    def bent(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        chosen = torch.where(torch.rand_like(output[0]) < 0.5, low, high)
+        return chosen * inputs[0]
+
+    kinds = (ReLU, LeakyReLU, Abs)
+    handles = [m.register_forward_hook(bent) for m in critic.modules() if isinstance(m, kinds)]
+    best = 0.0
+    for seed in range(30):
+        torch.manual_seed(seed)
+        x = torch.zeros(1, *shape, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(critic(x).sum(), x)
+        best = max(best, gradient.norm().item())
+    for handle in handles:
+        handle.remove()
+    return best
+
+
+IMAGE_CRITICS: list[dict[str, Any]] = [
+    {"architecture": "dcgan", "depth": 2},
+    {"architecture": "dcgan", "depth": 3},
+    {"architecture": "dcgan", "depth": 2, "normalization": "batch"},
+    {"architecture": "dcgan", "depth": 2, "skips": True},
+    {"architecture": "dcgan", "depth": 2, "minibatch_statistics": True, "equalized": True},
+    {"architecture": "resnet", "depth": 3},
+    {"architecture": "resnet", "depth": 6, "equalized": True},
+    {"architecture": "resnet", "depth": 4, "skips": True},
+    {"architecture": "resnet", "depth": 5, "normalization": "batch"},
+    {"architecture": "resnet", "depth": 5, "minibatch_statistics": True},
+]
+
+
+@pytest.mark.parametrize("name", ["relu", "abs"])
+@pytest.mark.parametrize("options", IMAGE_CRITICS, ids=str)
+@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 13, 16)], ids=str)
+def test_an_image_critic_is_bounded_below_the_product(
+    shape: tuple[int, ...], options: dict[str, Any], name: Any
+) -> None:
+    torch.manual_seed(0)
+    config = CriticConfig(width=4, activation=name, **options)
+    critic = build_critic(config, shape).double().eval().requires_grad_(False)
+    for module in critic.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.3, 2.0)  # type: ignore[arg-type]
+    bound, reason = certify(critic, shape=shape)
+    assert reason is None
+    assert bound is not None
+    assert bound <= product(critic)
+    if shape[1] % 2 == 0:  # `abs` keeps lengths, and new weights are alike
+        assert bound < (0.75 if name == "relu" else 0.95) * product(critic)
+    found = max(
+        steepest_slope(critic, torch.randn(6, *shape).double(), steps=8),
+        slopes_of_patterns(critic, shape, *SLOPES[name]),
+    )
+    assert found <= bound
+
+
+def test_the_steepest_class_decides() -> None:
+    for shape, architecture in (((3,), "mlp"), ((1, 8, 8), "dcgan"), ((1, 16, 16), "resnet")):
+        torch.manual_seed(0)
+        config = CriticConfig(architecture=architecture, width=4, depth=3)  # type: ignore[arg-type]
+        critic = build_critic(config, shape, classes=3).double().eval().requires_grad_(False)
+        assert isinstance(critic, ProjectionCritic)
+        bound = below(critic, shape)
+        assert bound <= product(critic)
+        alone = []
+        for label in range(3):
+            one = WithLabels(critic, torch.full((12,), label))
+            assert steepest_slope(one, torch.randn(12, *shape).double(), steps=10) <= bound
+            head = nn.Linear(critic.head.in_features, 1).double()
+            head.weight.data = critic.head.weight + critic.projection.weight.T[label]
+            alone.append(below(Critic(nn.Sequential(*critic.features, head)), shape))
+        # Multipliers are improved for the steepest class alone, or for all at once.
+        assert bound == pytest.approx(max(alone), rel=0.05)
+
+
+def test_norms_and_recurrent_layers_are_passed_by_their_slope() -> None:
+    torch.manual_seed(0)
+    for shape, architecture, norm in (
+        ((3,), "mlp", "layer"),
+        ((1, 8, 8), "dcgan", "layer"),
+        ((1, 8, 8), "dcgan", "instance"),
+        ((5, 2), "gru", "layer"),
+        ((5, 2), "lstm", "none"),
+    ):
+        config = CriticConfig(architecture=architecture, width=4, depth=2, normalization=norm)  # type: ignore[arg-type]
+        critic = build_critic(config, shape).double().eval().requires_grad_(False)
+        bound, _ = certify(critic, shape=shape)
+        assert bound is not None
+        assert bound <= product(critic, shape)
+        assert steepest_slope(critic, torch.randn(12, *shape).double(), steps=10) <= bound
+
+
+def test_what_is_not_known_falls_back_to_the_product() -> None:
+    torch.manual_seed(0)
+    branch = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 3))
+    for critic in (
+        nn.Sequential(Conv2d(1, 2, 3)),  # of maps whose size is not known
+        Residual(branch, nn.Identity()),
+        nn.Sequential(nn.AvgPool2d(2)),
+    ):
+        critic.double().eval()
+        assert ellipsoid_bound(critic, None, product) is None
+        assert certify(critic) == (product(critic), None)
+
+
+def test_the_bracket_knows_the_size_of_the_images() -> None:
+    torch.manual_seed(0)
+    config = CriticConfig(architecture="dcgan", width=4, depth=2)
+    critic = build_critic(config, (1, 8, 8))
+    bracket = lipschitz_bracket(critic, *torch.randn(2, 12, 1, 8, 8))
+    assert bracket.certified == certify(critic.double().eval(), shape=(1, 8, 8))[0]
+    assert bracket.certified is not None
+    assert bracket.certified < 0.75 * product(critic)
+
+
+def test_inference_mode_changes_nothing() -> None:
+    torch.manual_seed(0)
+    critic = chain(dense(2, 4, 4, 1), "relu").eval()
+    expected = certify(critic)
+    with torch.inference_mode():
+        assert certify(critic) == expected
+        assert certify(chain([nn.Linear(2, 3), nn.Linear(3, 1)], "abs"))[0] is not None
+    assert all(p.grad is None for p in critic.parameters())

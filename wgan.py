@@ -31,12 +31,11 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from models.distance import Distance, DistributionsDiffer
 from models.errors import UserError, needs
 
 if TYPE_CHECKING:
@@ -51,10 +50,13 @@ if TYPE_CHECKING:
 
     Array: TypeAlias = np.ndarray
     Data: TypeAlias = str | Path | np.ndarray | pd.DataFrame | pa.Table
+    Items: TypeAlias = Data | TrainedModel
 
 __all__ = [
     "Distance",
+    "DistributionsDiffer",
     "UserError",
+    "assert_same_distribution",
     "compare",
     "constraints",
     "diagnose",
@@ -124,55 +126,22 @@ def train(
         UserError: the data or the settings cannot be used.
         training.engine.runs.Diverged: training failed; the last good checkpoint is kept.
     """
-    from models.config import flatten
-    from models.run_folder import ARTIFACT
-    from models.trained import TrainedModel
-    from training.data.given import source_of
-    from training.engine.origin import load_start
-    from training.engine.workers import join_workers
-    from training.presets import branch_config, build_config, suitable_preset
-    from training.progress import TrainingBar
-    from training.run import run_training
+    from training.call import train_called
 
-    given = {"training.steps": steps, "training.seed": seed}
-    overrides = flatten(settings) | {k: v for k, v in given.items() if v is not None}
-    kind = constraint if isinstance(constraint, str) or constraint is None else constraint.kind
-    if constraint is not None and not isinstance(constraint, str):
-        for name, value in constraint.model_dump(exclude={"kind"}).items():
-            overrides[f"constraint.{name}"] = value
-    with contextlib.ExitStack() as stack:
-        folder = _folder(out, stack)
-        source = None if data is None else source_of(data, folder)
-        begun = None
-        if preset is not None and start is not None:
-            raise UserError("name a preset or a model to start from, not both")
-        if start is not None:
-            begun = load_start(str(getattr(start, "artifact", start)))
-            config = branch_config(begun.model.run.config, source, kind, overrides)
-        else:
-            if preset is None and source is None:
-                raise UserError("name data or a preset")
-            preset = preset or suitable_preset(str(source), overrides)
-            if not isinstance(data, str | Path | None) and "name" not in overrides:
-                if register:
-                    raise UserError("data in memory have no name: register them as name='...'")
-                overrides["name"] = preset
-            config = build_config(preset, source, kind, overrides)
-        workers = join_workers(device)
-        run_training(
-            config,
-            folder,
-            workers.device,
-            resume=resume,
-            register=register,
-            say=say,
-            report=lambda steps: TrainingBar(steps, lines=False),
-            workers=workers,
-            start=begun,
-        )
-        trained = TrainedModel(folder / ARTIFACT)
-        weakref.finalize(trained, stack.pop_all().close)
-    return trained
+    return train_called(
+        data,
+        preset=preset,
+        start=start,
+        constraint=constraint,
+        steps=steps,
+        seed=seed,
+        out=out,
+        device=device,
+        register=register,
+        resume=resume,
+        say=say,
+        settings=settings,
+    )
 
 
 @needs("train")
@@ -254,11 +223,12 @@ def compare(
         UserError: the data or the settings cannot be used.
     """
     from models.config import flatten
+    from training.call import folder_for
     from training.data.given import source_of
     from training.lab.comparison import compare as run_comparison
 
     with contextlib.ExitStack() as stack:
-        folder = _folder(out, stack)
+        folder = folder_for(out, stack)
         return run_comparison(
             source_of(data, folder),
             constraints,
@@ -274,26 +244,10 @@ def compare(
         )
 
 
-@dataclass(frozen=True)
-class Distance:
-    """A Wasserstein-1 distance, measured with a critic; in the samples' own units."""
-
-    value: float
-    """The estimate."""
-    lower: float
-    """The distance is at least this, at 95% confidence."""
-    verdict: str
-    """A sentence that says whether the sets are the same, and what differs most."""
-    report: dict[str, Any]
-    """Everything measured, as docs/w1.md describes it."""
-    gradient: Callable[[Array], Array]
-    """The critic's gradient at points like the samples: the direction towards ``a``."""
-
-
 @needs("train")
 def wasserstein_1(
-    a: Array,
-    b: Array,
+    a: Items,
+    b: Items,
     constraint: str | None = None,
     *,
     seed: int = 0,
@@ -301,7 +255,10 @@ def wasserstein_1(
     seconds: float | None = None,
     until_converged: bool = False,
     batch_size: int = 512,
+    count: int | None = None,
+    device: str = "cpu",
     out: str | Path | None = None,
+    **settings: Any,
 ) -> Distance:
     """Measure the Wasserstein-1 distance between two sets of samples, as ``wgan w1`` does.
 
@@ -314,29 +271,77 @@ def wasserstein_1(
         True
 
     Args:
-        a: ``(N, D)``, sequences ``(N, T, D)``, or images ``(N, H, W)`` or ``(N, H, W, C)``.
-        b: likewise, with as many features.
+        a: an array: ``(N, D)``, sequences ``(N, T, D)``, or images ``(N, H, W)`` or
+            ``(N, H, W, C)``; a DataFrame or a `pyarrow.Table`; a path, URL or name, as the command
+            takes them (docs/w1.md); or a model, which makes samples.
+        b: likewise, of the same form.
         constraint: kind of the critic's constraint; by default what was found best.
         seed: seed of everything random.
         steps: steps of the critic; by default 4,000.
         seconds: time for fitting, instead of ``steps``.
         until_converged: double the steps until that brings nothing, or ``seconds`` are over.
         batch_size: samples of each step, from each set.
+        count: samples of a model; by default as many as the other side has.
+        device: ``cpu`` or ``cuda``, where the critic is fitted.
         out: file of an HTML page that shows what differs.
+        **settings: how data are read, such as ``**{"data.size": 32}``.
 
     Raises:
         UserError: the samples do not fit each other or are too few, or options contradict.
     """
-    from models.outputs import require_file, save
-    from training.lab.w1 import estimate
-    from training.lab.w1_page import w1_page
+    from training.lab.measure import load, measure, page_for
 
+    save_page = page_for(out)
     fit: dict[str, Any] = {"steps": steps, "seconds": seconds, "until_converged": until_converged}
-    require_file(None if out is None else Path(out))
-    report, gradient = estimate(a, b, constraint, seed=seed, batch_size=batch_size, **fit)
-    if out is not None:
-        save(Path(out), w1_page(report, a, b, "A", "B"))
-    return Distance(report["w1"], report["lower"], report["verdict"], report, gradient)
+    sets = load(a, b, settings, count, seed)
+    found = measure(sets, constraint, seed=seed, batch_size=batch_size, device=device, **fit)
+    save_page(found, sets)
+    return found
+
+
+@needs("train")
+def assert_same_distribution(
+    a: Items,
+    b: Items,
+    *,
+    level: float = 0.01,
+    tolerance: float = 0.0,
+    seed: int = 0,
+    count: int | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> None:
+    """Fail if two sets of independent samples are shown to differ; for a suite of tests.
+
+    A permutation test decides (docs/w1.md): of pairs of one distribution a share of at most
+    ``level`` fails all the same. Passing does not show that the sets are alike: few samples show
+    only large differences. The same data and seed give the same answer.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> a, b = rng.normal(size=(2, 500, 2))
+        >>> assert_same_distribution(a, b)
+
+    Args:
+        a: samples as `wasserstein_1` takes them.
+        b: likewise.
+        level: the share of alike pairs that may fail, at least 0.001.
+        tolerance: the W1 that is allowed. Above 0, sets fail only if W1 is shown to be larger: if
+            its lower bound is, at a confidence of ``1 - level``.
+        seed: seed of everything random.
+        count: samples of a model; by default as many as the other side has.
+        out: file of an HTML page that shows what differs, written if they do.
+        **settings: how data are read, such as ``**{"data.size": 32}``.
+
+    Raises:
+        DistributionsDiffer: they differ; the message says in what, and by how much.
+        UserError: the samples do not fit each other or are too few, or an option is out of range.
+    """
+    from training.lab.measure import load
+    from training.lab.sameness import require_same
+
+    require_same(load(a, b, settings, count, seed), level, tolerance, seed, out)
 
 
 @needs("train")
@@ -382,10 +387,3 @@ def _artifact(model: TrainedModel | str | Path) -> contextlib.AbstractContextMan
     if isinstance(model, TrainedModel):
         return contextlib.nullcontext(model.artifact)
     return artifact_folder(str(model))
-
-
-def _folder(out: str | Path | None, stack: contextlib.ExitStack) -> Path:
-    """Give the folder of a run; without one, make a temporary one of ``stack``."""
-    if out is None:
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="wgan-")))
-    return Path(out)

@@ -30,3 +30,8 @@ def multiply_in_float32() -> None:
     """
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """The device of a module's parameters; a CPU if it has none."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))

@@ -32,6 +32,7 @@ from training.judging.evaluate import evaluate_artifact
 from training.judging.intervals import kernel_distance_margin
 from training.judging.metrics import kernel_distance, precision_recall_density_coverage
 from training.judging.neighbours import nearest_distances
+from training.lab.w1 import estimate
 from training.run import run_training
 
 pytestmark = [
@@ -375,3 +376,17 @@ def test_two_devices_equal_one_with_batch_norm(tmp_path: Path) -> None:
     for name, tensor in one.items():
         if name.startswith(("generator.", "critic.", "ema.")):
             torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize("kind", [None, "gradient_penalty", "bjorck"])
+def test_a_distance_is_that_of_a_cpu(kind: str | None) -> None:
+    """But for the random numbers of each device: copies of cones, points of a penalty."""
+    a, b = np.random.default_rng(0).normal(size=(2, 2000, 3))
+    a[:, 1] += 2
+    on_cpu, on_gpu = (
+        estimate(a, b, kind, steps=300, batch_size=128, device=device) for device in ("cpu", "cuda")
+    )
+    for key in ("w1", "lower", "plug_in"):
+        assert on_gpu.report[key] == pytest.approx(on_cpu.report[key], rel=0.03)
+    assert on_gpu.report["blame"][1] > 0.95
+    np.testing.assert_allclose(on_gpu.gradient(a[:50]), on_cpu.gradient(a[:50]), atol=0.3)

@@ -19,12 +19,12 @@ ROOMS = [
     {"engine"},
     {"judging"},
     {"reporting"},
-    {"run", "presets", "overrides", "selection", "budget", "tracking", "commands"},
+    {"run", "presets", "overrides", "selection", "budget", "tracking", "call", "commands"},
     {"retraining", "lab"},
 ]
 """The rooms of `training`, lowest first. A room imports lower ones, and the modules of `PEERS` each
 other; `retraining` and `lab` know nothing of each other."""
-PEERS = {"run", "presets", "overrides", "selection", "budget", "tracking", "commands"}
+PEERS = {"run", "presets", "overrides", "selection", "budget", "tracking", "call", "commands"}
 OUTSIDE = {"torchrun"}
 """Modules of `training` that import nothing of it, and that nothing imports."""
 TRAINING_ONLY = {"ot", "sklearn", "scipy", "training"}

@@ -14,6 +14,7 @@ ORDER = [
     "cache",
     "progress",
     "command_line",
+    "distance",
     "device",
     "image_parts",
     "images",

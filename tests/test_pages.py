@@ -96,6 +96,7 @@ def pages(surfaces: dict[str, bytes] | None = None) -> dict[str, str]:
             cautions=[HOSTILE],
             a=HOSTILE,
             b=HOSTILE,
+            changes=(HOSTILE, [[HOSTILE, HOSTILE]]),
             figures=[[HOSTILE, HOSTILE]],
             scores=(CHART, HOSTILE),
             chance=True,

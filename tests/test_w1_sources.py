@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,20 +15,25 @@ import pytest
 
 import wgan_cli
 from models.artifact import load_artifact
-from models.config import DataConfig
+from models.config import DataConfig, parse_data
 from models.errors import DataError, UserError
 from models.images import encode_png
 from models.tables.files import write_rows
 from tests.artifacts import make_artifact
 from tests.mixed import people
+from training.data.sources import large
 from training.judging.metrics import wasserstein_1
+from training.lab import samples
+from training.lab.measure import measure
 from training.lab.sets import Sets, load_sets
 
 Array = np.ndarray
+CONFIG = DataConfig(source="in memory")
 
 
-def read(a: Path | str, b: Path | str, **settings: Any) -> Sets:
-    return load_sets(str(a), str(b), DataConfig(source=str(a)), **settings)
+def read(a: Any, b: Any, **settings: Any) -> Sets:
+    a, b = (str(x) if isinstance(x, Path) else x for x in (a, b))
+    return load_sets(a, b, CONFIG, **settings)
 
 
 @pytest.fixture
@@ -142,8 +150,8 @@ def test_a_table_s_model_and_rows_meet_in_the_model_s_columns(tmp_path: Path) ->
     (tmp_path / "fewer.csv").write_bytes(b"".join(write_rows([fewer], "csv")))
     with pytest.raises(DataError, match=r"fewer.csv: has no column 'home'"):
         read(folder, tmp_path / "fewer.csv")
-    with pytest.raises(DataError, match=r"other columns: only .*rows.csv has home"):
-        read(tmp_path / "rows.csv", tmp_path / "fewer.csv")
+    (caution,) = read(tmp_path / "rows.csv", tmp_path / "fewer.csv").cautions
+    assert caution.endswith("rows.csv has home")
 
 
 @pytest.mark.parametrize("content", [b"hello", b"", b"PK\x03\x04", "objects"])
@@ -229,3 +237,110 @@ def test_a_setting_that_would_be_ignored_is_refused(
         assert wgan_cli.main([*command.split(), "--set", f"{key}=8"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert f"--set {key}: nothing is trained here, and only data.* counts" in line
+
+
+def test_columns_of_one_side_are_left_out_and_said(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=60), "y": rng.normal(size=60), "z": rng.normal()})
+    sets = load_sets(frame[["x", "y"]], frame.drop(columns="x").assign(w=1.0), CONFIG)
+    assert sets.names == ["y"]
+    assert sets.cautions == [
+        "columns of one side alone are not compared: only A has x; only B has z, w"
+    ]
+    with pytest.raises(DataError, match="no column in common: only A has x; only B has y"):
+        load_sets(frame[["x"]], frame[["y"]], CONFIG)
+
+
+def test_a_column_of_two_types_is_named_and_can_be_left_out() -> None:
+    frame = pd.DataFrame({"x": np.arange(60.0), "code": np.arange(60) % 7})
+    other = frame.assign(code=[f"c{i}" for i in frame.code])
+    with pytest.raises(DataError, match=r"column 'code' is int64 in A and text in B: .*left_"):
+        load_sets(frame, other, CONFIG)
+    told = parse_data({"source": "x", "columns": {"code": {"kind": "left_out"}}})
+    sets = load_sets(frame, other, told)
+    assert (sets.names, sets.cautions) == (["x"], [])
+    wrong = parse_data({"source": "x", "columns": {"cod": {"kind": "left_out"}}})
+    with pytest.raises(UserError, match=r"no column 'cod'.*'code'"):
+        load_sets(frame, frame, wrong)
+
+
+def test_of_too_many_items_some_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows of each kind of file and in memory; and they keep their numbers."""
+    monkeypatch.setattr(samples, "MAX_VALUES", 3 * 100)
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
+    x = np.random.default_rng(0).normal(size=(5000, 3))
+    frame = pd.DataFrame(x, columns=["a", "b", "c"])
+    np.save(tmp_path / "x.npy", x)
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    frame.to_parquet(tmp_path / "x.parquet", row_group_size=700)
+    few = read(tmp_path / "x.npy", x)
+    assert few.a.shape == (100, 3)
+    rows = few.rows[0]
+    assert rows is not None
+    np.testing.assert_array_equal(few.a, x[rows])
+    assert few.said[0] == f"A: 100 items, drawn at random, of 5000 items of {tmp_path / 'x.npy'}"
+    assert few.said[1] == "B: 100 items, drawn at random, of 5000 items in memory"
+    monkeypatch.setattr(large, "MAX_BYTES_IN_MEMORY", 0)
+    for one, other in (("x.npy", "x.csv"), ("x.parquet", "x.csv")):
+        sets = read(tmp_path / one, tmp_path / other)
+        np.testing.assert_allclose(sets.a, x[rows], rtol=1e-12)
+        np.testing.assert_allclose(sets.b, x[rows], rtol=1e-12)
+        np.testing.assert_array_equal(sets.rows[1], rows)
+    found = measure(few, steps=5)
+    assert found.report["heldout"] == [20, 20]
+    assert set(found.report["typical"][0]) <= set(rows.tolist())
+
+
+def test_wide_codes_of_few_columns_are_drawn_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column of categories becomes a value for each."""
+    monkeypatch.setattr(samples, "MAX_VALUES", 1000)
+    kinds = [f"k{i}" for i in range(10)]
+    frame = pd.DataFrame({"kind": np.random.default_rng(0).choice(kinds, 5000)})
+    sets = load_sets(frame, frame, CONFIG)
+    assert sets.a.shape == (100, 10)
+    rows = sets.rows[0]
+    assert rows is not None
+    kind = np.argmax(sets.a, axis=1)
+    assert [sets.names[i] for i in kind] == [f"kind = {k}" for k in frame.kind[rows]]
+
+
+PEAK = """
+import resource, sys
+from models.config import DataConfig
+from training.lab.sets import load_sets
+from training.lab import samples
+from training.data.sources import large
+
+samples.MAX_VALUES, large.MAX_BYTES_IN_MEMORY, large.BATCH = 10 * 2000, 2**20, 2**12
+small, big = sys.argv[1:]
+load_sets(small, small, DataConfig(source=small))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+sets = load_sets(big, big, DataConfig(source=big))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, *sets.a.shape)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kilobytes of resident memory")
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "npy"])
+def test_a_file_larger_than_memory_is_not_held(suffix: str, tmp_path: Path) -> None:
+    """Twice: what is held at once does not grow with the file."""
+    x = np.random.default_rng(0).normal(size=(400_000, 10))
+    paths = {}
+    for name, rows in (("small", x[:3000]), ("big", x if suffix != "csv" else x[:150_000])):
+        paths[name] = tmp_path / f"{name}.{suffix}"
+        frame = pd.DataFrame(rows, columns=[f"x{i}" for i in range(10)])
+        if suffix == "npy":
+            np.save(paths[name], rows)
+        elif suffix == "csv":
+            frame.to_csv(paths[name], index=False)
+        else:
+            frame.to_parquet(paths[name], row_group_size=10_000)
+    size = paths["big"].stat().st_size
+    assert size > 25e6
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, paths["small"], paths["big"]],
+        capture_output=True, text=True, check=True, env={**os.environ, "WGAN_CACHE": str(tmp_path)},
+    )  # fmt: skip
+    kilobytes, count, _ = map(int, done.stdout.split())
+    assert count == 2000
+    assert kilobytes * 1024 < size / 2

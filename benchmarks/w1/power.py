@@ -1,4 +1,4 @@
-"""How often two-sample tests tell A from B: the p-value of `wgan w1` beside four reference tests.
+"""How often two-sample tests tell A from B: two of ours beside four reference tests.
 
     python -m benchmarks.w1.power
 
@@ -30,6 +30,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.markdown import table
 from benchmarks.w1.coverage import share
+from training.lab.two_samples import two_sample_test
 from training.lab.w1 import estimate
 from training.progress import track
 
@@ -192,8 +193,14 @@ def w1_long(a: Array, b: Array, seed: int) -> float:
     return estimate(a, b, seed=seed).report["p_value"]
 
 
+def same(a: Array, b: Array, seed: int) -> float:
+    """The test of `wgan.assert_same_distribution`."""
+    return two_sample_test(a, b, seed).p_value
+
+
 Test = Callable[[Array, Array, int], float]
 TESTS: dict[str, Test] = {
+    "`assert_same_distribution`": same,
     "`wgan w1`": w1_short,
     "MMD": mmd,
     "energy": energy,

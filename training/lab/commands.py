@@ -13,6 +13,7 @@ from models.command_line import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     MODEL_HELP,
+    DeviceOption,
     SetOption,
     StopRequest,
     assignments,
@@ -34,6 +35,8 @@ PresetOption = Annotated[
     typer.Option(metavar="NAME", help="default: what suits the data", autocompletion=preset_names),
 ]
 LabFolder = Annotated[Path, typer.Option(metavar="DIR", help="with the report; goes on in it")]
+MAX_SAID = 5
+"""Columns that changed, at most, that `wgan w1` says."""
 
 
 @app.command(
@@ -231,6 +234,7 @@ def w1(
         Path | None, typer.Option(metavar="PAGE.html", help="a page that shows what differs")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="B")] = 512,
+    device: DeviceOption = "cpu",
     gradients_at: Annotated[
         Path | None, typer.Option(metavar="P.npy", help="points like A's items")
     ] = None,
@@ -248,15 +252,15 @@ def w1(
     import numpy as np
 
     from models.outputs import require_file, save
+    from training.lab.changes import Change
+    from training.lab.measure import data_config, measure
     from training.lab.sets import load_sets, read_points
-    from training.lab.w1 import estimate
     from training.lab.w1_page import w1_page
-    from training.presets import build_config
     from training.progress import phase, say
 
     for file in (report, out, gradients_out):
         require_file(file)
-    config = build_config("table", a, None, told).data
+    config = data_config(a, told)
     with phase("reading A and B"):
         sets = load_sets(a, b, config, samples, seed)
         points = None
@@ -265,30 +269,32 @@ def w1(
     for line in sets.said:
         say(line)
     with phase("measuring W1"):
-        found, gradient = estimate(
-            sets.a,
-            sets.b,
+        distance = measure(
+            sets,
             constraint,
             seed=seed,
             steps=steps,
             seconds=seconds,
             until_converged=until_converged,
             batch_size=batch_size,
-            names=sets.names,
+            device=device,
         )
-    found |= {"units": sets.units, "read": sets.said}
-    if sets.names:
-        found["columns"] = sets.names
+    found = distance.report
     save(report, json.dumps(found, indent=2) + "\n")
     if out is not None:
-        save(out, w1_page(found, sets.a, sets.b, _called(a), _called(b)))
+        save(out, w1_page(found, sets, _called(a), _called(b)))
     if points is not None and gradients_out is not None:
-        found_there = gradient(points.reshape(-1, *sets.a.shape[1:])).reshape(points.shape)
+        found_there = distance.gradient(points.reshape(-1, *sets.a.shape[1:])).reshape(points.shape)
         np.save(content := io.BytesIO(), found_there)
         save(gradients_out, content.getvalue())
     for caution in found["cautions"]:
         say(f"caution: {caution}")
     say(found["verdict"])
+    changed = [c for c in (Change(**change) for change in found["changes"]) if c.is_found]
+    for change in changed[:MAX_SAID]:
+        say(f"changed by itself: {change.in_words}")
+    if len(changed) > MAX_SAID:
+        say(f"{len(changed) - MAX_SAID} more changed by themselves")
     low, high = found["interval"]
     say(
         f"W1 {found['w1']:.5g}, at least {found['lower']:.5g} (95% confidence); about {low:.5g} to "

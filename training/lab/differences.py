@@ -11,6 +11,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from models.device import device_of
+
 Array = np.ndarray
 MAX_PAIRS = 2000
 """Pairs of samples, at most, that blame is taken over."""
@@ -53,9 +55,10 @@ def column_blame(critic: nn.Module, a: Tensor, b: Tensor) -> Tensor:
     parts = torch.zeros_like(a[0])
     for part_a, part_b in zip(torch.split(a, ROWS), torch.split(b, ROWS), strict=True):
         for i in range(POINTS_ON_WAY):
-            x = torch.lerp(part_b, part_a, (i + 0.5) / POINTS_ON_WAY).requires_grad_()
+            between = torch.lerp(part_b, part_a, (i + 0.5) / POINTS_ON_WAY)
+            x = between.to(device_of(critic)).requires_grad_()
             (gradient,) = torch.autograd.grad(exact(x).sum(), x)
-            parts += (gradient * (part_a - part_b)).sum(dim=0)
+            parts += (gradient.cpu() * (part_a - part_b)).sum(dim=0)
     parts = parts.clamp_min(0)
     total = parts.sum()
     return parts / total if total > 0 else torch.full_like(parts, 1 / parts.numel())
@@ -98,10 +101,10 @@ def verdict(report: dict[str, Any], names: Sequence[str]) -> str:
             f"above {report['interval'][1]:.3g}, the upper end of its interval"
         )
     least = f", at least {report['lower']:.3g}" if report["lower"] > 0 else ""
-    return f"A and B differ (p {p:.2g}): {found}{least}; {_most(report['blame'], names)}"
+    return f"A and B differ (p {p:.2g}): {found}{least}; {most_blamed(report['blame'], names)}"
 
 
-def _most(blame: Any, names: Sequence[str]) -> str:
+def most_blamed(blame: Any, names: Sequence[str]) -> str:
     """Say in which columns most of the distance is."""
     shares = np.ravel(blame)
     order = np.argsort(-shares, kind="stable")

@@ -65,6 +65,7 @@ def fit(
     steps: int,
     seed: int,
     objective: Callable[[nn.Module], float] | None = None,
+    device: torch.device | None = None,
 ) -> nn.Module:
     """Fit a critic whose scores are larger on A than on B.
 
@@ -79,6 +80,7 @@ def fit(
         seed: for the initial weights and the points that a penalty draws.
         objective: asked `VALIDATIONS` times on the way; the critic with the largest value is
             returned. Without it the last one is.
+        device: where the batches are; None: a CPU.
 
     Returns:
         The critic, in eval mode.
@@ -87,7 +89,7 @@ def fit(
     torch.manual_seed(seed)
     constraint = recipe.constraint
     network = build_critic(recipe.critic, shape) if recipe.critic else Cones.between(*draw())
-    critic = constraint.before_training(network)
+    critic = constraint.before_training(network.to(device))
     optimizer = torch.optim.Adam(
         critic.parameters(), recipe.learning_rate, recipe.betas, fused=True
     )

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
+from models.device import device_of
 from models.errors import DataError
 from models.networks import size_problem
 from training.judging.metrics import wasserstein_1
@@ -24,8 +25,29 @@ TAIL = 0.01
 """Share of the samples that counts as the tail."""
 MIN_SAMPLES = 50
 """Fewest samples a side."""
+MAX_ITEMS = 1_000_000
+"""Items of a side, at most; of more, so many are drawn at random."""
+MAX_VALUES = 2**25
+"""Values of all items of a side, at most, likewise: 256 MB in float64."""
+ROWS = 8192
+"""Samples whose common offset is subtracted at once."""
 SPLIT = (0.7, 0.1, 0.2)
 """Shares of the samples to fit on, to validate on, and to hold out for the estimate."""
+
+
+def most_items(width: int) -> int:
+    """Items of a side, at most, of ``width`` values each."""
+    return min(MAX_ITEMS, MAX_VALUES // max(1, width))
+
+
+def drawn(count: int, most: int, seed: int) -> Array | None:
+    """Numbers of ``most`` items drawn at random of ``count``, ascending; None if there are fewer.
+
+    They depend on nothing else, so they are the same however the items are read.
+    """
+    if count <= most:
+        return None
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False))
 
 
 def require_samples(a: Array, b: Array) -> None:
@@ -68,7 +90,11 @@ class Units:
         Returns:
             float64 ``(N, D)``, in the samples' units.
         """
-        return (samples - self.center).astype(np.float64).reshape(len(samples), -1)
+        found = np.empty((len(samples), math.prod(self.item)))
+        for first in range(0, len(samples), ROWS):  # a long double takes 16 bytes
+            part = samples[first : first + ROWS] - self.center
+            found[first : first + ROWS] = part.reshape(len(part), -1)
+        return found
 
     def to_critic(self, samples: Array) -> Tensor:
         """Bring samples to the critic's shape and units, in which distances are smaller by `scale`.
@@ -102,9 +128,9 @@ class Units:
         parts = []
         exact = copy.deepcopy(critic).double()  # near the tip of a cone a little is much
         for part in torch.split(self.to_critic(points), 1024):
-            x = part.clone().requires_grad_()
+            x = part.to(device_of(critic), copy=True).requires_grad_()
             (gradient,) = torch.autograd.grad(exact(x).sum(), x)
-            parts.append(self.from_critic(gradient))
+            parts.append(self.from_critic(gradient.cpu()))
         # Scores and inputs are divided by one scale, so the gradient has no units.
         return torch.cat(parts).float().numpy()
 
@@ -125,7 +151,7 @@ def sampler(a: Tensor, b: Tensor, batch: int, seed: int) -> Draw:
     source = torch.Generator().manual_seed(seed)
 
     def draw() -> tuple[Tensor, Tensor]:
-        rows = [torch.randint(len(x), (batch,), generator=source) for x in (a, b)]
+        rows = [torch.randint(len(x), (batch,), generator=source).to(x.device) for x in (a, b)]
         return a[rows[0]], b[rows[1]]
 
     return draw

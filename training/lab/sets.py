@@ -1,8 +1,10 @@
-"""The two sets of samples that are compared: files, folders, URLs, or a model's own samples."""
+"""The two sets of samples that are compared: files, data in memory, or a model's own samples."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -18,23 +20,22 @@ from models.images import fit
 from models.model import Model
 from models.model_names import locate
 from models.run_folder import artifact_of
-from models.tables import CategoryColumn, NumberColumn, TableSchema
+from models.tables import AnyColumn
 from models.tables.files import read_npz
-from models.tables.records import typed
+from models.tables.frames import to_table
 from models.trained import load_served
 from training.data.builtin import BUILT_IN
-from training.data.coding import match_columns
 from training.data.loading import READERS, read_source
-from training.data.schema import find_structure, fit_schema
+from training.data.sources import large
+from training.data.sources.cache import AT_ONCE, items_at
 from training.data.sources.tables import as_numbers
-from training.judging.tables.rows import comparable, is_missing, is_number
 from training.lab.differences import kind_of
+from training.lab.samples import drawn, most_items
+from training.lab.tables import OWN_UNITS, coded
 
 Array = np.ndarray
 MAX_GENERATED = 10_000
 """Samples, at most, that a model makes unless it is told how many."""
-MAX_ROWS = 100_000
-"""Rows, at most, that are taken of a table too large for memory."""
 
 
 @dataclasses.dataclass
@@ -42,13 +43,15 @@ class Side:
     """One of the two sets."""
 
     source: str
-    """As the user wrote it."""
+    """As the user wrote it; of data in memory, A or B."""
     said: str
     """What it is, in words."""
     items: Any
     """An array ``(N, ...)``, or a `pyarrow.Table`."""
     model: Model | None = None
     """That made the items; None for data."""
+    rows: Array | None = None
+    """Numbers of the items in their source, ascending; None: these are all."""
 
 
 @dataclasses.dataclass
@@ -64,44 +67,80 @@ class Sets:
     """What a distance between two items is, in words."""
     said: list[str]
     """A line for each thing that the user should know."""
+    cautions: list[str] = dataclasses.field(default_factory=list)
+    """Sentences on what is not compared."""
+    tables: tuple[Array, Array] | None = None
+    """The rows that a and b encode, as `training.judging.tables.rows.comparable` makes them; None
+    of other items."""
+    columns: list[AnyColumn] = dataclasses.field(default_factory=list)
+    """Of the tables, in the order of their fields."""
+    rows: tuple[Array | None, Array | None] = (None, None)
+    """Numbers of the items in their sources, ascending; None: all of them."""
 
 
-def load_sets(a: str, b: str, config: DataConfig, count: int | None = None, seed: int = 0) -> Sets:
+def load_sets(a: Any, b: Any, config: DataConfig, count: int | None = None, seed: int = 0) -> Sets:
     """Read two sets, and bring them to one form.
 
     Args:
         a: data as `training.data.loading.read_source` takes them; or a model, by the folder of its
             run or artifact or by a registry name. A built-in set, a file or a folder comes before a
-            registry name without a version.
+            registry name without a version. Or what is in memory: a `Model`, an array, a DataFrame
+            or a `pyarrow.Table`.
         b: likewise.
         config: says how data are read; where one side is a model, its own configuration does so in
             the places that this one leaves out.
         count: samples that a model makes; None: as many as the other side has, at most
             `MAX_GENERATED`.
-        seed: of the samples of a model on side A; on side B it is one more.
+        seed: of the samples of a model on side A; on side B it is one more. Also of the items that
+            are drawn of too many for memory.
 
     Raises:
         DataError: one of them cannot be read, or the two do not fit each other.
         UserError: there is no such model.
     """
-    models = [load_served(source) if is_model(source) else None for source in (a, b)]
+    sources, names = (a, b), [x if isinstance(x, str) else side for x, side in ((a, "A"), (b, "B"))]
+    models = [_model(source) for source in sources]
     guide = models[0] or models[1]
+    if guide is not None:
+        config = config.over(guide.run.config.data)
     data = [
-        None if model else _read(source, config, guide)
-        for source, model in zip((a, b), models, strict=True)
+        None if model else _data(source, name, config, guide, seed)
+        for source, name, model in zip(sources, names, models, strict=True)
     ]
     others = [len(side.items) for side in data if side]
     count = count or min([*others, MAX_GENERATED])
     sides = [
-        side or _generated(source, model, count, seed + number)
-        for number, (source, side, model) in enumerate(zip((a, b), data, models, strict=True))
+        side or _generated(name, model, count, seed + number)
+        for number, (name, side, model) in enumerate(zip(names, data, models, strict=True))
     ]
     said = [f"{name}: {side.said}" for name, side in zip("AB", sides, strict=True)]
-    if all(isinstance(side.items, pa.Table) for side in sides):
-        found = _coded(sides, guide.table if guide else None)
-    else:
-        found = _alike(sides)
-    return dataclasses.replace(found, said=[*said, *found.said])
+    if not all(isinstance(side.items, pa.Table) for side in sides):
+        as_given = not isinstance(a, str) and not isinstance(b, str)
+        found = _alike(sides, as_given)
+        return dataclasses.replace(found, said=[*said, *found.said])
+    schema = guide.table if guide else None
+    both = coded([side.items for side in sides], names, schema, config.columns, seed)
+    rows = [
+        side.rows if some is None else some if side.rows is None else side.rows[some]
+        for side, some in zip(sides, both.chosen, strict=True)
+    ]
+    return Sets(
+        both.a,
+        both.b,
+        both.names,
+        both.units,
+        [*said, *both.said],
+        both.cautions,
+        both.rows,
+        both.columns,
+        (rows[0], rows[1]),
+    )
+
+
+def _model(source: Any) -> Model | None:
+    if isinstance(source, str):
+        return load_served(source) if is_model(source) else None
+    return source if isinstance(source, Model) else None
 
 
 def is_model(source: str) -> bool:
@@ -113,31 +152,41 @@ def is_model(source: str) -> bool:
     return "@" in source or isinstance(locate(source), str)
 
 
-def _read(source: str, config: DataConfig, guide: Model | None) -> Side:
-    """Read data, as those of a model were read where there is one."""
-    card = None
-    if guide is not None:
-        config, card = config.over(guide.run.config.data), guide.run.data
-    config = config.model_copy(update={"source": source})
-    items = _columns(source)
+def _data(source: Any, name: str, config: DataConfig, guide: Model | None, seed: int) -> Side:
+    """Read data, as those of a model were read where there is one, and draw some of too many."""
     problems, notes = tuple[str, ...](), tuple[str, ...]()
-    if items is None:
-        raw = read_source(config, card)
+    items: Any
+    if not isinstance(source, str):
+        is_frame = hasattr(source, "columns")
+        items = to_table(source) if is_frame else np.atleast_1d(np.asarray(source))
+    elif (items := _columns(source) if config.key is None else None) is None:
+        raw = read_source(
+            config.model_copy(update={"source": source}), None if guide is None else guide.run.data
+        )
         items = raw.items if raw.table is None else raw.table
         problems, notes = raw.problems, raw.notes
-    said = f"{len(items)} {'rows' if isinstance(items, pa.Table) else 'items'} of {source}"
-    if not isinstance(items, np.ndarray | pa.Table):  # a table that is not in memory
-        chosen = np.random.default_rng(0).choice(len(items), min(len(items), MAX_ROWS), False)
-        said = f"{len(chosen)} rows, drawn at random, of {len(items)} of {source}"
-        items = items.take(pa.array(np.sort(chosen)))
-    if config.size is not None and not isinstance(items, pa.Table):
+    is_table = not isinstance(items, np.ndarray)
+    width = len(items.column_names) if is_table else math.prod(items.shape[1:])
+    rows = drawn(len(items), most_items(width), seed)
+    said = f"{len(items)} {'rows' if is_table else 'items'} of {name}"
+    if not isinstance(source, str):
+        said = said.removesuffix(f"of {name}") + "in memory"
+    if rows is not None:
+        said = f"{len(rows)} {'rows' if is_table else 'items'}, drawn at random, of {said}"
+    if is_table and not (rows is None and isinstance(items, pa.Table)):
+        items = items.take(pa.array(np.arange(len(items)) if rows is None else rows))
+    elif rows is not None:
+        # In parts: what was read of a file's map stays in memory until it is released.
+        parts = np.array_split(rows, -(-len(rows) // AT_ONCE))
+        items = np.concatenate([items_at(items, part) for part in parts])
+    if config.size is not None and not is_table:
         images = _with_channels(items)  # those of files are of that size already
         if images.ndim == 4 and images.shape[1:3] != (config.size, config.size):
             items = np.stack([fit(image, config.size, config.size) for image in images])
             said += f", resized to {config.size}x{config.size} pixels"
     if problems:
         said += f"; {len(problems)} files could not be read, such as {problems[0]}"
-    return Side(source, "; ".join([said, *notes]), items)
+    return Side(name, "; ".join([said, *notes]), items, rows=rows)
 
 
 def read_points(source: str, config: DataConfig, sets: Sets) -> Array:
@@ -157,17 +206,23 @@ def read_points(source: str, config: DataConfig, sets: Sets) -> Array:
     return raw.items
 
 
-def _columns(source: str) -> pa.Table | None:
-    """The rows of a .npz file with an array for each column, as `wgan sample` writes a table's."""
-    if not source.lower().endswith(".npz") or not zipfile.is_zipfile(source):
-        return None
-    with zipfile.ZipFile(source) as file:
-        if len(file.namelist()) < 2 or "samples.npy" in file.namelist():
-            return None
-    try:
-        return read_npz(Path(source).read_bytes(), source)
-    except DataError:
-        return None  # the reader of arrays says what is wrong
+def _columns(source: str) -> Any:
+    """What the readers of training would not take: a table in a .npz, or the map of a large .npy.
+
+    The former is an array for each column, as `wgan sample` writes a table's rows. None of others,
+    and of broken files: the reader of arrays says what is wrong.
+    """
+    name = source.lower()
+    with contextlib.suppress(DataError, ValueError):
+        if name.endswith(".npz") and zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as file:
+                members = file.namelist()
+            if len(members) > 1 and "samples.npy" not in members:
+                return read_npz(Path(source).read_bytes(), source)
+        is_array = name.endswith(".npy") and os.path.isfile(source)
+        if is_array and os.path.getsize(source) > large.MAX_BYTES_IN_MEMORY:
+            return np.load(source, mmap_mode="r", allow_pickle=False)
+    return None
 
 
 def _generated(source: str, model: Model | None, count: int, seed: int) -> Side:
@@ -182,8 +237,13 @@ def _generated(source: str, model: Model | None, count: int, seed: int) -> Side:
 # ---- arrays and images --------------------------------------------------------------------------
 
 
-def _alike(sides: list[Side]) -> Sets:
-    """Bring two sets of numbers or images to one form, if they have one."""
+def _alike(sides: list[Side], as_given: bool) -> Sets:
+    """Bring two sets of numbers or images to one form, if they have one.
+
+    Args:
+        sides: A and B.
+        as_given: they stay as they are if they have one form already.
+    """
     said, names = list[str](), list[str]()
     for side, other in (sides, sides[::-1]):
         if isinstance(side.items, pa.Table):
@@ -195,7 +255,9 @@ def _alike(sides: list[Side]) -> Sets:
                 )
             side.items, names = as_numbers(side.items, columns, side.source), columns
             said.append(f"{other.source} has no names of columns: its order counts")
-    a, b = (_with_channels(side.items) for side in sides)
+    a, b = (side.items for side in sides)
+    if not as_given or a.shape[1:] != b.shape[1:]:
+        a, b = _with_channels(a), _with_channels(b)
     if a.ndim == b.ndim == 4:
         # A model's images stay as they are.
         height, width, depth = (b if sides[1].model else a).shape[1:]
@@ -210,7 +272,7 @@ def _alike(sides: list[Side]) -> Sets:
             channels = depth if sides[0].model or sides[1].model else 3
             a, b = (np.stack([fit(image, height, width, channels) for image in x]) for x in (a, b))
             said.append(f"all are made {'grey' if channels == 1 else 'RGB'} to be compared")
-    return Sets(a, b, names, _units(a), said)
+    return Sets(a, b, names, _units(a), said, rows=(sides[0].rows, sides[1].rows))
 
 
 def _with_channels(items: Array) -> Array:
@@ -222,77 +284,4 @@ def _units(items: Array) -> str:
     if items.ndim > 1 and kind_of(items.shape[1:]) == "image":
         levels = "grey levels, 0 to 255" if items.dtype == np.uint8 else "the values' own units"
         return f"Euclidean over all {np.prod(items.shape[1:])} pixel values, in {levels}"
-    return "Euclidean over all values, in their own units"
-
-
-# ---- tables -------------------------------------------------------------------------------------
-
-
-def _coded(sides: list[Side], schema: TableSchema | None) -> Sets:
-    """Bring two tables to one encoding, with columns matched by name; see docs/w1.md."""
-    said = list[str]()
-    if schema is None:
-        names = [set(side.items.column_names) for side in sides]
-        if names[0] != names[1]:
-            raise DataError(
-                "the tables have other columns: "
-                + "; ".join(
-                    f"only {side.source} has {', '.join(sorted(own - other))}"
-                    for side, own, other in zip(sides, names, names[::-1], strict=True)
-                    if own - other
-                )
-            )
-        order = sides[0].items.column_names
-        tables = [side.items.select(order) for side in sides]
-        try:
-            whole = pa.concat_tables(tables, promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            why = str(error).partition("\n")[0]
-            raise DataError(f"the tables' columns have other types: {why}") from None
-        structure = find_structure(whole, {})
-        schema = fit_schema(whole, structure, {}, np.ones(len(whole), bool))
-        said += structure.notes
-    rows = []
-    for side in sides:
-        try:
-            said += match_columns(side.items.column_names, schema)
-            rows.append(comparable(typed(schema, side.items), schema))
-        except DataError as error:
-            raise DataError(f"{side.source}: {error}") from None
-    return _encoded(rows, schema, said)
-
-
-def _encoded(rows: list[Array], schema: TableSchema, said: list[str]) -> Sets:
-    """Encode what `comparable` made of two tables' rows: numbers alone as they are, or else all."""
-    columns = [column for column in schema.columns if column.parts]  # as `comparable` takes them
-    kinds = {type(column) for column in columns}
-    has_gaps = any(is_missing(x[field]).any() for x in rows for field in x.dtype.names or ())
-    if kinds == {NumberColumn} and not has_gaps:
-        a, b = (np.stack([x[str(i)] for i in range(len(columns))], axis=1) for x in rows)
-        return Sets(a, b, [column.name for column in columns], _units(a), said)
-    both = np.concatenate(rows)
-    values = dict[str, Array]()
-    for i, column in enumerate(columns):
-        found, missing = both[str(i)], is_missing(both[str(i)])
-        if is_number(both, str(i)):
-            known = found[~missing]
-            values[column.name] = np.zeros(len(found))
-            values[column.name][~missing] = (known - known.mean()) / (known.std() or 1.0)
-            if missing.any():
-                values[f"whether {column.name} is missing"] = missing.astype(float)
-            continue
-        assert isinstance(column, CategoryColumn), "only numbers and categories are learned"
-        options = [*column.categories, *column.others, "another value", "no value"]
-        for number in np.unique(found):  # -1 stands for no value
-            # Two different categories are then 1 apart.
-            values[f"{column.name} = {options[number]}"] = (found == number) / np.sqrt(2)
-    every = np.stack([*values.values()], axis=1)
-    said.append(
-        f"mixed types: {len(columns)} columns ({', '.join(sorted({c.kind for c in columns}))}) are "
-        f"compared by {len(values)} values"
-    )
-    units = (
-        "Euclidean over all columns: numbers and times in standard deviations of both sets "
-        "together, another category and a missing value count 1"
-    )
-    return Sets(every[: len(rows[0])], every[len(rows[0]) :], [*values], units, said)
+    return OWN_UNITS

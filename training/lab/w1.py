@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.config import constraint_class
 from models.constraints import Constraint, GradientPenalty, LipschitzPenalty
+from models.device import device_of, require_device
 from models.errors import ConfigError
 from models.lipschitz import certify, gradient_norms, interpolate, lipschitz_bracket
 from models.networks.cones import Cones
@@ -65,7 +66,8 @@ def critic_estimate(critic: nn.Module, constraint: Constraint, a: Tensor, b: Ten
     torch.manual_seed(0)
     if isinstance(constraint, LipschitzPenalty | GradientPenalty):
         count = min(len(a), len(b), MAX_NORM_POINTS)
-        penalty = constraint.term(critic, a[:count], b[:count]).item()
+        some = [x[:count].to(device_of(critic)) for x in (a, b)]
+        penalty = constraint.term(critic, *some).item()
         return (gap - 2 * penalty) / constraint.target
     if isinstance(critic, Cones):
         return gap
@@ -80,13 +82,14 @@ def _gap(critic: nn.Module, a: Tensor, b: Tensor) -> float:
 
 
 def _scores(critic: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([critic(part) for part in torch.split(x, 1024)]).double()
+    device = device_of(critic)
+    return torch.cat([critic(part.to(device)) for part in torch.split(x, 1024)]).double()
 
 
 @torch.no_grad()
 def _exact_scores(critic: nn.Module, x: Tensor) -> Array:
     """Score in float64, for rounding must not make a bound larger than it is."""
-    return _scores(copy.deepcopy(critic).double(), x).numpy()
+    return _scores(copy.deepcopy(critic).double(), x).cpu().numpy()
 
 
 class _HeldOut(NamedTuple):
@@ -102,24 +105,24 @@ class _HeldOut(NamedTuple):
 
 
 def _from_held_out(
-    critic: nn.Module, certified: float, parts: Sequence[tuple[Tensor, Tensor]], seed: int
+    scores: Sequence[tuple[Array, Array]], certified: float, seed: int, confidence: float
 ) -> _HeldOut:
     """Bound W1 and test for a difference by a critic's scores of samples that it never saw.
 
     Args:
-        critic: fitted to and chosen by the first two parts.
+        scores: of A and B that the critic was fitted to, validated on and that are held out.
         certified: its Lipschitz constant at most.
-        parts: A and B fitted to, validated on and held out, float64.
         seed: for the orders of bets and the permutations.
+        confidence: of the lower bound, and of the interval.
     """
-    known = [_exact_scores(critic, torch.cat(pair)) for pair in zip(*parts[:2], strict=True)]
-    a, b = (_exact_scores(critic, x) for x in parts[2])
-    rng, both_sides = np.random.default_rng(seed), (1 + CONFIDENCE) / 2
-    clip = bounds.choose_clip(known[0], known[1], min(len(a), len(b)), CONFIDENCE)
-    lower = bounds.gap_lower_bound(a, b, clip, CONFIDENCE, rng)
+    known = [np.concatenate(pair) for pair in zip(*scores[:2], strict=True)]
+    a, b = scores[2]
+    rng, both_sides = np.random.default_rng(seed), (1 + confidence) / 2
+    clip = bounds.choose_clip(known[0], known[1], min(len(a), len(b)), confidence)
+    lower = bounds.gap_lower_bound(a, b, clip, confidence, rng)
     p_value = bounds.permutation_p_value(a, b, rng)
     interval_low = bounds.gap_lower_bound(a, b, clip, both_sides, rng)
-    every = [np.concatenate(scores) for scores in zip(known, (a, b), strict=True)]
+    every = [np.concatenate(pair) for pair in zip(known, (a, b), strict=True)]
     error = math.sqrt(sum(float(x.var()) / len(x) for x in every))
     margin = norm.ppf(both_sides) * error
     return _HeldOut(lower / certified, interval_low / certified, margin / certified, p_value)
@@ -145,8 +148,13 @@ def estimate(
     until_converged: bool = False,
     batch_size: int = 512,
     names: Sequence[str] = (),
+    confidence: float = CONFIDENCE,
+    device: str = "cpu",
 ) -> Fitted:
     """Estimate W1 between two sets of samples, with the Euclidean distance, and bound it.
+
+    Critics are fitted in float32, in units in which the samples have a spread of 1. All figures are
+    then taken in float64, of which the scores of distant cones need the digits.
 
     Args:
         a: ``(N, D)``, sequences ``(N, T, D)``, or images ``(N, H, W)`` or ``(N, H, W, C)``.
@@ -158,11 +166,14 @@ def estimate(
         until_converged: double the steps until more bring nothing, or ``seconds`` are over.
         batch_size: samples from each set in a step.
         names: of an item's values, for the verdict; without them, their places.
+        confidence: of `lower` and `interval`.
+        device: ``cpu`` or ``cuda``, where critics are fitted.
 
     Returns:
         The report, and the critic's gradient.
 
     Raises:
+        UserError: there is no such device.
         DataError: the samples do not fit each other, or are too few.
         ConfigError: there is no such constraint; or steps are given beside the other two; or the
             time is not above 0.
@@ -171,7 +182,8 @@ def estimate(
         raise ConfigError("a number of steps excludes seconds and until-converged: give either")
     if seconds is not None and not 0 < seconds < math.inf:
         raise ConfigError(f"seconds {seconds:g}: must be above 0")
-    started = time.perf_counter()
+    started, place = time.perf_counter(), require_device(device)
+    cards = [place] if place.type == "cuda" else []
     require_samples(a, b)
     copies = [repeats(x.reshape(len(x), -1)) for x in (a, b)]
     kept = [rows_to_keep(x, times) for x, times in zip((a, b), copies, strict=True)]
@@ -179,7 +191,7 @@ def estimate(
     parts = [(a[rows], b[others]) for rows, others in numbers]
     units = Units(*parts[:2])  # nothing of the critic may depend on the held-out samples
     exact = [(units.to_critic(x), units.to_critic(y)) for x, y in parts]
-    fitted, validated, heldout = ((x.float(), y.float()) for x, y in exact)
+    fitted, validated, heldout = ((x.to(place).float(), y.to(place).float()) for x, y in exact)
     shape = tuple(fitted[0].shape[1:])
     recipe = default_recipe(shape, constraint_class(kind)() if kind else None)
 
@@ -187,7 +199,7 @@ def estimate(
         def value(critic: nn.Module) -> float:
             count = min(map(len, validated))
             one, other = (x[:count] for x in validated)
-            with torch.random.fork_rng(devices=[]):  # the fit goes on with its own numbers
+            with torch.random.fork_rng(devices=cards):  # the fit goes on with its own numbers
                 torch.manual_seed(0)
                 penalty = recipe.constraint.penalty(critic, one, other)
             return _gap(critic, *validated) - (0.0 if penalty is None else penalty.item())
@@ -198,7 +210,7 @@ def estimate(
         draw = sampler(*fitted, batch_size, seed)
 
         def fitted_under(recipe: Recipe, steps: int) -> nn.Module:
-            return fit(draw, shape, recipe, steps, seed, objective(recipe))
+            return fit(draw, shape, recipe, steps, seed, objective(recipe), place)
 
         critic = fitted_under(recipe, steps) if kind else None
         some = fitted_under(default_recipe(shape), max(steps // 2, 1) if kind else steps)
@@ -225,11 +237,12 @@ def estimate(
     best, constant = max(certain, key=lambda pair: _gap(pair[0], *validated) / pair[1])
     count = min(*map(len, heldout), MAX_NORM_POINTS)
     torch.manual_seed(0)
-    norms = gradient_norms(critic, interpolate(*(x[:count] for x in heldout))).double()
+    norms = gradient_norms(critic, interpolate(*(x[:count] for x in heldout))).double().cpu()
     levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
     # Fitting enlarges the gap on its own samples and shrinks it on others: take the mean of both.
-    unseen = tuple(torch.cat(pair) for pair in zip(validated, heldout, strict=True))
-    sides = [critic_estimate(critic, recipe.constraint, *side) for side in (fitted, unseen)]
+    unseen = tuple(torch.cat(pair) for pair in zip(*exact[1:], strict=True))
+    judged = copy.deepcopy(critic).double()
+    sides = [critic_estimate(judged, recipe.constraint, *side) for side in (exact[0], unseen)]
     rows = [units.rows(x[keep]) for x, keep in zip((a, b), kept, strict=True)]
     plug_in, bias, count = plug_in_estimate(rows[0], rows[1], seed)
     w1, heaviest = units.scale * sum(sides) / 2, max(tail_share(x) for x in rows)
@@ -246,7 +259,8 @@ def estimate(
             f"each row of A occurs {copies[0]} times and each of B {copies[1]} times; "
             "copies were left out, for they are no further samples"
         )
-    held_out = _from_held_out(best, constant, exact, seed)
+    found = [(_exact_scores(best, x), _exact_scores(best, y)) for x, y in exact]
+    held_out = _from_held_out(found, constant, seed, confidence)
     off = apart(*sides)
     if off > MAX_APART and held_out.p_value <= 1 - CONFIDENCE and heaviest <= HEAVY_TAIL:
         needed = "more samples" if stopped and stopped.more_samples else "more samples or steps"
@@ -257,7 +271,9 @@ def estimate(
         )
     # The gap on fitted samples and the exact distance of the samples are too large on average.
     highest = max(units.scale * sides[0], plug_in, w1) + units.scale * held_out.margin
-    scores = [units.scale * _exact_scores(critic, x) for x in exact[2]]
+    if best is not critic:
+        found[2] = (_exact_scores(critic, exact[2][0]), _exact_scores(critic, exact[2][1]))
+    scores = [units.scale * x for x in found[2]]
     scores = [x - scores[1].mean() for x in scores]  # a critic's level means nothing
     typical = zip(numbers[2], (-scores[0], scores[1]), strict=True)
     report = {

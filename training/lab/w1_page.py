@@ -11,7 +11,9 @@ import numpy as np
 from models.images import MODES, encode_small_png, enlarge, grid
 from models.record import Chart, Line
 from training.judging.histogram import histogram
+from training.lab.changes import Change
 from training.lab.differences import SIGNIFICANCE, column_names, kind_of
+from training.lab.sets import Sets
 from training.reporting.charts import COLOURS, horizontal_bars
 from training.reporting.pages import render
 from training.reporting.pictures import heat_map, traces
@@ -34,18 +36,24 @@ Picture = tuple[bytes, str, int]
 """PNG, caption and width on the page."""
 
 
-def w1_page(report: dict[str, Any], a: Array, b: Array, a_name: str, b_name: str) -> str:
-    """Write what `training.lab.w1.estimate` found as one HTML file that needs no other.
+def w1_page(report: dict[str, Any], sets: Sets, a_name: str, b_name: str) -> str:
+    """Write what `training.lab.measure.measure` found as one HTML file that needs no other.
 
     Args:
-        report: the estimate's report; ``columns`` has the names of a table's values.
-        a: the samples that it was made from.
-        b: likewise.
+        report: of the measurement.
+        sets: the samples that it was made from.
         a_name: what A is called, such as the name of its file.
         b_name: likewise.
     """
+    a, b = sets.a, sets.b
     kind, blame = kind_of(a.shape[1:]), np.array(report["blame"])
-    vectors = partial(_vectors, names=report.get("columns") or column_names(blame.shape))
+    numbers = report["typical"]
+    places = [
+        list(rows if drawn is None else np.searchsorted(drawn, rows))
+        for rows, drawn in zip(numbers, sets.rows, strict=True)
+    ]
+    names = sets.names or column_names(blame.shape)
+    vectors = partial(_vectors, names=names, numbers=numbers)
     drawn: dict[str, Callable[..., dict[str, Any]]] = {
         "image": _images,
         "sequence": _sequences,
@@ -58,6 +66,7 @@ def w1_page(report: dict[str, Any], a: Array, b: Array, a_name: str, b_name: str
         cautions=report["cautions"],
         a=a_name,
         b=b_name,
+        changes=_changes([Change(**change) for change in report["changes"]], kind),
         figures=_figures(report),
         scores=(
             _scores(report["scores"]),
@@ -65,7 +74,7 @@ def w1_page(report: dict[str, Any], a: Array, b: Array, a_name: str, b_name: str
         ),
         chance=report["p_value"] > SIGNIFICANCE,
         **{"bars": "", "bars_caption": "", "charts": [], "pictures": [], "tables": [], "items": []}
-        | drawn[kind](blame, a, b, report["typical"]),
+        | drawn[kind](blame, a, b, places),
     )
 
 
@@ -83,6 +92,23 @@ def _figures(report: dict[str, Any]) -> list[list[str]]:
         ],
         ["critic steps", f"{report['steps']}" + (f"; {s}" if (s := report["stopped"]) else "")],
     ]
+
+
+def _changes(found: Sequence[Change], kind: str) -> tuple[str, list[list[str]]]:
+    """A sentence on the columns that changed by themselves, and a row for each."""
+    what = {"vector": "columns", "image": "properties of the images"}.get(kind, "features")
+    changed = [change for change in found if change.is_found]
+    rows = [
+        [c.name, c.a, c.b, "; ".join([c.moved, *c.notes]), f"{c.p_value:.2g}"]
+        for c in changed[:MAX_BARS]
+    ]
+    hidden = len(changed) - len(rows)
+    more = f", of which {hidden} are not listed" if hidden else ""
+    said = (
+        f"{len(changed)} of {len(found)} {what} changed by themselves{more}. Of the others, chance "
+        f"alone may be the reason (p above {SIGNIFICANCE:g} for all {what} together)."
+    )
+    return said, rows
 
 
 def _scores(scores: dict[str, list[float]]) -> Chart:
@@ -124,7 +150,12 @@ def _marginals(blame: Array, a: Array, b: Array, names: Sequence[str]) -> list[t
 
 
 def _vectors(
-    blame: Array, a: Array, b: Array, typical: list[list[int]], names: Sequence[str]
+    blame: Array,
+    a: Array,
+    b: Array,
+    typical: list[list[int]],
+    names: Sequence[str],
+    numbers: list[list[int]],
 ) -> dict[str, Any]:
     order = np.argsort(-blame, kind="stable")
     shown = order[:MAX_BARS]
@@ -135,10 +166,12 @@ def _vectors(
     columns = order[:MAX_COLUMNS]
     header = [names[i] for i in columns]
 
-    def table(title: str, rows: list[int], every: Array) -> tuple[str, list[str], list[list[str]]]:
-        cells = [[f"{v:.4g}" for v in every[row, columns]] for row in rows[:MAX_ROWS]]
+    def table(title: str, side: int, every: Array) -> tuple[str, list[str], list[list[str]]]:
+        rows = typical[side][:MAX_ROWS]
+        cells = [[f"{v:.4g}" for v in every[row, columns]] for row in rows]
         means = [f"{v:.4g}" for v in every[:, columns].mean(axis=0)]
-        numbered = [[str(row), *values] for row, values in zip(rows, cells, strict=False)]
+        labels = map(str, numbers[side])
+        numbered = [[row, *values] for row, values in zip(labels, cells, strict=False)]
         return title, ["row, from 0", *header], [*numbered, ["mean of all", *means]]
 
     return {
@@ -146,8 +179,8 @@ def _vectors(
         "bars_caption": f"Share of the distance. Dashed: an even share, {even:.2g}.{left}",
         "charts": _marginals(blame, a, b, names),
         "tables": [
-            table("Most typical of A, and not of B", typical[0], a),
-            table("Most typical of B, and not of A", typical[1], b),
+            table("Most typical of A, and not of B", 0, a),
+            table("Most typical of B, and not of A", 1, b),
         ],
     }
 

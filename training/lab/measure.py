@@ -1,0 +1,104 @@
+"""W1 between two sets in whatever form they come: loaded, measured, shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from models.config import DataConfig, flatten
+from models.distance import Distance
+from models.errors import UserError
+from models.outputs import require_file, save
+from models.trained import TrainedModel
+from training.lab.changes import Change, changes_of_items, changes_of_table
+from training.lab.differences import column_names, kind_of
+from training.lab.sets import Sets, load_sets
+from training.lab.w1 import estimate
+from training.lab.w1_page import w1_page
+from training.presets import build_config
+
+
+def load(a: Any, b: Any, settings: Mapping[str, Any], count: int | None, seed: int) -> Sets:
+    """Load two sets that Python code hands over; see `wgan.wasserstein_1`.
+
+    Raises:
+        UserError: they cannot be read, do not fit each other, or a setting is none of data.
+    """
+    a, b = (
+        x.model if isinstance(x, TrainedModel) else str(x) if isinstance(x, Path) else x
+        for x in (a, b)
+    )
+    return load_sets(a, b, data_config(a, flatten(dict(settings))), count, seed)
+
+
+def data_config(source: Any, settings: Mapping[str, Any]) -> DataConfig:
+    """Build the configuration by which two sets are read.
+
+    Args:
+        source: A, in whatever form.
+        settings: dotted, such as ``{"data.size": 32}``.
+
+    Raises:
+        UserError: one is no setting of data.
+    """
+    for key in settings:
+        if key.partition(".")[0] != "data":
+            raise UserError(f"{key}: nothing is trained here, and only data.* counts; leave it out")
+    given = source if isinstance(source, str) else "data in memory"
+    return build_config("table", given, None, dict(settings)).data
+
+
+def changes(sets: Sets) -> list[Change]:
+    """Compare the columns of two sets one by one, what changed most first."""
+    if sets.tables is not None:
+        return changes_of_table(*sets.tables, sets.columns)
+    names = sets.names
+    if not names and kind_of(sets.a.shape[1:]) == "vector":
+        names = column_names(sets.a.shape[1:])
+    return changes_of_items(sets.a, sets.b, names)
+
+
+def measure(sets: Sets, kind: str | None = None, **options: Any) -> Distance:
+    """Estimate W1 between two sets, and say what was compared and what changed.
+
+    Args:
+        sets: as `training.lab.sets.load_sets` brings them.
+        kind: the constraint's; see `training.lab.w1.estimate`.
+        **options: others of `training.lab.w1.estimate`.
+
+    Returns:
+        What `estimate` finds, with ``units``, ``read``, ``changes`` and, of a table, ``columns`` in
+        the report. Rows that it names are numbered as in their sources.
+    """
+    report, gradient = estimate(sets.a, sets.b, kind, names=sets.names, **options)
+    typical = [
+        rows if drawn is None else drawn[rows].tolist()
+        for rows, drawn in zip(report["typical"], sets.rows, strict=True)
+    ]
+    report |= {
+        "cautions": [*sets.cautions, *report["cautions"]],
+        "typical": typical,
+        "units": sets.units,
+        "read": sets.said,
+        "changes": [change._asdict() for change in changes(sets)],
+    }
+    if sets.names:
+        report["columns"] = sets.names
+    return Distance(report["w1"], report["lower"], report["verdict"], report, gradient)
+
+
+def page_for(out: str | Path | None) -> Callable[[Distance, Sets], None]:
+    """Make what saves a page; without a file, it saves nothing.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = None if out is None else Path(out)
+    require_file(path)
+
+    def save_page(found: Distance, sets: Sets) -> None:
+        if path is not None:
+            save(path, w1_page(found.report, sets, "A", "B"))
+
+    return save_page

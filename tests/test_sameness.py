@@ -202,6 +202,21 @@ def test_a_model_and_files_and_what_is_in_memory_meet(tmp_path: Path) -> None:
     assert "age: " in message
 
 
+def test_a_distance_of_frames_names_columns_and_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=80), "kind": rng.choice(["a", "b"], 80)})
+    frame.assign(x=frame.x + 5).to_csv(tmp_path / "later.csv", index=False)
+    found = wgan.wasserstein_1(frame, tmp_path / "later.csv", steps=5, batch_size=32)
+    assert "most of it is in x" in found.verdict
+    assert sorted(found.report["columns"]) == ["kind = a", "kind = b", "x"]
+    assert found.report["read"][0] == "A: 80 rows in memory"
+    assert found.report["changes"][0]["distance"] == pytest.approx(5)
+    grey = rng.integers(0, 256, (2, 60, 9, 8)).astype(np.uint8)
+    assert wgan.wasserstein_1(*grey, steps=2, batch_size=8).gradient(grey[0]).shape == (60, 9, 8)
+    with pytest.raises(UserError, match=r"data\.sise"):
+        wgan.wasserstein_1(frame, tmp_path / "later.csv", data={"sise": 3})
+
+
 def test_other_columns_are_a_difference() -> None:
     frame = pd.DataFrame({"a": np.arange(60.0), "b": np.arange(60.0) % 7})
     message, _ = failure(frame, frame.assign(c=1.5))

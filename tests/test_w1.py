@@ -136,15 +136,16 @@ def test_a_difference_is_told_with_its_p_value() -> None:
     assert apart["interval"][0] < 1 < apart["interval"][1]
 
 
-def test_an_estimate_that_has_not_converged_says_so() -> None:
-    """Of 256 funnels in 32 dimensions, few samples and steps find too few."""
-    pair = FunnelPair(32, 256, seed=0)
+@pytest.mark.parametrize("dimension", [32, 128])
+def test_an_estimate_that_has_not_converged_says_so(dimension: int) -> None:
+    """Of 256 funnels in many dimensions, few samples and steps find too few."""
+    pair = FunnelPair(dimension, 256, seed=0)
     true, _ = pair.w1(2**14)
     a, b = (x.numpy() for x in pair.sample(4000, torch.Generator().manual_seed(0)))
     report, _ = estimate(a, b, steps=300)
-    assert report["w1"] < 0.95 * true
+    assert abs(report["w1"] / true - 1) > 0.05, "too low, or learnt by heart"
     assert "not converged" in report["cautions"][0]
-    assert report["interval"][1] > true
+    assert report["interval"][0] < true < report["interval"][1]
 
 
 @pytest.mark.parametrize("dimension", [1, 16])

@@ -44,6 +44,8 @@ HEAVY_TAIL = 0.25
 """A tail farther away than this share of the sum of all distances decides too much of W1."""
 MAX_NORM_POINTS = 4096
 """Points between A and B, at most, where gradient norms are taken."""
+MAX_VALIDATED = 20_000
+"""Samples of each set, at most, by which the best moment of a fit is chosen."""
 TYPICAL = 16
 """Held-out samples of A that score highest, and of B that score lowest, which the report names."""
 
@@ -197,12 +199,13 @@ def estimate(
 
     def objective(recipe: Recipe) -> Callable[[nn.Module], float]:
         def value(critic: nn.Module) -> float:
-            count = min(map(len, validated))
-            one, other = (x[:count] for x in validated)
+            some = [x[:MAX_VALIDATED] for x in validated]
+            count = min(map(len, some))
+            one, other = (x[:count] for x in some)
             with torch.random.fork_rng(devices=cards):  # the fit goes on with its own numbers
                 torch.manual_seed(0)
                 penalty = recipe.constraint.penalty(critic, one, other)
-            return _gap(critic, *validated) - (0.0 if penalty is None else penalty.item())
+            return _gap(critic, *some) - (0.0 if penalty is None else penalty.item())
 
         return value
 

@@ -103,10 +103,11 @@ def _changes(found: Sequence[Change], kind: str) -> tuple[str, list[list[str]]]:
         for c in changed[:MAX_BARS]
     ]
     hidden = len(changed) - len(rows)
-    more = f", of which {hidden} are not listed" if hidden else ""
+    count = f"{len(changed)} of {len(found)} {what}" if changed else f"None of {len(found)} {what}"
+    more = f", and {hidden} of them are not listed" if hidden else ""
     said = (
-        f"{len(changed)} of {len(found)} {what} changed by themselves{more}. Of the others, chance "
-        f"alone may be the reason (p above {SIGNIFICANCE:g} for all {what} together)."
+        f"{count} changed by themselves beyond what chance does (p at most {SIGNIFICANCE:g} for "
+        f"all {what} together){more}."
     )
     return said, rows
 

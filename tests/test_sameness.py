@@ -202,6 +202,17 @@ def test_a_model_and_files_and_what_is_in_memory_meet(tmp_path: Path) -> None:
     assert "age: " in message
 
 
+def test_a_difference_that_the_critic_misses_is_told() -> None:
+    rng = np.random.default_rng(0)
+    a, b = normals(rng), normals(rng)
+    missed = wgan.wasserstein_1(1.2 * a, b, steps=5, batch_size=32).report
+    assert missed["p_value"] > 0.05
+    assert missed["two_sample_p_value"] <= 0.01
+    assert "a two-sample test of all samples does (p 0.001)" in missed["cautions"][0]
+    alike = wgan.wasserstein_1(a, b, steps=5, batch_size=32).report
+    assert not any("two-sample" in caution for caution in alike["cautions"])
+
+
 def test_a_distance_of_frames_names_columns_and_rows(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"x": rng.normal(size=80), "kind": rng.choice(["a", "b"], 80)})

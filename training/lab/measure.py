@@ -12,11 +12,15 @@ from models.errors import UserError
 from models.outputs import require_file, save
 from models.trained import TrainedModel
 from training.lab.changes import Change, changes_of_items, changes_of_table
-from training.lab.differences import column_names, kind_of
+from training.lab.differences import SIGNIFICANCE, column_names, kind_of
 from training.lab.sets import Sets, load_sets
+from training.lab.two_samples import two_sample_test
 from training.lab.w1 import estimate
 from training.lab.w1_page import w1_page
 from training.presets import build_config
+
+MISSED = 0.01
+"""A p-value of the two-sample test up to this one is told where a critic found no difference."""
 
 
 def load(a: Any, b: Any, settings: Mapping[str, Any], count: int | None, seed: int) -> Sets:
@@ -68,16 +72,22 @@ def measure(sets: Sets, kind: str | None = None, **options: Any) -> Distance:
         **options: others of `training.lab.w1.estimate`.
 
     Returns:
-        What `estimate` finds, with ``units``, ``read``, ``changes`` and, of a table, ``columns`` in
-        the report. Rows that it names are numbered as in their sources.
+        What `estimate` finds, with ``two_sample_p_value``, ``units``, ``read``, ``changes`` and, of
+        a table, ``columns`` in the report. Rows that it names are numbered as in their sources.
     """
     report, gradient = estimate(sets.a, sets.b, kind, names=sets.names, **options)
+    p_value = two_sample_test(sets.a, sets.b, options.get("seed", 0)).p_value
+    missed = [
+        "the critic's held-out scores show no difference, but a two-sample test of all samples "
+        f"does (p {p_value:.2g}): A and B differ, by less than the critic could learn"
+    ] * (p_value <= MISSED and report["p_value"] > SIGNIFICANCE)
     typical = [
         rows if drawn is None else drawn[rows].tolist()
         for rows, drawn in zip(report["typical"], sets.rows, strict=True)
     ]
     report |= {
-        "cautions": [*sets.cautions, *report["cautions"]],
+        "cautions": [*sets.cautions, *missed, *report["cautions"]],
+        "two_sample_p_value": p_value,
         "typical": typical,
         "units": sets.units,
         "read": sets.said,

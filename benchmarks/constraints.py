@@ -30,6 +30,8 @@ NEEDED = {
     "consistency": ["critic.dropout=0.2"],
     "bjorck": ["critic.activation=groupsort"],
     "aol": ["critic.activation=groupsort"],
+    "cayley": ["critic.activation=groupsort"],
+    "sandwich": ["critic.activation=leaky_relu"],
 }
 """Without these settings a constraint is refused, or is not what its source describes."""
 KINDS = [kind.model_fields["kind"].default for kind in get_args(get_args(AnyConstraint)[0])]

@@ -100,6 +100,7 @@ def section(results: Values) -> str:
     header = ["constraint", "mean rank", "ahead of the first"]
     header += [f"`{name}`: {task['figure']}; rank" for name, task in tasks.items()]
     parts = [answer(recipes, mean, ahead, order), table(header, lines)]
+    parts += [later(results)] if "later" in results else []
     parts += [critics(results, task) for task in tasks]
     return "\n".join(parts)
 
@@ -115,6 +116,17 @@ def answer(recipes: Sequence[str], mean: Array, ahead: Array, order: Array) -> s
             "more: these data do not tell them apart."
         )
     return f"{told} The other {len(others) - len(rivals)} are ahead of it in fewer.\n"
+
+
+def later(results: Values) -> str:
+    """A table of constraints that came after the ranking, on data sets that are still the same."""
+    tasks = list(next(iter(results["later"].values())))
+    lines = [
+        [named(recipe), *(spread([row["value"] for row in of[task]["rows"]]) for task in tasks)]
+        for recipe, of in results["later"].items()
+    ]
+    header = [f"`{task}`: {results['tasks'][task]['figure']}" for task in tasks]
+    return table(["tuned alike, later", *header], lines)
 
 
 def critics(results: Values, task: str) -> str:

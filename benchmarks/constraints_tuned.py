@@ -6,7 +6,8 @@ Every run of a data set has equal networks, batches and critic steps. A constrai
 the settings that all have in `benchmarks.constraints`, and six drawn from a space, the same draws
 for all. The trial chosen is the best on training items, of a seed that is not reported; its
 reported seeds are judged on held-out items. What is done is kept, a file for each trial, and not
-done again.
+done again. Recipes that are named by ``--recipes`` alone are written beside the others' ranks, for
+the data sets that are still as they were.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from torch import nn
 from benchmarks import constraints_table
 from benchmarks.constraints import RECIPES
 from benchmarks.constraints_table import RESULTS
-from models.config import Config
+from models.config import Config, DataConfig
 from models.lipschitz import gradient_norm_summary, lipschitz_bracket
 from models.sampling import latents
 from training.data.dataset import Dataset, load_data
@@ -112,7 +113,12 @@ ROWS = 10_000
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument(
+        "--recipes", nargs="+", choices=list(RECIPES), help="these alone, beside the ranks"
+    )
     options = parser.parse_args()
+    recipes = options.recipes or list(RECIPES)
+    known = json.loads(RESULTS.read_text()) if options.recipes else {}
     torch.set_num_threads(1)
     sources = {name: name for name in TASKS} | {"diamonds": str(diamonds(options.out))}
 
@@ -126,14 +132,14 @@ def main() -> None:
         }
         for number in range(1 + DRAWN)
         for task in TASKS
-        for recipe in RECIPES
+        for recipe in recipes
     }
     found = run_jobs(run_trial, tuning, options.out / "tuning", say=print)
 
     trial_names = {
         (task, recipe): [f"{task}-{slug(recipe)}-{number}" for number in range(1 + DRAWN)]
         for task in TASKS
-        for recipe in RECIPES
+        for recipe in recipes
     }
     chosen = [min(names, key=lambda name: found[name]["value"]) for names in trial_names.values()]
     reported = {name: {**tuning[name], "seeds": SEEDS} for name in chosen}
@@ -143,14 +149,16 @@ def main() -> None:
         "tasks": {name: described(name, sources[name]) for name in TASKS},
         "trials": {
             task: {
-                recipe: [found[name] for name in trial_names[task, recipe]] for recipe in RECIPES
+                recipe: [found[name] for name in trial_names[task, recipe]] for recipe in recipes
             }
             for task in TASKS
         },
         "reported": {
-            task: {recipe: answers[chosen.pop(0)] for recipe in RECIPES} for task in TASKS
+            task: {recipe: answers[chosen.pop(0)] for recipe in recipes} for task in TASKS
         },
     }
+    if known:
+        results = {**known, "later": {**known.get("later", {}), **beside(known, results)}}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     constraints_table.main()
 
@@ -168,6 +176,19 @@ def described(task: str, source: str) -> Values:
         "critic_steps": TASKS[task].critic_steps,
         "compared": count,
         "training_items": data.card.training_count,
+    }
+
+
+def beside(known: Values, results: Values) -> Values:
+    """The reported rows of recipes that were tuned later, on data that are still the same."""
+    same = [
+        task
+        for task, told in known["tasks"].items()
+        if math.isclose(told["floor"], results["tasks"][task]["floor"], rel_tol=1e-6)
+    ]
+    recipes = list(results["reported"][next(iter(TASKS))])
+    return {
+        recipe: {task: results["reported"][task][recipe] for task in same} for recipe in recipes
     }
 
 
@@ -297,8 +318,14 @@ def trained(job: Values) -> list[tuple[Config, Dataset, Any]]:
     return [(config, data, state) for config, state in zip(configs, states, strict=True)]
 
 
-loaded = cache(load_data)
-"""The data of a configuration, read once."""
+def loaded(config: DataConfig) -> Dataset:
+    """The data of a configuration, read once."""
+    return _loaded(config.model_dump_json())
+
+
+@cache
+def _loaded(config: str) -> Dataset:
+    return load_data(DataConfig.model_validate_json(config))
 
 
 @torch.no_grad()

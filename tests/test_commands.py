@@ -169,7 +169,7 @@ def test_presets(capsys: pytest.CaptureFixture[str]) -> None:
 def test_constraints(capsys: pytest.CaptureFixture[str]) -> None:
     assert wgan_cli.main(["constraints", "--json"]) == 0
     shown = {row["kind"]: row for row in json.loads(capsys.readouterr().out)}
-    assert len(shown) == 17
+    assert len(shown) == 19
     for kind, row in shown.items():
         constraint = constraint_class(kind)()
         assert row["guarantee"] == constraint.guarantee

@@ -151,6 +151,8 @@ def test_gradients_of_each_sample_rule_batch_normalisation_out(kind: str) -> Non
         "spectral_projection",
         "bjorck",
         "aol",
+        "cayley",
+        "sandwich",
     }
     assert CONSTRAINTS[kind].per_sample == (kind not in of_weights)
     assert CONSTRAINTS[kind].needs_dropout == (kind == "consistency")

@@ -345,6 +345,8 @@ def test_the_kinds() -> None:
         "spectral_projection",
         "bjorck",
         "aol",
+        "cayley",
+        "sandwich",
         "gradient_normalization",
     ]
 

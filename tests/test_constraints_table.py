@@ -34,7 +34,11 @@ def test_the_page_is_made_from_the_results(results: Any) -> None:
 
 def test_every_constraint_has_as_many_trials_and_seeds(results: Any) -> None:
     assert set(CONSTRAINTS) < set(RECIPES)
-    for task, recipe in itertools.product(TASKS, RECIPES):
+    ranked = list(results["reported"]["digits"])
+    assert set(RECIPES) == {*ranked, *results["later"]}
+    for run in (run for of in results["later"].values() for run in of.values()):
+        assert [row["seed"] for row in run["rows"]] == list(SEEDS)
+    for task, recipe in itertools.product(TASKS, ranked):
         tried = results["trials"][task][recipe]
         wanted = json.loads(json.dumps(trials(task, recipe)))
         assert [trial["settings"] for trial in tried] == wanted
@@ -42,7 +46,7 @@ def test_every_constraint_has_as_many_trials_and_seeds(results: Any) -> None:
         run = results["reported"][task][recipe]
         assert run["settings"] == best["settings"]
         assert [row["seed"] for row in run["rows"]] == list(SEEDS)
-    assert values_of(results).shape == (len(TASKS), len(SEEDS), len(RECIPES))
+    assert values_of(results).shape == (len(TASKS), len(SEEDS), len(ranked))
 
 
 def test_trials_differ_in_what_is_tuned_alone() -> None:

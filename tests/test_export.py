@@ -65,6 +65,8 @@ UNLIKE: dict[str, Any] = {
         },
     ),
     "vectors": ("vector", {"constraint": {"kind": "bjorck", "method": "iterate"}}),
+    "vectors, folded": ("vector", {"constraint": {"kind": "sandwich"}}),
+    "kernels": ("image", {"constraint": {"kind": "cayley"}}),
     "sequences": ("sequence", {"critic": {"architecture": "lstm"}}),
     "columns": ("table", {"constraint": {"kind": "aol"}, "critic": {"activation": "groupsort"}}),
     "rows": ("rows", {}),

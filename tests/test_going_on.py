@@ -306,8 +306,8 @@ def test_a_private_run_with_an_epsilon_is_not_extended(digits: Dataset, tmp_path
 # ---- from a trained model -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("theirs", ["gradient_penalty", "spectral_norm", "bjorck", "aol",
-                                    "weight_normalization", "spectral_projection",
+@pytest.mark.parametrize("theirs", ["gradient_penalty", "spectral_norm", "bjorck", "aol", "cayley",
+                                    "sandwich", "weight_normalization", "spectral_projection",
                                     "gradient_normalization", "weight_clipping"])  # fmt: skip
 @pytest.mark.parametrize("ours", ["same", "lipschitz_penalty", "spectral_norm", "bjorck"])
 def test_a_run_begins_with_the_networks_of_a_model(

@@ -2,7 +2,15 @@
 
 import json
 
-from benchmarks import anger, augmentation, copying, imputation, intervals, micro_batches
+from benchmarks import (
+    anger,
+    augmentation,
+    certified,
+    copying,
+    imputation,
+    intervals,
+    micro_batches,
+)
 from benchmarks.performance import DOCS, page
 from benchmarks.performance_gpu import asked, gpu_part
 from benchmarks.performance_quality import over, seconds_by_seed
@@ -79,6 +87,8 @@ def test_tables_are_made_from_the_results() -> None:
     assert augmented in (DOCS / "augmentation.md").read_text()
     saved = micro_batches.shown(json.loads(micro_batches.RESULTS.read_text()))
     assert saved in (DOCS / "memory.md").read_text()
+    steep = certified.shown(json.loads(certified.RESULTS.read_text()))
+    assert steep in (DOCS / "constraints.md").read_text()
 
 
 def test_what_was_not_reached_is_shown_as_a_bound() -> None:

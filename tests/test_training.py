@@ -52,6 +52,8 @@ VARIANTS: dict[str, dict[str, dict[str, object]]] = {
     "spectral_projection": {"constraint": {"kind": "spectral_projection"}},
     "bjorck": {"constraint": {"kind": "bjorck"}, "critic": {"activation": "groupsort"}},
     "aol": {"constraint": {"kind": "aol"}},
+    "cayley": {"constraint": {"kind": "cayley"}, "critic": {"activation": "groupsort"}},
+    "sandwich": {"constraint": {"kind": "sandwich"}},
     "gradient_normalization": {"constraint": {"kind": "gradient_normalization"}},
     "consistency": {"constraint": {"kind": "consistency"}, "critic": {"dropout": 0.5}},
     "bf16": {"training": {"precision": "bf16"}},

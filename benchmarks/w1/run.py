@@ -22,6 +22,7 @@ from models.constraints import (
     AdversarialLipschitz,
     AlmostOrthogonal,
     Bjorck,
+    Cayley,
     Consistency,
     Constraint,
     Dragan,
@@ -31,6 +32,7 @@ from models.constraints import (
     MaxGradientPenalty,
     NoConstraint,
     NormClipping,
+    Sandwich,
     SpectralNorm,
     SpectralProjection,
     WeightClipping,
@@ -94,6 +96,8 @@ def more_solvers(dimension: int) -> dict[str, Solver]:
         SpectralNorm(),
         SpectralProjection(),
         AlmostOrthogonal(),
+        Cayley(),
+        Sandwich(),
         GradientNormalization(),
     ]
     return {

@@ -11,6 +11,7 @@ from models.constraints.adversarial_lipschitz import AdversarialLipschitz
 from models.constraints.aol import AlmostOrthogonal
 from models.constraints.base import Constraint
 from models.constraints.bjorck import Bjorck
+from models.constraints.cayley import Cayley
 from models.constraints.consistency import Consistency
 from models.constraints.dragan import Dragan
 from models.constraints.gradient_normalization import GradientNormalization
@@ -19,6 +20,7 @@ from models.constraints.lipschitz_penalty import LipschitzPenalty
 from models.constraints.max_gradient_penalty import MaxGradientPenalty
 from models.constraints.none import NoConstraint
 from models.constraints.norm_clipping import NormClipping
+from models.constraints.sandwich import Sandwich
 from models.constraints.spectral_norm import SpectralNorm
 from models.constraints.spectral_projection import SpectralProjection
 from models.constraints.weight_clipping import WeightClipping
@@ -43,6 +45,8 @@ AnyConstraint = Annotated[
     | SpectralProjection
     | Bjorck
     | AlmostOrthogonal
+    | Cayley
+    | Sandwich
     | GradientNormalization,
     Field(discriminator="kind"),
 ]
@@ -58,6 +62,7 @@ __all__ = [
     "AlmostOrthogonal",
     "AnyConstraint",
     "Bjorck",
+    "Cayley",
     "Consistency",
     "Constraint",
     "Dragan",
@@ -67,6 +72,7 @@ __all__ = [
     "MaxGradientPenalty",
     "NoConstraint",
     "NormClipping",
+    "Sandwich",
     "SpectralNorm",
     "SpectralProjection",
     "WeightClipping",

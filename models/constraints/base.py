@@ -66,6 +66,8 @@ class Constraint(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     with minibatch statistics has it."""
     needs_dropout: ClassVar[bool] = False
     """True if it compares two forwards that must differ by dropout."""
+    activations: ClassVar[tuple[str, ...]] = ()
+    """Activations of the critic that it takes; empty if all."""
     guarantee: ClassVar[str]
     """One sentence for people: what holds for any critic that was trained under it, whatever its
     architecture; `models.record.constraint_card` adds the slope of the critic that was built."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from models.constraints.base import Constraint, adam
-from models.constraints.layers import as_matrix, layers, overlap
+from models.constraints.layers import as_matrix, layers, nearest_orthonormal, overlap
 from models.lipschitz import Layer
 from models.networks.initial import trained_weight
 
@@ -53,7 +53,7 @@ class Bjorck(Constraint):
         for layer in list(layers(critic)):
             weight, scale = _trained(layer)
             with torch.no_grad():
-                weight.copy_(scale * _nearest(as_matrix(weight)).view_as(weight))
+                weight.copy_(scale * nearest_orthonormal(as_matrix(weight)).view_as(weight))
             if self.method == "iterate":
                 orthonormal = _Orthonormal(self.iterations, _scale(layer))
                 parametrize.register_parametrization(layer, "weight", orthonormal)
@@ -98,12 +98,6 @@ def _iteration(wide: Tensor) -> Tensor:
     return 1.5 * wide - 0.5 * (wide @ wide.T) @ wide
 
 
-def _nearest(matrix: Tensor) -> Tensor:
-    """Find the nearest orthonormal matrix, by a singular value decomposition."""
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    return left @ right
-
-
 def _retract(matrix: Tensor) -> Tensor:
     """Find the nearest orthonormal matrix of a nearly orthonormal one, by a few iterations.
 
@@ -115,7 +109,7 @@ def _retract(matrix: Tensor) -> Tensor:
     gram = wide @ wide.T
     error = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).norm().item()
     if not error < 1:  # the iteration might not converge
-        return _nearest(matrix)
+        return nearest_orthonormal(matrix)
     while error > SMALLEST_ERROR:
         wide = _iteration(wide)
         # An eigenvalue 1 + e of the Gram matrix becomes (1 + e)(1 - e / 2)^2.

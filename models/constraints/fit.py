@@ -26,6 +26,13 @@ def misfit(constraint: Constraint, kind: str, critic: CriticConfig) -> str | Non
             f"{kind} limits the gradient of each sample by itself; leave "
             "them out, or take zero_centered_penalty or a constraint on weights"
         )
+    if constraint.activations and critic.activation not in constraint.activations:
+        *others, last = constraint.activations
+        return (
+            f"critic.activation: {kind} bounds layers together with activations that act on each "
+            f"unit with a slope of 0 to 1, which '{critic.activation}' is not; set "
+            f"critic.activation to {', '.join(others)} or {last}, or take cayley or bjorck"
+        )
     if constraint.needs_dropout and not critic.dropout:
         return (
             f"critic.dropout: {kind} compares two forwards that differ by "

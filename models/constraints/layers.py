@@ -23,6 +23,12 @@ def as_matrix(weight: Tensor) -> Tensor:
     return weight.flatten(1)
 
 
+def nearest_orthonormal(matrix: Tensor) -> Tensor:
+    """Find the nearest matrix with singular values of 1, by a singular value decomposition."""
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ right
+
+
 def largest_singular_value(layers: Iterable[Layer]) -> float:
     """Compute the largest singular value of the layers' weights as matrices; 0 without layers."""
     weights = (as_matrix(layer.weight.detach()).double() for layer in layers)

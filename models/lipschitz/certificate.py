@@ -37,8 +37,9 @@ def certify(
 
     The product: slopes of modules multiply along a sequence and add over the branches of a residual
     block, and where an image goes in again. A layer's slope is its operator norm, an activation's
-    the steepest it has, batch normalisation's its running scale. The other one sees how layers act
-    together: `models.lipschitz.tighter`.
+    the steepest it has, batch normalisation's its running scale. A constraint's rule that makes a
+    layer's weight may know the slope itself, or that of several layers in one sequence together.
+    The other one sees how layers act together: `models.lipschitz.tighter`.
 
     >>> from torch import nn
     >>> critic = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)).eval()
@@ -74,7 +75,7 @@ def _slope(module: nn.Module, given: _Given) -> float:
     if isinstance(module, ProjectionCritic | InputSkips | GRU | LSTM):
         return _joined(module, given)
     if isinstance(module, nn.Sequential):
-        return math.prod(_slope(part, given) for part in module)
+        return math.prod(_share(part, module, given) for part in module)
     if isinstance(module, Layer):
         return (given.norm or operator_norm)(module)
     branches = [getattr(module, name, None) for name in ("branch", "shortcut")]
@@ -86,6 +87,14 @@ def _slope(module: nn.Module, given: _Given) -> float:
             return slope(module)
     reason = getattr(module, "no_lipschitz_bound", None)
     raise NoBoundError(reason or f"no bound is known for {type(module).__name__}")
+
+
+def _share(part: nn.Module, sequence: nn.Sequential, given: _Given) -> float:
+    """The slope of a part, or what the rule that makes its weight certifies in this sequence."""
+    rules = getattr(part, "parametrizations", {})
+    claim = getattr(rules["weight"][-1], "certified_share", None) if "weight" in rules else None
+    share = claim(part, sequence) if claim and given.norm is None else None
+    return _slope(part, given) if share is None else share * (1 + ROUNDING)
 
 
 def _joined(module: ProjectionCritic | InputSkips | GRU | LSTM, given: _Given) -> float:

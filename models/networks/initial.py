@@ -91,13 +91,15 @@ def trained_weight(layer: nn.Module) -> tuple[nn.Parameter, float]:
 
 def set_plain_weights(network: nn.Module) -> None:
     """Put the values of parametrised weights, in place, where the rules that make them were."""
-    for module in list(network.modules()):
-        if not parametrize.is_parametrized(module):
-            continue
-        weights = {name: getattr(module, name) for name in module.parametrizations}  # type: ignore[union-attr]
+    made = {
+        module: {name: getattr(module, name).detach() for name in module.parametrizations}  # type: ignore[union-attr]
+        for module in network.modules()
+        if parametrize.is_parametrized(module)
+    }  # all of them first, as one layer's rule may read another's
+    for module, weights in made.items():
         # Not `remove_parametrizations`: it changes a class that copies of the module share.
         kind = parametrize.type_before_parametrizations(module)
         del module.parametrizations
         module.__class__ = kind
         for name, weight in weights.items():
-            module.register_parameter(name, nn.Parameter(weight.detach()))
+            module.register_parameter(name, nn.Parameter(weight))

@@ -336,25 +336,29 @@ def test_the_certificate_is_far_below_the_product_of_the_layers_and_is_reached()
 
 
 def test_a_part_of_a_chain_is_bounded_by_its_own_weights() -> None:
+    """The rules' shares would say 1, and a part is steeper than that."""
     critic = moved(Sandwich().before_training(network("relu")), 3, std=2.0)
     body: Any = critic.body
     for end in (1, 2, 3, 5):
         part = body[:end]
         found, _ = certify(part)
-        expected = math.prod(operator_norm(layer) for layer in layers(part))
-        assert found == pytest.approx(expected, rel=1e-9)
-        assert expected > 1.1
+        assert found is not None
+        jacobians = torch.func.vmap(torch.func.jacrev(part))(drawn(50, 3))
+        steepest = torch.linalg.matrix_norm(jacobians, 2).max().item()
+        product = math.prod(operator_norm(layer) for layer in layers(part))
+        assert 1.1 < steepest <= found * (1 + 1e-9) <= product * (1 + 1e-6)
 
 
-def test_plain_weights_have_no_certificate_but_their_product() -> None:
+def test_plain_weights_keep_a_certificate_though_no_rule_tells_it() -> None:
+    """The bound by ellipsoids finds what the rules would say, of weights whose product is huge."""
     critic = moved(Sandwich().before_training(network("relu")), 4, std=2.0)
     plain = with_torchs_layers(critic)
     points = drawn(5, 3)
     torch.testing.assert_close(plain(points), critic(points))
     found, _ = certify(plain)
-    expected = math.prod(operator_norm(layer) for layer in layers(plain))
-    assert found == pytest.approx(expected, rel=1e-9)
-    assert found > 10
+    assert found is not None
+    assert steepest_slope(plain, points, points) <= found <= 1.5
+    assert math.prod(operator_norm(layer) for layer in layers(plain)) > 1000
 
 
 @pytest.mark.parametrize(

@@ -357,7 +357,7 @@ def test_plain_weights_keep_a_certificate_though_no_rule_tells_it() -> None:
     torch.testing.assert_close(plain(points), critic(points))
     found, _ = certify(plain)
     assert found is not None
-    assert steepest_slope(plain, points, points) <= found <= 1.5
+    assert steepest_slope(plain, points) <= found <= 1.5
     assert math.prod(operator_norm(layer) for layer in layers(plain)) > 1000
 
 

@@ -449,3 +449,21 @@ def test_a_fit_to_a_shift_finds_it_and_never_more(constraint: Constraint) -> Non
     a, b = draw()
     gap = (critic(a) - critic(b)).mean().item()  # the same points, so there is no chance in it
     assert 1.9 < gap <= 2 * ALMOST_ONE
+
+
+@pytest.mark.parametrize("constraint", [Cayley(), Sandwich()], ids=lambda c: c.kind)
+@pytest.mark.parametrize(("architecture", "shape"), [("mlp", (3,)), ("dcgan", (1, 8, 8))])
+def test_weights_are_made_to_all_digits_in_half_precision(
+    constraint: Constraint, architecture: Any, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    config = CriticConfig(architecture=architecture, width=8, depth=2)
+    critic = constraint.before_training(build_critic(config, shape))
+    for layer in layers(critic):
+        with torch.autocast("cpu", torch.bfloat16):
+            made = layer.weight
+        assert torch.equal(made, layer.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = critic(torch.randn(4, *shape))
+    scores.float().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in critic.parameters())

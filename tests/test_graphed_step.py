@@ -131,10 +131,12 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 QUICK_FIRST = [n if n == "mlp" else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS]
 SIGN_ONLY = {
-    ("weight_normalization", "gru"): "critic.body.0.input.parametrizations.weight.original"
+    ("weight_normalization", "gru"): "critic.body.0.input.parametrizations.weight.original",
+    ("sandwich", "mlp"): "critic.body.2.parametrizations.weight.0.log_psi",
 }
-"""Weights of which only the sign counts: normalised by row, with one number in each. The gradient
-is rounding, of which Adam makes whole steps: a learning rate larger by 1e-7 of itself moves them as
+"""Weights of which only the sign counts: normalised by row, with one number in each; and scales of
+units that are active at every item of a batch, which move all scores alike. The gradient is
+rounding, of which Adam makes whole steps: a learning rate larger by 1e-7 of itself moves them as
 far apart."""
 
 

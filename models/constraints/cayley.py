@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, cast
 
 import torch
@@ -98,6 +99,13 @@ class SemiOrthogonal(nn.Module):
         return _like(made, matrix).reshape(numbers.shape)
 
 
+def without_autocast(numbers: Tensor) -> AbstractContextManager[object]:
+    """Products to all digits where a run has half precision: three digits make no unit matrix."""
+    device = numbers.device.type
+    in_half = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if in_half else nullcontext()
+
+
 def cayley(numbers: Tensor) -> Tensor:
     """Map any matrix ``(..., m, n)``, m at least n, to one with orthonormal columns, smoothly.
 
@@ -108,7 +116,7 @@ def cayley(numbers: Tensor) -> Tensor:
     >>> made = cayley(torch.randn(5, 3, dtype=torch.float64))
     >>> torch.testing.assert_close(made.T @ made, torch.eye(3, dtype=torch.float64))
     """
-    with torch.autocast(numbers.device.type, enabled=False):
+    with without_autocast(numbers):
         numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
         size = numbers.shape[-1]
         upper, lower = numbers[..., :size, :], numbers[..., size:, :]
@@ -197,17 +205,21 @@ class OrthogonalKernel(nn.Module):
     def forward(self, numbers: Tensor) -> Tensor:
         """Make the kernel of free numbers of its shape."""
         phases = to_phases(numbers, self.stride)
-        matrix, bases = self._factors(phases)
-        kernel = matrix.reshape(*matrix.shape, *[1] * (phases.dim() - 2))
+        with without_autocast(numbers):
+            kernel = self._product(*self._factors(phases), phases.shape[2:])
+        return from_phases(kernel, numbers.shape, self.stride)
+
+    def _product(self, matrix: Tensor, bases: Tensor, taps: torch.Size) -> Tensor:
+        kernel = matrix.reshape(*matrix.shape, *[1] * len(taps))
         side = 0 if len(matrix) >= matrix.shape[1] else 1  # that with more channels
-        along = [axis for axis, taps in enumerate(phases.shape[2:], 2) for _ in range(taps - 1)]
+        along = [axis for axis, count in enumerate(taps, 2) for _ in range(count - 1)]
         for axis, basis in zip(along, bases, strict=True):
             shares = torch.tensordot(basis, kernel, ([0], [side]))
             kept = torch.tensordot(basis, shares, ([1], [0])).movedim(0, side)
             empty = torch.zeros_like(kernel.narrow(axis, 0, 1))
             moved = torch.cat([empty, kernel - kept], axis)
             kernel = torch.cat([kept, empty], axis) + moved
-        return from_phases(kernel, numbers.shape, self.stride)
+        return kernel
 
     def _factors(self, phases: Tensor) -> tuple[Tensor, Tensor]:
         """The matrix, and a basis ``(N, channels, half)`` of what each projection keeps.

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from models.constraints.base import Constraint
-from models.constraints.cayley import SemiOrthogonal, cayley, make_semi_orthogonal, numbers_of
+from models.constraints.cayley import (
+    SemiOrthogonal,
+    cayley,
+    make_semi_orthogonal,
+    numbers_of,
+    without_autocast,
+)
 from models.constraints.layers import layers, nearest_orthonormal
 from models.networks.initial import trained_weight
 
@@ -93,7 +99,8 @@ class _Factor(nn.Module):
         before = self.chain[self.position - 1]
         rules = cast(nn.ModuleDict, before.parametrizations)["weight"]
         rule = cast(parametrize.ParametrizationList, rules)[-1]
-        return self.entering(numbers) @ cast(_Inner, rule).leaving(numbers_of(before))
+        with without_autocast(numbers):
+            return self.entering(numbers) @ cast(_Inner, rule).leaving(numbers_of(before))
 
     def certified_share(self, layer: nn.Module, sequence: nn.Sequential) -> float | None:
         """The slope that the factors have, as a share of the chain's.

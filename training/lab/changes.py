@@ -83,7 +83,7 @@ def changes_of_table(a: Array, b: Array, columns: Sequence[Column]) -> list[Chan
             assert isinstance(column, NumberColumn), "only numbers and categories are learned"
             change = _numbers(column.name, known[0], known[1], column)
         found.append(_with_gaps(change, gaps[0], gaps[1]))
-    return _sorted(found)
+    return _sorted(found, len(found))
 
 
 def changes_of_items(a: Array, b: Array, names: Sequence[str]) -> list[Change]:
@@ -105,7 +105,8 @@ def changes_of_items(a: Array, b: Array, names: Sequence[str]) -> list[Change]:
         summary = _of_sequences if kind == "sequence" else _of_images
         sides = [summary(x) for x in (a, b)]
     chosen = _most_moved(*sides)
-    return _sorted([_numbers(name, sides[0][name], sides[1][name]) for name in chosen])
+    found = [_numbers(name, sides[0][name], sides[1][name]) for name in chosen]
+    return _sorted(found, len(sides[0]))  # those left out were candidates too
 
 
 def _some(x: Array) -> Array:
@@ -113,8 +114,8 @@ def _some(x: Array) -> Array:
     return x[:: -(-len(x) // MAX_LOOKED_AT)]
 
 
-def _sorted(found: list[Change]) -> list[Change]:
-    tested = [c._replace(p_value=min(1.0, c.p_value * len(found))) for c in found]
+def _sorted(found: list[Change], candidates: int) -> list[Change]:
+    tested = [c._replace(p_value=min(1.0, c.p_value * candidates)) for c in found]
     return sorted(tested, key=lambda c: (not c.is_found, -c.relative))
 
 

@@ -270,7 +270,7 @@ def estimate(
         cautions.append(
             f"not converged: the distance is {units.scale * sides[0]:.4g} by the samples that the "
             f"critic was fitted to, and {units.scale * sides[1]:.4g} by others, so w1 may be off "
-            f"by {off:.0%} or more, and is rather too low; {needed} bring the two together"
+            f"by {off:.0%} or more; {needed} bring the two together"
         )
     # The gap on fitted samples and the exact distance of the samples are too large on average.
     highest = max(units.scale * sides[0], plug_in, w1) + units.scale * held_out.margin

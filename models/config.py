@@ -229,6 +229,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _its_activations_can_be_computed_anew(self) -> Self:
+        if self.training.activation_checkpointing and self.constraint.joins_layers:
+            raise ValueError(
+                "training.activation_checkpointing: computes each layer anew by itself, but "
+                f"{self.constraint.kind} makes weights of several layers' numbers; leave it out, "
+                "or take cayley or bjorck"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _its_batches_can_be_split(self) -> Self:
         if self.training.micro_batch_size is None:
             return self

@@ -90,7 +90,7 @@ for call in (lambda: wgan.train("digits"), lambda: wgan.evaluate(model), wgan.pr
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     first, *others = done.stdout.splitlines()
-    assert first == "(4,) 17"
+    assert first == "(4,) 19"
     assert len(others) == 3
     for line in others:
         assert "pip install 'wgan-foundry[train]'" in line

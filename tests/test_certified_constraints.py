@@ -349,6 +349,40 @@ def test_a_part_of_a_chain_is_bounded_by_its_own_weights() -> None:
         assert 1.1 < steepest <= found * (1 + 1e-9) <= product * (1 + 1e-6)
 
 
+def test_a_chain_counts_as_one_only_while_it_is_one() -> None:
+    """Another activation between its layers makes it steeper than 1."""
+    critic = moved(Sandwich().before_training(network("relu")), 3, std=2.0)
+    body: Any = critic.body
+    for place in (1, 3, 5):
+        body[place] = Abs()
+    found, _ = certify(critic)
+    assert found is not None
+    assert 1.1 < steepest_slope(critic, drawn(96, 3)) <= found
+
+
+def test_joined_layers_are_not_computed_anew_one_by_one() -> None:
+    values = {"constraint": {"kind": "sandwich"}, "training": {"activation_checkpointing": True}}
+    with pytest.raises(ConfigError, match="makes weights of several layers' numbers; leave it out"):
+        tiny_config("vector", **values)
+
+
+def test_weights_are_made_to_all_digits_whatever_the_run_s_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    seen = []
+    solve = torch.linalg.solve_ex
+
+    def watched(*arguments: Any, **more: Any) -> Any:
+        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        return solve(*arguments, **more)
+
+    monkeypatch.setattr(torch.linalg, "solve_ex", watched)
+    cayley(drawn(4, 3))
+    assert seen == [False]
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
 def test_plain_weights_keep_a_certificate_though_no_rule_tells_it() -> None:
     """The bound by ellipsoids finds what the rules would say, of weights whose product is huge."""
     critic = moved(Sandwich().before_training(network("relu")), 4, std=2.0)

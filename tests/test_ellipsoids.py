@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import resource
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -139,6 +140,67 @@ def test_a_pair_that_is_sorted_has_one_multiplier() -> None:
     slope = steepest_slope(lambda x: critic(x)[:, 0], points)
     assert slope == pytest.approx(1.0)  # the smaller of the two is the first where it is below
     assert 1 <= below(critic) <= 1 + 1e-5
+
+
+def sorted_after(*weights: float) -> nn.Linear:
+    layer = nn.Linear(len(weights), len(weights), dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.copy_(torch.diag(torch.tensor(weights)))
+    return layer
+
+
+@pytest.mark.parametrize("weights", [(0.01, 0.01, 1.0, 1.0), (0.01, 0.01, 1.0, 0.5, 0.01)])
+@pytest.mark.parametrize("is_in_a_block", [False, True])
+def test_pairs_are_found_where_sorting_puts_them(
+    weights: tuple[float, ...], is_in_a_block: bool
+) -> None:
+    """The larger ones of all pairs come first; the second of them is that of the steep pair."""
+    steep, reading = sorted_after(*weights), nn.Linear(len(weights), 1, dtype=torch.float64)
+    with torch.no_grad():
+        reading.weight.copy_(torch.eye(len(weights))[1:2])
+    sorting: Any = nn.Sequential(steep, GroupSort())
+    if is_in_a_block:
+        aside = nn.Linear(len(weights), len(weights), dtype=torch.float64)
+        nn.init.zeros_(aside.weight)
+        sorting = Residual(sorting, aside)
+    critic = nn.Sequential(sorting, reading)
+    x = torch.zeros(1, len(weights), dtype=torch.float64)
+    x[0, 2:4] = torch.tensor([5.0, 1.0])
+    (gradient,) = torch.autograd.grad(critic(x.requires_grad_()).sum(), x)
+    assert gradient.norm() == pytest.approx(1)
+    assert 1 <= below(critic) <= 1.01
+
+
+def test_pairs_of_maps_are_found_where_sorting_puts_them() -> None:
+    """Of flattened maps positions are sorted, of which no ellipsoid is known."""
+    layer = Conv2d(4, 4, 1, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.diag(torch.tensor([0.01, 0.01, 1.0, 0.5]))[:, :, None, None])
+    reading = nn.Linear(4 * 9, 1, dtype=torch.float64)
+    nn.init.zeros_(reading.weight)
+    with torch.no_grad():
+        reading.weight[0, 9] = 1  # the second channel
+    critic = nn.Sequential(layer, GroupSort(), nn.Flatten(), reading)
+    assert 1 <= below(critic, (4, 3, 3)) <= 1.01
+    flattened = nn.Sequential(layer, nn.Flatten(), GroupSort(), reading)
+    assert ellipsoid_bound(flattened, (4, 3, 3), lambda _: 1.0) is None
+
+
+def test_a_fitted_critic_that_sorts_is_certified_above_its_slope() -> None:
+    torch.manual_seed(2)
+    critic = nn.Sequential(nn.Linear(2, 16), GroupSort(), nn.Linear(16, 1), nn.Flatten(0))
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
+    for _ in range(200):
+        x, y = torch.randn(64, 2) + 2, torch.randn(64, 2)
+        small = sum(p.abs().sum() for p in critic.parameters())
+        loss = critic(y).mean() - critic(x).mean() + 0.01 * small
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    bounds = lipschitz_bracket(critic, x, y)
+    assert bounds.certified is not None
+    assert bounds.sampled is not None
+    assert bounds.sampled <= bounds.certified
 
 
 @settings(max_examples=25, deadline=None)
@@ -442,6 +504,41 @@ def test_what_is_not_known_falls_back_to_the_product() -> None:
         critic.double().eval()
         assert ellipsoid_bound(critic, None, product) is None
         assert certify(critic) == (product(critic), None)
+
+
+@pytest.mark.parametrize(
+    ("steps", "architecture", "depth"), [(150, "lstm", 1), (380, "gru", 1), (200, "gru", 2)]
+)
+def test_no_bound_is_beyond_all_numbers(steps: int, architecture: Any, depth: int) -> None:
+    torch.manual_seed(0)
+    settings = CriticConfig(architecture=architecture, width=64, depth=depth)
+    found, reason = certify(build_critic(settings, (steps, 2)).eval(), shape=(steps, 2))
+    assert reason is None or "beyond the largest number" in reason
+    assert found is None or 1e100 < found < math.inf
+
+
+def test_a_bound_of_no_use_is_the_reason_why_there_is_none() -> None:
+    torch.manual_seed(0)
+    critic = build_critic(CriticConfig(architecture="gru", width=16, depth=1), (40, 2)).eval()
+    x = torch.randn(3, 40, 2)
+    bounds = lipschitz_bracket(critic, x, x + 1)
+    assert bounds.certified is None
+    assert bounds.reason is not None
+    assert "is far above the slope found" in bounds.reason
+
+
+def test_a_critic_of_large_images_is_refused_before_it_takes_memory() -> None:
+    """Its matrices would take tens of gigabytes, and minutes."""
+    settings = CriticConfig(architecture="resnet", width=128, depth=5)
+    critic = build_critic(settings, (3, 128, 128)).eval()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert ellipsoid_bound(critic, (3, 128, 128), lambda _: 1.0) is None
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, "kilobytes"
+
+
+def test_what_has_no_steepest_slope_has_no_bound() -> None:
+    found, reason = certify(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3, eps=0.0)).eval())
+    assert (found, reason) == (None, "LayerNorm without an epsilon has no steepest slope")
 
 
 def test_the_bracket_knows_the_size_of_the_images() -> None:

@@ -205,7 +205,7 @@ def test_the_grid_s_error_is_allowed_for_exactly(taps: int) -> None:
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
 @pytest.mark.parametrize("is_flat", [False, True])
-def test_thelargest_singular_value_is_found_among_many(is_flat: bool, scale: float) -> None:
+def test_the_largest_singular_value_is_found_among_many(is_flat: bool, scale: float) -> None:
     """Of one matrix among 40 that have another spectrum, flat or peaked, and nearly its norm."""
     flat, peaked = torch.eye(9).double(), torch.zeros(9, 9).double()
     peaked[0, 0] = 1

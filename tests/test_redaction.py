@@ -242,8 +242,9 @@ def test_no_command_shows_the_address_of_a_registry_that_is_not_there(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     write_inputs(tmp_path)
+    may_pass = uri.startswith("http://") and NOWHERE in uri
     for command in commands(tmp_path, key)[:-2]:
-        assert wgan_cli.main(command) == 2, command
+        assert wgan_cli.main(command) == (75 if may_pass else 2), command
         out, err = capfd.readouterr()
         assert PLANTED not in out + err, command
         assert "Traceback" not in err

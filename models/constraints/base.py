@@ -66,6 +66,8 @@ class Constraint(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     with minibatch statistics has it."""
     needs_dropout: ClassVar[bool] = False
     """True if it compares two forwards that must differ by dropout."""
+    joins_layers: ClassVar[bool] = False
+    """True if a layer's weight is made of numbers of other layers too."""
     activations: ClassVar[tuple[str, ...]] = ()
     """Activations of the critic that it takes; empty if all."""
     guarantee: ClassVar[str]

@@ -1,7 +1,5 @@
 """Orthonormal weights."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -10,7 +8,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from models.constraints.base import Constraint, adam
-from models.constraints.layers import as_matrix, layers, nearest_orthonormal, overlap
+from models.constraints.layers import (
+    as_matrix,
+    full_products,
+    layers,
+    nearest_orthonormal,
+    overlap,
+)
 from models.lipschitz import Layer
 from models.networks.initial import trained_weight
 
@@ -124,7 +128,7 @@ def _retract_unread(matrix: Tensor) -> Tensor:
     very small singular values then need the retractions of several steps.
     """
     wide = _wide(matrix)
-    with _full_products():
+    with full_products(wide):
         gram = wide @ wide.T
         error = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).norm()
         # The Gram matrix's norm bounds the square of the largest singular value.
@@ -132,17 +136,6 @@ def _retract_unread(matrix: Tensor) -> Tensor:
         for _ in range(ITERATIONS_ON_GPU):
             wide = torch.addmm(wide, wide @ wide.T, wide, beta=1.5, alpha=-0.5)
     return wide if wide.shape == matrix.shape else wide.T
-
-
-@contextlib.contextmanager
-def _full_products() -> Iterator[None]:
-    """Products of float32 to all digits: those of TF32 are off by as much as `TOLERANCE`."""
-    settings = torch.backends.cuda.matmul
-    before, settings.allow_tf32 = settings.allow_tf32, False
-    try:
-        yield
-    finally:
-        settings.allow_tf32 = before
 
 
 class _Tangent:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, cast
 
 import torch
@@ -10,7 +9,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from models.constraints.base import Constraint
-from models.constraints.layers import as_matrix, layers, nearest_orthonormal, overlap
+from models.constraints.layers import (
+    as_matrix,
+    full_products,
+    layers,
+    nearest_orthonormal,
+    overlap,
+)
 from models.lipschitz import Layer, from_phases, to_phases
 from models.networks.initial import trained_weight
 
@@ -99,13 +104,6 @@ class SemiOrthogonal(nn.Module):
         return _like(made, matrix).reshape(numbers.shape)
 
 
-def without_autocast(numbers: Tensor) -> AbstractContextManager[object]:
-    """Products to all digits where a run has half precision: three digits make no unit matrix."""
-    device = numbers.device.type
-    in_half = torch.is_autocast_enabled(device)
-    return torch.autocast(device, enabled=False) if in_half else nullcontext()
-
-
 def cayley(numbers: Tensor) -> Tensor:
     """Map any matrix ``(..., m, n)``, m at least n, to one with orthonormal columns, smoothly.
 
@@ -116,7 +114,7 @@ def cayley(numbers: Tensor) -> Tensor:
     >>> made = cayley(torch.randn(5, 3, dtype=torch.float64))
     >>> torch.testing.assert_close(made.T @ made, torch.eye(3, dtype=torch.float64))
     """
-    with without_autocast(numbers):
+    with full_products(numbers):
         numbers = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
         size = numbers.shape[-1]
         upper, lower = numbers[..., :size, :], numbers[..., size:, :]
@@ -205,7 +203,7 @@ class OrthogonalKernel(nn.Module):
     def forward(self, numbers: Tensor) -> Tensor:
         """Make the kernel of free numbers of its shape."""
         phases = to_phases(numbers, self.stride)
-        with without_autocast(numbers):
+        with full_products(numbers):
             kernel = self._product(*self._factors(phases), phases.shape[2:])
         return from_phases(kernel, numbers.shape, self.stride)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,23 @@ def nearest_orthonormal(matrix: Tensor) -> Tensor:
     """Find the nearest matrix with singular values of 1, by a singular value decomposition."""
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     return left @ right
+
+
+@contextmanager
+def full_products(numbers: Tensor) -> Iterator[None]:
+    """Compute products of float32 to all digits: half precision and TF32 have but three of them.
+
+    Args:
+        numbers: lie on the device that the block computes on.
+    """
+    device, settings = numbers.device.type, torch.backends.cuda.matmul
+    in_half = torch.is_autocast_enabled(device)
+    before, settings.allow_tf32 = settings.allow_tf32, False
+    try:
+        with torch.autocast(device, enabled=False) if in_half else nullcontext():
+            yield
+    finally:
+        settings.allow_tf32 = before
 
 
 def largest_singular_value(layers: Iterable[Layer]) -> float:

@@ -16,9 +16,8 @@ from models.constraints.cayley import (
     cayley,
     make_semi_orthogonal,
     numbers_of,
-    without_autocast,
 )
-from models.constraints.layers import layers, nearest_orthonormal
+from models.constraints.layers import full_products, layers, nearest_orthonormal
 from models.networks.initial import trained_weight
 
 SHARE = math.tan(math.pi / 8)
@@ -43,6 +42,7 @@ class Sandwich(Constraint):
 
     kind: Literal["sandwich"] = "sandwich"
 
+    joins_layers = True
     activations = ("relu", "leaky_relu", "tanh", "softplus")
     guarantee = (
         "Dense layers in a row have, with the activations between them, a slope of at most 1 "
@@ -99,7 +99,7 @@ class _Factor(nn.Module):
         before = self.chain[self.position - 1]
         rules = cast(nn.ModuleDict, before.parametrizations)["weight"]
         rule = cast(parametrize.ParametrizationList, rules)[-1]
-        with without_autocast(numbers):
+        with full_products(numbers):
             return self.entering(numbers) @ cast(_Inner, rule).leaving(numbers_of(before))
 
     def certified_share(self, layer: nn.Module, sequence: nn.Sequential) -> float | None:
@@ -110,9 +110,9 @@ class _Factor(nn.Module):
             sequence: the layers that are bounded together.
 
         Returns:
-            The share, in the weights' precision; None if the sequence lacks a layer of the chain.
+            The share, in the weights' precision; None if the chain is no chain of the sequence.
         """
-        if not {*map(id, self.chain)} <= {*map(id, sequence)}:
+        if not any([*map(id, chain)] == [*map(id, self.chain)] for chain in _chains(sequence)):
             return None
         return self.slope(numbers_of(layer).detach())
 

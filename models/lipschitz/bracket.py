@@ -14,6 +14,8 @@ from models.lipschitz.operators import ROUNDING
 
 ASCENT_STARTS = 96
 ASCENT_STEPS = 60
+NO_USE = 1e6
+"""A bound so many times above the slope that is found says nothing of a critic."""
 ROUNDING_MARGIN = 8
 """Factor by which a score may be off by more than the rounding that was measured."""
 
@@ -86,7 +88,8 @@ def lipschitz_bracket(critic: nn.Module, real: Tensor, fake: Tensor) -> Lipschit
         fake: ``(N, *shape)``.
 
     Returns:
-        The bounds, without a summary of gradient norms.
+        The bounds, without a summary of gradient norms. Of a certified bound that is a million
+        times the slope found, the reason alone tells.
 
     Raises:
         RuntimeError: a slope above the certified bound was found, so one of them is wrong.
@@ -103,6 +106,9 @@ def lipschitz_bracket(critic: nn.Module, real: Tensor, fake: Tensor) -> Lipschit
             f"a slope of {sampled:.8g} was found, above the certified {certified:.8g}: the "
             "certificate is wrong; please report this with the run's configuration"
         )
+    if certified is not None and certified > NO_USE * sampled > 0:
+        reason = f"its bound, {certified:.2g}, is far above the slope found, {sampled:.2g}"
+        certified = None
     return LipschitzBounds(certified=certified, reason=reason, sampled=sampled)
 
 

@@ -63,6 +63,8 @@ def certify(
         product = _slope(critic, _Given(layer_norm, shape))
     except NoBoundError as error:
         return None, str(error)
+    if not math.isfinite(product):
+        return None, "the product of the layers' slopes is beyond the largest number"
     if layer_norm is not None:
         return product, None
     tighter = ellipsoid_bound(critic, shape, lambda module: _slope(module, _Given(None, shape)))
@@ -157,6 +159,8 @@ def _norm_slope(module: Any) -> float:
     """
     if getattr(module, "running_var", None) is not None:
         return _batch_norm_slope(module)
+    if not module.eps:
+        raise NoBoundError(f"{type(module).__name__} without an epsilon has no steepest slope")
     gain = 1.0 if module.weight is None else module.weight.abs().max().item()
     return gain / math.sqrt(module.eps) * (1 + ROUNDING)
 

@@ -36,6 +36,8 @@ ASIDE = 0.3
 """How far log T begins above its least value, where a pass is to be improved."""
 WORK = 1e10
 """Products of numbers in one product of all activations' shape matrices, at most."""
+LARGEST = 2e7
+"""Numbers of one shape matrix at all frequencies, at most: several are held at a time."""
 
 Mode = Literal["choose", "use", "tighten"]
 """A pass chooses ``T = (1 + |c| / r) |X| I``, with which no bound is above the product of norms; or
@@ -215,6 +217,8 @@ class Ellipsoid:
         if not self.is_masked and any(torus.pair(layer.padding)):  # type: ignore[arg-type]
             self.bend(0.0, 1.0)
         size = torus.after(layer, self.size, self.torus)
+        aside = 0 if self.x is None else self.x.shape[-1] - layer.in_channels
+        self._admit(aside + max(layer.in_channels, layer.out_channels))
         symbol = torus.symbol_of(layer, self.torus)
         if self.x is None:
             self._begin(symbol)
@@ -245,9 +249,17 @@ class Ellipsoid:
         if self.channels() != channels:
             raise NoBoundError("a layer takes other channels")
 
+    def _admit(self, rows: int) -> None:
+        """Raise an error before shape matrices of so many rows take too much memory or time."""
+        numbers = math.prod(self.torus) * rows**2
+        if numbers > LARGEST or numbers * rows > WORK:
+            raise NoBoundError("the critic is too large for ellipsoids")
+
     def _begin(self, symbol: Tensor) -> None:
         """Map the ball by a matrix ``(F, C', C)`` for each frequency, or one for all."""
-        product = self.square * (symbol @ symbol.mH + _slack(symbol, symbol) * _square(symbol))
+        self._admit(symbol.shape[1])
+        product = symbol @ symbol.mH
+        product = self.square * (product + _slack(symbol, symbol) * identity(product))
         if self.torus:
             product = product.to(torch.complex128).expand(math.prod(self.torus), -1, -1)
         self.x, self.square = product, torch.ones((), dtype=torch.float64)
@@ -255,6 +267,7 @@ class Ellipsoid:
     def _apply(self, symbol: Tensor) -> None:
         """Map the last channels by a matrix ``(F, C', C)`` for each frequency, or one for all."""
         assert self.x is not None
+        self._admit(self.x.shape[-1] + symbol.shape[1] - symbol.shape[2])
         symbol = symbol.to(self.x.dtype)
         above, own = torch.split(
             self.x, [self.x.shape[-1] - symbol.shape[-1], symbol.shape[-1]], dim=1
@@ -373,10 +386,6 @@ class Ellipsoid:
 def identity(x: Tensor) -> Tensor:
     """The identity of the size and type of square matrices ``(.., n, n)``."""
     return torch.eye(x.shape[-1], dtype=x.dtype)
-
-
-def _square(symbol: Tensor) -> Tensor:
-    return torch.eye(symbol.shape[1], dtype=symbol.dtype)
 
 
 def _length(x: Tensor) -> Tensor:

@@ -63,13 +63,15 @@ def ellipsoid_bound(critic: nn.Module, shape: Shape | None, slope: Slope) -> flo
     def square() -> Tensor:
         return _Walk(critic, shape, slope, multipliers).through(critic)
 
+    # Beyond the largest number squares are infinite, or cannot be taken.
+    impossible = NoBoundError, OverflowError, torch.linalg.LinAlgError
     with torch.inference_mode(False), torch.no_grad():
         try:
             found = [float(square())]
-        except NoBoundError:
+        except impossible:
             return None
         if multipliers.logs and 0 < found[0] < math.inf and multipliers.entries <= ENTRIES:
-            with contextlib.suppress(NoBoundError):
+            with contextlib.suppress(*impossible):
                 found.append(_improved(square, multipliers))
     best = min(value for value in [*found, math.inf] if not math.isnan(value))
     return math.sqrt(best) * (1 + ROUNDING) if best < math.inf else None
@@ -87,6 +89,8 @@ def _improved(square: Callable[[], Tensor], multipliers: Multipliers) -> float:
                 with torch.enable_grad():
                     multipliers.begin("use", list(torch.split(x, sizes)))
                     value = square().log() + softness * multipliers.barrier
+                    if not value.requires_grad:  # no multiplier has a part in it
+                        return None
                     (gradient,) = torch.autograd.grad(value, x)
             except NoBoundError:
                 return None
@@ -110,6 +114,7 @@ class _Walk:
     ) -> None:
         self.slope = slope
         self.is_sequence = shape is not None and len(shape) == 2
+        self.is_flat = False
         self.at = Ellipsoid(multipliers)
         if shape is not None and len(shape) == 3:
             self.at = Ellipsoid(multipliers, shape[1:], torus.torus_for(critic, shape[1:]))
@@ -138,12 +143,24 @@ class _Walk:
         elif hasattr(module, "branch") and hasattr(module, "shortcut"):
             self._residual(module)
         elif isinstance(module, (nn.LeakyReLU, *SECTORS)):
-            self.at.bend(*_sector(module), group=2 if isinstance(module, GroupSort) else 1)
+            self._bend(module)
         else:
             self._single(module)
 
+    def _bend(self, activation: nn.Module) -> None:
+        is_sorting = isinstance(activation, GroupSort)
+        if is_sorting and self.is_flat and self.at.torus:
+            raise NoBoundError("pairs of positions are sorted")
+        self.at.bend(*_sector(activation), group=2 if is_sorting else 1)
+        if is_sorting and self.at.x is not None:  # it puts the larger ones before the smaller
+            self.at.change(
+                self.at.channels(),
+                lambda x: torch.cat([x[: len(x) // 2 * 2 : 2], x[1::2], x[len(x) // 2 * 2 :]]),
+            )
+
     def _single(self, module: nn.Module) -> None:
         at = self.at
+        self.is_flat = self.is_flat or isinstance(module, nn.Flatten)
         if isinstance(module, nn.Linear):
             at.dense(_plain(module.weight))
         elif isinstance(module, nn.Conv2d):
@@ -179,7 +196,8 @@ class _Walk:
         for layer in layers:
             if layer is pool or isinstance(layer, nn.Identity):
                 continue
-            if not isinstance(layer, Layer) or any(n != 1 for n in layer.weight.shape[2:]):
+            is_plain = isinstance(layer, nn.Linear) or getattr(layer, "groups", 0) == 1
+            if not is_plain or any(n != 1 for n in layer.weight.shape[2:]):
                 raise NoBoundError("no ellipsoid is known of a shortcut")
             aside = _plain(layer.weight).flatten(1) @ aside
         scale = float(getattr(block, "scale", 1.0))

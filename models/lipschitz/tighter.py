@@ -64,7 +64,7 @@ def ellipsoid_bound(critic: nn.Module, shape: Shape | None, slope: Slope) -> flo
         return _Walk(critic, shape, slope, multipliers).through(critic)
 
     # Beyond the largest number squares are infinite, or cannot be taken.
-    impossible = NoBoundError, OverflowError, torch.linalg.LinAlgError
+    impossible = NoBoundError, OverflowError, torch._C._LinAlgError
     with torch.inference_mode(False), torch.no_grad():
         try:
             found = [float(square())]

@@ -77,7 +77,7 @@ def fault(url: str, error: BaseException) -> DataError | None:
         if words := _mistake(cause):
             return DataError(f"{url}: {words}")
     for cause in chain:
-        if _names(cause) & BROKEN:
+        if class_names(cause) & BROKEN:
             words = " ".join(str(cause).split()) or type(cause).__name__
             return UnreachableError(f"{url}: cannot be reached: {words}")
     return None
@@ -91,14 +91,15 @@ def _mistake(cause: BaseException) -> str | None:
             f"its certificate is not trusted ({why}); name the file of its authority in "
             "SSL_CERT_FILE, for s3:// in AWS_CA_BUNDLE"
         )
-    if isinstance(cause, ssl.SSLError) and hasattr(cause, "reason") and not _names(cause) & BROKEN:
+    passes = class_names(cause) & BROKEN
+    if isinstance(cause, ssl.SSLError) and hasattr(cause, "reason") and not passes:
         return f"no TLS connection ({cause.reason})"
     if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
         return f"no such host ({cause.strerror})"
     return None
 
 
-def _names(error: BaseException) -> set[str]:
+def class_names(error: BaseException) -> set[str]:
     """Names of an error's classes."""
     return {kind.__name__ for kind in type(error).__mro__}
 

@@ -1,4 +1,4 @@
-"""Servers of data that are away, busy, strange or strict: real ones, over HTTP, TLS and S3."""
+"""Servers of data and registries that are away, busy, strange or strict, over HTTP, TLS and S3."""
 
 import contextlib
 import errno
@@ -6,19 +6,32 @@ import http.server
 import os
 import socket
 import socketserver
+import sqlite3
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psycopg2
 import pytest
+import sqlalchemy
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ReadTimeoutError,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE
+from sqlalchemy.exc import OperationalError
 
 import wgan_cli
-from models import bulk, remote
+from models import bulk, registry, remote, tracking_server
 from models.config import DataConfig
-from models.errors import DataError, UnreachableError
+from models.errors import AwayError, DataError, RegistryError, UnreachableError
+from models.registry_errors import failure
 from tests.s3 import KEY, SECRET, disconnect, s3_server
 from tests.servers import WGAN
 from tests.test_tls import write_certificate
@@ -253,3 +266,152 @@ def test_files_of_this_machine_are_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         remote.reached("set.npy", step)
     assert len(asked) == 1
+
+
+# ---- the registry -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], type[RegistryError]]:
+    """Ask a registry, and return the class of the error that this ends with."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking_server, "DATABASE_TRIES", 1)
+
+    def ask(address: str) -> type[RegistryError]:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(RegistryError) as caught:
+            registry.champion("digits")
+        return type(caught.value)
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("status", "passes"),
+    [(400, False), (404, False), (408, True), (425, True), (429, True), (500, True), (503, True)],
+)
+def test_a_registry_that_is_busy_is_told_from_an_answer(
+    status: int, passes: bool, asked: Callable[[str], type[RegistryError]]
+) -> None:
+    class Answers(_Files):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b"Connection refused, says a page")
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    with serving(server):
+        found = asked(f"http://127.0.0.1:{server.server_address[1]}")
+    assert found is (AwayError if passes else RegistryError)
+
+
+def test_a_registry_that_is_not_trusted_is_no_registry_that_is_away(
+    folder: Path, tmp_path: Path, asked: Callable[[str], type[RegistryError]]
+) -> None:
+    certificate, key = write_certificate(tmp_path / "tls", "ours")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    plain, server = files(folder), files(folder)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with serving(server), serving(plain):
+        for one in (server, plain):
+            assert asked(f"https://127.0.0.1:{one.server_address[1]}") is RegistryError
+
+
+@pytest.mark.parametrize(
+    ("address", "passes"),
+    [
+        ("http://127.0.0.1:9", True),
+        ("http://host.invalid", True),
+        ("http://127.0.0.1:port", False),
+        ("postgresql+psycopg2://127.0.0.1:9/mlflow", True),
+        ("sqlite:///{folder}/text.db", False),
+        ("sqlite:///{folder}/text.db/mlflow.db", False),
+        ("file://{folder}/mlruns", False),
+    ],
+)
+def test_where_nobody_answers_now_is_told_from_where_nobody_ever_will(
+    address: str, passes: bool, tmp_path: Path, asked: Callable[[str], type[RegistryError]]
+) -> None:
+    (tmp_path / "text.db").write_text("no database" * 100)
+    found = asked(address.format(folder=tmp_path))
+    assert found is (AwayError if passes else RegistryError)
+
+
+def test_a_lock_of_sqlite_passes_and_a_missing_table_does_not(tmp_path: Path) -> None:
+    database = tmp_path / "some.db"
+    engine = sqlalchemy.create_engine(f"sqlite:///{database}", connect_args={"timeout": 0})
+    found = []
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("CREATE TABLE here (x)")
+        for lock in ("BEGIN EXCLUSIVE", "ROLLBACK"):
+            other.execute(lock)
+            with pytest.raises(OperationalError) as caught, engine.connect() as connection:
+                connection.execute(sqlalchemy.text("SELECT * FROM absent"))
+            said = MlflowException(str(caught.value), error_code=TEMPORARILY_UNAVAILABLE)
+            said.__cause__ = caught.value  # as MLflow's sessions raise it
+            found.append(type(failure(str(said), said)))
+    engine.dispose()
+    assert found == [AwayError, RegistryError]
+
+
+@pytest.mark.parametrize(
+    ("said", "passes"),
+    [
+        ('connection to server at "db", port 5432 failed: Connection refused', True),
+        ("server closed the connection unexpectedly", True),
+        ("FATAL:  the database system is starting up", True),
+        ('FATAL:  password authentication failed for user "mlflow"', False),
+        ('FATAL:  database "mlflow" does not exist', False),
+    ],
+)
+def test_what_postgresql_says_of_a_connection(said: str, passes: bool) -> None:
+    error = OperationalError("SELECT 1", {}, psycopg2.OperationalError(said))
+    assert type(failure(said, error)) is (AwayError if passes else RegistryError)
+
+
+def answered(code: str, status: int) -> ClientError:
+    told = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(told, "GetObject")
+
+
+def of_system(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+OF_STORAGE = [
+    (EndpointConnectionError(endpoint_url="http://s3"), True),
+    (ReadTimeoutError(endpoint_url="http://s3"), True),
+    (answered("SlowDown", 503), True),
+    (answered("NoSuchBucket", 404), False),
+    (NoCredentialsError(), False),
+    (of_system(errno.ECONNREFUSED), True),
+    (of_system(errno.ECONNRESET), True),
+    (of_system(errno.ECONNABORTED), True),
+    (of_system(errno.ETIMEDOUT), True),
+    (of_system(errno.EACCES), False),
+    (of_system(errno.EPERM), False),
+    (of_system(errno.ENOTDIR), False),
+    (of_system(errno.ENOENT), False),
+]
+
+
+@pytest.mark.parametrize(("error", "passes"), OF_STORAGE, ids=repr)
+def test_what_storage_says(error: Exception, passes: bool) -> None:
+    of_download = MlflowException(f"Failures occurred:\n{error}")  # MLflow keeps the text alone
+    for shown in (error, of_download):
+        assert type(failure(str(shown), shown)) is (AwayError if passes else RegistryError)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (MlflowException("x", error_code=TEMPORARILY_UNAVAILABLE), True),
+        (MlflowException("x", error_code=REQUEST_LIMIT_EXCEEDED), True),
+        (MlflowException("out-of-date database schema; run 'mlflow db upgrade'"), False),
+        (ModuleNotFoundError("No module named 'pymysql'"), False),
+    ],
+    ids=repr,
+)
+def test_what_mlflow_says(error: Exception, passes: bool) -> None:
+    assert type(failure(str(error), error)) is (AwayError if passes else RegistryError)

@@ -22,13 +22,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
-    OperationalError,
     ProgrammingError,
     SQLAlchemyError,
 )
 
 from models.errors import RegistryError, UnreachableError, UserError, causes
 from models.redaction import redacted
+from models.registry_errors import database_passes
 from models.secret_files import read_secret_files
 from training.data.dataset import Dataset
 from training.engine.origin import changes, fingerprint
@@ -54,10 +54,6 @@ CONNECT_SECONDS = "10"
 TABLE_TRIES, SECONDS_BETWEEN_TRIES = 20, 0.5
 NOTE_SECONDS = 60
 """How long to wait for what the process that has just begun a study notes there."""
-REFUSALS = re.compile(
-    "authentication failed|does not exist|no pg_hba.conf|permission denied|invalid .*(value|number)"
-)
-"""What PostgreSQL says of a connection that another try would not make."""
 
 
 class _Database(RDBStorage):
@@ -227,8 +223,7 @@ def _told(error: BaseException) -> UserError:
     said = " ".join(str(getattr(cause, "orig", None) or cause or error).split())
     if not isinstance(cause, DBAPIError):
         return UserError(f"--storage: {said}; {EXAMPLE}")
-    passes = isinstance(cause, OperationalError) or cause.connection_invalidated
-    if REFUSALS.search(said) or not passes:
+    if not database_passes(cause):
         return UserError(f"--storage: the database refuses: {said}")
     return UnreachableError(
         f"--storage: the database does not answer ({said}); the same command goes on"

@@ -99,6 +99,19 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
     return {**named, "generator_steps": last["generator_steps"]}
 
 
+def merged(
+    former: list[dict[str, Any]], rows: list[dict[str, Any]], *more: str
+) -> list[dict[str, Any]]:
+    """The rows, and the former ones of other tasks, ways, seeds, or what else is named."""
+    keys = ("task", "solver", "seed", *more)
+    found = {tuple(row[key] for key in keys): row for row in (*former, *rows)}
+    order = list(TASKS), list(WAYS)
+    return sorted(
+        found.values(),
+        key=lambda r: (order[0].index(r["task"]), order[1].index(r["solver"]), r["seed"]),
+    )
+
+
 def steps_by_seed(rows: list[dict[str, Any]]) -> str:
     """Generator steps seed by seed; those of a run that did not get there are a lower bound."""
     return ", ".join(
@@ -168,21 +181,11 @@ def main() -> None:
         )
     before = json.loads(options.results.read_text()) if options.results.exists() else {}
 
-    def with_former(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows, and those that an earlier call made of other tasks, ways or seeds."""
-        keys = ("task", "solver", "seed", "factor")
-        merged = {tuple(r[k] for k in keys): r for r in (*before.get(name, []), *rounded(rows))}
-        order = list(TASKS), list(WAYS)
-        return sorted(
-            merged.values(),
-            key=lambda r: (order[0].index(r["task"]), order[1].index(r["solver"]), r["seed"]),
-        )
-
     results = {
         "command": "python -m benchmarks.optimisers",
         "sustained": SUSTAINED,
-        "tuning": with_former("tuning", tuning),
-        "runs": with_former("runs", runs),
+        "tuning": merged(before.get("tuning", []), rounded(tuning), "factor"),
+        "runs": merged(before.get("runs", []), rounded(runs)),
     }
     options.results.write_text(json.dumps(results, indent=1) + "\n")
     put_between(PAGE, BEGIN, END, shown(results))

@@ -69,9 +69,15 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _its_schedule_has_steps(self) -> Self:
-        if self.schedule != "linear" and self.decay_from == 1:
+        is_late = self.decay_from == 1 or 0 < self.steps < self.decay_from * self.steps + 1
+        if self.schedule != "linear" and is_late:
             raise ValueError(
-                f"schedule: {self.schedule} begins at decay_from, and 1 means never; set it below "
-                "1, such as 0"
+                f"schedule: {self.schedule} begins at decay_from, which is after the last step; "
+                "set it lower, such as 0"
             )
         return self
+
+    @property
+    def critic_rate(self) -> str:
+        """Name of the setting that is the critic's rate."""
+        return "learning_rate" if self.critic_learning_rate is None else "critic_learning_rate"

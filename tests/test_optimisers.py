@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from benchmarks.optimisers import BEGIN, END, PAGE, RESULTS, shown
+from benchmarks.optimisers import BEGIN, END, PAGE, RESULTS, merged, shown
 from models.config import Config
 from models.constraints import LipschitzPenalty
 from models.errors import ConfigError
@@ -33,6 +33,7 @@ from training.engine.optimisers import (
     make_optimizers,
     set_learning_rates,
 )
+from training.engine.runs import Diverged
 from training.presets import branch_config, build_config
 
 CPU = torch.device("cpu")
@@ -111,6 +112,9 @@ def test_a_weight_without_a_gradient_stays_where_it_is() -> None:
             optimizer.step()
         assert torch.equal(unused, torch.ones(2))
         assert not torch.equal(used, torch.ones(2))
+        before, used.grad = used.detach().clone(), None
+        optimizer.step()  # Adam does nothing either
+        assert torch.equal(used, before)
 
 
 # ---- two players: min over x, max over y, of x y ------------------------------------------------
@@ -270,10 +274,26 @@ def test_a_cosine_begins_where_the_rate_falls_and_ends_at_zero() -> None:
     assert [cosine(step, 6) for step in (0, 2, 3, 4, 6)] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
 
 
-def test_a_cosine_without_steps_is_refused() -> None:
+@pytest.mark.parametrize(("steps", "decay_from"), [(0, 1.0), (100, 1.0), (100, 0.9999), (1, 0.5)])
+def test_a_cosine_without_steps_is_refused(steps: int, decay_from: float) -> None:
     with pytest.raises(ConfigError, match=r"schedule: cosine begins at decay_from") as caught:
-        config_of(schedule="cosine")
+        config_of(schedule="cosine", steps=steps, decay_from=decay_from)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("steps", "decay_from"), [(0, 0.9999), (100, 0.99), (1, 0.0)])
+def test_a_cosine_with_one_step_is_taken(steps: int, decay_from: float) -> None:
+    config_of(schedule="cosine", steps=steps, decay_from=decay_from)
+
+
+@pytest.mark.parametrize("own", [None, 4e-3])
+def test_whoever_diverges_is_told_of_the_critic_s_rate_where_it_has_one(
+    own: float | None, points: Dataset, tmp_path: Path
+) -> None:
+    config = config_of(divergence_gap=1e-12, critic_learning_rate=own)
+    told = "training.critic_learning_rate and training.learning_rate" if own else "training.lear"
+    with pytest.raises(Diverged, match=rf"Lower {told}"):
+        train(config, points, tmp_path, CPU)
 
 
 def test_both_rates_fall_alike() -> None:
@@ -334,6 +354,14 @@ def test_what_cannot_be_rescaled_is_refused() -> None:
 
 
 # ---- the page -----------------------------------------------------------------------------------
+
+
+def test_another_factor_takes_the_place_of_a_former_one_in_all_but_the_tuning() -> None:
+    old, new = (
+        {"task": "digits", "solver": "extragradient", "seed": 0, "factor": f} for f in (1, 2)
+    )
+    assert merged([old], [new]) == [new]
+    assert merged([old], [new], "factor") == [old, new]
 
 
 def test_the_page_has_the_tables_of_the_results() -> None:

@@ -29,13 +29,16 @@ from sqlalchemy.exc import OperationalError
 
 import wgan_cli
 from models import bulk, registry, remote, tracking_server
+from models.artifact import load_artifact
 from models.config import DataConfig
 from models.errors import AwayError, DataError, RegistryError, UnreachableError
 from models.registry_errors import failure
+from tests.artifacts import make_artifact
 from tests.s3 import KEY, SECRET, disconnect, s3_server
 from tests.servers import WGAN
 from tests.test_tls import write_certificate
 from training.data.dataset import load_data
+from training.run import REGISTERED, _register_once
 
 ITEMS = np.random.default_rng(0).standard_normal((150, 2)).astype(np.float32)
 
@@ -415,3 +418,16 @@ def test_what_storage_says(error: Exception, passes: bool) -> None:
 )
 def test_what_mlflow_says(error: Exception, passes: bool) -> None:
     assert type(failure(str(error), error)) is (AwayError if passes else RegistryError)
+
+
+def test_a_run_counts_as_registered_while_the_registry_is_away_and_not_at_a_wrong_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_artifact(make_artifact(tmp_path / "artifact"))
+    (tmp_path / REGISTERED).write_text('{"model": "tiny@1"}')
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert _register_once(model, tmp_path, print) == "tiny@1"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://host")
+    with pytest.raises(RegistryError, match="unsupported URI"):
+        _register_once(model, tmp_path, print)

@@ -17,7 +17,7 @@ from models import artifact, record, registry
 from models.config import Config
 from models.device import multiply_in_float32
 from models.durable import read_file, write_file
-from models.errors import AbsentError, RegistryError, UserError
+from models.errors import AbsentError, AwayError, MachineError, UserError
 from models.lipschitz import (
     ASCENT_STARTS,
     LipschitzBounds,
@@ -368,7 +368,7 @@ def _register_once(model: Model, folder: Path, say: Callable[[str], None]) -> st
             require_files(reference)
         except AbsentError as error:
             say(f"{error}; the run is registered again")
-        except RegistryError:
+        except (AwayError, MachineError):
             return reference  # the note holds while the registry is away
         else:
             if digest == model.digest:  # and not of an artifact that was removed

@@ -27,6 +27,8 @@ class OptimisticAdam(torch.optim.Adam):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Make a step. See `torch.optim.Adam.step`."""
         weights = _with_gradients(self)
+        if not weights:
+            return
         ahead = [
             state["ahead"] if (state := self.state[w]) else torch.zeros_like(w) for w in weights
         ]
@@ -50,6 +52,8 @@ class ExtraAdam(torch.optim.Adam):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Make a step. See `torch.optim.Adam.step`."""
         weights = _with_gradients(self)
+        if not weights:
+            return
         # Chosen on the device: a CUDA graph is the same for both kinds of step.
         begins = [
             torch.where(state["step"] % 2 == 0, w, state["begin"])

@@ -128,7 +128,8 @@ class TrainingRun:
         device = next(iter(live.values())).device  # some optimisers count their steps on the CPU
         sound = torch.stack([torch.isfinite(t).all().to(device) for t in live.values()])
         broken = [name for name, fine in zip(live, sound.tolist(), strict=True) if not fine]
-        bound = self.config.training.divergence_gap
+        settings = self.config.training
+        bound = settings.divergence_gap
         if math.isfinite(gap) and abs(gap) <= bound and not broken:
             return
         message = f"diverged by step {self.step}: the critic gap is {gap:.4g}"
@@ -137,8 +138,11 @@ class TrainingRun:
             message += f"; it was {last['critic_gap']:.4g} at step {int(last['step'])}"
         if broken:
             message += f"; not finite: {', '.join(broken[:3])}{', ...' if broken[3:] else ''}"
+        rates = " and ".join(
+            f"training.{r}" for r in sorted({"learning_rate", settings.critic_rate})
+        )
         raise Diverged(
-            f"{message}. Lower training.learning_rate, or constrain the critic more "
+            f"{message}. Lower {rates}, or constrain the critic more "
             f"(constraint.*). Last good checkpoint: {newest_checkpoint(self.folder) or 'none yet'}"
         )
 

@@ -181,7 +181,7 @@ def slow_optimisation(subject: Subject) -> Measurement:
     )
     remedy = (
         "the critic is far from the best of its kind: more training.num_critic_steps or another "
-        f"training.learning_rate; or {shared_advice(subject.config)}"
+        f"training.{subject.config.training.critic_rate}; or {shared_advice(subject.config)}"
     )
     return Measurement(missed, evidence, remedy, chart if history else None)
 

@@ -233,6 +233,12 @@ def test_the_share_of_the_distance_that_is_found(data: Dataset) -> None:
     assert across.value == pytest.approx(1, abs=0.05)
     halfway = found(data, far, Linear([0.6 * 0.5 + 0.8 * 0.75**0.5, 0.8 * 0.5 - 0.6 * 0.75**0.5]))
     assert halfway["slow_optimisation"].value == pytest.approx(0.5, abs=0.05)
+    config = tiny_config("vector")
+    own = config.training.model_copy(update={"critic_learning_rate": 0.01})
+    config = config.model_copy(update={"training": own})
+    finding = found(data, far, Linear([0.8, -0.6]), config)["slow_optimisation"]
+    assert "another training.critic_learning_rate;" in finding.remedy
+    assert "another training.learning_rate;" in across.remedy
     same = found(data, Replay(real(data)), Linear([0.8, -0.6]))["slow_optimisation"]
     assert not same.present, "nothing is left to find"
 

@@ -140,7 +140,7 @@ def test_equal_scores_are_no_difference() -> None:
 
 def test_copies_of_a_whole_set_are_seen_and_left_out() -> None:
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(40, 2))
+    rows = rng.normal(size=(60, 2))
     copied = rng.permutation(np.concatenate([rows, rows, rows]))
     assert repeats(rows) == 1
     assert repeats(copied) == 3
@@ -149,3 +149,15 @@ def test_copies_of_a_whole_set_are_seen_and_left_out() -> None:
     np.testing.assert_array_equal(np.unique(kept, axis=0), np.unique(rows, axis=0))
     assert repeats(rng.integers(0, 30, (4000, 1))) == 1
     assert repeats(np.repeat([[0.0], [1.0]], 60, axis=0)) == 1
+    of_few = rng.integers(0, 8, (400, 2))  # combinations, unequally often
+    assert repeats(np.concatenate([of_few, of_few])) == 2
+
+
+def test_a_design_is_no_set_of_copies() -> None:
+    """Every combination equally often, as numbers and as `coded` encodes categories."""
+    for sizes in ((3, 4), (60, 2), (5, 4, 3)):
+        cells = np.stack(np.meshgrid(*map(np.arange, sizes)), axis=-1).reshape(-1, len(sizes))
+        codes = np.hstack([np.eye(n)[cells[:, i]] for i, n in enumerate(sizes)])
+        for rows in (cells, codes):
+            assert repeats(np.repeat(rows, 20, axis=0)) == 1
+    assert repeats(np.repeat(np.eye(60), 100, axis=0)) == 1  # one column of 60 categories

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
-from scipy.stats import binom
+from scipy.stats import binom, chi2_contingency
 
 import wgan_cli
 from models.config import DataConfig
 from models.images import encode_png
 from tests.test_w1_differences import Page
-from training.lab.changes import Change, changes_of_items
+from training.lab.changes import Change, _chi_squared, changes_of_items
 from training.lab.measure import changes
 from training.lab.sets import load_sets
 
@@ -69,6 +69,38 @@ def test_chance_is_called_a_change_no_oftener_than_it_says() -> None:
         rng = np.random.default_rng(seed)
         changed += any(c.is_found for c in compared(month(rng, 150), month(rng, 150)).values())
     assert binom.sf(changed - 1, pairs, 0.05) > 1e-3
+
+
+@pytest.mark.parametrize(("few", "many"), [(200, 100_000), (300, 300), (60, 5000)])
+def test_rare_categories_are_found_no_oftener_than_the_level(few: int, many: int) -> None:
+    shares = 1 / np.arange(1, 400) ** 1.5
+    p_values = []
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        counts = np.stack([rng.multinomial(n, shares / shares.sum()) for n in (few, many)])
+        p_values.append(_chi_squared(counts))
+    assert binom.sf(sum(p <= 0.05 for p in p_values) - 1, len(p_values), 0.05) > 1e-3
+    assert binom.cdf(sum(p <= 0.05 for p in p_values), len(p_values), 0.03) > 1e-3, "nor never"
+
+
+def test_rare_categories_count_together_or_with_another() -> None:
+    """As the counts that remain, by scipy's own test."""
+    pooled = np.array([[40, 30, 7], [30, 60, 20]])
+    counts = np.array([[40, 30, 4, 3], [30, 60, 16, 4]])
+    assert _chi_squared(counts) == pytest.approx(chi2_contingency(pooled).pvalue)
+    alone = np.array([[40, 30, 1], [30, 60, 0]])  # with the next one
+    assert _chi_squared(alone) == pytest.approx(chi2_contingency([[41, 30], [30, 60]]).pvalue)
+    assert _chi_squared(np.array([[2, 1], [1, 2]])) == 1
+
+
+def test_large_whole_numbers_keep_their_digits() -> None:
+    a = (2**60 + np.arange(100))[:, None]
+    (found,) = changes_of_items(a, a + 7, ["x"])
+    assert found.distance == pytest.approx(7)
+    assert found.relative == pytest.approx(7 / np.concatenate([a - 2**60, a + 7 - 2**60]).std())
+    for low, high in ((-(2**62), np.int64), (2**63, np.uint64)):
+        far = (low + np.arange(100, dtype=object) * 2**40).astype(high)[:, None]
+        assert changes_of_items(far, far[::-1], ["x"])[0].distance == 0
 
 
 def test_a_column_without_values_on_one_side() -> None:

@@ -106,6 +106,16 @@ def test_units_and_offsets_of_columns_do_not_matter() -> None:
     assert two_sample_test(*whole).p_value == 0.001
 
 
+def test_a_balanced_design_keeps_its_rows() -> None:
+    """Every combination of two columns equally often, and one where the shares of one differ."""
+    rng = np.random.default_rng(0)
+    cells = pd.MultiIndex.from_product([list("xyz"), list("klmn")], names=["one", "two"])
+    a = cells.to_frame(index=False).loc[np.repeat(np.arange(12), 100)].reset_index(drop=True)
+    b = a.assign(one=rng.choice(list("xyz"), 1200, p=[0.8, 0.1, 0.1]))
+    message, _ = failure(a, b)
+    assert "1200 rows of A and 1200 of B" in message
+
+
 def test_one_set_is_like_itself_and_a_seed_repeats_itself() -> None:
     a, b = np.random.default_rng(0).normal(size=(2, 300, 4))
     assert two_sample_test(a, a.copy()).p_value > 0.5

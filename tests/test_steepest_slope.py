@@ -26,6 +26,11 @@ def at_a_point(x: Tensor) -> Tensor:
     return torch.tanh(x[:, 0] - 4) / (1 + x[:, 1:].square().sum(1)).sqrt()
 
 
+def test_everything_is_made_on_the_device_of_the_starts() -> None:
+    """Tensors of the device without memory refuse to meet those of the CPU, as a card's do."""
+    assert steepest_slope(on_a_sphere, torch.ones(9, 3, device="meta"), steps=0) == 0
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("critic", "count", "size", "near"), [(on_a_sphere, 4, 20, 0.998), (at_a_point, 30, 6, 0.99)]

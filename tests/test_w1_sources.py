@@ -23,7 +23,7 @@ from tests.artifacts import make_artifact
 from tests.mixed import people
 from training.data.sources import large
 from training.judging.metrics import wasserstein_1
-from training.lab import samples
+from training.lab import samples, two_samples
 from training.lab.measure import measure
 from training.lab.sets import Sets, load_sets
 
@@ -289,6 +289,15 @@ def test_of_too_many_items_some_are_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     found = measure(few, steps=5)
     assert found.report["heldout"] == [20, 20]
     assert set(found.report["typical"][0]) <= set(rows.tolist())
+
+
+def test_of_large_items_enough_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MAX_VALUES", 1000)
+    monkeypatch.setattr(two_samples, "MAX_VALUES", 1000)
+    x = np.random.default_rng(0).normal(size=(60, 30))
+    sets = load_sets(x, x, CONFIG)
+    assert sets.a.shape == (50, 30)
+    assert two_samples.two_sample_test(sets.a, sets.b).rows == (50, 50)
 
 
 def test_wide_codes_of_few_columns_are_drawn_too(monkeypatch: pytest.MonkeyPatch) -> None:

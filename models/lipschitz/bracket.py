@@ -55,7 +55,8 @@ def steepest_slope(
         The steepest slope found, in score units per input unit.
     """
     first = starts.flatten(1)
-    radii = first.std() * torch.logspace(-2, 1, len(first), dtype=first.dtype)[:, None]
+    factors = torch.logspace(-2, 1, len(first), dtype=first.dtype, device=first.device)
+    radii = first.std() * factors[:, None]
     second = first + radii * nn.functional.normalize(torch.randn_like(first), dim=1)
     shortest = 1e-5 * first.std()
     best = 0.0

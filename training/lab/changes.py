@@ -22,7 +22,8 @@ MAX_COLUMNS = 300
 MAX_NAMED = 3
 """Categories that a sentence names."""
 FEWEST = 5
-"""Rows of a category, in both sets together, below which it counts with other rare ones."""
+"""Rows of a category that the smaller set should have if both are alike; a category of which fewer
+are expected counts with other rare ones (Cochran 1954)."""
 SECONDS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "day": 86400.0}
 """Length of the units of times, in seconds."""
 SPANS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
@@ -136,20 +137,20 @@ def _numbers(name: str, x: Array, y: Array, column: NumberColumn | None = None) 
     if not len(x) or not len(y):
         first, second = (f"{len(side)} values" if len(side) else "no value" for side in (x, y))
         return Change(name, first, second, "not compared", 0.0, 0.0, 1.0)
-    both = np.concatenate([x, y]).astype(np.float64)
-    base = both[0]  # a large offset must not cost digits
-    distance = float(wasserstein_distance(x - base, y - base))
-    deviation = float((both - base).std()) or 1.0
+    base = np.longdouble(x[0])  # a large offset must not cost digits, as in `Units`
+    x, y = ((side - base).astype(np.float64) for side in (x, y))
+    distance = float(wasserstein_distance(x, y))
+    deviation = float(np.concatenate([x, y]).std()) or 1.0
     p_value = float(ks_2samp(x, y, method="asymp").pvalue)
     if isinstance(column, TimeColumn):
-        first, second = (f"mean {column.in_text(float(side.mean()))}" for side in (x, y))
+        first, second = (f"mean {column.in_text(float(base + side.mean()))}" for side in (x, y))
         distance *= column.step * _seconds(column)
         deviation *= column.step * _seconds(column)
         length, unit = next((s for s in SPANS if distance >= s[0]), SPANS[-1])
         moved = f"{distance / length:.4g} {unit}"
     else:
-        means = [float(base + (side - base).mean(dtype=np.float64)) for side in (x, y)]
-        spreads = [float((side - base).std(dtype=np.float64)) for side in (x, y)]
+        means = [float(base + side.mean()) for side in (x, y)]
+        spreads = [float(side.std()) for side in (x, y)]
         first, second = (
             f"mean {mean:.6g}, deviation {spread:.4g}"
             for mean, spread in zip(means, spreads, strict=True)
@@ -190,11 +191,19 @@ def _categories(column: CategoryColumn, x: Array, y: Array) -> Change:
 
 
 def _chi_squared(counts: Array) -> float:
-    """P-value of counts ``(2, K)``; rare categories count together."""
-    rare = counts.sum(axis=0) < 2 * FEWEST
-    merged = np.column_stack([counts[:, ~rare], counts[:, rare].sum(axis=1)])
-    merged = merged[:, merged.any(axis=0)]
-    if merged.shape[1] < 2 or not merged.sum(axis=1).all():
+    """P-value of counts ``(2, K)``; rare categories count together, with a frequent one if need be.
+
+    Where less is expected than `FEWEST`, the statistic has no chi-squared distribution.
+    """
+    sizes = counts.sum(axis=1)
+    if not sizes.all():
+        return 1.0
+    merged = counts[:, np.argsort(counts.sum(axis=0))]
+    expected = merged.sum(axis=0) * (sizes.min() / sizes.sum())
+    # The fewest are pooled until none of the others, nor the pool, is too small.
+    pooled = max(int((expected < FEWEST).sum()), int((expected.cumsum() < FEWEST).sum()) + 1)
+    merged = np.column_stack([merged[:, :pooled].sum(axis=1), merged[:, pooled:]])
+    if merged.shape[1] < 2:
         return 1.0
     return float(chi2_contingency(merged).pvalue)
 

@@ -36,8 +36,8 @@ SPLIT = (0.7, 0.1, 0.2)
 
 
 def most_items(width: int) -> int:
-    """Items of a side, at most, of ``width`` values each."""
-    return min(MAX_ITEMS, MAX_VALUES // max(1, width))
+    """Items of a side, at most, of ``width`` values each; never too few for an estimate."""
+    return max(MIN_SAMPLES, min(MAX_ITEMS, MAX_VALUES // max(1, width)))
 
 
 def drawn(count: int, most: int, seed: int) -> Array | None:
@@ -208,13 +208,38 @@ def rows_to_keep(samples: Array, times: int) -> Array:
 
 
 def repeats(samples: Array) -> int:
-    """Number of times that every row of a set occurs; 1 unless all rows are copied equally often.
+    """Number of times that a set was written over, as far as its rows show; 1 if they do not.
 
     A set that was written several times over holds fewer independent samples than rows. Rows that
-    coincide by chance, as whole numbers do, occur unequally often.
+    coincide by chance, as categories and whole numbers do, occur unequally often, but by design
+    they may not. So rows are called copies only if all occur a multiple of the same number of
+    times, `MIN_SAMPLES` different ones are left, no fewer than that number, and they are not every
+    combination of some values, each equally often. Copies of few different rows stay, for they
+    cannot be told from such a design.
 
     Args:
         samples: ``(N, D)``.
+
+    >>> repeats(np.repeat(np.arange(100)[:, None], 3, axis=0))
+    3
+    >>> design = np.stack(np.meshgrid(np.arange(10), np.arange(10)), axis=-1).reshape(-1, 2)
+    >>> repeats(np.repeat(design, 3, axis=0))
+    1
     """
-    _, counts = np.unique(samples, axis=0, return_counts=True)
-    return int(np.gcd.reduce(counts)) if len(counts) > 10 else 1
+    rows, counts = np.unique(samples, axis=0, return_counts=True)
+    times = int(np.gcd.reduce(counts))
+    if len(rows) < max(MIN_SAMPLES, times) or ((counts == times).all() and _is_crossed(rows)):
+        return 1
+    return times
+
+
+def _is_crossed(rows: Array) -> bool:
+    """True if different rows, sorted, are every beginning with every end, of several of each."""
+    differs = (rows[1:] != rows[:-1]).argmax(axis=1)
+    for place in np.unique(differs)[1:]:  # column that an end begins with
+        begins = np.flatnonzero(differs < place) + 1
+        if np.array_equal(begins, np.arange(begins[0], len(rows), begins[0])):
+            ends = rows[:, place:]
+            if np.array_equal(ends, np.tile(ends[: begins[0]], (len(begins) + 1, 1))):
+                return True
+    return False

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.lab.samples import Units, repeats, require_samples, rows_to_keep
+from training.lab.samples import MIN_SAMPLES, Units, repeats, require_samples, rows_to_keep
 
 Array = np.ndarray
 PERMUTATIONS = 999
@@ -52,8 +52,8 @@ def two_sample_test(a: Array, b: Array, seed: int = 0) -> Tested:
     Under the null hypothesis rows are exchangeable, and so are groups of equally many rows, in any
     order. Scales, widths and frequencies depend on all rows together or on none. So each
     permutation of the groups gives a statistic as good as the one found, and the p-value is valid
-    at any number of rows (Phipson & Smyth 2010, equation 2). Copies, where every row of a set
-    occurs equally often, are left out first, as in `training.lab.w1.estimate`.
+    at any number of rows (Phipson & Smyth 2010, equation 2). Copies are left out first, as in
+    `training.lab.w1.estimate`; `training.lab.samples.repeats` says which rows are copies.
 
     Args:
         a: ``(N, ...)``, numbers.
@@ -101,9 +101,8 @@ def two_sample_test(a: Array, b: Array, seed: int = 0) -> Tested:
 def _chosen(x: Array, rng: np.random.Generator) -> Array:
     """Numbers of the rows to look at, in random order."""
     flat = x.reshape(len(x), -1)
-    return rng.permutation(rows_to_keep(x, repeats(flat)))[
-        : min(MAX_ROWS, MAX_VALUES // flat.shape[1])
-    ]
+    most = max(MIN_SAMPLES, min(MAX_ROWS, MAX_VALUES // flat.shape[1]))
+    return rng.permutation(rows_to_keep(x, repeats(flat)))[:most]
 
 
 def _scaled(rows: Array) -> Array:

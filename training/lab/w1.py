@@ -73,7 +73,8 @@ def critic_estimate(critic: nn.Module, constraint: Constraint, a: Tensor, b: Ten
         return (gap - 2 * penalty) / constraint.target
     if isinstance(critic, Cones):
         return gap
-    sampled = lipschitz_bracket(critic, a, b).sampled
+    device = device_of(critic)
+    sampled = lipschitz_bracket(critic, a.to(device), b.to(device)).sampled
     return gap / float(sampled)  # type: ignore[arg-type]
 
 

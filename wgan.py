@@ -315,7 +315,8 @@ def assert_same_distribution(
 
     A permutation test decides (docs/w1.md): of pairs of one distribution a share of at most
     ``level`` fails all the same. Passing does not show that the sets are alike: few samples show
-    only large differences. The same data and seed give the same answer.
+    only large differences, and columns that are left out have no part: free text, lists,
+    identifiers, those without a value. The same data and seed give the same answer.
 
     Example:
         >>> import numpy as np

@@ -17,7 +17,7 @@ class Distance:
     value: float
     """The estimate."""
     lower: float
-    """The distance is at least this, at 95% confidence."""
+    """The distance is at least this, at the ``confidence`` of the report: 95% by default."""
     verdict: str
     """A sentence that says whether the sets are the same, and what differs most."""
     report: dict[str, Any]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
-from scipy.stats import binom, chi2_contingency
+from scipy.stats import binom, chi2_contingency, wasserstein_distance
 
 import wgan_cli
 from models.config import DataConfig
@@ -127,6 +127,15 @@ def test_images_are_compared_by_what_describes_them() -> None:
     found = {c.name: c for c in changes_of_items(a, blurred, ())}
     assert found["sharpness"].is_found
     assert found["sharpness"].a > found["sharpness"].b
+
+
+def test_images_one_pixel_high_have_steps_along_their_width() -> None:
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 60, 1, 9, 3)).astype(np.uint8)
+    found = {c.name: c for c in changes_of_items(a, b, [])}
+    steps = [np.abs(np.diff(x.astype(float), axis=2)).mean(axis=(1, 2, 3)) for x in (a, b)]
+    assert found["sharpness"].distance == pytest.approx(wasserstein_distance(*steps))
+    names = {c.name for c in changes_of_items(a[:, :, :1], b[:, :, :1], [])}
+    assert names == {"brightness", "contrast", "red", "green", "blue"}
 
 
 def test_sequences_are_compared_by_feature() -> None:

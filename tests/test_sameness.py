@@ -17,6 +17,7 @@ from models.errors import UserError
 from models.trained import TrainedModel
 from tests.artifacts import make_artifact
 from tests.code_blocks import to_run
+from training.lab import measure as lab_measure
 from training.lab import sameness, two_samples
 from training.lab.two_samples import two_sample_test
 
@@ -167,17 +168,23 @@ def test_a_difference_in_dependence_alone_is_said() -> None:
     assert 'out="page.html"' in message
 
 
-def test_a_tolerance_forgives_what_is_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tolerance_forgives_what_is_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """W1 is 1: as much is forgiven, and half of it is not."""
     monkeypatch.setattr(sameness, "STEPS", 50)
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 1000, 2))
     a[:, 0] += 1
     wgan.assert_same_distribution(a, b, tolerance=1)
-    message, error = failure(a, b, tolerance=0.5)
+    out = tmp_path / "page.html"
+    message, error = failure(a, b, tolerance=0.5, out=out)
     assert "0.99 confidence" in message
     assert "tolerated: 0.5" in message
     assert error.distance is not None
+    assert error.distance.report["confidence"] == 0.99
+    assert "at least, with 99% confidence" in out.read_text()
+    assert "95%" not in out.read_text()
     assert 0.5 < error.distance.lower < 1
 
 
@@ -243,6 +250,34 @@ def test_other_columns_are_a_difference() -> None:
     message, _ = failure(frame, frame.assign(c=1.5))
     assert message.startswith("A and B have other columns\n  columns of one side alone")
     assert "only B has c" in message
+    assert "column changed by itself" not in message
+    assert "together: " not in message
+
+
+def test_columns_that_are_left_out_are_named_in_a_failure() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=200), "gone": np.full(200, None)})
+    frame["pair"] = [[i, i] for i in range(200)]
+    wgan.assert_same_distribution(frame, frame.assign(pair=[[-1]] * 200))
+    message, _ = failure(frame, frame.assign(a=frame.a + 3))
+    assert "\n  A: 200 rows in memory\n" in message
+    for name in ("gone", "pair"):
+        assert f"{name!r}" in message
+
+
+def test_the_test_is_made_once_for_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes most of the time of many rows."""
+    monkeypatch.setattr(sameness, "STEPS", 5)
+    made = []
+    for module in (sameness, lab_measure):
+        monkeypatch.setattr(
+            module, "two_sample_test", lambda *args: made.append(1) or two_sample_test(*args)
+        )
+    a, b = np.random.default_rng(0).normal(size=(2, 200, 2))
+    _, error = failure(a + 3, b)
+    assert len(made) == 1
+    assert error.distance is not None
+    assert error.distance.report["two_sample_p_value"] == 0.001
 
 
 @pytest.mark.parametrize(
@@ -250,6 +285,10 @@ def test_other_columns_are_a_difference() -> None:
     [
         ({"level": 0.0001}, "level 0.0001: must be from 0.001"),
         ({"level": 1.0}, "level 1: must be"),
+        ({"level": "x"}, "level 'x': must be"),
+        ({"tolerance": None}, "tolerance None: must be"),
+        ({"seed": -1}, "seed -1: must be a whole number, 0 or above"),
+        ({"count": 0}, "count 0: must be a whole number, 1 or above"),
         ({"tolerance": -1.0}, "tolerance -1: must be"),
         ({"tolerance": float("nan")}, "tolerance nan"),
         ({"training": {"steps": 3}}, "training.steps: nothing is trained here"),

@@ -209,7 +209,7 @@ def test_images_are_taken_as_images() -> None:
         (np.zeros((60, 2)), np.zeros((60, 2)), "one and the same point"),
         (np.zeros((5, 2)), np.zeros((60, 2)), "A: needs at least 50"),
         (np.zeros((60, 2)), np.full((60, 2), np.nan), "B: holds NaN"),
-        (np.zeros(60), np.zeros(60), "A: needs"),
+        (np.zeros(60), np.zeros(60), r"A: needs .*of a single column give x\[:, None\]"),
     ],
 )
 def test_samples_that_do_not_fit(a: Array, b: Array, message: str) -> None:

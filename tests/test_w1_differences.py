@@ -301,6 +301,9 @@ def test_too_few_samples_are_told_from_too_few_steps(monkeypatch: pytest.MonkeyP
         ({"steps": 10, "until_converged": True}, "excludes"),
         ({"seconds": 0.0}, "above 0"),
         ({"seconds": float("nan")}, "above 0"),
+        ({"steps": 0}, "steps 0: must be a whole number, 1 or above"),
+        ({"steps": -1}, "steps -1"),
+        ({"batch_size": 0}, "batch_size 0: must be a whole number, 1 or above"),
     ],
 )
 def test_options_that_contradict(options: dict[str, float], says: str) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+import torch
 
 import wgan_cli
 from models.artifact import load_artifact
@@ -289,6 +291,46 @@ def test_of_too_many_items_some_are_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     found = measure(few, steps=5)
     assert found.report["heldout"] == [20, 20]
     assert set(found.report["typical"][0]) <= set(rows.tolist())
+
+
+def test_categories_meet_texts() -> None:
+    """In pandas' categories, of an order or of none, in Arrow's dictionaries and as they are."""
+    rng = np.random.default_rng(0)
+    text = pd.DataFrame({"x": rng.normal(size=60), "o": rng.choice(["low", "high"], 60)})
+    kinds = ["category", pd.CategoricalDtype(["low", "high"], ordered=True)]
+    forms = [text, *(text.astype({"o": kind}) for kind in kinds)]
+    forms += [pa.Table.from_pandas(form) for form in forms]
+    for one, other in itertools.permutations(forms, 2):
+        sets = load_sets(one, other, CONFIG)
+        assert sorted(sets.names) == ["o = high", "o = low", "x"]
+        np.testing.assert_array_equal(sets.a, sets.b)
+
+
+def test_a_record_batch_is_a_table() -> None:
+    table = pa.table({"x": np.arange(60.0)})
+    sets = load_sets(table.to_batches()[0], table, CONFIG)
+    np.testing.assert_array_equal(sets.a, sets.b)
+    assert sets.names == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ([[1.0], [1.0, 2.0]], "A: cannot be made an array of numbers: "),
+        (torch.zeros(60, 2, requires_grad=True), "A: cannot be made an array of numbers: .*grad"),
+        (np.ma.masked_less(np.zeros((60, 2)), 1), "A: is a masked array; fill what is masked"),
+        (pd.DataFrame({"x": np.zeros(60, complex)}), "no table of values of one type: "),
+        (
+            pa.table([pa.array([1.0] * 60)] * 2, names=["x", "x"]),
+            "A: there are 2 columns 'x'; rename them",
+        ),
+    ],
+)
+def test_what_is_in_memory_and_no_samples(data: Any, says: str) -> None:
+    for other in (np.ones((60, 2)), pd.DataFrame({"x": np.arange(60.0)})):
+        with pytest.raises(UserError, match=says) as caught:
+            load_sets(data, other, CONFIG)
+        assert "\n" not in str(caught.value)
 
 
 def test_of_large_items_enough_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

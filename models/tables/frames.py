@@ -21,11 +21,13 @@ def to_table(rows: Any) -> pa.Table:
     """
     if isinstance(rows, pa.Table):
         return rows
+    if isinstance(rows, pa.RecordBatch):
+        return pa.Table.from_batches([rows])
     if not hasattr(rows, "columns"):
         raise ShapeError("the model takes rows with named columns: a DataFrame or a pyarrow.Table")
     try:
         return pa.Table.from_pandas(rows, preserve_index=False)
-    except (ValueError, pa.ArrowTypeError) as error:  # of names that stand twice it is pandas'
+    except (ValueError, pa.ArrowException) as error:  # of names that stand twice it is pandas'
         said = "; ".join(map(str, error.args))
         raise DataError(f"the DataFrame is no table of values of one type: {said}") from None
 

@@ -243,12 +243,17 @@ def _of_images(x: Array) -> dict[str, Array]:
         for first in range(0, len(x), 1024):
             part = x[first : first + 1024].astype(np.float64)
             part = part.reshape(*part.shape[:3], -1)
-            edges = [np.abs(np.diff(part, axis=axis)).mean(axis=(1, 2, 3)) for axis in (1, 2)]
+            edges = [
+                np.abs(np.diff(part, axis=axis)).mean(axis=(1, 2, 3))
+                for axis in (1, 2)
+                if part.shape[axis] > 1
+            ]
             found = {
                 "brightness": part.mean(axis=(1, 2, 3)),
                 "contrast": part.std(axis=(1, 2, 3)),
-                "sharpness": (edges[0] + edges[1]) / 2,
             }
+            if edges:
+                found["sharpness"] = np.mean(edges, axis=0)
             channels = part.mean(axis=(1, 2))
             if part.shape[3] > 1:
                 colours = ("red", "green", "blue")

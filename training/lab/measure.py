@@ -13,8 +13,9 @@ from models.outputs import require_file, save
 from models.trained import TrainedModel
 from training.lab.changes import Change, changes_of_items, changes_of_table
 from training.lab.differences import SIGNIFICANCE, column_names, kind_of
+from training.lab.samples import require_whole
 from training.lab.sets import Sets, load_sets
-from training.lab.two_samples import two_sample_test
+from training.lab.two_samples import Tested, two_sample_test
 from training.lab.w1 import estimate
 from training.lab.w1_page import w1_page
 from training.presets import build_config
@@ -27,8 +28,12 @@ def load(a: Any, b: Any, settings: Mapping[str, Any], count: int | None, seed: i
     """Load two sets that Python code hands over; see `wgan.wasserstein_1`.
 
     Raises:
-        UserError: they cannot be read, do not fit each other, or a setting is none of data.
+        UserError: they cannot be read, do not fit each other, or a setting is none of data,
+            or the seed or the count is out of range.
     """
+    require_whole("seed", seed, 0)
+    if count is not None:
+        require_whole("count", count, 1)
     a, b = (
         x.model if isinstance(x, TrainedModel) else str(x) if isinstance(x, Path) else x
         for x in (a, b)
@@ -63,12 +68,15 @@ def changes(sets: Sets) -> list[Change]:
     return changes_of_items(sets.a, sets.b, names)
 
 
-def measure(sets: Sets, kind: str | None = None, **options: Any) -> Distance:
+def measure(
+    sets: Sets, kind: str | None = None, tested: Tested | None = None, **options: Any
+) -> Distance:
     """Estimate W1 between two sets, and say what was compared and what changed.
 
     Args:
         sets: as `training.lab.sets.load_sets` brings them.
         kind: the constraint's; see `training.lab.w1.estimate`.
+        tested: result of `two_sample_test` of the two; None: it is made here.
         **options: others of `training.lab.w1.estimate`.
 
     Returns:
@@ -76,17 +84,19 @@ def measure(sets: Sets, kind: str | None = None, **options: Any) -> Distance:
         a table, ``columns`` in the report. Rows that it names are numbered as in their sources.
     """
     report, gradient = estimate(sets.a, sets.b, kind, names=sets.names, **options)
-    p_value = two_sample_test(sets.a, sets.b, options.get("seed", 0)).p_value
-    missed = [
-        "the critic's held-out scores show no difference, but a two-sample test of all samples "
-        f"does (p {p_value:.2g}): A and B differ, by less than the critic could learn"
-    ] * (p_value <= MISSED and report["p_value"] > SIGNIFICANCE)
+    p_value = (tested or two_sample_test(sets.a, sets.b, options.get("seed", 0))).p_value
+    cautions = [*sets.cautions]
+    if p_value <= MISSED and report["p_value"] > SIGNIFICANCE:
+        cautions.append(
+            "the critic's held-out scores show no difference, but a two-sample test of all samples "
+            f"does (p {p_value:.2g}): A and B differ, by less than the critic could learn"
+        )
     typical = [
         rows if drawn is None else drawn[rows].tolist()
         for rows, drawn in zip(report["typical"], sets.rows, strict=True)
     ]
     report |= {
-        "cautions": [*sets.cautions, *missed, *report["cautions"]],
+        "cautions": [*cautions, *report["cautions"]],
         "two_sample_p_value": p_value,
         "typical": typical,
         "units": sets.units,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from pathlib import Path
 
 from models.distance import Distance, DistributionsDiffer
@@ -34,31 +35,38 @@ def require_same(
         ConfigError: an option is out of range.
     """
     least = 1 / (PERMUTATIONS + 1)
-    if not least <= level < 1:
-        raise ConfigError(f"level {level:g}: must be from {least:g} to below 1")
-    if not 0 <= tolerance < math.inf:
-        raise ConfigError(f"tolerance {tolerance:g}: must be a distance, 0 or above")
+    if not isinstance(level, Real) or not least <= level < 1:
+        raise ConfigError(f"level {_shown(level)}: must be from {least:g} to below 1")
+    if not isinstance(tolerance, Real) or not 0 <= tolerance < math.inf:
+        raise ConfigError(f"tolerance {_shown(tolerance)}: must be a distance, 0 or above")
     save_page = page_for(out)
-    p_value, rows = two_sample_test(sets.a, sets.b, seed)
-    if p_value > level and not sets.cautions:
+    tested = two_sample_test(sets.a, sets.b, seed)
+    differ = tested.p_value <= level
+    if not differ and not sets.cautions:
         return
     confidence = 1 - level if tolerance else CONFIDENCE
-    found = measure(sets, seed=seed, steps=STEPS, confidence=confidence)
-    if found.lower <= tolerance and tolerance and not sets.cautions:
+    found = measure(sets, tested=tested, seed=seed, steps=STEPS, confidence=confidence)
+    differ = differ and (not tolerance or found.lower > tolerance)
+    if not differ and not sets.cautions:
         return
     save_page(found, sets)
     lines = [
-        "A and B differ" if p_value <= level else "A and B have other columns",
+        "A and B differ" if differ else "A and B have other columns",
         *sets.cautions,
-        f"p {p_value:.2g}, and up to {level:g} counts as a difference: a two-sample test (MMD) of "
-        f"{rows[0]} rows of A and {rows[1]} of B, seed {seed}",
+        f"p {tested.p_value:.2g}, and up to {level:g} counts as a difference: a two-sample test "
+        f"(MMD) of {tested.rows[0]} rows of A and {tested.rows[1]} of B, seed {seed}",
         f"W1 is about {found.value:.4g}, and at least {found.lower:.4g} with {confidence:.4g} "
         f"confidence; {sets.units}",
         *([f"tolerated: {tolerance:g}"] if tolerance else []),
-        *_reasons(found, sets),
+        *(_reasons(found, sets) if differ else []),
+        *sets.said,
         f"to see it: {out}" if out else 'to see it: out="page.html" here or in wgan.wasserstein_1',
     ]
     raise DistributionsDiffer("\n  ".join(lines), found)
+
+
+def _shown(value: object) -> str:
+    return f"{value:g}" if isinstance(value, Real) else repr(value)
 
 
 def _reasons(found: Distance, sets: Sets) -> list[str]:

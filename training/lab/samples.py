@@ -12,7 +12,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from models.device import device_of
-from models.errors import DataError
+from models.errors import ConfigError, DataError
 from models.networks import size_problem
 from training.judging.metrics import wasserstein_1
 
@@ -40,6 +40,16 @@ def most_items(width: int) -> int:
     return max(MIN_SAMPLES, min(MAX_ITEMS, MAX_VALUES // max(1, width)))
 
 
+def require_whole(name: str, value: object, least: int) -> None:
+    """Check an option that is a whole number.
+
+    Raises:
+        ConfigError: it is none, or below the least.
+    """
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ConfigError(f"{name} {value}: must be a whole number, {least} or above")
+
+
 def drawn(count: int, most: int, seed: int) -> Array | None:
     """Numbers of ``most`` items drawn at random of ``count``, ascending; None if there are fewer.
 
@@ -58,9 +68,10 @@ def require_samples(a: Array, b: Array) -> None:
     """
     for name, x in (("A", a), ("B", b)):
         if x.ndim not in (2, 3, 4) or x.dtype.kind not in "uif" or len(x) < MIN_SAMPLES:
+            remedy = "; of a single column give x[:, None]" if x.ndim == 1 else ""
             raise DataError(
                 f"{name}: needs at least {MIN_SAMPLES} rows of numbers, N x D or images, "
-                f"not {x.dtype} {x.shape}"
+                f"not {x.dtype} {x.shape}{remedy}"
             )
         if not np.isfinite(x).all():
             raise DataError(f"{name}: holds NaN or infinite values")

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +158,7 @@ def _data(source: Any, name: str, config: DataConfig, guide: Model | None, seed:
     problems, notes = tuple[str, ...](), tuple[str, ...]()
     items: Any
     if not isinstance(source, str):
-        is_frame = hasattr(source, "columns")
-        items = to_table(source) if is_frame else np.atleast_1d(np.asarray(source))
+        items = _in_memory(source, name)
     elif (items := _columns(source) if config.key is None else None) is None:
         raw = read_source(
             config.model_copy(update={"source": source}), None if guide is None else guide.run.data
@@ -187,6 +187,27 @@ def _data(source: Any, name: str, config: DataConfig, guide: Model | None, seed:
     if problems:
         said += f"; {len(problems)} files could not be read, such as {problems[0]}"
     return Side(name, "; ".join([said, *notes]), items, rows=rows)
+
+
+def _in_memory(source: Any, name: str) -> Array | pa.Table:
+    """Take an array, or rows with named columns, and say what else it is.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if hasattr(source, "columns"):
+        table = to_table(source)
+        for column, times in Counter(table.column_names).items():
+            if times > 1:
+                raise DataError(f"{name}: there are {times} columns {column!r}; rename them")
+        return table
+    if isinstance(source, np.ma.MaskedArray):
+        raise DataError(f"{name}: is a masked array; fill what is masked, or leave it out")
+    try:
+        return np.atleast_1d(np.asarray(source))
+    except (ValueError, TypeError, RuntimeError) as error:  # as torch says that it needs gradients
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{name}: cannot be made an array of numbers: {reason}") from None
 
 
 def read_points(source: str, config: DataConfig, sets: Sets) -> Array:

@@ -124,7 +124,7 @@ def _in_common(
     )
     if not common:
         raise DataError(f"the tables have no column in common: {alone}")
-    tables = [table.select(common) for table in tables]
+    tables = [_plain(t.select(common), o) for t, o in zip(tables, tables[::-1], strict=True)]
     for name in common:
         try:
             pa.concat_tables([t.select([name]) for t in tables], promote_options="permissive")
@@ -144,6 +144,15 @@ def _in_common(
     schema = fit_schema(whole, structure, told, np.ones(len(whole), bool))
     cautions = [f"columns of one side alone are not compared: {alone}"] if alone else []
     return schema, tables, structure.notes, cautions
+
+
+def _plain(table: pa.Table, other: pa.Table) -> pa.Table:
+    """Decode dictionaries, such as pandas' categories, where the other table has another type."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type) and other.schema.field(field.name).type != field.type:
+            decoded = table[i].cast(field.type.value_type)
+            table = table.set_column(i, field.name, decoded)
+    return table
 
 
 def _width(rows: Array, columns: Sequence[AnyColumn]) -> int:

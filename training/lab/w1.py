@@ -28,6 +28,7 @@ from training.lab.samples import (
     plug_in_estimate,
     repeats,
     require_samples,
+    require_whole,
     rows_to_keep,
     sampler,
     split,
@@ -179,8 +180,11 @@ def estimate(
         UserError: there is no such device.
         DataError: the samples do not fit each other, or are too few.
         ConfigError: there is no such constraint; or steps are given beside the other two; or the
-            time is not above 0.
+            time is not above 0; or the steps or the batch are no whole number above 0.
     """
+    require_whole("batch_size", batch_size, 1)
+    if steps is not None:
+        require_whole("steps", steps, 1)
     if steps is not None and (seconds is not None or until_converged):
         raise ConfigError("a number of steps excludes seconds and until-converged: give either")
     if seconds is not None and not 0 < seconds < math.inf:
@@ -284,6 +288,7 @@ def estimate(
         "w1": max(0.0, w1),
         "lower": max(0.0, units.scale * held_out.lower),
         "interval": [max(0.0, units.scale * held_out.interval_low), highest],
+        "confidence": confidence,
         "p_value": held_out.p_value,
         "heldout": [len(x) for x in heldout],
         "cautions": cautions,

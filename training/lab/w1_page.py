@@ -80,10 +80,11 @@ def w1_page(report: dict[str, Any], sets: Sets, a_name: str, b_name: str) -> str
 
 def _figures(report: dict[str, Any]) -> list[list[str]]:
     low, high = report["interval"]
+    confidence = f"{100 * report['confidence']:.4g}%"
     return [
         ["W1, the estimate", f"{report['w1']:.4g}"],
-        ["at least, with 95% confidence", f"{report['lower']:.4g}"],
-        ["95% interval, its upper end approximate", f"{low:.4g} to {high:.4g}"],
+        [f"at least, with {confidence} confidence", f"{report['lower']:.4g}"],
+        [f"{confidence} interval, its upper end approximate", f"{low:.4g} to {high:.4g}"],
         ["p-value of no difference", f"{report['p_value']:.2g}"],
         ["held-out samples of A and of B", " and ".join(map(str, report["heldout"]))],
         [

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def to_table(rows: Any) -> pa.Table:
-    """Make a table of a DataFrame, without its index; a table stays as it is.
+    """Make a table of a DataFrame, without its index, or of a record batch; a table stays as it is.
 
     Raises:
         ShapeError: the rows are neither.

@@ -64,7 +64,7 @@ def ellipsoid_bound(critic: nn.Module, shape: Shape | None, slope: Slope) -> flo
         return _Walk(critic, shape, slope, multipliers).through(critic)
 
     # Beyond the largest number squares are infinite, or cannot be taken.
-    impossible = NoBoundError, OverflowError, torch._C._LinAlgError
+    impossible = NoBoundError, OverflowError, torch.linalg.LinAlgError  # type: ignore[attr-defined]
     with torch.inference_mode(False), torch.no_grad():
         try:
             found = [float(square())]
@@ -196,8 +196,11 @@ class _Walk:
         for layer in layers:
             if layer is pool or isinstance(layer, nn.Identity):
                 continue
-            is_plain = isinstance(layer, nn.Linear) or getattr(layer, "groups", 0) == 1
-            if not is_plain or any(n != 1 for n in layer.weight.shape[2:]):
+            if (
+                not isinstance(layer, Layer)
+                or getattr(layer, "groups", 1) != 1
+                or any(n != 1 for n in layer.weight.shape[2:])
+            ):
                 raise NoBoundError("no ellipsoid is known of a shortcut")
             aside = _plain(layer.weight).flatten(1) @ aside
         scale = float(getattr(block, "scale", 1.0))

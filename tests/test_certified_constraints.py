@@ -351,7 +351,7 @@ def test_a_part_of_a_chain_is_bounded_by_its_own_weights() -> None:
 
 def test_a_chain_counts_as_one_only_while_it_is_one() -> None:
     """Another activation between its layers makes it steeper than 1."""
-    critic = moved(Sandwich().before_training(network("relu")), 3, std=2.0)
+    critic = moved(Sandwich().before_training(network("relu")), 5)
     body: Any = critic.body
     for place in (1, 3, 5):
         body[place] = Abs()
@@ -369,18 +369,22 @@ def test_joined_layers_are_not_computed_anew_one_by_one() -> None:
 def test_weights_are_made_to_all_digits_whatever_the_run_s_precision(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     seen = []
-    solve = torch.linalg.solve_ex
+    solve, precision = torch.linalg.solve_ex, torch.backends.cuda.matmul
 
     def watched(*arguments: Any, **more: Any) -> Any:
-        seen.append(torch.backends.cuda.matmul.allow_tf32)
+        seen.append(precision.allow_tf32)
         return solve(*arguments, **more)
 
     monkeypatch.setattr(torch.linalg, "solve_ex", watched)
-    cayley(drawn(4, 3))
-    assert seen == [False]
-    assert torch.backends.cuda.matmul.allow_tf32
+    before = precision.allow_tf32
+    try:
+        precision.allow_tf32 = True
+        cayley(drawn(4, 3))
+        seen.append(precision.allow_tf32)
+    finally:
+        precision.allow_tf32 = before
+    assert seen == [False, True]
 
 
 def test_plain_weights_keep_a_certificate_though_no_rule_tells_it() -> None:

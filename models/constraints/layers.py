@@ -38,7 +38,7 @@ def full_products(numbers: Tensor) -> Iterator[None]:
         numbers: lie on the device that the block computes on.
     """
     device, settings = numbers.device.type, torch.backends.cuda.matmul
-    in_half = torch.is_autocast_enabled(device)
+    in_half = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     before, settings.allow_tf32 = settings.allow_tf32, False
     try:
         with torch.autocast(device, enabled=False) if in_half else nullcontext():

@@ -242,7 +242,8 @@ def test_no_command_shows_the_address_of_a_registry_that_is_not_there(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     write_inputs(tmp_path)
-    may_pass = uri.startswith("http://") and NOWHERE in uri
+    is_address = "canary/uri" not in uri  # a slash in a password leaves no port that is a number
+    may_pass = uri.startswith("http://") and NOWHERE in uri and is_address
     for command in commands(tmp_path, key)[:-2]:
         assert wgan_cli.main(command) == (75 if may_pass else 2), command
         out, err = capfd.readouterr()

@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 import typer
@@ -105,12 +105,25 @@ def data_assignments(texts: list[str] | None) -> dict[str, Any]:
         UserError: one has no ``=``, or is no setting of data.
     """
     overrides = assignments(texts)
-    for key in overrides:
+    require_data_settings(overrides, "--set ")
+    return overrides
+
+
+def require_data_settings(keys: Iterable[str], option: str = "") -> None:
+    """Check settings of work that reads data and trains nothing.
+
+    Args:
+        keys: dotted.
+        option: what stands before a key in the error.
+
+    Raises:
+        UserError: one is no setting of data.
+    """
+    for key in keys:
         if key.partition(".")[0] != "data":
             raise UserError(
-                f"--set {key}: nothing is trained here, and only data.* counts; leave it out"
+                f"{option}{key}: nothing is trained here, and only data.* counts; leave it out"
             )
-    return overrides
 
 
 def duration(text: str) -> float:

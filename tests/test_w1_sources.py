@@ -27,7 +27,8 @@ from training.data.sources import large
 from training.judging.metrics import wasserstein_1
 from training.lab import samples, two_samples
 from training.lab.measure import measure
-from training.lab.sets import Sets, load_sets
+from training.lab.samples import Sets
+from training.lab.sets import load_sets
 
 Array = np.ndarray
 CONFIG = DataConfig(source="in memory")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import chi2_contingency, fisher_exact, ks_2samp, wasserstein_distance
@@ -59,6 +59,11 @@ class Change(NamedTuple):
     def in_words(self) -> str:
         """The change as a clause."""
         return "; ".join([f"{self.name}: {self.a} in A, {self.b} in B", self.moved, *self.notes])
+
+
+def found_in(report: dict[str, Any]) -> list[Change]:
+    """The changes in a report of `training.lab.measure.measure` that chance alone hardly makes."""
+    return [c for c in (Change(**change) for change in report["changes"]) if c.is_found]
 
 
 def changes_of_table(a: Array, b: Array, columns: Sequence[Column]) -> list[Change]:

@@ -252,7 +252,7 @@ def w1(
     import numpy as np
 
     from models.outputs import require_file, save
-    from training.lab.changes import Change
+    from training.lab.changes import found_in
     from training.lab.measure import data_config, measure
     from training.lab.sets import load_sets, read_points
     from training.lab.w1_page import w1_page
@@ -290,7 +290,7 @@ def w1(
     for caution in found["cautions"]:
         say(f"caution: {caution}")
     say(found["verdict"])
-    changed = [c for c in (Change(**change) for change in found["changes"]) if c.is_found]
+    changed = found_in(found)
     for change in changed[:MAX_SAID]:
         say(f"changed by itself: {change.in_words}")
     if len(changed) > MAX_SAID:

@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from models.command_line import require_data_settings
 from models.config import DataConfig, flatten
 from models.distance import Distance
-from models.errors import UserError
 from models.outputs import require_file, save
 from models.trained import TrainedModel
 from training.lab.changes import Change, changes_of_items, changes_of_table
 from training.lab.differences import SIGNIFICANCE, column_names, kind_of
-from training.lab.samples import require_whole
-from training.lab.sets import Sets, load_sets
+from training.lab.samples import Sets, require_whole
+from training.lab.sets import load_sets
 from training.lab.two_samples import Tested, two_sample_test
 from training.lab.w1 import estimate
 from training.lab.w1_page import w1_page
@@ -38,7 +38,9 @@ def load(a: Any, b: Any, settings: Mapping[str, Any], count: int | None, seed: i
         x.model if isinstance(x, TrainedModel) else str(x) if isinstance(x, Path) else x
         for x in (a, b)
     )
-    return load_sets(a, b, data_config(a, flatten(dict(settings))), count, seed)
+    dotted = flatten(dict(settings))
+    require_data_settings(dotted)
+    return load_sets(a, b, data_config(a, dotted), count, seed)
 
 
 def data_config(source: Any, settings: Mapping[str, Any]) -> DataConfig:
@@ -46,14 +48,8 @@ def data_config(source: Any, settings: Mapping[str, Any]) -> DataConfig:
 
     Args:
         source: A, in whatever form.
-        settings: dotted, such as ``{"data.size": 32}``.
-
-    Raises:
-        UserError: one is no setting of data.
+        settings: of data alone; dotted, such as ``{"data.size": 32}``.
     """
-    for key in settings:
-        if key.partition(".")[0] != "data":
-            raise UserError(f"{key}: nothing is trained here, and only data.* counts; leave it out")
     given = source if isinstance(source, str) else "data in memory"
     return build_config("table", given, None, dict(settings)).data
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from models.distance import Distance, DistributionsDiffer
 from models.errors import ConfigError
-from training.lab.changes import Change
+from training.lab.changes import found_in
 from training.lab.differences import SIGNIFICANCE, column_names, most_blamed
 from training.lab.measure import measure, page_for
-from training.lab.sets import Sets
+from training.lab.samples import Sets
 from training.lab.two_samples import PERMUTATIONS, two_sample_test
 from training.lab.w1 import CONFIDENCE
 
@@ -71,7 +71,7 @@ def _shown(value: object) -> str:
 
 def _reasons(found: Distance, sets: Sets) -> list[str]:
     """What differs: the columns that changed by themselves, and those that the critic blames."""
-    changed = [c for c in (Change(**change) for change in found.report["changes"]) if c.is_found]
+    changed = found_in(found.report)
     said = [change.in_words for change in changed[:MAX_NAMED]]
     if not changed:
         said.append("no column changed by itself: how they depend on each other may have")

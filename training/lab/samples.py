@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from models.device import device_of
 from models.errors import ConfigError, DataError
 from models.networks import size_problem
+from models.tables import AnyColumn
 from training.judging.metrics import wasserstein_1
 
 Array = np.ndarray
@@ -33,6 +35,30 @@ ROWS = 8192
 """Samples whose common offset is subtracted at once."""
 SPLIT = (0.7, 0.1, 0.2)
 """Shares of the samples to fit on, to validate on, and to hold out for the estimate."""
+
+
+@dataclasses.dataclass
+class Sets:
+    """Two sets in one form."""
+
+    a: Array
+    """``(N, D)``, sequences ``(N, T, D)``, or images ``(N, H, W)`` or ``(N, H, W, C)``."""
+    b: Array
+    names: list[str]
+    """Of a table's values, in their order; empty for other items."""
+    units: str
+    """What a distance between two items is, in words."""
+    said: list[str]
+    """A line for each thing that the user should know."""
+    cautions: list[str] = dataclasses.field(default_factory=list)
+    """Sentences on what is not compared."""
+    tables: tuple[Array, Array] | None = None
+    """The rows that a and b encode, as `training.judging.tables.rows.comparable` makes them; None
+    of other items."""
+    columns: list[AnyColumn] = dataclasses.field(default_factory=list)
+    """Of the tables, in the order of their fields."""
+    rows: tuple[Array | None, Array | None] = (None, None)
+    """Numbers of the items in their sources, ascending; None: all of them."""
 
 
 def most_items(width: int) -> int:

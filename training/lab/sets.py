@@ -21,7 +21,6 @@ from models.images import fit
 from models.model import Model
 from models.model_names import locate
 from models.run_folder import artifact_of
-from models.tables import AnyColumn
 from models.tables.files import read_npz
 from models.tables.frames import to_table
 from models.trained import load_served
@@ -31,7 +30,7 @@ from training.data.sources import large
 from training.data.sources.cache import AT_ONCE, items_at
 from training.data.sources.tables import as_numbers
 from training.lab.differences import kind_of
-from training.lab.samples import drawn, most_items
+from training.lab.samples import Sets, drawn, most_items
 from training.lab.tables import OWN_UNITS, coded
 
 Array = np.ndarray
@@ -53,30 +52,6 @@ class Side:
     """That made the items; None for data."""
     rows: Array | None = None
     """Numbers of the items in their source, ascending; None: these are all."""
-
-
-@dataclasses.dataclass
-class Sets:
-    """Two sets in one form."""
-
-    a: Array
-    """``(N, D)``, sequences ``(N, T, D)``, or images ``(N, H, W)`` or ``(N, H, W, C)``."""
-    b: Array
-    names: list[str]
-    """Of a table's values, in their order; empty for other items."""
-    units: str
-    """What a distance between two items is, in words."""
-    said: list[str]
-    """A line for each thing that the user should know."""
-    cautions: list[str] = dataclasses.field(default_factory=list)
-    """Sentences on what is not compared."""
-    tables: tuple[Array, Array] | None = None
-    """The rows that a and b encode, as `training.judging.tables.rows.comparable` makes them; None
-    of other items."""
-    columns: list[AnyColumn] = dataclasses.field(default_factory=list)
-    """Of the tables, in the order of their fields."""
-    rows: tuple[Array | None, Array | None] = (None, None)
-    """Numbers of the items in their sources, ascending; None: all of them."""
 
 
 def load_sets(a: Any, b: Any, config: DataConfig, count: int | None = None, seed: int = 0) -> Sets:
@@ -115,27 +90,16 @@ def load_sets(a: Any, b: Any, config: DataConfig, count: int | None = None, seed
         for number, (name, side, model) in enumerate(zip(names, data, models, strict=True))
     ]
     said = [f"{name}: {side.said}" for name, side in zip("AB", sides, strict=True)]
-    if not all(isinstance(side.items, pa.Table) for side in sides):
-        as_given = not isinstance(a, str) and not isinstance(b, str)
-        found = _alike(sides, as_given)
-        return dataclasses.replace(found, said=[*said, *found.said])
-    schema = guide.table if guide else None
-    both = coded([side.items for side in sides], names, schema, config.columns, seed)
+    if all(isinstance(side.items, pa.Table) for side in sides):
+        schema = guide.table if guide else None
+        found = coded([side.items for side in sides], names, schema, config.columns, seed)
+    else:
+        found = _alike(sides, not isinstance(a, str) and not isinstance(b, str))
     rows = [
         side.rows if some is None else some if side.rows is None else side.rows[some]
-        for side, some in zip(sides, both.chosen, strict=True)
+        for side, some in zip(sides, found.rows, strict=True)
     ]
-    return Sets(
-        both.a,
-        both.b,
-        both.names,
-        both.units,
-        [*said, *both.said],
-        both.cautions,
-        both.rows,
-        both.columns,
-        (rows[0], rows[1]),
-    )
+    return dataclasses.replace(found, said=[*said, *found.said], rows=(rows[0], rows[1]))
 
 
 def _model(source: Any) -> Model | None:
@@ -293,7 +257,7 @@ def _alike(sides: list[Side], as_given: bool) -> Sets:
             channels = depth if sides[0].model or sides[1].model else 3
             a, b = (np.stack([fit(image, height, width, channels) for image in x]) for x in (a, b))
             said.append(f"all are made {'grey' if channels == 1 else 'RGB'} to be compared")
-    return Sets(a, b, names, _units(a), said, rows=(sides[0].rows, sides[1].rows))
+    return Sets(a, b, names, _units(a), said)
 
 
 def _with_channels(items: Array) -> Array:

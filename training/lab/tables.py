@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,7 @@ from models.tables.records import typed
 from training.data.coding import match_columns
 from training.data.schema import find_structure, fit_schema
 from training.judging.tables.rows import comparable, is_missing, is_number
-from training.lab.samples import drawn, most_items
+from training.lab.samples import Sets, drawn, most_items
 
 Array = np.ndarray
 OWN_UNITS = "Euclidean over all values, in their own units"
@@ -26,36 +25,13 @@ MIXED_UNITS = (
 )
 
 
-class Coded(NamedTuple):
-    """Two tables, encoded."""
-
-    a: Array
-    """``(N, D)``"""
-    b: Array
-    """``(M, D)``"""
-    names: list[str]
-    """Of the D values."""
-    units: str
-    """What a distance between two rows is, in words."""
-    said: list[str]
-    """A line for each thing that the user should know."""
-    cautions: list[str]
-    """Sentences on what is not compared."""
-    rows: tuple[Array, Array]
-    """The rows that a and b encode, as `comparable` makes them."""
-    columns: list[AnyColumn]
-    """Of the rows, in the order of their fields."""
-    chosen: tuple[Array | None, Array | None]
-    """Numbers of the rows that were drawn, ascending; None: all of them."""
-
-
 def coded(
     tables: Sequence[pa.Table],
     sources: Sequence[str],
     schema: TableSchema | None,
     told: Mapping[str, ColumnConfig],
     seed: int,
-) -> Coded:
+) -> Sets:
     """Bring two tables to one encoding, with columns matched by name; see docs/w1.md.
 
     Args:
@@ -64,6 +40,9 @@ def coded(
         schema: of a model that they are compared with; None: fitted to the columns in common.
         told: the user's word on columns, where there is no model.
         seed: of the rows that are drawn of too many.
+
+    Returns:
+        The two sets; their ``rows`` are numbered as in the tables.
 
     Raises:
         DataError: they have no column in common, a column has two types, or values fit no column.
@@ -88,7 +67,7 @@ def coded(
             rows[number] = rows[number][some]
             said.append(f"of {source} {most} rows are compared, drawn at random")
     a, b, names, units = _encoded(rows, columns, said)
-    return Coded(
+    return Sets(
         a, b, names, units, said, cautions, (rows[0], rows[1]), columns, (chosen[0], chosen[1])
     )
 

@@ -11,9 +11,9 @@ import numpy as np
 from models.images import MODES, encode_small_png, enlarge, grid
 from models.record import Chart, Line
 from training.judging.histogram import histogram
-from training.lab.changes import Change
+from training.lab.changes import found_in
 from training.lab.differences import SIGNIFICANCE, column_names, kind_of
-from training.lab.sets import Sets
+from training.lab.samples import Sets
 from training.reporting.charts import COLOURS, horizontal_bars
 from training.reporting.pages import render
 from training.reporting.pictures import heat_map, traces
@@ -66,7 +66,7 @@ def w1_page(report: dict[str, Any], sets: Sets, a_name: str, b_name: str) -> str
         cautions=report["cautions"],
         a=a_name,
         b=b_name,
-        changes=_changes([Change(**change) for change in report["changes"]], kind),
+        changes=_changes(report, kind),
         figures=_figures(report),
         scores=(
             _scores(report["scores"]),
@@ -95,19 +95,19 @@ def _figures(report: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _changes(found: Sequence[Change], kind: str) -> tuple[str, list[list[str]]]:
+def _changes(report: dict[str, Any], kind: str) -> tuple[str, list[list[str]]]:
     """A sentence on the columns that changed by themselves, and a row for each."""
     what = {"vector": "columns", "image": "properties of the images"}.get(kind, "features")
-    changed = [change for change in found if change.is_found]
+    changed, count = found_in(report), len(report["changes"])
     rows = [
         [c.name, c.a, c.b, "; ".join([c.moved, *c.notes]), f"{c.p_value:.2g}"]
         for c in changed[:MAX_BARS]
     ]
     hidden = len(changed) - len(rows)
-    count = f"{len(changed)} of {len(found)} {what}" if changed else f"None of {len(found)} {what}"
+    share = f"{len(changed) or 'None'} of {count} {what}"
     more = f", and {hidden} of them are not listed" if hidden else ""
     said = (
-        f"{count} changed by themselves beyond what chance does (p at most {SIGNIFICANCE:g} for "
+        f"{share} changed by themselves beyond what chance does (p at most {SIGNIFICANCE:g} for "
         f"all {what} together){more}."
     )
     return said, rows

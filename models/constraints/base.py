@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from models.lipschitz import CriticFunction
 from models.networks.initial import Scaled
+from models.section import Section
 
 
 def adam(
@@ -26,7 +26,7 @@ def rmsprop(*, learning_rate: float, num_critic_steps: int) -> dict[str, Any]:
     return {"optimizer": "rmsprop", **rest}
 
 
-class Constraint(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Constraint(Section):
     """A way to keep a critic Lipschitz, in our training loop or in any other.
 
     A critic is any `torch.nn.Module` from samples ``(N, *shape)`` to scores ``(N,)`` or ``(N, 1)``.

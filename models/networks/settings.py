@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from models.errors import ConfigError
+from models.section import Section
 
 Activation = Literal["relu", "leaky_relu", "tanh", "softplus", "silu", "abs", "groupsort"]
 Normalization = Literal["none", "batch", "layer", "instance"]
@@ -29,7 +30,7 @@ KINDS = {1: "vectors", 2: "sequences", 3: "images"}
 """Kinds of data, by the number of axes of one item."""
 
 
-class NetworkConfig(BaseModel, frozen=True, extra="forbid"):
+class NetworkConfig(Section):
     """Settings of one network.
 
     ``depth`` is the number of hidden layers, ``width`` their units or base channels. For ``resnet``

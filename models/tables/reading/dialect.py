@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import Field, field_validator
 
 from models.errors import DataError, ShapeError
+from models.section import Section
 
 SEPARATORS = "\t;|,"
 """Where several fit, the first does: commas stand in numbers and texts more often."""
@@ -36,7 +37,7 @@ Sign = Literal[".", ","]
 """A decimal sign."""
 
 
-class CsvConfig(BaseModel, frozen=True, extra="forbid"):
+class CsvConfig(Section):
     """The user's word on how a CSV file is written; what is not given is found from its text."""
 
     separator: str | None = Field(default=None, min_length=1, max_length=1)

@@ -92,6 +92,18 @@ def test_a_registry_that_is_away_at_the_end_costs_no_training(
     assert version["tags"][registry.DIGEST_TAG] == made
 
 
+@pytest.mark.parametrize("address", ["sqlite:////dev/null/mlflow.db", "postgresq://db/mlflow"])
+def test_a_registry_that_can_never_take_the_run_is_told_before_training(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    train = ("train", "--preset", "8gaussians", "--steps", "4", "--out", "run")
+    result = called(*train, cwd=tmp_path)
+    assert result.returncode == 2
+    assert address in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 PROCESSES = ["no command", "strange data", "nothing to promote", "serving what is not there"]
 """Mistakes that are also made in a process of their own: one for each room, with its imports."""
 

@@ -133,6 +133,8 @@ def run_training(
         data = data or _load(config, start, stop_requested)
         require_evaluation(config.evaluation, data)
         say_lines(data_in_words(data), say)
+        if register:
+            workers.main_checks(lambda: _ask_registry(say))
         config = (
             fill_in(config, data.card, device.type)
             if budget_seconds is None
@@ -202,6 +204,18 @@ def _load(config: Config, start: Start | None, stop_requested: Callable[[], bool
     with phase("loading the data"), stoppable(stop_requested, "loading the data"):
         card = start and start.model.run.data
         return load_data(config.data, config.training.batch_size, card, to_train=True)
+
+
+def _ask_registry(say: Callable[[str], None]) -> None:
+    """Ask before hours of training whether the registry will take the run.
+
+    Raises:
+        UserError: it never will, as at a wrong address; one that is away may be back by then.
+    """
+    try:
+        registry.names()
+    except AwayError as error:
+        say(f"{error}; it is asked again after training")
 
 
 def load_frozen(config: Config, record: dict[str, str]) -> FeatureExtractor:

@@ -141,16 +141,24 @@ class Workers:
             UserError: what the main process got; in the others, that it got one.
         """
         with ExitStack() as stack:
-            refusal = None
-            if self.is_main:
-                try:
-                    stack.enter_context(context)
-                except UserError as error:
-                    refusal = error
-            if self.any(refusal is not None):
-                self.leave()
-                raise refusal or UserError("the main process cannot begin, and says why")
+            self.main_checks(lambda: stack.enter_context(context))
             yield
+
+    def main_checks(self, check: Callable[[], object]) -> None:
+        """Let the main process alone check something; where it refuses, all end alike.
+
+        Raises:
+            UserError: what the main process got; in the others, that it got one.
+        """
+        refusal = None
+        if self.is_main:
+            try:
+                check()
+            except UserError as error:
+                refusal = error
+        if self.any(refusal is not None):
+            self.leave()
+            raise refusal or UserError("the main process cannot begin, and says why")
 
     def wait(self) -> None:
         """Wait for every process: none may leave while the main one still writes."""

@@ -27,6 +27,7 @@ from service.endpoint import Context, Endpoint, check_query
 from service.endpoints import ENDPOINTS
 from service.exchange import Exchange, exchange_of
 from service.holders import FIRST_MODEL_SECONDS, Holders
+from service.kept_items import KeptItems
 from service.keys import Keys, allow
 from service.limits import Guard, Load
 from service.metrics import Metrics
@@ -46,6 +47,7 @@ def create_app(settings: Settings) -> App:
     tracing = Tracing(settings.is_tracing, settings.otel_service_name)
     processors = Processors(tracing, metrics.queue)
     windows = Windows(settings.drift_window, settings.metrics_folder)
+    kept = KeptItems(settings.kept_items)
     context = Context(
         settings=settings,
         keys=Keys(settings.api_keys_file),
@@ -57,7 +59,7 @@ def create_app(settings: Settings) -> App:
         sample_rate=Rate(settings.samples_per_second),
         batcher=ScoreBatcher(
             lambda is_done, work: processors.run_unless(is_done, "scores", work),
-            functools.partial(compare, metrics, windows),
+            functools.partial(compare, metrics, windows, kept),
         ),
     )
     return App(context)

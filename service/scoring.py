@@ -14,6 +14,7 @@ import numpy as np
 
 from models.errors import ShapeError
 from service.drift import Windows
+from service.kept_items import KeptItems
 from service.metrics import Metrics
 from service.problems import forget
 from service.served import Served
@@ -45,13 +46,13 @@ class ScoreBatcher(Generic[T]):
     Args:
         run_unless: waits for a processor; unless its first argument then says that the work is
             done, it does the second in a thread.
-        answer: makes the answer from the model, the scores ``(N,)`` and the batch's seconds.
+        answer: makes the answer from the request, its scores ``(N,)`` and the batch's seconds.
     """
 
     def __init__(
         self,
         run_unless: Callable[[Callable[[], bool], Callable[[], None]], Awaitable[None]],
-        answer: Callable[[Served, Array, float], T],
+        answer: Callable[[ScoreJob, Array, float], T],
     ) -> None:
         self._run_unless = run_unless
         self._answer = answer
@@ -120,7 +121,7 @@ class ScoreBatcher(Generic[T]):
             job_scores = scores[first : first + len(job.items)]
             first += len(job_scores)
             try:
-                outcome.set_result(self._answer(served, job_scores, seconds))
+                outcome.set_result(self._answer(job, job_scores, seconds))
             except Exception as error:
                 outcome.set_exception(error)
 
@@ -137,7 +138,12 @@ class ScoreResult(NamedTuple):
 
 
 def compare(
-    metrics: Metrics, windows: Windows, served: Served, scores: Array, seconds: float
+    metrics: Metrics,
+    windows: Windows,
+    kept: KeptItems,
+    job: ScoreJob,
+    scores: Array,
+    seconds: float,
 ) -> ScoreResult:
     """Count scores ``(N,)`` of one request, and compare them with those of real items.
 
@@ -146,8 +152,10 @@ def compare(
     """
     if not np.isfinite(scores).all():
         raise ShapeError("the items are so large that their scores are not finite")
+    served = job.served
     percentiles = served.model.percentiles(scores)
     metrics.scoring.labels(*served.labels).observe(seconds)
     metrics.count_scores(served, scores, percentiles)
     windows.add(served, scores)
+    kept.add(served, job.items)
     return ScoreResult(served, scores, percentiles, served.model.out_of_range(scores))

@@ -242,6 +242,12 @@ class Settings(BaseSettings):
         description=f"scored items that drift is measured over, at least {MIN_DRIFT_WINDOW}; "
         "0 turns it off",
     )
+    kept_items: Annotated[Path, AfterValidator(_folder)] | None = Field(
+        None,
+        alias="WGAN_KEPT_ITEMS",
+        description="a folder for the last scored items of each model: see [below](#drift)",
+        json_schema_extra={"default": "none: none are"},
+    )
     otlp_endpoint: Url | None = Field(
         None,
         alias="OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -249,9 +255,7 @@ class Settings(BaseSettings):
         json_schema_extra={"default": "none: no traces"},
     )
     otlp_traces_endpoint: Url | None = Field(
-        None,
-        alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-        description="the same, as the whole URL",
+        None, alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", description="the same, as the whole URL"
     )
     otel_service_name: str = Field(
         "wgan", alias="OTEL_SERVICE_NAME", description="the service's name in traces"

@@ -54,7 +54,7 @@ def gathered(processors: int = 1) -> ScoreBatcher[Array]:
             if not is_done():
                 await anyio.to_thread.run_sync(work)
 
-    return ScoreBatcher(in_thread, lambda served, scores, seconds: scores)
+    return ScoreBatcher(in_thread, lambda job, scores, seconds: scores)
 
 
 @pytest.mark.parametrize("processors", [1, 3])

@@ -25,6 +25,7 @@ NUMBERS = {
 BAD_TEXTS = {
     "WGAN_CHALLENGER": "/no/such/folder",
     "WGAN_CACHE": "/etc/passwd",
+    "WGAN_KEPT_ITEMS": "/etc/passwd",
     "WGAN_DEVICE": "gpu",
     "WGAN_API_KEYS_FILE": "/no/such/file",
     "WGAN_TLS_CERT": "/no/such/file",

@@ -10,7 +10,8 @@ on. The last step writes ``benchmarks/results/tables.json`` and the tables of ``
 At equal time a peer begins no epoch after the CPU seconds of our run with the same seed.
 
 Times are CPU seconds. Ours are those of the whole commands ``wgan train``, judging included, and
-``wgan sample``; a peer's are those of its calls of ``fit`` and ``sample``, without its imports.
+``wgan sample``; a peer's are those of its calls of ``fit`` and ``sample``, without its imports. Of
+several seeds the page shows the least: other work on the machine only adds to them.
 """
 
 from __future__ import annotations
@@ -187,9 +188,11 @@ COLUMNS = (
 
 
 def cell(answers: list[Answer], figure: str, _: str, form: str) -> str:
-    """The mean of a figure over seeds and, of several, the lowest and the highest."""
+    """The mean over seeds, of several with the lowest and the highest; of seconds the least."""
     values = [answer[figure] for answer in answers if figure in answer]
-    return mean_and_range(values, form) if values else ""
+    if not values:
+        return ""
+    return mean_and_range([min(values)] if "seconds" in figure else values, form)
 
 
 def main() -> None:

@@ -183,6 +183,7 @@ def read_items(
     max_pixels: int = MAX_PIXELS,
     max_bytes: int = MAX_BYTES,
     admit: Callable[[int, int], None] | None = None,
+    check: Callable[[], object] | None = None,
 ) -> Array:
     """Read the items in one file: an image, or an array of items in .npy or .npz.
 
@@ -193,6 +194,7 @@ def read_items(
         max_pixels: an image of more pixels is refused before it is decoded.
         max_bytes: an array of more bytes is refused before it is unpacked.
         admit: called with an image's height and width before it is decoded; may raise.
+        check: see `decode_image`.
 
     Returns:
         ``(1, H, W, C)`` for an image, or the array as it is.
@@ -223,7 +225,7 @@ def read_items(
             raise
         except Exception as error:  # zipfile and zlib raise many kinds on a broken file
             raise DataError(f"{name}: a broken npz file ({error})") from None
-    return decode_image(content, name, max_pixels, admit)[None]
+    return decode_image(content, name, max_pixels, admit, check)[None]
 
 
 def _read_array(stream: IO[bytes], name: str, max_items: int | None, max_bytes: int) -> Array:

@@ -43,6 +43,8 @@ MAX_PIXELS = 2**24
 """Largest image that is decoded, in pixels."""
 MAX_SCANNED = 16 * MAX_PIXELS
 """Pixels of a progressive JPEG times its scans, of which encoders write about ten."""
+BLOCK = 2**13
+"""Bytes of a file that are decoded between two checks; those of a PNG may be 8 MB of pixels."""
 STRIP = 2**18
 """Pixels that are laid on a background at once."""
 TURNS = {
@@ -72,6 +74,7 @@ def decode_image(
     name: str,
     max_pixels: int = MAX_PIXELS,
     admit: Callable[[int, int], None] | None = None,
+    check: Callable[[], object] | None = None,
 ) -> Array:
     """Decode one PNG, JPEG, WebP, GIF, TIFF, BMP or AVIF file; of several images, the first.
 
@@ -80,6 +83,8 @@ def decode_image(
         name: the file's name, for error messages.
         max_pixels: an image with more is refused before it is decoded.
         admit: called with the height and width before the image is decoded; may raise.
+        check: called before each `BLOCK` of the file of a PNG, JPEG, GIF or BMP; may raise, and so
+            stop the decoding. The other formats are decoded as a whole.
 
     Returns:
         uint8 ``(H, W, C)`` with the file's own channels (a palette becomes RGB or RGBA, and one
@@ -91,7 +96,7 @@ def decode_image(
         OversizeError: it has too many pixels, or scans.
     """
     try:
-        parts, file = _open(content, name, max_pixels)
+        parts, file = _open(content, name, max_pixels, check)
         with file:
             turn = TURNS.get(orientation(parts.exif or file.info.get("exif", b"")))
             if admit is not None:
@@ -105,6 +110,8 @@ def decode_image(
                 raise OversizeError(
                     f"{name}: {file.width}x{file.height} in {parts.scans} scans; save it as PNG"
                 )
+            if check is not None:
+                file.decodermaxblock = BLOCK
             image = _with_alpha(file, parts.key)
             if image.mode not in MODES.values():
                 raise DataError(
@@ -116,7 +123,22 @@ def decode_image(
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _open(content: bytes, name: str, max_pixels: int) -> tuple[ImageParts, ImageFile]:
+class _Checked(io.BytesIO):
+    """A file that calls ``check`` whenever it is read."""
+
+    def __init__(self, content: bytes, check: Callable[[], object]) -> None:
+        super().__init__(content)
+        self._check = check
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read as any file does, if the check lets it."""
+        self._check()
+        return super().read(size)
+
+
+def _open(
+    content: bytes, name: str, max_pixels: int, check: Callable[[], object] | None
+) -> tuple[ImageParts, ImageFile]:
     """Read an image's header, of the parts alone that its pixels come from."""
     reader: type[ImageFile]
     brands = content[8 : int.from_bytes(content[:4])] if content[4:8] == b"ftyp" else b""
@@ -136,7 +158,8 @@ def _open(content: bytes, name: str, max_pixels: int) -> tuple[ImageParts, Image
         parts, reader = ImageParts(content, b""), AvifImageFile
     else:
         raise DataError(f"{name}: not a PNG, JPEG, WebP, GIF, TIFF, BMP or AVIF image")
-    return parts, reader(io.BytesIO(parts.content))
+    stream = io.BytesIO(parts.content) if check is None else _Checked(parts.content, check)
+    return parts, reader(stream)
 
 
 def _with_alpha(file: ImageFile, key: tuple[int, ...]) -> Image.Image:

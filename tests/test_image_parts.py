@@ -8,6 +8,7 @@ import struct
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from models.image_parts import (
     tiff_parts,
 )
 from models.images import (
+    BLOCK,
     MAX_SCANNED,
     STRIP,
     decode_image,
@@ -262,12 +264,51 @@ def decoding_seconds(content: bytes) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", COSTLIEST)
 def test_no_image_costs_much_more_than_an_ordinary_one(kind: str, ordinary_seconds: float) -> None:
-    """A decode cannot be stopped: what is left to do when a client leaves is so much at most."""
+    """Not all formats can be stopped: so much, at most, is left to do when a client leaves."""
     content = COSTLIEST[kind]()
     assert len(content) < MAX_BODY
     seconds = decoding_seconds(content)
     print(f"{kind}: {seconds:.2f} s, an ordinary photo {ordinary_seconds:.2f} s")
     assert seconds < 6 * ordinary_seconds
+
+
+class Stopped(BaseException):
+    """As what cancels a thread's work, no `Exception`."""
+
+
+def stopping(calls: int) -> Callable[[], None]:
+    """A check that stops the work after so many calls."""
+    left = iter(range(calls))
+
+    def check() -> None:
+        if next(left, None) is None:
+            raise Stopped
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("BMP", {})],
+)
+def test_decoding_can_be_stopped(format: str, options: dict[str, bool]) -> None:
+    out = io.BytesIO()
+    noise = RNG.integers(0, 256, (512, 512), np.uint8)
+    Image.fromarray(noise).save(out, format, **options)
+    content, checks = out.getvalue(), list[int]()
+    found = decode_image(content, "x", check=lambda: checks.append(1))
+    assert np.array_equal(found, decode_image(content, "x"))
+    assert len(checks) >= len(content) / BLOCK
+    for calls in (0, len(checks) // 2, len(checks) - 1):
+        with pytest.raises(Stopped):
+            decode_image(content, "x", check=stopping(calls))
+
+
+def test_a_png_of_few_bytes_can_be_stopped_too() -> None:
+    content = deep_png(6, 16)
+    assert len(content) < 2**18
+    with pytest.raises(Stopped):
+        decode_image(content, "x", check=stopping(12))
 
 
 def test_a_compressed_bmp_is_refused() -> None:

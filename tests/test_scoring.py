@@ -19,9 +19,11 @@ from models.model import Model
 from models.record import Engine
 from models.sampling import CHUNK
 from service import served as module
+from service.endpoints.scores import read_files
 from service.scoring import ScoreBatcher, ScoreJob
 from service.served import Served
 from tests.artifacts import make_artifact
+from tests.costly import progressive, with_scans
 
 Array = np.ndarray
 
@@ -105,6 +107,26 @@ def test_as_many_are_gathered_as_the_model_scores_at_once(
     assert model.model.rows == forwards  # type: ignore[attr-defined]
     for i, scores in enumerate(found):
         assert np.array_equal(scores, model.model.score(items[i : i + 1]))
+
+
+def test_decoding_ends_when_the_request_does(tmp_path: Path) -> None:
+    model = served(tmp_path / "model").model
+    photo = with_scans(progressive(2048), 50)
+    ends: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            read_files(model, [("photo", photo)], resize=True)
+        except BaseException as error:
+            ends.append(error)
+            raise
+
+    async def ask() -> None:
+        with anyio.move_on_after(0.02):  # a whole decode takes ten times as long
+            await anyio.to_thread.run_sync(read)
+
+    asyncio.run(ask())
+    assert [type(error) for error in ends] == [asyncio.CancelledError]
 
 
 def test_what_is_wrong_with_one_is_told_to_that_one(tmp_path: Path) -> None:

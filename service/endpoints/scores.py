@@ -294,9 +294,10 @@ def read_files(
     if not resize:
         max_bytes = min(max_bytes, 8 * MAX_ITEMS * math.prod(model.shape))
     for name, content in uploads:
-        anyio.from_thread.check_cancelled()
+        check = anyio.from_thread.check_cancelled
+        check()
         admit = functools.partial(require_size, model, resize, name)
-        rows = read_items(content, name, items, min(pixels, bounds.pixels), max_bytes, admit)
+        rows = read_items(content, name, items, min(pixels, bounds.pixels), max_bytes, admit, check)
         try:
             part = to_items(model, rows, resize)
         except ShapeError as error:

@@ -10,7 +10,9 @@ install: .venv/.installed
 
 # pip installs only files that have a hash in requirements/. torch is fetched before it is checked, so
 # that a local CPU build is preferred, as without hashes; the CUDA builds need cuda.txt too.
-PIP_LOCKED = $(BIN)/python -m pip install --quiet --require-hashes --no-deps
+PIP_LOCKED = $(BIN)/python -m pip install --quiet --no-compile --require-hashes --no-deps
+# On all cores, where pip takes one. Packages have files for other versions of Python, so errors are no news.
+COMPILE = import compileall, re; compileall.compile_dir(".venv", quiet=2, workers=0, rx=re.compile("/tests?/"))
 TORCH = $(shell grep -o "^torch==[0-9.]*" requirements/torch.txt)
 WANTS_CUDA = import importlib.metadata as m; print(*(r for r in m.requires("torch") if "nvidia-" in r))
 .venv/.installed: pyproject.toml requirements/torch.txt requirements/cuda.txt requirements/dev.txt
@@ -26,6 +28,7 @@ WANTS_CUDA = import importlib.metadata as m; print(*(r for r in m.requires("torc
 	$(PIP_LOCKED) --requirement requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
+	$(BIN)/python -c '$(COMPILE)'
 	@touch $@
 
 # Helm, Prometheus and the validators, which the tests of deploy/ and .github/ need.

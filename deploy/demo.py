@@ -36,7 +36,8 @@ def main() -> int:
     started = time.monotonic()
 
     run = str(folder / "run")
-    wgan("train", "--preset", "digits", "--steps", "1500", "--out", run, "--resume")
+    steps = os.environ.get("DEMO_STEPS", "1500")
+    wgan("train", "--preset", "digits", "--steps", steps, "--out", run, "--resume")
     registered = json.loads((folder / "run" / "registered.json").read_text())["model"]
     wgan("promote", registered, "--why", "the demo's first model")
 

@@ -41,7 +41,8 @@ def test_actionlint_finds_nothing(tmp_path: Path) -> None:
 
 
 def test_the_workflow_calls_the_verbs_of_ci_run() -> None:
-    ours = re.findall(r"^make (\S+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    lines = re.findall(r"^make (.+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    ours = [verb for line in lines for verb in line.split() if not verb.startswith("--")]
     assert verbs("test") == ours
     assert {"install", "lint", "test"} <= set(ours)
 

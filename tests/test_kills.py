@@ -64,7 +64,7 @@ def check(undisturbed: dict[str, Any], found: list[dict[str, Any]]) -> None:
 @needs_compiler
 @pytest.mark.timeout(900)  # a minute, on a machine that is not busy
 def test_a_kill_at_some_calls_changes_nothing(tmp_path: Path) -> None:
-    undisturbed, *found = kills(tmp_path, 121, 60, 880)
+    undisturbed, *found = kills(tmp_path, 241, 60, 880)
     check(undisturbed, found)
 
 

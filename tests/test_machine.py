@@ -117,7 +117,7 @@ def test_too_few_file_descriptors_pass(watched: Watched) -> None:
 
 
 def test_too_little_memory_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    artifact = make_artifact(tmp_path / "artifact", critic={"width": 4096, "depth": 2})
+    artifact = make_artifact(tmp_path / "artifact", critic={"width": 1024, "depth": 2})
     watched = Watched(str(artifact), tmp_path / "cache")
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     with limited(resource.RLIMIT_AS, pages * resource.getpagesize() + 2**20):

@@ -21,6 +21,7 @@ def test_no_outputs_are_checked_in() -> None:
     assert not any(cell.outputs or cell.execution_count for cell in code)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 # Jupyter's own: its client closes sockets late.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")

@@ -33,7 +33,7 @@ def test_ci_runs_the_test_command() -> None:
 
 @pytest.mark.timeout(900)
 def test_make_demo(tmp_path: Path) -> None:
-    out = shell("make demo", ROOT, DEMO_DIR=str(tmp_path / "demo"), DEMO_EXIT="1")
+    out = shell("make demo", ROOT, DEMO_DIR=str(tmp_path / "demo"), DEMO_EXIT="1", DEMO_STEPS="200")
     assert (tmp_path / "demo/digits.png").stat().st_size > 1000
     rows = re.findall(r"^  (real held-out digits|noise) +(.*)$", out, re.MULTILINE)
     real, noise = (

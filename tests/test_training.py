@@ -67,6 +67,9 @@ VARIANTS: dict[str, dict[str, dict[str, object]]] = {
         "constraint": {"kind": "lipschitz_penalty", "every": 4, "rescale_adam": True}
     },
 }
+STEPS = dict.fromkeys(["gradient_penalty", "lazy", "bjorck", "consistency"], "captured")
+"""How these variants' gradients are computed; in others steps are not captured, which takes longer
+than the whole run. tests/test_graphs.py compares all kinds of steps."""
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +96,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     variant: str, digits: Dataset, tmp_path: Path
 ) -> None:
     changes = {**VARIANTS[variant]}
-    changes["training"] = {**changes.get("training", {}), "steps": 11, "num_critic_steps": 3}
+    training = {"steps": 11, "num_critic_steps": 3, "critic_step": STEPS.get(variant, "eager")}
+    changes["training"] = {**changes.get("training", {}), **training}
     config = tiny_config(**changes)
     whole = run(config, digits, tmp_path / "whole")
     for stop_after in (4, 3):  # interrupted twice
@@ -101,8 +105,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             run(config, digits, tmp_path / "parts", stop_after)
     torch.manual_seed(12345)  # whatever else the process did must not matter
     assert same(run(config, digits, tmp_path / "parts"), whole)
-    other = tiny_config(**{**changes, "training": {**changes["training"], "seed": 1}})
-    assert not same(run(other, digits, tmp_path / "other"), whole)
+
+
+def test_another_seed_gives_another_run(digits: Dataset, tmp_path: Path) -> None:
+    one, other = (
+        run(tiny_config(training={"steps": 3, "seed": seed}), digits, tmp_path / str(seed))
+        for seed in (0, 1)
+    )
+    assert not same(one, other)
 
 
 @pytest.mark.parametrize("kind", ["gradient_penalty", "weight_clipping", "spectral_norm", "bjorck"])

@@ -95,6 +95,7 @@ def wait_until(holds: Callable[[], bool], *processes: "subprocess.Popen[str]") -
         time.sleep(0.3)
 
 
+@pytest.mark.slow
 @needs_postgres
 def test_processes_that_begin_at_once_share_one_study(database: str) -> None:
     """On a database without Optuna's tables, which all of them try to make."""

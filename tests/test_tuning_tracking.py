@@ -115,6 +115,7 @@ def test_a_server_that_goes_away_costs_no_trial(
         assert search.data.tags["winner.model"] == "8gaussians@1"
 
 
+@pytest.mark.slow
 def test_trials_of_all_processes_are_in_one_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

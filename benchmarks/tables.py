@@ -42,6 +42,7 @@ METHODS = {
     "ctgan_equal": "CTGAN, equal time",
     "tvae": "TVAE",
     "tvae_equal": "TVAE, equal time",
+    "ydata": "ydata's WGAN-GP",
     "ydata_equal": "ydata's WGAN-GP, equal time",
     "copula": "Gaussian copula",
 }

@@ -110,8 +110,6 @@ def decode_image(
                 raise OversizeError(
                     f"{name}: {file.width}x{file.height} in {parts.scans} scans; save it as PNG"
                 )
-            if check is not None:
-                file.decodermaxblock = BLOCK
             image = _with_alpha(file, parts.key)
             if image.mode not in MODES.values():
                 raise DataError(
@@ -158,8 +156,11 @@ def _open(
         parts, reader = ImageParts(content, b""), AvifImageFile
     else:
         raise DataError(f"{name}: not a PNG, JPEG, WebP, GIF, TIFF, BMP or AVIF image")
-    stream = io.BytesIO(parts.content) if check is None else _Checked(parts.content, check)
-    return parts, reader(stream)
+    if check is None:
+        return parts, reader(io.BytesIO(parts.content))
+    file = reader(_Checked(parts.content, check))
+    file.decodermaxblock = BLOCK
+    return parts, file
 
 
 def _with_alpha(file: ImageFile, key: tuple[int, ...]) -> Image.Image:

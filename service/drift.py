@@ -19,6 +19,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from service.ring import COUNT_BYTES, put
 from service.served import Served
 
 Array = np.ndarray
@@ -26,8 +27,6 @@ LEVEL = 0.99
 """Share of windows of real data that stay below the threshold."""
 REPEATS = 400
 """Pairs of real windows from which the threshold is estimated."""
-COUNT_BYTES = np.dtype(np.int64).itemsize
-"""Bytes at the start of the file: the number of scores so far."""
 log = logging.getLogger("wgan.service")
 
 
@@ -88,12 +87,7 @@ class Windows:
             fcntl.flock(file, fcntl.LOCK_EX)
             content = self._content(file)
             count = int(np.frombuffer(content[:COUNT_BYTES], np.int64)[0])
-            ring = np.frombuffer(content, np.float32, offset=COUNT_BYTES).copy()
-            kept = scores[-self.size :]
-            slots = (count + len(scores) - len(kept) + np.arange(len(kept))) % self.size
-            ring[slots] = kept
-            file.seek(0)
-            file.write(np.int64(count + len(scores)).tobytes() + ring.tobytes())
+            put(file, count, self.size, scores.astype(np.float32))
 
     def report(self, served: Served) -> Report | None:
         """Compare a model's window with the scores of real held-out items.

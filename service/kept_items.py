@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from service.ring import COUNT_BYTES, put
 from service.served import Served
 
 Array = np.ndarray
@@ -20,8 +21,6 @@ SECONDS = 60
 """Time from one writing of a model's file to the next."""
 MAX_ITEMS, MAX_BYTES = 10_000, 2**28
 """Items that are kept of a model, and their bytes, at most."""
-COUNT_BYTES = np.dtype(np.int64).itemsize
-"""Bytes at the start of a ring: the number of items so far."""
 log = logging.getLogger("wgan.service")
 
 
@@ -73,14 +72,7 @@ class KeptItems:
                 for old in folder.glob(f".{stem}@*.ring"):
                     if old != ring:
                         old.unlink(missing_ok=True)
-            kept = items[-size:]
-            end = count + len(items)
-            begin = (end - len(kept)) % size
-            for slot, part in ((begin, kept[: size - begin]), (0, kept[size - begin :])):
-                file.seek(COUNT_BYTES + slot * items[0].nbytes)
-                file.write(part.tobytes())
-            file.seek(0)
-            file.write(np.int64(end).tobytes())
+            put(file, count, size, items)
             if not count or not path.exists() or time.time() - path.stat().st_mtime >= SECONDS:
                 file.seek(COUNT_BYTES)
                 content = np.frombuffer(file.read(), items.dtype)

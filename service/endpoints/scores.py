@@ -293,8 +293,8 @@ def read_files(
     max_bytes = bounds.bytes
     if not resize:
         max_bytes = min(max_bytes, 8 * MAX_ITEMS * math.prod(model.shape))
+    check = anyio.from_thread.check_cancelled
     for name, content in uploads:
-        check = anyio.from_thread.check_cancelled
         check()
         admit = functools.partial(require_size, model, resize, name)
         rows = read_items(content, name, items, min(pixels, bounds.pixels), max_bytes, admit, check)

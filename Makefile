@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 install: .venv/.installed
 
-# pip installs only files that have a hash in requirements/. torch is fetched before it is checked, so
+# pip installs only files that have a hash in requirements/, and with one core: so two halves at once. torch is fetched before it is checked, so
 # that a local CPU build is preferred, as without hashes; the CUDA builds need cuda.txt too.
 PIP_LOCKED = $(BIN)/python -m pip install --quiet --no-compile --require-hashes --no-deps
 # On all cores, where pip takes one. Packages have files for other versions of Python, so errors are no news.
@@ -25,7 +25,10 @@ WANTS_CUDA = import importlib.metadata as m; print(*(r for r in m.requires("torc
 	if [ -n "$$($(BIN)/python -c '$(WANTS_CUDA)')" ]; then \
 		$(PIP_LOCKED) --requirement requirements/cuda.txt; \
 	fi
-	$(PIP_LOCKED) --requirement requirements/dev.txt
+	awk '/^[a-z]/ {n++} {print > (".venv/part" n % 2)}' requirements/dev.txt
+	$(PIP_LOCKED) --requirement .venv/part0 & $(PIP_LOCKED) --requirement .venv/part1; other=$$?; \
+		wait $$! && exit $$other
+	rm .venv/part0 .venv/part1
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
 	$(BIN)/python -c '$(COMPILE)'

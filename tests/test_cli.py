@@ -77,7 +77,10 @@ MISTAKES = {
 def test_a_registry_that_is_away_at_the_end_costs_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = ("train", "--preset", "8gaussians", "--steps", "4", "--out", "run")
+    train = (
+        "train", "--preset", "8gaussians", "--steps", "4", "--out", "run",
+        "--set", "evaluation.samples=100", "--set", "critic.width=16",
+    )  # fmt: skip
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     result = called(*train, cwd=tmp_path)
@@ -216,7 +219,7 @@ def test_images_of_another_size_are_refused(artifact: Path, tmp_path: Path) -> N
 def test_evaluate_says_what_the_run_said(tmp_path: Path) -> None:
     result = wgan(
         "train", "--preset", "digits", "--steps", 5, "--no-register", "--out", "run",
-        "--set", "evaluation.samples=100", cwd=tmp_path,
+        "--set", "evaluation.samples=100", "--set", "critic.width=8", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / "mlflow.db").exists(), "--no-register leaves MLflow alone"
@@ -233,7 +236,7 @@ def test_own_images_are_trained_on_and_judged(tmp_path: Path) -> None:
     np.save(tmp_path / "mine.npy", images)
     result = called(
         "train", "--preset", "digits", "--data", "mine.npy", "--steps", 3, "--no-register",
-        "--out", "run", cwd=tmp_path,
+        "--out", "run", "--set", "critic.width=8", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     model = load_artifact(tmp_path / "run" / "artifact")
@@ -247,7 +250,7 @@ def test_own_vectors_come_back_in_their_own_units(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", samples=vectors)
     result = called(
         "train", "--preset", "8gaussians", "--data", "mine.npz", "--steps", 30, "--no-register",
-        "--out", "run", cwd=tmp_path,
+        "--out", "run", "--set", "critic.width=32", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     samples = load_artifact(tmp_path / "run" / "artifact").sample(0, 500)

@@ -130,7 +130,7 @@ def test_a_checkpoint_of_a_former_version_goes_on_and_says_so(
     with safe_open(path, framework="pt") as file:
         metadata = {k: v for k, v in file.metadata().items() if k != "origin"}
     config = json.loads(metadata["config"])
-    del config["evaluation"]
+    del config["serving"]
     metadata["config"] = json.dumps(config)
     save_file(load_checkpoint(path).tensors, path, metadata)
     said = list[str]()

@@ -1,7 +1,8 @@
-"""The order of the tests, and the servers that several files of tests speak to."""
+"""Which tests are fast, their order, and the servers that several files of tests speak to."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,25 @@ LONGEST = "test_readme.py"
 """It installs the project and runs the demo: minutes, in one process."""
 
 
+SHARE = 1 / 3
+"""Share of the cases of a test marked `sampled` that run with the fast tests."""
+GOLDEN = 0.618034
+"""Its multiples have no period in common with any parameter: each takes all of its values."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, lest one process be at it when the others have ended."""
+    """Mark most cases of the large matrices slow, and begin with what takes longest.
+
+    One process would be at it when the others have ended.
+    """
+    counts = Counter[str]()
+    for item in items:
+        if item.get_closest_marker("sampled") and not item.get_closest_marker("slow"):
+            test = item.nodeid.partition("[")[0]
+            if counts[test] * GOLDEN % 1 >= SHARE:
+                item.add_marker("slow")
+            counts[test] += 1
     items.sort(key=lambda item: item.path.name != LONGEST)
 
 

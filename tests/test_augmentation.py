@@ -278,6 +278,7 @@ def test_a_step_is_one_by_hand_with_the_penalty_at_augmented_points(
     assert graphs.replayed == (mode == "graphed")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("kind", CONSTRAINTS)
 def test_steps_under_every_constraint_are_alike_in_every_mode(
     kind: str, data: Dataset, graphs: RecordedGraphs, tmp_path: Path

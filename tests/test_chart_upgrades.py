@@ -99,6 +99,7 @@ def installed() -> Documents:
     return everything()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("change", CHANGES, ids=",".join)
 def test_no_immutable_field_changes(installed: Documents, change: dict[str, Any]) -> None:
     new = upgrade(installed, change)

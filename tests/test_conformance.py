@@ -40,6 +40,7 @@ CONSTRAINTS: dict[str, Constraint] = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_conformance(name: str, family: str) -> None:

@@ -109,6 +109,8 @@ def test_the_page_of_detectors(run: Run) -> None:
     assert Path("runs/guarded/detector.safetensors").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 def test_the_page_of_augmentation(run: Run) -> None:
     run_page(to_run("docs/augmentation.md", "sh"), run)
     assert recorded("augmented")["config"]["augmentation"]["strength"] == 1

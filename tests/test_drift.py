@@ -25,7 +25,7 @@ def test_the_distance_is_scipys(sizes: tuple[int, int]) -> None:
     assert wasserstein(a, b) == pytest.approx(wasserstein_distance(a, b))
 
 
-@pytest.mark.parametrize("reference", [150, 5000])
+@pytest.mark.parametrize("reference", [150, pytest.param(5000, marks=pytest.mark.slow)])
 def test_real_windows_seldom_pass_the_threshold(reference: int) -> None:
     """References and windows are new samples; only quantiles reach the threshold, as in service."""
     random = np.random.default_rng(1)

@@ -432,6 +432,7 @@ IMAGE_CRITICS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("shape", "name"), [((1, 16, 16), "relu"), ((1, 16, 16), "abs"), ((2, 13, 16), "relu")], ids=str
 )

@@ -87,6 +87,7 @@ def opened(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", UNLIKE)
 def test_onnx_runtime_gives_our_samples_and_scores(name: str, tmp_path: Path) -> None:
     kind, changes = UNLIKE[name]

@@ -201,6 +201,7 @@ def test_auto_graphs_no_step_whose_penalty_asks_other_processes() -> None:
     assert loop._graphed("auto", config, cuda, two, print) == (False, "auto")
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("network", QUICK_FIRST)
 @pytest.mark.parametrize("kind", CONSTRAINTS)
 def test_graphed_steps_are_those_of_the_loop(
@@ -255,6 +256,7 @@ def test_steps_are_those_of_float64(
         assert distance_from(exact, start, found, part) < 1e-3
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("network", "changes"),
     [

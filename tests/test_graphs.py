@@ -67,6 +67,7 @@ def same_bits(function: Any, *arguments: Tensor) -> set[object]:
     return {node.target for node in graph.graph.nodes}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("family", ["mlp", "dcgan", "resnet"])
 @pytest.mark.parametrize("name", CONSTRAINTS)
 def test_every_step_keeps_its_bits(name: str, family: str) -> None:

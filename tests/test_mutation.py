@@ -75,6 +75,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_tests_are_asked_by_the_lines_that_they_reach() -> None:
     test = "tests/test_shares.py::test_one_place_can_be_taken"
     done = subprocess.run(

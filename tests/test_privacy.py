@@ -85,6 +85,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
 # ---- one step -----------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("name", "network"),
     [*((name, "mlp") for name in CONSTRAINTS), ("gradient_penalty", "mlp, equalized")],
@@ -127,6 +128,7 @@ def test_gradients_by_row_are_those_of_one_row_at_a_time(constraint: Constraint)
         torch.testing.assert_close(loss[i].double(), alone.detach().double())
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("constraint", WITHOUT_DRAWS, ids=lambda c: c.kind)
 @pytest.mark.parametrize("clip", [0.01, 1.0])
 def test_one_row_more_changes_the_sum_by_the_clip_norm_at_most(
@@ -497,6 +499,7 @@ def states(config: Config, data: Dataset, folder: Path, stops: list[int]) -> dic
     return train(config, data, folder, CPU)[0].tensors()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_resumed_private_run_equals_an_uninterrupted_one(
     optimizer: str, table: Path, tmp_path: Path

@@ -525,7 +525,7 @@ def start(home: Path, config: Path, uri: str | None = None) -> "subprocess.Popen
 @pytest.mark.parametrize(
     ("line", "stopped"),
     [
-        ("judging on held-out data", "stopped while judging"),
+        pytest.param("judging on held-out data", "stopped while judging", marks=pytest.mark.slow),
         ("comparing with", "stopped while judging the challenger"),
     ],
 )

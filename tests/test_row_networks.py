@@ -198,6 +198,7 @@ def train_here(
     return state
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("conditions", [0.0, 0.5])
 @pytest.mark.parametrize("kind", CONSTRAINTS)
 def test_every_constraint_trains(

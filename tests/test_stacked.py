@@ -78,6 +78,7 @@ def compare(constraints: list[Constraint], name: str = "mlp") -> None:
             twin.load_state_dict(critics[k].state_dict())  # so that rounding does not add up
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "name",
     [
@@ -131,6 +132,7 @@ def train_alone(config: Config, folder: Path) -> None:
     )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [

@@ -63,6 +63,7 @@ def compare(
     return ours, said
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(
     "family",
     [f if f in ("mlp", "dcgan") else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES],

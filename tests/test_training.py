@@ -91,6 +91,7 @@ def same(a: TrainingState, b: TrainingState) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resumed_run_equals_an_uninterrupted_one(
     variant: str, digits: Dataset, tmp_path: Path

@@ -83,6 +83,7 @@ def test_a_search_is_a_run_with_a_run_for_each_trial(
     assert not (out / "unfinished.json").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_costs_no_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_the_step_is_timed_in_each_mode() -> None:
         assert row.keys() == {"textbook", "eager", "captured", "limit"}
 
 
+@pytest.mark.slow
 def test_the_whole_step_is_timed_in_each_mode() -> None:
     found = figures("whole")
     assert found.keys() == NETWORKS

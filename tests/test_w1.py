@@ -136,7 +136,7 @@ def test_a_difference_is_told_with_its_p_value() -> None:
     assert apart["interval"][0] < 1 < apart["interval"][1]
 
 
-@pytest.mark.parametrize("dimension", [32, 128])
+@pytest.mark.parametrize("dimension", [32, pytest.param(128, marks=pytest.mark.slow)])
 def test_an_estimate_that_has_not_converged_says_so(dimension: int) -> None:
     """Of 256 funnels in many dimensions, few samples and steps find too few."""
     pair = FunnelPair(dimension, 256, seed=0)

@@ -373,7 +373,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, *sets.a.shape
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kilobytes of resident memory")
-@pytest.mark.parametrize("suffix", ["parquet", "csv", "npy"])
+@pytest.mark.parametrize("suffix", ["parquet", pytest.param("csv", marks=pytest.mark.slow), "npy"])
 def test_a_file_larger_than_memory_is_not_held(suffix: str, tmp_path: Path) -> None:
     """Twice: what is held at once does not grow with the file."""
     x = np.random.default_rng(0).normal(size=(400_000, 10))

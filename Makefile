@@ -8,8 +8,9 @@ BIN := .venv/bin
 
 install: .venv/.installed
 
-# pip installs only files that have a hash in requirements/, and with one core: so two halves at once. torch is fetched before it is checked, so
-# that a local CPU build is preferred, as without hashes; the CUDA builds need cuda.txt too.
+# pip installs only files that have a hash in requirements/, and on one core: so two halves run at once.
+# torch is fetched before it is checked, so that a local CPU build is preferred, as without hashes; the
+# CUDA builds need cuda.txt too.
 PIP_LOCKED = $(BIN)/python -m pip install --quiet --no-compile --require-hashes --no-deps
 # On all cores, where pip takes one. Packages have files for other versions of Python, so errors are no news.
 COMPILE = import compileall, re; compileall.compile_dir(".venv", quiet=2, workers=0, rx=re.compile("/tests?/"))

@@ -11,6 +11,7 @@ import yaml
 
 from deploy import lock, sbom, tools
 from models import __version__
+from tests.conftest import is_fast
 
 ROOT = Path(__file__).parent.parent
 WORKFLOW = ROOT / ".github/workflows/ci.yaml"
@@ -149,3 +150,10 @@ def test_make_test_fetches_the_tools_that_it_needs() -> None:
     fetch, _, tests = done.stdout.partition(" -m pytest ")
     assert "deploy/tools.py helm prometheus venv" in fetch
     assert tests
+
+
+def test_the_fast_third_of_a_matrix_meets_every_value_of_its_parameters() -> None:
+    for columns in {*range(1, 18)} - {9}:
+        cases = [case for case in range(9 * columns) if is_fast(case)]
+        assert len(cases) == 3 * columns
+        assert {case % columns for case in cases} == {*range(columns)}

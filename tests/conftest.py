@@ -18,17 +18,17 @@ LONGEST = "test_readme.py"
 def is_fast(case: int) -> bool:
     """Whether a case of a test marked `sampled` runs with the fast tests: one in three does.
 
-    Of three cases the first, of the next three the second, then the third: values that come back
-    with every third case are all met, too.
+    Of three cases the first, of the next three the second, then the third: so all values of the
+    parameter that changes with every case are met, unless there are few cases, or nine values.
     """
     return case % 9 % 4 == 0
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark most cases of the large matrices slow, and begin with what takes longest.
+    """Mark two thirds of the cases of large matrices slow, and begin with what takes longest.
 
-    One process would be at it when the others have ended.
+    Else one process might be at it when the others have ended.
     """
     cases = Counter[str]()
     for item in items:

@@ -152,7 +152,7 @@ def test_make_test_fetches_the_tools_that_it_needs() -> None:
     assert tests
 
 
-def test_the_fast_third_of_a_matrix_meets_every_value_of_its_parameters() -> None:
+def test_the_fast_third_of_a_matrix_meets_every_value_of_its_fastest_parameter() -> None:
     for columns in {*range(1, 18)} - {9}:
         cases = [case for case in range(9 * columns) if is_fast(case)]
         assert len(cases) == 3 * columns

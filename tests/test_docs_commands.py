@@ -110,7 +110,6 @@ def test_the_page_of_detectors(run: Run) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_the_page_of_augmentation(run: Run) -> None:
     run_page(to_run("docs/augmentation.md", "sh"), run)
     assert recorded("augmented")["config"]["augmentation"]["strength"] == 1

@@ -4,8 +4,6 @@ import contextlib
 import os
 import resource
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from service.settings import Settings
 from tests.artifacts import make_artifact
 from tests.registries import Registry, register
 from tests.servers import sign
+from tests.test_commands import run_python
 
 OUT_OF_BOUNDS = 2
 """The version whose critic gives NaN."""
@@ -136,8 +135,7 @@ assert not watched.slot.is_due
 def test_too_little_memory_passes(tmp_path: Path) -> None:
     """In a process of its own: one that lacked memory may compile no convolution ever after."""
     artifact = make_artifact(tmp_path / "artifact", critic={"width": 1024, "depth": 2})
-    command = [sys.executable, "-c", LITTLE_MEMORY, str(artifact), str(tmp_path / "cache")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = run_python(LITTLE_MEMORY, str(artifact), str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -304,9 +302,7 @@ for step in range(30):
 def test_what_pytorch_raises_once_it_compiles_no_more_is_known() -> None:
     ended = []
     for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", LACKING], check=False, capture_output=True, text=True
-        )
+        done = run_python(LACKING)
         ended.append((done.returncode, done.stderr[-500:]))
         if done.returncode == 0:
             return

@@ -63,7 +63,6 @@ def test_only_tests_of_a_changed_function_run(project: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_what_no_time_is_left_for_is_counted_and_runs_the_next_time(project: Path) -> None:
     tests = TESTS.replace("assert", "quick.SECONDS = 0; assert")
     record_and_change(project, tests)

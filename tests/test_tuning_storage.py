@@ -200,7 +200,6 @@ def test_a_killed_process_costs_one_trial_that_is_made_again(database: str, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @needs_postgres
 def test_a_database_that_goes_away_is_told_in_one_line(tmp_path: Path) -> None:
     with postgres_server() as url:

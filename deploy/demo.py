@@ -42,10 +42,10 @@ def main() -> int:
     wgan("promote", registered, "--why", "the demo's first model")
 
     port = free_port()
-    print(f"\n$ wgan serve --model digits@champion --port {port}", flush=True)
+    print(f"\n$ wgan serve digits@champion --port {port}", flush=True)
     with (folder / "service.log").open("w") as log:
         service = subprocess.Popen(
-            [WGAN, "serve", "--model", "digits@champion", "--port", str(port)],
+            [WGAN, "serve", "digits@champion", "--port", str(port)],
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -272,12 +272,16 @@ class Client:
         return File(response.content, _origin(response))
 
     def file(
-        self, format: Format = "png", count: int | None = None, **options: Unpack[SampleOptions]
+        self,
+        format: Format | None = None,
+        count: int | None = None,
+        **options: Unpack[SampleOptions],
     ) -> File:
-        """Generate samples as a file: png and webp are one grid, zip is one PNG for each."""
-        body: dict[str, Any] = {"format": format, **options}
-        if count is not None:
-            body["count"] = count
+        """Generate samples as a file: png and webp are one grid, zip is one PNG for each.
+
+        Without ``format``, png of images, else json.
+        """
+        body: dict[str, Any] = {**_given(format=format, count=count), **options}
         if "label" in body:
             body["class"] = body.pop("label")
         if "latents" in body:

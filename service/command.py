@@ -19,15 +19,19 @@ app = new_app()
 
 @app.command()
 def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help=f"{MODEL_HELP}; or NAME=MODEL; default: the environment's WGAN_MODEL or "
+            "WGAN_MODELS",
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, metavar="P")] = 3000,
     host: Annotated[str, typer.Option(help="IP address to bind")] = "127.0.0.1",
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="MODEL",
-            help=f"{MODEL_HELP}; repeat it for several, as MODEL or NAME=MODEL; default: the "
-            "environment's WGAN_MODEL or WGAN_MODELS",
-        ),
+        typer.Option(metavar="MODEL", help="the same as an option; repeat it for several"),
     ] = None,
     workers: Annotated[
         int | None,
@@ -48,12 +52,12 @@ def serve(
     given = {"WGAN_TLS_CERT": tls_cert, "WGAN_TLS_KEY": tls_key}
     files = {name: file for name, file in given.items() if file}
     named = {}
-    if model:  # they take the environment's place, both variables
-        one, several = (model[0], "") if len(model) == 1 else ("", ",".join(model))
+    if models := [*(models or ()), *(model or ())]:  # they take the place of both variables
+        one, several = (models[0], "") if len(models) == 1 else ("", ",".join(models))
         named = {"WGAN_MODEL": one, "WGAN_MODELS": several}
     settings = Settings.read(**files, **named)
     if not settings.champions:
-        raise UserError("name a model: wgan serve --model MODEL, or set WGAN_MODEL")
+        raise UserError("name a model: wgan serve MODEL, or set WGAN_MODEL")
     from service.server import serve as start_server
 
     _check_signatures(settings)  # before anything of the models is read

@@ -38,7 +38,9 @@ def as_in_the_table(parameter: object) -> Parameter:
 def test_every_option_of_before_is_there(name: str) -> None:
     now = [as_in_the_table(p) for p in command(name).params if p.name != "help"]
     before = [parameter._replace(name="") for parameter in COMMANDS[name]]
-    assert [p for p in now if p.option is None] == [p for p in before if p.option is None]
+    arguments, former = ([p for p in all if p.option is None] for all in (now, before))
+    assert arguments[: len(former)] == former
+    assert not any(p.required for p in arguments[len(former) :])
     once = {p._replace(how="one") for p in now if p.how == "append"}  # may still be given once
     given = {p._replace(required=True) for p in now}  # where it may be left out now
     assert {p for p in before if p.option} <= once | given | {p for p in now if p.option}

@@ -201,7 +201,8 @@ def test_rows_are_scored_by_the_names_of_their_columns(server: Server) -> None:
 
 
 def test_pictures_are_refused(server: Server) -> None:
-    assert "parquet" in str(is_problem(server.samples(count=1), 422)["detail"])
+    assert "parquet" in str(is_problem(server.samples(count=1, format="png"), 422)["detail"])
+    assert server.samples(count=1).json()["samples"][0]["home"]  # rows, where nothing is asked for
     files = [("files", ("a.png", encode_png(np.zeros((8, 8, 1), np.uint8))))]
     is_problem(server.client.post("/v1/scores", files=files), 415)
 

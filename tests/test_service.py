@@ -255,7 +255,7 @@ def test_the_champion_is_served_by_name(tmp_path: Path, monkeypatch: pytest.Monk
     shutil.rmtree(artifact)
     registry.promote("tiny", "1", "a test")
     port = free_port()
-    command = [WGAN, "serve", "--model", "tiny@champion", "--port", port]
+    command = [WGAN, "serve", "tiny@champion", "--port", port]
     cache = tmp_path / "cache"
     cache.mkdir()
     with running(command, port, tmp_path / "log", WGAN_CACHE=str(cache)) as process:

@@ -62,8 +62,7 @@ class Several(Server):
     @contextlib.contextmanager
     def running(self) -> Iterator["Several"]:
         command = [WGAN, "serve", "--port", self.port]
-        for name, artifact in self.artifacts.items():
-            command += ["--model", f"{name}={artifact}"]
+        command += [f"{name}={artifact}" for name, artifact in self.artifacts.items()]
         with running(command, self.port, self.log, **self.environment) as self.process, self.client:
             wait_for(f"http://127.0.0.1:{self.port}/readyz", self.process, self.log)
             yield self
@@ -421,7 +420,7 @@ def test_a_version_takes_one_to_three_times_its_files(
 
 def test_folders_that_do_not_fit_together_end_the_command(tmp_path: Path) -> None:
     large = make_artifact(tmp_path / "large", "vector", critic={"width": 512, "depth": 2})
-    command = [WGAN, "serve", "--port", "1", "--model", large, "--model", f"b={large}"]
+    command = [WGAN, "serve", "--port", "1", large, "--model", f"b={large}"]
     done = subprocess.run(
         command,
         env={**os.environ, "WGAN_MODELS_MEMORY": "2"},

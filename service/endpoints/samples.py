@@ -133,15 +133,15 @@ class SamplesRequest(BaseModel):
         "log-ratio of densities, so this is measured, not proven: see docs/service.md.",
     )
     model: ModelName | None = Field(default=None, description=MODEL_DESCRIPTION)
-    format: SampleFormat = Field(
-        default="png",
-        description="png, webp (without loss): one grid, small images enlarged for the eye; zip: "
-        "one PNG each; npz: an array `samples`, uint8 (N,H,W,C), or (N,D) or (N,T,D) in float32, "
-        "or in float64 if `data.dtype` in GET /v1/model says so. Images with a `data.scale` there "
-        "are float32 too, and pictures show their range as grey levels. json: the same as npz in "
-        "nested lists; "
-        "csv: a row for each, of vectors and tables alone. Of a model with `data.table`: csv; "
-        "json, as records; npz, an array for each column; parquet; arrow (Feather).",
+    format: SampleFormat | None = Field(
+        default=None,
+        description="Left out: png of images, else json. png, webp (without loss): one grid, small "
+        "images enlarged for the eye; zip: one PNG each; npz: an array `samples`, uint8 "
+        "(N,H,W,C), or (N,D) or (N,T,D) in float32, or in float64 if `data.dtype` in GET "
+        "/v1/model says so. Images with a `data.scale` there are float32 too, and pictures show "
+        "their range as grey levels. json: the same as npz in nested lists; csv: a row for each, "
+        "of vectors and tables alone. Of a model with `data.table`: csv; json, as records; npz, an "
+        "array for each column; parquet; arrow (Feather).",
     )
 
     @model_validator(mode="after")
@@ -162,8 +162,6 @@ class SamplesRequest(BaseModel):
                 raise ValueError(f"where: at most {MAX_VALUES} values of a column")
             if any(is_too_large(value) for value in values):
                 raise ValueError(f"where: numbers of 64 bits, texts up to {MAX_TEXT} characters")
-        if self.format in ("png", "webp") and self.count > MAX_PICTURES:
-            raise ValueError(f"count: at most {MAX_PICTURES} as {self.format}; ask for zip")
         return self
 
 
@@ -181,10 +179,13 @@ async def post_samples(context: Context, request: Request) -> Response:
     seed = wanted.seed
     if seed is None and wanted.latents is None:
         seed = secrets.randbelow(RANDOM_SEEDS)
+    format = wanted.format or ("png" if served.model.is_image else "json")
     batches, count = generate(served.model, wanted, seed)
+    if format in ("png", "webp") and count > MAX_PICTURES:
+        raise ShapeError(f"count: at most {MAX_PICTURES} as {format}; ask for zip")
     spend_samples(context, request, count)
     is_inline = count <= served.inline_limit and not wanted.refine
-    work = SampleWork(context, served, wanted.format, is_inline)
+    work = SampleWork(context, served, format, is_inline)
     seed_fact, seed_header = {}, {}
     if seed is not None:
         seed_fact, seed_header = {"seed": seed}, {"X-Seed": str(seed)}
@@ -192,13 +193,11 @@ async def post_samples(context: Context, request: Request) -> Response:
     def encode() -> Iterator[bytes]:
         # A generator, so that nothing is made before the first turn.
         parts = work.watch(batches)
-        yield from stream_samples(
-            served.model, parts, count, wanted.format, seed_fact, wanted.where
-        )
+        yield from stream_samples(served.model, parts, count, format, seed_fact, wanted.where)
 
     pieces = encode()
     headers = {**model_headers(served), **seed_header}
-    media_type = MEDIA_TYPES[wanted.format]
+    media_type = MEDIA_TYPES[format]
     # The first turn comes before the status is sent: its errors can still be answered.
     first, is_all = await work.next_turn(pieces, is_inline)
     if is_all:

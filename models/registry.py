@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from models import promotions
 from models.errors import AbsentError, RegistryError
 from models.registry_errors import failure
+from models.registry_search import all_pages, versions_of
 from models.secret_files import read_secret_files
 from models.tracking_server import limit_tries, require_supported, take_credentials
 
@@ -181,7 +182,7 @@ def names() -> list[str]:
     Raises:
         RegistryError: the registry does not answer.
     """
-    return [m.name for m in _ask("models", lambda c: list(c.search_registered_models()))]
+    return [m.name for m in _ask("models", lambda c: all_pages(c.search_registered_models))]
 
 
 def versions(name: str | None = None) -> list[dict[str, Any]]:
@@ -191,7 +192,7 @@ def versions(name: str | None = None) -> list[dict[str, Any]]:
         RegistryError: the registry does not answer.
     """
     if name is None:
-        models = _ask("models", lambda c: list(c.search_registered_models()))
+        models = _ask("models", lambda c: all_pages(c.search_registered_models))
     else:
         registered = _registered(name)
         models = [] if registered is None else [registered]
@@ -200,8 +201,7 @@ def versions(name: str | None = None) -> list[dict[str, Any]]:
         aliases: dict[str, list[str]] = {}
         for alias, version in model.aliases.items():
             aliases.setdefault(str(version), []).append(alias)
-        query = f"name='{model.name}'"
-        matches = _ask(model.name, lambda c, query=query: list(c.search_model_versions(query)))
+        matches = _ask(model.name, lambda c, name=model.name: versions_of(c, name))
         rows += [
             {
                 "name": model.name,

@@ -44,6 +44,7 @@ ORDER = [
     "detector",
     "promotions",
     "registry_errors",
+    "registry_search",
     "os_errors",
     "outputs",
     "tracking_server",

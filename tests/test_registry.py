@@ -50,6 +50,22 @@ def test_versions_are_listed(home: Path) -> None:
     assert rows[0]["tags"][registry.DIGEST_TAG] == load_artifact(home / "artifact2").digest
 
 
+def test_a_registry_of_many_is_listed_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow gives 100 models at a time, and lets others choose names with quotes in them."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
+    names = {*(f"m{i:03d}" for i in range(101)), "bob's", 'the "best"', """bob's "best\""""}
+    api = registry.client()
+    for name in names:
+        api.create_registered_model(name)
+        api.create_model_version(name, str(tmp_path))
+    assert set(registry.names()) == names
+    assert {(row["name"], row["version"]) for row in registry.versions()} == {
+        (name, "1") for name in names
+    }
+
+
 def test_a_version_is_fetched_whole(home: Path, tmp_path: Path) -> None:
     fetched = load_artifact(registry_files.download("tiny@2", tmp_path))
     assert fetched.digest == load_artifact(home / "artifact1").digest

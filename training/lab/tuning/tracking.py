@@ -15,6 +15,7 @@ from models import registry
 from models.errors import RegistryError
 from models.redaction import redacted
 from models.registry_errors import failure
+from models.registry_search import all_pages
 from training.lab.tuning.search import CHOSEN, FAILED, KIND, Search
 from training.lab.tuning.study import trial_row
 from training.progress import silent
@@ -246,10 +247,5 @@ def _log_params(api: MlflowClient, run: Run, settings: dict[str, Any]) -> None:
 
 def _children(api: MlflowClient, parent: str) -> list[Any]:
     """The runs of a search's trials."""
-    query, found, page = f"tags.`{MLFLOW_PARENT}` = '{parent}'", list[Any](), None
-    while True:
-        some = api.search_runs([experiment()], query, max_results=1000, page_token=page)
-        found += some
-        page = some.token
-        if not page:
-            return found
+    where = [experiment()], f"tags.`{MLFLOW_PARENT}` = '{parent}'"
+    return all_pages(lambda page_token: api.search_runs(*where, page_token=page_token))

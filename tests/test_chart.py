@@ -397,12 +397,35 @@ def test_the_whole_sweep_trains() -> None:
     for index in range(job["spec"]["completions"]):
         options = parsed(words_of(sweep, JOB_COMPLETION_INDEX=str(index)))
         assert options.constraint in kinds
-        assert options.out == Path("/runs/sweep") / options.constraint
+        assert options.out.parent.parent == Path("/runs/sweep")
+        assert options.out.name == options.constraint
         assert options.resume
         overrides = assignments(options.settings)
         build_config(options.preset, None, options.constraint, overrides)
         found.append(options.constraint)
     assert len(set(found)) == len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "goes_on"),
+    [
+        ("images.train.tag=new", True),
+        ("sweep.set={training.seed=1,training.steps=9000}", True),
+        ("sweep.set={training.seed=2}", False),
+        ("sweep.preset=images", False),
+    ],
+)
+def test_a_sweep_goes_on_with_more_steps_but_not_with_other_settings(
+    change: str, goes_on: bool
+) -> None:
+    """`wgan train --resume` refuses a checkpoint of other settings, but takes more steps."""
+    base, found = ["--set=sweep.set={training.seed=1}"], []
+    for settings in (base, [*base, f"--set={change}"]):
+        documents = render("values-gpu", False, *settings)
+        (job,) = of_kind(documents, "Job")
+        _, sweep = container(documents, "Job", job["metadata"]["name"])
+        found.append(parsed(words_of(sweep, JOB_COMPLETION_INDEX="0")).out)
+    assert (found[0] == found[1]) == goes_on
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ ADDED: list[tuple[str, dict[str, Any], Callable[[Document], bool]]] = [
     (
         "initContainers",
         [{**CONTAINER, "securityContext": {"runAsUser": 7}}],
-        lambda pod: pod["spec"]["initContainers"][0]["securityContext"]["runAsUser"] == 7,
+        lambda pod: pod["spec"]["initContainers"][0]["securityContext"] == {"runAsUser": 7},
     ),
     (
         "sidecars",
@@ -342,6 +342,29 @@ def test_mlflow_is_asked_with_a_token_from_a_file() -> None:
     assert both.returncode != 0
 
 
+def test_what_is_set_to_nothing_wins_too() -> None:
+    """An empty text and false are values, which Helm's own `merge` takes for none."""
+    values = {
+        "pods": {"all": {"env": {"LOGLEVEL": "debug"}, "nodeSelector": {"pool": "a"}}},
+        "serve": {"env": {"LOGLEVEL": "", "NO_PROXY": ""}, "nodeSelector": {"pool": ""}},
+        "proxy": {"http": "http://proxy:3128", "https": "", "except": []},
+    }
+    pod = pods(rendered(values))["wgan"]
+    found = {v["name"]: v.get("value") for v in ours(pod)["env"]}
+    assert (found["LOGLEVEL"], found["NO_PROXY"], found["HTTP_PROXY"]) == (
+        "",
+        "",
+        "http://proxy:3128",
+    )
+    assert pod["spec"]["nodeSelector"]["pool"] == ""
+
+
+def test_pods_of_ipv6_addresses_alone_are_listened_for() -> None:
+    found = pods(rendered({"bindAddress": "::"}))
+    assert ours(found["wgan"])["args"][:3] == ["serve", "--host", "::"]
+    assert "--host=::" in ours(found["wgan-mlflow"])["args"]
+
+
 def test_proxies_are_for_the_outside_alone() -> None:
     """As Python's own rules read the variables: those of requests and of urllib are these."""
     proxy = {"https": "http://proxy:3128", "http": "http://proxy:3128", "except": [".example.com"]}
@@ -349,7 +372,8 @@ def test_proxies_are_for_the_outside_alone() -> None:
         values = {v["name"]: v["value"] for v in ours(pod)["env"] if "value" in v}
         no_proxy = {"no": values["NO_PROXY"]}
         assert values["HTTPS_PROXY"] == values["HTTP_PROXY"] == "http://proxy:3128"
-        inside = ["wgan-mlflow", "wgan-mlflow.gan.svc", "localhost", "127.0.0.1", "s3.example.com"]
+        inside = ["wgan-mlflow", "wgan-mlflow.gan", "wgan-mlflow.gan.svc", "push.monitoring.svc"]
+        inside += ["localhost", "127.0.0.1", "s3.example.com"]
         for host in inside:
             assert proxy_bypass_environment(host, no_proxy), host
         assert not proxy_bypass_environment("s3.amazonaws.com", no_proxy)

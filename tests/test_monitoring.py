@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from deploy import tools
 from models.config import DataConfig
-from tests.chart import CHART, OPERATORS, helm, needs_helm
+from tests.chart import CHART, OPERATORS, helm, needs_helm, render
+from tests.manifests import of_kind
 from tests.servers import WGAN, free_port, running, wait_for
 from training.data.dataset import load_data
 from training.retraining.config import RetrainConfig
@@ -160,13 +161,29 @@ def release_rules(release: str) -> dict[str, Any]:
     documents = [d for d in yaml.safe_load_all(done.stdout) if d]
     (monitor,) = [d for d in documents if d["kind"] == "ServiceMonitor"]
     (endpoint,) = monitor["spec"]["endpoints"]
-    assert endpoint["relabelings"] == [{"targetLabel": "release", "replacement": release}]
+    assert {"targetLabel": "release", "replacement": release} in endpoint["relabelings"]
     (config,) = [d["data"]["retrain.json"] for d in documents
                  if d["metadata"]["name"] == f"{release}-retrain" and "data" in d]  # fmt: skip
     assert json.loads(config)["push_labels"] == {"namespace": "gan", "release": release}
     (rules,) = [d["spec"] for d in documents if d["kind"] == "PrometheusRule"]
     assert len([r for g in rules["groups"] for r in g["rules"]]) == len(RULES)
     return dict(rules)
+
+
+@needs_helm
+def test_retraining_is_overdue_after_the_days_that_are_set_and_never_where_there_is_none() -> None:
+    def overdue(settings: str) -> tuple[int, list[dict[str, Any]]]:
+        documents = render("values", True, "--set", settings)
+        (spec,) = [d["spec"] for d in of_kind(documents, "PrometheusRule")]
+        rules = [rule for group in spec["groups"] for rule in group["rules"]]
+        return len(rules), [r for r in rules if r["alert"] == "WganRetrainingOverdue"]
+
+    count, (rule,) = overdue("monitoring.rules.overdueDays=9")
+    assert count == len(RULES)
+    assert rule["expr"].endswith("> 9 * 86400")
+    assert "for 9 days" in rule["annotations"]["description"]
+    for settings in ("retrain.enabled=false", "retrain.suspend=true"):
+        assert overdue(settings) == (len(RULES) - 1, [])
 
 
 @needs_helm
@@ -232,6 +249,16 @@ def test_a_push_replaces_only_that_of_its_own_release(tmp_path: Path) -> None:
 # ---- real Prometheus, Alertmanager, Pushgateway, registry and service ----------------------------
 
 
+def relabelings() -> list[dict[str, Any]]:
+    """What the chart's ServiceMonitor does with a target's labels, but name its release.
+
+    Only the rules that the chart installs expect a release.
+    """
+    (monitor,) = of_kind(render("values", True), "ServiceMonitor")
+    (endpoint,) = monitor["spec"]["endpoints"]
+    return [one for one in endpoint["relabelings"] if one.get("targetLabel") != "release"]
+
+
 @contextlib.contextmanager
 def webhook(port: int) -> Iterator[list[dict[str, Any]]]:
     """Takes what Alertmanager sends."""
@@ -280,6 +307,7 @@ def eventually(question: Callable[[], Any], what: Callable[[], str], seconds: fl
 
 
 @needs_promtool
+@needs_helm
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # several processes, on a machine that may be busy
 def test_every_query_returns_data_and_an_alert_arrives(tmp_path: Path) -> None:
@@ -302,7 +330,9 @@ def test_every_query_returns_data_and_an_alert_arrives(tmp_path: Path) -> None:
     prometheus = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
     prometheus["global"] = {"scrape_interval": "5s", "evaluation_interval": "1s"}
     served, pushed = prometheus["scrape_configs"]
-    served["static_configs"] = [{"targets": [local["service"]]}]
+    # As the operator scrapes: it gives the target a label `endpoint`, then does as the chart says.
+    served["static_configs"] = [{"targets": [local["service"]], "labels": {"endpoint": "http"}}]
+    served["relabel_configs"] = relabelings()
     pushed["static_configs"] = [{"targets": [local["pushgateway"]]}]
     prometheus["alerting"]["alertmanagers"][0]["static_configs"] = [
         {"targets": [local["alertmanager"]]}
@@ -392,10 +422,12 @@ def test_every_query_returns_data_and_an_alert_arrives(tmp_path: Path) -> None:
                 return not empty
 
             eventually(all_answer, lambda: f"data for {list(empty)}")
+            endpoints = {r["metric"]["endpoint"] for r in ask("wgan_requests_total")}
+            assert {"/v1/samples", "/v1/scores"} <= endpoints
             # Not a rule speaks of a metric that nobody has.
             known = client.get(f"http://{local['prometheus']}/api/v1/label/__name__/values").json()
             for rule in RULES:
-                named = set(re.findall(r"\bwgan_\w+\b", rule["expr"]))
+                named = set(re.findall(r'(?<!")\bwgan_\w+\b', rule["expr"]))  # but the job's name
                 absent = named - set(known["data"]) - {"wgan_model_refused_info"}
                 assert not absent, f"{rule['alert']}: {absent}"
             # With everything well there is no alert; a slow machine may have seen one at first, and

@@ -11,14 +11,21 @@ component's own wins, and null takes away. */}}
 {{- if kindIs "slice" $own }}
 {{- $_ := set $added $key (concat $all $own) }}
 {{- else if kindIs "map" $own }}
-{{- range $name, $value := $own }}
-{{- if kindIs "invalid" $value }}{{ $_ := unset $all $name }}{{ else }}{{ $_ := set $all $name $value }}{{ end }}
-{{- end }}
+{{- $_ := set $added $key (include "wgan.over" (list $own $all) | fromJson) }}
 {{- else }}
 {{- $_ := set $added $key $own }}
 {{- end }}
 {{- end }}
 {{- toJson $added }}
+{{- end }}
+
+{{/* Two maps as one, as JSON: (list OWN ALL). The own keys win, with empty values too, and null takes away. */}}
+{{- define "wgan.over" -}}
+{{- $all := deepCopy (default dict (index . 1)) }}
+{{- range $name, $value := default dict (index . 0) }}
+{{- if kindIs "invalid" $value }}{{ $_ := unset $all $name }}{{ else }}{{ $_ := set $all $name $value }}{{ end }}
+{{- end }}
+{{- toJson $all }}
 {{- end }}
 
 {{/* Metadata of a pod template. */}}
@@ -64,7 +71,7 @@ imagePullSecrets:
 {{- with $added.affinity }}
 affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with merge (deepCopy (default dict $workload.nodeSelector)) $added.nodeSelector }}
+{{- with include "wgan.over" (list $workload.nodeSelector $added.nodeSelector) | fromJson }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with concat (default list $workload.tolerations) $added.tolerations }}
@@ -77,7 +84,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- with $containers }}
 initContainers:
   {{- range . }}
-  - {{ merge . (dict "securityContext" $added.containerSecurityContext) | toYaml | nindent 4 | trim }}
+  - {{ include "wgan.over" (list . (dict "securityContext" $added.containerSecurityContext)) | fromJson | toYaml | nindent 4 | trim }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -98,7 +105,7 @@ each with `by`, the value that sets it; nobody else may set them. Of all others 
 {{- define "wgan.env" -}}
 {{- $root := index . 0 }}
 {{- $added := include "wgan.added" . | fromJson }}
-{{- $variables := merge (deepCopy (index . 2)) $added.env }}
+{{- $variables := include "wgan.over" (list (index . 2) $added.env) | fromJson }}
 {{- range index . 3 | fromYamlArray }}
 {{- if hasKey $variables .name }}
 {{- fail (printf "%s: set %s, not this variable in env: the chart sets it from there" .name .by) }}
@@ -108,14 +115,15 @@ each with `by`, the value that sets it; nobody else may set them. Of all others 
 {{- with $root.Values.caBundle }}
 {{- if or .configMap .secret }}
 {{- range list "SSL_CERT_FILE" "REQUESTS_CA_BUNDLE" "AWS_CA_BUNDLE" "OTEL_EXPORTER_OTLP_CERTIFICATE" }}
-{{- $variables = merge $variables (dict . "/etc/ca/ca.crt") }}
+{{- $variables = include "wgan.over" (list $variables (dict . "/etc/ca/ca.crt")) | fromJson }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- with $root.Values.proxy }}
 {{- if or .http .https }}
-{{- $here := list "localhost" "127.0.0.1" ".svc" ".cluster.local" (printf "%s-mlflow" (include "wgan.name" $root)) (printf "%s-workers" (include "wgan.name" $root)) }}
-{{- $variables = merge $variables (dict "HTTP_PROXY" .http "HTTPS_PROXY" .https "NO_PROXY" (concat $here .except | join ",")) }}
+{{- $here := list "localhost" "127.0.0.1" ".svc" ".cluster.local" (printf ".%s" $root.Release.Namespace) (printf "%s-mlflow" (include "wgan.name" $root)) (printf "%s-workers" (include "wgan.name" $root)) }}
+{{- $proxies := dict "HTTP_PROXY" .http "HTTPS_PROXY" .https "NO_PROXY" (concat $here .except | join ",") }}
+{{- $variables = include "wgan.over" (list $variables $proxies) | fromJson }}
 {{- end }}
 {{- end }}
 {{- range $name, $value := $variables }}

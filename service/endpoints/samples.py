@@ -79,6 +79,11 @@ class Interpolation(BaseModel):
     )
 
 
+def _drop_default(schema: dict[str, Any]) -> None:
+    """Tell no default in a field's schema."""
+    del schema["default"]
+
+
 class SamplesRequest(BaseModel):
     """What to generate."""
 
@@ -133,8 +138,9 @@ class SamplesRequest(BaseModel):
         "log-ratio of densities, so this is measured, not proven: see docs/service.md.",
     )
     model: ModelName | None = Field(default=None, description=MODEL_DESCRIPTION)
-    format: SampleFormat | None = Field(
-        default=None,
+    format: SampleFormat = Field(
+        default="png",  # of images; see `format_for`
+        json_schema_extra=_drop_default,
         description="Left out: png of images, else json. png, webp (without loss): one grid, small "
         "images enlarged for the eye; zip: one PNG each; npz: an array `samples`, uint8 "
         "(N,H,W,C), or (N,D) or (N,T,D) in float32, or in float64 if `data.dtype` in GET "
@@ -143,6 +149,11 @@ class SamplesRequest(BaseModel):
         "of vectors and tables alone. Of a model with `data.table`: csv; json, as records; npz, an "
         "array for each column; parquet; arrow (Feather).",
     )
+
+    def format_for(self, model: Model) -> SampleFormat:
+        """Return the format, by default what suits the model."""
+        is_given = "format" in self.model_fields_set
+        return self.format if is_given or model.is_image else "json"
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -179,7 +190,7 @@ async def post_samples(context: Context, request: Request) -> Response:
     seed = wanted.seed
     if seed is None and wanted.latents is None:
         seed = secrets.randbelow(RANDOM_SEEDS)
-    format = wanted.format or ("png" if served.model.is_image else "json")
+    format = wanted.format_for(served.model)
     batches, count = generate(served.model, wanted, seed)
     if format in ("png", "webp") and count > MAX_PICTURES:
         raise ShapeError(f"count: at most {MAX_PICTURES} as {format}; ask for zip")

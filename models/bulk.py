@@ -157,7 +157,13 @@ def write_samples(
 
     def encoded(parts: Iterator[Array], first: int, count: int) -> Iterator[bytes]:
         return stream_samples(
-            model, parts, count, sampling.format, conditions=conditions, first=first
+            model,
+            parts,
+            count,
+            sampling.format,
+            conditions=conditions,
+            first=first,
+            seed=sampling.seed,
         )
 
     def confirmed(pieces: Iterator[bytes]) -> Iterator[bytes]:

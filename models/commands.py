@@ -120,7 +120,7 @@ def sample(
     conditions = parse_conditions(where or [])
     restrictions = made.restrict(conditions) if where else None
     samples = made.samples(seed, n, label=label, restrictions=restrictions)
-    pieces = stream_samples(made, samples, n, suffix, conditions=conditions)
+    pieces = stream_samples(made, samples, n, suffix, conditions=conditions, seed=seed)
     save(file, pieces)
     drawn = ""
     if suffix in PICTURES and made.is_image and not made.scaling.is_uint8:

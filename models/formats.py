@@ -55,6 +55,8 @@ def stream_samples(
     facts: Mapping[str, object] | None = None,
     conditions: Mapping[str, Condition] | None = None,
     first: int = 0,
+    *,
+    seed: int,
 ) -> Iterator[bytes]:
     """Encode a model's samples as one file, piece by piece.
 
@@ -68,6 +70,7 @@ def stream_samples(
         facts: further entries of a json file, after the samples.
         conditions: under which a table's samples were made.
         first: index of the first sample: a row's identifiers and a zip's names go on from there.
+        seed: of a table's samples, by which rare categories are drawn.
 
     Raises:
         ShapeError: the format does not fit what the model makes.
@@ -80,7 +83,7 @@ def stream_samples(
         raise ShapeError(f"the model makes rows, not {format}; ask for {', '.join(TABLE_FORMATS)}")
     from models.tables.files import write_rows  # with pyarrow, which other data do without
 
-    tables = model.tables(parts, first, conditions)
+    tables = model.tables(parts, seed, first, conditions)
     marked = (table.replace_schema_metadata({SAMPLES_MARK: b""}) for table in tables)
     return write_rows(marked, format, facts)
 

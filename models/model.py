@@ -23,6 +23,7 @@ from models.tables.records import typed
 from models.values import numbers, pixels, with_channels_last
 
 Array = np.ndarray
+Conditions = Mapping[str, Condition]
 QUANTILE_LEVELS = np.linspace(0, 1, 1001)
 SLOPE_LATENTS = 64
 """Number of latents from which a refined generator takes its mean slope."""
@@ -203,7 +204,7 @@ class Model:
             differences /= self.run.data.scale
         return float(differences.mean()), float(differences.max())
 
-    def restrict(self, conditions: Mapping[str, Condition]) -> Array:
+    def restrict(self, conditions: Conditions) -> Array:
         """Code conditions on the rows of a table, by column: float32 ``(C,)``.
 
         Raises:
@@ -216,23 +217,25 @@ class Model:
         return self.table.restrict(conditions)
 
     def rows(
-        self, codes: Array, first: int = 0, conditions: Mapping[str, Condition] | None = None
+        self, codes: Array, seed: int, first: int = 0, conditions: Conditions | None = None
     ) -> pa.Table:
         """Make the rows of samples of a table's model: `samples` yields their codes.
 
         Args:
             codes: ``(N, width)``.
+            seed: of the samples, by which rare categories are drawn.
             first: index of the first sample, from which new identifiers follow.
             conditions: those of `restrict`; every row meets them exactly, though codes are rounded.
         """
         assert self.table is not None, "the model makes no table"
-        return self.table.decode(codes, first, conditions)
+        return self.table.decode(codes, first, conditions, seed)
 
     def tables(
         self,
         parts: Iterable[Array],
+        seed: int,
         first: int = 0,
-        conditions: Mapping[str, Condition] | None = None,
+        conditions: Conditions | None = None,
     ) -> Iterator[pa.Table]:
         """Make the rows of samples in parts, some thousands at once; see `rows`."""
         held, count = list[Array](), 0
@@ -240,10 +243,10 @@ class Model:
             held.append(part)
             count += len(part)
             if count >= ROWS_AT_ONCE:
-                yield self.rows(np.concatenate(held), first, conditions)
+                yield self.rows(np.concatenate(held), seed, first, conditions)
                 held, count, first = [], 0, first + count
         if held:
-            yield self.rows(np.concatenate(held), first, conditions)
+            yield self.rows(np.concatenate(held), seed, first, conditions)
 
     def codes(self, rows: pa.Table) -> Array:
         """Code rows, whose columns are found by name, for `score`: float32 ``(N, width)``.
@@ -282,12 +285,12 @@ class Model:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = typed(self.table, rows.slice(start, ROWS_AT_ONCE))
             make = functools.partial(self._restricted_rows, seed, start)
-            done.append(complete(self.table, some, make, start))
+            done.append(complete(self.table, some, make, start, seed))
         return pa.concat_tables(done)
 
     def _restricted_rows(self, seed: int, start: int, restrictions: Array) -> pa.Table:
         parts = self.samples(seed, len(restrictions), start, restrictions=restrictions)
-        return pa.concat_tables(self.tables(parts, start))
+        return pa.concat_tables(self.tables(parts, seed, start))
 
     def _generate(
         self,

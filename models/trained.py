@@ -120,7 +120,7 @@ class TrainedModel:
         if self.model.table is None:
             return self.model.sample(seed, count, label)
         parts = self.model.samples(seed, count, label=label, restrictions=restrictions)
-        return to_frame(pa.concat_tables(self.model.tables(parts, 0, conditions)))
+        return to_frame(pa.concat_tables(self.model.tables(parts, seed, 0, conditions)))
 
     def impute(self, rows: Any, seed: int = 0) -> Any:
         """Fill the gaps of a table's rows with what the model makes beside their known cells.

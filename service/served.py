@@ -100,7 +100,7 @@ def run_once(model: Model, version: str) -> None:
         raise ArtifactError(f"{version}: its generator makes values that are not finite")
     samples = model.sample(seed=0, count=CHUNK)
     if model.table:
-        model.rows(samples)
+        model.rows(samples, 0)
     score = model.score(samples, labels)
     if not np.isfinite(score).all():
         raise ArtifactError(f"{version}: its own sample has the score {score[0]}")

@@ -81,7 +81,7 @@ def test_an_image_has_a_p_value_and_a_heat_map(tmp_path: Path) -> None:
 def test_of_a_row_each_column_has_its_blame(tmp_path: Path) -> None:
     detector = guarded(tmp_path, "rows")
     codes = detector.model.sample(seed=3, count=4)
-    rows = detector.model.rows(codes)
+    rows = detector.model.rows(codes, 3)
     residuals = detector.residuals(detector.model.codes(rows))
     body = {"rows": records(rows)}
     (answer,) = ask(tmp_path, {"json": body, "params": {"explain": "true"}})
@@ -152,7 +152,7 @@ def test_of_a_row_too_many_columns_are_told(
     detector = guarded(tmp_path, "rows")
     assert detector.model.table is not None
     monkeypatch.setattr(anomalies, "MAX_EXPLAINED", 2 * len(detector.model.table.coded))
-    rows = records(detector.model.rows(detector.model.sample(seed=3, count=3)))
+    rows = records(detector.model.rows(detector.model.sample(seed=3, count=3), 3))
     explained = {"params": {"explain": "true"}}
     much, few, plain = ask(
         tmp_path,

@@ -73,7 +73,7 @@ def test_the_files_are_the_same_for_any_number_of_shards(
     if kind == "vector":
         assert found.tobytes() == model.sample(3, 1100).tobytes()
     elif kind == "rows":
-        expected = pa.concat_tables(model.tables(model.samples(3, 1100)))
+        expected = pa.concat_tables(model.tables(model.samples(3, 1100), 3))
         assert found.to_pydict() == expected.to_pydict()
     else:
         assert found == [f"{i:06d}.png" for i in range(1100)]

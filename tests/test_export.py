@@ -312,7 +312,7 @@ def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for theirs in (found["images"], found["made_again"].numpy()):
         assert np.abs(theirs.astype(int) - images).max() <= 1
     np.testing.assert_allclose(found["scores"], made["photos"].score(images), atol=1e-4)
-    rows = made["people"].rows(made["people"].sample(7, 100))
+    rows = made["people"].rows(made["people"].sample(7, 100), 7)
     for name in ("age", "income", "home"):
         assert found["rows"][name] == rows[name].to_pylist(), name
     assert found["samples"].numpy().tobytes() == made["first"].sample(7, 16).tobytes()

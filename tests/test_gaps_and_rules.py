@@ -141,6 +141,21 @@ def test_rare_combinations_fit_known_cells(model: Model) -> None:
         assert set(completed["region"].to_pylist()) == {region}
 
 
+def test_each_seed_completes_a_row_with_another_rare_combination() -> None:
+    city = np.random.default_rng(0).integers(0, 200, 4000)
+    table = pa.table({"city": city.astype(str), "region": (city % 2).astype(str)})
+    schema = fitted(table.append_column("x", [city / 100]), "combination(city, region)")
+    cities = list[list[str]]()
+    for seed in range(30):
+        rows = pa.table({"city": pa.nulls(5, pa.string()), "region": ["1"] * 5})
+        made = pa.table({"city": ["0"] * 5, "region": ["0"] * 5})  # fits none of the known cells
+        settled = schema.rules[0].settled(rows, made, schema.by_name, {}, 0, seed)
+        cities.append(settled["city"].to_pylist())
+    assert all(int(one) % 2 for five in cities for one in five)
+    for i in range(5):
+        assert len({five[i] for five in cities}) > 10, "of 75 rare ones in this region, or so"
+
+
 @pytest.mark.parametrize(
     ("cells", "says"),
     [

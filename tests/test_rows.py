@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -39,6 +40,8 @@ from service import uploads
 from tests.artifacts import make_artifact
 from tests.hostile_rows import arrow, nested_parquet, parquet
 from tests.mixed import people
+from tests.test_app import made as app_of
+from tests.test_app import talk
 from tests.test_machine import limited
 from tests.test_tables import CASES, fitted
 from training.data.schema import find_structure, fit_schema
@@ -66,7 +69,7 @@ def trained(artifact: Path) -> TrainedModel:
 def rows_of(model: Model, seed: int, count: int, start: int = 0, **conditions: Any) -> pa.Table:
     wanted = {name: Condition.model_validate(given) for name, given in conditions.items()}
     parts = model.samples(seed, count, start, restrictions=model.restrict(wanted))
-    return pa.concat_tables(model.tables(parts, start, wanted))
+    return pa.concat_tables(model.tables(parts, seed, start, wanted))
 
 
 # ---- formats -----------------------------------------------------------------------------------
@@ -175,11 +178,40 @@ def test_rows_meet_conditions_whatever_their_division(
     assert not again.equals(rows_of(model, 4, 300, 100, **conditions))
 
 
+def test_each_seed_has_other_rare_categories(tmp_path: Path) -> None:
+    city = np.random.default_rng(0).integers(0, 100, 2000)
+    table = pa.table({"city": city.astype(str), "x": city / 10})
+    schema = fit_schema(table, find_structure(table, {}), {}, np.arange(len(table)) % 5 > 0)
+    folder = make_artifact(tmp_path / "a", "rows", table_schema=schema)
+    rare, seeds = schema.column("city").others, range(20)  # type: ignore[attr-defined]
+    trained = load(str(folder))
+    made = [trained.sample(2, seed, where={"city": rare}).city.tolist() for seed in seeds]
+    assert len({cities[0] for cities in made}) > 10, "of 50"
+    command = ["sample", str(folder), "-n", "1", *(f"--where=city={city}" for city in rare)]
+    where = {"city": list(rare)}
+    asked = [{"seed": seed, "where": where} for seed in seeds]
+    asked += [{"latents": [z.tolist()], "where": where} for z in trained.model.latents(0, 20)]
+    answers = list[str]()
+
+    async def send(client: httpx.AsyncClient) -> None:
+        for one in asked:
+            answer = await client.post("/v1/samples", json=one)
+            answers.append(answer.json()["samples"][0]["city"])
+
+    talk(app_of(WGAN_MODEL=str(folder)), send)
+    assert answers[:20] == [cities[0] for cities in made]
+    assert len(set(answers[20:])) > 10
+    for seed in (0, 1):
+        out = tmp_path / f"{seed}.csv"
+        assert main([*command, "--seed", str(seed), "--out", str(out)]) == 0
+        assert pd.read_csv(out, dtype=str).city.tolist() == made[seed][:1]
+
+
 def test_each_row_may_have_its_own_conditions(model: Model) -> None:
     each = [model.restrict({"home": Condition(one_of=(home,))}) for home in ("own", "rent, old")]
     restrictions = np.stack(each * 200)
     parts = model.samples(0, 400, restrictions=restrictions)
-    homes = pa.concat_tables(model.tables(parts))["home"].to_pylist()
+    homes = pa.concat_tables(model.tables(parts, 0))["home"].to_pylist()
     assert homes == ["own", "rent, old"] * 200
 
 
@@ -189,7 +221,7 @@ def test_a_condition_holds_in_bfloat16_too(tmp_path: Path) -> None:
     model = load_artifact(folder)
     wanted = {"age": Condition(one_of=(33,)), "home": Condition(one_of=("own",))}
     codes = np.concatenate(list(model.samples(0, 300, restrictions=model.restrict(wanted))))
-    table = model.rows(codes)  # by the network alone, without the conditions
+    table = model.rows(codes, 0)  # by the network alone, without the conditions
     assert set(table["age"].to_pylist()) == {33}
     assert set(table["home"].to_pylist()) == {"own"}
     assert model.error()[0] < 0.1
@@ -372,7 +404,7 @@ def test_the_time_that_wide_rows_take_grows_as_their_width() -> None:
     schema = TableSchema(columns=columns)
     began = time.process_time()
     rows = typed(schema, rows_of_records(schema, [dict.fromkeys(names, 1)] * 20))
-    assert complete(schema, rows, lambda _: rows, 0).equals(rows)
+    assert complete(schema, rows, lambda _: rows, 0, 0).equals(rows)
     assert len(schema.encode(rows)) == 20
     assert time.process_time() - began < 5, "minutes if each name were compared with all others"
 

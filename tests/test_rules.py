@@ -369,7 +369,7 @@ def test_a_model_keeps_to_rules_through_the_command_line(tmp_path: Path) -> None
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     model = load_artifact(out / "artifact")
-    made = model.rows(np.concatenate(list(model.samples(0, 100))))
+    made = model.rows(np.concatenate(list(model.samples(0, 100))), 0)
     assert model.table is not None
     assert_kept(model.table, made)
     completed = model.impute(made.select(["c", "b", "side"]), 0)

@@ -215,7 +215,7 @@ def test_anomalies_are_what_the_service_answers(
     detector = guarded(tmp_path, kind)
     items: Any = detector.model.sample(3, 5)
     if kind == "rows":
-        (table,) = detector.model.tables([items])
+        (table,) = detector.model.tables([items], 3)
         Path("a.csv").write_bytes(b"".join(write_rows([table], "csv")))
         items = detector.model.codes(table)
     else:

@@ -135,7 +135,7 @@ def test_scores_imputations_and_drift_are_the_models_own(
     np.testing.assert_allclose(answer.json()["scores"], images.score(items), rtol=1e-5)
     with Client(str(both.client.base_url), name="Leute & Löhne") as client:
         rows = client.rows(10, seed=5)
-        assert rows.items == records(people.rows(people.sample(5, 10)))
+        assert rows.items == records(people.rows(people.sample(5, 10), 5))
         assert len(client.score(rows.items).scores) == 10
         assert client.impute(rows.items, seed=1).items == rows.items
         assert client.drift()["items"] == 10

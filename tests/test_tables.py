@@ -449,8 +449,10 @@ def test_rows_draw_by_the_numbers_of_splitmix64() -> None:
 
     assert mixed(1) == 0xE220A8397B1DCDAF  # its first number of the seed 0
     rows = [0, 1, 5, 10**9]
-    expected = [(mixed((row << 32) + zlib.crc32(b"x")) >> 11) / 2**53 for row in rows]
-    assert uniform(np.array(rows), "x").tolist() == expected
+    for seed in (0, 7, 2**63 - 1):
+        state = mixed((mixed(seed) + zlib.crc32(b"x")) % 2**64)
+        expected = [(mixed((state + row) % 2**64) >> 11) / 2**53 for row in rows]
+        assert uniform(np.array(rows), "x", seed).tolist() == expected
 
 
 def test_what_is_no_category_is_invalid() -> None:
@@ -473,14 +475,15 @@ def test_rare_categories_are_drawn_by_their_counts() -> None:
     column = schema.column("x")
     codes = np.zeros((20_000, schema.width), np.float32)
     codes[:, len(column.categories)] = 1  # type: ignore[attr-defined]
-    drawn = schema.decode(codes)["x"].to_pandas().value_counts()
     counts = dict(zip(column.others, column.other_counts, strict=True))  # type: ignore[attr-defined]
     total = sum(counts.values())
-    for other, count in counts.items():
-        share = count / total
-        bound = 5 * np.sqrt(share * (1 - share) / len(codes))
-        assert abs(drawn.get(other, 0) / len(codes) - share) < bound, other
-    first, second = schema.decode(codes[:9], 0), schema.decode(codes[:5], 4)
+    first_rows = [schema.decode(codes[:1], seed=seed)["x"][0].as_py() for seed in range(2000)]
+    for drawn in (schema.decode(codes)["x"].to_pylist(), first_rows):
+        for other, count in counts.items():
+            share = count / total
+            bound = 5 * np.sqrt(share * (1 - share) / len(drawn))
+            assert abs(drawn.count(other) / len(drawn) - share) < bound, other
+    first, second = schema.decode(codes[:9], 0, seed=3), schema.decode(codes[:5], 4, seed=3)
     assert first["x"][4:].to_pylist() == second["x"].to_pylist()
 
 

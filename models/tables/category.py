@@ -59,7 +59,7 @@ class CategoryColumn(Column, frozen=True):
             )
         return Coded(options.to_numpy(zero_copy_only=False).astype(np.int64), None)
 
-    def join(self, coded: Coded, first: int, condition: Condition | None) -> pa.Array:
+    def join(self, coded: Coded, first: int, condition: Condition | None, seed: int) -> pa.Array:
         """Make categories of options; of the others, each as often as among the training rows."""
         named = [*self.categories, *[None] * (self.option_count - len(self.categories))]
         options = coded.options
@@ -71,8 +71,9 @@ class CategoryColumn(Column, frozen=True):
                 for other, count in zip(self.others, self.other_counts, strict=True)
             ]
             edges = np.cumsum(counts) / sum(counts)
-            # A function of the row's number, so that a longer table begins with a shorter one.
-            drawn = np.searchsorted(edges, uniform(first + rows, self.name), side="right")
+            # By the row's number, so that a longer table of a seed begins with a shorter one.
+            draws = uniform(first + rows, self.name, seed)
+            drawn = np.searchsorted(edges, draws, side="right")
             options = options.copy()
             options[rows] = len(named) + drawn
         return self.array(pa.array([*named, *self.others], pa.string()).take(pa.array(options)))
@@ -156,13 +157,15 @@ class BooleanColumn(CategoryColumn, frozen=True):
         return {"1": "true", "0": "false"}.get(str(value).lower(), str(value).lower())
 
 
-def uniform(numbers: Array, name: str) -> Array:
-    """Numbers in [0, 1), uniform, by the row's number and the column's name alone.
+def uniform(numbers: Array, name: str, seed: int) -> Array:
+    """Numbers in [0, 1), uniform, by the row's number, the column's name and the seed alone."""
+    state = _mixed(_mixed(np.array([seed], np.uint64)) + np.uint64(zlib.crc32(name.encode())))
+    return (_mixed(state + numbers.astype(np.uint64)) >> np.uint64(11)) / 2.0**53
 
-    SplitMix64 (Steele, Lea & Flood 2014) of the two.
-    """
-    z = (numbers.astype(np.uint64) << np.uint64(32)) + np.uint64(zlib.crc32(name.encode()))
+
+def _mixed(z: Array) -> Array:
+    """SplitMix64 (Steele, Lea & Flood 2014): of consecutive numbers, uint64, independent ones."""
     z = z * np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
-    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) / 2.0**53
+    return z ^ (z >> np.uint64(31))

@@ -109,13 +109,14 @@ class Column(BaseModel, ABC, frozen=True, extra="forbid"):
         """
 
     @abstractmethod
-    def join(self, coded: Coded, first: int, condition: Condition | None) -> pa.Array:
+    def join(self, coded: Coded, first: int, condition: Condition | None, seed: int) -> pa.Array:
         """Make values of options and scores; `split` takes them apart again.
 
         Args:
             coded: options and scores; the options are allowed by the condition.
             first: number of the first row in its table, for values that are unique.
             condition: what every value meets, whatever its score.
+            seed: of values that are drawn beside the code.
         """
 
     @abstractmethod
@@ -138,13 +139,16 @@ class Column(BaseModel, ABC, frozen=True, extra="forbid"):
             columns.append(np.eye(self.option_count)[coded.options])
         return np.concatenate([np.zeros((len(values), 0)), *columns], axis=1).astype(np.float32)
 
-    def decode(self, code: Array, first: int = 0, condition: Condition | None = None) -> pa.Array:
+    def decode(
+        self, code: Array, first: int = 0, condition: Condition | None = None, seed: int = 0
+    ) -> pa.Array:
         """Make the values of a code ``(N, width)``; of a choice, the option with the largest.
 
         Args:
             code: any numbers; networks keep to `restrict`, so that their values change little here.
             first: number of the first row in its table.
             condition: every value made meets it.
+            seed: see `join`.
 
         Raises:
             ConditionError: see `allowed`.
@@ -158,7 +162,7 @@ class Column(BaseModel, ABC, frozen=True, extra="forbid"):
         else:
             options = np.zeros(len(code), np.int64)
         scores = code[:, 0].astype(np.float64) if self.has_number else None
-        return self.join(Coded(options, scores), first, condition)
+        return self.join(Coded(options, scores), first, condition, seed)
 
     def restrict(self, condition: Condition) -> Array:
         """Code a condition: float32 ``(restrictions,)``, all 0 where everything is allowed.

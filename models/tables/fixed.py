@@ -45,7 +45,7 @@ class ConstantColumn(_FixedColumn, frozen=True):
     value: bool | int | float | str | None
     """A date, time or duration as a whole number of its type's unit, a decimal number as text."""
 
-    def join(self, coded: Coded, first: int, condition: Condition | None) -> pa.Array:
+    def join(self, coded: Coded, first: int, condition: Condition | None, seed: int) -> pa.Array:
         """Repeat the value."""
         return pa.repeat(self._value(), len(coded.options)).cast(arrow_type(self.type))
 
@@ -76,7 +76,7 @@ class CopyColumn(_FixedColumn, frozen=True):
     of: str
     """The other column's name."""
 
-    def join(self, coded: Coded, first: int, condition: Condition | None) -> pa.Array:
+    def join(self, coded: Coded, first: int, condition: Condition | None, seed: int) -> pa.Array:
         """Nothing: `TableSchema.decode` copies the other column."""
         return pa.nulls(len(coded.options), arrow_type(self.type))
 
@@ -100,7 +100,7 @@ class IdentifierColumn(_FixedColumn, frozen=True):
     digits: int = 1
     """Fewest digits of the number; zeros fill it up."""
 
-    def join(self, coded: Coded, first: int, condition: Condition | None) -> pa.Array:
+    def join(self, coded: Coded, first: int, condition: Condition | None, seed: int) -> pa.Array:
         """Number the rows."""
         numbers = range(self.first + first, self.first + first + len(coded.options))
         kind = arrow_type(self.type)

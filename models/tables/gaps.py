@@ -23,7 +23,7 @@ Array = np.ndarray
 
 
 def complete(
-    schema: TableSchema, rows: pa.Table, make: Callable[[Array], pa.Table], first: int
+    schema: TableSchema, rows: pa.Table, make: Callable[[Array], pa.Table], first: int, seed: int
 ) -> pa.Table:
     """Fill the gaps of rows with what a generator makes beside their known cells.
 
@@ -32,6 +32,7 @@ def complete(
         rows: in the types of the schema.
         make: makes rows under restrictions, float32 ``(N, restriction_width)``.
         first: number of the first row.
+        seed: of the rows that are made.
 
     Returns:
         The rows, columns that were not there last, without gaps but for those that rules ask for.
@@ -42,7 +43,7 @@ def complete(
     known = _with_all_columns(schema, rows)
     if any(rule.makes for rule in schema.rules):
         # First what rules need of the row; then the rest beside it.
-        known = _settle(schema, known, make(_restrict_to_known(schema, known)), first)
+        known = _settle(schema, known, make(_restrict_to_known(schema, known)), first, seed)
     made = make(_restrict_to_known(schema, known))
     completed = _fill(known, made, rows.column_names)
     _require_rules(schema, completed, first)
@@ -106,7 +107,7 @@ def _restrict_to_known(schema: TableSchema, rows: pa.Table) -> Array:
     return np.concatenate(pieces, axis=1)
 
 
-def _settle(schema: TableSchema, rows: pa.Table, made: pa.Table, first: int) -> pa.Table:
+def _settle(schema: TableSchema, rows: pa.Table, made: pa.Table, first: int, seed: int) -> pa.Table:
     """Fill the gaps of columns under rules so that the rules are kept, as far as that can be.
 
     Args:
@@ -115,10 +116,12 @@ def _settle(schema: TableSchema, rows: pa.Table, made: pa.Table, first: int) -> 
         made: rows that were made under `_restrict_to_known`: they keep to all rules, but may differ
             from known cells that rules make of others.
         first: number of the first row.
+        seed: of `made`.
     """
     for has_makes in (True, False):  # first where what a rule makes is known, and says most
         for rule in reversed(schema.rules):
-            settled = rule.settled(rows, made, schema.by_name, _ranges(schema, rows), first)
+            ranges = _ranges(schema, rows)
+            settled = rule.settled(rows, made, schema.by_name, ranges, first, seed)
             if has_makes:
                 is_known = [column_values(rows, name).is_valid() for name in rule.makes]
                 mask = functools.reduce(pc.and_, is_known, pa.array(np.ones(len(rows), bool)))

@@ -83,7 +83,7 @@ class NumberColumn(Column, frozen=True):
         scores = np.where(options == 0, to_scores(np.nan_to_num(numbers), self.quantiles), 0.0)
         return Coded(options, scores)
 
-    def join(self, coded: Coded, first: int, condition: Condition | None) -> pa.Array:
+    def join(self, coded: Coded, first: int, condition: Condition | None, seed: int) -> pa.Array:
         """Make numbers of options and scores."""
         numbers = np.full(len(coded.options), np.nan)
         if coded.scores is not None:

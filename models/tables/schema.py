@@ -118,7 +118,11 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
                 yield column, whole(table[column.name])
 
     def decode(
-        self, codes: Array, first: int = 0, conditions: Mapping[str, Condition] | None = None
+        self,
+        codes: Array,
+        first: int = 0,
+        conditions: Mapping[str, Condition] | None = None,
+        seed: int = 0,
     ) -> pa.Table:
         """Make the rows of codes; every value is one that its column may hold.
 
@@ -127,6 +131,7 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
             first: number of the first row, from which identifiers follow.
             conditions: those that `restrict` was given; every row meets them exactly, though codes
                 are rounded.
+            seed: of the codes, by which rare categories are drawn.
 
         Raises:
             ConditionError: see `restrict`.
@@ -134,7 +139,7 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         asked = self._translated(conditions or {})
         table = pa.Table.from_pydict(
             {
-                column.name: column.decode(codes[:, code], first, asked.get(column.name))
+                column.name: column.decode(codes[:, code], first, asked.get(column.name), seed)
                 for column, code, _ in self.placed()
             }
         )

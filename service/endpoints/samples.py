@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -197,6 +198,8 @@ async def post_samples(context: Context, request: Request) -> Response:
     spend_samples(context, request, count)
     is_inline = count <= served.inline_limit and not wanted.refine
     work = SampleWork(context, served, format, is_inline)
+    # Given latents have none, but the same ones give the same rows.
+    row_seed = zlib.crc32(np.array(wanted.latents, np.float32).tobytes()) if seed is None else seed
     seed_fact, seed_header = {}, {}
     if seed is not None:
         seed_fact, seed_header = {"seed": seed}, {"X-Seed": str(seed)}
@@ -204,7 +207,9 @@ async def post_samples(context: Context, request: Request) -> Response:
     def encode() -> Iterator[bytes]:
         # A generator, so that nothing is made before the first turn.
         parts = work.watch(batches)
-        yield from stream_samples(served.model, parts, count, format, seed_fact, wanted.where)
+        yield from stream_samples(
+            served.model, parts, count, format, seed_fact, wanted.where, seed=row_seed
+        )
 
     pieces = encode()
     headers = {**model_headers(served), **seed_header}

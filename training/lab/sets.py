@@ -216,7 +216,8 @@ def _generated(source: str, model: Model | None, count: int, seed: int) -> Side:
     said = f"{count} samples of {source} (digest {model.digest[:12]}), seed {seed}"
     if model.table is None:
         return Side(source, said, model.sample(seed, count), model)
-    return Side(source, said, pa.concat_tables(model.tables(model.samples(seed, count))), model)
+    tables = model.tables(model.samples(seed, count), seed)
+    return Side(source, said, pa.concat_tables(tables), model)
 
 
 # ---- arrays and images --------------------------------------------------------------------------

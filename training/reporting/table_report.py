@@ -82,7 +82,7 @@ def table_report(model: Model, data: Dataset, results: Results) -> str:
         raise UserError("a report of columns is for models of tables")
     reals = real_rows(data, model.run.config.evaluation)
     real = reals.heldout.values[: reals.n]
-    fake = comparable(model.rows(model.sample(SAMPLE_SEED, reals.n)), schema)
+    fake = comparable(model.rows(model.sample(SAMPLE_SEED, reals.n), SAMPLE_SEED), schema)
     columns = learned(schema)
     parts = [_column(marginal) for marginal in marginals(columns, real, fake)]
     names = [column.name for column in columns]

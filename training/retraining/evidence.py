@@ -191,7 +191,7 @@ class Evidence:
         samples = model.sample(seed, count)
         if self.schema is None:
             return self._points(samples)
-        return comparable(model.rows(samples), self.schema)
+        return comparable(model.rows(samples, seed), self.schema)
 
     def _points(self, items: Array) -> Array:
         """Turn items into points: an extractor's features, codes of rows, or the champion's units.

@@ -130,7 +130,13 @@ class Rule(BaseModel, ABC, frozen=True, extra="forbid"):
         return {}
 
     def settled(
-        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, first: int
+        self,
+        rows: pa.Table,
+        made: pa.Table,
+        columns: Columns,
+        ranges: Ranges,
+        first: int,
+        seed: int,
     ) -> pa.Table:
         """Fill the gaps in the rule's columns so that the rule is kept, if that can be.
 
@@ -140,6 +146,7 @@ class Rule(BaseModel, ABC, frozen=True, extra="forbid"):
             columns: of the schema.
             ranges: see `tightened`.
             first: number of the first row.
+            seed: of `made`.
         """
         return rows
 

@@ -122,7 +122,13 @@ class Combination(RuleOnColumns, frozen=True):
         return {self.joint.name: (~options).astype(np.float32)[places]}
 
     def settled(
-        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, first: int
+        self,
+        rows: pa.Table,
+        made: pa.Table,
+        columns: Columns,
+        ranges: Ranges,
+        first: int,
+        seed: int,
     ) -> pa.Table:
         """Take the combination that was made, or one of the rare ones that fits known values."""
         assert self.joint is not None
@@ -132,7 +138,7 @@ class Combination(RuleOnColumns, frozen=True):
         counts = np.array([*[0] * len(self.joint.categories), *self.joint.other_counts])
         for row in np.flatnonzero(~fits[places, chosen]):
             weights = np.cumsum(fits[places[row]] * counts)
-            draw = uniform(np.array([first + row]), self.joint.name) * weights[-1]
+            draw = uniform(np.array([first + row]), self.joint.name, seed) * weights[-1]
             chosen[row] = np.searchsorted(weights, draw[0], side="right")
         for name, values in self._apart(texts, columns).items():
             rows = put_in_gaps(rows, name, values.take(pa.array(chosen)))

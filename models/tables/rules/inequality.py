@@ -136,7 +136,13 @@ class Inequality(Rule, frozen=True):
         return {self.gap.name: between(self.gap, least - ends[1], most - ends[0])}
 
     def settled(
-        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, first: int
+        self,
+        rows: pa.Table,
+        made: pa.Table,
+        columns: Columns,
+        ranges: Ranges,
+        first: int,
+        seed: int,
     ) -> pa.Table:
         """Keep to the gap that was made: below a known larger value, else above the smaller."""
         low, high = self._columns(columns)

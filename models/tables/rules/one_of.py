@@ -104,7 +104,13 @@ class OneOf(RuleOnColumns, frozen=True):
         return put(rows, str(self), which)
 
     def settled(
-        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, first: int
+        self,
+        rows: pa.Table,
+        made: pa.Table,
+        columns: Columns,
+        ranges: Ranges,
+        first: int,
+        seed: int,
     ) -> pa.Table:
         """Take the value that was made where none is known."""
         has_value = [column_values(rows, name).is_valid() for name in self.columns]

@@ -194,7 +194,13 @@ class Total(Rule, frozen=True):
         return rows.drop_columns([self.total])
 
     def settled(
-        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, first: int
+        self,
+        rows: pa.Table,
+        made: pa.Table,
+        columns: Columns,
+        ranges: Ranges,
+        first: int,
+        seed: int,
     ) -> pa.Table:
         """Move terms that are not known, one after the other, to where the sum is the total."""
         total = number_column([columns[self.total]], self)[0]

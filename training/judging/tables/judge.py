@@ -221,7 +221,7 @@ def judge_table(
     reals = real_rows(data, config, model.device)
     many = max(reals.n, min(data.card.training_count, MAX_ROWS))
     schema = reals.heldout.schema
-    fake = Rows(model.rows(model.sample(seed, many)), schema)
+    fake = Rows(model.rows(model.sample(seed, many), seed), schema)
     copula = Rows(copula_rows(reals.training.table, schema, many, seed), schema)
     found = _measure_likeness(reals, fake, copula)
     sides = {"training": reals.training, "heldout": reals.heldout}

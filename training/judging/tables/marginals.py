@@ -41,7 +41,7 @@ def published_marginals(model: Model, data: Dataset) -> list[Marginal]:
     if schema is None:
         return []
     reals = real_rows(data, model.run.config.evaluation)
-    fake = comparable(model.rows(model.sample(SAMPLE_SEED, reals.n)), schema)
+    fake = comparable(model.rows(model.sample(SAMPLE_SEED, reals.n), SAMPLE_SEED), schema)
     return marginals(learned(schema), reals.heldout.values[: reals.n], fake)
 
 

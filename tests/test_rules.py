@@ -233,6 +233,16 @@ def test_keys() -> None:
     assert shares == {"unique(line, x)": 1.0, "unique(line)": 3 / N}
 
 
+def test_keys_are_whole_numbers_or_texts() -> None:
+    count = np.arange(N)
+    whole = fitted(pa.table({"key": count * 2.0, "x": np.sin(count)}), "unique(key)")
+    made = whole.decode(any_codes(whole.width, 0, 3))["key"]
+    assert made.to_pylist() == [2 * N - 1, 2 * N, 2 * N + 1]
+    for values in (count / 4, pa.array(count.astype(np.int32)).cast(pa.date32())):
+        with pytest.raises(DataError, match=r"column 'key': (no identifiers|identifiers are)"):
+            fitted(pa.table({"key": values, "x": np.sin(count)}), "unique(key)")
+
+
 def test_rules_together() -> None:
     rng = np.random.default_rng(0)
     low, city = rng.integers(0, 500, N), rng.integers(0, 6, N)

@@ -96,7 +96,7 @@ class IdentifierColumn(_FixedColumn, frozen=True):
     first: int
     """Number in the first new one."""
     prefix: str = ""
-    """Text before the number; identifiers of a numeric type have none."""
+    """Text before the number; identifiers that are numbers have none."""
     digits: int = 1
     """Fewest digits of the number; zeros fill it up."""
 
@@ -104,8 +104,8 @@ class IdentifierColumn(_FixedColumn, frozen=True):
         """Number the rows."""
         numbers = range(self.first + first, self.first + first + len(coded.options))
         kind = arrow_type(self.type)
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            return pa.array(numbers, pa.int64()).cast(kind)
+        if pa.types.is_integer(kind):
+            return pa.array(numbers, kind)
         return pa.array([f"{self.prefix}{n:0{self.digits}d}" for n in numbers], pa.string()).cast(
             kind
         )

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from models.config import ColumnConfig
 from models.errors import ConfigError, DataError, suggestion
@@ -43,6 +42,8 @@ QUANTILES = 1000
 """Of a column's numbers, at the levels of `models.tables.scores.quantile_levels`."""
 MIN_SPIKE = 0.05
 """Share of the rows from which on a number is an option of its own."""
+NEW_IDENTIFIERS = 2**32
+"""Numbers after the largest identifier that must be left to generated rows."""
 MAX_CATEGORIES = 50
 """Categories that are options of their own; the rarer ones are one option together."""
 
@@ -148,7 +149,8 @@ def fit_schema(
             faults.append(str(error))
         else:
             kind = str(table.schema.field(name).type)  # of a dictionary, not only of its values
-            is_same = column.type == str(values.type)
+            # The dictionary of the data holds no new identifiers, and its indices may be too small.
+            is_same = column.type == str(values.type) and found.kind != "identifier"
             columns.append(column.model_copy(update={"type": kind}) if is_same else column)
     if faults:
         raise DataError("; ".join(faults))
@@ -193,11 +195,30 @@ def _constant(
 def _identifier(
     common: dict[str, Any], present: pa.Array, known: pa.Array, told: ColumnConfig
 ) -> IdentifierColumn:
-    common = {**common, "missing": 0.0}
-    if pa.types.is_integer(present.type):
-        return IdentifierColumn(**common, first=pc.max(present).as_py() + 1)
+    common, kind = {**common, "missing": 0.0}, present.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        wide = kind if pa.types.is_uint64(kind) else pa.int64()
+        try:
+            numbers = present.cast(wide).to_numpy()
+        except pa.ArrowInvalid as error:
+            raise DataError(f"column {common['name']!r}: no identifiers: {error}") from None
+        return IdentifierColumn(**{**common, "type": str(wide)}, first=_first_new(numbers))
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        name = common["name"]
+        raise DataError(f"column {name!r}: identifiers are whole numbers or texts, not {kind}")
     prefix, digits, largest = numbering(present) or (f"{common['name']}-", 1, 0)
     return IdentifierColumn(**common, first=largest + 1, prefix=prefix, digits=digits)
+
+
+def _first_new(numbers: Array) -> int:
+    """The number after the largest one, or else the first in the widest gap between numbers."""
+    limits, largest = np.iinfo(numbers.dtype), int(numbers.max())
+    if limits.max - largest >= NEW_IDENTIFIERS:
+        return largest + 1
+    below = 0 if numbers.min() > 0 else limits.min
+    ends = np.unique(np.append(numbers, np.array(below, numbers.dtype)))
+    gaps = np.diff(ends.astype(np.uint64))  # of int64 they may be wider than int64 holds
+    return int(ends[gaps.argmax()]) + 1
 
 
 def _boolean(

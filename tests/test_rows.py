@@ -26,6 +26,7 @@ from starlette.exceptions import HTTPException
 
 import wgan
 from models.artifact import load_artifact
+from models.config import ColumnConfig
 from models.errors import ConditionError, DataError, ShapeError, UserError
 from models.formats import stream
 from models.model import Model
@@ -44,6 +45,7 @@ from tests.test_app import made as app_of
 from tests.test_app import talk
 from tests.test_machine import limited
 from tests.test_tables import CASES, fitted
+from training.data.rules import fit_rules, with_rules
 from training.data.schema import find_structure, fit_schema
 from wgan_cli import main
 
@@ -205,6 +207,31 @@ def test_each_seed_has_other_rare_categories(tmp_path: Path) -> None:
         out = tmp_path / f"{seed}.csv"
         assert main([*command, "--seed", str(seed), "--out", str(out)]) == 0
         assert pd.read_csv(out, dtype=str).city.tolist() == made[seed][:1]
+
+
+def test_ordered_categories_keep_their_order(tmp_path: Path) -> None:
+    rng, some = np.random.default_rng(0), np.arange(400) % 2 == 0
+    sizes = pd.CategoricalDtype(["S", "M", "L", "unused"], ordered=True)
+    levels = pd.CategoricalDtype([10, 9, 2], ordered=True)
+    frame = pd.DataFrame({"x": rng.normal(size=400)})
+    for name in ("size", "one", "other", "joint"):
+        frame[name] = pd.Categorical(rng.choice(["L", "S", "M"], 400), dtype=sizes)
+    frame["level"] = pd.Categorical(rng.choice([9, 2, 10], 400), dtype=levels)
+    frame.loc[some, "one"], frame.loc[~some, "other"] = None, None
+    table, told = pa.Table.from_pandas(frame), {"level": ColumnConfig(kind="category")}
+    everything = np.ones(400, bool)
+    schema = fit_schema(table, find_structure(table, told), told, everything)
+    schema = with_rules(schema, ["one_of(one, other)", "combination(joint, level)"])
+    schema = fit_rules(schema, table, everything)
+    trained = load(str(make_artifact(tmp_path / "a", "rows", table_schema=schema)))
+    pd.testing.assert_series_equal(trained.sample(9).dtypes, frame.dtypes)
+    gaps = frame.mask(rng.random(frame.shape) < 0.5).astype(frame.dtypes)
+    completed = trained.impute(gaps)
+    pd.testing.assert_series_equal(completed.dtypes, frame.dtypes)
+    for name in frame:
+        known = gaps[name].notna()
+        pd.testing.assert_series_equal(completed[name][known], frame[name][known])
+    assert trained.impute(gaps[["x"]]).dtypes.to_dict() == frame.dtypes.to_dict()
 
 
 def test_each_row_may_have_its_own_conditions(model: Model) -> None:

@@ -64,6 +64,9 @@ CASES: dict[str, pa.Array] = {
     "categories": pa.array(RNG.choice(["a", "b", "c d", "é"], N)),
     "categories with gaps": pa.array(gaps(RNG.choice(["a", "", "NA"], N).tolist())),
     "dictionary": pa.array(RNG.choice(["x", "y"], N)).dictionary_encode(),
+    "ordered dictionary": pa.DictionaryArray.from_arrays(
+        pa.array(RNG.integers(0, 3, N), pa.int8()), ["S", "M", "L", "XL"], ordered=True
+    ),
     "large strings": pa.array(RNG.choice(["x", "y"], N), pa.large_string()),
     "dates": pa.array(
         [dt.date(2020, 1, 1) + dt.timedelta(int(x)) for x in RNG.integers(0, 900, N)]
@@ -89,6 +92,14 @@ def fitted(values: pa.Array, is_training: np.ndarray | None = None, **told: Any)
     everything = np.ones(len(values), bool)
     structure = find_structure(table, words)
     return fit_schema(table, structure, words, everything if is_training is None else is_training)
+
+
+@pytest.mark.parametrize("values", [range(40), np.arange(40) / 4, np.arange(40).astype("M8[D]")])
+def test_numbers_and_times_of_a_dictionary_come_back_without_it(values: Any) -> None:
+    plain = pa.array(RNG.choice(values, N))
+    schema = fitted(plain.dictionary_encode())
+    table = pa.table({"x": plain.dictionary_encode(), "y": np.zeros(N)})
+    assert schema.decode(schema.encode(table))["x"].combine_chunks().equals(plain)
 
 
 @pytest.mark.parametrize("name", CASES)

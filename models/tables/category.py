@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from models.errors import ConditionError, DataError, suggestion
 from models.tables.column import Coded, Column, arrow_type, value_type
@@ -27,6 +28,8 @@ class CategoryColumn(Column, frozen=True):
     """Rare categories, which are one option together."""
     other_counts: tuple[int, ...] = ()
     """Training rows of each of `others`, by which they are drawn."""
+    order: tuple[str, ...] = Field(default=(), exclude_if=lambda order: not order)
+    """All values of an ordered dictionary, as texts, the lowest first. Written only of such."""
 
     @property
     def has_number(self) -> bool:
@@ -76,7 +79,8 @@ class CategoryColumn(Column, frozen=True):
             drawn = np.searchsorted(edges, draws, side="right")
             options = options.copy()
             options[rows] = len(named) + drawn
-        return self.array(pa.array([*named, *self.others], pa.string()).take(pa.array(options)))
+        texts = pa.array([*named, *self.others], pa.string()).take(pa.array(options))
+        return self.in_type(texts.cast(value_type(self.type)))
 
     def texts(self, values: pa.Array) -> pa.Array:
         """The values as categories."""
@@ -88,12 +92,14 @@ class CategoryColumn(Column, frozen=True):
             )
         return values.cast(pa.string())
 
-    def array(self, texts: pa.Array) -> pa.Array:
-        """Categories as values of the column's type."""
+    def in_type(self, values: pa.Array) -> pa.Array:
+        """Values in the column's own type: of an ordered dictionary, in its order."""
+        if not self.order:
+            return super().in_type(values)
         kind = arrow_type(self.type)
-        if pa.types.is_dictionary(kind):
-            return texts.cast(kind.value_type).dictionary_encode().cast(kind)
-        return texts.cast(kind)
+        order = pa.array(self.order, pa.string()).cast(kind.value_type)
+        places = pc.index_in(values, order).cast(kind.index_type)
+        return pa.DictionaryArray.from_arrays(places, order, ordered=True)
 
     def wanted(self, condition: Condition) -> set[str]:
         """The categories that meet a condition."""

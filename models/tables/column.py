@@ -164,6 +164,13 @@ class Column(BaseModel, ABC, frozen=True, extra="forbid"):
         scores = code[:, 0].astype(np.float64) if self.has_number else None
         return self.join(Coded(options, scores), first, condition, seed)
 
+    def in_type(self, values: pa.Array) -> pa.Array:
+        """Values of a dictionary, or others of the column, in its own type."""
+        kind = arrow_type(self.type)
+        if not pa.types.is_dictionary(kind):
+            return values.cast(kind)
+        return values.cast(kind.value_type).dictionary_encode().cast(kind)
+
     def restrict(self, condition: Condition) -> Array:
         """Code a condition: float32 ``(restrictions,)``, all 0 where everything is allowed.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.errors import ConditionError
-from models.tables.column import Coded, Column, arrow_type
+from models.tables.column import Coded, Column, arrow_type, value_type
 from models.tables.conditions import Condition
 from models.tables.times import from_ticks
 
@@ -47,10 +47,10 @@ class ConstantColumn(_FixedColumn, frozen=True):
 
     def join(self, coded: Coded, first: int, condition: Condition | None, seed: int) -> pa.Array:
         """Repeat the value."""
-        return pa.repeat(self._value(), len(coded.options)).cast(arrow_type(self.type))
+        return self.in_type(pa.repeat(self._value(), len(coded.options)))
 
     def _value(self) -> pa.Scalar:
-        kind = arrow_type(self.type)
+        kind = value_type(self.type)
         if self.value is None:
             return pa.scalar(None, kind)
         if pa.types.is_temporal(kind):
@@ -61,7 +61,7 @@ class ConstantColumn(_FixedColumn, frozen=True):
         """Tell for each value if it is the constant."""
         constant = self._value().as_py()
         return np.array(
-            [value == constant for value in values.cast(arrow_type(self.type)).to_pylist()], bool
+            [value == constant for value in values.cast(value_type(self.type)).to_pylist()], bool
         )
 
     def in_words(self) -> dict[str, Any]:

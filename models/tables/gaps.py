@@ -45,7 +45,7 @@ def complete(
         # First what rules need of the row; then the rest beside it.
         known = _settle(schema, known, make(_restrict_to_known(schema, known)), first, seed)
     made = make(_restrict_to_known(schema, known))
-    completed = _fill(known, made, rows.column_names)
+    completed = _fill(schema, known, made, rows.column_names)
     _require_rules(schema, completed, first)
     return completed
 
@@ -196,10 +196,11 @@ def _share_copies(schema: TableSchema, rows: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _fill(rows: pa.Table, made: pa.Table, names: list[str]) -> pa.Table:
+def _fill(schema: TableSchema, rows: pa.Table, made: pa.Table, names: list[str]) -> pa.Table:
     """Put values of made rows where rows have gaps.
 
     Args:
+        schema: of the model.
         rows: with gaps.
         made: values to take.
         names: columns that come first; those that rows do not have come last.
@@ -214,8 +215,5 @@ def _fill(rows: pa.Table, made: pa.Table, names: list[str]) -> pa.Table:
         else:
             known = column_values(rows, name)
             filled = pc.coalesce(known, column_values(made, name).cast(known.type))
-            kind = made[name].type
-            if name not in first and pa.types.is_dictionary(kind):
-                filled = filled.dictionary_encode().cast(kind)
-            columns[name] = filled
+            columns[name] = schema.column(name).in_type(filled)
     return pa.table(columns)

@@ -148,13 +148,22 @@ def fit_schema(
         except DataError as error:
             faults.append(str(error))
         else:
-            kind = str(table.schema.field(name).type)  # of a dictionary, not only of its values
-            # The dictionary of the data holds no new identifiers, and its indices may be too small.
-            is_same = column.type == str(values.type) and found.kind != "identifier"
-            columns.append(column.model_copy(update={"type": kind}) if is_same else column)
+            columns.append(_in_dictionary(column, table[name]))
     if faults:
         raise DataError("; ".join(faults))
     return TableSchema(columns=tuple(columns), left_out=structure.left_out)
+
+
+def _in_dictionary(column: AnyColumn, values: pa.ChunkedArray) -> AnyColumn:
+    """A column whose values come back in a dictionary, if they are categories that came in one."""
+    kind = values.type
+    if not (pa.types.is_dictionary(kind) and isinstance(column, CategoryColumn | ConstantColumn)):
+        return column
+    changes: dict[str, Any] = {"type": str(kind)}
+    if kind.ordered and isinstance(column, CategoryColumn):
+        texts = values.combine_chunks().dictionary.cast(pa.string()).drop_null()
+        changes["order"] = tuple(texts.to_pylist())
+    return column.model_copy(update=changes)
 
 
 def fit_values(

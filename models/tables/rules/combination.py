@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from models.errors import ConditionError, DataError
 from models.tables.category import CategoryColumn, uniform
-from models.tables.column import Column, arrow_type, column_values, value_type
+from models.tables.column import Column, column_values, value_type
 from models.tables.conditions import Condition
 from models.tables.fixed import IdentifierColumn
 from models.tables.kinds import AnyColumn
@@ -65,12 +65,7 @@ class Combination(RuleOnColumns, frozen=True):
         encoded = column_values(table, self.joint.name).dictionary_encode()
         table = table.drop_columns([self.joint.name])
         for name, values in self._apart(encoded.dictionary, columns).items():
-            taken, kind = values.take(encoded.indices), arrow_type(columns[name].type)
-            table = put(
-                table,
-                name,
-                taken.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else taken,
-            )
+            table = put(table, name, columns[name].in_type(values.take(encoded.indices)))
         return table
 
     def translated(

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from models.errors import ConditionError, DataError
 from models.tables.category import CategoryColumn
-from models.tables.column import Column, arrow_type, column_values
+from models.tables.column import Column, column_values
 from models.tables.conditions import Condition
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
@@ -67,10 +67,7 @@ class OneOf(RuleOnColumns, frozen=True):
         for name in self.columns:
             values = column_values(table, name)
             kept = pc.if_else(pc.equal(which, name), values, pa.scalar(None, values.type))
-            kind = arrow_type(columns[name].type)
-            if pa.types.is_dictionary(kind):
-                kept = kept.dictionary_encode().cast(kind)
-            table = put(table, name, kept)
+            table = put(table, name, columns[name].in_type(kept))
         return table
 
     def translated(

@@ -16,7 +16,7 @@ import torch
 import wgan
 import wgan_cli
 from models import registry_files
-from models.errors import UserError
+from models.errors import DataError, UserError
 from models.trained import TrainedModel
 from tests.artifacts import make_artifact
 
@@ -156,6 +156,23 @@ def test_frames_that_are_no_tables(people: Path) -> None:
     ):
         with pytest.raises(UserError, match=says):
             wgan.train(bad, steps=2)
+
+
+def test_frames_of_types_that_only_pandas_has(people: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(people)
+    frame["band"] = pd.cut(frame.height, 3)
+    frame["month"] = pd.Series(pd.period_range("2020-01", periods=4, freq="M").repeat(100))
+    frame["month"] = frame.month.astype("category")
+    dummies = pd.get_dummies(frame.weight > frame.weight.median(), prefix="heavy", sparse=True)
+    made = wgan.train(frame.join(dummies), steps=2, out=tmp_path / "run", **FEW).sample(20)
+    bands = frame.band.cat.categories.astype(str)
+    assert made.band.cat.ordered
+    assert list(made.band.cat.categories) == list(bands)
+    assert set(made.month) <= {"2020-01", "2020-02", "2020-03", "2020-04"}
+    assert all(made[name].dtype == bool for name in dummies)
+    pairs = frame.assign(pair=pd.Series([(1, 2), (3, 4)] * 200).astype("category"))
+    with pytest.raises(DataError, match=r"column 'pair': dictionary.* has no place in a Parquet"):
+        wgan.train(pairs, steps=2)
 
 
 def test_arrays_and_frames(people: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from models.artifact import load_artifact
 from models.errors import DataError
 from models.model import Model
 from models.tables import TableSchema, rule_shares
+from models.tables.column import arrow_type, value_type, whole
 from models.tables.number import NumberColumn
 from models.tables.rules.numbers import between, first_from, nearest
 from tests.artifacts import make_artifact
@@ -91,8 +92,9 @@ def assert_completed(model: Model, rows: pa.Table, completed: pa.Table) -> None:
             assert values.null_count == 0, column.name
         if column.name in rows.column_names:
             known = rows[column.name].is_valid()
-            plain = rows[column.name].cast(values.type)
-            assert values.filter(known.combine_chunks()).equals(
+            plain = rows[column.name].cast(value_type(column.type))
+            assert values.type == arrow_type(column.type)
+            assert whole(completed[column.name].filter(known)).equals(
                 plain.filter(known).combine_chunks()
             ), column.name
 

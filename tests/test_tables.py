@@ -2,6 +2,7 @@
 
 import datetime as dt
 import decimal
+import itertools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +21,9 @@ from models.errors import ConditionError, DataError
 from models.networks.rows import RowHeads
 from models.tables import Condition, TableSchema, parse_conditions
 from models.tables.category import uniform
-from models.tables.column import arrow_type
+from models.tables.column import arrow_type, converted
 from models.tables.conditions import conditions_of
+from models.tables.gaps import complete
 from models.tables.layout import LARGEST_SCORE
 from models.tables.scores import from_scores, quantile_levels, to_scores
 from training.data.schema import find_structure, fit_schema
@@ -100,6 +102,57 @@ def test_numbers_and_times_of_a_dictionary_come_back_without_it(values: Any) -> 
     schema = fitted(plain.dictionary_encode())
     table = pa.table({"x": plain.dictionary_encode(), "y": np.zeros(N)})
     assert schema.decode(schema.encode(table))["x"].combine_chunks().equals(plain)
+
+
+DECIMALS = pa.array([decimal.Decimal(int(x)) / 100 for x in RNG.integers(0, 999, N)])
+
+
+@pytest.mark.parametrize("kind", [pa.decimal32(6, 2), pa.decimal64(10, 2), pa.decimal256(60, 2)])
+@pytest.mark.parametrize("told", [None, "category"])
+def test_decimals_of_all_sizes(kind: pa.DataType, told: str | None) -> None:
+    values = DECIMALS.cast(kind)
+    schema = fitted(values, kind=told, max_categories=999 if told else None)
+    table = pa.table({"x": values, "y": np.zeros(N)})
+    back = schema.decode(schema.encode(table))["x"].combine_chunks()
+    assert back.to_pylist() == values.to_pylist()
+    assert back.type == pa.decimal128(min(kind.precision, 38), 2)
+
+
+def test_columns_that_no_model_can_hold_are_named() -> None:
+    wide = pa.array([decimal.Decimal(10**50), decimal.Decimal(1)] * N, pa.decimal256(60, 2))
+    nested = pa.DictionaryArray.from_arrays(pa.array([0, 1] * N), pa.array([[1], [2]]))
+    with pytest.raises(DataError, match=r"^column 'x': [^;]*precision[^;]*; round it, or leave"):
+        fitted(wide)
+    assert list(fitted(wide, kind="left_out").left_out) == ["x"]
+    assert "list<item: int64>" in fitted(nested).left_out["x"]
+    for name in ("time of day", "time of day in microseconds", "durations"):
+        for kind in ("category", "boolean"):
+            with pytest.raises(DataError, match=r"column 'x': (\S+ cannot be cat|has \d+ diff)"):
+                fitted(CASES[name], kind=kind)
+    with pytest.raises(DataError, match="column 'x': halffloat cannot be categories"):
+        fitted(pa.array(np.zeros(N, np.float16)), kind="category")
+
+
+def test_a_value_that_a_copys_type_does_not_have_is_named() -> None:
+    b = np.arange(N) % 97
+    table = pa.table({"a": b / 1, "b": b, "c": RNG.normal(size=N)})
+    schema = fit_schema(table, find_structure(table, {}), {}, np.ones(N, bool))
+    rows = pa.table({"a": [1.5, 2.0]})
+    with pytest.raises(DataError, match=r"^column 'a': has no copy in 'b': not int64: .*1\.5"):
+        complete(schema, rows, lambda _: rows, 0, 0)
+
+
+def test_a_copy_in_another_type_comes_back() -> None:
+    whole = pa.array(RNG.integers(10, 99, N))
+    every = pa.int64(), pa.decimal128(2, 0), pa.int8(), pa.float32()
+    for kinds in itertools.permutations(every, 2):
+        a, b = (converted(whole, kind) for kind in kinds)
+        table = pa.table({"a": a, "b": b, "c": RNG.normal(size=N)})
+        structure = find_structure(table, {})
+        assert structure.copies == {"b": "a"}
+        schema = fit_schema(table, structure, {}, np.ones(N, bool))
+        back = schema.decode(schema.encode(table))
+        assert back.select(["a", "b"]).equals(table.select(["a", "b"])), kinds
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -549,7 +602,7 @@ def test_identifiers_are_made_anew(values: pa.Array, made: list[Any]) -> None:
     "value",
     [None, 5, -0.25, "text", True, dt.date(2024, 2, 29), dt.datetime(2024, 2, 29, 1, 2, 3),
      dt.datetime(2024, 2, 29, tzinfo=dt.UTC), dt.time(3, 4), dt.timedelta(3, 4),
-     decimal.Decimal("1.50"), 2**60],
+     decimal.Decimal("1.50"), 2**60, pa.scalar(2**63 + 5, pa.uint64())],
 )  # fmt: skip
 def test_constants_are_repeated(value: Any) -> None:
     values = pa.array([value] * N)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
+from models.errors import DataError
 from models.tables.conditions import Condition
 from models.tables.layout import LARGEST_SCORE, Choice, Part, Value
 
@@ -46,14 +47,40 @@ def is_number(kind: pa.DataType) -> bool:
 
 
 def whole(values: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece, its values themselves and no dictionary."""
+    """A column in one piece, its values themselves and no dictionary; each decimal a decimal128."""
     array = values.combine_chunks()
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary.take(array.indices)  # of types that cannot be decoded too
+    kind = array.type
+    if pa.types.is_decimal(kind) and not pa.types.is_decimal128(kind):
+        array = array.cast(pa.decimal128(min(kind.precision, 38), kind.scale))
+    return array
+
+
+def converted(values: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Values in another type.
+
+    Raises:
+        DataError: it does not have them all.
+    """
+    if pa.types.is_integer(values.type) and pa.types.is_decimal(kind):
+        values = values.cast(pa.string())  # Arrow asks for the digits that the largest would have
+    try:
+        return values.cast(kind)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"not {kind}: {error}") from None
 
 
 def column_values(table: pa.Table, name: str) -> pa.Array:
-    """A column in one piece, without dictionary, NaN counted as missing."""
-    values = whole(table[name])
+    """A column in one piece, without dictionary, NaN counted as missing.
+
+    Raises:
+        DataError: its values have more digits than we compute with.
+    """
+    try:
+        values = whole(table[name])
+    except pa.ArrowException as error:
+        raise DataError(f"column {name!r}: {error}; round it, or leave it out") from None
     if pa.types.is_floating(values.type) and pc.any(pc.is_nan(values)).as_py():
         values = pc.if_else(pc.is_nan(values), None, values)
     return values

@@ -55,7 +55,7 @@ class ConstantColumn(_FixedColumn, frozen=True):
             return pa.scalar(None, kind)
         if pa.types.is_temporal(kind):
             return from_ticks(pa.array([self.value], pa.int64()), kind)[0]
-        return pa.array([self.value]).cast(kind)[0]
+        return pa.array([str(self.value)]).cast(kind)[0]
 
     def is_valid(self, values: pa.Array) -> Array:
         """Tell for each value if it is the constant."""

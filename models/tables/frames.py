@@ -25,11 +25,27 @@ def to_table(rows: Any) -> pa.Table:
         return pa.Table.from_batches([rows])
     if not hasattr(rows, "columns"):
         raise ShapeError("the model takes rows with named columns: a DataFrame or a pyarrow.Table")
+    rows = _in_arrows_types(rows)
     try:
         return pa.Table.from_pandas(rows, preserve_index=False)
     except (ValueError, pa.ArrowException) as error:  # of names that stand twice it is pandas'
         said = "; ".join(map(str, error.args))
         raise DataError(f"the DataFrame is no table of values of one type: {said}") from None
+
+
+def _in_arrows_types(rows: pd.DataFrame) -> pd.DataFrame:
+    """Sparse columns dense, and categories that are intervals or periods as texts."""
+    import pandas as pd
+
+    odd = pd.IntervalDtype, pd.PeriodDtype
+    changed = rows.copy(deep=False)
+    for place, dtype in enumerate(rows.dtypes):
+        column = rows.iloc[:, place]
+        if isinstance(dtype, pd.SparseDtype):
+            changed.isetitem(place, column.sparse.to_dense())
+        elif isinstance(dtype, pd.CategoricalDtype) and isinstance(dtype.categories.dtype, odd):
+            changed.isetitem(place, column.cat.rename_categories(str))
+    return changed
 
 
 @needs("train")

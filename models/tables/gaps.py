@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.errors import DataError
-from models.tables.column import arrow_type, column_values, value_type, whole
+from models.tables.column import arrow_type, column_values, converted, value_type, whole
 from models.tables.conditions import Condition
 from models.tables.fixed import CopyColumn
 from models.tables.layout import LARGEST_SCORE, Choice, Part, place
@@ -191,7 +191,12 @@ def _share_copies(schema: TableSchema, rows: pa.Table) -> pa.Table:
             for name, other in ((column.of, column.name), (column.name, column.of)):
                 if other in known:
                     kind = arrow_type(schema.column(name).type)
-                    values = columns[other].cast(kind)
+                    try:
+                        values = converted(columns[other], kind)
+                    except DataError as error:
+                        raise DataError(
+                            f"column {other!r}: has no copy in {name!r}: {error}"
+                        ) from None
                     columns[name] = pc.coalesce(columns[name], values) if name in known else values
     return pa.table(columns)
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from models.errors import ConditionError, DataError, suggestion
-from models.tables.column import Column, arrow_type, whole
+from models.tables.column import Column, arrow_type, converted, whole
 from models.tables.conditions import Condition
 from models.tables.fixed import CopyColumn
 from models.tables.kinds import AnyColumn
@@ -148,7 +148,7 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         arrays = {name: table[name] for name in self.names}
         for column in self.columns:
             if isinstance(column, CopyColumn):
-                arrays[column.name] = arrays[column.of].cast(arrow_type(column.type))
+                arrays[column.name] = converted(arrays[column.of], arrow_type(column.type))
         return pa.Table.from_pydict(arrays)
 
     def restrict(self, conditions: Mapping[str, Condition]) -> Array:

@@ -281,8 +281,10 @@ def _told_boolean(name: str, values: pa.Array) -> Found:
 
 
 def _told_category(name: str, values: pa.Array) -> Found:
-    if pa.types.is_nested(values.type) or not _can_be_text(values.type):
-        raise DataError(f"column {name!r}: {values.type} cannot be categories")
+    kind = values.type
+    no_text = pa.types.is_time, pa.types.is_duration, pa.types.is_float16  # that Arrow reads again
+    if any(is_such(kind) for is_such in no_text) or not _can_be_text(kind):
+        raise DataError(f"column {name!r}: {kind} cannot be categories")
     if not len(values.drop_null()):
         raise DataError(f"column {name!r}: has no value at all: it is a constant")
     return Found("category")

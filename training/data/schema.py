@@ -94,11 +94,15 @@ def find_structure(table: pa.Table, told: Mapping[str, ColumnConfig]) -> Structu
     digests = RowDigests(len(table))
     faults, first_with = [], dict[bytes, str]()
     for name in track(table.column_names, "looking at columns"):
-        values, own = column_values(table, name), told.get(name, ColumnConfig())
-        try:
+        own = told.get(name, ColumnConfig())
+        try:  # what is left out is not read: it may be of any type
+            values = pa.nulls(0) if own.kind == "left_out" else column_values(table, name)
             found[name] = find_kind(name, values, own)
         except DataError as error:
             faults.append(str(error))
+            continue
+        except pa.ArrowException as error:  # it knows no name
+            faults.append(f"column {name!r}: {values.type} is of no use here: {error}")
             continue
         if found[name].kind in ("left_out", "constant", "identifier"):
             continue
@@ -148,20 +152,20 @@ def fit_schema(
         except DataError as error:
             faults.append(str(error))
         else:
-            columns.append(_in_dictionary(column, table[name]))
+            columns.append(_in_dictionary(column, table))
     if faults:
         raise DataError("; ".join(faults))
     return TableSchema(columns=tuple(columns), left_out=structure.left_out)
 
 
-def _in_dictionary(column: AnyColumn, values: pa.ChunkedArray) -> AnyColumn:
+def _in_dictionary(column: AnyColumn, table: pa.Table) -> AnyColumn:
     """A column whose values come back in a dictionary, if they are categories that came in one."""
-    kind = values.type
+    kind = table.schema.field(column.name).type
     if not (pa.types.is_dictionary(kind) and isinstance(column, CategoryColumn | ConstantColumn)):
         return column
     changes: dict[str, Any] = {"type": str(kind)}
     if kind.ordered and isinstance(column, CategoryColumn):
-        texts = values.combine_chunks().dictionary.cast(pa.string()).drop_null()
+        texts = table[column.name].combine_chunks().dictionary.cast(pa.string()).drop_null()
         changes["order"] = tuple(texts.to_pylist())
     return column.model_copy(update=changes)
 

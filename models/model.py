@@ -23,7 +23,7 @@ from models.tables.records import typed
 from models.values import numbers, pixels, with_channels_last
 
 Array = np.ndarray
-Conditions = Mapping[str, Condition]
+Conditions = Mapping[str, Condition] | None
 QUANTILE_LEVELS = np.linspace(0, 1, 1001)
 SLOPE_LATENTS = 64
 """Number of latents from which a refined generator takes its mean slope."""
@@ -204,7 +204,7 @@ class Model:
             differences /= self.run.data.scale
         return float(differences.mean()), float(differences.max())
 
-    def restrict(self, conditions: Conditions) -> Array:
+    def restrict(self, conditions: Mapping[str, Condition]) -> Array:
         """Code conditions on the rows of a table, by column: float32 ``(C,)``.
 
         Raises:
@@ -217,7 +217,7 @@ class Model:
         return self.table.restrict(conditions)
 
     def rows(
-        self, codes: Array, seed: int, first: int = 0, conditions: Conditions | None = None
+        self, codes: Array, seed: int, first: int = 0, conditions: Conditions = None
     ) -> pa.Table:
         """Make the rows of samples of a table's model: `samples` yields their codes.
 
@@ -231,11 +231,7 @@ class Model:
         return self.table.decode(codes, first, conditions, seed)
 
     def tables(
-        self,
-        parts: Iterable[Array],
-        seed: int,
-        first: int = 0,
-        conditions: Conditions | None = None,
+        self, parts: Iterable[Array], seed: int, first: int = 0, conditions: Conditions = None
     ) -> Iterator[pa.Table]:
         """Make the rows of samples in parts, some thousands at once; see `rows`."""
         held, count = list[Array](), 0

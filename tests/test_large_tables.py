@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pyarrow import feather
 from models.config import parse_data
 from models.errors import DataError
 from models.tables import Choice, Value
+from models.tables.files import write_rows
 from tests.artifacts import tiny_config
 from training.data import coding
 from training.data.coding import PackedCodes
@@ -72,6 +74,62 @@ def test_large_tables_are_the_same_as_small_ones(
         np.testing.assert_array_equal(outside.items_at(indices), inside.items_at(indices))
         np.testing.assert_array_equal(outside.training, inside.training)
     assert len(list((tmp_path / "cache" / "tables").iterdir())) == 1
+
+
+def of_every_type(count: int = 400) -> pa.Table:
+    """Columns of types that a CSV file does not have, or has otherwise."""
+    rng = np.random.default_rng(1)
+    hours = pa.array(rng.integers(0, 10**6, count) * 3600)
+    late = pa.array(rng.random(count) < 0.1)
+    columns = {
+        "seconds": hours.cast(pa.timestamp("s")),
+        "gaps": pc.if_else(late, None, hours.cast(pa.timestamp("s")).cast(pa.timestamp("ns"))),
+        "micro": pa.array(rng.integers(0, 10**12, count)).cast(pa.timestamp("us")),
+        "zoned": hours.cast(pa.timestamp("s", "Europe/Berlin")),
+        "clock": pa.array(rng.integers(0, 86400, count) * 10**6).cast(pa.time64("us")),
+        "span": pa.array(rng.integers(0, 10**6, count)).cast(pa.duration("s")),
+        "day": pa.array(rng.integers(0, 9999, count).astype(np.int32)).cast(pa.date32()),
+        "single": pa.array(rng.normal(size=count).astype(np.float32)),
+        "small": pa.array(rng.integers(0, 99, count), pa.int8()),
+        "exact": pa.array(rng.integers(0, 9999, count) / 100).cast(pa.decimal128(9, 2)),
+        "kind": pa.array(rng.choice(["7", "8"], count)).dictionary_encode(),
+        "always": pa.repeat(pa.scalar(9).cast(pa.time64("us")), count),
+    }
+    columns["again"] = columns["micro"]
+    return pa.table(columns)
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_row_is_on_its_side_in_a_file_of_any_format(
+    is_large: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Trained on Parquet, and judged on the CSV that wgan writes of it."""
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path / "cache"))
+    table = of_every_type()
+    pq.write_table(table, tmp_path / "t.parquet")
+    (tmp_path / "t.csv").write_bytes(b"".join(write_rows([table], "csv")))
+    trained = load(tmp_path / "t.parquet")
+    if is_large:
+        monkeypatch.setattr(large, "MAX_BYTES_IN_MEMORY", 0)
+        monkeypatch.setattr(large, "BATCH", 64)
+        monkeypatch.setattr(coding, "BATCH", 64)
+    judged = load_data(parse_data({"source": str(tmp_path / "t.csv")}), card=trained.card)
+    assert isinstance(judged.table, large.LargeRows) == is_large
+    np.testing.assert_array_equal(judged.digests, trained.digests)
+    np.testing.assert_array_equal(judged.is_heldout, trained.is_heldout)
+    np.testing.assert_array_equal(judged.items, trained.items)
+    assert judged.table.take(pa.array([5])).to_pylist() == table.slice(5, 1).to_pylist()
+
+
+def test_texts_that_the_user_calls_numbers_stay_on_their_side(tmp_path: Path) -> None:
+    """Training hashes the texts, as it did before."""
+    texts = [f"{i % 90:03d}" for i in range(400)]
+    pq.write_table(pa.table({"x": texts, "y": range(400)}), tmp_path / "t.parquet")
+    told = {"source": str(tmp_path / "t.parquet"), "columns": {"x": {"kind": "number"}}}
+    trained = load_data(parse_data(told))
+    judged = load_data(parse_data(told), card=trained.card)
+    np.testing.assert_array_equal(judged.is_heldout, trained.is_heldout)
+    np.testing.assert_array_equal(judged.items, trained.items)
 
 
 CSVS = {

@@ -41,7 +41,7 @@ def typed(schema: TableSchema, table: pa.Table) -> pa.Table:
         if count > 1:
             raise DataError(f"column {name!r}: there are several of this name")
     columns = {
-        name: _typed(schema.column(name), column_values(table, name))
+        name: typed_values(schema.column(name), column_values(table, name))
         if name in schema.by_name
         else table[name]
         for name in names
@@ -49,8 +49,12 @@ def typed(schema: TableSchema, table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _typed(column: Column, plain: pa.Array) -> pa.Array:
-    """A column's values in its type, that of its categories if it is a dictionary."""
+def typed_values(column: Column, plain: pa.Array) -> pa.Array:
+    """A column's values in its type, that of its categories if it is a dictionary.
+
+    Raises:
+        DataError: they are not of the type.
+    """
     kind = value_type(column.type)
     if pa.types.is_boolean(plain.type) and not pa.types.is_boolean(kind):
         raise DataError(f"column {column.name!r}: true and false are no {kind}")

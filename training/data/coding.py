@@ -16,14 +16,16 @@ from models.config import ColumnConfig, DataConfig
 from models.durable import new_folder
 from models.errors import DataError, suggestion
 from models.outputs import turn
-from models.tables import Choice, Part, TableSchema, Value
+from models.tables import Choice, IdentifierColumn, Part, TableSchema, Value
 from models.tables.column import column_values
 from models.tables.layout import place
+from models.tables.records import typed_values
 from training.data.digests import row_digests, split, uniform
 from training.data.raw import RawData
 from training.data.rules import broken_rows, fit_rules, keys, with_rules
 from training.data.schema import find_structure, fit_schema
 from training.data.sources.cache import StoredRows
+from training.data.sources.large import ConvertedRows, LargeRows
 from training.progress import track
 
 Array = np.ndarray
@@ -112,6 +114,7 @@ def _code(table: Any, config: DataConfig, schema: TableSchema | None) -> CodedTa
     fitted = schema
     if fitted is not None:
         notes = match_columns(table.column_names, fitted)
+        table = _in_known_types(table, fitted, config)
         learned = (column.name for column in fitted.columns if column.parts)
         digests = row_digests(((n, column_values(table, n)) for n in learned), len(table))
     else:
@@ -139,6 +142,29 @@ def _code(table: Any, config: DataConfig, schema: TableSchema | None) -> CodedTa
     else:
         items = _packed(table, fitted, digests)
     return CodedTable(fitted, items, digests, is_heldout, is_validation, (*notes, *broken), table)
+
+
+def _in_known_types(table: Any, schema: TableSchema, config: DataConfig) -> Any:
+    """Rows in the types of a schema, which a file of another format may not have.
+
+    So a row has the hash, and is on the side, that it had in training. Left as they are: columns
+    that the schema does not know; identifiers, which nothing is learned of; and texts that the
+    user calls numbers, since training hashed the texts.
+    """
+
+    def convert(name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
+        column, told = schema.by_name.get(name), config.columns.get(name, ColumnConfig()).kind
+        is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+        if column is None or isinstance(column, IdentifierColumn):
+            return values
+        if is_text and told in ("number", "integer"):
+            return values
+        known = typed_values(column, column_values(pa.table({name: values}), name))
+        return pa.chunked_array([known])
+
+    if isinstance(table, LargeRows):
+        return ConvertedRows(table, convert)
+    return pa.table({name: convert(name, table[name]) for name in table.column_names})
 
 
 def _without(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +144,29 @@ class ColumnFiles(LargeRows):
         """Read all columns, some rows at once."""
         for batches in zip(*(f.to_batches(max_chunksize) for f in self._files), strict=True):
             yield pa.RecordBatch.from_arrays([batch[0] for batch in batches], schema=self.schema)
+
+
+class ConvertedRows(LargeRows):
+    """Rows of which each column is converted when it is read."""
+
+    def __init__(
+        self, rows: LargeRows, convert: Callable[[str, pa.ChunkedArray], pa.ChunkedArray]
+    ) -> None:
+        """Take rows, and what makes of a column's name and values those that are read."""
+        self._rows, self._convert = rows, convert
+        empty = rows.schema.empty_table()
+        columns = {name: convert(name, empty[name]) for name in rows.column_names}
+        super().__init__(len(rows), pa.table(columns).schema, rows.size)
+
+    def __getitem__(self, name: str) -> pa.ChunkedArray:
+        """Read one column."""
+        return self._convert(name, self._rows[name])
+
+    def to_batches(self, max_chunksize: int = BATCH) -> Iterator[pa.RecordBatch]:
+        """Read all columns, some rows at once."""
+        for batch in self._rows.to_batches(max_chunksize):
+            rows = pa.Table.from_batches([batch])
+            columns = [
+                self._convert(name, rows[name]).combine_chunks() for name in self.column_names
+            ]
+            yield pa.RecordBatch.from_arrays(columns, schema=self.schema)

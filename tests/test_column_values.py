@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from models.config import ColumnConfig
 from models.errors import ConditionError, DataError
 from models.tables import Condition
 from models.tables.category import BooleanColumn, CategoryColumn
@@ -16,6 +17,7 @@ from models.tables.layout import LARGEST_SCORE
 from models.tables.number import NumberColumn
 from models.tables.scores import to_scores
 from models.tables.times import TimeColumn
+from training.data.schema import fit_values
 
 COLUMNS: list[Column] = [
     ConstantColumn(name="x", type="int64", value=5),
@@ -291,6 +293,56 @@ def test_a_valid_number_has_the_column_s_decimals_but_for_the_last_place() -> No
     assert gaps.is_valid(values).tolist() == [*valid[:-1], True]
     few = NumberColumn(name="x", type="int64", low=3, high=5, decimals=0, spikes=(3, 5))
     assert few.is_valid(pa.array([2, 3, 4, 5])).tolist() == [False, True, False, True]
+
+
+LOGNORMAL = np.random.default_rng(0).lognormal(size=2000)
+PRICES = np.random.default_rng(1).permutation(np.arange(1, 2000)) / 100
+COARSE: list[tuple[str, Any, dict[str, Any], float, float]] = [
+    ("more digits than told", LOGNORMAL + 0.2, {"decimals": 0}, 1, np.floor(LOGNORMAL.max() + 0.2)),
+    ("some longer prices", np.append(PRICES, [0.0011, 0.0012, 19.9999] * 5), {}, 0.01, 19.99),
+    ("many rows of a longer price", np.append(PRICES, [0.0011] * 900), {}, 0.01, 19.99),
+    ("few different", [0.25, 0.5, 0.75, 0.9] * 50, {"decimals": 1}, 0.3, 0.9),
+    ("ends that are told", LOGNORMAL, {"decimals": 0, "low": -0.5, "high": 99.5}, 0, 99),
+    ("the last place", [0.1 + 0.2, *PRICES[PRICES > 0.3]], {}, 0.3, 19.99),
+    ("float32", LOGNORMAL.astype("f4"), {"decimals": 1}, 0.1, float(np.float32(21.4))),
+    (
+        "decimal128",
+        pa.array([0.26, 0.99] * 50).cast(pa.decimal128(9, 2)),
+        {"decimals": 1},
+        0.3,
+        0.9,
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "told", "low", "high"), [c[1:] for c in COARSE])
+def test_ends_have_the_decimals_that_numbers_are_rounded_to(
+    values: Any, told: dict[str, Any], low: float, high: float
+) -> None:
+    """So each number that is made is valid, under a condition at an end too."""
+    every = np.ones(len(values), bool)
+    column: Any = fit_values("number", "x", pa.array(values), every, ColumnConfig(**told))
+    assert (column.low, column.high) == pytest.approx((low, high), rel=1e-6)
+    assert low - 1e-9 <= column.low <= column.high <= high + 1e-6
+    codes = np.random.default_rng(2).normal(size=(5000, sum(p.width for p in column.parts)))
+    for condition in (None, Condition(at_most=low + 1), Condition(at_least=high - 0.1)):
+        made = column.decode(codes, condition=condition)
+        assert column.is_valid(made).all()
+        numbers = made.cast(pa.float64()).to_numpy()
+        assert np.allclose(numbers, np.round(numbers, column.decimals), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"decimals": 0}, "from 0.2 to 0.4 there is no number of 0 decimals; raise decimals"),
+        ({"decimals": 1, "spikes": (0.25,)}, "not all spikes have 1 decimals; raise decimals"),
+    ],
+)
+def test_decimals_that_leave_no_number_are_refused(told: dict[str, Any], says: str) -> None:
+    values = pa.array(np.linspace(0.2, 0.4, 100))
+    with pytest.raises(DataError, match=says):
+        fit_values("number", "x", values, np.ones(100, bool), ColumnConfig(**told))
 
 
 def test_scores_are_restricted_between_the_ends_of_training_alone() -> None:

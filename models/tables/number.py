@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,8 @@ from models.tables.scores import from_scores, to_scores
 Array = np.ndarray
 LARGEST_WHOLE = 2.0**53
 """Float64 holds each whole number up to this one."""
+_INWARDS: dict[str, Literal[1, -1]] = {"low": 1, "high": -1}
+"""Each end of a range with the direction that leads inside."""
 
 
 class Allowed(NamedTuple):
@@ -125,9 +127,28 @@ class NumberColumn(Column, frozen=True):
             # Larger ones have no digit to lose, but would change by the multiplication.
             small = np.abs(scaled) < LARGEST_WHOLE
             numbers = np.where(small, np.rint(scaled) / scale, numbers)
-        return self._typed(numbers)
+        return self.as_typed(numbers)
 
-    def _typed(self, numbers: Array) -> Array:
+    def has_decimals(self, numbers: Array) -> Array:
+        """Tell for each number, bool ``(N,)``, if it has no more than the column's decimals."""
+        # Readers of text may be a rounding error away from the number nearest to the digits.
+        return np.isclose(numbers, self.rounded(numbers), rtol=1e-15, atol=0)
+
+    def with_round_ends(self) -> Self:
+        """The column with its ends moved inwards to numbers that it may hold.
+
+        Otherwise a number at an end would be rounded to one beyond it. No number may be left: then
+        ``low`` is above ``high``.
+        """
+        ends = dict[str, float]()
+        for name, step in _INWARDS.items():
+            end = getattr(self, name)
+            nearest = float(self.rounded(np.array(end)))
+            is_inside = (nearest - end) * step > 0 or self.has_decimals(np.array(end))
+            ends[name] = nearest if is_inside else self._beyond(nearest, step)
+        return self.model_copy(update=ends)
+
+    def as_typed(self, numbers: Array) -> Array:
         """Numbers as the column's type holds them, as float64."""
         kind = arrow_type(self.type)
         if pa.types.is_float32(kind) or pa.types.is_float16(kind):
@@ -146,7 +167,7 @@ class NumberColumn(Column, frozen=True):
 
     def _end(self, value: bool | float | str, step: Literal[1, -1], *, is_open: bool) -> float:
         """The first number at or beyond a value, or beyond it if the end is open."""
-        end = float(self._typed(np.array(self.number(value))))
+        end = float(self.as_typed(np.array(self.number(value))))
         nearest = float(self.rounded(np.array(end)))
         if (nearest - end) * step > 0 or (nearest == end and not is_open):
             return nearest
@@ -166,11 +187,11 @@ class NumberColumn(Column, frozen=True):
         if condition.below is not None:
             high = min(high, self._end(condition.below, -1, is_open=True))
         unwanted = np.array([self.number(value) for value in condition.none_of])
-        but = tuple(np.unique(self._typed(unwanted)).tolist())
+        but = tuple(np.unique(self.as_typed(unwanted)).tolist())
         spikes = np.array(self.spikes)
         meets = (spikes >= low) & (spikes <= high) & ~np.isin(spikes, but)
         if condition.one_of is not None:
-            wanted = self._typed(np.array(sorted({self.number(v) for v in condition.one_of})))
+            wanted = self.as_typed(np.array(sorted({self.number(v) for v in condition.one_of})))
             meets &= np.isin(spikes, wanted)
             # Values that the column may hold, without those that are spikes.
             wanted = wanted[(wanted == self.rounded(wanted)) & ~np.isin(wanted, [*spikes, *but])]
@@ -244,9 +265,8 @@ class NumberColumn(Column, frozen=True):
         """Tell for each value if it lies in the range and has no more decimals."""
         numbers = self.numbers(values)
         with np.errstate(invalid="ignore"):
-            valid = (numbers >= self.low) & (numbers <= self.high)
-            # Readers of text may be a rounding error away from the number nearest to the digits.
-            valid &= np.isclose(numbers, self.rounded(numbers), rtol=1e-15, atol=0)
+            rounded = self.rounded(numbers)
+            valid = (rounded >= self.low) & (rounded <= self.high) & self.has_decimals(numbers)
         if not self.has_number:
             valid &= np.isin(numbers, self.spikes)
         return valid | (np.isnan(numbers) & (self.missing > 0))

@@ -279,8 +279,23 @@ def _number(
             f"column {name!r}: {len(outside)} values are outside {low:g} to {high:g}, such as "
             f"{outside[0]:g}; repair them, or change low and high"
         )
-    spread = _spread(every, numbers, told.spikes)
-    return NumberColumn(**common, low=low, high=high, decimals=decimals, **spread)
+    column = NumberColumn(**common, low=low, high=high, decimals=decimals).with_round_ends()
+    if column.low > column.high:
+        raise DataError(
+            f"column {name!r}: from {low:g} to {high:g} there is no number of {decimals} decimals; "
+            "raise decimals"
+        )
+    if told.spikes is None:
+        spikes = _spikes(every, numbers)
+    else:
+        spikes = column.as_typed(np.unique(told.spikes))
+        if not column.has_decimals(spikes).all():
+            raise DataError(
+                f"column {name!r}: not all spikes have {decimals} decimals; raise decimals"
+            )
+    # Made as they stand, so those that have more decimals are rounded as the other numbers are.
+    spikes = spikes[column.has_decimals(spikes)]
+    return column.model_copy(update=_spread(every, numbers, spikes))
 
 
 def _time(
@@ -300,18 +315,18 @@ def _time(
         format=text_format,
         low=0.0,
         high=float(every.max()),
-        **_spread(every, mine, None),
+        **_spread(every, mine, _spikes(every, mine)),
     )
 
 
-def _spread(every: Array, numbers: Array, told: tuple[float, ...] | None) -> dict[str, Any]:
-    """Spikes and quantiles; a few different values are all spikes."""
-    if told is not None:
-        spikes = np.unique(told)
-    elif (few := _few_different(every)) is not None:
-        spikes = few
-    else:
-        spikes = _frequent(numbers)
+def _spikes(every: Array, numbers: Array) -> Array:
+    """Numbers that are options of their own; all, if a few are different."""
+    few = _few_different(every)
+    return _frequent(numbers) if few is None else few
+
+
+def _spread(every: Array, numbers: Array, spikes: Array) -> dict[str, Any]:
+    """Spikes, and quantiles of all other numbers."""
     found: dict[str, Any] = {"spikes": tuple(spikes.tolist())}
     rest = numbers[~np.isin(numbers, spikes)]
     if not len(rest):

@@ -1,6 +1,8 @@
 """Columns of a table, each by itself: what they hold, and how a person's word for it is read."""
 
+import datetime as dt
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ from models.tables.column import Column
 from models.tables.fixed import ConstantColumn, CopyColumn, IdentifierColumn
 from models.tables.layout import LARGEST_SCORE
 from models.tables.number import NumberColumn
+from models.tables.records import typed_values
 from models.tables.scores import to_scores
 from models.tables.times import TimeColumn
 from training.data.schema import fit_values
@@ -52,6 +55,70 @@ def test_a_time_is_told_as_the_column_writes_it() -> None:
     days = {"origin": 0, "step": 86400, "low": 0, "high": 9}
     texts = TimeColumn(name="x", type="string", format="%d.%m.%Y", **days)
     assert texts.in_words() == {"low": "01.01.1970", "high": "10.01.1970", "format": "%d.%m.%Y"}
+
+
+BERLIN = TimeColumn(
+    name="x", type="timestamp[us, tz=Europe/Berlin]", origin=0, low=0, high=1e18, quantiles=(0, 1)
+)
+NAIVE = BERLIN.model_copy(update={"type": "timestamp[us]"})
+TEN = dt.datetime(2023, 3, 5, 10)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([TEN, None]),
+        pa.array(["2023-03-05 10:00", None]),
+        pa.array(["2023-03-05T10:00:00+0100", "2023-03-05T09:00:00Z"]),
+        pa.array(["2023-03-05 10:00", "2023-03-05T09:00Z", "2023-03-05 04:00-05"]),
+        pa.array(["2023-03-05 10:00"], pa.large_string()),
+        pa.array([dt.datetime(2023, 3, 5, 9)], pa.timestamp("s", "UTC")),
+    ],
+)
+def test_times_without_a_zone_are_of_the_column_s(values: pa.Array) -> None:
+    """As a condition's is, which is such a text."""
+    known = typed_values(BERLIN, values).drop_null()
+    assert set(known.to_pylist()) == {TEN.replace(tzinfo=ZoneInfo("Europe/Berlin"))}
+    moment = BERLIN.numbers(known)[0]
+    assert BERLIN.number("2023-03-05 10:00") == BERLIN.number("2023-03-05T09:00Z") == moment
+
+
+def test_a_day_begins_at_midnight_of_the_column_s_zone() -> None:
+    (day,) = typed_values(BERLIN, pa.array([dt.date(2023, 7, 1)])).to_pylist()
+    assert day == dt.datetime(2023, 7, 1, tzinfo=ZoneInfo("Europe/Berlin"))
+
+
+@pytest.mark.parametrize("value", ["2023-03-26 02:30", "2023-10-29 02:30"])
+def test_times_that_clocks_skip_or_show_twice_are_refused(value: str) -> None:
+    says = f"clocks in Europe/Berlin skip {value}.*; give its offset, such as .01:00"
+    for values in (pa.array([value]), pa.array([dt.datetime.fromisoformat(value)])):
+        with pytest.raises(DataError, match=f"^column 'x': {says}$"):
+            typed_values(BERLIN, values)
+    with pytest.raises(ConditionError, match=f"^x: {says}$"):
+        BERLIN.number(value)
+    assert typed_values(BERLIN, pa.array([f"{value}+01:00"]))[0].is_valid
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([None, dt.datetime(2023, 3, 5, 9)], pa.timestamp("us", "America/New_York")),
+        pa.array([None, "2023-03-05T10:00:00Z"]),
+        pa.array(["2023-03-05 10:00", "2023-03-05 10:00+01"]),
+    ],
+)
+def test_a_column_without_a_zone_takes_no_times_that_have_one(values: pa.Array) -> None:
+    with pytest.raises(DataError, match="has a zone, and the column has none; give times as"):
+        typed_values(NAIVE, values)
+    plain = typed_values(NAIVE, pa.array(["2023-03-05", "2023-03-05T10:00:00", None]))
+    assert plain.to_pylist() == [dt.datetime(2023, 3, 5), TEN, None]
+
+
+@pytest.mark.parametrize("column", [BERLIN, NAIVE])
+def test_what_is_no_time_is_named(column: TimeColumn) -> None:
+    with pytest.raises(DataError, match=r"column 'x': not timestamp.*'noon'") as caught:
+        typed_values(column, pa.array(["noon"]))
+    assert "zone offset" not in str(caught.value)
 
 
 DURATIONS = TimeColumn(

@@ -19,6 +19,7 @@ from models.tables.column import Column, column_values, value_type
 from models.tables.reading.dialect import CsvConfig, require_width
 from models.tables.reading.texts import read_csv
 from models.tables.schema import TableSchema
+from models.tables.times import in_zone, names_zone
 
 LONGEST_NAME = 100
 """Characters of a column's name that a message repeats."""
@@ -56,6 +57,8 @@ def typed_values(column: Column, plain: pa.Array) -> pa.Array:
         DataError: they are not of the type.
     """
     kind = value_type(column.type)
+    if pa.types.is_large_string(plain.type):  # as pandas has texts
+        plain = plain.cast(pa.string())
     if pa.types.is_boolean(plain.type) and not pa.types.is_boolean(kind):
         raise DataError(f"column {column.name!r}: true and false are no {kind}")
     if pa.types.is_boolean(kind) and (
@@ -69,7 +72,29 @@ def typed_values(column: Column, plain: pa.Array) -> pa.Array:
         plain = _cast(column, day, pa.timestamp(kind.unit))
     if pa.types.is_string(plain.type) and pa.types.is_duration(kind):
         plain = _cast(column, plain, pa.int64())
+    if pa.types.is_timestamp(kind):
+        plain = _times(column, plain, kind)
     return _cast(column, plain, kind)
+
+
+def _times(column: Column, plain: pa.Array, kind: pa.TimestampType) -> pa.Array:
+    """Values of a column of times, those without a zone in the column's, if it has one."""
+    is_text, zone = pa.types.is_string(plain.type), getattr(plain.type, "tz", None)
+    if kind.tz is None:
+        zoned = plain.filter(names_zone(plain)) if is_text else plain if zone else plain[:0]
+        if len(zoned.drop_null()):
+            raise DataError(
+                f"column {column.name!r}: {zoned.drop_null()[0]} has a zone, and the column has "
+                "none; give times as its clocks show them, without a zone"
+            )
+    elif is_text or (pa.types.is_temporal(plain.type) and zone is None):
+        try:
+            return in_zone(plain, kind)
+        except DataError as error:
+            raise DataError(f"column {column.name!r}: {error}") from None
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise DataError(f"column {column.name!r}: not {kind} ({_first(error)})") from None
+    return plain
 
 
 def _cast(column: Column, plain: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -29,6 +29,37 @@ def from_ticks(ticks: pa.Array, kind: pa.DataType) -> pa.Array:
     return (ticks.cast(pa.int32()) if narrow else ticks).cast(kind)
 
 
+def names_zone(texts: pa.Array) -> pa.Array:
+    """Tell for each text, bool ``(N,)``, if it ends with a time's zone, such as Z or +01:00."""
+    return pc.match_substring_regex(texts, r"[T ].*(?:Z|[+-]\d\d(?::?\d\d)?)$")
+
+
+def in_zone(values: pa.Array, kind: pa.TimestampType) -> pa.Array:
+    """Dates, times or texts of them as times of a zone, which those have that name none.
+
+    Raises:
+        ArrowInvalid: a text is no time.
+        DataError: the zone's clocks skip a time, or show it twice.
+    """
+    zoned = pa.nulls(len(values), kind)
+    if pa.types.is_string(values.type):
+        is_zoned = names_zone(values)
+        zoned = pc.if_else(is_zoned, values, None).cast(kind)
+        values = pc.if_else(is_zoned, None, values)
+    local = values.cast(pa.timestamp(kind.unit))
+    first, last = (
+        pc.assume_timezone(local, kind.tz, ambiguous=which, nonexistent=which)
+        for which in ("earliest", "latest")
+    )
+    unclear = local.filter(pc.not_equal(first, last))
+    if len(unclear):
+        raise DataError(
+            f"clocks in {kind.tz} skip {unclear[0]}, or show it twice; give its offset, such as "
+            "+01:00"
+        )
+    return pc.coalesce(zoned, first)
+
+
 def read_times(texts: pa.Array, text_format: str) -> pa.Array:
     """Read texts of a format, as `time.strptime` has it, as seconds since 1970.
 
@@ -100,9 +131,11 @@ class TimeColumn(NumberColumn, frozen=True):
             elif pa.types.is_time(kind):
                 moment = pa.array([time.fromisoformat(str(value))], kind)
             elif pa.types.is_timestamp(kind) and kind.tz is not None:
-                moment = _in_zone(text, kind)
+                moment = in_zone(text, kind)
             else:
                 moment = text.cast(kind)
+        except DataError as error:
+            raise ConditionError(f"{self.name}: {error}") from None
         except (ValueError, pa.ArrowInvalid):
             shown = self.in_text(self.low)
             raise ConditionError(
@@ -114,10 +147,3 @@ class TimeColumn(NumberColumn, frozen=True):
         """The first and the last time."""
         words = {"low": self.in_text(self.low), "high": self.in_text(self.high)}
         return words if self.format is None else {**words, "format": self.format}
-
-
-def _in_zone(text: pa.Array, kind: pa.TimestampType) -> pa.Array:
-    try:
-        return text.cast(kind)
-    except pa.ArrowInvalid:  # it names no zone
-        return pc.assume_timezone(text.cast(pa.timestamp(kind.unit)), kind.tz)

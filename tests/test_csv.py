@@ -159,10 +159,54 @@ CASES = {
         {"a": [1, 4], "b": [2, 5], "c": [3, 6]},
         ("line 5 is the header, after 'Sales 2024'",),
     ),
+    "separator line of Excel": Case(
+        "sep=;\na;b;c\n1;2,5;3\n2;3,5;4\n",
+        {"a": [1, 2], "b": [2.5, 3.5], "c": [3, 4]},
+        ("'2,5' is read as 2.5",),
+    ),
+    "separator line in quotes": Case('"sep=\t"\r\na\tb\r\n1\t2\r\n', {"a": [1], "b": [2]}),
+    "separator line, padded": Case("\nsep=,,,\na,b,c\n1,2,3\n", {"a": [1], "b": [2], "c": [3]}),
+    "separator line without header": Case(
+        "sep=|\n1|a\n2|b\n", {"x1": [1, 2], "x2": ["a", "b"]}, csv={"header": False}
+    ),
+    "separator line and another separator": Case(
+        "sep=;\na|b\n1|2\n", {"a": [1], "b": [2]}, csv={"separator": "|"}
+    ),
+    "title one narrower": Case(
+        "Sales, 2020\nregion,units,price\nx,1,2\ny,3,4\n",
+        {"region": ["x", "y"], "units": [1, 3], "price": [2, 4]},
+        ("line 2 is the header, after 'Sales, 2020'",),
+    ),
+    "title of words, one narrower": Case(
+        "Sales, north\nregion,units,price\nx,1,2\ny,3,4\n",
+        {"region": ["x", "y"], "units": [1, 3], "price": [2, 4]},
+        ("line 2 is the header, after 'Sales, north'",),
+    ),
+    "title as wide": Case(
+        "Sales, Q1, 2020\nregion,units,price\nx,1,NA\ny,3,4\n",
+        {"region": ["x", "y"], "units": [1, 3], "price": [None, 4]},
+        ("line 2 is the header, after 'Sales, Q1, 2020'", "'NA'"),
+    ),
+    "title above texts": Case(
+        "Sales, 2020\nregion,kind,unit\nx,b,c\n",
+        {"region": ["x"], "kind": ["b"], "unit": ["c"]},
+        ("line 2 is the header, after 'Sales, 2020'",),
+    ),
+    "years as names": Case(
+        "country,2019,2020\nNauru,NA,x\nChile,3,4\n",
+        {"country": ["Nauru", "Chile"], "2019": [None, 3], "2020": ["x", "4"]},
+        ("'NA'",),
+    ),
+    "a text above numbers": Case(
+        "name,age\nBo,unknown\nAl,5\n", {"name": ["Bo", "Al"], "age": ["unknown", "5"]}
+    ),
     "empty rows of Excel": Case(
         "a;b\n1;2\n;\n;\n", {"a": [1], "b": [2]}, ("separator", "2 rows without any value")
     ),
     "separator at the end": Case("a,b,\n1,2,\n3,4,\n", {"a": [1, 3], "b": [2, 4]}),
+    "separator at the end of rows alone": Case(
+        "a,b\n1,2,\n4,5,\n", {"a": [1, 4], "b": [2, 5]}, ("name less: the last column is empty",)
+    ),
     "names": Case(
         " a b ,x,x,\n1,2,3,4\n",
         {"a b": [1], "x": [2], "x.1": [3], "Unnamed: 3": [4]},
@@ -171,6 +215,21 @@ CASES = {
     "row names of R": Case(
         '"mpg","cyl"\n"Mazda",21,6\n"Fiat",32.4,4\n',
         {"Unnamed: 0": ["Mazda", "Fiat"], "mpg": [21.0, 32.4], "cyl": [6, 4]},
+        ("one name less",),
+    ),
+    "row names of R, above a gap": Case(
+        '"mpg","kind"\n"Mazda",NA,"x"\n"Fiat",32.4,"y"\n',
+        {"Unnamed: 0": ["Mazda", "Fiat"], "mpg": [None, 32.4], "kind": ["x", "y"]},
+        ("one name less: the first column is the rows' names", "'NA'"),
+    ),
+    "row names of R, of texts": Case(
+        '"a","b"\n"r","x","y"\n"s","z","w"\n',
+        {"Unnamed: 0": ["r", "s"], "a": ["x", "z"], "b": ["y", "w"]},
+        ("one name less: the first column is the rows' names",),
+    ),
+    "row names of R, years": Case(
+        '"n","2020"\n"Chile",3,4\n"Peru",5,6\n',
+        {"Unnamed: 0": ["Chile", "Peru"], "n": [3, 5], "2020": [4, 6]},
         ("one name less",),
     ),
     "no header": Case("1,a\n2,b\n", {"x1": [1, 2], "x2": ["a", "b"]}, csv={"header": False}),

@@ -34,7 +34,7 @@ from models.tables import Condition, TableSchema
 from models.tables.files import write_rows
 from models.tables.fixed import ConstantColumn
 from models.tables.gaps import complete
-from models.tables.reading.cells import NO_VALUE
+from models.tables.reading.dialect import NO_VALUE
 from models.tables.records import read_rows, rows_of_records, typed
 from models.trained import TrainedModel, load
 from service import uploads

@@ -10,15 +10,9 @@ import pyarrow.compute as pc
 
 from models.tables.category import CategoryColumn
 from models.tables.column import Column, is_number, value_type
-from models.tables.reading.dialect import CsvConfig, Sign
+from models.tables.reading.dialect import NO_VALUE, CsvConfig, Sign
 from models.tables.schema import TableSchema
 
-NO_VALUE = (
-    *("NA", "N/A", "n/a", "#N/A", "<NA>", "#NA", "NULL", "null", "Null", "NaN", "nan", "-nan"),
-    *("-NaN", "None", "none", "#N/A N/A", "1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN"),
-    *("#VALUE!", "#DIV/0!", "#REF!", "#NUM!", "?", "-", "--", "."),
-)
-"""Texts that stand where there is no value: those of pandas, of spreadsheets, and of habit."""
 SIGNS = ("-", "--", ".")
 """Those that are values in a column in which ``+`` is one, such as of blood groups."""
 CURRENCIES = "$€£¥₹"

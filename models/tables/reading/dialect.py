@@ -24,6 +24,15 @@ SAMPLE = 2**18
 LINE_END = re.compile(r"\r\n?|\n")
 MAX_LINES_BEFORE = 50
 """Lines before the header that may be something else."""
+DECLARED = re.compile(r'"?sep=(.)"?[,;\t|]*\s*', re.I)
+"""Excel's line before the header, which names the separator."""
+LETTER = re.compile(r"[^\W\d_]")
+NO_VALUE = (
+    *("NA", "N/A", "n/a", "#N/A", "<NA>", "#NA", "NULL", "null", "Null", "NaN", "nan", "-nan"),
+    *("-NaN", "None", "none", "#N/A N/A", "1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN"),
+    *("#VALUE!", "#DIV/0!", "#REF!", "#NUM!", "?", "-", "--", "."),
+)
+"""Texts that stand where there is no value: those of pandas, of spreadsheets, and of habit."""
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -126,8 +135,8 @@ def find_dialect(
 ) -> Dialect:
     """Find how a text is written, from its beginning.
 
-    Lines before the header are those that begin with a comment's mark, are empty, or have fewer
-    values than the rows.
+    Lines before the header are those that begin with a comment's mark, are empty, have fewer values
+    than the rows, or hold numbers while the next line is names alone and has numbers below it.
 
     Raises:
         DataError: it has no header.
@@ -137,10 +146,11 @@ def find_dialect(
     sample = text[: end.end()] if end else text
     notes = list[str]()
     comment, lines = config.comment, io.StringIO(sample, newline="").readlines()
-    content = [line for line in lines if line.strip()]
+    declared, config = _declared(lines, config)
+    content = [line for line in lines[config.skip :] if line.strip()]
     if comment is None and content and content[0].startswith("#") and not config.skip:
         comment = "#"
-    told = config.separator or ("\t" if suffix.startswith(".tsv") else None)
+    told = config.separator or declared or ("\t" if suffix.startswith(".tsv") else None)
     separator = told or _find_separator(lines, comment, config)
     has_padding = separator != " " and any(
         f"{separator} {config.quote}" in line for line in content
@@ -172,8 +182,10 @@ def find_dialect(
             "into the first row, or set data.csv.header=false"
         )
     elif len(names) == width - 1 > 1:
-        names = ["", *names]
-        notes.append("the header has one name less: the first column is the rows' names")
+        is_last = not any(row[-1].strip() for _, row in rows[start + 1 :] if len(row) == width)
+        names = [*names, ""] if is_last else ["", *names]
+        column = "last column is empty" if is_last else "first column is the rows' names"
+        notes.append(f"the header has one name less: the {column}")
     twice = [name for name, count in Counter(names).items() if count > 1 and name]
     notes += [f"the name {name!r} stands above several columns" for name in twice]
     return Dialect(separator, _unique(names), first_line, comment, has_padding, tuple(notes))
@@ -240,15 +252,49 @@ def _usual(widths: list[int]) -> int:
     return Counter(widths).most_common(1)[0][0] if widths else 0
 
 
+def _declared(lines: list[str], config: CsvConfig) -> tuple[str | None, CsvConfig]:
+    """The separator that a first line such as ``sep=;`` names, and the word to skip that line."""
+    for number, line in enumerate(lines[config.skip :], config.skip + 1):
+        if found := DECLARED.fullmatch(line):
+            return found[1], config.model_copy(update={"skip": number})
+        if line.strip():
+            break
+    return None, config
+
+
 def _header(rows: list[tuple[int, list[str]]], width: int, config: CsvConfig) -> int:
-    """Index of the header: the first row that is as wide as the rows, or one narrower."""
+    """Index of the header: the first row that is as wide as the rows, or one narrower.
+
+    But the next one, if the first reads as a title with separators in it, and the next as names.
+    """
     if not config.header:
         return 0
     for i, (_, values) in enumerate(itertools.islice(rows, MAX_LINES_BEFORE)):
-        follows = len(rows[i + 1][1]) if i + 1 < len(rows) else width
-        if len(values) == width or (len(values) == width - 1 > 1 and follows == width):
-            return i
+        follows = rows[i + 1][1] if i + 1 < len(rows) else []
+        is_narrow = len(values) == width - 1 > 1 and len(follows or [""] * width) == width
+        if len(values) != width and not is_narrow:
+            continue
+        is_title = any(map(_is_number, values))
+        if len(follows) == width and _are_names(follows) and (is_narrow or is_title):
+            below = [row for _, row in rows[i + 2 :] if len(row) == width]
+            if (is_narrow and is_title) or any(map(_are_numbers, zip(*below, strict=True))):
+                return i + 1
+        return i
     return 0
+
+
+def _are_names(values: list[str]) -> bool:
+    """True of different texts that have letters, none of which stands for no value."""
+    texts = {value.strip() for value in values}
+    return len(texts) == len(values) and all(
+        LETTER.search(text) and text not in NO_VALUE for text in texts
+    )
+
+
+def _are_numbers(column: tuple[str, ...]) -> bool:
+    """True of a column that has no letters: of numbers however they are written, and of dates."""
+    texts = [text for value in column if (text := value.strip()) and text not in NO_VALUE]
+    return any(texts) and not any(map(LETTER.search, texts))
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:

@@ -29,6 +29,25 @@ class DataError(UserError):
     """The data cannot be used."""
 
 
+class RowError(DataError):
+    """A row cannot be used, one of those that are looked at together; see `rows_from`."""
+
+    def __init__(self, row: int, what: str, column: str | None = None) -> None:
+        """Take the row's index, what is wrong with it, and perhaps in which column."""
+        self.row, self.what, self.column = row, what, column
+        where = "" if column is None else f"column {column!r}: "
+        super().__init__(f"{where}row {row + 1} {what}")
+
+
+@contextlib.contextmanager
+def rows_from(first: int) -> Iterator[None]:
+    """Count the row of a `RowError` from the beginning, where those looked at follow others."""
+    try:
+        yield
+    except RowError as error:
+        raise RowError(first + error.row, error.what, error.column) from None
+
+
 class UnreachableError(DataError):
     """What is behind a URL cannot be reached now, which may pass: command-line exit code 75."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models import refinement, sampling
-from models.errors import ClassError, ConditionError, DataError, ShapeError
+from models.errors import ClassError, ConditionError, DataError, ShapeError, rows_from
 from models.folding import InHalf, channels_last, fold
 from models.images import MODES, fit
 from models.networks import Shape
@@ -261,8 +261,7 @@ class Model:
         Args:
             rows: columns in any order; those of the model that are not there are all gaps, and
                 those that it left out when it was trained stay as they are.
-            seed: another one gives another completion. A row's depends on the seed, its cells and
-                its index alone.
+            seed: of the completion; a row's depends on it, its cells and its index alone.
 
         Returns:
             The rows, known cells as they were, without gaps, but for those that a rule between
@@ -281,7 +280,8 @@ class Model:
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = typed(self.table, rows.slice(start, ROWS_AT_ONCE))
             make = functools.partial(self._restricted_rows, seed, start)
-            done.append(complete(self.table, some, make, start, seed))
+            with rows_from(start):
+                done.append(complete(self.table, some, make, start, seed))
         return pa.concat_tables(done)
 
     def _restricted_rows(self, seed: int, start: int, restrictions: Array) -> pa.Table:

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.config import ColumnConfig, DataConfig
+from models.config import ColumnConfig, DataConfig, parse_data
 from models.errors import ConfigError, DataError, UserError
 from models.record import DataCard
 from models.tables import TableSchema
-from training.data import columns, digests
+from training.data import coding, columns, digests
 from training.data.columns import date_format, find_decimals, find_kind, numbering
 from training.data.dataset import Dataset, load_data
 from training.data.digests import hash_values, row_digests
-from training.data.schema import MIN_SPIKE, _frequent, find_structure, fit_schema
+from training.data.schema import MIN_SPIKE, _frequent, find_structure, fit_schema, fit_values
+from training.judging.tables.rows import comparable
 from training.presets import build_config
 from wgan_cli import main
 
@@ -113,6 +115,61 @@ def test_what_cannot_be_is_refused_by_name(values: Any, told: dict[str, Any], sa
 )
 def test_decimals_are_those_of_nearly_all_numbers(numbers: Any, expected: Any) -> None:
     assert find_decimals(pa.array(numbers)) == pytest.approx(expected)
+
+
+WIDE = pa.decimal128(38, 18)  # Spark's own
+
+
+@pytest.mark.parametrize(
+    ("values", "decimals"),
+    [
+        (pa.array(UNIQUE % 50).cast(WIDE), 0),
+        (pa.array([Decimal("0.25"), Decimal("49.5"), None] * 9, WIDE), 2),
+        (pa.array([Decimal("0.001"), Decimal("-0.009")] * 9, WIDE), 3),
+        (pa.array([Decimal("99.99"), Decimal("1")] * 9, pa.decimal128(4, 2)), 2),
+    ],
+)
+def test_decimal_numbers_have_the_digits_of_their_values(values: pa.Array, decimals: int) -> None:
+    """Not those that their type has room for."""
+    assert kind("x", values) == "number"
+    assert find_decimals(values) == (decimals, 1)
+
+
+def test_decimal_numbers_with_too_many_digits() -> None:
+    values = pa.array([Decimal(f"{i}.123456789012345678") for i in range(9)], WIDE)
+    with pytest.raises(DataError, match=r"8\.1.* holds; .* kind is number with decimals, category"):
+        kind("x", values)
+    assert kind("x", values, kind="number") == kind("x", values, decimals=2) == "number"
+    column: Any = fit_values("number", "x", values, np.ones(9, bool), ColumnConfig(decimals=2))
+    codes = RNG.normal(size=(50, 1))
+    assert all(x == round(x, 2) for x in column.decode(codes).to_pylist())
+    assert column.is_valid(column.decode(codes)).all()
+
+
+def test_nan_is_no_category(tmp_path: Path) -> None:
+    """Parquet and Arrow have both NaN and null."""
+    codes = pa.array([float(i % 4) if i % 9 else np.nan for i in range(N)])
+    pq.write_table(pa.table({"code": codes, "x": UNIQUE}), tmp_path / "t.parquet")
+    told = {"code": {"kind": "category"}}
+    data = load_data(parse_data({"source": str(tmp_path / "t.parquet"), "columns": told}))
+    column: Any = data.card.table.column("code")
+    assert set(column.categories) == {"0", "1", "2", "3"}
+    assert data.card.table.decode(data.items)["code"].null_count == len(range(0, N, 9))
+    rows = comparable(data.table, data.card.table)["0"]
+    assert (rows == -1).tolist() == [i % 9 == 0 for i in range(N)]
+
+
+def test_a_bad_row_is_counted_from_the_beginning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(coding, "BATCH", 64)
+    people().to_csv(tmp_path / "t.csv", index=False)
+    card = load(tmp_path / "t.csv").card
+    frame = people()
+    frame.loc[199, "kind"] = "c"
+    frame.to_csv(tmp_path / "bad.csv", index=False)
+    with pytest.raises(DataError, match="column 'kind': row 200 has the unknown category 'c'"):
+        load(tmp_path / "bad.csv", card)
 
 
 def test_texts_are_read_as_dates_only_if_they_can_be_written_back() -> None:

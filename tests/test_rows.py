@@ -29,7 +29,7 @@ from models.artifact import load_artifact
 from models.config import ColumnConfig
 from models.errors import ConditionError, DataError, ShapeError, UserError
 from models.formats import stream
-from models.model import Model
+from models.model import ROWS_AT_ONCE, Model
 from models.tables import Condition, TableSchema
 from models.tables.files import write_rows
 from models.tables.fixed import ConstantColumn
@@ -315,6 +315,13 @@ def test_cells_that_a_column_may_not_hold(
 ) -> None:
     with pytest.raises(DataError, match=says):
         model.impute(pa.table(rows), 0)
+
+
+def test_a_bad_row_is_counted_from_the_beginning(model: Model) -> None:
+    ages, at = np.full(ROWS_AT_ONCE + 9, 40), ROWS_AT_ONCE + 5
+    homes = ["own"] * at + ["castle"] + ["own"] * 3
+    with pytest.raises(DataError, match=f"row {at + 1} has the unknown category 'castle'"):
+        model.impute(pa.table({"age": ages, "home": homes}), 0)
 
 
 # ---- Python ------------------------------------------------------------------------------------

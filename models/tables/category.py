@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from models.errors import ConditionError, DataError, suggestion
+from models.errors import ConditionError, RowError, suggestion
 from models.tables.column import Coded, Column, arrow_type, value_type
 from models.tables.conditions import Condition
 from models.tables.layout import LARGEST_SCORE
@@ -52,14 +52,9 @@ class CategoryColumn(Column, frozen=True):
             options = pc.if_else(texts.is_null(), self.option_count - 1, options)
         if options.null_count:
             row = int(np.argmax(options.is_null().to_numpy(zero_copy_only=False)))
-            raise DataError(
-                f"column {self.name!r}: row {row + 1} has "
-                + (
-                    f"the unknown category {texts[row].as_py()!r}"
-                    if texts[row].is_valid
-                    else "no value"
-                )
-            )
+            unknown = f"the unknown category {texts[row].as_py()!r}"
+            what = unknown if texts[row].is_valid else "no value"
+            raise RowError(row, f"has {what}", self.name)
         return Coded(options.to_numpy(zero_copy_only=False).astype(np.int64), None)
 
     def join(self, coded: Coded, first: int, condition: Condition | None, seed: int) -> pa.Array:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import pyarrow as pa
 
-from models.errors import ConditionError, DataError
+from models.errors import ConditionError, DataError, RowError
 from models.tables.column import Coded, Column, arrow_type
 from models.tables.conditions import Condition
 from models.tables.layout import LARGEST_SCORE
@@ -68,7 +68,7 @@ class NumberColumn(Column, frozen=True):
         numbers = self.numbers(values)
         is_missing = np.isnan(numbers)
         if is_missing.any() and not self.missing:
-            raise DataError(f"column {self.name!r}: row {is_missing.argmax() + 1} has no value")
+            raise RowError(int(is_missing.argmax()), "has no value", self.name)
         options = np.zeros(len(numbers), np.int64)
         if self.spikes:
             spikes = np.array(self.spikes)
@@ -110,14 +110,16 @@ class NumberColumn(Column, frozen=True):
             raise DataError(f"column {self.name!r}: not numbers ({error})") from None
         numbers = numbers.astype(np.float64, copy=False)
         if np.isinf(numbers).any():
-            row = np.isinf(numbers).argmax() + 1
-            raise DataError(f"column {self.name!r}: row {row} is infinite")
+            raise RowError(int(np.isinf(numbers).argmax()), "is infinite", self.name)
         return numbers
 
     def array(self, numbers: Array) -> pa.Array:
         """Numbers, float64 ``(N,)``, as values of the column's type; NaN becomes a missing one."""
-        plain = pa.array(numbers, pa.float64(), from_pandas=True)
-        return plain.cast(arrow_type(self.type), safe=False)
+        plain, kind = pa.array(numbers, pa.float64(), from_pandas=True), arrow_type(self.type)
+        if pa.types.is_decimal(kind) and self.decimals is not None:
+            # A wider type has room for the digits in which a float64 differs from its number.
+            plain = plain.cast(pa.decimal128(38, min(self.decimals, kind.scale)), safe=False)
+        return plain.cast(kind, safe=False)
 
     def rounded(self, numbers: Array) -> Array:
         """The nearest numbers, float64 ``(N,)``, that have the column's decimals and type."""

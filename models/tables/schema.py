@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from models.errors import ConditionError, DataError, suggestion
-from models.tables.column import Column, arrow_type, converted, whole
+from models.errors import ConditionError, DataError, RowError, suggestion
+from models.tables.column import Column, arrow_type, column_values, converted
 from models.tables.conditions import Condition
 from models.tables.fixed import CopyColumn
 from models.tables.kinds import AnyColumn
@@ -111,11 +111,11 @@ class TableSchema(BaseModel, frozen=True, extra="forbid"):
         for rule in reversed(rules):
             is_broken = ~rule.satisfied(table, self.by_name)
             if is_broken.any():
-                raise DataError(f"row {is_broken.argmax() + 1} breaks the rule '{rule}'")
+                raise RowError(int(is_broken.argmax()), f"breaks the rule '{rule}'")
             table = rule.before_coding(table, self.by_name)
         for column in self.coded:
             if column.parts:
-                yield column, whole(table[column.name])
+                yield column, column_values(table, column.name)
 
     def decode(
         self,

@@ -14,7 +14,7 @@ import pyarrow as pa
 from models.cache import cache_folder
 from models.config import ColumnConfig, DataConfig
 from models.durable import new_folder
-from models.errors import DataError, suggestion
+from models.errors import DataError, rows_from, suggestion
 from models.outputs import turn
 from models.tables import Choice, IdentifierColumn, Part, TableSchema, Value
 from models.tables.column import column_values
@@ -211,10 +211,8 @@ def _coded(table: Any, code: Callable[[pa.Table], T]) -> Iterator[T]:
     total = -(-len(table) // BATCH)
     first = 0
     for batch in track(table.to_batches(max_chunksize=BATCH), "coding rows", total):
-        try:
+        with rows_from(first):
             yield code(pa.Table.from_batches([batch]))
-        except DataError as error:
-            raise DataError(f"rows from {first} on: {error}") from None
         first += len(batch)
 
 

@@ -77,7 +77,10 @@ def find_kind(name: str, values: pa.Array, told: ColumnConfig) -> Found:
     Raises:
         DataError: the values are not what the user says, or cannot be used; one line says why.
     """
-    found = _infer(name, values) if told.kind is None else TOLD[told.kind](name, values)
+    kind = told.kind
+    if told.decimals is not None and pa.types.is_decimal(values.type):
+        kind = kind or "number"  # however many digits they have, so many are wanted
+    found = _infer(name, values) if kind is None else TOLD[kind](name, values)
     for setting, kinds in SETTINGS.items():
         if getattr(told, setting) is not None and found.kind not in kinds:
             raise DataError(f"column {name!r}: {setting} does not go with a {found.kind}")
@@ -103,7 +106,7 @@ def find_decimals(values: pa.Array) -> tuple[int | None, float]:
     """
     kind = values.type
     if pa.types.is_decimal(kind):
-        return max(0, kind.scale), 1.0
+        return _exact_decimals(values), 1.0
     numbers = np.unique(values.drop_null().cast(pa.float64(), safe=False).to_numpy())
     dtype = kind.to_pandas_dtype() if pa.types.is_floating(kind) else np.float64
     coarsest = float(np.finfo(dtype).eps) * np.abs(numbers).max()
@@ -119,6 +122,16 @@ def find_decimals(values: pa.Array) -> tuple[int | None, float]:
         if near / len(numbers) >= (FEWEST_ROUNDED if len(numbers) > FEW_VALUES else 1):
             return decimals, near / len(numbers)
     return None, 1.0
+
+
+def _exact_decimals(values: pa.Array) -> int:
+    """Digits after the point that decimal numbers have at most, of those that their type has."""
+    different, scale = values.drop_null().unique(), max(0, values.type.scale)
+    for decimals in range(scale):
+        cut = pc.round(different, decimals, round_mode="towards_zero")
+        if pc.all(pc.equal(cut, different)).as_py():
+            return decimals
+    return scale
 
 
 def numbering(values: pa.Array) -> tuple[str, int, int] | None:
@@ -194,11 +207,14 @@ def _infer_number(name: str, values: pa.Array, is_unique: bool) -> Found:
         is_counted = high - low == len(values) - 1 and len(values) >= FEWEST_IDENTIFIERS
         if is_counted or IDENTIFIER.fullmatch(name):
             return Found("identifier", "a different whole number in each row: made anew")
-    scale = 10**values.type.scale if pa.types.is_decimal(values.type) else 1
+    remedy = "identifier, category or left_out, or subtract a constant"
+    scale = 1
+    if pa.types.is_decimal(values.type):
+        remedy, scale = "number with decimals, category or left_out", 10 ** _exact_decimals(values)
     if max(abs(low), abs(high)) * scale > LARGEST_WHOLE:
         raise DataError(
-            f"column {name!r}: {high} has more digits than float64 holds; say that its kind is "
-            "identifier, category or left_out, or subtract a constant"
+            f"column {name!r}: {ends['max']} has more digits than float64 holds; say that its kind "
+            f"is {remedy}"
         )
     return Found("number")
 

@@ -17,7 +17,7 @@ from models.errors import ConfigError, suggestion
 from models.model import Model
 from models.record import Figure
 from models.tables import TableSchema
-from models.tables.column import Column, whole
+from models.tables.column import Column, column_values
 from models.tables.fixed import CopyColumn
 from training.data.dataset import Dataset
 from training.judging.figures import figure
@@ -133,9 +133,9 @@ def valid_share(reals: Reals, fake: Rows) -> Reading:
 
 
 def _valid(table: pa.Table, column: Column) -> Array:
-    values = whole(table[column.name])
+    values = column_values(table, column.name)
     if isinstance(column, CopyColumn):
-        same = pc.equal(values.cast(pa.string()), whole(table[column.of]).cast(pa.string()))
+        same = pc.equal(values.cast(pa.string()), column_values(table, column.of).cast(pa.string()))
         return same.fill_null(True).to_numpy(zero_copy_only=False)
     return column.is_valid(values)
 

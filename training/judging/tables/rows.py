@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.tables import CategoryColumn, NumberColumn, TableSchema
-from models.tables.column import Column, whole
+from models.tables.column import Column, column_values
 
 Array = np.ndarray
 
@@ -29,7 +29,7 @@ def comparable(table: pa.Table, schema: TableSchema) -> Array:
         times, NaN where there is none; int64 for categories, -1 where there is none, and one number
         more than there are categories for a category that the schema does not know.
     """
-    fields = [_comparable(whole(table[column.name]), column) for column in learned(schema)]
+    fields = [_comparable(column_values(table, column.name), column) for column in learned(schema)]
     rows = np.empty(len(table), [(str(i), values.dtype) for i, values in enumerate(fields)])
     for i, values in enumerate(fields):
         rows[str(i)] = values

@@ -100,6 +100,11 @@ class DataConfig(Section):
     )
     """What becomes of rows of the data that break a rule. Written only if they are left out."""
 
+    def of(self, source: str) -> DataConfig:
+        """The same for another source, without what was said of one file's axes and values."""
+        said = {} if source == self.source else {"layout": None, "range": None}
+        return self.model_copy(update={"source": source, **said})
+
     def over(self, other: DataConfig) -> DataConfig:
         """Another configuration, in which what is set here takes the place of what is there."""
         told = {name: getattr(self, name) for name in self.model_fields_set}

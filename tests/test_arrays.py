@@ -575,10 +575,17 @@ def test_models_in_other_units_do_not_compare(unit: Model, folder: Path) -> None
 def test_what_was_said_of_one_file_is_not_held_against_another(tmp_path: Path) -> None:
     first = load(tmp_path, LEVELS.transpose(0, 3, 1, 2) / 255, layout="nchw", range="0..1")
     np.save(tmp_path / "b.npy", LEVELS)
-    config = DataConfig(source=str(tmp_path / "b.npy"), layout="nchw", range="0..1")
-    data = load_data(config, card=first.card)
+    config = DataConfig(source=first.card.source, layout="nchw", range="0..1")
+    data = load_data(config.of(str(tmp_path / "b.npy")), card=first.card)
     assert data.card.shape == first.card.shape
     np.testing.assert_allclose(data.items, LEVELS / 255, atol=1e-6)
+
+
+def test_what_is_said_of_another_file_than_the_model_s_counts(tmp_path: Path) -> None:
+    first = load(tmp_path, LEVELS / 255)
+    told = DataConfig(source=str(tmp_path / "b.npy"), layout="nchw")
+    np.save(tmp_path / "b.npy", LEVELS / 255)
+    assert load_data(told, card=first.card).card.layout == "nchw"
 
 
 def test_a_model_s_own_data_need_no_word(tmp_path: Path) -> None:

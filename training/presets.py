@@ -305,13 +305,14 @@ def branch_config(
         ConfigError: no such key or value, or the run is to be private.
     """
     values, overrides = parent.model_dump(mode="json"), dict(overrides or {})
+    data = overrides.get("data.source", data)
     kind = str(overrides.pop("constraint.kind", constraint or parent.constraint.kind))
     if kind != parent.constraint.kind:
         values["constraint"] = {"kind": kind}
         for key in (*constraint_class(kind).published, "critic_learning_rate"):
             values["training"].pop(key, None)
     if data is not None:
-        values["data"]["source"] = data
+        values["data"] = parent.data.of(data).model_dump(mode="json")
     override(values, overrides)
     config = parse_config(values)
     require_branch(config, parent)

@@ -147,8 +147,6 @@ def load_data(
 
 
 def _load(config: DataConfig, batch_size: int, card: DataCard | None, to_train: bool) -> Dataset:
-    if card is not None and card.source != config.source:  # what was said of that file
-        config = config.model_copy(update={"layout": None, "range": None})
     raw = read_source(config, card)
     schema, table, layout, values_range, notes = None, None, None, None, raw.notes
     if card is None:

@@ -73,7 +73,7 @@ def train_detector(
     source = source or config.source
     with phase("loading the data"):
         # Held as the model's data, which decides what is held out.
-        data = load_data(config.model_copy(update={"source": source}), card=card)
+        data = load_data(config.of(source), card=card)
     for note in data.notes:
         say(f"{source}: {note}")
     if data.card.shape != model.shape:

@@ -316,8 +316,9 @@ def judge_again(
     weights = artifact_weights(folder)
     config, judged = model.run.config, model.run.results.extractor
     source = source or config.data.source
-    read = told.over(config.data) if told else config.data
-    read = read.model_copy(update={"source": source})
+    read = config.data.of(source)
+    if told:
+        read = told.over(read).model_copy(update={"source": source})
     with phase("loading the data"):
         # Held as the model's data, which decides what is held out.
         data = load_data(read, card=model.run.data)

@@ -20,11 +20,13 @@ from models.errors import DataError
 from models.images import fit
 from models.model import Model
 from models.model_names import locate
+from models.record import DataCard
 from models.run_folder import artifact_of
 from models.tables.files import read_npz
 from models.tables.frames import to_table
 from models.trained import load_served
 from training.data.builtin import BUILT_IN
+from training.data.layout import arranged, find_layout, find_range, in_units, require_use
 from training.data.loading import READERS, read_source
 from training.data.sources import large
 from training.data.sources.cache import AT_ONCE, items_at
@@ -34,6 +36,8 @@ from training.lab.samples import Sets, drawn, most_items
 from training.lab.tables import OWN_UNITS, coded
 
 Array = np.ndarray
+LEVELS = "0..255"
+"""The range of uint8."""
 MAX_GENERATED = 10_000
 """Samples, at most, that a model makes unless it is told how many."""
 
@@ -52,6 +56,10 @@ class Side:
     """That made the items; None for data."""
     rows: Array | None = None
     """Numbers of the items in their source, ascending; None: these are all."""
+    is_array: bool = False
+    """The items were read as an array, by what their shape tells and the user says."""
+    range: str | None = None
+    """Of images: the values of black and white, as ``data.range`` names them."""
 
 
 def load_sets(a: Any, b: Any, config: DataConfig, count: int | None = None, seed: int = 0) -> Sets:
@@ -64,7 +72,8 @@ def load_sets(a: Any, b: Any, config: DataConfig, count: int | None = None, seed
             or a `pyarrow.Table`.
         b: likewise.
         config: says how data are read; where one side is a model, its own configuration does so in
-            the places that this one leaves out.
+            the places that this one leaves out, and images are brought to its units. Two arrays in
+            memory stay as they are if nothing is said of their axes, values and size.
         count: samples that a model makes; None: as many as the other side has, at most
             `MAX_GENERATED`.
         seed: of the samples of a model on side A; on side B it is one more. Also of the items that
@@ -77,12 +86,14 @@ def load_sets(a: Any, b: Any, config: DataConfig, count: int | None = None, seed
     sources, names = (a, b), [x if isinstance(x, str) else side for x, side in ((a, "A"), (b, "B"))]
     models = [_model(source) for source in sources]
     guide = models[0] or models[1]
-    if guide is not None:
-        config = config.over(guide.run.config.data)
+    said_of_arrays = (config.layout, config.range, config.size) != (None, None, None)
+    as_given = not (guide or said_of_arrays or isinstance(a, str) or isinstance(b, str))
     data = [
-        None if model else _data(source, name, config, guide, seed)
+        None if model else _data(source, name, config, guide, seed, as_given=as_given)
         for source, name, model in zip(sources, names, models, strict=True)
     ]
+    axes = [side.items.ndim for side in data if side and side.is_array]
+    require_use(config, bool(axes), max(axes, default=0))
     others = [len(side.items) for side in data if side]
     count = count or min([*others, MAX_GENERATED])
     sides = [
@@ -94,7 +105,7 @@ def load_sets(a: Any, b: Any, config: DataConfig, count: int | None = None, seed
         schema = guide.table if guide else None
         found = coded([side.items for side in sides], names, schema, config.columns, seed)
     else:
-        found = _alike(sides, not isinstance(a, str) and not isinstance(b, str))
+        found = _alike(sides, as_given)
     rows = [
         side.rows if some is None else some if side.rows is None else side.rows[some]
         for side, some in zip(sides, found.rows, strict=True)
@@ -117,19 +128,28 @@ def is_model(source: str) -> bool:
     return "@" in source or isinstance(locate(source), str)
 
 
-def _data(source: Any, name: str, config: DataConfig, guide: Model | None, seed: int) -> Side:
+def _data(
+    source: Any, name: str, config: DataConfig, guide: Model | None, seed: int, as_given: bool
+) -> Side:
     """Read data, as those of a model were read where there is one, and draw some of too many."""
-    problems, notes = tuple[str, ...](), tuple[str, ...]()
+    problems, notes, is_array = tuple[str, ...](), tuple[str, ...](), not as_given
+    card = None if guide is None else guide.run.data
+    if guide is not None:
+        config = config.over(guide.run.config.data.of(name))
+    config = config.model_copy(update={"source": name})
     items: Any
     if not isinstance(source, str):
         items = _in_memory(source, name)
     elif (items := _columns(source) if config.key is None else None) is None:
-        raw = read_source(
-            config.model_copy(update={"source": source}), None if guide is None else guide.run.data
-        )
+        raw = read_source(config, card)
         items = raw.items if raw.table is None else raw.table
-        problems, notes = raw.problems, raw.notes
+        problems, notes, is_array = raw.problems, raw.notes, raw.is_array
     is_table = not isinstance(items, np.ndarray)
+    is_array = is_array and not is_table
+    if not is_array:
+        config = config.model_copy(update={"layout": None, "range": None})
+    if not (is_table or as_given):
+        items = _with_axes(items, is_array, config, card)
     width = len(items.column_names) if is_table else math.prod(items.shape[1:])
     rows = drawn(len(items), most_items(width), seed)
     said = f"{len(items)} {'rows' if is_table else 'items'} of {name}"
@@ -143,14 +163,37 @@ def _data(source: Any, name: str, config: DataConfig, guide: Model | None, seed:
         # In parts: what was read of a file's map stays in memory until it is released.
         parts = np.array_split(rows, -(-len(rows) // AT_ONCE))
         items = np.concatenate([items_at(items, part) for part in parts])
-    if config.size is not None and not is_table:
-        images = _with_channels(items)  # those of files are of that size already
-        if images.ndim == 4 and images.shape[1:3] != (config.size, config.size):
-            items = np.stack([fit(image, config.size, config.size) for image in images])
+    values_range = None
+    if not (is_table or as_given) and items.ndim == 4:
+        items, values_range = _in_range(items, config, card)
+        if config.size is not None and items.shape[1:3] != (config.size, config.size):
+            items = np.stack([fit(image, config.size, config.size) for image in items])
             said += f", resized to {config.size}x{config.size} pixels"
     if problems:
         said += f"; {len(problems)} files could not be read, such as {problems[0]}"
-    return Side(name, "; ".join([said, *notes]), items, rows=rows)
+    said = "; ".join([said, *notes])
+    return Side(name, said, items, None, rows, is_array, values_range)
+
+
+def _with_axes(items: Array, is_array: bool, config: DataConfig, card: DataCard | None) -> Array:
+    """Bring images to ``(N, H, W, C)`` and sequences to ``(N, T, D)``, as training does."""
+    if is_array and items.ndim in (3, 4) and items.dtype.kind in "uif":
+        return arranged(items, find_layout(items, config, card))
+    return items if is_array else _with_channels(items)
+
+
+def _in_range(images: Array, config: DataConfig, card: DataCard | None) -> tuple[Array, str | None]:
+    """Bring images to the units that training would bring them to, and tell their range.
+
+    Raises:
+        DataError: they hold no finite numbers, or no numbers of the range that is meant.
+    """
+    if not images.size or images.dtype.kind not in "uif":  # `require_samples` says so
+        return images, None
+    if not np.isfinite(images).all():
+        raise DataError(f"{config.source}: holds NaN or infinite values")
+    images, found = in_units(images, config, card)
+    return images, LEVELS if images.dtype == np.uint8 else found
 
 
 def _in_memory(source: Any, name: str) -> Array | pa.Table:
@@ -180,15 +223,24 @@ def read_points(source: str, config: DataConfig, sets: Sets) -> Array:
     Raises:
         DataError: it cannot be read, or has another form.
     """
-    raw = read_source(config.model_copy(update={"source": source}))
-    item = sets.a.shape[1:]
-    if raw.table is not None or raw.items.shape[1:] not in (item, *[item[:-1]] * (item[-1] == 1)):
+    config = config.model_copy(update={"source": source})
+    raw = read_source(config)
+    points, item = raw.items, sets.a.shape[1:]
+    forms = (item, *[item[:-1]] * (item[-1] == 1))
+    layout = config.layout
+    if layout is None and points.ndim == 4 and points.shape[1:] not in forms:
+        layout = "nchw"
+    if layout is not None and points.ndim == len(layout):
+        points = arranged(points, layout)
+    if raw.table is not None or points.shape[1:] not in forms:
         found = "columns" if raw.table is not None else f"shape {raw.items.shape[1:]}"
         raise DataError(
             f"{source}: has items of {found}; points are an array of A's and B's values, of shape "
             f"{item} each"
         )
-    return raw.items
+    if points.dtype == np.uint8 != sets.a.dtype and kind_of(item) == "image":
+        raise DataError(f"{source}: holds grey levels (uint8); the points' units are {sets.units}")
+    return points
 
 
 def _columns(source: str) -> Any:
@@ -215,7 +267,9 @@ def _generated(source: str, model: Model | None, count: int, seed: int) -> Side:
     assert model is not None, "a side is a model or data"
     said = f"{count} samples of {source} (digest {model.digest[:12]}), seed {seed}"
     if model.table is None:
-        return Side(source, said, model.sample(seed, count), model)
+        items, card = model.sample(seed, count), model.run.data
+        values_range = LEVELS if items.dtype == np.uint8 else card.range
+        return Side(source, said, items, model, range=values_range)
     tables = model.tables(model.samples(seed, count), seed)
     return Side(source, said, pa.concat_tables(tables), model)
 
@@ -242,8 +296,9 @@ def _alike(sides: list[Side], as_given: bool) -> Sets:
             side.items, names = as_numbers(side.items, columns, side.source), columns
             said.append(f"{other.source} has no names of columns: its order counts")
     a, b = (side.items for side in sides)
-    if not as_given or a.shape[1:] != b.shape[1:]:
+    if as_given and a.shape[1:] != b.shape[1:]:
         a, b = _with_channels(a), _with_channels(b)
+    _require_one_range(sides, as_given)
     if a.ndim == b.ndim == 4:
         # A model's images stay as they are.
         height, width, depth = (b if sides[1].model else a).shape[1:]
@@ -259,6 +314,29 @@ def _alike(sides: list[Side], as_given: bool) -> Sets:
             a, b = (np.stack([fit(image, height, width, channels) for image in x]) for x in (a, b))
             said.append(f"all are made {'grey' if channels == 1 else 'RGB'} to be compared")
     return Sets(a, b, names, _units(a), said)
+
+
+def _require_one_range(sides: list[Side], as_given: bool) -> None:
+    """Require that black and white are the same two values on both sides, where they are images.
+
+    Floats in memory beside other floats are taken as they are: their owner knows their units.
+    """
+    first, second = (side.range for side in sides)
+    is_image = all(kind_of(side.items.shape[1:]) == "image" for side in sides)
+    if as_given and is_image and len({side.items.dtype == np.uint8 for side in sides}) > 1:
+        first, second = (
+            find_range(side.items, DataConfig(source=side.source)) or LEVELS for side in sides
+        )
+    if first is None or second is None or first == second:
+        return
+    if LEVELS in (first, second):
+        remedy = "bring them to one, such as uint8"
+    else:
+        remedy = "if their units are the same, say data.range=own, or else bring them to one"
+    raise DataError(
+        f"{sides[0].source} has images of the range {first}, {sides[1].source} of {second}: "
+        + remedy
+    )
 
 
 def _with_channels(items: Array) -> Array:

@@ -261,7 +261,7 @@ def judged_data(reference: str | None, config: Config, data: Dataset) -> Dataset
     """
     if reference is None:
         return data
-    trusted = load_data(config.data.model_copy(update={"source": reference}), card=data.card)
+    trusted = load_data(config.data.of(reference), card=data.card)
     if trusted.card.shape != data.card.shape:
         raise ConfigError(
             f"reference: {reference} holds items of shape {trusted.card.shape}, the data "

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 
@@ -16,7 +17,14 @@ from training.data.dataset import load_data
 from training.engine.runs import Interrupted
 from training.lab.tuning import call, tune
 from training.lab.tuning.search import RUNGS
-from training.lab.tuning.space import Choices, Range, middle, parse_settings, usual_space
+from training.lab.tuning.space import (
+    Choices,
+    Range,
+    choose,
+    middle,
+    parse_settings,
+    usual_space,
+)
 from training.presets import build_config
 
 TINY = {
@@ -29,6 +37,30 @@ TINY = {
     "training.steps": 54,
 }
 KINDS = ("gradient_penalty", "weight_clipping")
+
+
+WHOLE = ("training.batch_size", "training.num_critic_steps", "critic.width")
+
+
+def test_between_whole_ends_all_choices_are_whole() -> None:
+    space = parse_settings([f"{key}=2..128" for key in WHOLE])
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    chosen = [choose(study.ask(), space, "gradient_penalty") for _ in range(40)]
+    for choice in chosen:
+        assert build_config("digits", None, "gradient_penalty", choice).training.batch_size >= 2
+    sizes = [choice["training.batch_size"] for choice in chosen]
+    assert min(sizes) < 8
+    assert max(sizes) > 64
+    share = np.mean([size <= 16 for size in sizes])
+    assert share == pytest.approx(0.5, abs=0.25), "each magnitude is as likely as the others"
+
+
+def test_a_range_with_fractions_of_a_whole_setting_is_told_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    searched = parse_settings(["training.batch_size=16.0..64.0"])
+    with pytest.raises(UserError, match=r"batch_size.*integer"):
+        tune("8gaussians", 9, tmp_path, searched=searched, overrides={}, register=False)
 
 
 @pytest.fixture(scope="module")

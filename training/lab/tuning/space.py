@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,15 +19,30 @@ CRITIC_STEPS = (1, 2, 3, 5)
 
 
 class Range(NamedTuple):
-    """Positive numbers between two ends, each magnitude as likely as the others."""
+    """Positive numbers between two ends, each magnitude as likely as the others.
+
+    Between whole ends they are whole too.
+    """
 
     low: float
     high: float
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        """Values of which each must be possible."""
-        return tuple(self)
+        """Values of which each must be possible; one has a fraction if that may be chosen."""
+        between = [] if self.is_whole else [self.low + (self.high - self.low) / math.pi]
+        return (*self, *between)
+
+    @property
+    def is_whole(self) -> bool:
+        """True if only whole numbers are between the ends."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def choose(self, trial: Trial, name: str) -> float:
+        """Let a trial choose a number."""
+        if self.is_whole:
+            return trial.suggest_int(name, int(self.low), int(self.high), log=True)
+        return trial.suggest_float(name, *self, log=True)
 
 
 class Choices(NamedTuple):
@@ -71,7 +87,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Setting]:
         ends = value(low), value(high)
         if not all(isinstance(end, int | float) for end in ends) or not 0 < ends[0] < ends[1]:
             raise UserError(f"--search {text}: a range is of two positive numbers, the lower first")
-        found[key] = Range(*map(float, ends))
+        found[key] = Range(*ends)
     return found
 
 
@@ -107,7 +123,7 @@ def choose(trial: Trial, space: Space, kind: str) -> dict[str, Any]:
         kind: of the constraint; each is searched by itself.
     """
     return {
-        key: trial.suggest_float(f"{kind}.{key}", *setting, log=True)
+        key: setting.choose(trial, f"{kind}.{key}")
         if isinstance(setting, Range)
         else trial.suggest_categorical(f"{kind}.{key}", setting.values)
         for key, setting in space.items()

@@ -221,6 +221,7 @@ def compare(
 
     Raises:
         UserError: the data or the settings cannot be used.
+        training.engine.runs.Diverged: a run of every constraint did.
     """
     from models.config import flatten
     from training.call import folder_for

@@ -18,6 +18,7 @@ from models.artifact import load_artifact
 from models.errors import UserError
 from tests.registries import new_database
 from tests.servers import WGAN
+from training.engine.runs import TrainingRun
 from training.lab.comparison import REPORT, compare
 from training.lab.comparison.runs import MEASUREMENTS, Plan
 from training.lab.comparison.statistics import mean_over_seeds, probability_lower, recommend
@@ -198,6 +199,51 @@ def test_a_comparison_is_fair_resumable_and_told_in_one_file(
     assert {p: p.stat().st_mtime_ns for p in (out / "runs").rglob("*")} == before
     with pytest.raises(UserError, match="two different ones"):
         compare(points, ["none", "none"], 1, out, say=said.append)
+
+
+def compared(out: Path, rate: float) -> int:
+    told = {**TINY, "training.learning_rate": rate, "training.checkpoint_every": 2}
+    settings = [part for key, value in told.items() for part in ("--set", f"{key}={value}")]
+    command = ["compare", "--data", "8gaussians", "--constraints", "none,weight_clipping"]
+    command += ["--seeds", "2", "--steps", "8", "--no-track", "--out", str(out)]
+    return wgan_cli.main([*command, *settings])
+
+
+def test_a_constraint_of_which_a_run_diverges_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does so after its pace was measured; seed 1, and with it those that trained together."""
+    sane = TrainingRun.require_sane
+
+    def require_sane(run: TrainingRun, gap: float) -> None:
+        training = run.config.training
+        if (run.config.constraint.kind, training.seed, run.step) == ("none", 1, 2):
+            gap = math.inf
+        sane(run, gap)
+
+    monkeypatch.setattr(TrainingRun, "require_sane", require_sane)
+    for _ in range(2):  # and when the same command is given again
+        assert compared(tmp_path / "out", 1e-3) == 0
+        said = capsys.readouterr()
+        left_out = "left out: none (seed 1 diverged by step 2: the critic gap is inf"
+        assert "recommended: weight_clipping: the only one of which no run diverged; " in said.out
+        assert left_out in said.out
+        assert "Traceback" not in said.err
+    summary = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert {row["constraint"] for row in summary["rows"]} == {"weight_clipping"}
+    assert list(summary["diverged"]) == ["none"]
+    assert left_out in (tmp_path / "out" / REPORT).read_text()
+
+
+def test_that_every_constraint_diverges_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ["--set", "training.divergence_gap=1e-9", "--set", "training.batch_size=32"]
+    command = ["compare", "--data", "8gaussians", "--constraints", "none,weight_clipping"]
+    assert wgan_cli.main([*command, "--no-track", *told, "--out", str(tmp_path / "out")]) == 1
+    (line,) = (x for x in capsys.readouterr().err.splitlines() if x.startswith("error"))
+    assert line.startswith("error: every constraint diverged: none (diverged by step ")
+    assert "weight_clipping (diverged by step " in line
 
 
 def test_mistakes_of_the_command(

@@ -67,6 +67,7 @@ def compare(
     if budget_seconds is not None and not budget_seconds > 0:
         raise UserError(f"--budget-seconds {budget_seconds}: must be above 0")
     overrides = assignments(settings)
+    from training.engine.runs import Diverged
     from training.lab.comparison import REPORT
     from training.lab.comparison import compare as run_comparison
     from training.lab.comparison.statistics import table_rows
@@ -88,6 +89,9 @@ def compare(
         )
     except KeyboardInterrupt:
         return _goes_on()
+    except Diverged as error:
+        complain(f"error: {error}")
+        return EXIT_FAILED
     header, rows = table_rows(summary)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):

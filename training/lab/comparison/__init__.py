@@ -18,7 +18,7 @@ from models.outputs import sole_writer
 from models.run_folder import ARTIFACT
 from training.data.dataset import load_data
 from training.engine.origin import changes, fingerprint
-from training.engine.pace import measure_pace
+from training.engine.runs import Diverged
 from training.judging.figures import headlines
 from training.lab.comparison.page import comparison_page
 from training.lab.comparison.runs import (
@@ -26,10 +26,11 @@ from training.lab.comparison.runs import (
     Group,
     Job,
     Plan,
-    run_job,
+    pace_or_told,
+    run_or_told,
     train_group,
 )
-from training.lab.comparison.statistics import summarise
+from training.lab.comparison.statistics import in_words, summarise
 from training.lab.jobs import run_jobs
 from training.presets import build_config, fill_in, suitable_preset
 from training.progress import silent
@@ -84,6 +85,7 @@ def compare(
 
     Raises:
         UserError: the configuration or the data cannot be used.
+        Diverged: a run of every constraint did.
     """
     if len(set(kinds)) < 2:
         raise UserError("--constraints: name at least two different ones, such as a,b")
@@ -95,9 +97,12 @@ def compare(
         data = load_data(any_config.data, any_config.training.batch_size)
         configs = {kind: fill_in(config, data.card) for kind, config in configs.items()}
         _require_same(out / COMPARED, fingerprint(data), configs, say)
-        paces = dict[str, float]()
+        paces = dict[str, Any]()
         for kind, config in configs.items():
-            paces |= run_jobs(measure_pace, {kind: config}, out / "pace", 1, say)
+            paces |= run_jobs(pace_or_told, {kind: config}, out / "pace", 1, say)
+        diverged = {kind: pace for kind, pace in paces.items() if isinstance(pace, str)}
+        configs = _sound(configs, diverged, say)
+        paces = {kind: paces[kind] for kind in configs}
         fastest = min(paces.values())
         if budget_seconds is None:
             own = fill_in(build_config(preset, source, None, overrides), data.card).training
@@ -106,7 +111,7 @@ def compare(
             critic_steps = max(1, int(budget_seconds / fastest))
         plan = Plan(configs, paces, critic_steps, critic_steps * fastest)
         say(
-            f"{len(kinds)} constraints, {seeds} seeds: {critic_steps} critic steps each, and "
+            f"{len(configs)} constraints, {seeds} seeds: {critic_steps} critic steps each, and "
             f"{plan.seconds:.1f} s each"
         )
         jobs, groups = {}, dict[str, Group]()
@@ -124,14 +129,45 @@ def compare(
         for name, reason in run_jobs(train_group, groups, out / "together", processes, say).items():
             if reason:
                 say(f"{name}: trained one by one, for {reason}")
-        answers = run_jobs(run_job, jobs, out / ANSWERS, processes, say)
+        answers = run_jobs(run_or_told, jobs, out / ANSWERS, processes, say)
         if track:
             for name in jobs:
                 _track(out / "runs" / name, out.name)
-        summary = summarise(plan, answers, seeds, data.card.name, headlines(data.card)[0])
+        diverged |= _diverged(jobs, answers)
+        plan = plan._replace(configs=_sound(configs, diverged, silent))
+        figure = headlines(data.card)[0]
+        summary = summarise(plan, answers, seeds, data.card.name, figure, diverged)
         write_file(out / "comparison.json", json.dumps(summary, indent=1) + "\n")
         write_file(out / REPORT, comparison_page(plan, answers, seeds, data, out, summary))
         return summary
+
+
+def _diverged(jobs: dict[str, Job], answers: dict[str, Any]) -> dict[str, str]:
+    """Say of each constraint whose run diverged which one did, and how."""
+    found = dict[str, str]()
+    for name, (config, _) in jobs.items():
+        if how := answers[name].get("diverged"):
+            found.setdefault(config.constraint.kind, f"seed {config.training.seed} {how}")
+    return found
+
+
+def _sound(
+    configs: dict[str, Config], diverged: dict[str, str], say: Callable[[str], None]
+) -> dict[str, Config]:
+    """The constraints of which no run diverged.
+
+    Raises:
+        Diverged: there is none.
+    """
+    for kind, how in diverged.items():
+        say(f"{kind} is left out: {how}")
+    sound = {kind: config for kind, config in configs.items() if kind not in diverged}
+    if not sound:
+        raise Diverged(
+            f"every constraint diverged: {in_words(diverged)}; lower training.learning_rate, and "
+            "choose another --out"
+        )
+    return sound
 
 
 def _require_same(
@@ -177,7 +213,7 @@ def _is_small(config: Config) -> bool:
 
 def _track(folder: Path, comparison: str) -> None:
     note = folder / "tracked.json"
-    if note.exists():
+    if note.exists() or not (folder / ARTIFACT).exists():  # one that diverged has no artifact
         return
     model = load_artifact(folder / ARTIFACT)
     run_id = track_and_register(

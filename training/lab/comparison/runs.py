@@ -16,7 +16,8 @@ from models.durable import read_file, write_file
 from models.run_folder import ARTIFACT, CHECKPOINTS
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
-from training.engine.runs import Row
+from training.engine.pace import measure_pace
+from training.engine.runs import Diverged, Row
 from training.engine.stack import NotStackable
 from training.engine.stacked import train_together
 from training.judging.extractors import choose_extractor
@@ -129,9 +130,29 @@ def train_group(group: Group) -> str | None:
     ]
     try:
         train_together(configs, data, [folder / CHECKPOINTS for folder in folders], watches)
-    except NotStackable as error:
-        return str(error)
+    except (NotStackable, Diverged) as error:  # `run_or_told` finds which of them diverged
+        return _first_sentence(error)
     return None
+
+
+def pace_or_told(config: Config) -> float | str:
+    """The seconds of a critic step; or, of a training that diverged within a few, how it did."""
+    try:
+        return measure_pace(config)
+    except Diverged as error:
+        return _first_sentence(error)
+
+
+def run_or_told(job: Job) -> dict[str, Any]:
+    """What `run_job` returns; or, of a run that diverged, ``diverged``, which says how it did."""
+    try:
+        return run_job(job)
+    except Diverged as error:
+        return {"diverged": _first_sentence(error)}
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).partition(". ")[0]
 
 
 def run_job(job: Job) -> dict[str, Any]:

@@ -72,9 +72,12 @@ def recommend(values: dict[str, Sequence[float]], figure: str) -> dict[str, Any]
     Returns:
         ``constraint``, ``over`` (the other constraint that it is least surely better than; of one
         seed the runner-up), ``confidence`` (that the choice is better than every other, from 0 to
-        1; None for one seed) and ``reason``.
+        1; None for one seed) and ``reason``. Both are None if there is no other.
     """
     first, *others = sorted(values, key=lambda kind: float(np.mean(values[kind])))
+    if not others:
+        reason = f"{first}: the only one of which no run diverged"
+        return {"constraint": first, "over": None, "confidence": None, "reason": reason}
     probabilities = {kind: probability_lower(values[first], values[kind]) for kind in others}
     known = {kind: p for kind, p in probabilities.items() if p is not None}
     rival = min(known, key=known.__getitem__, default=others[0])
@@ -99,7 +102,12 @@ def recommend(values: dict[str, Sequence[float]], figure: str) -> dict[str, Any]
 
 
 def summarise(
-    plan: Plan, answers: dict[str, Any], seeds: int, data_name: str, headline: str
+    plan: Plan,
+    answers: dict[str, Any],
+    seeds: int,
+    data_name: str,
+    headline: str,
+    diverged: dict[str, str],
 ) -> dict[str, Any]:
     """Gather every constraint's figures within both budgets, and recommend one.
 
@@ -109,6 +117,7 @@ def summarise(
         seeds: how many.
         data_name: name of the data set.
         headline: the figure that decides, see `HEADLINES`.
+        diverged: how a run did, of each constraint that is left out for it.
 
     Returns:
         What ``comparison.json`` holds.
@@ -136,6 +145,9 @@ def summarise(
         for row in rows
         if row["budget"] == "seconds"
     }
+    recommendation = recommend(at_equal_seconds, headline)
+    if diverged:
+        recommendation["reason"] += f"; left out: {in_words(diverged)}"
     return {
         "data": data_name,
         "headline": headline,
@@ -143,8 +155,14 @@ def summarise(
         "seconds": plan.seconds,
         "seeds": seeds,
         "rows": rows,
-        "recommendation": recommend(at_equal_seconds, headline),
+        "diverged": diverged,
+        "recommendation": recommendation,
     }
+
+
+def in_words(diverged: dict[str, str]) -> str:
+    """Name the constraints of which a run diverged, and say how it did."""
+    return ", ".join(f"{kind} ({how})" for kind, how in diverged.items())
 
 
 def table_rows(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -16,10 +16,12 @@ from models.config import Config
 from models.errors import UserError
 from models.run_folder import CHECKPOINTS
 from training import budget
+from training import selection as selection_module
 from training.data.dataset import load_data
-from training.engine.checkpoint import TrainingState
+from training.engine.checkpoint import CheckpointError, TrainingState
 from training.engine.loop import train
-from training.engine.runs import Interrupted, no_watch
+from training.engine.origin import load_start
+from training.engine.runs import Interrupted, begin, no_watch
 from training.engine.stack import NotStackable
 from training.engine.stacked import train_together
 from training.judging.headline import headline
@@ -119,6 +121,48 @@ def test_patience_ends_a_run_and_a_repetition_trains_no_further(tmp_path: Path) 
     again = load_artifact(tmp_path / "artifact")
     assert again.run.provenance["selected"] == selected
     assert (again.sample(0, 20) == before).all()
+
+
+def test_a_run_that_patience_ended_is_not_extended(tmp_path: Path) -> None:
+    """Nor said to be, and whoever begins with its model counts the steps of what is served."""
+    patient = {"selection.patience": 1}
+    run_training(configured(**patient), tmp_path, CPU, register=False)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    selected = load_artifact(tmp_path / "artifact").run.provenance["selected"]
+    (last, _) = selected["measured"][-1]
+    longer = configured(**patient, **{"training.steps": 80})
+    with pytest.raises(CheckpointError, match=rf"ended by selection.patience at step {last}, so"):
+        run_training(longer, tmp_path, CPU, register=False, resume=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert selected["step"] < last < 40
+    assert load_start(str(tmp_path / "artifact")).card.steps == selected["step"]
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "is_better"),
+    [
+        ([4, 3, 2, 1], None, True),
+        ([4, 3, 1, 2], None, True),
+        ([4, 3, 1, 2, 2], None, False),
+        ([9, 8, 7, 6, 5, 4, 3, 2, 1, 2, 3, 4], None, False),  # though the best came late
+        ([4, 3, 1, 2], 1, False),
+    ],
+)
+def test_more_steps_may_help_where_the_last_measurements_were_best(
+    values: list[float], patience: int | None, is_better: bool, tmp_path: Path
+) -> None:
+    config = configured(**{"selection.patience": patience})
+    data, said = load_data(config.data), list[str]()
+    selection = Selection(config, data, tmp_path, None, said.append)
+    state = begin(config, data, tmp_path, CPU, None).state
+    measured = iter(values)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(selection_module, "headline", lambda *_: next(measured))
+        for number in range(len(values)):
+            selection(5 * (number + 1), state)
+    selection.take(state)
+    assert ("more steps or a longer --budget may help" in said[-1]) == is_better
+    assert ("more would not help" in said[-1]) != is_better
 
 
 def test_the_best_of_equals_is_the_first_and_patience_counts_from_it(tmp_path: Path) -> None:
@@ -334,6 +378,7 @@ def test_a_budget_chooses_steps_and_measurements(
     assert measured[-1][0] == run.config.training.steps
     assert f"{run.config.training.steps} steps" in capsys.readouterr().out
     assert train_command("--budget", "600s", "--resume") == 0, "goes on as it began: is complete"
+    assert "already complete; a longer --budget needs another --out" in capsys.readouterr().out
     assert load_artifact(tmp_path / "run" / "artifact").run == run
 
 

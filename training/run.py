@@ -174,7 +174,8 @@ def run_training(
 
         model = artifact.load_artifact(finished) if finished.exists() else None
         if model is not None and model.run.config.training.steps == config.training.steps:
-            say(f"{finished} is already complete")
+            longer = "" if budget_seconds is None else "; a longer --budget needs another --out"
+            say(f"{finished} is already complete{longer}")
         else:  # or it was extended
             (folder / REGISTERED).unlink(missing_ok=True)
             seconds = time.perf_counter() - started

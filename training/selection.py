@@ -31,8 +31,6 @@ BEST, MEASURED, PAGE = "best.safetensors", "validation.json", "progress.html"
 REMEDY = "remove it, and what it holds is measured again"
 SHOWN = 36
 """Samples on the page."""
-LATE = 0.75
-"""A best step after this share of the measurements says that more steps may help."""
 
 
 class LastStep:
@@ -132,12 +130,13 @@ class Selection:
         state.ema.load_state_dict(part_of(tensors, "ema."))
         state.critic.load_state_dict(part_of(tensors, "critic."))
         steps = sorted(self.measured)
-        self._say(f"the networks of step {best} are taken; {self._advice(best, steps)}")
+        self._say(f"the networks of step {best} are taken; {self._advice(best)}")
         measured = [[step, self.measured[step]] for step in steps]
         return {"selected": {"step": best, "figure": self.figure, "measured": measured}}
 
-    def _advice(self, best: int, steps: list[int]) -> str:
-        if best > LATE * steps[-1]:
+    def _advice(self, best: int) -> str:
+        steps = sorted(self.measured)
+        if best in steps[-2:] and not self.is_over(steps[-1]):
             return "they were still getting better: more steps or a longer --budget may help"
         return f"nothing was better in the {steps[-1] - best} steps after it: more would not help"
 

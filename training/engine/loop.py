@@ -13,7 +13,7 @@ from models.training import TrainingConfig
 from training.data.batches import TrainingItems, batches
 from training.data.dataset import Dataset
 from training.engine.augmentation import Overfitting
-from training.engine.checkpoint import TrainingState, newest_checkpoint
+from training.engine.checkpoint import CheckpointError, TrainingState, newest_checkpoint
 from training.engine.cuda_graphs import graphs_on
 from training.engine.graphed_step import GRAPHED, GraphedStep, exchanges_samples, graph_obstacle
 from training.engine.memory import keep_freed_memory, shortage_told
@@ -74,7 +74,7 @@ def train(
         Interrupted: `stop_requested` said so.
         Diverged: with a diagnosis.
         CheckpointError: the newest checkpoint is broken, or belongs to another configuration or to
-            other data.
+            other data; or more steps are asked of a run that was over before.
         ShapeError: the model to begin with does not fit.
         ConfigError: the device or a network cannot do what is asked.
         MemoryError: there is too little memory for a step; it says what needs less.
@@ -124,6 +124,12 @@ def train(
 
     run.start_clock()
     ended = is_enough()
+    if ended and run.origin.extended and run.step <= run.origin.extended[-1]:
+        raise CheckpointError(
+            f"{folder.parent}: its run ended by selection.patience at step {run.step}, so more "
+            "steps would not be made; train with more patience in another --out, or begin there "
+            "with its model, by --from"
+        )
     while not (run.is_finished or ended):
         # The critic steps, the generator step and its moving average.
         numbers = [next(order)[rows] for _ in range(settings.num_critic_steps)]

@@ -37,7 +37,7 @@ class Parent(BaseModel, frozen=True, extra="forbid"):
     digest: str
     """Digest of its artifact."""
     steps: int
-    """Generator steps that were done before this run, those of the parent's own parents too."""
+    """Generator steps of the networks that the run began with, those of their parents too."""
 
 
 class Origin(BaseModel, frozen=True, extra="forbid"):
@@ -76,8 +76,9 @@ def load_start(model: str) -> Start:
     model, _ = settle(model)
     with artifact_folder(model) as folder:
         loaded = load_artifact(folder)
-    before = loaded.run.provenance.get("parent", {}).get("steps", 0)
-    steps = before + loaded.run.config.training.steps
+    provenance = loaded.run.provenance
+    served = provenance.get("selected", {}).get("step", loaded.run.config.training.steps)
+    steps = provenance.get("parent", {}).get("steps", 0) + served
     return Start(Parent(model=model, digest=loaded.digest, steps=steps), loaded)
 
 

@@ -19,6 +19,7 @@ from models.errors import DataError, ShapeError
 from models.formats import encode
 from training.data.dataset import Dataset, load_data
 from training.data.sources import cache
+from training.presets import build_config, suitable_preset
 
 RNG = np.random.default_rng(5)
 Files = dict[str, bytes]
@@ -95,6 +96,19 @@ def test_images_come_back_pixel_for_pixel(
     array = load(tmp_path / "same.npy")
     assert array.card.sha256 == data.card.sha256
     assert np.array_equal(array.is_heldout, data.is_heldout)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_that_files_are_images_is_known_without_reading_them(
+    tmp_path: Path, container: Callable[[Files, Path], Path], cached: Path
+) -> None:
+    """Photos of many sizes are not read before a size is set, and never kept at full size."""
+    files = {f"{i}.png": encoded(p) for i, p in enumerate([*photos(100), *photos(100, 9, 9, 3)])}
+    source = str(container(files, tmp_path / "set"))
+    preset = suitable_preset(source)
+    assert not cached.exists()
+    data = load_data(build_config(preset, source).data)
+    assert (preset, data.card.shape) == ("images", (3, 32, 32))
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

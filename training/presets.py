@@ -13,6 +13,7 @@ from models.errors import ConfigError
 from models.networks.parts import GROUP, image_sizes
 from models.networks.settings import ARCHITECTURES, MAX_DEPTH
 from models.record import DataCard
+from models.remote import reached
 from training.data.sources.files import Location
 from training.overrides import Values, override
 
@@ -150,7 +151,9 @@ PRESETS_BY_KIND = {"vector": "table", "image": "images", "sequence": "ar2"}
 
 
 def suitable_preset(source: str, overrides: dict[str, Any] | None = None) -> str:
-    """Choose the preset for data: their own, or the one for their kind; this loads the data.
+    """Choose the preset for data: their own, or the one for their kind.
+
+    This loads the data, but for folders and archives: their images are read as the preset's.
 
     Args:
         source: of the data, as ``data.source``.
@@ -162,7 +165,10 @@ def suitable_preset(source: str, overrides: dict[str, Any] | None = None) -> str
     if source in PRESETS:
         return source
     from training.data.dataset import load_data
+    from training.data.loading import holds_images
 
+    if reached(source, lambda: holds_images(source)):
+        return PRESETS_BY_KIND["image"]
     of_data = {key: value for key, value in (overrides or {}).items() if key.startswith("data")}
     config = build_config("table", source, None, of_data)
     return PRESETS_BY_KIND[load_data(config.data).card.kind]

@@ -43,7 +43,25 @@ def read_source(config: DataConfig, card: DataCard | None = None) -> RawData:
     if source in BUILT_IN:
         return BUILT_IN[source]()
     location = locate(source)
-    kind = location.kind()
+    reader = _reader_of(location)
+    if reader is load_table:
+        return load_table(location, config, None if card is None else card.table)
+    if reader is load_images and card is not None:
+        return load_images(location, config, in_colour=card.shape[0] == 3)
+    return reader(location, config)
+
+
+def holds_images(source: str) -> bool:
+    """True if a source is a folder or an archive, which is read for its images; none is yet.
+
+    Raises:
+        DataError: nothing is there, or it is of no kind that is read.
+    """
+    return source not in BUILT_IN and _reader_of(locate(source)) is load_images
+
+
+def _reader_of(location: Location) -> Reader:
+    source, kind = location.source, location.kind()
     if kind is None:
         raise DataError(
             f"{source}: no such file or folder, nor a built-in data set ({', '.join(BUILT_IN)})"
@@ -52,8 +70,4 @@ def read_source(config: DataConfig, card: DataCard | None = None) -> RawData:
     reader = load_images if is_images else READERS.get(location.suffix)
     if reader is None:
         raise DataError(f"{source}: not a kind of file that is read: {', '.join(READERS)}")
-    if reader is load_table:
-        return load_table(location, config, None if card is None else card.table)
-    if reader is load_images and card is not None:
-        return load_images(location, config, in_colour=card.shape[0] == 3)
-    return reader(location, config)
+    return reader

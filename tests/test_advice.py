@@ -121,6 +121,12 @@ def test_evaluation_takes_the_size_that_it_advises(tmp_path: Path) -> None:
         judge_again(folder, "large.npy")
     told = build_config("table", "large.npy", None, {"data.size": 8}).data
     assert judge_again(folder, "large.npy", told=told).data.card.shape == (1, 8, 8)
+    np.save("colour.npy", RNG.integers(0, 256, (200, 16, 16, 3), np.uint8))
+    with pytest.raises(UserError, match=r"\(1, 8, 8\): bring grey images and --set data.size=8$"):
+        judge_again(folder, "colour.npy")
+    told = build_config("table", "colour.npy", None, {"data.size": 8}).data
+    with pytest.raises(UserError, match=r"\(1, 8, 8\): bring grey images$"):
+        judge_again(folder, "colour.npy", told=told)
 
 
 @pytest.mark.skipif(

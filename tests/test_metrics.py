@@ -85,6 +85,15 @@ def test_w1_of_a_shifted_set_is_the_length_of_the_shift():
     assert wasserstein_1(real, real + np.array([2.0, -3.0, 6.0])) == pytest.approx(7, rel=1e-10)
 
 
+@pytest.mark.parametrize("exponent", [-320, -200, -20, -12, 20, 160, 300])
+def test_w1_has_the_units_of_the_points(exponent):
+    points, shift = np.random.default_rng(0).normal(size=(2, 200, 3))
+    # Of subnormal numbers few digits are left.
+    known, scale = wasserstein_1(points, shift), 10.0**exponent
+    found = wasserstein_1(points * scale, shift * scale)
+    assert found == pytest.approx(known * scale, rel=1e-12 if exponent > -300 else 1e-2, abs=0)
+
+
 def test_w1_stopped_before_the_optimum_is_an_error(monkeypatch):
     solve = ot.emd2
     monkeypatch.setattr(ot, "emd2", lambda a, b, M, numItermax: solve(a, b, M, numItermax=3))

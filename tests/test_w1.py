@@ -209,6 +209,9 @@ def test_images_are_taken_as_images() -> None:
         (np.zeros((60, 2)), np.zeros((60, 2)), "one and the same point"),
         (np.zeros((5, 2)), np.zeros((60, 2)), "A: needs at least 50"),
         (np.zeros((60, 2)), np.full((60, 2), np.nan), "B: holds NaN"),
+        (np.eye(60) * 1e200, np.eye(60), "differ by up to 1e.200, .* bring them to other units"),
+        (np.eye(60) * 1e-200, np.zeros((60, 60)), "differ by up to 1e-200, .* to other units"),
+        (np.full((60, 1), 1e308), np.full((60, 1), -1e308), "bring them to other units"),
         (np.zeros(60), np.zeros(60), r"A: needs .*of a single column give x\[:, None\]"),
     ],
 )

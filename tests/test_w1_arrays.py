@@ -87,6 +87,10 @@ def test_images_are_brought_to_the_units_of_the_model(tmp_path: Path, model: Mod
     with pytest.raises(DataError, match=r"far.npy: pixels are numbers from 0 to 1 here"):
         read(model, tmp_path / "far.npy")
     levels = load_artifact(make_artifact(tmp_path / "of levels"))
+    np.save(tmp_path / "colour.npy", LEVELS)
+    in_colour = read(levels, tmp_path / "colour.npy", size=8)
+    assert in_colour.b.shape == (60, 8, 8, 1)
+    assert "all are made grey to be compared" in in_colour.said
     assert np.abs(read(levels, tmp_path / "first.npy").b - GREY.astype(int)).max() == 0
     with pytest.raises(DataError, match=r"of the range 0\.\.255, B of 0\.\.1: bring them to one"):
         read(levels, model)

@@ -65,14 +65,14 @@ def find_layout(items: Array, config: DataConfig, card: DataCard | None) -> Layo
         return config.layout
     if len(shape) == 3:
         return _three_axes(shape, items.dtype == np.uint8, config, card)
-    of_model = card is not None and card.kind == "image"
-    second, last = (
-        channels == card.shape[0] if card and of_model else channels <= MOST_CHANNELS
-        for channels in (shape[1], shape[3])
-    )
+    axes = shape[1], shape[3]
+    own = card.shape[0] if card and card.kind == "image" else None  # the model's channels
+    second, last = (channels == own for channels in axes)
+    if not (second or last):  # as of colour beside a grey model: others make it fit, or refuse it
+        second, last = (channels <= MOST_CHANNELS for channels in axes)
     if last != second:
         return "nhwc" if last else "nchw"
-    if last and card and of_model:
+    if last and card and own is not None:
         return card.layout or "nhwc"
     which = "both the second and the last" if last else "neither the second nor the last"
     raise DataError(

@@ -15,7 +15,7 @@ from models.config import DataConfig, EvaluationConfig
 from models.device import require_device
 from models.errors import ConfigError, UserError
 from models.model import Model
-from models.record import Results
+from models.record import DataCard, Results
 from training.data.dataset import Dataset, load_data
 from training.judging.classes import Labelled, class_distances
 from training.judging.classifier import classify, fit_classifier
@@ -325,12 +325,9 @@ def judge_again(
     for note in data.notes:
         say(f"{source}: {note}")
     if data.card.shape != model.shape:
-        side = model.shape[-1]
-        is_square = model.is_image and data.card.kind == "image" and model.shape[1] == side
-        remedy = f"--set data.size={side}" if is_square else "bring items of that shape"
         raise UserError(
             f"{source}: has items of shape {data.card.shape}, and the model takes {model.shape}: "
-            f"{remedy}"
+            f"{_remedy(data.card, model.shape)}"
         )
     with phase("judging"):
         # The same features as in the run, or none: figures over others would not compare.
@@ -340,6 +337,21 @@ def judge_again(
             else None
         )
         return Evaluation(model, data, judge(model, data, config.evaluation, extractor))
+
+
+def _remedy(found: DataCard, wanted: tuple[int, ...]) -> str:
+    """What makes items of a data set those that a model takes, of the shape that is wanted."""
+    if found.kind != "image" or len(wanted) != 3:
+        return "bring items of that shape"
+    channels, height, width = wanted
+    remedies = []
+    if found.shape[0] != channels:
+        kinds = {1: "grey images", 3: "images in colour"}
+        remedies.append(f"bring {kinds.get(channels, f'images of {channels} channels')}")
+    if found.shape[1:] != (height, width):
+        size = f"images of {width}x{height} pixels"
+        remedies.append(f"--set data.size={width}" if width == height else f"bring {size}")
+    return " and ".join(remedies)
 
 
 def evaluate_artifact(folder: Path, source: str | None = None, device: str = "cpu") -> Results:

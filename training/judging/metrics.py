@@ -11,6 +11,7 @@ are those of a CPU to a relative 1e-9, in float64 on both.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import TypeVar
@@ -64,19 +65,29 @@ def wasserstein_1(
     import ot  # takes seconds to import, and only this function needs it
 
     real, fake = checked(real, fake, fewest=1)
+    # POT's answers are wrong where all costs are below 1e-11 or so, and squares must not overflow.
+    # Powers of two change no digit.
+    exponent = max(_exponent(real), _exponent(fake))
+    cost = cdist(np.ldexp(real, -exponent), np.ldexp(fake, -exponent))
+    of_cost = _exponent(cost)
     with warnings.catch_warnings():
         # POT says by a warning that its answer is not the optimum: that is no answer.
         warnings.simplefilter("error", UserWarning)
         try:
-            cost = ot.emd2(
+            found = ot.emd2(
                 ot.unif(len(real)) if real_weights is None else real_weights,
                 ot.unif(len(fake)) if fake_weights is None else fake_weights,
-                cdist(real, fake),
+                np.ldexp(cost, -of_cost),
                 numItermax=10**9,
             )
         except UserWarning as warning:
             raise RuntimeError(f"exact optimal transport failed: {warning}") from warning
-    return float(cost)
+    return math.ldexp(float(found), exponent + of_cost)
+
+
+def _exponent(values: Array) -> int:
+    """The least power of two above all values."""
+    return math.frexp(float(np.abs(values).max(initial=0)))[1]
 
 
 def sliced_wasserstein_1(real: Array, fake: Array, projections: int = 256, seed: int = 0) -> float:

@@ -33,6 +33,9 @@ MAX_VALUES = 2**25
 """Values of all items of a side, at most, likewise: 256 MB in float64."""
 ROWS = 8192
 """Samples whose common offset is subtracted at once."""
+MAX_SPREAD = 1e140
+"""Of the values of a column. Such squares, summed over many columns, do not overflow; nor do those
+of its inverse vanish."""
 SPLIT = (0.7, 0.1, 0.2)
 """Shares of the samples to fit on, to validate on, and to hold out for the estimate."""
 
@@ -105,6 +108,15 @@ def require_samples(a: Array, b: Array) -> None:
         raise DataError(f"A has items of shape {a.shape[1:]}, B of shape {b.shape[1:]}")
     if (a == a[0]).all() and (b == a[0]).all():
         raise DataError("A and B are one and the same point")
+    low = np.minimum(a.min(axis=0), b.min(axis=0)).astype(float)
+    high = np.maximum(a.max(axis=0), b.max(axis=0)).astype(float)
+    with np.errstate(over="ignore"):
+        spread = float((high - low).max())
+    if not 1 / MAX_SPREAD < spread < MAX_SPREAD:
+        raise DataError(
+            f"A and B: the values differ by up to {spread:.3g}, whose square no number holds; "
+            "bring them to other units"
+        )
 
 
 class Units:

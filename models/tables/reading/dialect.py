@@ -265,7 +265,8 @@ def _declared(lines: list[str], config: CsvConfig) -> tuple[str | None, CsvConfi
 def _header(rows: list[tuple[int, list[str]]], width: int, config: CsvConfig) -> int:
     """Index of the header: the first row that is as wide as the rows, or one narrower.
 
-    But the next one, if the first reads as a title with separators in it, and the next as names.
+    But the next one, if it reads as names, and two of three signs speak for a title before it: that
+    is narrower, holds a number, or numbers stand below the next.
     """
     if not config.header:
         return 0
@@ -274,12 +275,12 @@ def _header(rows: list[tuple[int, list[str]]], width: int, config: CsvConfig) ->
         is_narrow = len(values) == width - 1 > 1 and len(follows or [""] * width) == width
         if len(values) != width and not is_narrow:
             continue
-        is_title = any(map(_is_number, values))
-        if len(follows) == width and _are_names(follows) and (is_narrow or is_title):
-            below = [row for _, row in rows[i + 2 :] if len(row) == width]
-            if (is_narrow and is_title) or any(map(_are_numbers, zip(*below, strict=True))):
-                return i + 1
-        return i
+        if len(follows) != width or not _are_names(follows):
+            return i
+        has_number = any(map(_is_number, values))
+        below = [row for _, row in rows[i + 2 :] if len(row) == width]
+        has_numbers_below = any(map(_are_numbers, zip(*below, strict=True)))
+        return i + (is_narrow + has_number + has_numbers_below >= 2)
     return 0
 
 

@@ -124,7 +124,7 @@ def test_patience_ends_a_run_and_a_repetition_trains_no_further(tmp_path: Path) 
 
 
 def test_a_run_that_patience_ended_is_not_extended(tmp_path: Path) -> None:
-    """Nor said to be, and whoever begins with its model counts the steps of what is served."""
+    """Whoever begins with its model counts the steps of what is served."""
     patient = {"selection.patience": 1}
     run_training(configured(**patient), tmp_path, CPU, register=False)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 
 from models import artifact, champions, promotions, registry
+from models.durable import remove_partial
 from models.errors import (
     AbsentError,
     ArtifactError,
@@ -118,6 +119,7 @@ def _run(cycle: Cycle, holder: str | None, report: Report, workers: Workers) -> 
     if holder is not None:
         done = Outcome("skipped", f"another retraining is under way: {holder}")
     elif workers.is_main:
+        remove_partial(folder)  # of a run that was killed, also where nothing is left to train
         done = _done_before(cycle)
         if done is None:
             make_room(folder, config.name, cycle.settings.keep_runs, cycle.needed, cycle.say)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from models.durable import PARTIAL, remove_folder, remove_partial
+from models.durable import PARTIAL, remove_folder
 from models.errors import MachineError
 from training.engine.room import usable_bytes
 
@@ -32,8 +32,6 @@ def make_room(current: Path, name: str, keep: int, needed: int, say: Callable[[s
     for left in parent.glob(f".*{PARTIAL}"):  # by a removal that was cut off
         if _of_model(name).match(left.name[1:]):
             shutil.rmtree(left)
-    if current.is_dir():
-        remove_partial(current)
     free = room(parent, name, keep, current)
     if free < needed:
         raise MachineError(

@@ -1,6 +1,7 @@
 """Gaps are filled beside rules between columns: known cells stay, and every rule is kept."""
 
 import datetime as dt
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from models.artifact import load_artifact
 from models.errors import DataError
 from models.model import Model
 from models.tables import TableSchema, rule_shares
+from models.tables.category import uniform
 from models.tables.column import arrow_type, value_type, whole
 from models.tables.number import NumberColumn
 from models.tables.rules.numbers import between, first_from, nearest
@@ -151,7 +153,9 @@ def test_each_seed_completes_a_row_with_another_rare_combination() -> None:
     for seed in range(30):
         rows = pa.table({"city": pa.nulls(5, pa.string()), "region": ["1"] * 5})
         made = pa.table({"city": ["0"] * 5, "region": ["0"] * 5})  # fits none of the known cells
-        settled = schema.rules[0].settled(rows, made, schema.by_name, {}, 0, seed)
+        settled = schema.rules[0].settled(
+            rows, made, schema.by_name, {}, partial(uniform, seed=seed)
+        )
         cities.append(settled["city"].to_pylist())
     assert all(int(one) % 2 for five in cities for one in five)
     for i in range(5):

@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.errors import DataError
+from models.tables.category import uniform
 from models.tables.column import arrow_type, column_values, converted, value_type, whole
 from models.tables.conditions import Condition
 from models.tables.fixed import CopyColumn
 from models.tables.layout import LARGEST_SCORE, Choice, Part, place
 from models.tables.number import NumberColumn
-from models.tables.rules.base import Ranges
+from models.tables.rules.base import Draw, Ranges
 from models.tables.rules.numbers import put
 from models.tables.schema import TableSchema
 
@@ -43,7 +44,12 @@ def complete(
     known = _with_all_columns(schema, rows)
     if any(rule.makes for rule in schema.rules):
         # First what rules need of the row; then the rest beside it.
-        known = _settle(schema, known, make(_restrict_to_known(schema, known)), first, seed)
+        known = _settle(
+            schema,
+            known,
+            make(_restrict_to_known(schema, known)),
+            lambda places, name: uniform(first + places, name, seed),
+        )
     made = make(_restrict_to_known(schema, known))
     completed = _fill(schema, known, made, rows.column_names)
     _require_rules(schema, completed, first)
@@ -107,7 +113,7 @@ def _restrict_to_known(schema: TableSchema, rows: pa.Table) -> Array:
     return np.concatenate(pieces, axis=1)
 
 
-def _settle(schema: TableSchema, rows: pa.Table, made: pa.Table, first: int, seed: int) -> pa.Table:
+def _settle(schema: TableSchema, rows: pa.Table, made: pa.Table, draw: Draw) -> pa.Table:
     """Fill the gaps of columns under rules so that the rules are kept, as far as that can be.
 
     Args:
@@ -115,13 +121,11 @@ def _settle(schema: TableSchema, rows: pa.Table, made: pa.Table, first: int, see
         rows: as `_with_all_columns` returns them.
         made: rows that were made under `_restrict_to_known`: they keep to all rules, but may differ
             from known cells that rules make of others.
-        first: number of the first row.
-        seed: of `made`.
+        draw: see `Rule.settled`.
     """
     for has_makes in (True, False):  # first where what a rule makes is known, and says most
         for rule in reversed(schema.rules):
-            ranges = _ranges(schema, rows)
-            settled = rule.settled(rows, made, schema.by_name, ranges, first, seed)
+            settled = rule.settled(rows, made, schema.by_name, _ranges(schema, rows), draw)
             if has_makes:
                 is_known = [column_values(rows, name).is_valid() for name in rule.makes]
                 mask = functools.reduce(pc.and_, is_known, pa.array(np.ones(len(rows), bool)))

@@ -77,7 +77,7 @@ def wasserstein_1(
             found = ot.emd2(
                 ot.unif(len(real)) if real_weights is None else real_weights,
                 ot.unif(len(fake)) if fake_weights is None else fake_weights,
-                np.ldexp(cost, -of_cost),
+                np.ldexp(cost, -of_cost, out=cost),
                 numItermax=10**9,
             )
         except UserWarning as warning:
@@ -87,7 +87,7 @@ def wasserstein_1(
 
 def _exponent(values: Array) -> int:
     """The least power of two above all values."""
-    return math.frexp(float(np.abs(values).max(initial=0)))[1]
+    return math.frexp(max(float(values.max(initial=0)), -float(values.min(initial=0))))[1]
 
 
 def sliced_wasserstein_1(real: Array, fake: Array, projections: int = 256, seed: int = 0) -> float:

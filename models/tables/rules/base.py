@@ -19,6 +19,8 @@ Array = np.ndarray
 Columns = Mapping[str, AnyColumn]
 Fit = Callable[[str, str, pa.Array], AnyColumn]
 """Fits a column of a kind and a name to values, of which those of the training rows count."""
+Draw = Callable[[Array, str], Array]
+"""Makes numbers in [0, 1), float64 ``(N,)``, of rows' indices and a column's name."""
 Ranges = dict[str, tuple[Array, Array]]
 """The smallest and the largest value of each row, float64 ``(N,)`` both, by column of numbers."""
 NAME = r"`[^`]+`|[^<>=+*`,()\s-](?:[^<>=+*`,()-]*[^<>=+*`,()\s-])?"
@@ -130,13 +132,7 @@ class Rule(BaseModel, ABC, frozen=True, extra="forbid"):
         return {}
 
     def settled(
-        self,
-        rows: pa.Table,
-        made: pa.Table,
-        columns: Columns,
-        ranges: Ranges,
-        first: int,
-        seed: int,
+        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, draw: Draw
     ) -> pa.Table:
         """Fill the gaps in the rule's columns so that the rule is kept, if that can be.
 
@@ -145,8 +141,7 @@ class Rule(BaseModel, ABC, frozen=True, extra="forbid"):
             made: rows that keep to the rule, but may differ from known cells.
             columns: of the schema.
             ranges: see `tightened`.
-            first: number of the first row.
-            seed: of `made`.
+            draw: of whatever is drawn.
         """
         return rows
 

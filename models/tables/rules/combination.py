@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.errors import ConditionError, DataError
-from models.tables.category import CategoryColumn, uniform
+from models.tables.category import CategoryColumn
 from models.tables.column import Column, column_values, value_type
 from models.tables.conditions import Condition
 from models.tables.fixed import IdentifierColumn
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
-from models.tables.rules.base import Columns, Fit, Ranges, RuleOnColumns
+from models.tables.rules.base import Columns, Draw, Fit, Ranges, RuleOnColumns
 from models.tables.rules.numbers import put, put_in_gaps
 
 Array = np.ndarray
@@ -117,13 +117,7 @@ class Combination(RuleOnColumns, frozen=True):
         return {self.joint.name: (~options).astype(np.float32)[places]}
 
     def settled(
-        self,
-        rows: pa.Table,
-        made: pa.Table,
-        columns: Columns,
-        ranges: Ranges,
-        first: int,
-        seed: int,
+        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, draw: Draw
     ) -> pa.Table:
         """Take the combination that was made, or one of the rare ones that fits known values."""
         assert self.joint is not None
@@ -133,8 +127,8 @@ class Combination(RuleOnColumns, frozen=True):
         counts = np.array([*[0] * len(self.joint.categories), *self.joint.other_counts])
         for row in np.flatnonzero(~fits[places, chosen]):
             weights = np.cumsum(fits[places[row]] * counts)
-            draw = uniform(np.array([first + row]), self.joint.name, seed) * weights[-1]
-            chosen[row] = np.searchsorted(weights, draw[0], side="right")
+            place = draw(np.array([row]), self.joint.name) * weights[-1]
+            chosen[row] = np.searchsorted(weights, place[0], side="right")
         for name, values in self._apart(texts, columns).items():
             rows = put_in_gaps(rows, name, values.take(pa.array(chosen)))
         return rows

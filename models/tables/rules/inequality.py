@@ -13,7 +13,7 @@ from models.errors import DataError
 from models.tables.column import column_values
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
-from models.tables.rules.base import NAME, Columns, Fit, Ranges, Rule, quoted, unquoted
+from models.tables.rules.base import NAME, Columns, Draw, Fit, Ranges, Rule, quoted, unquoted
 from models.tables.rules.numbers import (
     between,
     first_from,
@@ -136,13 +136,7 @@ class Inequality(Rule, frozen=True):
         return {self.gap.name: between(self.gap, least - ends[1], most - ends[0])}
 
     def settled(
-        self,
-        rows: pa.Table,
-        made: pa.Table,
-        columns: Columns,
-        ranges: Ranges,
-        first: int,
-        seed: int,
+        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, draw: Draw
     ) -> pa.Table:
         """Keep to the gap that was made: below a known larger value, else above the smaller."""
         low, high = self._columns(columns)

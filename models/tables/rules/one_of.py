@@ -15,7 +15,7 @@ from models.tables.column import Column, column_values
 from models.tables.conditions import Condition
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
-from models.tables.rules.base import Columns, Fit, Ranges, RuleOnColumns
+from models.tables.rules.base import Columns, Draw, Fit, Ranges, RuleOnColumns
 from models.tables.rules.numbers import put, put_in_gaps
 
 Array = np.ndarray
@@ -101,13 +101,7 @@ class OneOf(RuleOnColumns, frozen=True):
         return put(rows, str(self), which)
 
     def settled(
-        self,
-        rows: pa.Table,
-        made: pa.Table,
-        columns: Columns,
-        ranges: Ranges,
-        first: int,
-        seed: int,
+        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, draw: Draw
     ) -> pa.Table:
         """Take the value that was made where none is known."""
         has_value = [column_values(rows, name).is_valid() for name in self.columns]

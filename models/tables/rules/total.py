@@ -15,7 +15,7 @@ from models.tables.category import BooleanColumn
 from models.tables.column import column_values
 from models.tables.conditions import Condition
 from models.tables.kinds import AnyColumn
-from models.tables.rules.base import NAME, Columns, Fit, Ranges, Rule, quoted, unquoted
+from models.tables.rules.base import NAME, Columns, Draw, Fit, Ranges, Rule, quoted, unquoted
 from models.tables.rules.numbers import nearest, number_column, put, put_in_gaps
 from models.tables.times import TimeColumn
 
@@ -194,13 +194,7 @@ class Total(Rule, frozen=True):
         return rows.drop_columns([self.total])
 
     def settled(
-        self,
-        rows: pa.Table,
-        made: pa.Table,
-        columns: Columns,
-        ranges: Ranges,
-        first: int,
-        seed: int,
+        self, rows: pa.Table, made: pa.Table, columns: Columns, ranges: Ranges, draw: Draw
     ) -> pa.Table:
         """Move terms that are not known, one after the other, to where the sum is the total."""
         total = number_column([columns[self.total]], self)[0]

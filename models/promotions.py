@@ -2,6 +2,8 @@
 
 A change is a tag with a number. It is written before the alias moves, as pending, and again
 afterwards. So whatever is cut off in between, the alias tells what happened; nothing else does.
+A pending change that the alias does not show was cut off, or is about to happen in another process:
+it is not told, and is deleted only when it is older than a promotion can be.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 HISTORY = "promotion."
 """Prefix of the tags. A number and random digits follow: two simultaneous changes may take the same
 number, but none overwrites the other."""
 PENDING = "pending"
+LONGEST = timedelta(hours=1)
+"""More than a promotion takes, with a registry that answers late and clocks that differ."""
 MOVED = "moved"
 """The action of a change that was made elsewhere, such as by hand in MLflow's pages."""
 Change = dict[str, str | None]
@@ -31,6 +35,11 @@ def user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # the latter from Python 3.13 on
         return f"uid {os.getuid()}"
+
+
+def now(shift: timedelta = timedelta()) -> str:
+    """The time of a change, which sorts as text; or a time before or after it."""
+    return (datetime.now(UTC) + shift).isoformat(timespec="milliseconds")
 
 
 def next_tag(tags: Mapping[str, str]) -> str:
@@ -54,19 +63,21 @@ def settle(
     """
     changes: list[Change] = []
     mend: dict[str, str | None] = {}
-    for name, change in _recorded(tags):
+    for name, change in reversed(_recorded(tags)):
         if change.pop(PENDING, False):
-            if change["to"] != champion:  # it did not come to that
-                mend[name] = None
+            if changes or change["to"] != champion:
+                if str(change["when"]) < now(-LONGEST):
+                    mend[name] = None
                 continue
             mend[name] = json.dumps(change)
         changes.append(change)
+    changes.reverse()
     last = changes[-1]["to"] if changes else None
     if last != champion:
         moved: Change = {
             "action": MOVED,
             "who": None,
-            "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "when": now(),
             "why": "found so: the alias was set or deleted by other means",
             "from": last,
             "to": champion,

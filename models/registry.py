@@ -275,7 +275,7 @@ def _set_champion(name: str, version: str, action: str, why: str, check: Check) 
     change = {
         "action": action,
         "who": promotions.user(),
-        "when": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "when": promotions.now(),
         "why": why,
         "from": before,
         "to": version,

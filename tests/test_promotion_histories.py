@@ -204,6 +204,31 @@ def test_the_alias_tells_which_pending_changes_came_to_pass() -> None:
     assert promotions.settle({}, None) == ([], {})
 
 
+def test_a_change_that_another_process_is_about_to_make_is_left_to_it() -> None:
+    """Deleted, it would be missing from the history of two that promote at the same time."""
+    now = promotions.now()
+    tags = {
+        "promotion.000001.aa": change("promote", "1", now),
+        "promotion.000002.aa": change("promote", "3", now, pending=True),
+        "promotion.000002.bb": change("promote", "2", now, pending=True),
+    }
+    for alias in ("1", "2", "3"):
+        changes, mend = promotions.settle(tags, alias)
+        assert [one["to"] for one in changes] == ["1", *alias.replace("1", "")]
+        assert None not in mend.values()
+
+
+def test_a_change_that_was_cut_off_is_not_told_when_its_version_becomes_champion_later() -> None:
+    now = promotions.now()
+    tags = {
+        "promotion.000001.aa": change("promote", "2", now, pending=True),
+        "promotion.000002.aa": change("promote", "3", now),
+    }
+    changes, mend = promotions.settle(tags, "2")
+    assert [(one["action"], one["to"]) for one in changes] == [("promote", "3"), ("moved", "2")]
+    assert "promotion.000001.aa" not in mend
+
+
 @pytest.mark.parametrize(
     ("moves", "left"),
     [

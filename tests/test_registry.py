@@ -10,9 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 import wgan_cli
-from models import registry, registry_files
+from models import promotions, registry, registry_files
 from models.artifact import load_artifact
 from models.errors import AbsentError, AwayError, ForbiddenError, RegistryError
 from tests.artifacts import make_artifact
@@ -40,7 +41,7 @@ def _use_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_versions_are_listed(home: Path) -> None:
-    rows = registry.versions()
+    rows = registry.versions("tiny")
     assert [(r["name"], r["version"]) for r in rows] == [
         ("tiny", "3"),
         ("tiny", "2"),
@@ -105,17 +106,17 @@ def test_of_a_table_the_report_and_any_names_of_columns_are_tracked(tmp_path: Pa
     assert said["Price ($), net"]["kind"] == "number"
 
 
-def test_champions_come_and_go_with_their_history() -> None:
-    assert registry.promote("tiny", "1", "first") is None
-    assert registry.promote("tiny", "3", "better") == "1"
-    assert registry.promote("tiny", "2", "better still") == "3"
-    assert registry.resolve("tiny@champion") == ("tiny", "2")
-    assert registry.rollback("tiny", "it was not") == ("2", "3")
-    assert registry.rollback("tiny", "nor that") == ("3", "1")
-    assert registry.resolve("tiny@champion") == ("tiny", "1")
+def test_champions_come_and_go_with_their_history(bare: str) -> None:
+    assert registry.promote(bare, "1", "first") is None
+    assert registry.promote(bare, "3", "better") == "1"
+    assert registry.promote(bare, "2", "better still") == "3"
+    assert registry.resolve(f"{bare}@champion") == (bare, "2")
+    assert registry.rollback(bare, "it was not") == ("2", "3")
+    assert registry.rollback(bare, "nor that") == ("3", "1")
+    assert registry.resolve(f"{bare}@champion") == (bare, "1")
     with pytest.raises(RegistryError, match="no earlier champion"):
-        registry.rollback("tiny", "what now")
-    found = [(h["action"], h["from"], h["to"], h["why"]) for h in registry.history("tiny")]
+        registry.rollback(bare, "what now")
+    found = [(h["action"], h["from"], h["to"], h["why"]) for h in registry.history(bare)]
     assert found == [
         ("promote", None, "1", "first"),
         ("promote", "1", "3", "better"),
@@ -123,10 +124,10 @@ def test_champions_come_and_go_with_their_history() -> None:
         ("rollback", "2", "3", "it was not"),
         ("rollback", "3", "1", "nor that"),
     ]
-    assert all(h["who"] and h["when"] for h in registry.history("tiny"))
-    registry.promote("tiny", "3", "again")
-    registry.promote("tiny", "1", "and back")
-    assert registry.rollback("tiny", "so 3 it is") == ("1", "3")
+    assert all(h["who"] and h["when"] for h in registry.history(bare))
+    registry.promote(bare, "3", "again")
+    registry.promote(bare, "1", "and back")
+    assert registry.rollback(bare, "so 3 it is") == ("1", "3")
 
 
 @pytest.mark.parametrize(
@@ -156,16 +157,16 @@ def test_a_tampered_version_is_not_promoted(home: Path, capsys: pytest.CaptureFi
     assert "MODEL_CARD.md" in said
 
 
-def test_the_command_line_tells_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_tells_the_same(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     def wgan(*arguments: str) -> str:
         assert wgan_cli.main([*arguments]) == 0
         return capsys.readouterr().out
 
-    wgan("promote", "tiny@2", "--why", "a test")
-    assert registry.history("tiny")[-1]["why"] == "a test"
+    wgan("promote", f"{model}@3", "--why", "a test")
+    assert registry.history(model)[-1]["why"] == "a test"
     rows = json.loads(wgan("models", "--json"))
-    assert [r["version"] for r in rows if "champion" in r["aliases"]] == ["2"]
-    assert "tiny@2" in wgan("models")
+    assert [r["version"] for r in rows if r["name"] == model and r["aliases"]] == ["3"]
+    assert f"{model}@3" in wgan("models")
     assert "@champion" in wgan("models")
 
 
@@ -194,19 +195,6 @@ def test_there_may_be_no_champion(home: Path) -> None:
     assert registry.champion("unpromoted") == "1"
 
 
-def test_promotions_at_once_leave_one_champion_and_both_histories() -> None:
-    before = len(registry.history("tiny"))
-    code = "import sys; from models import registry; registry.promote('tiny', sys.argv[1], 'race')"
-    both = [subprocess.Popen([sys.executable, "-c", code, version]) for version in ("1", "3")]
-    assert [p.wait(120) for p in both] == [0, 0]
-    assert registry.champion("tiny") in {"1", "3"}
-    added = [h for h in registry.history("tiny")[before:] if h["action"] == "promote"]
-    assert sorted(str(h["to"]) for h in added) == ["1", "3"]
-    assert registry.history("tiny")[-1]["to"] == registry.champion("tiny")
-    registry.promote("tiny", "2", "after the race")
-    assert registry.history("tiny")[-1]["to"] == "2"
-
-
 def test_a_server_that_is_away_is_said(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -227,20 +215,77 @@ def changes(name: str = "tiny") -> list[tuple[str | None, ...]]:
 
 
 @pytest.fixture
+def bare() -> str:
+    return make_bare_model()
+
+
+@pytest.fixture
 def model() -> str:
     return make_model()
 
 
-def make_model() -> str:
-    """A model of three versions of its own, of which the first two have been champions."""
+def make_bare_model() -> str:
+    """A model of three versions of its own, of which none has been champion."""
     name = f"model{next(NUMBERS)}"
     version = registry.client().get_model_version("tiny", "1")
     tags = {registry.EXTRACTOR_TAG: '{"name": "one", "sha256": "0"}'}
     for _ in range(3):
         registry.register(name, version.run_id, version.source, tags)
+    return name
+
+
+def make_model() -> str:
+    """A model of three versions of its own, of which the first two have been champions."""
+    name = make_bare_model()
     registry.promote(name, "1", "first")
     registry.promote(name, "2", "better")
     return name
+
+
+def test_promotions_at_once_leave_one_champion_and_both_histories(model: str) -> None:
+    code = "import sys; from models import registry; registry.promote(*sys.argv[1:], 'race')"
+    both = [subprocess.Popen([sys.executable, "-c", code, model, number]) for number in ("1", "3")]
+    assert [p.wait(120) for p in both] == [0, 0]
+    assert registry.champion(model) in {"1", "3"}
+    added = [h for h in registry.history(model)[2:] if h["action"] == "promote"]
+    assert sorted(str(h["to"]) for h in added) == ["1", "3"]
+    assert registry.history(model)[-1]["to"] == registry.champion(model)
+    registry.promote(model, "2", "after the race")
+    assert registry.history(model)[-1]["to"] == "2"
+
+
+def test_a_promotion_that_looks_while_another_is_made_leaves_it_in_the_history(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks between the other's record and its alias, and mends after the other has ended."""
+    settle, alias = promotions.settle, MlflowClient.set_registered_model_alias
+    steps = {name: threading.Event() for name in ("recorded", "looked", "ended")}
+
+    def set_alias(*arguments: object) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            steps["recorded"].set()
+            assert steps["looked"].wait(60)
+        alias(*arguments)
+
+    def look(*arguments: object) -> object:
+        found = settle(*arguments)
+        if threading.current_thread() is threading.main_thread():
+            steps["looked"].set()
+            assert steps["ended"].wait(60)
+        return found
+
+    def promote_another() -> None:
+        registry.promote(model, "3", "the other")
+        steps["ended"].set()
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", set_alias)
+    other = threading.Thread(target=promote_another)
+    other.start()
+    assert steps["recorded"].wait(60)
+    monkeypatch.setattr(promotions, "settle", look)
+    registry.promote(model, "1", "this one")
+    other.join()
+    assert [c[2] for c in changes(model)] == ["1", "2", "3", "1"]
 
 
 KILLED = """
@@ -295,8 +340,8 @@ def test_a_promotion_that_is_killed_leaves_a_true_history(killed: list[str], cal
     assert registry.rollback(model, "back") == (("3", "2") if happened else ("2", "1"))
     tags = registry.client().get_registered_model(model).tags
     recorded = [value for key, value in tags.items() if key.startswith("promotion.")]
-    assert len(recorded) == len(changes(model))
-    assert not any("pending" in value for value in recorded)
+    assert len(recorded) == len(changes(model)) + (calls == 1)
+    assert sum("pending" in value for value in recorded) == (calls == 1)
     assert json.loads(tags[registry.EXTRACTOR_TAG])["version"] == "1"
 
 

@@ -17,12 +17,14 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from models.config import ColumnConfig, parse_data
-from models.errors import ConfigError, DataError
+from models.errors import ConfigError, DataError, ShapeError
 from models.tables import TableSchema
+from models.tables.reading import texts
 from models.tables.reading.dialect import SAMPLE, CsvConfig, find_dialect
-from models.tables.reading.texts import decompressed
+from models.tables.reading.texts import decompressed, read_csv
 from models.tables.records import read_rows, typed
 from training.data.coding import code_table
 from training.data.columns import find_kind
@@ -66,6 +68,9 @@ CASES = {
     "UTF-16 without mark": Case(
         "aa,bb\n1,2\n3,4\n".encode("utf-16-le"), {"aa": [1, 3], "bb": [2, 4]}, ("utf-16-le",)
     ),
+    "UTF-16 of another order without mark": Case(
+        "aa,bb\n1,2\n3,4\n".encode("utf-16-be"), {"aa": [1, 3], "bb": [2, 4]}, ("utf-16-be",)
+    ),
     "told encoding": Case(
         "a,b\n1,ж\n".encode("cp1251"), {"a": [1], "b": ["ж"]}, csv={"encoding": "cp1251"}
     ),
@@ -73,9 +78,30 @@ CASES = {
         'name,note\n"Smith, John","said ""hi"""\n"Lee","two\nlines"\n',
         {"name": ["Smith, John", "Lee"], "note": ['said "hi"', "two\nlines"]},
     ),
+    "quotes for inches": Case('size,x\n5",1\n6,2\n', {"size": ['5"', "6"], "x": [1, 2]}),
+    "columns of both decimal signs": Case(
+        "a;b\n1,5;1.25\n2,5;2.75\n",
+        {"a": [1.5, 2.5], "b": [1.25, 2.75]},
+        ("separator", "'1,5' is read as 1.5"),
+    ),
     "spaces before quotes": Case(
         'LatD, "NS", City\n41, "N", "Youngstown, OH"\n42, "S", "Yankton"\n',
         {"LatD": [41, 42], "NS": ["N", "S"], "City": ["Youngstown, OH", "Yankton"]},
+    ),
+    "spaces before one quote": Case('a, b\n1, "x, y"\n2, z\n', {"a": [1, 2], "b": ["x, y", "z"]}),
+    "line breaks and commas in quotes": Case(
+        'a;b\n1;"x, y\nz, w"\n2;"p, q\nr, s"\n',
+        {"a": [1, 2], "b": ["x, y\nz, w", "p, q\nr, s"]},
+        ("';' is taken for the separator",),
+    ),
+    "line breaks in the header": Case('a,"b\nc"\n1,2\n', {"a": [1], "b\nc": [2]}),
+    "line breaks in the header, after a title": Case(
+        'title\n\na,"b\nc",d\n1,2,3\n',
+        {"a": [1], "b\nc": [2], "d": [3]},
+        ("line 3 is the header, after 'title'",),
+    ),
+    "line breaks in the first row": Case(
+        '1,"x\ny"\n2,z\n', {"x1": [1, 2], "x2": ["x\ny", "z"]}, csv={"header": False}
     ),
     "spaces after commas": Case(
         "age, work, income\n39, State-gov, <=50K\n50, ?, >50K\n",
@@ -151,6 +177,17 @@ CASES = {
         {"chrom": ["chr1", "chr2"], "start": [5, 7]},
         ("separator", "comments"),
     ),
+    "comment as wide as the table": Case(
+        "# made, on Monday\na,b\n1,2\n", {"a": [1], "b": [2]}, ("comments",)
+    ),
+    "header in the second comment": Case(
+        "## version 4\n#chrom\tstart\nchr1\t5\n5\t7\n",
+        {"chrom": ["chr1", "5"], "start": [5, 7]},
+        ("separator", "comments"),
+    ),
+    "hash before values": Case(
+        "colour,n\n#ff0000,1\n#00ff00,2\n", {"colour": ["#ff0000", "#00ff00"], "n": [1, 2]}
+    ),
     "hash in values": Case(
         "id,colour\n1,#ff0000\n2,#00ff00\n", {"id": [1, 2], "colour": ["#ff0000", "#00ff00"]}
     ),
@@ -164,6 +201,7 @@ CASES = {
         {"a": [1, 2], "b": [2.5, 3.5], "c": [3, 4]},
         ("'2,5' is read as 2.5",),
     ),
+    "values like Excel's line": Case("option\nsep=;\nmode=x\n", {"option": ["sep=;", "mode=x"]}),
     "separator line in quotes": Case('"sep=\t"\r\na\tb\r\n1\t2\r\n', {"a": [1], "b": [2]}),
     "separator line, padded": Case("\nsep=,,,\na,b,c\n1,2,3\n", {"a": [1], "b": [2], "c": [3]}),
     "separator line without header": Case(
@@ -191,6 +229,23 @@ CASES = {
         "Sales, 2020\nregion,kind,unit\nx,b,c\n",
         {"region": ["x"], "kind": ["b"], "unit": ["c"]},
         ("line 2 is the header, after 'Sales, 2020'",),
+    ),
+    "title as wide, above gaps": Case(
+        "Sales, Q1, 2020\nregion,units,price\nx,1,NA\ny,NA,4\n",
+        {"region": ["x", "y"], "units": [1, None], "price": [None, 4]},
+        ("line 2 is the header, after 'Sales, Q1, 2020'", "'NA'"),
+    ),
+    "a year as name, above nothing": Case(
+        "city,kind,2020\nregion,kind,unit\nx,b,\ny,c,\n",
+        {"city": ["region", "x", "y"], "kind": ["kind", "b", "c"], "2020": ["unit", None, None]},
+    ),
+    "years as names, above texts": Case(
+        "country,2019,2020\nland,low,high\nNauru,few,x\nChile,3,4\nPeru,5,6\n",
+        {
+            "country": ["land", "Nauru", "Chile", "Peru"],
+            "2019": ["low", "few", "3", "5"],
+            "2020": ["high", "x", "4", "6"],
+        },
     ),
     "years as names": Case(
         "country,2019,2020\nNauru,NA,x\nChile,3,4\n",
@@ -221,6 +276,16 @@ CASES = {
         '"mpg","kind"\n"Mazda",NA,"x"\n"Fiat",32.4,"y"\n',
         {"Unnamed: 0": ["Mazda", "Fiat"], "mpg": [None, 32.4], "kind": ["x", "y"]},
         ("one name less: the first column is the rows' names", "'NA'"),
+    ),
+    "row names of R, beside gaps": Case(
+        '"a","b"\n"r",1,"x"\n"s",2,"y"\n"t",3,""\n',
+        {"Unnamed: 0": ["r", "s", "t"], "a": [1, 2, 3], "b": ["x", "y", None]},
+        ("one name less: the first column is the rows' names",),
+    ),
+    "row names of R, above a gap in the last row": Case(
+        '"a","b"\n"r",1,"x"\n"s",2,""\n',
+        {"Unnamed: 0": ["r", "s"], "a": [1, 2], "b": ["x", None]},
+        ("one name less: the first column is the rows' names",),
     ),
     "row names of R, of texts": Case(
         '"a","b"\n"r","x","y"\n"s","z","w"\n',
@@ -254,8 +319,8 @@ def test_files_as_people_have_them(tmp_path: Path, name: str) -> None:
     for column, values in case.columns.items():  # 1 == 1.0 == True in Python
         assert list(map(type, found.table[column].to_pylist())) == list(map(type, values))
     assert len(found.notes) == len(case.says), found.notes
-    for part in case.says:
-        assert any(part in note for note in found.notes), found.notes
+    for part, note in zip(case.says, found.notes, strict=True):
+        assert part in note, found.notes
 
 
 BAD = {
@@ -266,11 +331,15 @@ BAD = {
     "too short": ("a,b,c\n1,2,3\n1,2\n4,5,6\n", "row 2 below the header has 2 values"),
     "footer": ("a,b\n1,2\n3,4\n5,6\nTotal: 345\n", "row 4 .*'Total: 345'"),
     "no header": ("1.5,2\n3,4\n", r"data.csv.header=false"),
+    "no header but a comment": ("# made by me\n1\n2\n", r"data.csv.header=false"),
     "no rows": ("a,b\n", "has 0 rows"),
     "nothing": ("", "holds no rows"),
     "blank": ("\n  \n", "holds no rows"),
+    "one row too short": ("a,b,c\n1,2\n4,5,6\n", r"but there are 3 columns: '1,2'; repair"),
     "zeros": ("a,b\n1,\x00\n", "line 2 holds a zero byte"),
-    "open quote": ('a,b\n1,"x\n2,3\n', "bad.csv"),
+    "open quote": ('a,b\n1,"x\n2,3\n', "row 1 below the header opens a quote .* never closed"),
+    "third quote open": ('a,b\n1,"x"\n2,"y\n2,3\n', "row 2 below the header opens a quote"),
+    "open quote far above": ('a\n1\n"' + "2\n" * 2**21, "row 2 below the header opens a quote"),
 }
 
 
@@ -284,12 +353,76 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def notes_on(content: str, **csv: Any) -> tuple[str, ...]:
+    return read_csv(content.encode(), CsvConfig(**csv)).notes
+
+
+def test_only_a_number_that_could_be_another_is_doubted() -> None:
+    doubt = " (or set data.csv.decimal)"
+    assert notes_on('n\n"1,234"\n') == ("column 'n': '1,234' is read as 1234" + doubt,)
+    assert notes_on("n|m\n1,5|2.5\n")[1:] == ("column 'n': '1,5' is read as 1.5",)
+    assert notes_on('n\n"1,234"\n', decimal=",") == ("column 'n': '1,234' is read as 1.234",)
+    assert notes_on("n\n+1\n") == ("column 'n': '+1' is read as 1",)
+
+
+@pytest.mark.parametrize(("count", "more"), [(5, ""), (6, " and 1 more"), (8, " and 3 more")])
+def test_a_note_names_five_columns_at_most(count: int, more: str) -> None:
+    names = [f"c{i}" for i in range(count)]
+    text = "\n".join([",".join(names), ",".join(["NA"] * count), ",".join("1" * count)])
+    assert notes_on(text) == (f"'NA' stands for no value in c0, c1, c2, c3, c4{more}",)
+
+
+def test_rows_are_read_however_long_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow reads none that is longer than two of its blocks."""
+    rows = [("x", 10), ("y" * 3000, 1), ("two\nlines " * 30, 3), ("\U0001d4b3" * 1000, 2)]
+    body = "".join(f'{number},"{text}"\n' for text, number in rows)
+    for block in (10, 1000, 2**20):
+        monkeypatch.setattr(texts, "SMALLEST_BLOCK", block)
+        found = read_csv(f"number,text\n{body}".encode(), CsvConfig()).table
+        assert found["text"].to_pylist() == [text for text, _ in rows]
+        assert found["number"].to_pylist() == [number for _, number in rows]
+    monkeypatch.setattr(texts, "SMALLEST_BLOCK", 10)
+    monkeypatch.setattr(texts, "LARGEST_BLOCK", 1000)
+    with pytest.raises(DataError, match=r"x\.csv: no table as CSV"):
+        read_rows(f"number,text\n{body}".encode(), "x.csv")
+    monkeypatch.setattr(texts, "LARGEST_BLOCK", 997)
+    many = "a,b\n" + '1,"x\ny\nz"\n' * 500  # a block ends with a row, not with any line
+    monkeypatch.setattr(texts, "SMALLEST_BLOCK", 997)
+    assert read_csv(many.encode(), CsvConfig()).table["b"].to_pylist() == ["x\ny\nz"] * 500
+
+
 def test_wrong_encodings_are_named(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"a,b\n1,\x81\n")
     with pytest.raises(DataError, match=r"line 2 holds byte 0x81, .*data\.csv\.encoding"):
         read(tmp_path / "t.csv")
     with pytest.raises(DataError, match="there is no 'klingon'"):
         read(tmp_path / "t.csv", encoding="klingon")
+
+
+@pytest.mark.parametrize("told", ["separator", "quote", "escape", "comment"])
+def test_what_marks_something_in_a_file_is_not_empty_and_mostly_one_letter(told: str) -> None:
+    assert getattr(CsvConfig(**{told: ";"}), told) == ";"
+    for text in ("",) if told == "comment" else ("", ";;"):
+        with pytest.raises(ValidationError, match=told):
+            CsvConfig(**{told: text})
+
+
+def test_no_line_or_some_are_skipped() -> None:
+    assert find_dialect("a,b\n1,2\n", CsvConfig(skip=0)).first_line == 1
+    with pytest.raises(ValidationError, match="skip"):
+        CsvConfig(skip=-1)
+
+
+def test_columns_are_counted_before_they_are_read() -> None:
+    """By the rows and by the header, which may be narrower, or a row that is wider."""
+    for text, csv in (
+        ("a,b,c\n1,2,3\n", CsvConfig()),
+        ("a,b\nr,2,3\ns,4,5\n", CsvConfig()),
+        ("1,2,3\n1,2\n1,2\n", CsvConfig(header=False)),
+    ):
+        find_dialect(text, csv, max_columns=3)
+        with pytest.raises(ShapeError, match="has 3 columns, of which at most 2 are read"):
+            find_dialect(text, csv, max_columns=2)
 
 
 def test_unknown_settings_are_refused() -> None:

@@ -92,6 +92,14 @@ class Dialect(NamedTuple):
     """What was guessed, for the user to read."""
 
 
+class _Row(NamedTuple):
+    values: list[str]
+    lines_before: int
+    """Number of lines before its first."""
+    last_line: int
+    """Number of its last line, counted from 1; a value may hold line breaks."""
+
+
 def decoded(content: bytes, config: CsvConfig) -> tuple[str, str]:
     """Decode a file: the text, and the name of its encoding.
 
@@ -158,31 +166,34 @@ def find_dialect(
     rows = list(_rows(lines, separator, comment, config))
     if not rows:
         raise DataError("holds no rows: bring a header and values")
-    width = _usual([len(values) for _, values in rows])
+    width = _usual([len(row.values) for row in rows])
     if told is None and separator != "," and width > 1:
         notes.append(f"{separator!r} is taken for the separator")
     start = _header(rows, width, config)
-    require_width(max(width, len(rows[start][1])), max_columns)
-    before = [line for line in lines[config.skip : rows[start][0] - 1] if line.strip()]
+    header = rows[start]
+    require_width(max(width, len(header.values)), max_columns)
+    before = [line for line in lines[config.skip : header.lines_before] if line.strip()]
     others = [line for line in before if not (comment and line.startswith(comment))]
-    names, first_line = [value.strip() for value in rows[start][1]], rows[start][0]
-    if comment and len(before) > len(others) and not config.comment:
+    names, first_line = [value.strip() for value in header.values], header.last_line
+    if comment and not config.comment:
         last = next(csv.reader([before[-1].lstrip(comment)], delimiter=separator), [])
         if len(last) == width > 1 and any(map(_is_number, names)):
             # As in bioinformatics, the header itself begins with the mark.
-            names, first_line = [value.strip() for value in last], rows[start][0] - 1
+            names, first_line = [value.strip() for value in last], header.lines_before
         notes.append(f"lines that begin with {comment!r} are comments")
     if others:
-        notes.append(f"line {rows[start][0]} is the header, after {others[0].strip()[:40]!r}")
+        number = header.lines_before + 1
+        notes.append(f"line {number} is the header, after {others[0].strip()[:40]!r}")
     if not config.header:
-        names, first_line = [f"x{i + 1}" for i in range(width)], rows[start][0] - 1
+        names, first_line = [f"x{i + 1}" for i in range(width)], header.lines_before
     elif all(map(_is_number, names)):
         raise DataError(
             f"begins with numbers ({separator.join(names)[:60]}); put the names of the columns "
             "into the first row, or set data.csv.header=false"
         )
     elif len(names) == width - 1 > 1:
-        is_last = not any(row[-1].strip() for _, row in rows[start + 1 :] if len(row) == width)
+        below = [row.values for row in rows[start + 1 :] if len(row.values) == width]
+        is_last = not any(values[-1].strip() for values in below)
         names = [*names, ""] if is_last else ["", *names]
         column = "last column is empty" if is_last else "first column is the rows' names"
         notes.append(f"the header has one name less: the {column}")
@@ -209,9 +220,9 @@ def _find_separator(lines: list[str], comment: str | None, config: CsvConfig) ->
     shares = dict.fromkeys(SEPARATORS, 0.0)
     for separator in SEPARATORS:
         rows = list(_rows(lines, separator, comment, config))
-        widths = [len(values) for _, values in rows]
+        widths = [len(row.values) for row in rows]
         width = _usual(widths)
-        if width > 1 and not all(map(_is_number, rows[_header(rows, width, config)][1])):
+        if width > 1 and not all(map(_is_number, rows[_header(rows, width, config)].values)):
             shares[separator] = widths.count(width) / len(widths)
     if any(shares.values()):
         return max(shares, key=lambda separator: shares[separator])
@@ -223,17 +234,15 @@ def _find_separator(lines: list[str], comment: str | None, config: CsvConfig) ->
 
 def _rows(
     lines: list[str], separator: str, comment: str | None, config: CsvConfig
-) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row that is no comment, and no empty one, with the number of its last line."""
-    numbers = iter(range(config.skip, len(lines)))
-    current = config.skip
+) -> Iterator[_Row]:
+    """Yield each row that is no comment, and no empty one."""
+    read = list[int]()
 
     def uncommented() -> Iterator[str]:
-        nonlocal current
-        for number in numbers:
-            current = number + 1
+        for number in range(config.skip, len(lines)):
             is_comment = comment and lines[number].startswith(comment)
             if not is_comment and lines[number].strip():
+                read.append(number)
                 yield lines[number]
 
     reader = csv.reader(
@@ -241,8 +250,9 @@ def _rows(
         skipinitialspace=True,
     )  # fmt: skip
     try:
-        for row in reader:
-            yield current, row
+        for values in reader:
+            yield _Row(values, read[0], read[-1] + 1)
+            read.clear()
     except csv.Error:  # a quote that is never closed: pyarrow says where
         return
 
@@ -262,7 +272,7 @@ def _declared(lines: list[str], config: CsvConfig) -> tuple[str | None, CsvConfi
     return None, config
 
 
-def _header(rows: list[tuple[int, list[str]]], width: int, config: CsvConfig) -> int:
+def _header(rows: list[_Row], width: int, config: CsvConfig) -> int:
     """Index of the header: the first row that is as wide as the rows, or one narrower.
 
     But the next one, if it reads as names, and two of three signs speak for a title before it: that
@@ -270,15 +280,15 @@ def _header(rows: list[tuple[int, list[str]]], width: int, config: CsvConfig) ->
     """
     if not config.header:
         return 0
-    for i, (_, values) in enumerate(itertools.islice(rows, MAX_LINES_BEFORE)):
-        follows = rows[i + 1][1] if i + 1 < len(rows) else []
-        is_narrow = len(values) == width - 1 > 1 and len(follows or [""] * width) == width
+    for i, (values, *_) in enumerate(itertools.islice(rows, MAX_LINES_BEFORE)):
+        follows = rows[i + 1].values if i + 1 < len(rows) else []
+        is_narrow = len(values) == width - 1 > 1 and len(follows) == width
         if len(values) != width and not is_narrow:
             continue
         if len(follows) != width or not _are_names(follows):
             return i
         has_number = any(map(_is_number, values))
-        below = [row for _, row in rows[i + 2 :] if len(row) == width]
+        below = [row.values for row in rows[i + 2 :] if len(row.values) == width]
         has_numbers_below = any(map(_are_numbers, zip(*below, strict=True)))
         return i + (is_narrow + has_number + has_numbers_below >= 2)
     return 0

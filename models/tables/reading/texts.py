@@ -18,7 +18,6 @@ import pyarrow.csv
 from models.errors import DataError
 from models.tables.reading.cells import Cells, find_decimal, understand
 from models.tables.reading.dialect import (
-    LINE_END,
     CsvConfig,
     Dialect,
     Sign,
@@ -154,11 +153,17 @@ def _rows(text: str, dialect: Dialect, config: CsvConfig) -> pa.Table:
         body = rows.read()
     if not body.strip():
         return pa.table({name: pa.array([], pa.string()) for name in dialect.names})
-    options, end = ReadingOptions(dialect, config), LINE_END.search(body)
-    # Arrow reads no row that is longer than a block; a letter has up to four bytes.
-    row = 4 * (end.end() if end else len(body))
-    options.given["read_options"].block_size = min(max(row, SMALLEST_BLOCK), LARGEST_BLOCK)
-    table = pyarrow.csv.read_csv(pa.BufferReader(body.encode()), **options.given)
+    content, size = body.encode(), SMALLEST_BLOCK
+    while True:
+        options = ReadingOptions(dialect, config)
+        options.given["read_options"].block_size = size
+        try:
+            table = pyarrow.csv.read_csv(pa.BufferReader(content), **options.given)
+            break
+        except pa.ArrowInvalid:  # it reads no row that is longer than two blocks
+            if size >= min(len(content), LARGEST_BLOCK):
+                raise
+            size = min(8 * size, LARGEST_BLOCK)
     options.check(table, body.count(config.quote))
     return table
 
@@ -182,7 +187,6 @@ class ReadingOptions:
             ),
             "convert_options": pyarrow.csv.ConvertOptions(
                 column_types=dict.fromkeys(dialect.names, pa.string()),
-                null_values=[],
                 strings_can_be_null=False,
             ),
         }

@@ -112,6 +112,7 @@ def test_a_column_without_a_zone_takes_no_times_that_have_one(values: pa.Array) 
         typed_values(NAIVE, values)
     plain = typed_values(NAIVE, pa.array(["2023-03-05", "2023-03-05T10:00:00", None]))
     assert plain.to_pylist() == [dt.datetime(2023, 3, 5), TEN, None]
+    assert typed_values(NAIVE, pa.array([TEN, None])).to_pylist() == [TEN, None]
 
 
 @pytest.mark.parametrize("column", [BERLIN, NAIVE])

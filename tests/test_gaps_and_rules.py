@@ -13,9 +13,11 @@ import pytest
 from models.artifact import load_artifact
 from models.errors import DataError
 from models.model import Model
-from models.tables import TableSchema, rule_shares
+from models.tables import Condition, TableSchema, rule_shares
 from models.tables.category import uniform
 from models.tables.column import arrow_type, value_type, whole
+from models.tables.gaps import complete
+from models.tables.layout import Choice, place
 from models.tables.number import NumberColumn
 from models.tables.rules.numbers import between, first_from, nearest
 from tests.artifacts import make_artifact
@@ -160,6 +162,69 @@ def test_each_seed_completes_a_row_with_another_rare_combination() -> None:
     assert all(int(one) % 2 for five in cities for one in five)
     for i in range(5):
         assert len({five[i] for five in cities}) > 10, "of 75 rare ones in this region, or so"
+
+
+def test_rows_are_completed_alike_in_any_pieces() -> None:
+    """Of rare combinations each row draws one by its number."""
+    city = np.random.default_rng(0).integers(0, 200, 4000)
+    table = pa.table({"city": city.astype(str), "region": (city % 2).astype(str)})
+    table = table.append_column("x", [city / 100])
+    schema, rows = fitted(table, "combination(city, region)"), pa.table({"region": ["1"] * 150})
+    unfit = table.take(np.flatnonzero(city == 0)[:1].repeat(150))  # of no known cell
+
+    def completed(start: int, end: int) -> list[str]:
+        some = complete(schema, rows[start:end], lambda r: unfit[: len(r)], start, 2)
+        return list(some["city"].to_pylist())
+
+    at_once = completed(0, 150)
+    assert len(set(at_once)) > 20
+    assert completed(0, 64) + completed(64, 150) == at_once
+
+
+def test_rules_that_make_nothing_may_stand_beside_others(tmp_path: Path) -> None:
+    model = model_of(fitted(orders(), *RULES[:1], "unique(x, net)"), tmp_path)
+    parts = one(model, gross=3.75)
+    assert round(parts["net"] + parts["tax"], 2) == 3.75
+
+
+def test_a_constant_under_a_rule_may_be_a_column_that_is_not_there(tmp_path: Path) -> None:
+    cities = [f"c{i % 5}" for i in range(N)]
+    table = pa.table({"city": cities, "land": ["NL"] * N, "x": np.arange(N) / 7})
+    model = model_of(fitted(table, "combination(city, land)"), tmp_path)
+    assert one(model, city="c3")["land"] == "NL"
+    assert one(model, x=3.0)["city"] in cities
+
+
+def test_the_network_is_asked_for_the_known_cells_and_for_values() -> None:
+    """Nothing else is restricted: what is not known may be anything but missing."""
+    rng = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "n": rng.normal(size=N),
+            "gaps": pa.array(rng.normal(size=N), mask=rng.random(N) < 0.2),
+            "kind": rng.choice(["a", "b", "c"], N),
+            "some": pa.array(rng.choice(["a", "b"], N), mask=rng.random(N) < 0.2),
+        }
+    )
+    schema, asked = fitted(table), list[np.ndarray]()
+
+    def make(restrictions: np.ndarray) -> pa.Table:
+        asked.append(restrictions)
+        return table.slice(0, len(restrictions))
+
+    known = table.slice(5, 1).to_pylist()[0] | {"gaps": 0.5, "some": "b"}
+    rows = pa.Table.from_pylist([dict.fromkeys(known), known], table.schema)
+    complete(schema, rows, make, 0, 0)
+    assert len(asked) == 1
+    values = {name: Condition(missing=False) for name in ("gaps", "some")}
+    np.testing.assert_array_equal(asked[0][0], schema.restrict(values))
+    code = schema.encode(rows.slice(1))[0]
+    for part, at, restriction in place(schema.parts):
+        numbers, limits = code[at], asked[0][1][restriction]
+        if isinstance(part, Choice):
+            np.testing.assert_array_equal(limits, numbers == 0)
+        else:  # both ends are the number
+            np.testing.assert_allclose([limits[0] - 3.5, 3.5 - limits[1]], numbers[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -30,12 +30,14 @@ from models.config import ColumnConfig
 from models.errors import ConditionError, DataError, ShapeError, UserError
 from models.formats import stream
 from models.model import ROWS_AT_ONCE, Model
-from models.tables import Condition, TableSchema
-from models.tables.files import write_rows
+from models.tables import Condition, TableSchema, files
+from models.tables import records as record_files
+from models.tables.category import BooleanColumn
+from models.tables.files import read_npz, write_rows
 from models.tables.fixed import ConstantColumn
 from models.tables.gaps import complete
 from models.tables.reading.dialect import NO_VALUE
-from models.tables.records import read_rows, rows_of_records, typed
+from models.tables.records import read_rows, rows_of_records, typed, typed_values
 from models.trained import TrainedModel, load
 from service import uploads
 from tests.artifacts import make_artifact
@@ -143,6 +145,125 @@ def test_arrays_of_npz_are_plain_ones(model: Model) -> None:
     assert found["since"].dtype == np.dtype("datetime64[D]")
     np.testing.assert_array_equal(found["income"], table["income"].to_numpy())
     assert (found["home"] == table["home"].fill_null("").to_numpy()).all()
+
+
+def test_an_npz_file_has_room_for_members_beyond_2_gb() -> None:
+    """As numpy writes it, which is told by the version that a member's header asks for."""
+    beside = io.BytesIO()
+    np.savez(beside, x=np.arange(3))
+    assert as_file(pa.table({"x": [1, 2, 3]}), "npz", 1)[:6] == beside.getvalue()[:6]
+
+
+def npz(**arrays: Any) -> bytes:
+    out = io.BytesIO()
+    np.savez(out, **arrays)
+    return out.getvalue()
+
+
+def test_arrays_of_npz_become_columns_with_gaps() -> None:
+    days = np.array(["2024-02-29", "NaT"], "datetime64[D]")
+    found = read_npz(npz(n=[1.5, np.nan], day=days, text=["", "a"], whole=[2**62 + 1, 0]), "x.npz")
+    assert found.to_pydict() == {
+        "n": [1.5, None],
+        "day": [dt.date(2024, 2, 29), None],
+        "text": [None, "a"],
+        "whole": [2**62 + 1, 0],
+    }
+
+
+unpickled = list[str]()
+
+
+class Harmful:
+    """What tells that it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return harm, ("done",)
+
+
+def harm(what: str) -> None:
+    unpickled.append(what)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (npz(a=np.zeros(3), b=np.zeros(2)), "no columns, one-dimensional and equally long"),
+        (npz(a=np.zeros((3, 2)), b=np.zeros((3, 2))), "no columns, one-dimensional"),
+        (npz(a=np.zeros(())), "no columns, one-dimensional"),
+        (npz(a=np.array([Harmful()], object)), "no .npz file of columns, or a broken one"),
+        (npz(a=np.zeros(300))[:-40], "no .npz file of columns, or a broken one"),
+    ],
+)
+def test_arrays_that_are_no_columns_are_refused(content: bytes, says: str) -> None:
+    with pytest.raises(DataError, match=rf"^x\.npz: .*{says}"):
+        read_npz(content, "x.npz")
+    assert not unpickled
+
+
+def test_row_groups_are_held_until_they_are_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "ROW_GROUP", 10)
+    table = pa.table({"x": range(24)})
+    parts = [table.slice(i, 5) for i in range(0, 24, 5)]
+    written = pq.ParquetFile(io.BytesIO(b"".join(write_rows(parts, "parquet"))))
+    groups = [written.metadata.row_group(i).num_rows for i in range(written.num_row_groups)]
+    assert groups == [10, 10, 4]
+    assert written.read().equals(table)
+
+
+# ---- rows of files, by a schema ------------------------------------------------------------------
+
+
+def test_columns_are_known_and_there_once() -> None:
+    schema = fitted(pa.array([1.5, 2.5, 4.0] * 40))
+    twice = pa.table([pa.array([1.5]), pa.array([2.5])], names=["x", "x"])
+    with pytest.raises(DataError, match=r"^column 'x': there are several of this name$"):
+        typed(schema, twice)
+    with pytest.raises(DataError, match=r"^no column 'z'"):
+        typed(schema, pa.table({"z": [1.5]}))
+    with pytest.raises(DataError, match=r"^no column 'z'"):
+        rows_of_records(schema, [{"x": 1.5}, {"z": 1.5}])
+    with pytest.raises(DataError, match=r"^column 'x': not values of one type"):
+        rows_of_records(schema, [{"x": 1.5}, {"x": "a"}])
+
+
+def test_numbers_are_truth_values_if_they_are_0_or_1() -> None:
+    column = BooleanColumn(name="x", missing=0.5)
+    for values in (
+        pa.array([1, 0, None]),
+        pa.array([1.0, 0.0, None]),
+        pa.array([1, 0, None], "u1"),
+    ):
+        assert typed_values(column, values).to_pylist() == [True, False, None]
+    for values in (pa.array([1, 2]), pa.array([0.0, 0.5]), pa.array([-1, 0])):
+        with pytest.raises(DataError, match=r"^column 'x': (2|0.5|-1) is not true or false$"):
+            typed_values(column, values)
+
+
+@pytest.mark.parametrize("format", [*FORMATS[3:], "csv"])
+def test_a_file_may_have_some_columns_more_than_its_table(
+    monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    """Those that were left out of the schema are its table's too."""
+    monkeypatch.setattr(record_files, "SPARE_COLUMNS", 2)
+    schema = fitted(pa.array([1.5, 2.5, 4.0] * 40))
+    schema = schema.model_copy(update={"left_out": {"notes": "of many kinds"}})
+    assert len(schema.columns) == 2
+    for count in (5, 6):
+        wide = pa.table([[1]] * count, names=[f"c{i}" for i in range(count)])
+        content = as_file(wide, format, 1)
+        assert len(read_rows(content, "x").columns) == count
+        if count == 5:
+            assert len(read_rows(content, "x", schema).columns) == count
+        else:
+            with pytest.raises(ShapeError, match=r"^x: has 6 columns, of which at most 5 are read"):
+                read_rows(content, "x", schema)
+
+
+def test_a_file_that_names_values_that_are_not_there_is_broken() -> None:
+    spoilt = pa.DictionaryArray.from_arrays(pa.array([0, 5]), pa.array(["a"]), safe=False)
+    with pytest.raises(DataError, match=r"^x\.arrow: no table as CSV, Parquet or Arrow"):
+        read_rows(arrow(pa.table({"x": spoilt})), "x.arrow")
 
 
 # ---- conditions --------------------------------------------------------------------------------

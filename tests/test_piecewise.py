@@ -12,12 +12,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.constraints import GradientPenalty
 from models.networks import CriticConfig, build_critic
-from models.networks.piecewise import Abs, AvgPool2d, LeakyReLU, ReLU
+from models.networks.piecewise import Abs, AvgPool2d, GroupSort, LeakyReLU, ReLU
 
 
 class TorchAbs(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.abs()
+
+
+class TorchGroupSort(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = torch.stack([x[:, 0:-1:2], x[:, 1::2]], dim=1).sort(dim=1, descending=True).values
+        return torch.cat([pairs.flatten(1, 2), x[:, 2 * pairs.shape[2] :]], dim=1)
 
 
 PAIRS = [
@@ -27,8 +33,9 @@ PAIRS = [
     (AvgPool2d(2), nn.AvgPool2d(2)),
     (AvgPool2d((2, 3)), nn.AvgPool2d((2, 3))),
     (AvgPool2d(4, ceil_mode=True), nn.AvgPool2d(4, ceil_mode=True)),  # 6 is no multiple of 4
+    (GroupSort(), TorchGroupSort()),
 ]
-IDS = ["abs", "relu", "leaky_relu", "pool", "oblong pool", "uneven pool"]
+IDS = ["abs", "relu", "leaky_relu", "pool", "oblong pool", "uneven pool", "groupsort"]
 
 
 def points() -> Tensor:
@@ -46,6 +53,36 @@ def test_values_and_derivatives_are_torch_s(ours: nn.Module, theirs: nn.Module) 
         found.append((y, first, second))
     for mine, its in zip(*found, strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS[:3], ids=IDS[:3])
+def test_at_nought_they_are_torch_s_too(ours: nn.Module, theirs: nn.Module) -> None:
+    x = torch.tensor([-1.0, 0.0, -0.0, 1.0], requires_grad=True)
+    found = [(y, *torch.autograd.grad(y.sum(), x)) for y in (ours(x), theirs(x))]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [
+        ((4, 2), (2, 4, 6, 8)),  # the height is no multiple of the window's
+        ((2, 4), (2, 4, 8, 6)),  # nor the width
+    ],
+)
+def test_windows_that_do_not_fill_the_map_are_torch_s(
+    size: tuple[int, int], shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(AvgPool2d(size)(x), nn.AvgPool2d(size)(x))
+    assert torch.autograd.gradcheck(AvgPool2d(size), (x,))
+
+
+def test_the_larger_of_each_pair_come_first_and_an_odd_one_stays_last() -> None:
+    x = torch.tensor([[1.0, 2.0, 4.0, 3.0, 9.0], [2.0, 1.0, 3.0, 3.0, -9.0]])
+    wanted = torch.tensor([[2.0, 4.0, 1.0, 3.0, 9.0], [2.0, 3.0, 1.0, 3.0, -9.0]])
+    assert torch.equal(GroupSort()(x), wanted)
+    assert torch.equal(TorchGroupSort()(x), wanted)
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=IDS)

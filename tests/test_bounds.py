@@ -1,15 +1,18 @@
 """Bounds on means and the permutation test hold for skewed samples, where normal ones fail."""
 
+import math
 import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scipy.stats import binom, kstest, norm
+from scipy.special import logsumexp
+from scipy.stats import binom, hypergeom, kstest, norm
 
 from training.lab import bounds
 from training.lab.bounds import (
     Clip,
+    _level_edges,
     choose_clip,
     gap_lower_bound,
     mean_lower_bound,
@@ -70,6 +73,79 @@ def test_the_bound_of_a_mean_is_nearly_as_tight_as_the_normal_one() -> None:
     assert normal < np.mean(margins) < 2 * normal
 
 
+def log_wealth(values: Array, mean: float, level: float) -> float:
+    """Of a gambler who bets against a mean, by Waudby-Smith & Ramdas 2024, equation 26."""
+    total, squares, variance, wealth = 0.5, 0.25, 0.25, 0.0
+    for t, value in enumerate(values.tolist(), 1):
+        bet = min(math.sqrt(2 * math.log(1 / level) / (len(values) * variance)), 0.75 / mean)
+        wealth += math.log(1 + bet * (value - mean))
+        total += value
+        squares += (value - total / (t + 1)) ** 2
+        variance = squares / (t + 1)
+    return wealth
+
+
+@pytest.mark.parametrize("most_bets", [2_000_000, 100, 10])
+@pytest.mark.parametrize("count", [3, 4, 5, 6, 8, 12, 40])
+def test_the_bound_is_where_the_wealth_reaches_what_is_needed(
+    count: int, most_bets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "MAX_BETS", most_bets)
+    orders = max(1, min(20, most_bets // count))
+    for shape in (1.0, 3.0, 9.0):
+        values = np.random.default_rng(count).beta(shape, 2, count)
+        bound = mean_lower_bound(values, 0.95, np.random.default_rng(1))
+        rng = np.random.default_rng(1)
+        rows = [rng.permutation(values) for _ in range(orders)]
+        found = logsumexp([log_wealth(x, bound or 1e-12, 0.05) for x in rows]) - math.log(orders)
+        if bound:
+            assert found == pytest.approx(math.log(20), abs=1e-6)
+        else:
+            assert found <= math.log(20)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01, 100.0])
+@pytest.mark.parametrize("sizes", [(30, 30), (30, 100), (95, 30)])
+def test_the_bound_of_a_gap_is_that_of_paired_means(scale: float, sizes: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1.5, 1, sizes[0]) * scale, rng.normal(size=sizes[1]) * scale
+    clip = Clip(-1 * scale, 2.5 * scale)
+    found = gap_lower_bound(a, b, clip, 0.95, np.random.default_rng(1))
+    rng = np.random.default_rng(1)
+    a, b = (rng.permutation(x.clip(*clip)) for x in (a, b))
+    each = (sizes[0] // 30, sizes[1] // 30)
+    pairs = [
+        a[i * each[0] : (i + 1) * each[0]].mean() - b[i * each[1] : (i + 1) * each[1]].mean()
+        for i in range(30)
+    ]
+    width = 3.5 * scale
+    share = mean_lower_bound((np.array(pairs) + width) / (2 * width), 0.95, rng)
+    assert found == pytest.approx(2 * width * share - width)
+    assert found > 0.2 * scale
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("count", [10, 30, 60, 200, 500, 10**9])
+def test_the_clip_is_the_one_with_the_largest_forecast(family: str, count: int) -> None:
+    """By the empirical Bernstein bound, whose variance of a difference is the sum of two."""
+    rng = np.random.default_rng(0)
+    a, b = FAMILIES[family][0](rng, 300) + 1, FAMILIES[family][0](rng, 100)
+    both, needed, best = np.concatenate([a, b]), math.log(20), {}
+    for low in np.quantile(both, bounds.CLIP_LEVELS):
+        for high in np.quantile(both, 1 - np.array(bounds.CLIP_LEVELS)):
+            x, y = a.clip(low, high), b.clip(low, high)
+            error = math.sqrt(2 * (np.var(x) + np.var(y)) * needed / count)
+            forecast = x.mean() - y.mean() - error - (high - low) * needed / count
+            best.setdefault(forecast, Clip(low, high))
+    found = choose_clip(a, b, count, 0.95)
+    assert found == pytest.approx(best[max(best)])
+
+
+def test_of_very_many_scores_none_is_clipped() -> None:
+    a, b = np.random.default_rng(0).normal(size=(2, 1000)) + np.array([[1], [0]])
+    assert choose_clip(a, b, 10**12, 0.95) == (min(a.min(), b.min()), max(a.max(), b.max()))
+
+
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_the_bound_of_equal_values_is_below_them(value: float) -> None:
     bound = mean_lower_bound(np.full(50, value), 0.95, np.random.default_rng(0))
@@ -94,6 +170,50 @@ def test_p_values_of_equal_distributions_are_uniform() -> None:
         found.append(permutation_p_value(rng.lognormal(size=15), rng.lognormal(size=40), rng, 199))
     assert kstest(found, "uniform").pvalue > 0.001
     assert min(found) >= 1 / 200
+
+
+def test_a_p_value_counts_permutations_that_differ_as_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ties too, whatever the units and wherever the origin is."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 5, 30), rng.integers(0, 5, 20)
+    both = np.concatenate([a, b])
+    rng = np.random.default_rng(1)
+    as_much = sum(rng.permutation(both)[:30].sum() >= a.sum() for _ in range(199))
+    assert 5 < as_much < 195
+    for x, y, most in (
+        (a, b, 50),
+        (a, b, 51),
+        (a * 0.1, b * 0.1, 50),
+        (a / 3, b / 3, 50),
+        (a * 0.7, b * 0.7, 50),
+        (a + 1e12, b + 1e12, 50),
+    ):
+        monkeypatch.setattr(bounds, "MAX_PERMUTED", most)
+        assert permutation_p_value(x, y, np.random.default_rng(1), 199) == (1 + as_much) / 200
+
+
+def test_the_p_value_of_levels_is_that_of_the_hypergeometric_distribution(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three values: each has a level of its own, so rounding changes none of them."""
+    monkeypatch.setattr(bounds, "MAX_PERMUTED", 99)
+    a, b = np.repeat([0.0, 1.0, 3.0], [19, 10, 1]), np.repeat([0.0, 1.0], [41, 29])
+    # The 3 is in A with 30 chances of 100; then 10 ones are as much, and without it 13.
+    right = 0.3 * hypergeom.sf(9, 99, 39, 29) + 0.7 * hypergeom.sf(12, 99, 39, 30)
+    for shift in (0.0, 1e6):
+        found = permutation_p_value(a + shift, b + shift, np.random.default_rng(0), 9_999)
+        assert found == pytest.approx(right, abs=0.015)
+
+
+def test_half_of_the_levels_hold_equally_many_scores_and_half_are_equally_wide(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bounds, "LEVELS", 8)
+    scores = 5 + np.append(np.arange(100), 10_000.0)
+    edges = _level_edges(scores)
+    np.testing.assert_allclose(edges, [30, 55, 80, 2505, 5005, 7505])
 
 
 @pytest.mark.parametrize("heavy", [False, True])

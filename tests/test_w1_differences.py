@@ -14,7 +14,7 @@ import wgan
 import wgan_cli
 from models.errors import ConfigError
 from training.lab import steps as policy
-from training.lab.differences import column_blame, column_names, verdict
+from training.lab.differences import column_blame, column_names, scores_of, verdict
 from training.lab.steps import Attempt, fit_for, fit_until_converged
 from training.lab.w1 import TYPICAL, estimate
 
@@ -58,6 +58,58 @@ def test_blame_by_the_optimal_critic_is_the_plan_s() -> None:
 
     blame = column_blame(Distance(), 2 * x, x[torch.randperm(500)])
     torch.testing.assert_close(blame, x.square().mean(dim=0), rtol=0, atol=0.02)
+
+
+class Squares(nn.Module):
+    """``sum_j c_j x_j^2``, which rises by ``c_j (a_j^2 - b_j^2)`` from b to a."""
+
+    def __init__(self, factors: list[float]) -> None:
+        super().__init__()
+        self.factors = torch.tensor(factors, dtype=torch.float64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.square().flatten(1) @ self.factors
+
+
+@pytest.mark.parametrize(
+    ("factors", "shares"),
+    [
+        ([1.0, 1.0], [1 / 6, 5 / 6]),
+        ([1e-3, 1e-3], [1 / 6, 5 / 6]),
+        ([1.0, -1.0], [1.0, 0.0]),
+        ([0.0, 0.0], [1 / 2, 1 / 2]),
+    ],
+)
+def test_each_column_is_blamed_for_what_it_adds_to_the_score(
+    factors: list[float], shares: list[float]
+) -> None:
+    a, b = torch.tensor([[1.0, 3.0]]).double(), torch.tensor([[0.0, 2.0]]).double()
+    found = column_blame(Squares(factors), a, b)
+    torch.testing.assert_close(found, torch.tensor(shares).double())
+
+
+def test_blame_is_of_as_many_samples_of_each() -> None:
+    a, b = (torch.from_numpy(x) for x in normals(50, 3))
+    critic = Squares([1.0, 2.0, 3.0])
+    found = column_blame(critic, a[:30] + 2, b)
+    assert torch.equal(found, column_blame(critic, a[:30] + 2, b[:30]))
+    assert not torch.equal(found, column_blame(critic, a[:30] + 2, b[20:]))
+
+
+def test_histograms_hold_all_scores_and_far_ones_at_their_ends() -> None:
+    a = np.arange(1000.0)
+    b = np.append(np.full(999, 500.0), 1e9)
+    found = scores_of(a, b, bins=10)
+    low, high = np.quantile(np.concatenate([a, b]), [0.001, 0.999])
+    np.testing.assert_allclose(found["edges"], np.linspace(low, high, 11))
+    np.testing.assert_allclose(found["a"], 0.1, atol=0.003)
+    assert found["a"][0] == np.mean(a < found["edges"][1])
+    of_b = np.histogram([500.0, high], found["edges"])[0] * [0.001]
+    of_b[np.argmax(of_b)] = 0.999
+    np.testing.assert_allclose(found["b"], of_b)
+    same = scores_of(np.zeros(3), np.zeros(7), bins=3)
+    np.testing.assert_allclose(same["edges"], np.linspace(-0.5, 0.5, 4))
+    assert same["a"] == same["b"] == [0, 1, 0]
 
 
 def test_blame_of_images_has_their_form() -> None:
@@ -113,11 +165,17 @@ def test_rows_are_numbered_as_given_where_copies_were_left_out() -> None:
             "no difference between A and B was found (p 0.4); if",
         ),
         (0.4, [0.5, 0.5, 0.0], "W1 is hardly above 0.6"),
+        (0.05, [0.1, 0.83, 0.07], "A and B differ (p 0.05): "),
+        (0.051, [0.1, 0.83, 0.07], "no difference between A and B was found (p 0.051)"),
+        (0.01, [0.2] * 5, "most of it is in x1 (20%), x2 (20%) and x3 (20%)"),
+        (0.01, [0.5 - 1e-12, 0.25, 0.25 + 1e-12], "most of it is in x1 (50%)."),
     ],
 )
 def test_the_verdict(p: float, blame: list[float], says: str) -> None:
     report = {"p_value": p, "w1": 0.51, "lower": 0.46, "interval": [0.4, 0.6], "blame": blame}
-    assert says in verdict(report, column_names((len(blame),)))
+    assert says in verdict(report, column_names((len(blame),))) + "."
+    if p <= 0.05:
+        assert "W1 is about 0.51; most" in verdict({**report, "lower": 0.0, "blame": [1.0]}, ["x1"])
 
 
 # --- the page ----------------------------------------------------------------------------------

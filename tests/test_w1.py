@@ -1,6 +1,8 @@
 """The W1 estimate against distances known in closed form, and the benchmark's pairs against LP."""
 
+import copy
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,24 @@ from benchmarks.w1.pairs import FunnelPair
 from benchmarks.w1.published import CHUNK, WrittenOut, fit_published
 from benchmarks.w1.run import solvers
 from benchmarks.w1.table import texts
-from models.constraints import Bjorck, GradientPenalty, LipschitzPenalty
+from models.constraints import (
+    Bjorck,
+    Cayley,
+    Consistency,
+    Constraint,
+    GradientPenalty,
+    LipschitzPenalty,
+    NoConstraint,
+    Sandwich,
+    SpectralNorm,
+    WeightClipping,
+)
 from models.errors import DataError
 from models.networks import CriticConfig, build_critic
+from models.networks.cones import Cones
 from training.judging.metrics import wasserstein_1
-from training.lab.fitting import default_recipe, fit
-from training.lab.samples import Units, sampler
+from training.lab.fitting import Recipe, default_recipe, fit
+from training.lab.samples import Draw, Units, sampler
 from training.lab.w1 import critic_estimate, estimate
 
 Array = np.ndarray
@@ -381,6 +395,119 @@ def test_a_fit_without_judge_returns_the_last_average() -> None:
     critic = fit(lambda: pair.sample(64, source), (2,), recipe, steps=5, seed=0)
     assert Bjorck().broken_claim(critic) is None
     assert not critic.training
+
+
+def by_hand(draw: Draw, shape: tuple[int], recipe: Recipe, steps: int) -> torch.nn.Module:
+    """A fit as docs/w1.md describes it: Adam, a short rise and a cosine, an average of weights."""
+    torch.manual_seed(0)
+    assert recipe.critic is not None
+    critic = recipe.constraint.before_training(build_critic(recipe.critic, shape))
+    adam = torch.optim.Adam(critic.parameters(), lr=1, betas=(0.9, 0.99))
+    average = copy.deepcopy(critic).eval()
+    for step in range(steps):
+        fall = (1 + math.cos(math.pi * step / steps)) / 2 if recipe.cosine else 1
+        rise = min(1, (step + 1) / (0.05 * steps)) if recipe.cosine else 1
+        adam.param_groups[0]["lr"] = recipe.learning_rate * rise * fall
+        a, b = draw()
+        adam.zero_grad()
+        loss = critic(b).mean() - critic(a).mean()
+        penalty = recipe.constraint.penalty(critic, a, b)
+        (loss if penalty is None else loss + penalty).backward()
+        adam.step()
+        recipe.constraint.after_critic_step(critic)
+        kept = min(recipe.average, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for old, new in zip(average.parameters(), critic.parameters(), strict=True):
+                old.lerp_(new, 1 - kept)
+            for old, new in zip(average.buffers(), critic.buffers(), strict=True):
+                old.copy_(new)
+    recipe.constraint.after_critic_step(average)
+    return average
+
+
+@pytest.mark.parametrize(
+    ("constraint", "cosine"),
+    [
+        (WeightClipping(), True),
+        (GradientPenalty(), False),
+        (SpectralNorm(), True),
+        (Bjorck(), False),
+    ],
+    ids=lambda value: getattr(value, "kind", None),
+)
+def test_a_fit_is_the_one_that_the_docs_describe(constraint: Constraint, cosine: bool) -> None:
+    activation = "groupsort" if isinstance(constraint, Bjorck) else "relu"
+    config = CriticConfig(width=8, depth=2, activation=activation)
+    recipe = Recipe(constraint, config, 0.02, cosine=cosine)
+    points, critics = torch.randn(50, 2, generator=torch.Generator().manual_seed(1)), []
+    for fitted in (fit, by_hand):
+        source = torch.Generator().manual_seed(0)
+
+        def draw(source: torch.Generator = source) -> tuple[torch.Tensor, torch.Tensor]:
+            x = torch.randn(2, 64, 2, generator=source)
+            return x[0] + torch.tensor([1.0, 0]), x[1]
+
+        args = () if fitted is by_hand else (0,)
+        critics.append(fitted(draw, (2,), recipe, 40, *args))  # type: ignore[operator]
+    found, right = (critic(points).detach() for critic in critics)
+    torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4)
+
+
+def test_the_critic_that_its_judge_likes_best_is_returned() -> None:
+    """Of twenty, which come after equally many steps each."""
+    source, judged = torch.Generator().manual_seed(0), list[torch.nn.Module]()
+    draws, steps = list[int](), list[int]()
+    values = {4: 2.0, 7: 5.0, 12: 4.0}
+
+    def judge(critic: torch.nn.Module) -> float:
+        judged.append(critic)
+        steps.append(len(draws))
+        return values.get(len(judged), 0.0)
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+        draws.append(1)
+        a, b = torch.randn(2, 32, 2, generator=source)
+        return a + 1, b
+
+    critic = fit(draw, (2,), default_recipe((2,), GradientPenalty()), 40, 0, judge)
+    assert steps == list(range(2, 41, 2))
+    points = torch.randn(10, 2, generator=source)
+    assert torch.equal(critic(points), judged[6](points))
+    assert not torch.equal(critic(points), judged[-1](points))
+
+
+def test_cones_are_split_ten_times_in_the_first_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws, splits = list[int](), list[int]()
+    real = Cones.split
+
+    def split(critic: Cones, x: torch.Tensor, average: Cones) -> None:
+        splits.append(len(draws) - len(splits) - 2)  # but for the first draw, and for splits
+        real(critic, x, average)
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor]:
+        draws.append(1)
+        return torch.randn(16, 2) + 1, torch.randn(16, 2)
+
+    monkeypatch.setattr(Cones, "split", split)
+    fit(draw, (2,), default_recipe((2,)), 60, 0)
+    assert splits == list(range(3, 31, 3))
+
+
+def test_recipes_are_those_of_the_docs() -> None:
+    assert default_recipe((2,)) == Recipe(NoConstraint(), None, 1e-2, (0.9, 0.99), 0.99)
+    for constraint, activation, rate, dropout in (
+        (GradientPenalty(), "abs", 2e-3, 0.0),
+        (Consistency(), "abs", 2e-3, 0.1),
+        (Bjorck(), "groupsort", 5e-3, 0.0),
+        (Cayley(), "groupsort", 1e-2, 0.0),
+        (Sandwich(), "relu", 1e-2, 0.0),
+    ):
+        config = CriticConfig(width=128, depth=3, activation=activation, dropout=dropout)
+        recipe = default_recipe((9, 2), constraint)
+        assert recipe == Recipe(constraint, config, rate, (0.9, 0.99), 0.998, True, 10)
+    images = default_recipe((8, 8, 1), GradientPenalty()).critic
+    assert images is not None
+    assert (images.architecture, images.width) == ("dcgan", 32)
 
 
 def test_the_benchmark_s_page_is_made_from_its_results() -> None:

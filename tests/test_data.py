@@ -13,6 +13,8 @@ from training.data import batches
 from training.data.batches import TrainingItems, batch_indices
 from training.data.builtin import BUILT_IN
 from training.data.dataset import FEWEST_HELDOUT, load_data
+from training.data.sources.arrays import load_array
+from training.data.sources.files import locate
 
 RNG = np.random.default_rng(0)
 
@@ -226,8 +228,12 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
         "absent.npy",
         "a.txt",
     ):
-        with pytest.raises(DataError, match=name):
+        with pytest.raises(DataError, match=name) as caught:
             load(tmp_path / name)
+        is_other = "no NumPy file, as its first bytes show; save the array" in str(caught.value)
+        assert is_other == (name == "text.npy"), caught.value
+    with pytest.raises(DataError, match=r"holds one array without a name; leave data\.key out"):
+        load_array(locate(str(good)), DataConfig(source=str(good), key="a"))
 
 
 def test_several_arrays_need_one_called_samples(tmp_path: Path) -> None:

@@ -8,17 +8,25 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pyarrow import feather
 
 from models.config import DataConfig
 from models.errors import DataError, ShapeError
 from models.formats import encode
 from training.data.dataset import Dataset, load_data
 from training.data.sources import cache
+from training.data.sources.arrays import load_zarr
+from training.data.sources.files import Location, installed_file, locate, new_file, reading
+from training.data.sources.tables import as_numbers, load_table
 from training.presets import build_config, suitable_preset
 
 RNG = np.random.default_rng(5)
@@ -439,6 +447,152 @@ def test_bad_parquet_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 or not")
     with pytest.raises(DataError, match="cannot be read"):
         load(tmp_path / "bad.parquet")
+
+
+@pytest.mark.filterwarnings("ignore:Feather V1")
+def test_few_rows_are_a_table_in_memory(tmp_path: Path) -> None:
+    table = pa.table({"x": [1, 2, 3]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    for version in (1, 2):
+        feather.write_feather(table, str(tmp_path / f"t{version}.feather"), version=version)
+    for path in sorted(tmp_path.glob("t*.*")):
+        found = load_table(locate(str(path)), DataConfig(source=str(path)))
+        assert isinstance(found.table, pa.Table), path.name
+        assert found.table.equals(table)
+        assert found.items.shape == (3, 0)
+        assert found.columns == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (["1", "oak", "3"], "column 'a' holds 'oak', which is no finite number in row 2 below"),
+        ([1.0, np.nan, 3.0], "column 'a' is empty in row 2 below the header;"),
+        ([np.inf, 2.0, -np.inf], "'inf', which is no .* in row 1 below .* .and 1 more like it.;"),
+        (["x", "y", None], "holds 'x', .* in row 1 below the header .and 2 more like it.;"),
+    ],
+)
+def test_the_first_cell_that_is_no_number_is_named(values: list[Any], says: str) -> None:
+    table = pa.table({"b": [1, 2, 3], "a": values})
+    with pytest.raises(DataError, match=f"^t.csv: .*{says}"):
+        as_numbers(table, ["b", "a"], "t.csv")
+    with pytest.raises(DataError, match=r"^t\.csv: no column 'aa'; did you mean 'a'"):
+        as_numbers(table, ["aa"], "t.csv")
+    numbers = as_numbers(pa.table({"b": [1, 2], "a": [3.5, 4.5]}), ["a", "b"], "t.csv")
+    assert numbers.tolist() == [[3.5, 1], [4.5, 2]]
+
+
+# ---- where files are -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "suffix"),
+    [
+        ("a.b/Photos.TAR.GZ", "Photos", ".tar.gz"),
+        ("photos.tgz", "photos", ".tgz"),
+        ("t.csv", "t", ".csv"),
+        ("t.v2.TSV.zst", "t.v2", ".tsv.zst"),
+        ("t.gz", "t", ".gz"),
+        ("a.csv/t", "t", ""),
+        (".zip", ".zip", ".zip"),
+    ],
+)
+def test_a_name_ends_with_its_format(path: str, name: str, suffix: str) -> None:
+    for location in (locate(path), Location("s3://b/" + path, "b/" + path, object())):
+        assert (location.name, location.suffix) == (name, suffix)
+
+
+class Server:
+    """A file system that answers with an error, or with what a path is."""
+
+    def __init__(self, answer: Exception | str) -> None:
+        self.answer = answer
+
+    def info(self, path: str) -> dict[str, str]:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return {"type": self.answer}
+
+
+def test_what_is_at_a_place_is_found(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a\n1\n")
+    for start in ("", "file://"):
+        assert locate(f"{start}{tmp_path}/t.csv").fs is None
+        assert locate(f"{start}{tmp_path}/t.csv").kind() == "file"
+        assert locate(f"{start}{tmp_path}").kind() == "folder"
+        assert locate(f"{start}{tmp_path}/absent").kind() is None
+    with locate(f"{tmp_path}/t.csv").open() as file:
+        assert file.read() == b"a\n1\n"
+    url = "s3://bucket/x"
+    for answer, kind in (("file", "file"), ("directory", "folder"), (FileNotFoundError(), None)):
+        assert Location(url, "bucket/x", Server(answer)).kind() == kind
+    for error, says in (
+        (PermissionError("not you"), r"access denied \(not you\); check the permissions"),
+        (RuntimeError("odd\nthing"), "cannot be read: odd$"),
+        (RuntimeError(), "cannot be read: RuntimeError$"),
+    ):
+        with pytest.raises(DataError, match=f"^{url}: {says}"):
+            Location(url, "bucket/x", Server(error)).kind()
+
+
+def test_files_behind_a_url_are_opened() -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/sources/t.csv", b"a\n1\n")
+    location = locate("memory://sources/t.csv")
+    with location.open() as file:
+        assert file.read() == b"a\n1\n"
+    assert location.kind() == "file"
+    assert locate("memory://sources").kind() == "folder"
+    assert locate("memory://sources/absent").kind() is None
+    with pytest.raises(DataError, match=r"Zarr is read from this machine only"):
+        load_zarr(locate("memory://sources/a.zarr"), DataConfig(source="memory://sources/a.zarr"))
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("nowhere://x", "nowhere://x: Protocol not known: nowhere"),
+        ("gdrive://x", "gdrive://x: .* for s3://: pip install 'wgan-foundry.s3.'"),
+        ("ftp://me:secret@host/x", "a password or signature in it would be written into the run"),
+    ],
+)
+def test_urls_that_lead_nowhere_are_refused(url: str, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        locate(url)
+
+
+def test_what_goes_wrong_with_a_file_is_one_line() -> None:
+    for error, says in (
+        (DataError("as it is"), "^as it is$"),
+        (FileNotFoundError(2, "no"), "^x: no such file, folder or bucket$"),
+        (PermissionError("not you"), r"^x: access denied \(not you\); check"),
+        (zipfile.BadZipFile("odd\nthing"), "^x: cannot be read: odd$"),
+    ):
+        with pytest.raises(DataError, match=says), reading("x"):
+            raise error
+
+
+def test_a_new_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "folder" / "file"
+    with new_file(path) as new:
+        new.write_bytes(b"one")
+        assert not path.exists()
+    assert path.read_bytes() == b"one"
+    with pytest.raises(FileExistsError), new_file(path) as new:  # noqa: PT012
+        new.write_bytes(b"tw")
+        new.mkdir()
+    with pytest.raises(FileNotFoundError), new_file(path):
+        pass
+    assert path.read_bytes() == b"one"
+    assert [*path.parent.iterdir()] == [path]
+
+
+def test_a_file_of_a_package_is_found_without_running_it() -> None:
+    found = installed_file("sklearn", "datasets/data/iris.csv")
+    assert found is not None
+    assert found.is_file()
+    assert installed_file("sklearn", "no/such.csv") is None
+    assert installed_file("no_such_package", "x") is None
 
 
 class Terminal(io.StringIO):

@@ -110,7 +110,6 @@ def _read_typed(location: Location) -> Any:
             rows = large.ArrowRows(location)
             if rows.is_large:
                 return rows
-        file.seek(0)
         return pyarrow.feather.read_table(file)
 
 

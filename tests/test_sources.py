@@ -1,11 +1,13 @@
 """Image files, archives and tables as data: what they become, and what is refused."""
 
 import dataclasses
+import hashlib
 import io
 import os
 import sys
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from models.config import DataConfig
 from models.errors import DataError, ShapeError
 from models.formats import encode
 from training.data.dataset import Dataset, load_data
-from training.data.sources import cache
+from training.data.sources import cache, image_files
 from training.data.sources.arrays import load_zarr
 from training.data.sources.files import Location, installed_file, locate, new_file, reading
 from training.data.sources.tables import as_numbers, load_table
@@ -546,6 +548,106 @@ def test_files_behind_a_url_are_opened() -> None:
     assert locate("memory://sources/absent").kind() is None
     with pytest.raises(DataError, match=r"Zarr is read from this machine only"):
         load_zarr(locate("memory://sources/a.zarr"), DataConfig(source="memory://sources/a.zarr"))
+
+
+FOLDER = {"a.png": b"one", "b/c.JPG": b"twice", "b/d.gif": b"3", "e.webp": b"", "f.txt": b"no"}
+
+
+def read_in(source: str) -> tuple[dict[str, bytes], dict[str, int]]:
+    not_read = Counter[str]()
+    found = dict(image_files.read_images(locate(source), not_read))
+    assert list(found) == sorted(found)
+    return found, dict(not_read)
+
+
+@pytest.mark.parametrize("kept", [2, 2**26])
+def test_images_are_the_same_wherever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """In folders, archives and behind a URL; of each file the beginning, if it is too large."""
+    fs = fsspec.filesystem("memory")
+    with (
+        zipfile.ZipFile(tmp_path / "x.zip", "w") as archive,
+        tarfile.open(tmp_path / "x.tar", "w") as tar,
+    ):
+        for name, content in FOLDER.items():
+            path = tmp_path / "x" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            fs.pipe(f"/images/{name}", content)
+            archive.writestr(name, content)
+            tar.add(path, name)
+    monkeypatch.setattr(image_files, "MAX_FILE_BYTES", kept)
+    monkeypatch.setattr(image_files, "FETCHED_AT_ONCE", 3)
+    right = {n: content[:kept] for n, content in FOLDER.items() if n != "f.txt"}
+    for source in ("x", "x.zip", "x.tar"):
+        assert read_in(str(tmp_path / source)) == (right, {".txt": 1})
+    for url in ("memory://images", "memory://images/"):
+        assert read_in(url) == (right, {".txt": 1})
+
+
+def key(source: str | Location) -> str:
+    location = locate(source) if isinstance(source, str) else source
+    return image_files.content_key(location, Counter())
+
+
+def test_the_key_of_images_is_of_their_names_and_of_each_content(tmp_path: Path) -> None:
+    fs, found = fsspec.filesystem("memory"), list[str]()
+    for i, files in enumerate(
+        (
+            {"a.png": b"ab", "b.png": b"c"},
+            {"a.png": b"a", "b.png": b"bc"},
+            {"a.png": b"ab", "c.png": b"c"},
+            {"a.png": b"ab", "b.png": b"c", "d.png": b""},
+        )
+    ):
+        for name, content in files.items():
+            path = tmp_path / str(i) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            fs.pipe(f"/keys/{i}/{name}", content)
+        found.append(key(str(tmp_path / str(i))))
+        assert key(f"memory://keys/{i}") == found[-1], "as of the same files here"
+    assert len({*found}) == 4
+    (tmp_path / "x.zip").write_bytes(b"PK any")
+    assert key(str(tmp_path / "x.zip")) == hashlib.sha256(b"PK any").hexdigest()
+    fs.pipe("/keys/x.zip", b"PK any")
+    assert key("memory://keys/x.zip") == key(str(tmp_path / "x.zip"))
+
+
+class Tagged:
+    """A file system that knows its objects' ETags, and counts what is fetched."""
+
+    def __init__(self, objects: dict[str, dict[str, Any]]) -> None:
+        self.objects, self.fetched = objects, list[str]()
+
+    def info(self, path: str) -> dict[str, Any]:
+        return self.objects[path]
+
+    def find(self, root: str, detail: bool) -> dict[str, dict[str, Any]]:
+        assert detail
+        return {path: {"name": path, **info} for path, info in self.objects.items()}
+
+    def cat(self, paths: list[str]) -> dict[str, bytes]:
+        self.fetched += paths
+        return dict.fromkeys(paths, b"any")
+
+
+def test_known_tags_stand_for_what_objects_hold() -> None:
+    def of(path: str, *tags: dict[str, Any]) -> tuple[str, int]:
+        fs = Tagged({f"b/i/{i}.png" if path == "b/i" else path: tag for i, tag in enumerate(tags)})
+        return key(Location(f"s3://{path}", path, fs)), len(fs.fetched)
+
+    one, two = {"ETag": "x", "size": 3}, {"etag": "y", "size": 4}
+    for path in ("b/i", "b/i.zip"):
+        right = of(path, one)
+        assert right[1] == 0
+        assert of(path, {"etag": "x", "size": 3}) == right
+        for other in ({"ETag": "z", "size": 3}, {"ETag": "x", "size": 9}):
+            assert of(path, other) != right
+    assert of("b/i", one, two)[1] == 0
+    assert of("b/i", one, two) != of("b/i", two, one)
+    assert of("b/i", one, {"size": 4})[1] == 2, "without all tags, all are read"
 
 
 @pytest.mark.parametrize(

@@ -570,6 +570,8 @@ def test_images_are_the_same_wherever_they_are(
         zipfile.ZipFile(tmp_path / "x.zip", "w") as archive,
         tarfile.open(tmp_path / "x.tar", "w") as tar,
     ):
+        archive.mkdir("b")
+        archive.writestr("c\\", b"")  # a folder too, as some systems write it
         for name, content in FOLDER.items():
             path = tmp_path / "x" / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -182,9 +182,11 @@ def test_rows_are_completed_alike_in_any_pieces() -> None:
 
 
 def test_rules_that_make_nothing_may_stand_beside_others(tmp_path: Path) -> None:
-    model = model_of(fitted(orders(), *RULES[:1], "unique(x, net)"), tmp_path)
+    model = model_of(fitted(orders(), "unique(x, net)", *RULES[:1]), tmp_path)
     parts = one(model, gross=3.75)
     assert round(parts["net"] + parts["tax"], 2) == 3.75
+    with pytest.raises(DataError, match=r"'gross = net [+] tax'"):
+        one(model, net=5.0, tax=1.0, gross=7.0)
 
 
 def test_a_constant_under_a_rule_may_be_a_column_that_is_not_there(tmp_path: Path) -> None:

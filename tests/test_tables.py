@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import jsonschema_rs
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy.stats import norm
 
 from models.config import ColumnConfig
@@ -472,6 +474,17 @@ def test_conditions_are_read_as_people_write_them(texts: list[str], fields: dict
 )
 def test_values_stand_for_conditions(given: Any, fields: dict[str, Any]) -> None:
     assert Condition.model_validate(given) == Condition(**fields)
+
+
+def test_the_json_schema_of_a_condition_takes_its_short_forms_too() -> None:
+    validator = jsonschema_rs.Draft202012Validator(Condition.model_json_schema())
+    for short in (None, "a", 2, 0.5, True, ["a"], ["a", 2], {"above": 1}, {"one_of": ["a"]}):
+        assert validator.is_valid(short)
+        Condition.model_validate(short)
+    for short in ([], [["a"]], {"y": 1}, {"one_of": []}):
+        assert not validator.is_valid(short)
+        with pytest.raises(ValidationError):
+            Condition.model_validate(short)
 
 
 def test_a_condition_in_words() -> None:

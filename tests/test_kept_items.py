@@ -1,6 +1,8 @@
 """Items that the service keeps: the last ones, of all workers, as `wgan w1` reads them."""
 
 import logging
+import os
+import shutil
 from pathlib import Path
 
 import httpx
@@ -11,10 +13,12 @@ import pytest
 from models.artifact import load_artifact
 from service import kept_items
 from service.kept_items import KeptItems
+from service.ring import COUNT_BYTES
 from service.served import Served
 from tests.artifacts import make_artifact
 from tests.mixed import people
 from tests.test_app import made, talk
+from tests.waiting import waits_for_the_lock
 
 SIZE = 100
 
@@ -116,9 +120,11 @@ def test_the_file_is_written_once_a_minute(tmp_path: Path, monkeypatch: pytest.M
 def test_bytes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, folder = served(tmp_path / "artifact"), tmp_path / "kept"
     items = model.model.sample(seed=0, count=40)
-    monkeypatch.setattr(kept_items, "MAX_BYTES", 7 * items[0].nbytes + 1)
-    KeptItems(folder).add(model, items)
-    assert sorted(map(bytes, np.load(the_file(folder)))) == sorted(map(bytes, items[-7:]))
+    for most, kept in ((7 * items[0].nbytes + 1, 7), (1, 1)):  # at least one, however large it is
+        monkeypatch.setattr(kept_items, "MAX_BYTES", most)
+        KeptItems(folder).add(model, items)
+        found = np.load(the_file(folder))
+        assert sorted(map(bytes, found)) == sorted(map(bytes, items[-kept:]))
 
 
 def test_items_that_cannot_be_kept_spoil_no_scores(
@@ -129,18 +135,73 @@ def test_items_that_cannot_be_kept_spoil_no_scores(
     folder.write_text("a file")
     kept = KeptItems(folder)
     with caplog.at_level(logging.ERROR, "wgan.service"):
-        kept.add(model, items)
-        kept.add(model, items)
-        (line,) = [record.getMessage() for record in caplog.records]
-        assert line.startswith("items are not kept: ")
-        assert str(folder) in line
+        for _ in range(2):
+            kept.add(model, items)
+            (line,) = [record.getMessage() for record in caplog.records]
+            assert line.startswith("items are not kept: ")
+            assert str(folder) in line
         folder.unlink()
         kept.add(model, items[:4])
         (ring,) = folder.glob(".*.ring")
         ring.write_bytes(ring.read_bytes()[:-1])  # as a full disk leaves it
         kept.add(model, items[4:])
+        assert np.array_equal(np.load(the_file(folder)), items[4:])
+        assert len(caplog.records) == 1
+        shutil.rmtree(folder)
+        folder.touch()
+        kept.add(model, items)
+    assert len(caplog.records) == 2, "told again, since it had worked meanwhile"
+
+
+def test_items_come_one_by_one(tmp_path: Path) -> None:
+    model, folder = served(tmp_path / "artifact"), tmp_path / "kept"
+    items = model.model.sample(seed=0, count=3)
+    for i in range(3):
+        KeptItems(folder).add(model, items[i : i + 1])
+        assert np.array_equal(np.load(the_file(folder)), items[: i + 1])
+
+
+@pytest.mark.parametrize("damage", ["long", "negative"])
+def test_a_ring_that_is_not_whole_begins_anew(tmp_path: Path, damage: str) -> None:
+    model, folder = served(tmp_path / "artifact"), tmp_path / "kept"
+    items = model.model.sample(seed=0, count=SIZE)
+    KeptItems(folder).add(model, items)
+    (ring,) = folder.glob(".*.ring")
+    content = ring.read_bytes()
+    damaged = content + b"x" if damage == "long" else np.int64(-1).tobytes() + content[COUNT_BYTES:]
+    ring.write_bytes(damaged)
+    KeptItems(folder).add(model, items[:5])
+    assert np.array_equal(np.load(the_file(folder)), items[:5])
+
+
+def test_a_worker_waits_while_another_has_the_ring(tmp_path: Path) -> None:
+    model, folder = served(tmp_path / "artifact"), tmp_path / "kept"
+    items = model.model.sample(seed=0, count=10)
+    KeptItems(folder).add(model, items[:4])
+    (ring,) = folder.glob(".*.ring")
+    assert waits_for_the_lock(ring, lambda: KeptItems(folder).add(model, items[4:]))
+    assert np.array_equal(np.load(the_file(folder)), items)
+
+
+def test_of_an_old_ring_another_worker_may_be_rid_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, folder = served(tmp_path / "artifact"), tmp_path / "kept"
+    items = model.model.sample(seed=0, count=10)
+    KeptItems(folder).add(model, items[:4])
+    model.model.digest = "another"
+    original = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".ring":
+            os.unlink(path)
+        original(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        KeptItems(folder).add(model, items[4:])
     assert np.array_equal(np.load(the_file(folder)), items[4:])
-    assert len(caplog.records) == 1
+    assert not caplog.records
 
 
 def test_the_service_keeps_what_it_scores(tmp_path: Path) -> None:

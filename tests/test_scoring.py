@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import anyio
 import anyio.to_thread
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from models.artifact import load_artifact
 from models.errors import ShapeError
@@ -19,8 +21,11 @@ from models.model import Model
 from models.record import Engine
 from models.sampling import CHUNK
 from service import served as module
+from service.drift import Windows
 from service.endpoints.scores import read_files
-from service.scoring import ScoreBatcher, ScoreJob
+from service.kept_items import KeptItems
+from service.metrics import Metrics
+from service.scoring import ScoreBatcher, ScoreJob, compare
 from service.served import Served
 from tests.artifacts import make_artifact
 from tests.costly import progressive, with_scans
@@ -146,6 +151,7 @@ def test_what_is_wrong_with_one_is_told_to_that_one(tmp_path: Path) -> None:
 
     found = asyncio.run(ask())
     assert isinstance(found[3], ShapeError)
+    assert model.model.rows == [7], "the others share a forward all the same"  # type: ignore[attr-defined]
     expected = model.model.score(items)
     assert [f for i, f in enumerate(found) if i != 3] == [
         s for i, s in enumerate(expected) if i != 3
@@ -175,9 +181,75 @@ def test_a_lone_request_and_a_large_one_wait_for_nobody(tmp_path: Path) -> None:
     assert model.model.rows == [1, 2, 3]  # type: ignore[attr-defined]
 
 
-def test_who_fills_a_forward_is_scored_after_the_others(tmp_path: Path) -> None:
+def test_what_a_failed_request_held_is_let_go(tmp_path: Path) -> None:
+    """Its error lives on in a cycle, and would hold a whole body until the collector comes."""
+    held: list[weakref.ref[Array]] = []
+
+    def read() -> ScoreJob:
+        body = np.zeros(1000)
+        held.append(weakref.ref(body))
+        raise ShapeError(f"not {len(body)}")
+
+    with pytest.raises(ShapeError) as caught:
+        asyncio.run(gathered().score(read, alone=False))
+    assert caught.value.__traceback__ is not None
+    assert held[0]() is None
+
+
+def test_whose_work_another_has_done_takes_no_thread(tmp_path: Path) -> None:
     model = served(tmp_path / "model")
-    items = model.model.sample(seed=0, count=3 * CHUNK)
+    items = model.model.sample(seed=0, count=8)
+    limiter, done = anyio.CapacityLimiter(1), list[bool]()
+
+    async def in_thread(is_done: Callable[[], bool], work: Callable[[], None]) -> None:
+        async with limiter:
+            done.append(is_done())
+            if not done[-1]:
+                await anyio.to_thread.run_sync(work)
+
+    scoring: ScoreBatcher[float] = ScoreBatcher(in_thread, lambda job, scores, seconds: seconds)
+
+    def slowly(i: int) -> ScoreJob:
+        time.sleep(0.01)
+        return ScoreJob(model, items[i : i + 1], None)
+
+    async def ask() -> list[float]:
+        reads = [lambda i=i: slowly(i) for i in range(8)]
+        return await asyncio.gather(*(scoring.score(read, alone=False) for read in reads))
+
+    seconds = asyncio.run(ask())
+    assert done == [False] + [True] * 7
+    assert len(set(seconds)) == 1, "they are the batch's"
+    assert 0.08 <= seconds[0] < 60
+
+
+def test_what_is_scored_is_counted_measured_and_kept(tmp_path: Path) -> None:
+    metrics, windows, kept = Metrics(), Windows(50, tmp_path), KeptItems(tmp_path / "kept")
+    model = served(tmp_path / "model")._replace(name="a")
+    items = model.model.sample(seed=0, count=5)
+    job, scores = ScoreJob(model, items, None), np.linspace(-3, 0.5, 5).astype(np.float32)
+    found = compare(metrics, windows, kept, job, scores, 0.25)
+    assert found.served is model
+    assert np.array_equal(found.scores, scores)
+    assert np.array_equal(found.percentiles, model.model.percentiles(scores))
+    assert found.out_of_range.tolist() == (np.abs(scores) > 1).tolist()  # quantiles end at -1 and 1
+    text = metrics.render(CollectorRegistry()).decode()
+    assert 'wgan_scoring_seconds_sum{model="a",role="champion"} 0.25' in text
+    assert 'wgan_scores_total{model="a",role="champion"} 5.0' in text
+    report = windows.report(model)
+    assert report is not None
+    assert report.items == 5
+    assert [len(np.load(file)) for file in (tmp_path / "kept").glob("*.npy")] == [5]
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ShapeError, match="so large that their scores are not finite"):
+            compare(metrics, windows, kept, job, np.append(scores[:4], wrong), 0.25)
+    assert metrics.render(CollectorRegistry()).decode() == text, "nothing of it is counted"
+
+
+@pytest.mark.parametrize("size", [CHUNK, 3 * CHUNK])
+def test_who_fills_a_forward_is_scored_after_the_others(tmp_path: Path, size: int) -> None:
+    model = served(tmp_path / "model")
+    items = model.model.sample(seed=0, count=size)
     scoring = gathered()
     asked = [items[:1], items[1:3], items, items[3:4]]
 
@@ -186,7 +258,7 @@ def test_who_fills_a_forward_is_scored_after_the_others(tmp_path: Path) -> None:
         return await asyncio.gather(*(scoring.score(read, alone=False) for read in reads))
 
     found = asyncio.run(ask())
-    assert model.model.rows == [3, 3 * CHUNK, 1]  # type: ignore[attr-defined]
+    assert model.model.rows == [3, size, 1]  # type: ignore[attr-defined]
     for own, scores in zip(asked, found, strict=True):
         assert np.array_equal(scores, model.model.score(own))
 

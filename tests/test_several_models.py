@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -261,6 +262,15 @@ def test_a_process_is_ready_once_each_model_has_run_or_failed(tmp_path: Path) ->
         assert answer.json()["version"] == load_artifact(good).digest[:12]
         assert (await client.get("/v1/models/a?model=challenger")).status_code == 422
         assert (await client.get("/v1/models/none")).status_code == 503
+        every = app.context.holders
+        assert [every.has_model(name) for name in ("a", "none", "unknown", None)] == [
+            *(True, False, True, True)
+        ]
+        assert (every.only, every.registry_answers) == (None, None)
+        assert (await client.get("/v1/models/unknown")).status_code == 404
+        is_problem(await client.post("/v1/samples", json={}), 404)
+        told = (await client.get("/metrics")).text
+        assert 'wgan_rejections_total{reason="no_model"} 1.0' in told
 
     assert not app.is_ready
     talk(app, ask)
@@ -300,6 +310,9 @@ def test_a_model_that_hangs_holds_no_other_back(
         assert (await client.get("/v1/models/slow")).status_code == 503
         assert followed["none"].wait(30)
         assert not followed["slow"].is_set()
+        starting = [t for t in threading.enumerate() if t.name.startswith(("first try", "start"))]
+        assert starting
+        assert all(thread.daemon for thread in starting), "none holds up the end"
         goes_on.set()
         assert followed["slow"].wait(30)
         assert tries == ["slow"]
@@ -330,6 +343,26 @@ def test_a_version_that_does_not_fit_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(NoRoom, match=r"of guarded@1 have 2\.\d+ MiB"):
         room.load(tmp_path / "guarded", "guarded@1", "guarded", "champion", "cpu")
     assert Room(0).load(large, None, "large", "champion", "cpu").model.digest
+
+
+def test_a_version_that_nobody_uses_makes_room_for_one_of_just_the_bound(tmp_path: Path) -> None:
+    """It may be in a cycle, and then waits for the garbage collector."""
+    small, exact = (make_artifact(tmp_path / name, "vector") for name in ("small", "exact"))
+    with (exact / "run.json").open("a") as file:
+        file.write(" " * (2**20 - size_of(exact)))
+    sign(exact)
+    room = Room(1)
+    served = room.load(small, None, "a", "champion", "cpu")
+    served.model.itself = served.model  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        del served
+        assert room.held == size_of(small)
+        held = room.load(exact, None, "a", "champion", "cpu")
+        assert held.model.digest
+        assert room.held == 2**20
+    finally:
+        gc.enable()
 
 
 def test_metrics_are_read_while_a_version_is_loaded(

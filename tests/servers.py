@@ -1,5 +1,6 @@
 """A real service in a process of its own, for tests that speak to it over HTTP."""
 
+import asyncio
 import contextlib
 import hashlib
 import http.client
@@ -9,23 +10,33 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file, save_file
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from models.artifact import load_artifact
 from models.model import Model
+from service.app import create_app
+from service.protocol import BoundedProtocol
+from service.settings import Settings
 from tests.artifacts import make_artifact
 
 WGAN = Path(sys.executable).with_name("wgan")
 
 
 ROOT = Path(__file__).parent.parent
+IN_THREAD = "WGAN_TESTS_IN_THREAD"
+"""Variable that, if it is set, has a `Server` run in this process, for `make mutate` to see."""
 
 
 def free_port() -> int:
@@ -105,6 +116,39 @@ def sign(artifact: Path) -> None:
     (artifact / "SHA256SUMS").write_text("".join(lines))
 
 
+@contextlib.contextmanager
+def in_thread(artifact: Path, port: int, **environment: str) -> Iterator[None]:
+    """A service in a thread of this process: uvicorn as it is installed, but without BentoML."""
+    app = create_app(Settings.read(WGAN_MODEL=str(artifact), **environment))
+
+    async def probe(request: Request) -> Response:  # as BentoML has them
+        return Response(status_code=200 if app.is_ready else 503)
+
+    app.routes.router.routes += [Route(path, probe) for path in ("/livez", "/readyz")]
+    members = {"direct": app.direct(), "watch": app.connections}
+    protocol = type("Protocol", (BoundedProtocol,), members)
+    config = uvicorn.Config(
+        app.surround(app.routes), port=port, http=protocol, lifespan="off", proxy_headers=False,
+        timeout_keep_alive=app.settings.keep_alive_seconds, log_config=None,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+
+    async def serve() -> None:
+        await app.start()
+        await server.serve()
+
+    thread = threading.Thread(target=asyncio.run, args=[serve()], daemon=True)
+    thread.start()
+    try:
+        while not (server.started and app.is_ready):
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
 class Server:
     def __init__(self, kind: str, folder: Path, **environment: str) -> None:
         self.environment = environment
@@ -118,6 +162,10 @@ class Server:
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Server"]:
+        if os.environ.get(IN_THREAD):
+            with in_thread(self.artifact, self.port, **self.environment), self.client:
+                yield self
+            return
         command = serving(self.artifact, self.port)
         with (
             running(command, self.port, self.log, **self.environment) as self.process,

@@ -95,6 +95,15 @@ def test_a_request_is_timed_from_its_whole_body_on() -> None:
         (Exchange(status=304), True, None),
         (Exchange(), True, None),
         (Exchange(status=500), True, None),
+        (Exchange(status=400), True, "schema"),
+        (Exchange(status=403), True, "scope"),
+        (Exchange(status=405), True, "method"),
+        (Exchange(status=408), True, "slow"),
+        (Exchange(status=413), True, "too_large"),
+        (Exchange(status=415), True, "undecodable"),
+        (Exchange(status=422), True, "content"),
+        (Exchange(status=431), True, "too_large"),
+        (Exchange(status=504), True, "timeout"),
         (Exchange(status=429), True, "rate"),
         (Exchange(status=429, reason=SHARE), True, SHARE),
         (Exchange(status=404), True, "unknown_path"),
@@ -127,6 +136,8 @@ def test_scores_and_their_percentiles_are_counted(served: Served) -> None:
     below = {float(bound): count for (bound, *_), count in buckets.items()}
     assert (below[-3.0], below[-1.0], below[0.0], below[0.3], below[10.0]) == (0, 1, 1, 2, 3)
     below = {float(b): n for (b, *_), n in told(text, "wgan_score_percentile_bucket").items()}
+    bounds = sorted(bound for bound in below if bound < math.inf)
+    assert bounds == sorted(100 - bound for bound in bounds), "both tails are told alike"
     assert (below[0.0], below[25.0], below[50.0], below[99.0], below[100.0]) == (1, 1, 2, 2, 3)
 
 
@@ -182,6 +193,7 @@ def test_workers_are_counted_together_and_the_dead_are_forgotten(tmp_path: Path)
         text = rendered(reader)
         assert told(text, "wgan_workers") == {(): 2}
         assert told(text, "wgan_worker_starts_total") == {(): 2}
+        assert [worker.poll() for worker in workers] == [None, None], "to be asked harms none"
         workers[0].send_signal(signal.SIGKILL)
         workers[0].wait()
         text = rendered(reader)

@@ -365,6 +365,20 @@ def test_a_version_that_nobody_uses_makes_room_for_one_of_just_the_bound(tmp_pat
         gc.enable()
 
 
+def test_an_error_of_the_machine_while_a_version_is_loaded_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> torch.Tensor:
+        raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
+
+    folder, room = make_artifact(tmp_path / "artifact"), Room(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "conv_transpose2d", fail)
+        with pytest.raises(RuntimeError, match=r"^CUBLAS_STATUS_ALLOC_FAILED$"):
+            room.load(folder, None, "a", "champion", "cpu")
+    assert room.load(folder, None, "a", "champion", "cpu").model.digest
+
+
 def test_metrics_are_read_while_a_version_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,13 +6,15 @@ import json
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from models.images import enlarge, grid
-from service.endpoints.samples import MAX_COUNT, MAX_PICTURES
+from service.endpoints.samples import MAX_COUNT, MAX_PICTURES, SamplesRequest
 from tests.servers import (
     Server,
     array_file,
@@ -286,6 +288,48 @@ def test_schema_errors_are_400_and_say_where(image: Server, body: object) -> Non
 )
 def test_fields_that_do_not_go_together_are_400(image: Server, body: dict[str, object]) -> None:
     assert is_problem(image.samples(**body), 400)["errors"]
+
+
+@pytest.mark.parametrize(
+    ("within", "beyond"),
+    [
+        ({"count": 1}, {"count": 0}),
+        ({"count": 100_000}, {"count": 100_001}),
+        ({"seed": 0}, {"seed": -1}),
+        ({"seed": 2**63 - 1}, {"seed": 2**63}),
+        ({"truncation": 0.001}, {"truncation": 0}),
+        ({"truncation": 5}, {"truncation": 5.01}),
+        ({"latents": [[0.0]] * 1024}, {"latents": [[0.0]] * 1025}),
+        ({"latents": [[0.0]]}, {"latents": []}),
+        ({"latents": [[0.0] * 4096]}, {"latents": [[0.0] * 4097]}),
+        ({"latents": [[100.0, -100.0]]}, {"latents": [[100.5]]}),
+        ({"latents": [[100.0, -100.0]]}, {"latents": [[-100.5]]}),
+        ({"interpolation": {"to": 1, "at": [0]}}, {"interpolation": {"to": 1, "at": []}}),
+        ({"interpolation": {"to": 1, "at": [0, 1]}}, {"interpolation": {"to": 1, "at": [-0.01]}}),
+        ({"interpolation": {"to": 1, "at": [0, 1]}}, {"interpolation": {"to": 1, "at": [1.01]}}),
+        (
+            {"interpolation": {"to": 1, "at": [0.5] * 1024}},
+            {"interpolation": {"to": 1, "at": [0.5] * 1025}},
+        ),
+        ({"where": {"a": 1}}, {"where": {}}),
+        ({"where": {"a": [*range(1024)]}}, {"where": {"a": [*range(1025)]}}),
+        (
+            {"where": {"a": {"one_of": [1] * 1000, "none_of": [2] * 24, "above": 3}}},
+            {"where": {"a": {"one_of": [1] * 1000, "none_of": [2] * 25}}},
+        ),
+        ({"where": {"a": "x" * 1000}}, {"where": {"a": "x" * 1001}}),
+        ({"where": {"x" * 1000: 1}}, {"where": {"x" * 1001: 1}}),
+        ({"where": {"a": {"none_of": [2**64 - 1]}}}, {"where": {"a": {"none_of": [2**64]}}}),
+        ({"where": {"a": {"above": 1 - 2**64}}}, {"where": {"a": {"above": -(2**64)}}}),
+        ({"where": {"a": {"below": "x"}}}, {"where": {"a": {"below": "x" * 1001}}}),
+    ],
+)
+def test_what_is_asked_for_is_bounded_where_the_docs_say(
+    within: dict[str, Any], beyond: dict[str, Any]
+) -> None:
+    assert SamplesRequest.model_validate(within).model_fields_set == within.keys()
+    with pytest.raises(ValidationError):
+        SamplesRequest.model_validate(beyond)
 
 
 @pytest.mark.parametrize(

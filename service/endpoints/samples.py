@@ -168,11 +168,11 @@ class SamplesRequest(BaseModel):
         if given is not None and self.count not in (1, len(given)):
             raise ValueError(f"count: leave it out, or give the number of points, {len(given)}")
         for name, condition in (self.where or {}).items():
-            ends = condition.above, condition.at_least, condition.below, condition.at_most
-            values = name, *(condition.one_of or ()), *condition.none_of, *ends
+            values = *(condition.one_of or ()), *condition.none_of
             if len(values) > MAX_VALUES:
                 raise ValueError(f"where: at most {MAX_VALUES} values of a column")
-            if any(is_too_large(value) for value in values):
+            ends = condition.above, condition.at_least, condition.below, condition.at_most
+            if any(is_too_large(value) for value in (name, *values, *ends)):
                 raise ValueError(f"where: numbers of 64 bits, texts up to {MAX_TEXT} characters")
         return self
 

@@ -134,11 +134,13 @@ def test_a_service_says_that_another_schema_is_served(
         WGAN_MODEL=source, WGAN_CHALLENGER=challenger, WGAN_CHALLENGER_SHARE="1"
     )
     holder = ModelHolder("served", settings, Room(0), lambda name, role, outcome: None)
+    versions = []
     for seed, kind in enumerate(("vector", "vector", "image")):
         shutil.rmtree(source, ignore_errors=True)
         make_artifact(tmp_path / "served", kind, seed=seed)
         holder.champion.refresh()
         assert holder.champion.served is not None
+        versions.append(holder.champion.served.version)
         assert holder.champion.served.model.run.data.kind == kind
         if kind == "vector":
             assert holder.challenger is not None
@@ -152,5 +154,5 @@ def test_a_service_says_that_another_schema_is_served(
     assert all(
         line.endswith(f"is given only requests that name it: {changes}") for line in told[:2]
     )
-    assert "does not take the requests that" in told[2]
+    assert f"{versions[2]} does not take the requests that {versions[1]} took: " in told[2]
     assert told[2].endswith(changes)

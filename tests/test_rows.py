@@ -686,6 +686,120 @@ print(*resource.getrlimit(resource.RLIMIT_CPU), open("/proc/self/oom_score_adj")
     assert (done.stdout.split(), done.stderr) == (["3", "3", "1000"], "")
 
 
+def read_here(
+    monkeypatch: pytest.MonkeyPatch, schema: TableSchema, *files: tuple[str, bytes]
+) -> tuple[int, bytes]:
+    """The reader's exit status and output, without the bounds, which this process would keep."""
+    head = json.dumps([schema.model_dump_json(), [(n, len(content)) for n, content in files]])
+    sent = head.encode() + b"\n" + b"".join(content for _, content in files)
+    out = io.TextIOWrapper(io.BytesIO())
+    with monkeypatch.context() as patch:
+        patch.setattr(uploads, "_bound", lambda: None)
+        patch.setattr(sys, "meta_path", [*sys.meta_path])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(sent)))
+        patch.setattr(sys, "stdout", out)
+        status = uploads.main()
+        assert isinstance(sys.meta_path[0], type(uploads._NoPandas)), "pandas is hidden first"
+    return status, out.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_reader_answers_with_a_table_of_each_file(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.table is not None
+    rows = pa.table({"age": [1, 2, 3], "home": pa.array(["own", "own", None]).dictionary_encode()})
+    files = ("a.csv", b"age\n1\n"), ("b.parquet", parquet(rows)), ("c.arrow", arrow(rows))
+    status, content = read_here(monkeypatch, model.table, *files)
+    assert status == 0
+    source = pa.BufferReader(content)
+    tables = [pa.ipc.open_stream(source).read_all() for _ in files]
+    assert source.read() == b""
+    expected = {"age": [1, 2, 3], "home": ["own", "own", None]}
+    assert [table.to_pydict() for table in tables] == [{"age": [1]}, expected, expected]
+    # As many bytes as it says, a dictionary's repeated values included.
+    assert not any(pa.types.is_dictionary(field.type) for field in tables[1].schema)
+
+
+def test_a_reader_takes_a_thousand_rows_in_all_files_together(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.table is not None
+    one, many = ("a.csv", b"age\n1\n"), ("b.csv", b"age\n" + b"1\n" * 1023)
+    assert read_here(monkeypatch, model.table, one, many)[0] == 0
+    status, says = read_here(monkeypatch, model.table, one, many, ("c.csv", b"age\n1\n"))
+    assert (status, says) == (66, b"c.csv: at most 1024 rows are taken at once")
+
+
+def test_a_reader_tells_what_is_wrong_by_its_status(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.table is not None
+    deep = pa.array([1])
+    for _ in range(200):
+        deep = pa.ListArray.from_arrays(pa.array([0, 1], pa.int32()), deep)
+    for file, status, says in (
+        (("a.csv", b"PAR1 and no more"), 65, b"a.csv: "),
+        (("a.csv", b"home,age\n"), 0, b""),
+        (("a.csv", b"," * 5000 + b"\n"), 66, b"a.csv: has 5001 columns"),
+        (("a\udcff.csv", b"," * 5000 + b"\n"), 66, b"a?.csv: has 5001 columns"),
+    ):
+        found, content = read_here(monkeypatch, model.table, file)
+        assert (found, content[: len(says)]) == (status, says)
+    with pytest.raises(DataError, match=r"^a\.arrow: a column's lists are nested too deep"):
+        uploads._require_readable(pa.table({"age": deep}), "a.arrow")
+    uploads._require_readable(pa.table({"age": [1]}), "a.arrow")
+
+    def lack(*given: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("models.tables.records.read_rows", lack)
+    assert read_here(monkeypatch, model.table, ("a.csv", b"age\n1\n")) == (67, b"")
+
+
+def test_pandas_alone_is_hidden() -> None:
+    with pytest.raises(ModuleNotFoundError) as caught:
+        uploads._NoPandas.find_spec("pandas")
+    assert caught.value.name == "pandas"
+    uploads._NoPandas.find_spec("pandas_more")  # others are for the next finder
+
+
+def test_a_reader_bounds_its_time_its_memory_and_what_it_leaves() -> None:
+    code = """
+import resource, time
+from service import uploads
+pages = int(open("/proc/self/statm").read().split()[0])
+began = int(time.process_time())
+uploads._bound()
+cpu = resource.getrlimit(resource.RLIMIT_CPU)
+assert began + 6 <= cpu[0] <= began + 8, (cpu, began)
+assert cpu[1] == cpu[0] + 1
+assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
+soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+assert soft == hard
+assert 0 <= soft - pages * resource.getpagesize() - 256 * 2**20 < 2**24
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_a_limit_that_is_lower_stays() -> None:
+    code = """
+import resource
+from service import uploads
+kind = resource.RLIMIT_NOFILE
+soft, hard = resource.getrlimit(kind)
+resource.setrlimit(kind, (100, 200))
+for soft, hard, expected in ((50, 300, (50, 200)), (300, 300, (200, 200)), (20, 30, (20, 30))):
+    uploads._limit(kind, soft, hard)
+    assert resource.getrlimit(kind) == expected, resource.getrlimit(kind)
+resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+uploads._limit(resource.RLIMIT_DATA, 2**40, 2**41)
+assert resource.getrlimit(resource.RLIMIT_DATA) == (2**40, 2**41)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
 def test_a_reader_that_a_library_ends_for_want_of_memory_met_its_bound(
     model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -57,8 +57,9 @@ def test_apps_follow_the_registry_and_begin_with_what_is_in_the_cache(
     async def follow(client: httpx.AsyncClient) -> None:
         holders = first.context.holders
         assert versions(first) == ["tiny@1", "tiny@2"]
-        while any(holder.listed_at is None for holder in holders):
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(60):
+            while any(holder.listed_at is None for holder in holders):
+                await asyncio.sleep(0.02)
         listed = (await client.get("/v1/models")).json()
         rows = {row["version"]: row for row in listed["models"]}
         assert sorted(rows) == [*SOUND, SPOILT]
@@ -81,8 +82,9 @@ def test_apps_follow_the_registry_and_begin_with_what_is_in_the_cache(
     async def begin(client: httpx.AsyncClient) -> None:
         holders = second.context.holders
         assert versions(second) == ["tiny@1", "tiny@2"]
-        while any(slot.reachable is None for slot in holders.slots):
-            await asyncio.sleep(0.02)
+        async with asyncio.timeout(60):
+            while any(slot.reachable is None for slot in holders.slots):
+                await asyncio.sleep(0.02)
         assert holders.registry_answers is False
         holders.slots[0].reachable = True
         assert holders.registry_answers is False, "one was not answered"

@@ -5,9 +5,12 @@ import io
 import json
 import time
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +18,7 @@ from pydantic import ValidationError
 
 from models.images import enlarge, grid
 from service.endpoints.samples import MAX_COUNT, MAX_PICTURES, SamplesRequest
+from tests.artifacts import make_artifact
 from tests.servers import (
     Server,
     array_file,
@@ -25,6 +29,8 @@ from tests.servers import (
     resident,
     upload,
 )
+from tests.test_app import made as app_of
+from tests.test_app import talk
 
 
 def test_every_format_holds_the_same_samples(image: Server) -> None:
@@ -288,6 +294,47 @@ def test_schema_errors_are_400_and_say_where(image: Server, body: object) -> Non
 )
 def test_fields_that_do_not_go_together_are_400(image: Server, body: dict[str, object]) -> None:
     assert is_problem(image.samples(**body), 400)["errors"]
+
+
+def test_few_samples_are_made_without_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = app_of(WGAN_MODEL=str(make_artifact(tmp_path / "artifact", "vector")))
+    processors = app.context.processors
+    original, taken = processors.run, list[str]()
+
+    async def run(what: str, work: Callable[[], Any]) -> Any:
+        taken.append(what)
+        return await original(what, work)
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        (slot,) = app.context.holders.slots
+        assert slot.served is not None
+        slot.served = slot.served._replace(inline_limit=16)
+        for body, threads in (({"count": 16}, 0), ({"count": 17}, 1), ({"refine": True}, 1)):
+            taken.clear()
+            answer = await client.post("/v1/samples", json={"format": "json", **body})
+            assert len(answer.json()["samples"]) == body.get("count", 1)
+            assert taken == ["samples"] * threads
+
+    monkeypatch.setattr(processors, "run", run)
+    talk(app, ask)
+
+
+def test_samples_that_are_asked_for_are_spent(tmp_path: Path) -> None:
+    app = app_of(
+        WGAN_MODEL=str(make_artifact(tmp_path / "artifact", "rows")), WGAN_SAMPLES_PER_SECOND=1
+    )
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        rows = {"rows": [{"age": 40}] * 3}
+        assert (await client.post("/v1/imputations", json=rows)).status_code == 200
+        for path, body in (("imputations", rows), ("samples", {"count": 1})):
+            is_problem(await client.post(f"/v1/{path}", json=body), 429)
+        told = (await client.get("/metrics")).text
+        assert 'wgan_samples_total{model="artifact",role="champion"} 3.0' in told
+
+    talk(app, ask)
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,31 @@
 import io
 import json
 import socket
+from pathlib import Path
+from typing import Any
 
+import anyio
+import anyio.to_thread
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from models.images import encode_png
-from service.endpoints.scores import MAX_ITEMS
+from models.artifact import load_artifact
+from models.errors import OversizeError, ShapeError, UserError
+from models.images import MAX_PIXELS, encode_png
+from models.model import Model
+from service.endpoints.scores import (
+    LARGE,
+    MAX_ITEMS,
+    SMALL,
+    Bounds,
+    read_files,
+    require_size,
+    to_array,
+    to_items,
+)
+from tests.artifacts import make_artifact
 from tests.servers import (
     Server,
     array_file,
@@ -19,6 +37,7 @@ from tests.servers import (
     peak_memory,
     upload,
 )
+from tests.test_app import made, talk
 
 
 def test_scores_are_the_models_own(image: Server) -> None:
@@ -185,3 +204,100 @@ def test_a_million_schema_errors_are_counted_not_listed(image: Server) -> None:
     assert is_problem(response, 400)["errors"] == [
         {"path": "/", "message": "1000000 errors, too many to list"}
     ]
+
+
+# ---- what a request may hold, in this process --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_artifact(make_artifact(tmp_path_factory.mktemp("scores") / "artifact"))
+
+
+def read(
+    model: Model, *contents: bytes, resize: bool = False, bounds: Bounds = LARGE
+) -> np.ndarray:
+    """The items of files, read in a thread as the service does."""
+    files = [(f"file {i}", content) for i, content in enumerate(contents)]
+    return anyio.run(anyio.to_thread.run_sync, lambda: read_files(model, files, resize, bounds))
+
+
+def grey(height: int, width: int) -> bytes:
+    return encode_png(np.zeros((height, width, 1), np.uint8))
+
+
+def test_a_thousand_items_are_scored_in_all_files_together(model: Model) -> None:
+    items = model.sample(seed=0, count=MAX_ITEMS)
+    files = array_file(items[:1000]), npz_file(samples=items[1000:])
+    assert np.array_equal(read(model, *files), items)
+    with pytest.raises(ShapeError, match=r"^file 2: at most 1024 items, or 16777216 pixels, at"):
+        read(model, *files, grey(8, 8))
+    assert to_array([[0.5, 2]] * MAX_ITEMS).shape == (1024, 2)
+    with pytest.raises(ShapeError, match="over 1024 items; at most 1024 are scored at once"):
+        to_array([[0.5, 2]] * (MAX_ITEMS + 1))
+
+
+def test_pixels_are_bounded_in_each_file_and_in_all_together(model: Model) -> None:
+    large = grey(2**11, 2**11)
+    assert SMALL.pixels == 2**22
+    assert read(model, large, resize=True, bounds=SMALL).shape == (1, 8, 8, 1)
+    with pytest.raises(OversizeError):
+        read(model, grey(2**11, 2**11 + 1), resize=True, bounds=SMALL)
+    assert MAX_PIXELS == LARGE.pixels == 2**24
+    assert len(read(model, *[large] * 4, resize=True)) == 4
+    with pytest.raises(UserError, match=r"^file 4: "):
+        read(model, *[large] * 4, grey(1, 1), resize=True)
+
+
+def test_only_images_of_the_model_s_size_are_decoded_unless_they_are_resized(model: Model) -> None:
+    require_size(model, False, "a.png", 8, 8)
+    require_size(model, True, "a.png", 9, 100)
+    for height, width in ((9, 8), (8, 9)):
+        with pytest.raises(
+            ShapeError, match=rf"^a.png: .*8x8 pixels .* not {height}x{width}; with"
+        ):
+            require_size(model, False, "a.png", height, width)
+        images = np.zeros((1, height, width, 1))
+        with pytest.raises(ShapeError, match=r"; with resize=true, images are brought to it$"):
+            to_items(model, images, False)
+        assert to_items(model, images, True).shape == (1, 8, 8, 1)
+    for other in (np.full((1, 8, 8, 1), 256.0), np.zeros((8, 8)), np.zeros((1, 2, 8, 8, 1))):
+        with pytest.raises(ShapeError) as caught:
+            to_items(model, other, False)
+        assert "resize" not in str(caught.value), "it would not help"
+
+
+@pytest.mark.parametrize("values", [[[True, 1]], [["1", 2]], [[None]], [[1], [1, 2]], [[10**400]]])
+def test_what_is_no_array_of_numbers_is_refused(values: list[Any]) -> None:
+    with pytest.raises(ShapeError, match="the samples"):
+        to_array(values)
+
+
+def test_a_model_is_named_once(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "artifact", "vector")
+    version = load_artifact(artifact).digest[:12]
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        for query, body, status in (
+            ({}, {}, 200),
+            ({"model": "champion"}, {}, 200),
+            ({}, {"model": "champion"}, 200),
+            ({"model": version}, {"model": version}, 200),
+            ({"model": version}, {"model": "champion"}, 400),
+            ({"model": "none"}, {}, 404),
+            ({}, {"model": "none"}, 404),
+            ({}, {"rows": [{"a": 1}]}, 400),
+        ):
+            sent = {"samples": [[0.5, 0.25]], **body}
+            answer = await client.post("/v1/scores", params=query, json=sent)
+            assert answer.status_code == status, (query, body)
+        files = [("files", ("a.npy", array_file(np.zeros((3, 2)))))]
+        for resize, status in (("false", 200), ("true", 422), (["true", "true"], 400)):
+            answer = await client.post("/v1/scores", files=files, data={"resize": resize})
+            assert answer.status_code == status
+        answer = await client.post("/v1/scores", files=files, data={"resize": "yes"})
+        assert is_problem(answer, 400)["detail"] == "the part named 'resize' is true or false"
+        answer = await client.post("/v1/scores", files=files, params={"model": "none"})
+        is_problem(answer, 404)
+
+    talk(made(WGAN_MODEL=str(artifact)), ask)

@@ -410,7 +410,7 @@ def test_the_oldest_versions_go(tmp_path: Path) -> None:
     assert MAX_VERSIONS == 3
     cache = cache_at(tmp_path)
     now = time.time()
-    for age, number in enumerate(("7", "3", "10", "4")):  # the first is the newest
+    for age, number in enumerate(("7", "3", "4", "10")):  # the first is the newest
         (cache.folder / number / "artifact").mkdir(parents=True)
         os.utime(cache.folder / number, (now - 100 * age - 100,) * 2)
     (cache.folder / "other").mkdir()

@@ -7,7 +7,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.endpoint import Context, Endpoint, choose_model
+from service.endpoint import MAX_NAME, Context, Endpoint, choose_model
 from service.endpoints import ENDPOINTS
 from service.openapi import describe
 from tests.artifacts import make_artifact
@@ -31,6 +31,64 @@ def test_each_operation_has_what_a_client_is_made_from() -> None:
         assert operation["tags"], place
         assert set(operation["tags"]) <= tags, place  # type: ignore[call-overload]
     assert len({operation["operationId"] for operation in found.values()}) == len(found)
+
+
+def test_of_several_models_only_paths_with_a_name_are_described() -> None:
+    by_name = "/v1/models/{name}/samples"
+    for names, paths in (([], 2), (["a"], 2), (["a", "b"], 1)):
+        found = describe(ENDPOINTS, names=names)["paths"]
+        assert by_name in found
+        assert ("/v1/samples" in found) is (paths == 2)
+        assert "/v1/models" in found, "it is of no one model"
+        named = found[by_name]["post"]
+        assert named["operationId"] == "generateSamplesByName"
+        assert named["summary"] == "Generate samples, of the model of this name"
+        name, *others = named["parameters"]
+        assert (name["name"], name["in"], name["required"]) == ("name", "path", True)
+        assert name["schema"] == {
+            "type": "string", "minLength": 1, **({"enum": names} if names else {})
+        }  # fmt: skip
+        assert others == []
+        imputed = found["/v1/models/{name}/imputations"]["post"]["parameters"]
+        assert [p["name"] for p in imputed] == ["name", "seed", "format", "model"]
+    # An endpoint without a description answers, and is left out.
+    hidden = Endpoint("GET", "/hidden", ENDPOINTS[0].handle)
+    assert "/hidden" not in describe([*ENDPOINTS, hidden])["paths"]
+
+
+def test_a_key_is_described_where_one_is_needed() -> None:
+    for place, operation in operations().items():
+        assert "security" not in operation, place
+    paths = describe(ENDPOINTS, lambda path: path == "/v1/scores")["paths"]
+    with_key = {
+        path for path, found in paths.items() if any("security" in o for o in found.values())
+    }
+    assert with_key == {"/v1/scores", "/v1/models/{name}/scores"}
+    assert paths["/v1/scores"]["post"]["security"] == [{"key": []}]
+
+
+def test_every_answer_is_described_with_its_headers_and_its_content() -> None:
+    description = describe(ENDPOINTS)
+    schemas = description["components"]["schemas"]
+    assert schemas["Problem"]["properties"].keys() >= {"type", "title", "status", "detail"}
+    for place, operation in operations().items():
+        answers = operation["responses"]
+        assert isinstance(answers, dict)
+        for status, answer in answers.items():
+            assert answer["description"], (place, status)
+            if status >= "400":
+                problem = answer["content"]["application/problem+json"]["schema"]
+                assert problem == {"$ref": "#/components/schemas/Problem"}
+                assert answer["headers"].keys() == {"X-Model-Version"}
+    scores = description["paths"]["/v1/scores"]["post"]["responses"]["200"]
+    assert scores["headers"].keys() == {"X-Model-Version", "X-Constraint"}
+    assert scores["content"] == {
+        "application/json": {"schema": {"$ref": "#/components/schemas/Scores"}}
+    }
+    (model,) = description["paths"]["/v1/scores"]["post"]["parameters"]
+    assert model["schema"] == {"type": "string", "minLength": 1, "maxLength": MAX_NAME}
+    listing = description["paths"]["/v1/models"]["get"]["responses"]["200"]
+    assert "headers" not in listing, "it is of no one model"
 
 
 def test_unknown_parameters_of_the_query_are_400(tmp_path: Path) -> None:

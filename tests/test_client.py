@@ -1,11 +1,14 @@
 """The Python client and the commands of docs/service.md, against real servers."""
 
 import io
+import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -17,9 +20,14 @@ from service.client import (
     BadRequestError,
     BusyError,
     Client,
+    ForbiddenError,
+    LimitError,
     NotFoundError,
+    Origin,
     ServiceError,
     TooLargeError,
+    TooSlowError,
+    UnauthorizedError,
     UndecodableError,
     UnreachableError,
     UnsuitableError,
@@ -127,6 +135,215 @@ def test_no_answer_and_no_model(tmp_path: Path) -> None:
             with pytest.raises(BusyError) as caught:
                 client.samples()
             assert caught.value.retry_after == 5
+
+
+# ---- what is sent, and what is made of an answer, without a service ------------------------------
+
+SCORES = {
+    "scores": [0.5, 1],
+    "percentiles": [10, 90.5],
+    "out_of_range": [False, True],
+    "normalized_scores": [0.25, 0.5],
+}
+ANOMALIES = {
+    "p_values": [0.5, 1],
+    "statistics": [2, 3.5],
+    "calibration_items": 9,
+    "residuals": [[1, 2], [3, 4]],
+    "blame": None,
+}
+
+
+def answering(
+    answer: httpx.Response, key: str | None = None, name: str | None = None
+) -> tuple[Client, list[httpx.Request]]:
+    """A client whose every request is answered alike, and the requests that it sends."""
+    sent: list[httpx.Request] = []
+
+    def take(request: httpx.Request) -> httpx.Response:
+        request.read()
+        sent.append(request)
+        return answer
+
+    client = Client("http://test/below/", key, name=name)
+    own = client._http
+    client._http = httpx.Client(
+        transport=httpx.MockTransport(take), base_url=own.base_url, headers=own.headers
+    )
+    own.close()
+    return client, sent
+
+
+@pytest.mark.parametrize(
+    ("ask", "answer", "path", "body"),
+    [
+        (lambda c: c.file(), {}, "/v1/samples", {}),
+        (
+            lambda c: c.file("csv", 3, label="a", latents=np.eye(2), walk_to=4, seed=0),
+            {},
+            "/v1/samples",
+            {
+                "format": "csv", "count": 3, "class": "a", "latents": [[1, 0], [0, 1]], "seed": 0,
+                "interpolation": {"to": 4},
+            },
+        ),
+        (lambda c: c.rows(2), {"samples": []}, "/v1/samples", {"format": "json", "count": 2}),
+        (lambda c: c.impute([{"a": 1}]), {"rows": []}, "/v1/imputations", {"rows": [{"a": 1}]}),
+        (
+            lambda c: c.impute([], 0, model="m"),
+            {"rows": []},
+            "/v1/imputations",
+            {"rows": [], "seed": 0, "model": "m"},
+        ),
+        (lambda c: c.score(np.eye(2)), SCORES, "/v1/scores",
+         {"samples": [[1, 0], [0, 1]], "resize": False}),
+        (lambda c: c.score([]), SCORES, "/v1/scores", {"samples": [], "resize": False}),
+        (lambda c: c.score([[1, 0]]), SCORES, "/v1/scores", {"samples": [[1, 0]], "resize": False}),
+        (
+            lambda c: c.score([{"a": 1}], ["x"], resize=True, model="m"),
+            SCORES,
+            "/v1/scores",
+            {"rows": [{"a": 1}], "resize": True, "classes": ["x"], "model": "m"},
+        ),
+        (lambda c: c.anomalies(np.eye(1)), ANOMALIES, "/v1/anomalies?explain=false",
+         {"samples": [[1]], "resize": False}),
+        (
+            lambda c: c.anomalies([{"a": 1}], explain=True, model="m"),
+            ANOMALIES,
+            "/v1/anomalies?explain=true",
+            {"rows": [{"a": 1}], "resize": False, "model": "m"},
+        ),
+        (lambda c: c.model(), {}, "/v1/model", None),
+        (lambda c: c.model("m"), {}, "/v1/model?model=m", None),
+        (lambda c: c.drift("m"), {}, "/v1/drift?model=m", None),
+        (lambda c: c.picture(), {}, "/v1/model/samples.png", None),
+        (lambda c: c.models(), {}, "/v1/models", None),
+        (lambda c: c.is_ready(), {}, "/readyz", None),
+    ],
+)  # fmt: skip
+def test_what_is_asked_for_is_sent_and_nothing_else(
+    ask: Callable[[Client], object], answer: Any, path: str, body: dict[str, object] | None
+) -> None:
+    client, sent = answering(httpx.Response(200, json=answer))
+    with client as one:
+        ask(one)
+    (request,) = sent
+    assert request.url.raw_path.decode() == f"/below{path}"
+    assert request.method == ("GET" if body is None else "POST")
+    assert (json.loads(request.content) if request.content else None) == body
+    assert "authorization" not in request.headers
+    assert one._http.is_closed
+
+
+def test_a_key_and_a_name_go_with_every_request() -> None:
+    client, sent = answering(httpx.Response(200, json={}), "secret", "a/b ü")
+    named = "/below/v1/models/a%2Fb%20%C3%BC"
+    for ask, path in (
+        (client.model, named),
+        (client.drift, f"{named}/drift"),
+        (client.file, f"{named}/samples"),
+        (client.picture, f"{named}/samples.png"),
+        (client.models, "/below/v1/models"),
+    ):
+        ask()
+        assert sent[-1].url.raw_path.decode() == path
+        assert sent[-1].headers["authorization"] == "Bearer secret"
+
+
+def test_files_are_sent_with_their_names(tmp_path: Path) -> None:
+    file = tmp_path / "a b.csv"
+    file.write_bytes(b"x,y")
+    client, sent = answering(httpx.Response(200, json=SCORES))
+    client.score_files(file, file)
+    client.score_files(file, classes=["p", "q"], resize=True, model="m")
+    assert [request.url.query for request in sent] == [b"", b"model=m"]
+    for request, classes, resize, count in zip(
+        sent, ([], [b"p", b"q"]), (b"false", b"true"), (2, 1), strict=True
+    ):
+        content = request.content
+        assert content.count(b'name="files"; filename="a b.csv"') == count
+        assert re.findall(rb'name="classes"\r\n\r\n(.*)\r\n', content) == classes
+        assert re.findall(rb'name="resize"\r\n\r\n(.*)\r\n', content) == [resize]
+    client, sent = answering(httpx.Response(200, json=ANOMALIES))
+    client.anomalies_of_files(file)
+    client.anomalies_of_files(file, explain=True, model="m")
+    assert [r.url.query for r in sent] == [b"explain=false", b"explain=true&model=m"]
+    client, sent = answering(httpx.Response(200, content=b"rows"))
+    assert client.impute_file(file, 3, format="csv").content == b"rows"
+    assert sent[0].url.query == b"seed=3&format=csv"
+
+
+def test_an_answer_becomes_arrays_and_an_origin() -> None:
+    headers = {"X-Model-Version": "h%C3%B6he@3", "X-Constraint": "clip", "X-Seed": "7"}
+    client, _ = answering(httpx.Response(200, json=SCORES, headers=headers))
+    scores = client.score([[1]])
+    assert scores.origin == Origin("höhe@3", "clip", 7)
+    assert scores.normalized is not None
+    assert scores.normalized.tolist() == [0.25, 0.5]
+    assert scores.out_of_range.tolist() == [False, True]
+    client, _ = answering(httpx.Response(200, json={**SCORES, "normalized_scores": None}))
+    scores = client.score([[1]])
+    assert (scores.normalized, scores.origin) == (None, Origin("", "", None))
+    client, _ = answering(httpx.Response(200, json=ANOMALIES))
+    found = client.anomalies([[1]])
+    assert found.residuals is not None
+    assert found.residuals.tolist() == [[1, 2], [3, 4]]
+    blamed = {**ANOMALIES, "residuals": None, "blame": [{"a": 1.0}]}
+    client, _ = answering(httpx.Response(200, json=blamed))
+    found = client.anomalies([[1]])
+    assert (found.residuals, found.blame) == (None, [{"a": 1.0}])
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, BadRequestError),
+        (401, UnauthorizedError),
+        (403, ForbiddenError),
+        (404, NotFoundError),
+        (413, TooLargeError),
+        (415, UndecodableError),
+        (422, UnsuitableError),
+        (429, LimitError),
+        (503, BusyError),
+        (504, TooSlowError),
+        (500, ServiceError),
+        (302, ServiceError),
+    ],
+)
+def test_each_status_is_an_error_of_its_own(status: int, kind: type[ServiceError]) -> None:
+    problem = {
+        "title": "A title",
+        "detail": "why",
+        "errors": [{"path": "/a", "message": "is wrong"}, {"path": "/b", "message": "too"}],
+    }
+    headers = {"content-type": "application/problem+json", "retry-after": "7"}
+    content = json.dumps(problem).encode()
+    client, _ = answering(httpx.Response(status, content=content, headers=headers))
+    with pytest.raises(ServiceError) as caught:
+        client.model()
+    error = caught.value
+    assert type(error) is kind
+    assert str(error) == "why; /a: is wrong; /b: too"
+    assert (error.status, error.title, error.detail) == (status, "A title", "why")
+    assert (error.errors, error.retry_after) == (problem["errors"], 7.0)
+    client, _ = answering(httpx.Response(status))
+    if kind in (BusyError, LimitError):
+        assert not client.is_ready()
+    else:
+        with pytest.raises(kind):
+            client.is_ready()
+
+
+def test_an_answer_of_a_proxy_is_cut() -> None:
+    client, _ = answering(httpx.Response(502, text="x" * 1000, headers={"retry-after": "soon"}))
+    with pytest.raises(ServiceError) as caught:
+        client.model()
+    assert (str(caught.value), caught.value.title) == ("x" * 200, "Bad Gateway")
+    assert (caught.value.errors, caught.value.retry_after) == ([], None)
+    client, _ = answering(httpx.Response(502))
+    with pytest.raises(ServiceError, match=r"^Bad Gateway$"):
+        client.model()
 
 
 def test_the_file_stands_alone() -> None:

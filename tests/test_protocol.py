@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from service.connections import HEAD_SECONDS, LINGER_SECONDS, Connections
-from service.exchange import exchange_of
+from service.exchange import NAME, exchange_of
 from service.limits import MAX_HEADERS
 from service.protocol import MAX_PIPELINED, BoundedProtocol, _sent_but_not_taken, install
 
@@ -137,6 +137,7 @@ class Spoken:
         self.config.load()
 
     async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        assert NAME in scope, "made early, so that all layers see the same exchange"
         self.asked.append(scope["path"])
         self.reads.append(not self.protocol.flow.read_paused)
         while scope["path"] != "/refused" and (await receive()).get("more_body"):

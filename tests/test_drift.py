@@ -51,6 +51,7 @@ def test_the_threshold_is_that_of_windows_drawn_by_another_hand() -> None:
         for _ in range(2000)
     ]
     expected = np.quantile(distances, 0.99)
+    threshold.cache_clear()  # they are computed here
     assert threshold(tuple(levels), 100, 400) == pytest.approx(expected, rel=0.2)
     assert threshold(tuple(3 * levels), 100, 400) == pytest.approx(3 * expected, rel=0.2)
 

@@ -122,6 +122,7 @@ class Spoken:
         self.goes_on = asyncio.Event()
         self.size = 2
         self.asked: list[str] = []
+        self.body = b""
         self.reads: list[bool] = []
         """Whether more is read from the client, as each request is begun with."""
         self.watch = Connections(gauge, self.closed)
@@ -140,8 +141,11 @@ class Spoken:
         assert NAME in scope, "made early, so that all layers see the same exchange"
         self.asked.append(scope["path"])
         self.reads.append(not self.protocol.flow.read_paused)
-        while scope["path"] != "/refused" and (await receive()).get("more_body"):
-            pass
+        while scope["path"] != "/refused":
+            message = await receive()
+            self.body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
         await self.goes_on.wait()
         headers = [(b"content-length", str(self.size).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -232,6 +236,7 @@ def test_each_state_of_a_connection_has_its_own_patience() -> None:
         assert one.since == since, "the time of a first head counts from the beginning"
         await s.sends(POST[20:])
         assert one.since > since
+        assert one.unparsed == 0
         await s.until(lambda: s.asked)
         assert state() == (math.inf, False, False, True)
         await s.sends(b"ab")
@@ -246,6 +251,7 @@ def test_each_state_of_a_connection_has_its_own_patience() -> None:
         await s.gets(b"\0\0")
         assert one.since > since
         await s.until(lambda: one.is_idle)
+        assert s.body == b"abcd"
         assert state() == (s.KEEP_ALIVE, True, True, True)
         assert one.unread() is None
         since = one.since
@@ -301,38 +307,70 @@ def test_what_a_client_has_yet_to_take_is_told_while_it_is_in_the_way() -> None:
     spoken(test)
 
 
-def test_an_answer_that_waits_for_its_client_has_unread_bytes() -> None:
+def test_of_a_whole_answer_also_what_the_kernel_holds_is_in_the_way() -> None:
+    async def test(s: Spoken) -> None:
+        one = s.protocol
+        s.size = 2**17
+        s.goes_on.set()
+        await s.sends(GET)
+        await s.until(lambda: one.cycle is not None and one.cycle.response_complete)
+        await s.until(lambda: one.transport.get_write_buffer_size() == 0)
+        assert (one.unread() or 0) > 2**14
+        assert not one.is_idle
+
+    spoken(test)
+
+
+def test_what_an_answer_waits_for_is_in_the_way_and_no_more() -> None:
     async def long(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": bytes(100), "more_body": True})
-        await goes_on.wait()
-        for _ in range(64):
-            await send({"type": "http.response.body", "body": bytes(2**18), "more_body": True})
+        for size in (2**17, 2**23):
+            await send({"type": "http.response.body", "body": bytes(size), "more_body": True})
+            sent.append(size)
+            await goes_on.wait()
+            goes_on.clear()
 
-    goes_on = asyncio.Event()
+    goes_on, sent = asyncio.Event(), list[int]()
 
     async def test(s: Spoken) -> None:
-        one, read = s.protocol, list[object]()
+        one, read, loop = s.protocol, list[object](), asyncio.get_running_loop()
         s.watch.has_read = read.append  # type: ignore[method-assign]
         await s.sends(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
-        await s.gets(bytes(100))
-        assert one.unread() is None, "more may come at once"
+        await s.until(lambda: sent and one.transport.get_write_buffer_size() == 0)
+        assert one.unread() is None, "more may come at once, though the client has not taken it"
         goes_on.set()
         await s.until(lambda: one.flow.write_paused)
         unread = one.unread()
         assert unread is not None
         assert unread > one.transport.get_write_buffer_size() > 0
         assert not read
-        while not read:
-            await asyncio.sleep(0)
-            await asyncio.get_running_loop().sock_recv(s.client, 2**16)
-        assert read[0] is one, "it has taken enough for the next piece"
-        assert not one.flow.write_paused or len(read) > 0
+        async with asyncio.timeout(30):
+            while one.flow.write_paused:
+                await loop.sock_recv(s.client, 2**16)
+        assert read == [one], "it has taken enough for the next piece"
+        assert one.unread() is None, "whatever is left, nothing waits for it"
         one.give_up("slow_reader")
         assert exchange_of(one.cycle.scope).is_too_slow
-        assert one.unread() is not None or one.transport.get_write_buffer_size() == 0
 
     spoken(test, long=long)
+
+
+def test_who_waits_for_a_client_is_told_that_it_left() -> None:
+    left = asyncio.Event()
+
+    async def waits(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    async def test(s: Spoken) -> None:
+        await s.sends(b"GET /waits HTTP/1.1\r\nHost: x\r\n\r\n")
+        s.client.close()
+        async with asyncio.timeout(10):
+            await left.wait()
+        assert not s.watch._open
+
+    spoken(test, waits=waits)
 
 
 @pytest.mark.parametrize(
@@ -378,6 +416,8 @@ def test_a_head_without_end_is_refused() -> None:
         assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
         assert f"the headers are over {MAX_HEADERS} bytes".encode() in answer
         assert s.counted("not_http") == 1
+        async with asyncio.timeout(10):
+            assert await asyncio.get_running_loop().sock_recv(s.client, 1) == b"", "it is closed"
 
     spoken(test)
 

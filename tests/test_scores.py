@@ -295,6 +295,9 @@ def test_a_model_is_named_once(tmp_path: Path) -> None:
         for resize, status in (("false", 200), ("true", 422), (["true", "true"], 400)):
             answer = await client.post("/v1/scores", files=files, data={"resize": resize})
             assert answer.status_code == status
+        for count, status in ((MAX_ITEMS, 422), (MAX_ITEMS + 1, 400)):  # the model has no classes
+            data = {"classes": ["a"] * count, "resize": "false"}
+            assert (await client.post("/v1/scores", files=files, data=data)).status_code == status
         answer = await client.post("/v1/scores", files=files, data={"resize": "yes"})
         assert is_problem(answer, 400)["detail"] == "the part named 'resize' is true or false"
         answer = await client.post("/v1/scores", files=files, params={"model": "none"})

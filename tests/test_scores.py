@@ -1,8 +1,10 @@
 """Scores over HTTP: POST /v1/scores of a real server."""
 
+import asyncio
 import io
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.requests import Request
+from starlette.types import Message
 
 from models.artifact import load_artifact
 from models.errors import OversizeError, ShapeError, UserError
@@ -22,11 +26,14 @@ from service.endpoints.scores import (
     MAX_ITEMS,
     SMALL,
     Bounds,
+    read_and,
     read_files,
     require_size,
     to_array,
     to_items,
 )
+from service.limits import SMALL_BODY
+from service.scoring import ScoreJob
 from tests.artifacts import make_artifact
 from tests.servers import (
     Server,
@@ -35,9 +42,12 @@ from tests.servers import (
     is_problem,
     npz_file,
     peak_memory,
+    scale_down,
     upload,
 )
 from tests.test_app import made, talk
+
+JSON = {"content-type": "application/json"}
 
 
 def test_scores_are_the_models_own(image: Server) -> None:
@@ -302,5 +312,53 @@ def test_a_model_is_named_once(tmp_path: Path) -> None:
         assert is_problem(answer, 400)["detail"] == "the part named 'resize' is true or false"
         answer = await client.post("/v1/scores", files=files, params={"model": "none"})
         is_problem(answer, 404)
+
+    talk(made(WGAN_MODEL=str(artifact)), ask)
+
+
+@pytest.mark.parametrize(
+    ("sent", "alone"),
+    [
+        ({"json": {"samples": [[0.5, 0.25]]}}, [False]),
+        ({"content": b" " * (SMALL_BODY - 2) + b"{}", "headers": JSON}, [False]),
+        ({"content": b" " * (SMALL_BODY - 1) + b"{}", "headers": JSON}, [True]),
+        ({"files": {"files": ("a.npy", b"")}}, [True]),
+        ({"files": {"files": ("large.npy", b"")}}, [True, True]),
+    ],
+)
+def test_what_may_take_long_makes_nobody_wait(
+    tmp_path: Path, sent: dict[str, Any], alone: list[bool]
+) -> None:
+    """A large file is read again, with larger bounds, when no other is."""
+    app = made(WGAN_MODEL=str(tmp_path))
+    given = httpx.Request("POST", "http://test/", **sent)
+    body, found = given.read(), list[bool]()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def work(read: Callable[[], ScoreJob], alone: bool) -> str:
+        found.append(alone)
+        if b"large" in body and len(found) == 1:
+            raise OversizeError("too large for now")
+        return "done"
+
+    headers = [(k.lower().encode(), v.encode()) for k, v in given.headers.items()]
+    scope = {"type": "http", "method": "POST", "headers": headers, "query_string": b""}
+    request = Request(scope, receive)
+    assert asyncio.run(read_and(work, app.context, request)) == "done"
+    assert found == alone
+
+
+def test_certified_scores_are_told_in_units_of_the_data(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "artifact", "vector")
+    scale_down(artifact)
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        answer = (await client.post("/v1/scores", json={"samples": [[0, 0], [0.001, 0]]})).json()
+        constant = load_artifact(artifact).certified
+        assert constant not in (None, 1)
+        expected = np.array(answer["scores"]) / constant
+        np.testing.assert_allclose(answer["normalized_scores"], expected, rtol=1e-6)
 
     talk(made(WGAN_MODEL=str(artifact)), ask)

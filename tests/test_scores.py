@@ -247,6 +247,18 @@ def test_a_thousand_items_are_scored_in_all_files_together(model: Model) -> None
         to_array([[0.5, 2]] * (MAX_ITEMS + 1))
 
 
+def test_bytes_are_bounded_by_what_the_model_takes(model: Model, tmp_path: Path) -> None:
+    """A thousand items in float64, unless they are resized; rows are always read one at a time."""
+    assert len(read(model, array_file(np.zeros((MAX_ITEMS, 8, 8))))) == MAX_ITEMS
+    higher = array_file(np.zeros((MAX_ITEMS, 9, 8)))
+    with pytest.raises(OversizeError):
+        read(model, higher)
+    assert len(read(model, higher, resize=True)) == MAX_ITEMS
+    rows = load_artifact(make_artifact(tmp_path / "rows", "rows"))
+    with pytest.raises(OversizeError):
+        read(rows, b"age\n1\n", bounds=SMALL)
+
+
 def test_pixels_are_bounded_in_each_file_and_in_all_together(model: Model) -> None:
     large = grey(2**11, 2**11)
     assert SMALL.pixels == 2**22

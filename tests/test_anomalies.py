@@ -12,6 +12,7 @@ from torch import nn
 from models import detector as detectors
 from models.artifact import load_artifact
 from models.detector import Detector, load_detector
+from models.errors import ShapeError
 from models.images import encode_png
 from models.model import Model
 from models.tables.files import records
@@ -144,6 +145,16 @@ def test_what_cannot_be_answered_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     assert "fewer items" in str(is_problem(much, 422)["detail"])
     is_problem(shape, 422)
+
+
+def test_the_channels_of_a_pixel_are_explained_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_artifact(make_artifact(tmp_path / "artifact", "rgb"))
+    monkeypatch.setattr(anomalies, "MAX_EXPLAINED", 2 * 16 * 12)
+    anomalies._require_few(model, model.sample(0, 2))
+    with pytest.raises(ShapeError, match="over 384 numbers to explain"):
+        anomalies._require_few(model, model.sample(0, 3))
 
 
 def test_of_a_row_too_many_columns_are_told(

@@ -150,6 +150,80 @@ def test_a_model_that_cannot_be_is_told(
         command.serve()
 
 
+LONG = "x" * 60
+DEVICES = "write 'cpu' or 'cuda'"
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"WGAN_DRIFT_WINDOW": "1"}, "WGAN_DRIFT_WINDOW=1: write 0, or at least 50 items"),
+        ({"WGAN_DRIFT_WINDOW": "49"}, "WGAN_DRIFT_WINDOW=49: write 0, or at least 50 items"),
+        ({"WGAN_DRIFT_WINDOW": "x"}, "WGAN_DRIFT_WINDOW=x: write a whole number, 0 to 1,000,000"),
+        ({"WGAN_DRAIN_SECONDS": "x"}, "WGAN_DRAIN_SECONDS=x: write a number, 0 to 86,400"),
+        ({"WGAN_DEVICE": "gpu"}, f"WGAN_DEVICE=gpu: {DEVICES}"),
+        ({"WGAN_DEVICE": "a\nb"}, f"WGAN_DEVICE='a\\nb': {DEVICES}"),
+        ({"WGAN_DEVICE": LONG}, f"WGAN_DEVICE={LONG}: {DEVICES}"),
+        ({"WGAN_DEVICE": f"{LONG}x"}, f"WGAN_DEVICE={LONG}...: {DEVICES}"),
+        ({"WGAN_TLS_CERT": "/a"}, "WGAN_TLS_CERT: give WGAN_TLS_KEY too"),
+        ({"WGAN_TLS_KEY": "/a"}, "WGAN_TLS_KEY: give WGAN_TLS_CERT too"),
+        (
+            {"WGAN_CACHE": "/etc/passwd/a"},
+            "WGAN_CACHE=/etc/passwd/a: write the path of a folder; /etc/passwd is a file",
+        ),
+        (
+            {"WGAN_CACHE": f"/{'x' * 5000}"},
+            f"WGAN_CACHE=/{LONG[:59]}...: write the path of a folder (File name too long)",
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "abc"},
+            "OTEL_EXPORTER_OTLP_ENDPOINT=abc: write a URL that begins with http:// or https://",
+        ),
+        (
+            {"WGAN_CORS_ORIGINS": "https://a.example,http://b/path"},
+            "WGAN_CORS_ORIGINS=https://a.example,http://b/path: write origins such as "
+            "https://a.example, separated by commas",
+        ),
+        (
+            {"WGAN_CHALLENGER_SHARE": "0.5"},
+            "WGAN_CHALLENGER_SHARE: name the challenger in WGAN_CHALLENGER",
+        ),
+        (
+            {"WGAN_MODEL": "a@1", "WGAN_MODELS": "b@1"},
+            "WGAN_MODELS: leave out WGAN_MODEL, and name its model here",
+        ),
+        (
+            {"WGAN_MODELS": "a@1", "WGAN_CHALLENGER": "b=c@1"},
+            "WGAN_CHALLENGER: b is none of the models a; write NAME=MODEL",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_in_words(variables: dict[str, str], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.read(**variables)
+    assert str(caught.value) == says
+
+
+def test_what_goes_together_is_taken(tmp_path: Path) -> None:
+    read = Settings.read
+    assert [read(WGAN_DRIFT_WINDOW=size).drift_window for size in ("0", "50")] == [0, 50]
+    assert read(WGAN_CACHE=str(tmp_path / "a" / "b")).cache == tmp_path / "a" / "b"
+    assert read(WGAN_CORS_ORIGINS=" HTTPS://a.Example:8,,http://b ").cors_origins == (
+        "https://a.example:8,http://b"
+    )
+    assert read(WGAN_TLS_CERT="/a", WGAN_TLS_KEY="/b").tls_key == Path("/b")
+    one = read(WGAN_MODEL="a@1", WGAN_CHALLENGER="b@1", WGAN_CHALLENGER_SHARE="0.5")
+    assert (one.champions, one.challengers) == ({"a": "a@1"}, {"a": "b@1"})
+    assert read(WGAN_MODEL="a@1").challengers == {}
+    several = read(WGAN_MODELS="a@1,x=b@1", WGAN_CHALLENGER="x=c@1")
+    assert (several.champions, several.challengers) == ({"a": "a@1", "x": "b@1"}, {"x": "c@1"})
+    assert read(WGAN_CHALLENGER="x=c@1").challengers == {"x": "c@1"}, "no model is named yet"
+    url = "http://collector:4318"
+    for variables in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        assert read(**{variables: url}).is_tracing
+    assert not read().is_tracing
+
+
 def test_a_misspelt_variable_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WGAN_DRAIN_SECOND", "3")
     monkeypatch.setenv("WGAN_PORT_3000_TCP_ADDR", "10.0.0.1")  # Kubernetes sets it for a Service

@@ -1,5 +1,6 @@
 """Samples over HTTP: POST /v1/samples of a real server."""
 
+import asyncio
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from models.images import enlarge, grid
+from service.endpoints import samples
 from service.endpoints.samples import MAX_COUNT, MAX_PICTURES, SamplesRequest
 from tests.artifacts import make_artifact
 from tests.servers import (
@@ -316,9 +318,34 @@ def test_few_samples_are_made_without_a_thread(
             answer = await client.post("/v1/samples", json={"format": "json", **body})
             assert len(answer.json()["samples"]) == body.get("count", 1)
             assert taken == ["samples"] * threads
+        told = (await client.get("/metrics")).text
+        labels = 'model="artifact",role="champion"'
+        assert f"wgan_samples_total{{{labels}}} 34.0" in told
+        assert f"wgan_generation_seconds_count{{{labels}}} 3.0" in told
+        assert 'wgan_encoding_seconds_count{format="json",model="artifact"} 3.0' in told
 
     monkeypatch.setattr(processors, "run", run)
     talk(app, ask)
+
+
+def test_a_turn_ends_by_bytes_or_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = app_of(WGAN_MODEL=str(make_artifact(tmp_path / "artifact", "vector")))
+    (slot,) = app.context.holders.slots
+    slot.refresh()
+    assert slot.served is not None
+    work = samples.SampleWork(app.context, slot.served, "json", True)
+
+    def turns(*sizes: int) -> list[int]:
+        pieces, found, is_all = iter([bytes(size) for size in sizes]), list[int](), False
+        while not is_all:
+            made, is_all = asyncio.run(work.next_turn(pieces, inline=True))
+            found.append(len(made))
+        return found
+
+    monkeypatch.setattr(samples, "TURN_SECONDS", 1000)
+    assert turns(2**18 - 1, 1, 2**17, 2**17, 2**18, 5, 7) == [2**18, 2**18, 2**18, 12]
+    monkeypatch.setattr(samples, "TURN_SECONDS", -1)
+    assert turns(1, 2, 3) == [1, 2, 3, 0]
 
 
 def test_samples_that_are_asked_for_are_spent(tmp_path: Path) -> None:

@@ -87,6 +87,9 @@ def test_every_answer_is_described_with_its_headers_and_its_content() -> None:
     }
     (model,) = description["paths"]["/v1/scores"]["post"]["parameters"]
     assert model["schema"] == {"type": "string", "minLength": 1, "maxLength": MAX_NAME}
+    for probe in ("/livez", "/readyz"):
+        answers = description["paths"][probe]["get"]["responses"]
+        assert [*answers] == ["200", "408", "413", "429", "431", "503", "504"]
     listing = description["paths"]["/v1/models"]["get"]["responses"]["200"]
     assert "headers" not in listing, "it is of no one model"
 

@@ -39,6 +39,7 @@ from models.tables.gaps import complete
 from models.tables.reading.dialect import NO_VALUE
 from models.tables.records import read_rows, rows_of_records, typed, typed_values
 from models.trained import TrainedModel, load
+from service import rows as service_rows
 from service import uploads
 from tests.artifacts import make_artifact
 from tests.hostile_rows import arrow, nested_parquet, parquet
@@ -678,6 +679,7 @@ if len(sys.argv) == 1:
     assert ctypes.CDLL(None).prctl(24, 24) == 0  # without the superuser's right to raise limits
     resource.setrlimit(resource.RLIMIT_CPU, (2, 3))
     os.execv(sys.executable, [sys.executable, "-c", sys.orig_argv[2], "again"])
+from service import rows as service_rows
 from service import uploads
 uploads._bound()
 print(*resource.getrlimit(resource.RLIMIT_CPU), open("/proc/self/oom_score_adj").read())
@@ -756,6 +758,21 @@ def test_a_reader_tells_what_is_wrong_by_its_status(
     assert read_here(monkeypatch, model.table, ("a.csv", b"age\n1\n")) == (67, b"")
 
 
+def test_a_thousand_records_are_taken_and_long_messages_are_cut(
+    model: Model, tmp_path: Path
+) -> None:
+    assert service_rows.MAX_ROWS == 1024
+    assert len(service_rows.to_table(model, [{"age": 1}] * 1024)) == 1024
+    with pytest.raises(ShapeError, match="over 1024 rows; at most 1024 are taken at once"):
+        service_rows.to_table(model, [{"age": 1}] * 1025)
+    with pytest.raises(ShapeError) as caught, service_rows.unsuitable():
+        raise DataError("x" * 1000)  # as of a cell that is as long as the body
+    assert str(caught.value) == "x" * 500
+    vectors = load_artifact(make_artifact(tmp_path / "vectors", "vector"))
+    with pytest.raises(ShapeError, match="takes no rows of named columns"):
+        service_rows.to_table(vectors, [])
+
+
 def test_pandas_alone_is_hidden() -> None:
     with pytest.raises(ModuleNotFoundError) as caught:
         uploads._NoPandas.find_spec("pandas")
@@ -766,6 +783,7 @@ def test_pandas_alone_is_hidden() -> None:
 def test_a_reader_bounds_its_time_its_memory_and_what_it_leaves() -> None:
     code = """
 import resource, time
+from service import rows as service_rows
 from service import uploads
 pages = int(open("/proc/self/statm").read().split()[0])
 began = int(time.process_time())
@@ -785,6 +803,7 @@ assert 0 <= soft - pages * resource.getpagesize() - 256 * 2**20 < 2**24
 def test_a_limit_that_is_lower_stays() -> None:
     code = """
 import resource
+from service import rows as service_rows
 from service import uploads
 kind = resource.RLIMIT_NOFILE
 soft, hard = resource.getrlimit(kind)

@@ -1,5 +1,6 @@
 """Rows in and out of a model of a table: formats, conditions, gaps, DataFrames, commands."""
 
+import contextlib
 import datetime as dt
 import io
 import json
@@ -613,6 +614,31 @@ def test_a_reader_that_the_machine_ended_is_tried_once_more(
     reader_ends(tmp_path, signal.SIGSEGV)
     with pytest.raises(RuntimeError, match=r"the reader of rows failed \(-11\)"):
         uploads.read_tables(rows, model.table)
+
+
+@pytest.mark.parametrize(
+    ("content", "by", "times"),
+    [
+        (b"age\n1\n", None, 1),
+        (b"PAR1 and no more", None, 1),
+        (b"," * 5000 + b"\n", None, 1),
+        (b"age\n1\n", signal.SIGXCPU, 1),
+        (b"age\n1\n", signal.SIGKILL, 2),
+    ],
+)
+def test_only_if_a_reader_was_ended_its_rows_are_read_once_more(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    content: bytes, by: signal.Signals | None, times: int,
+) -> None:  # fmt: skip
+    assert model.table is not None
+    log = tmp_path / "log"
+    (tmp_path / "sitecustomize.py").write_text(f"open({str(log)!r}, 'a').write('read ')")
+    if by:
+        reader_ends(tmp_path, by)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    with contextlib.suppress(DataError, ShapeError, HTTPException):
+        uploads.read_tables([("a.csv", content)], model.table)
+    assert log.read_text().split() == ["read"] * times
 
 
 def test_a_reader_that_takes_too_long_is_the_rows_fault(

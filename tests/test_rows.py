@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import errno
 import io
 import json
 import os
@@ -611,9 +612,10 @@ def test_a_reader_that_the_machine_ended_is_tried_once_more(
     with pytest.raises(HTTPException, match="the machine lacks memory") as caught:
         uploads.read_tables(rows, model.table)
     assert caught.value.status_code == 503
-    reader_ends(tmp_path, signal.SIGSEGV)
-    with pytest.raises(RuntimeError, match=r"the reader of rows failed \(-11\)"):
-        uploads.read_tables(rows, model.table)
+    for by in (signal.SIGSEGV, signal.SIGABRT):
+        reader_ends(tmp_path, by)
+        with pytest.raises(RuntimeError, match=rf"the reader of rows failed \({-by}\)"):
+            uploads.read_tables(rows, model.table)
 
 
 @pytest.mark.parametrize(
@@ -698,6 +700,20 @@ def test_a_machine_without_room_for_a_reader_is_not_the_clients_fault(model: Mod
     assert caught.value.status_code == 503
 
 
+def test_a_machine_without_room_for_a_process_is_told_from_a_mistake_of_ours(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.table is not None
+    for number, kind in ((errno.EAGAIN, HTTPException), (errno.ENOEXEC, OSError)):
+
+        def run(*given: object, number: int = number, **more: object) -> None:
+            raise OSError(number, "as the system says it")
+
+        monkeypatch.setattr(subprocess, "run", run)
+        with pytest.raises(kind, match="as the system says it"):
+            uploads.read_tables([("a.csv", b"age\n1\n")], model.table)
+
+
 def test_a_reader_takes_lower_limits_and_dies_before_the_worker() -> None:
     code = """
 import ctypes, os, resource, sys
@@ -721,12 +737,14 @@ def read_here(
     head = json.dumps([schema.model_dump_json(), [(n, len(content)) for n, content in files]])
     sent = head.encode() + b"\n" + b"".join(content for _, content in files)
     out = io.TextIOWrapper(io.BytesIO())
+    bounded: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(uploads, "_bound", lambda: None)
+        patch.setattr(uploads, "_bound", lambda: bounded.append(1))
         patch.setattr(sys, "meta_path", [*sys.meta_path])
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(sent)))
         patch.setattr(sys, "stdout", out)
         status = uploads.main()
+        assert bounded == [1]
         assert isinstance(sys.meta_path[0], type(uploads._NoPandas)), "pandas is hidden first"
     return status, out.buffer.getvalue()  # type: ignore[attr-defined]
 
@@ -773,6 +791,8 @@ def test_a_reader_tells_what_is_wrong_by_its_status(
     ):
         found, content = read_here(monkeypatch, model.table, file)
         assert (found, content[: len(says)]) == (status, says)
+    found, content = read_here(monkeypatch, model.table, ("a.parquet", nested_parquet(200)))
+    assert (found, content[:35]) == (65, b"a.parquet: a column's lists are nes")
     with pytest.raises(DataError, match=r"^a\.arrow: a column's lists are nested too deep"):
         uploads._require_readable(pa.table({"age": deep}), "a.arrow")
     uploads._require_readable(pa.table({"age": [1]}), "a.arrow")

@@ -389,6 +389,7 @@ def test_a_sound_copy_is_not_fetched_again_and_another_is(
         return download(model, *rest)
 
     monkeypatch.setattr(registry_files, "download", counted)
+    (cache.folder / "tmp-killed" / "artifact").mkdir(parents=True)  # by a process that was killed
     for known in (digest, digest, None):
         folder = cache.fetch("1", known)
         assert folder == cache.folder / "1"

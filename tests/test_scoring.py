@@ -223,6 +223,31 @@ def test_whose_work_another_has_done_takes_no_thread(tmp_path: Path) -> None:
     assert 0.08 <= seconds[0] < 60
 
 
+def test_an_answer_that_cannot_be_made_is_that_request_s_error(tmp_path: Path) -> None:
+    model = served(tmp_path / "model")
+    items = model.model.sample(seed=0, count=3)
+
+    async def in_thread(is_done: Callable[[], bool], work: Callable[[], None]) -> None:
+        await anyio.to_thread.run_sync(work)
+
+    def answer(job: ScoreJob, scores: Array, seconds: float) -> int:
+        if len(scores) > 1:
+            raise ShapeError("not finite")
+        return len(scores)
+
+    scoring: ScoreBatcher[int] = ScoreBatcher(in_thread, answer)
+
+    async def ask() -> list[int | BaseException]:
+        reads = [lambda own=own: ScoreJob(model, own, None) for own in (items[:2], items[2:])]
+        asked = (scoring.score(read, alone=False) for read in reads)
+        async with asyncio.timeout(30):
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    failed, made = asyncio.run(ask())
+    assert isinstance(failed, ShapeError)
+    assert made == 1
+
+
 def test_what_is_scored_is_counted_measured_and_kept(tmp_path: Path) -> None:
     metrics, windows, kept = Metrics(), Windows(50, tmp_path), KeptItems(tmp_path / "kept")
     model = served(tmp_path / "model")._replace(name="a")

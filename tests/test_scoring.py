@@ -247,6 +247,12 @@ def test_an_answer_that_cannot_be_made_is_that_request_s_error(tmp_path: Path) -
     assert isinstance(failed, ShapeError)
     assert made == 1
 
+    def lacks(*given: object) -> Array:
+        raise MemoryError
+
+    model.model.score = lacks  # type: ignore[method-assign]
+    assert [type(error) for error in asyncio.run(ask())] == [MemoryError] * 2, "a forward's, all's"
+
 
 def test_what_is_scored_is_counted_measured_and_kept(tmp_path: Path) -> None:
     metrics, windows, kept = Metrics(), Windows(50, tmp_path), KeptItems(tmp_path / "kept")

@@ -38,6 +38,7 @@ NPZ_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Those that numpy writes; the others take ten times as long for a byte."""
 MAX_MEMBERS = 1000
 """Files in an archive: each takes memory when the list of them is read."""
+NPY_VERSIONS = ((1, 0), (2, 0), (3, 0))
 MAX_NPY_HEADER = 10_000
 """Bytes of an array's header, as numpy bounds it; but numpy does so when it has read it all."""
 
@@ -236,6 +237,8 @@ def _read_array(stream: IO[bytes], name: str, max_items: int | None, max_bytes: 
     try:
         head = stream.read(10)
         version = np.lib.format.read_magic(io.BytesIO(head))
+        if version not in NPY_VERSIONS:
+            raise DataError(f"{name}: an array in version {version} of npy, which numpy has not")
         length = int.from_bytes(head[8:], "little")
         if version != (1, 0):  # its length has two more bytes
             more = stream.read(2)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import struct
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from models.pipe import Pipe
-from models.stored_zip import stored_zip
+from models.stored_zip import _end, _entry, stored_zip
 
 
 def files(count: int) -> Iterator[tuple[str, bytes]]:
@@ -52,3 +55,32 @@ def test_a_hundred_thousand_files_take_little_memory() -> None:
         assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("offset", [2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1, 2**32 + 5])
+def test_a_file_that_lies_far_behind_is_found_by_the_standard_library(
+    offset: int, tmp_path: Path
+) -> None:
+    """What comes before it is a hole in a file on the disk."""
+    content = b"it is here"
+    piece = next(iter(stored_zip([("a.png", content)])))
+    entry = _entry(b"a.png", zlib.crc32(content), len(content), offset)
+    begins = offset + len(piece)
+    with (tmp_path / "far.zip").open("wb") as file:
+        file.seek(offset)
+        file.write(piece + entry + _end(1, len(entry), begins))
+    with zipfile.ZipFile(tmp_path / "far.zip") as archive:
+        assert archive.infolist()[0].header_offset == offset
+        assert archive.read("a.png") == content
+    in_entry, in_end = entry[42:46], _end(1, len(entry), begins)[-6:-2]
+    most = struct.pack("<L", 2**32 - 1)  # says that the number of 64 bits counts; APPNOTE 4.4.1.4
+    assert in_entry == (most if offset >= 2**31 else struct.pack("<L", offset))
+    assert in_end == (most if begins >= 2**32 - 1 else struct.pack("<L", begins))
+
+
+def test_numbers_of_64_bits_begin_where_the_standard_library_s_do() -> None:
+    """An archive of fewer bytes is one that programs of before 2001 read, too."""
+    wide = b"PK\6\6"
+    assert not _end(2**16 - 1, 50, 2**31 - 1).startswith(wide)
+    assert _end(2**16, 50, 2**31 - 1).startswith(wide)
+    assert _end(2**16 - 1, 50, 2**31).startswith(wide)

@@ -1,21 +1,33 @@
 """The registry, against a real MLflow database."""
 
+import base64
+import contextlib
 import http.server
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.db import utils as db_utils
 
 import wgan_cli
 from models import promotions, registry, registry_files
 from models.artifact import load_artifact
-from models.errors import AbsentError, AwayError, ForbiddenError, RegistryError
+from models.errors import (
+    AbsentError,
+    AwayError,
+    ForbiddenError,
+    RegistryError,
+    UnsupportedServerError,
+)
 from tests.artifacts import make_artifact
 from tests.registries import new_database
 from training.tracking import track_and_register
@@ -292,6 +304,7 @@ KILLED = """
 import os, sys
 import mlflow.store.model_registry.sqlalchemy_store
 from mlflow import MlflowClient
+from mlflow.store.db import utils as db_utils
 from models import registry
 def dying(function):
     def call(*arguments, **more):
@@ -456,3 +469,232 @@ def test_a_registry_that_refuses_is_told_from_one_that_is_away(
         with pytest.raises(ForbiddenError):
             registry.champion("tiny")
         server.shutdown()
+
+
+def test_mlflow_is_told_how_long_to_try_before_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment sets stays; the defaults of MLflow let a caller wait for minutes."""
+    ours = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    }
+    for name in ours:
+        monkeypatch.setenv(name, "")  # so that it is put back after the test
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 10)
+    registry.client()
+    assert {name: os.environ.get(name) for name in ours} == ours
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "3"
+    assert db_utils.MAX_RETRY_COUNT == 5
+
+
+@contextlib.contextmanager
+def server_of(version: str) -> Iterator[tuple[str, list[str | None]]]:
+    """A server that tells its version and has no models; its address, and who asked."""
+    asked: list[str | None] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            is_version = self.path == "/version"
+            body = version if is_version else '{"error_code": "RESOURCE_DOES_NOT_EXIST"}'
+            self.send_response(200 if is_version else 404)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+def test_a_password_in_the_address_is_sent_and_not_kept_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    with server_of("3.1.0") as (address, asked):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:a%20secret@{address}")
+        assert registry.champion("tiny") is None
+    assert registry.tracking_uri() == f"http://{address}"
+    assert set(asked) == {"Basic " + base64.b64encode(b"ann:a secret").decode()}
+
+
+def test_a_server_that_is_too_old_is_refused_before_it_is_asked_for_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with server_of("2.22.0") as (address, asked):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
+        with pytest.raises(UnsupportedServerError, match=r"MLflow 2\.22\.0 is too old"):
+            registry.champion("tiny")
+    assert len(asked) == 1
+
+
+def test_without_an_address_the_database_lies_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in ("", None):
+        if value is None:
+            monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        else:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+        assert registry.tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
+    assert registry.tracking_uri() == "http://there"
+
+
+def test_a_reference_has_a_name_and_which_and_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs@home").mkdir()
+    references = {"tiny@1": True, "tiny": False, "runs@home": False, "runs": False, "a@\0": True}
+    assert {model: registry.is_reference(model) for model in references} == references
+    longest = "n" * 256, "a" * 256
+    assert registry.split("@".join(longest)) == longest
+    assert registry.split("one@two@3") == ("one@two", "3")
+    for model in (f"{'n' * 257}@1", f"tiny@{'a' * 257}"):
+        with pytest.raises(RegistryError, match="a name or alias has at most 256 characters"):
+            registry.split(model)
+    for model in ("@1", "tiny@", "@", "tiny"):
+        with pytest.raises(RegistryError, match=f"^{model}: write NAME@ALIAS or NAME@VERSION"):
+            registry.split(model)
+
+
+def test_versions_tell_when_they_were_made_and_what_they_are_called(model: str) -> None:
+    began = datetime.now(UTC)
+    api = registry.client()
+    for alias, version in (("shadow", "2"), ("canary", "2"), ("old", "1")):
+        api.set_registered_model_alias(model, alias, version)
+    rows = registry.versions(model)
+    assert [row["version"] for row in rows] == ["3", "2", "1"]
+    assert [row["aliases"] for row in rows] == [[], ["canary", "champion", "shadow"], ["old"]]
+    for row in rows:
+        made = datetime.fromisoformat(row["created"])
+        assert abs(made - began) < timedelta(hours=1)
+        assert made.microsecond == 0, "to the second"
+    assert registry.versions("absent") == []
+    assert {row["name"] for row in registry.versions()} >= {model, "tiny"}
+
+
+def test_the_newest_version_with_a_tag_is_found(bare: str) -> None:
+    for number in ("1", "3"):
+        registry.tag(bare, number, {"key": "a", "more": number})
+    found = registry.find(bare, "key", "a")
+    assert found is not None
+    assert (found["version"], found["more"]) == ("3", "3")
+    assert registry.find(bare, "key", "b") is None
+    with pytest.raises(AbsentError):
+        registry.tag(bare, "9", {"key": "a"})
+
+
+def test_a_model_that_another_process_registers_meanwhile_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create = MlflowClient.create_registered_model
+
+    def twice(api: MlflowClient, name: str) -> object:
+        create(api, name)
+        return create(api, name)
+
+    monkeypatch.setattr(MlflowClient, "create_registered_model", twice)
+    source = registry.version("tiny", "1")
+    name = f"model{next(NUMBERS)}"
+    assert registry.register(name, source["run_id"], "file:///nowhere", {"a": "b"}) == "1"
+    assert registry.version(name, "1")["a"] == "b"
+
+
+def test_a_name_that_the_registry_refuses_is_said() -> None:
+    with pytest.raises(RegistryError, match=r"^a/b: .*a/b"):
+        registry.register("a/b", registry.version("tiny", "1")["run_id"], "file:///nowhere", {})
+
+
+def test_a_check_may_keep_the_champion_and_is_not_asked_without_one(bare: str) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def check(before: str, version: str) -> None:
+        asked.append((before, version))
+        raise ValueError("kept")
+
+    assert registry.promote(bare, "1", "first", check) is None
+    assert registry.promote(bare, "1", "again", check) == "1"
+    assert asked == [], "nothing is replaced"
+    with pytest.raises(ValueError, match="kept"):
+        registry.promote(bare, "2", "better", check)
+    assert registry.champion(bare) == "1"
+    registry.promote(bare, "2", "better")
+    with pytest.raises(ValueError, match="kept"):
+        registry.rollback(bare, "worse", check)
+    assert asked == [("1", "2"), ("2", "1")]
+    assert registry.champion(bare) == "2"
+    assert [change[2] for change in changes(bare)] == ["1", "2"]
+
+
+def test_the_first_champion_s_features_are_kept_also_where_it_was_made_by_hand(bare: str) -> None:
+    assert registry.frozen_extractor("absent") is None
+    assert registry.frozen_extractor(bare) is None
+    registry.tag(bare, "3", {registry.EXTRACTOR_TAG: '{"name": "another", "sha256": "1"}'})
+    registry.client().set_registered_model_alias(bare, registry.CHAMPION, "2")
+    registry.promote(bare, "3", "better")
+    expected = {"name": "one", "sha256": "0", "version": "2"}
+    assert registry.frozen_extractor(bare) == expected
+    other = make_bare_model()
+    registry.promote(other, "3", "first")
+    assert registry.frozen_extractor(other) == {**expected, "version": "3"}
+
+
+def test_a_model_without_features_keeps_none() -> None:
+    name = f"model{next(NUMBERS)}"
+    source = registry.version("tiny", "1")
+    registry.register(name, source["run_id"], "file:///nowhere", {})
+    registry.promote(name, "1", "first")
+    assert registry.EXTRACTOR_TAG not in registry.client().get_registered_model(name).tags
+    assert registry.frozen_extractor(name) is None
+
+
+def test_a_change_that_was_cut_off_long_ago_is_forgotten(model: str) -> None:
+    """An hour later no process is about to make it; until then it is not told, and stays."""
+    api = registry.client()
+    tags = api.get_registered_model(model).tags
+    change = json.loads(max(v for k, v in tags.items() if k.startswith("promotion.")))
+    for key, hours in (("promotion.000007.aa", 2), ("promotion.000008.bb", 0)):
+        when = promotions.now(-timedelta(hours=hours))
+        pending = {**change, "when": when, "to": "3", promotions.PENDING: True}
+        api.set_registered_model_tag(model, key, json.dumps(pending))
+    registry.promote(model, "2", "it is the champion: nothing changes")
+    left = api.get_registered_model(model).tags
+    assert "promotion.000007.aa" not in left
+    assert "promotion.000008.bb" in left
+    assert [c[2] for c in changes(model)] == ["1", "2"]
+
+
+def test_some_files_of_a_version_are_fetched(home: Path, tmp_path: Path) -> None:
+    """As far as there are such; the folder is made, or was there."""
+    wanted = {"run.json", "SHA256SUMS", "none.txt"}
+    for _ in range(2):
+        folder = registry_files.download("tiny@1", tmp_path / "new" / "folder", wanted)
+        assert {path.name for path in folder.iterdir()} == {"run.json", "SHA256SUMS"}
+    assert (folder / "run.json").read_bytes() == (home / "artifact0" / "run.json").read_bytes()
+
+
+def test_a_file_is_put_beside_the_others_of_a_version(home: Path, tmp_path: Path) -> None:
+    folder = make_artifact(home / "extended", seed=30, training={"seed": 30})
+    model = track_and_register(load_artifact(folder), folder)
+    registry_files.require_files(model)
+    for text in ("first", "second"):
+        (tmp_path / "note.txt").write_text(text)
+        registry_files.upload(model, tmp_path / "note.txt")
+        fetched = registry_files.download(model, tmp_path / text, {"note.txt"})
+        assert (fetched / "note.txt").read_text() == text
+    with pytest.raises(RegistryError, match=r"cannot store gone\.txt"):
+        registry_files.upload(model, tmp_path / "gone.txt")
+    stored = registry.files_uri(model).removeprefix("file://")
+    shutil.rmtree(stored)
+    with pytest.raises(AbsentError, match=r"cannot list .*nothing is stored there any more"):
+        registry_files.require_files(model)

@@ -280,9 +280,21 @@ def test_a_full_disk_is_foreseen(home: Path, monkeypatch: pytest.MonkeyPatch) ->
         make_room(current, "corners", 1, LEAST_BYTES + 1001, silent)
 
 
-@pytest.mark.parametrize(("kind", "free"), [("interrupted", 1800), ("promoted", 1300)])
+@pytest.mark.parametrize(
+    ("kind", "has_decision", "free"),
+    [
+        ("interrupted", False, 1800),
+        ("interrupted", True, 1800),
+        ("failed", False, 1800),
+        ("promoted", True, 1300),
+    ],
+)
 def test_the_room_that_is_told_is_what_the_next_run_finds(
-    kind: OutcomeKind, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: OutcomeKind,
+    has_decision: bool,
+    free: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a disk of 1800 bytes: the run at work has 500 of them, and an older one 300."""
     old, current, new = (tmp_path / f"corners-{digit * 12}" for digit in "012")
@@ -299,7 +311,7 @@ def test_the_room_that_is_told_is_what_the_next_run_finds(
     monkeypatch.setattr(shutil, "disk_usage", disk)
     decided = kind == "promoted"
     keep = 2 if decided else 1
-    outcome = Outcome(kind, "", Decision.model_construct(gates=[]) if decided else None)
+    outcome = Outcome(kind, "", Decision.model_construct(gates=[]) if has_decision else None)
     with gateway() as address:
         settings = RetrainConfig(
             preset="digits", folder=tmp_path, pushgateway=address, keep_runs=keep

@@ -129,14 +129,7 @@ def register(name: str, run_id: str, artifact_uri: str, tags: dict[str, str]) ->
         RegistryError: the registry does not answer, or refuses.
     """
     if _registered(name) is None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            client().create_registered_model(name)
-        except MlflowException as error:
-            # Another process may have created it meanwhile.
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise failure(_message(name, error), error) from None
+        _ask(name, lambda c: _create(c, name))
     created = _ask(name, lambda c: c.create_model_version(name, artifact_uri, run_id, tags=tags))
     return str(created.version)
 
@@ -381,6 +374,17 @@ def _registered(name: str) -> RegisteredModel | None:
             raise
 
     return _ask(name, question)
+
+
+def _create(api: MlflowClient, name: str) -> None:
+    """Create a registered model, unless another process has created it meanwhile."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        api.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def _ask(what: str, question: Any) -> Any:

@@ -615,6 +615,42 @@ def test_a_name_that_the_registry_refuses_is_said() -> None:
         registry.register("a/b", registry.version("tiny", "1")["run_id"], "file:///nowhere", {})
 
 
+def test_a_registry_that_takes_no_models_is_said(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///file:{home}/mlflow.db?mode=ro&uri=true")
+    with pytest.raises(RegistryError, match=r"^newcomer: .*readonly database"):
+        registry.register("newcomer", "0", "file:///nowhere", {})
+    assert registry.champion("newcomer") is None
+
+
+def test_a_version_that_is_not_there_leaves_no_trace_of_its_promotion(bare: str) -> None:
+    for version in ("9", "nobody"):
+        with pytest.raises(RegistryError):
+            registry.promote(bare, version, "why not")
+    assert registry.client().get_registered_model(bare).tags == {}
+
+
+def test_a_promotion_that_was_cut_off_behind_the_alias_keeps_its_reason(
+    bare: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As does one that is killed there, in a process of its own."""
+    alias = MlflowClient.set_registered_model_alias
+
+    def cut_off(*arguments: str) -> None:
+        alias(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_registered_model_alias", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            registry.promote(bare, "1", "best")
+    for _ in range(2):  # before it is mended, and after
+        (change,) = registry.history(bare)
+        assert (change["action"], change["to"], change["why"]) == ("promote", "1", "best")
+        registry.promote(bare, "1", "it is the champion already")
+
+
 def test_a_check_may_keep_the_champion_and_is_not_asked_without_one(bare: str) -> None:
     asked: list[tuple[str, str]] = []
 

@@ -3,7 +3,10 @@
 import json
 import os
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import wgan_cli
 from models.artifact import load_artifact
 from models.config import parse_config
 from models.durable import PARTIAL, read_lines
@@ -34,8 +38,8 @@ from tests.registries import new_database
 from tests.test_retrain import _Gateway, gateway, mixture, pushed
 from training.data.dataset import load_data
 from training.engine.runs import Diverged, Interrupted
-from training.engine.workers import Workers
-from training.progress import never, silent
+from training.engine.workers import ALONE, Workers
+from training.progress import TrainingBar, never, no_report, silent
 from training.retraining.begin import Cycle, begin, run_key
 from training.retraining.config import RetrainConfig, read_config, who_is_told
 from training.retraining.folder import make_room, room
@@ -520,3 +524,100 @@ def test_the_newest_checkpoint_is_the_place(home: Path) -> None:
     for step in (50, 100):
         (folder / f"step-{step:08d}.safetensors").touch()
     assert cycle.place == f"{cycle.folder.name} step-00000100"
+
+
+# The command
+
+
+class Second(Workers):
+    """The second of two processes, which need not wait for the first one here."""
+
+    def end_alike(self, code: int, stop_requested: Any = never) -> int:
+        """The code that it would report."""
+        return code
+
+
+@pytest.fixture
+def retrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Runs the command, whose cycle ends as is asked; with its exit code, what it was given."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    given = dict[str, Any]()
+
+    def run(end: Outcome | Exception, workers: Workers = ALONE) -> tuple[int, dict[str, Any]]:
+        def cycle(settings: RetrainConfig, **more: Any) -> Outcome:
+            given.update(more, settings=settings)
+            if isinstance(end, Exception):
+                raise end
+            return end
+
+        monkeypatch.setattr("training.retraining.cycle.retrain", cycle)
+        monkeypatch.setattr("training.engine.workers.join_workers", lambda device: workers)
+        config = tmp_path / "retrain.yaml"
+        config.write_text(f"preset: digits\nfolder: {tmp_path / 'runs'}\n")
+        return wgan_cli.main(["retrain", "--config", str(config)]), given
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("promoted", 0), ("skipped", 0), ("rejected", 3), ("interrupted", 75), ("failed", 1)],
+)
+def test_the_exit_code_tells_the_end(
+    kind: OutcomeKind, code: int, retrained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, given = retrained(Outcome(kind, "so it is"))
+    assert found == code
+    assert capsys.readouterr().out == f"{kind}: so it is\n"
+    assert given["report"] is TrainingBar
+    assert given["settings"].preset == "digits"
+    assert given["stop_requested"]() is False
+
+
+def test_gates_and_the_file_of_the_decision_are_told_by_the_main_process(
+    tmp_path: Path, retrained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end = Outcome("rejected", "low", decision(), tmp_path)
+    assert retrained(end)[0] == 3
+    champion, recall, checksums, *others = capsys.readouterr().out.splitlines()
+    assert champion.split() == ["passed", "champion"]
+    assert recall.split() == ["FAILED", "recall"]
+    assert checksums.split() == ["FAILED", "checksums"]
+    assert others == ["rejected: low", f"decision: {tmp_path / 'decision.json'}"]
+    found, given = retrained(end, Second(1, 2))
+    assert (found, given["report"], given["say"]) == (3, no_report, silent)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_training_that_diverged_has_failed(
+    retrained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert retrained(Diverged("step 7: the loss is not finite"))[0] == 1
+    assert "error: step 7: the loss is not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+def test_a_mistake_is_told_by_the_first_process(
+    rank: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    config = tmp_path / "retrain.yaml"
+    for mistake in ("more: 1", "set: {training.stepz: 1}"):
+        config.write_text(f"preset: digits\nfolder: {tmp_path}\n{mistake}\n")
+        assert wgan_cli.main(["retrain", "--config", str(config)]) == 2
+    assert len(lines_of(tmp_path)) == (0 if rank == "1" else 2)
+
+
+def test_a_mistake_that_came_through_a_pipe_is_not_read_again(tmp_path: Path) -> None:
+    """Whoever waits for a second writer of it would wait for ever."""
+    pipe = tmp_path / "retrain.yaml"
+    os.mkfifo(pipe)
+    text = f"preset: digits\nfolder: {tmp_path}\nmore: 1\n"
+    writer = threading.Thread(target=pipe.write_text, args=[text], daemon=True)
+    writer.start()
+    assert wgan_cli.main(["retrain", "--config", str(pipe)]) == 2
+    assert lines_of(tmp_path) == []

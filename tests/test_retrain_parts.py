@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import wgan_cli
+from models import registry
 from models.artifact import load_artifact
 from models.config import parse_config
 from models.durable import PARTIAL, read_lines
@@ -32,6 +33,7 @@ from models.errors import (
     RegistryError,
     UnreachableError,
 )
+from models.formats import encode
 from models.record import Extractor
 from tests.artifacts import make_artifact, tiny_config
 from tests.registries import new_database
@@ -39,6 +41,7 @@ from tests.test_retrain import _Gateway, gateway, mixture, pushed
 from training.data.dataset import load_data
 from training.engine.runs import Diverged, Interrupted
 from training.engine.workers import ALONE, Workers
+from training.presets import USUAL_WIDTH
 from training.progress import TrainingBar, never, no_report, silent
 from training.retraining.begin import Cycle, begin, run_key
 from training.retraining.config import RetrainConfig, read_config, who_is_told
@@ -56,6 +59,7 @@ from training.retraining.outcomes import (
     publish,
     publish_mistake,
 )
+from training.tracking import track_and_register
 
 # Outcomes
 
@@ -507,6 +511,58 @@ def test_a_reference_judges_and_its_notes_are_said_once(home: Path) -> None:
     np.save(home / "wide.npy", np.random.default_rng(0).normal(size=(300, 5)))
     with pytest.raises(ConfigError, match=r"reference: .* holds items of shape \(5,\)"):
         begun(home, said, reference=str(home / "wide.npy"))
+
+
+def champion_of(home: Path, kind: str) -> str:
+    """Make an untrained model `tiny` the champion; returns its digest."""
+    folder = make_artifact(home / kind, kind)
+    model = load_artifact(folder)
+    registry.promote("tiny", track_and_register(model, folder).partition("@")[2], "first")
+    return model.digest
+
+
+def test_a_challenger_begins_with_the_champion_of_its_time(home: Path) -> None:
+    digest, said = champion_of(home, "vector"), list[str]()
+    cycle = begun(home, said, "tiny", start_from="champion")
+    assert cycle.start is not None
+    assert (cycle.start.card.model, cycle.start.card.digest) == ("tiny@1", digest)
+    assert cycle.key != begun(home, said, "tiny").key
+    assert said == []
+    codes = {"data.columns": {"x": {"kind": "number"}}}
+    with pytest.raises(ConfigError, match="rows are coded as the model that the run begins with"):
+        begun(home, said, "tiny", start_from="champion", set=codes)
+    (home / "data.npy").rename(home / "real.npy")
+    samples = encode(np.load(home / "real.npy"), "npz")
+    (home / "samples.npz").write_bytes(samples)
+    with pytest.raises(DataError, match="a model's samples are no data"):
+        begun(home, said, "tiny", start_from="champion", data=str(home / "samples.npz"))
+
+
+def test_networks_without_a_width_are_as_wide_as_the_champion_s(home: Path) -> None:
+    np.save(home / "data.npy", np.random.default_rng(0).integers(0, 256, (200, 8, 8, 1), np.uint8))
+    more = {"generator.width": 0, "critic.width": 0, "data.size": None, "training.batch_size": 8}
+    plain = begun(home, [], "tiny", preset="images", set=dict(more))
+    assert plain.config.generator.width == USUAL_WIDTH
+    champion_of(home, "image")
+    cycle = begun(home, [], "tiny", start_from="champion", preset="images", set=dict(more))
+    assert cycle.start is not None
+    assert cycle.config.generator.width == cycle.start.model.run.config.generator.width == 8
+
+
+def test_a_model_is_loaded_once_and_one_that_is_gone_is_no_rival(home: Path) -> None:
+    digest, said = champion_of(home, "vector"), list[str]()
+    cycle = begun(home, said, "tiny")
+    found = cycle.rival("1")
+    assert found is not None
+    assert (found.version, found.model.digest) == ("1", digest)
+    shutil.rmtree(registry.files_uri("tiny@1").removeprefix("file://"))
+    assert cycle.model("1") is found.model
+    cycle.models.clear()
+    assert cycle.rival("1") is None
+    assert cycle.rival("9") is None
+    assert [line.partition(":")[0] for line in said] == [
+        f"version {version} cannot be compared with" for version in "19"
+    ]
 
 
 def test_a_cycle_stops_where_it_is_asked_to(home: Path) -> None:

@@ -281,17 +281,18 @@ def test_a_full_disk_is_foreseen(home: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("kind", "has_decision", "free"),
+    ("kind", "has_decision", "keep", "free"),
     [
-        ("interrupted", False, 1800),
-        ("interrupted", True, 1800),
-        ("failed", False, 1800),
-        ("promoted", True, 1300),
+        ("interrupted", False, 1, 1800),
+        ("interrupted", True, 2, 1500),
+        ("failed", False, 2, 1500),
+        ("promoted", True, 2, 1300),
     ],
 )
 def test_the_room_that_is_told_is_what_the_next_run_finds(
     kind: OutcomeKind,
     has_decision: bool,
+    keep: int,
     free: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -310,7 +311,6 @@ def test_the_room_that_is_told_is_what_the_next_run_finds(
 
     monkeypatch.setattr(shutil, "disk_usage", disk)
     decided = kind == "promoted"
-    keep = 2 if decided else 1
     outcome = Outcome(kind, "", Decision.model_construct(gates=[]) if has_decision else None)
     with gateway() as address:
         settings = RetrainConfig(
@@ -318,6 +318,7 @@ def test_the_room_that_is_told_is_what_the_next_run_finds(
         )
         publish(settings, "corners", outcome, time.time(), pytest.fail, "place", 1, current)
     assert pushed()["wgan_retrain_disk_free_bytes",] == free
+    assert pushed()["wgan_retrain_disk_needed_bytes",] == 1
     following = new if decided else current
     make_room(following, "corners", keep, free, silent)
     with pytest.raises(MachineError):

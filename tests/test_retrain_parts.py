@@ -1,5 +1,6 @@
 """Parts of a retraining without a training: configuration, folder, outcomes, what is begun with."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -427,10 +428,17 @@ def test_the_key_is_of_content_settings_and_origin(tmp_path: Path) -> None:
         run_key(config(), card.model_copy(update={"class_counts": [7]}), None),
         run_key(config(), card, "champion"),
         run_key(config(), card, None, "held out"),
+        run_key(config(), card, None, "other items"),
         run_key(config(), card, "champion", "held out"),
     ]
     assert len({key, *other}) == 1 + len(other)
-    assert set("".join([key, *other])) <= set("0123456789abcdef")
+    # What was recorded by it must be found again, so it never changes.
+    settings = config().model_dump(mode="json")
+    del settings["data"]["source"]
+    content = [settings, card.sha256, card.classes, card.class_counts]
+    for more, found in (([], key), (["champion"], other[4]), (["held out"], other[5])):
+        text = json.dumps([*content, *more], sort_keys=True)
+        assert found == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_the_order_in_which_settings_are_written_is_no_change(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from models import promotions
 from models.errors import AbsentError, RegistryError
 from models.registry_errors import failure
-from models.registry_search import all_pages, versions_of
+from models.registry_search import all_pages, model_named, versions_of
 from models.secret_files import read_secret_files
 from models.tracking_server import limit_tries, require_supported, take_credentials
 
@@ -363,17 +363,7 @@ def _described(version: ModelVersion) -> dict[str, str]:
 
 def _registered(name: str) -> RegisteredModel | None:
     """Return a registered model, or None if there is none of that name."""
-    from mlflow.exceptions import MlflowException
-
-    def question(api: MlflowClient) -> RegisteredModel | None:
-        try:
-            return api.get_registered_model(name)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-
-    return _ask(name, question)
+    return _ask(name, lambda c: model_named(c, name))
 
 
 def _create(api: MlflowClient, name: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 
 def all_pages(search: Callable[..., Any]) -> list[Any]:
@@ -24,6 +24,18 @@ def all_pages(search: Callable[..., Any]) -> list[Any]:
         token = page.token
         if not token:
             return found
+
+
+def model_named(api: MlflowClient, name: str) -> RegisteredModel | None:
+    """Return a registered model, or None if there is none of that name."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return api.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
 
 
 def versions_of(api: MlflowClient, name: str) -> list[ModelVersion]:

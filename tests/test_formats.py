@@ -151,6 +151,17 @@ def test_a_json_file_is_an_object_of_samples_and_facts() -> None:
     assert json.loads(b"".join(write_json([[7]], {}))) == {"samples": [7]}
 
 
+def test_facts_and_names_of_columns_go_into_the_texts() -> None:
+    vectors = ITEMS[0]
+    text = b"".join(stream([vectors[:1], vectors[1:]], 4, "json", facts={"seed": 3}))
+    assert json.loads(text) == {"samples": vectors.tolist(), "seed": 3}
+    assert json.loads(encode(ITEMS, "json")) == {"samples": ITEMS.tolist()}
+    for names in ([], list("abcde")):
+        header, *rows = csv.reader(io.StringIO(encode(vectors, "csv", names).decode()))
+        assert header == (names or ["x1", "x2", "x3", "x4", "x5"])
+        np.testing.assert_array_equal(np.array(rows, np.float64), vectors)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_json_has_no_number_for_is_not_written(value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -42,6 +42,18 @@ def now(shift: timedelta = timedelta()) -> str:
     return (datetime.now(UTC) + shift).isoformat(timespec="milliseconds")
 
 
+def tag_of(change: Change, tags: Mapping[str, str]) -> str:
+    """The name of a change's tag: a new one, unless the last that was begun is the same change."""
+    recorded = _recorded(tags)
+    if recorded:
+        name, last = recorded[-1]
+        if PENDING in last and all(
+            last.get(key) == change[key] for key in ("action", "from", "to")
+        ):
+            return name
+    return next_tag(tags)
+
+
 def next_tag(tags: Mapping[str, str]) -> str:
     """The name of a new change's tag."""
     last = max((_number(name) for name, _ in _recorded(tags)), default=0)

@@ -273,7 +273,7 @@ def _set_champion(name: str, version: str, action: str, why: str, check: Check) 
         "from": before,
         "to": version,
     }
-    key = promotions.next_tag(tags)
+    key = promotions.tag_of(change, tags)
     pending = json.dumps({**change, promotions.PENDING: True})
     _ask(name, lambda c: c.set_registered_model_tag(name, key, pending))
     _ask(name, lambda c: c.set_registered_model_alias(name, CHAMPION, version))

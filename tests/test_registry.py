@@ -358,6 +358,27 @@ def test_a_promotion_that_is_killed_leaves_a_true_history(killed: list[str], cal
     assert json.loads(tags[registry.EXTRACTOR_TAG])["version"] == "1"
 
 
+def test_a_promotion_that_is_made_again_takes_the_record_of_the_one_that_was_cut_off(
+    model: str,
+) -> None:
+    api = registry.client()
+
+    def tags() -> dict[str, str]:
+        found = api.get_registered_model(model).tags
+        return {key: value for key, value in found.items() if key.startswith("promotion.")}
+
+    before = tags()
+    cut = {"action": "promote", "who": "me", "when": promotions.now(), "from": "2", "pending": True}
+    for to in "13":
+        key = promotions.next_tag(tags())
+        api.set_registered_model_tag(model, key, json.dumps({**cut, "why": "cut", "to": to}))
+    registry.promote(model, "3", "made again")
+    assert changes(model)[2:] == [("promote", "2", "3")]
+    (told,) = [value for name, value in tags().items() if name not in before and "cut" not in value]
+    assert len(tags()) == len(before) + 2, "that of version 1 is left, which another may promote"
+    assert "pending" not in json.loads(told)
+
+
 def test_a_killed_rollback_goes_on_backward(model: str) -> None:
     """A second one would otherwise bring the version back that was rolled back from."""
     registry.promote(model, "3", "best")

@@ -93,6 +93,85 @@ def test_what_is_advised_can_be_set(
     build_config("digits", overrides={**settings, **advised})
 
 
+LAYER = {"generator.normalization": "layer"}
+STAGES, SMALLER = "training.activation_checkpointing=true", "smaller networks"
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "at_once", "ways"),
+    [
+        (LAYER, 1, 64, ["training.micro_batch_size=32", STAGES]),
+        (
+            {**LAYER, "training.micro_batch_size": 10},
+            1,
+            10,
+            ["training.micro_batch_size=5", STAGES],
+        ),
+        (
+            {**LAYER, "training.micro_batch_size": 40},
+            4,
+            16,
+            ["training.micro_batch_size=8", STAGES],
+        ),
+        ({**LAYER, "training.micro_batch_size": 2}, 1, 2, ["training.micro_batch_size=1", STAGES]),
+        ({**LAYER, "training.micro_batch_size": 1}, 1, 1, [STAGES]),
+        (
+            {**LAYER, "training.activation_checkpointing": True},
+            1,
+            64,
+            ["training.micro_batch_size=32"],
+        ),
+        (
+            {"training.batch_size": 2},
+            1,
+            2,
+            ["training.micro_batch_size=1 with generator.normalization=layer", STAGES],
+        ),
+        ({"constraint.kind": "max_gradient_penalty", **LAYER}, 1, 64, [STAGES]),
+    ],
+)
+def test_everything_that_helps_is_told_and_nothing_else(
+    settings: dict[str, object], processes: int, at_once: int, ways: list[str]
+) -> None:
+    config = build_config("digits", overrides=settings)
+    with pytest.raises(MemoryError) as caught, shortage_told(config, processes):
+        raise MemoryError
+    assert str(caught.value) == (
+        f"for a step with gradients of {at_once} items at once: set "
+        f"{' or '.join([*ways, SMALLER])}, and another --out"
+    )
+
+
+def test_a_private_run_is_told_of_smaller_networks_alone() -> None:
+    private = {"epsilon": 1.0, "public": ["schema"]}
+    config = tiny_config("rows", privacy=private, data={"source": "rows.csv"})
+    says = "of 8 items at once: set smaller networks, and another"
+    with pytest.raises(MemoryError, match=says), shortage_told(config):
+        raise MemoryError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+    ],
+)
+def test_a_shortage_is_known_by_what_torch_says(error: Exception) -> None:
+    with pytest.raises(MemoryError) as caught, shortage_told(tiny_config()):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("not enough memory")])
+def test_another_error_is_no_shortage(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, shortage_told(tiny_config()):
+        raise error
+    assert caught.value is error
+
+
 @pytest.mark.parametrize(
     ("ask", "is_shortage"),
     [

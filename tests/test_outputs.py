@@ -18,11 +18,12 @@ import torch
 import wgan
 import wgan_cli
 from models.errors import MachineError, UserError
+from models.networks import build_networks
 from models.outputs import LEASE, lease, require_file, save, sole_writer, turn
 from tests.artifacts import make_artifact, tiny_config
 from training.data.dataset import load_data
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
-from training.engine.room import needed_bytes
+from training.engine.room import needed_bytes, require_room
 from training.lab.comparison import compare
 from training.lab.study import study
 from training.lab.study.settings import QUICK_SCALE
@@ -299,6 +300,31 @@ def test_a_disk_without_room_for_the_run_is_told_before_the_training(
     (out / "held").write_bytes(bytes(1000))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1000))
     run_training(config, out, torch.device("cpu"), register=False)
+
+
+def test_room_is_wanted_for_three_checkpoints_and_the_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many bytes as are needed suffice, and those that the run's own folder holds count."""
+    config = tiny_config("vector")
+    card = load_data(config.data).card
+    generator, critic = (
+        sum(4 * weights.numel() for weights in network.parameters())
+        for network in build_networks(config, card.shape)
+    )
+    # Each state has two moments of Adam for each weight, and the generator's average.
+    state = 3 * (generator + critic) + generator
+    needed = needed_bytes(config, card)
+    assert needed == 64 * 2**20 + int(1.25 * (4 * state + generator + critic))
+    (tmp_path / "run" / "deep").mkdir(parents=True)
+    for name in ("run/one", "run/deep/two", "beside"):
+        (tmp_path / name).write_bytes(bytes(500))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1000))
+    require_room(tmp_path / "run", config, card)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1001))
+    with pytest.raises(MachineError, match="has room for 67 MB, and this run needs about 67 MB"):
+        require_room(tmp_path / "run", config, card)
 
 
 def test_a_disk_error_in_the_block_is_one_of_this_machine(tmp_path: Path) -> None:

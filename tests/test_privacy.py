@@ -43,7 +43,7 @@ from tests.test_app import made, talk
 from tests.test_conformance import CONSTRAINTS
 from tests.test_step import difference, gradients
 from training.data.dataset import Dataset, load_data
-from training.engine.accounting import epsilon_spent, noise_for, privacy_card
+from training.engine.accounting import PRECISION, epsilon_spent, noise_for, privacy_card
 from training.engine.checkpoint import CheckpointError, newest_checkpoint
 from training.engine.loop import train
 from training.engine.optimisers import OPTIMIZERS
@@ -350,6 +350,7 @@ def test_epsilon_of_one_sampled_step_is_above_the_exact_one() -> None:
 def test_the_noise_for_an_epsilon_spends_it(epsilon: float) -> None:
     noise = noise_for(epsilon, 0.02, 3000, 1e-5)
     assert 0.99 * epsilon <= epsilon_spent(noise, 0.02, 3000, 1e-5) <= epsilon
+    assert epsilon_spent(noise / (1 + PRECISION), 0.02, 3000, 1e-5) > epsilon, "less would do"
 
 
 def test_an_epsilon_that_no_noise_gives_is_refused() -> None:
@@ -584,6 +585,20 @@ def test_numbers_that_do_not_go_together_are_refused(table: Path, tmp_path: Path
             train(private_config(table, **changes), data, tmp_path, CPU)
     with pytest.raises(ConfigError, match="one process"):
         train(private_config(table), data, tmp_path, CPU, workers=Workers(0, 2))
+
+
+def test_the_card_counts_critic_steps_and_takes_a_batch_s_share_of_the_rows(table: Path) -> None:
+    own = {"epsilon": None, "noise_multiplier": 2.0, "clip_norm": 0.5, "delta": 2**-8}
+    config = private_config(table, privacy=own, training={"steps": 6, "num_critic_steps": 3})
+    card = privacy_card(config, 128)
+    assert (card.sampling_rate, card.steps) == (8 / 128, 6 * 3)
+    assert (card.noise_multiplier, card.clip_norm, card.delta) == (2.0, 0.5, 2**-8)
+    assert card.epsilon == epsilon_spent(2.0, 1 / 16, 18, 2**-8)
+    assert card.public == ["schema"]
+    assert privacy_card(config, 8).sampling_rate == 1, "a batch may be all rows"
+    privacy_card(config, 255)
+    with pytest.raises(ConfigError, match="would allow to publish one of 256 rows"):
+        privacy_card(config, 256)
 
 
 def test_only_tables_are_private(tmp_path: Path) -> None:

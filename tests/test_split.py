@@ -135,7 +135,16 @@ def test_a_part_of_all_items_is_the_batch_itself() -> None:
     assert part.share == 1
     shares = [part.share for part in Split(3)(torch.arange(8))]
     assert shares == [3 / 8, 3 / 8, 2 / 8]
-    torch.testing.assert_close(Split(3).map(torch.exp, torch.arange(8.0)), torch.arange(8.0).exp())
+    for size in (3, 4, 8, None):
+        found = Split(size).map(torch.exp, torch.arange(8.0))
+        torch.testing.assert_close(found, torch.arange(8.0).exp())
+
+
+def test_a_batch_without_rows_is_one_part() -> None:
+    """A private step may have a sample of no rows."""
+    (part,) = Split()(torch.empty(0, 2), torch.empty(0))
+    assert [tensor.shape for tensor in part.tensors] == [(0, 2), (0,)]
+    assert part.share == 1
 
 
 # --- whole runs -------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from models.constraints import (
 from tests.conformance import FAMILIES, data, make
 from tests.test_conformance import CONSTRAINTS
 from tests.test_step import STAY_EAGER, TOLERANCE
+from tests.test_workers import DRAWS
 from training.data.dataset import load_data
 from training.engine import stack
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
@@ -229,6 +230,17 @@ class Shuffled(NoConstraint):
 def test_random_functions_without_a_generator_are_refused() -> None:
     with pytest.raises(NotStackable, match="randperm cannot be divided over models"):
         compare([Shuffled()] * COUNT)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_model_s_own_generator_gives_the_numbers_of_a_run_alone(name: str) -> None:
+    torch.manual_seed(7)
+    alone = DRAWS[name](8)
+    torch.manual_seed(0)
+    others, source = torch.get_rng_state(), torch.Generator().manual_seed(7)
+    with stack._SuppliedNumbers(lambda draw: draw(source)):
+        assert torch.equal(DRAWS[name](8), alone)
+    assert torch.equal(torch.get_rng_state(), others)
 
 
 def test_a_wrong_stacked_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

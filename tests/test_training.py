@@ -1,6 +1,7 @@
 """The loop: resume bit by bit, kills, divergence, and what a run leaves behind."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -33,6 +34,7 @@ from training.engine.checkpoint import (
 )
 from training.engine.loop import train
 from training.engine.optimisers import average_weight, learning_rate, update_average
+from training.engine.pace import PACE_STEPS, PACE_WARM_UP, measure_pace
 from training.engine.runs import Diverged, Interrupted, step_seed
 
 CPU = torch.device("cpu")
@@ -106,6 +108,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             run(config, digits, tmp_path / "parts", stop_after)
     torch.manual_seed(12345)  # whatever else the process did must not matter
     assert same(run(config, digits, tmp_path / "parts"), whole)
+
+
+def test_the_pace_is_that_of_the_median_step_by_the_processor_s_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither the first steps nor one of a busy machine count; a step has three of the critic."""
+    config = tiny_config("vector", training={"num_critic_steps": 3, "critic_step": "eager"})
+    usual = PACE_STEPS - PACE_WARM_UP - 1
+    # An hour before the first of the steps that count: whatever comes before it does not.
+    seconds = [9.0, 5.0] * (PACE_WARM_UP // 2) + [3600.0] + [6.0] * (usual - 1) + [50.0]
+    readings = itertools.accumulate(seconds)
+    assert measure_pace(config, clock=lambda: next(readings)) == 6 / 3
+    again = itertools.accumulate(seconds)
+    monkeypatch.setattr(time, "process_time", lambda: next(again))
+    assert measure_pace(config, load_data(config.data)) == 6 / 3
+    assert next(again, None) is None, "it is read once a step"
 
 
 def test_another_seed_gives_another_run(digits: Dataset, tmp_path: Path) -> None:

@@ -1,18 +1,22 @@
 """Several processes against one: the same draws, gradients, weights; stops and resumes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
 
 import wgan_cli
 from models.artifact import load_artifact
@@ -23,8 +27,9 @@ from models.constraints import (
     GradientPenalty,
     MaxGradientPenalty,
 )
-from models.errors import ConfigError
+from models.errors import ConfigError, UserError
 from models.networks import CriticConfig, build_critic
+from models.networks.parts import MinibatchStatistics
 from models.outputs import sole_writer
 from tests.runs import forked
 from tests.servers import free_port
@@ -32,7 +37,7 @@ from training import torchrun
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.split import Split
 from training.engine.step import CriticStep
-from training.engine.workers import ALONE, Workers
+from training.engine.workers import ALONE, Workers, join_workers
 from training.progress import never, silent
 from training.retraining.begin import begin
 from training.retraining.config import RetrainConfig
@@ -51,6 +56,11 @@ DRAWS: dict[str, Callable[[int], Tensor]] = {
     "normal_": lambda n: torch.zeros(n, 7).normal_(),
     "dropout": lambda n: nn.Dropout(0.3)(torch.ones(n, 50)),
     "no dropout": lambda n: nn.Dropout(0.3).eval()(torch.ones(n, 50)),
+    "dropout by default": lambda n: nn.functional.dropout(torch.ones(n, 50)),
+    "dropout of images": lambda n: nn.Dropout(0.3)(torch.ones(n, 3, 4, 5)),
+    "dropout, channels last": lambda n: nn.Dropout(0.3)(
+        torch.ones(n, 3, 4, 5).to(memory_format=torch.channels_last)
+    ),
     "real and fake together": lambda n: torch.randn_like(torch.zeros(2 * n, 3)),
     "two after each other": lambda n: torch.randn(n, 3) + torch.rand(n, 3),
 }
@@ -141,6 +151,149 @@ def test_a_batch_must_divide() -> None:
     with pytest.raises(ConfigError, match="set a multiple of 3"):
         Workers(0, 3).rows(64)
     assert ALONE.rows(7) == slice(0, 7)
+    assert [Workers(rank, 3).rows(6) for rank in range(3)] == [
+        slice(0, 2),
+        slice(2, 4),
+        slice(4, 6),
+    ]
+
+
+@pytest.fixture
+def group() -> Iterator[Store]:
+    """A group of this process alone: sums over it are its own values."""
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield store
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def test_means_are_sums_over_the_number_of_processes(group: Store) -> None:
+    two, value = Workers(0, 2), torch.tensor(6.0, requires_grad=True)
+    assert two.mean(value).item() == 3
+    assert not two.mean(value).requires_grad
+    assert value.item() == 6, "what is given stays"
+    assert ALONE.mean(value) is value
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    for number, weights in enumerate(network.parameters()):
+        weights.grad = torch.full_like(weights, 2.0 + number)
+    network[0].bias.grad = None  # a weight that the loss does not depend on
+    assert not list(ALONE.averaged(network))
+    for flat in two.averaged(network):
+        assert flat.tolist() == [2.0] * 6 + [4.0] * 3 + [5.0]
+        two.add_up(flat)
+    assert network[0].bias.grad is None
+    for weights, mean in ((network[0].weight, 1.0), (network[1].weight, 2.0)):
+        assert torch.equal(weights.grad, torch.full_like(weights, mean))
+    assert network[1].bias.grad.tolist() == [2.5]
+
+
+def test_a_refusal_of_the_main_process_ends_all(group: Store) -> None:
+    two, entered = Workers(0, 2), list[str]()
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    def refuse() -> None:
+        raise UserError("in use")
+
+    for workers in (two, ALONE):
+        assert (workers.any(True), workers.any(False)) == (True, False)
+        with workers.main_holds(held()):
+            assert entered.pop() == "in"
+        assert entered.pop() == "out"
+        workers.wait()
+    with Workers(1, 2).main_holds(held()):
+        assert not entered, "the main process alone holds it"
+    with pytest.raises(UserError, match="in use"):
+        ALONE.main_checks(refuse)
+    assert dist.is_initialized()
+    with pytest.raises(UserError, match="in use"):
+        two.main_checks(refuse)
+    assert not dist.is_initialized(), "no exchange is left behind"
+
+
+def test_the_others_are_told_that_the_main_process_cannot_begin(
+    group: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Workers(1, 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda flags, how: flags.fill_(1))  # what it answers
+    with pytest.raises(UserError, match="main process cannot begin, and says why"):
+        other.main_checks(pytest.fail)
+    assert not dist.is_initialized()
+
+
+def test_all_end_with_the_code_of_the_main_process() -> None:
+    assert ALONE.end_alike(3) == 3
+    store = dist.HashStore()
+    main, other = (Workers(rank, 2, store=store) for rank in range(2))
+    assert other.end_alike(0, lambda: True) == 75, "it was asked to stop, and knows no code"
+    assert other.end_alike(4) == 4, "its own fault is its own"
+    asked = iter([False, False, True])
+    assert other.end_alike(0, lambda: next(asked)) == 75
+    assert main.end_alike(1) == 1
+    assert other.end_alike(0) == 1
+    assert main.end_alike(0) == 0
+    assert other.end_alike(0) == 0
+
+
+class Gone:
+    """The store of a main process that has gone without a code."""
+
+    def check(self, keys: list[str]) -> bool:
+        raise dist.DistNetworkError("connection reset")
+
+
+def test_a_process_whose_main_one_has_gone_can_be_started_again() -> None:
+    assert Workers(1, 2, store=Gone()).end_alike(0) == 75  # type: ignore[arg-type]
+
+
+def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count in (None, "1"):
+        if count:
+            monkeypatch.setenv("WORLD_SIZE", count)
+        else:
+            monkeypatch.delenv("WORLD_SIZE", raising=False)
+        workers = join_workers("cpu")
+        assert workers == ALONE
+        assert (workers.is_alone, workers.is_main) == (True, True)
+    if not torch.cuda.is_available():
+        assert join_workers().device == torch.device("cpu")
+
+
+def test_a_process_joins_those_that_torchrun_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code = (
+        "from training.engine.workers import join_workers; import torch; w = join_workers('cpu');"
+        "assert (w.rank, w.count) == (1, 2); assert w.mean(torch.tensor(4.0)) == 3; w.leave()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "RANK": "1"})
+    try:
+        monkeypatch.setenv("RANK", "0")
+        workers = join_workers("cpu")
+        assert workers.mean(torch.tensor(2.0)).item() == 3
+        workers.leave()
+        assert other.wait(60) == 0
+    finally:
+        other.kill()
+        other.wait()
+    assert (workers.rank, workers.count, workers.is_alone) == (0, 2, False)
+    assert workers.is_main
+    assert not dist.is_initialized()
+
+
+def test_minibatch_statistics_are_of_one_process() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), MinibatchStatistics())
+    assert ALONE.prepare(network) is network
+    with pytest.raises(ConfigError, match="train in one process"):
+        Workers(0, 2).prepare(network)
+    plain = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    assert Workers(0, 2).prepare(plain) is plain
 
 
 def test_batch_norm_needs_cuda() -> None:

@@ -26,6 +26,7 @@ from training.engine.augmentation import (
     Change,
     Overfitting,
     brighter,
+    build_augmentation,
     contrasted,
     cut_out,
     saturated,
@@ -148,6 +149,20 @@ def test_without_strength_every_bit_stays() -> None:
     torch.manual_seed(0)
     images = torch.cat([torch.rand(64, 3, 8, 8) * 2 - 1, torch.zeros(1, 3, 8, 8)])
     assert torch.equal(augmentation(0.0)(images), images)
+
+
+def test_the_least_number_that_is_drawn_changes_nothing_without_strength(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = torch.rand(4, 3, 8, 8)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.zeros(shape))
+    assert torch.equal(augmentation(0.0)(images), images)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_a_run_with_a_strength_changes_images(strength: float, data: Dataset) -> None:
+    made = build_augmentation(config_of("eager", {"strength": strength}), data)
+    assert isinstance(made, Augmentation) == (strength > 0)
 
 
 def test_full_strength_changes_every_image() -> None:
@@ -350,6 +365,7 @@ def following(target: float) -> Augmentation:
         ((3.0, 4.0, -1.0), -0.25, 0.4),
         ((1.0, -1.0, 2.0), 0.0, 0.4),  # samples score above real items
         ((1.0, -1.0, 1.0), 0.0, 0.4),
+        ((4.0, 2.0, -1.0), 0.4, 0.5),  # at the target
     ],
 )
 def test_overfitting_by_hand_and_what_the_strength_does(
@@ -373,11 +389,13 @@ def test_the_strength_stays_between_0_and_1() -> None:
 def test_overfitting_is_measured_by_training_and_validation_items(
     data: Dataset, tmp_path: Path
 ) -> None:
-    config = config_of("eager", {"target": 0.5, "ramp": 3200})
+    """By the critic without its dropout; of 16 images a step, each 20 steps, in 3200: by 0.1."""
+    config = config_of("eager", {"target": 0.5, "ramp": 3200}, "consistency")
     state = begin(config, data, tmp_path, CPU, None).state
     find, plain = CriticStep("eager", state.critic, config.constraint), nullcontext()
     whole = WholeStep(config, data, state, find, CPU, ALONE, plain)
     measure = Overfitting(whole, data, TrainingItems(data, CPU), CPU, plain)
+    state.critic.eval()
     torch.manual_seed(0)
     with torch.no_grad():
         candidates = torch.rand(400, 1, 8, 8) * 2 - 1
@@ -393,10 +411,15 @@ def test_overfitting_is_measured_by_training_and_validation_items(
     training, validation = (mean.double().mean().item() for mean in means)
     expected = (training - validation) / (training - low)
     assert training > low
+    state.critic.train()
     measure(MEASURED_EVERY - 1, outcome)
     assert state.tensors()["augmentation.overfitting"].item() == 0
     measure(MEASURED_EVERY, outcome)
     assert state.tensors()["augmentation.overfitting"].item() == pytest.approx(expected, rel=1e-3)
+    assert state.tensors()["augmentation.strength"].item() == 0
+    state.augmentation.get_buffer("strength").fill_(0.5)
+    measure(2 * MEASURED_EVERY, outcome)
+    assert state.tensors()["augmentation.strength"].item() == pytest.approx(0.4)
     assert state.critic.training
 
 

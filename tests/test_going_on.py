@@ -11,17 +11,28 @@ import torch
 
 import wgan
 import wgan_cli
+from models import record
 from models.artifact import load_artifact
 from models.config import DataConfig
 from models.constraints import CONSTRAINTS
 from models.errors import ConfigError, DataError, ShapeError, UserError
+from models.tables import TableSchema
 from tests.artifacts import make_artifact, tiny_config
 from tests.registries import new_database
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
 from training.engine.loop import train
-from training.engine.origin import changes, fingerprint, load_start
+from training.engine.origin import (
+    Origin,
+    Parent,
+    changes,
+    fingerprint,
+    kept_threads,
+    load_start,
+    require_same_record,
+)
 from training.engine.runs import Interrupted, begin
+from training.engine.start import continued
 from training.lab.comparison import compare
 from training.presets import branch_config
 from training.run import run_training
@@ -102,6 +113,70 @@ def test_what_differs_is_named(digits: Dataset) -> None:
     new = now | {"columns": ["b", "c"], "classes": ["x", "y"], "items": 6}
     said = "new column 'c'; gone column 'a'; new class 'y'; 6 items, not 5"
     assert changes(then, new) == said
+
+
+def test_of_many_differences_the_plainest_is_named(digits: Dataset) -> None:
+    now = fingerprint(digits)
+    count = now["items"]
+    for then, said in (
+        ({"shape": [1, 9, 9]}, "items of shape (1, 8, 8), not (1, 9, 9)"),
+        ({"shape": [1, 9, 9], "sha256": ""}, "items of shape (1, 8, 8), not (1, 9, 9)"),
+        ({"shape": [2], "items": 3, "sha256": ""}, f"{count} items, not 3"),
+        ({"heldout": "", "sha256": "", "labels": ""}, "other values"),
+        ({"heldout": "", "labels": ""}, "other labels"),
+    ):
+        assert changes(now | then, now) == said
+    bare = fingerprint(dataclasses.replace(digits, digests=None))
+    assert bare == {k: v for k, v in now.items() if k not in ("labels", "heldout")}
+    assert "coding" not in now
+
+
+def test_an_artifact_is_of_its_configuration_and_data_wherever_they_lie(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    folder = make_artifact(tmp_path / "artifact")
+    card = load_artifact(folder).run.data
+    same = dataclasses.replace(digits, card=card)
+    require_same_record(folder, tiny_config(), same)
+    require_same_record(folder, tiny_config(data={"source": "moved.npy"}), same)
+    for config, data in ((tiny_config(training={"steps": 9}), same), (tiny_config(), digits)):
+        with pytest.raises(UserError, match="is of another configuration or of other data"):
+            require_same_record(folder, config, data)
+
+
+def test_an_origin_tells_what_was_before_if_anything_was() -> None:
+    assert Origin(data={}, threads=3).provenance == {}
+    parent = {"model": "tiny@1", "digest": "d", "steps": 5}
+    whole = Origin(data={}, threads=3, parent=Parent(**parent), extended=[4])
+    assert whole.provenance == {"parent": parent, "extended": [4]}
+
+
+def test_the_steps_of_a_start_are_those_of_its_parents_and_of_the_networks_that_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_artifact(tmp_path / "model", training={"steps": 7})
+    assert load_start(str(tmp_path / "model")).card.steps == 7
+    provenance = {"selected": {"step": 3}, "parent": {"steps": 10}}
+    plain = record.Run
+    # As a run that began with a model, and kept its best step, writes it.
+    monkeypatch.setattr(record, "Run", lambda **v: plain(**{**v, "provenance": provenance}))
+    make_artifact(tmp_path / "branch", training={"steps": 7})
+    start = load_start(str(tmp_path / "branch"))
+    assert start.card.steps == 10 + 3
+    assert start.card.digest == load_artifact(tmp_path / "branch").digest
+    assert start.card.model == str(tmp_path / "branch")
+
+
+def test_whoever_calls_has_his_threads_again_after_an_error() -> None:
+    before = torch.get_num_threads()
+
+    def fail() -> None:
+        torch.set_num_threads(before + 1)
+        raise KeyError
+
+    with pytest.raises(KeyError), kept_threads():
+        fail()
+    assert torch.get_num_threads() == before
 
 
 def test_a_table_coded_by_another_schema_is_other_data(tmp_path: Path) -> None:
@@ -380,6 +455,59 @@ def test_classes_must_be_the_model_s(digits: Dataset, tmp_path: Path) -> None:
     start = load_start(str(tmp_path / "model"))
     with pytest.raises(ShapeError, match=r"classes 0, 1, .* the model's a, b"):
         begin(tiny_config(conditional=True), digits, tmp_path, CPU, None, start=start)
+
+
+def test_data_that_do_not_fit_are_named_by_axis(tmp_path: Path) -> None:
+    for kind, shape, says in (
+        ("sequence", (5, 3), "steps 5, the model's 4; features 3, the model's 2"),
+        ("vector", (3,), "features 3, the model's 2"),
+        ("image", (3, 8, 9), "channels 3, the model's 1; width 9, the model's 8"),
+    ):
+        model = load_artifact(make_artifact(tmp_path / kind, kind))
+        own = model.run.data
+        with pytest.raises(ShapeError) as caught:
+            continued(model, model.run.config, own.model_copy(update={"shape": shape}))
+        said = f"the model to begin with does not fit: {says}; make them alike, or begin"
+        assert str(caught.value).startswith(said)
+        continued(model, model.run.config, own)
+
+
+def test_conditions_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    plain = load_artifact(make_artifact(tmp_path / "plain"))
+    model = load_artifact(make_artifact(tmp_path / "model", class_counts={"a": 3, "b": 4}))
+    config, card = model.run.config, model.run.data
+    for begun, own, data, says in (
+        (plain, config, card, "conditional True, the model's False"),
+        (model, plain.run.config, card, "conditional False, the model's True"),
+        (model, config, card.model_copy(update={"classes": ["a", "c"]}), "classes a, c, the model"),
+    ):
+        with pytest.raises(ShapeError, match=f"does not fit: {says}"):
+            continued(begun, own, data)
+    # Data may have classes that neither the model nor the run looks at.
+    named = plain.run.data.model_copy(update={"classes": ["a"]})
+    continued(plain, plain.run.config, named)
+
+
+def test_a_table_of_as_many_columns_that_is_coded_otherwise_does_not_fit(tmp_path: Path) -> None:
+    model = load_artifact(make_artifact(tmp_path / "rows", "rows"))
+    card = model.run.data
+    assert card.table is not None
+    turned = TableSchema.model_validate(
+        card.table.model_dump() | {"columns": card.table.columns[::-1], "rules": []}
+    )
+    assert turned.width == card.table.width
+    with pytest.raises(ShapeError, match="does not fit: columns of a table that are coded other"):
+        continued(model, model.run.config, card.model_copy(update={"table": turned}))
+
+
+def test_networks_that_differ_though_no_setting_does_are_of_another_version(
+    tmp_path: Path,
+) -> None:
+    for part in ("generator", "critic"):
+        model = load_artifact(make_artifact(tmp_path / part, "vector"))
+        setattr(model, part, torch.nn.Linear(2, 2))
+        with pytest.raises(ShapeError, match="its networks are those of another version of wgan"):
+            continued(model, model.run.config, model.run.data)
 
 
 def test_settings_are_the_model_s_and_a_new_constraint_brings_its_own() -> None:

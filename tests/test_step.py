@@ -13,9 +13,19 @@ from torch import Tensor, nn
 
 from models.constraints import Constraint, GradientPenalty, NoConstraint, WeightDecay
 from models.networks import CriticConfig, build_critic
+from models.networks.parts import MinibatchStatistics
+from models.networks.stages import with_stages
 from tests.conformance import FAMILIES, Family, data, make
 from tests.test_conformance import CONSTRAINTS
-from training.engine.step import CriticStep
+from training.engine.step import (
+    CriticStep,
+    can_pair,
+    capture_obstacle,
+    critic_loss,
+    leave_gradients,
+    mismatch,
+)
+from training.engine.step import gradients as all_gradients
 
 TOLERANCE = 1e-9
 """Of a gradient in float64, relative to the longest one."""
@@ -229,6 +239,94 @@ def test_the_choice_follows_from_the_run(family: str, constraint: Constraint, mo
     real, fake = data(chosen)
     ours(real, fake, [], 0)
     assert (ours.mode, said) == (mode, [])
+
+
+def test_a_captured_step_may_be_off_by_rounding_alone() -> None:
+    """By the tolerance times the longest gradient; times the loss, or 1 if that is less."""
+    expected = [torch.tensor([3.0, 4.0]), None]  # the longest is 5 long
+
+    def said(
+        gradient: float = 0.0, loss: float = 0.0, spare: float = 0.0, of: float = 2.0
+    ) -> str | None:
+        assert expected[0] is not None
+        found = [expected[0] + torch.tensor([gradient, 0.0]), torch.tensor([spare])]
+        result = torch.tensor(0.0), torch.tensor(of + loss), found
+        return mismatch(result, torch.tensor(of), expected, 0.125)
+
+    assert said(gradient=0.625, loss=0.25, spare=-0.625) is None
+    assert said(gradient=0.75) == "its gradient is off by 0.75, where the longest is 5 long"
+    assert said(spare=0.75) == "its gradient is off by 0.75, where the longest is 5 long"
+    assert said(loss=-0.25) is None
+    assert said(loss=-0.25, of=-2.0) is None
+    assert said(loss=0.125, of=0.5) is None
+    for loss, of in ((0.375, 2.0), (-0.375, 2.0), (0.1875, 0.5), (0.375, -2.0)):
+        assert said(loss=loss, of=of)
+    zero, none = torch.tensor(0.0), [torch.zeros(2)]
+    assert mismatch((zero, zero, none), zero, [None], 0.125) is None
+    assert mismatch((zero, zero, [torch.ones(2)]), zero, [None], 0.125)
+
+
+def test_what_is_known_of_a_critic_before_its_step() -> None:
+    def critic(*layers: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 3), *layers, nn.Linear(3, 1))
+
+    plain = critic(nn.ReLU(), nn.LayerNorm(3), nn.Dropout(0.0))
+    assert capture_obstacle(plain) is None
+    assert can_pair(plain)
+    assert not can_pair(critic(nn.Dropout(0.1)))
+    assert capture_obstacle(critic(nn.Dropout(0.1))) is None
+    for layer, says in (
+        (nn.BatchNorm1d(3), "batch normalisation"),
+        (MinibatchStatistics(), "minibatch statistics"),
+    ):
+        assert not can_pair(critic(layer))
+        assert says in str(capture_obstacle(critic(layer)))
+    staged = with_stages(make(NoConstraint(), FAMILIES["dcgan"]))
+    assert "checkpointing" in str(capture_obstacle(staged))
+    next(plain.parameters()).register_post_accumulate_grad_hook(lambda p: None)
+    assert "changes gradients" in str(capture_obstacle(plain))
+
+
+class Constant(NoConstraint):
+    """A penalty of 0.25 at even steps."""
+
+    def penalty(self, critic: Any, real: Tensor, fake: Tensor, step: int = 0) -> Tensor | None:
+        return None if step % 2 else torch.tensor(0.25)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_loss_is_the_penalty_less_the_gap(paired: bool) -> None:
+    real, fake = torch.tensor([[1.0], [3.0]]), torch.tensor([[0.5], [-1.5]])
+
+    def doubled(samples: Tensor) -> Tensor:
+        sizes.append(len(samples))
+        return 2 * samples.flatten()
+
+    for step, expected in ((0, 0.25 - 5), (1, -5)):
+        sizes = list[int]()
+        gap, loss = critic_loss(doubled, Constant(), real, fake, step, paired)
+        assert (gap.item(), loss.item()) == (5, expected)
+        assert sizes == ([4] if paired else [2, 2])
+
+
+def test_gradients_are_left_as_a_backward_pass_leaves_them() -> None:
+    """Hooks see what was found; where nothing was, nothing is, and an older gradient goes."""
+    one, hooked, spare = (nn.Parameter(torch.zeros(2, 3)) for _ in range(3))
+    seen = list[Tensor]()
+    hooked.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))  # type: ignore[union-attr]
+    for weights in (one, hooked, spare):
+        weights.grad = torch.ones(2, 3)
+    found = torch.arange(6.0).view(3, 2).T  # not contiguous: a fused optimiser wants it so
+    leave_gradients([one, hooked, spare], [found, found, None])
+    assert spare.grad is None
+    assert len(seen) == 1
+    for gradient in (one.grad, hooked.grad, seen[0]):
+        assert gradient is not None
+        assert torch.equal(gradient, found)
+    assert one.grad is not None
+    assert one.grad.is_contiguous()
+    loss = (3 * one).sum()
+    assert [g.unique().tolist() for g in all_gradients(loss, [one, spare])] == [[3.0], [0.0]]
 
 
 def test_what_cannot_be_compiled_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,9 +47,9 @@ def _what_helps(config: Config, processes: int) -> str:
     at_once = min(settings.micro_batch_size or own, own)
     ways = list[str]()
     smaller: dict[str, dict[str, object]] = {"training": {"micro_batch_size": at_once // 2}}
-    if at_once > 1 and _is_allowed(config, smaller):
+    if _is_allowed(config, smaller):  # which 0 is not
         ways.append(f"training.micro_batch_size={at_once // 2}")
-    elif at_once > 1 and _is_allowed(config, {**smaller, "generator": {"normalization": "layer"}}):
+    elif _is_allowed(config, {**smaller, "generator": {"normalization": "layer"}}):
         ways.append(f"training.micro_batch_size={at_once // 2} with generator.normalization=layer")
     if config.privacy is None and not settings.activation_checkpointing:
         ways.append("training.activation_checkpointing=true")

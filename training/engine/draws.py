@@ -87,9 +87,7 @@ class RandomCalls(TorchFunctionMode, ABC):
             )
         return func(*args, **kwargs)
 
-    def _dropout(
-        self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-    ) -> Tensor:
+    def _dropout(self, x: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
         if not training or not p:
             return x
         like = _like(x)

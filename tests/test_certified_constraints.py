@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.artifact import load_artifact
 from models.config import parse_config
 from models.constraints import Cayley, Constraint, NoConstraint, Sandwich
-from models.constraints.cayley import cayley, inverse_cayley
+from models.constraints.cayley import cayley, inverse_cayley, numbers_of
 from models.constraints.fit import misfit
 from models.constraints.layers import as_matrix, layers, overlap
 from models.errors import ConfigError
@@ -99,6 +99,7 @@ def test_the_gradient_through_the_transform_is_exact(shape: tuple[int, int]) -> 
         scipy.linalg.qr(drawn(7, 4).numpy(), mode="economic")[0],
         scipy.linalg.qr(drawn(60, 60).numpy())[0],
         np.array([[0.0], [1.0]]),
+        np.array([[0.9999995, -0.001], [0.001, 0.9999995]]),  # turned: -1 would be near singular
     ],
 )
 def test_numbers_are_found_for_every_orthonormal_matrix(orthonormal: np.ndarray) -> None:
@@ -108,10 +109,20 @@ def test_numbers_are_found_for_every_orthonormal_matrix(orthonormal: np.ndarray)
     assert numbers.abs().max() < 100, "so far from singular that float32 will do"
 
 
+def test_signs_keep_every_square_far_from_singular() -> None:
+    """No pivot of the identity plus the turned square is below 1, so no determinant is either."""
+    for seed in range(30):
+        for size in (2, 3, 8):
+            square, _ = scipy.linalg.qr(drawn(size, size, seed=seed).numpy())
+            _, flipped = inverse_cayley(torch.from_numpy(square))
+            turned = square * np.where(flipped.numpy(), -1, 1)
+            assert np.linalg.det(np.eye(size) + turned) >= 1 - 1e-9
+
+
 @pytest.mark.parametrize(
     "layer",
-    [nn.Linear(6, 4), nn.Linear(4, 6), nn.Conv2d(2, 3, (3, 4), 2, 1), nn.Conv1d(3, 2, 5, 2),
-     nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(2, 5, 1)],
+    [nn.Linear(6, 4), nn.Linear(4, 6), nn.Linear(5, 5), nn.Conv2d(2, 3, (3, 4), 2, 1),
+     nn.Conv1d(3, 2, 5, 2), nn.Conv2d(4, 6, 3, groups=2), nn.Conv2d(2, 5, 1), nn.Conv2d(4, 4, 1)],
 )  # fmt: skip
 @pytest.mark.parametrize("is_equalized", [False, True])
 @pytest.mark.parametrize("constraint", [Cayley(), Sandwich()], ids=lambda c: c.kind)
@@ -197,6 +208,62 @@ def test_the_gradient_through_a_kernel_is_exact() -> None:
     layer: Any = Cayley().before_training(nn.Conv2d(2, 3, 3).double())
     rules = layer.parametrizations.weight
     assert torch.autograd.gradcheck(rules[0], rules.original.detach().clone().requires_grad_())
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(5, 3), (3, 5), (4, 4), (6, 1), (1, 1)])
+def test_a_kernel_is_the_product_of_a_matrix_and_projections(outputs: int, inputs: int) -> None:
+    """BCOP, by numpy: at first of the polar factors of the taps, whose projections are of half of
+    the channels on the side with more of them. A checkpoint's numbers rely on all of it."""
+    torch.manual_seed(0)
+    layer: Any = nn.Conv2d(inputs, outputs, (3, 2)).double()
+    taps = layer.weight.detach().flatten(2).numpy()
+    nearest = [scipy.linalg.polar(taps[:, :, i])[0] for i in range(4)]
+    kernel = nearest[0][:, :, None, None]
+    for axis, basis in zip((2, 2, 3), nearest[1:], strict=True):
+        many = basis if outputs >= inputs else basis.T
+        kept = many[:, : max(outputs, inputs) // 2]
+        project = kept @ kept.T
+        moved = np.eye(len(project)) - project
+        side = "pq,qiab->piab" if outputs >= inputs else "pq,oqab->opab"
+        before, after = ([(0, 0)] * 4 for _ in range(2))
+        before[axis], after[axis] = (0, 1), (1, 0)
+        kernel = np.pad(np.einsum(side, project, kernel), before) + np.pad(
+            np.einsum(side, moved, kernel), after
+        )
+    made = Cayley().before_training(layer).weight.detach()  # type: ignore[operator, union-attr]
+    np.testing.assert_allclose(made.numpy(), kernel, atol=1e-9)
+
+
+@pytest.mark.parametrize("is_equalized", [False, True])
+@pytest.mark.parametrize("layer", [nn.Linear(3, 4), nn.Conv2d(2, 3, 2)], ids=str)
+def test_the_numbers_of_a_layer_are_what_its_last_rule_takes(
+    layer: Any, is_equalized: bool
+) -> None:
+    layer = copy.deepcopy(layer)
+    if is_equalized:
+        equalize(layer, 0.3)
+    moved(Cayley().before_training(layer), 0)
+    rule = layer.parametrizations.weight[-1]
+    torch.testing.assert_close(rule(numbers_of(layer)), layer.weight)
+    assert (numbers_of(layer) is layer.parametrizations.weight.original) != is_equalized
+
+
+def test_a_kernel_s_certificate_counts_what_rounding_leaves() -> None:
+    """In float32 bases of large numbers are not quite orthonormal, and factors lengthen."""
+    for seed in range(5):
+        layer: Any = Cayley().before_training(nn.Conv2d(4, 7, (3, 2)))
+        layer.parametrizations.weight.original.data = drawn(7, 4, 3, 2, seed=seed, std=1e3).float()
+        rule = layer.parametrizations.weight[-1]
+        factors = rule._factors(numbers_of(layer))
+        matrix, bases = (part.detach().double().numpy() for part in factors)
+        expected = np.linalg.norm(matrix, 2)
+        for basis in bases:
+            project = basis @ basis.T
+            expected *= max(  # of all frequencies: at one and at minus one both parts add up
+                np.linalg.norm(project + z * (np.eye(7) - project), 2) for z in (1, -1)
+            )
+        found = rule.certified_share(layer, nn.Sequential(layer))
+        assert found == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("architecture", ["dcgan", "resnet"])
@@ -333,6 +400,57 @@ def test_the_certificate_is_far_below_the_product_of_the_layers_and_is_reached()
         loss.backward()
         optimizer.step()
     assert 2.9 < -loss.item() <= 3 * ALMOST_ONE
+
+
+@pytest.mark.parametrize("is_equalized", [False, True])
+def test_a_chain_of_equal_widths_begins_with_the_nearest_orthonormal_matrices(
+    is_equalized: bool,
+) -> None:
+    torch.manual_seed(0)
+    parts = [nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)]
+    sequence = nn.Sequential(*parts).double()
+    if is_equalized:
+        for layer in layers(sequence):
+            equalize(layer, 0.3)
+    nearest = [scipy.linalg.polar(layer.weight.detach().numpy())[0] for layer in layers(sequence)]
+    Sandwich().before_training(sequence)
+    for layer, expected in zip(layers(sequence), nearest, strict=True):
+        np.testing.assert_allclose(layer.weight.detach().numpy(), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [nn.LeakyReLU(0.0), nn.LeakyReLU(1.0), nn.LeakyReLU(0.3), nn.ReLU(), nn.Tanh(), nn.Sigmoid(),
+     nn.Softplus(), nn.Dropout(), nn.Identity()],
+    ids=str,
+)  # fmt: skip
+def test_two_layers_and_an_activation_of_slopes_to_1_are_a_sandwich(between: nn.Module) -> None:
+    """Each layer by itself may then be steeper than 1, and both together are not."""
+    torch.manual_seed(0)
+    sequence = nn.Sequential(nn.Linear(4, 5), between, nn.Linear(5, 3)).double()
+    moved(Sandwich().before_training(sequence), 0, std=1.0)
+    assert max(operator_norm(layer) for layer in layers(sequence)) > 1.1
+    found, _ = certify(sequence)
+    assert found is not None
+    assert found <= ALMOST_ONE
+
+
+def test_each_of_several_chains_has_its_own_share() -> None:
+    """One is nested, one is between others, and a layer alone is no chain."""
+    torch.manual_seed(0)
+
+    def chain() -> list[nn.Module]:
+        return [nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)]
+
+    inner = nn.Sequential(*chain())
+    whole = nn.Sequential(*chain(), inner, nn.Linear(3, 3), Abs(), *chain()).double()
+    moved(Sandwich().before_training(whole), 0)
+    ends = [whole[0], whole[2], inner[0], inner[2], whole[6], whole[8]]
+    for layer in ends:
+        rule: Any = layer.parametrizations["weight"][-1]  # type: ignore[index, union-attr]
+        assert rule.certified_share(layer, whole) == pytest.approx(1, abs=1e-9)
+        assert (rule.certified_share(layer, inner) is None) == (layer not in inner)
+    assert not hasattr(whole[4].parametrizations["weight"][-1], "chain")  # type: ignore[index, union-attr]
 
 
 def test_a_part_of_a_chain_is_bounded_by_its_own_weights() -> None:

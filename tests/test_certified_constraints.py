@@ -469,6 +469,7 @@ def test_a_part_of_a_chain_is_bounded_by_its_own_weights() -> None:
 
 def test_a_chain_counts_as_one_only_while_it_is_one() -> None:
     """Another activation between its layers makes it steeper than 1."""
+    torch.manual_seed(0)  # not of every start: the slope is what is found
     critic = moved(Sandwich().before_training(network("relu")), 5)
     body: Any = critic.body
     for place in (1, 3, 5):

@@ -64,8 +64,8 @@ def after(layer: nn.Conv2d, size: Sizes, torus: Sizes) -> Sizes:
     for axis, (taps, stride) in enumerate(zip(layer.kernel_size, layer.stride, strict=True)):
         padding, reach = layer.padding[axis], layer.dilation[axis] * (taps - 1)
         sizes.append((size[axis] + 2 * padding - reach - 1) // stride + 1)
-        last = stride * (sizes[-1] - 1) - padding + reach  # the last position that is read
-        if torus[axis] % stride or torus[axis] < max(size[axis] + padding, last + 1):
+        # No window reads beyond the padding on the far side, nor further on the near one.
+        if torus[axis] % stride or torus[axis] < size[axis] + padding:
             raise NoBoundError("the convolution's windows reach around the torus")
     return tuple(sizes)
 

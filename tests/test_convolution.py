@@ -18,8 +18,9 @@ SHAPES = {
     "one by one": (3, 2, 1, 1, 0),
     "odd": (2, 1, 3, 2, 1),
     "many channels in": (4, 2, 3, 2, 1),
+    "in groups": (2, 4, 3, 1, 1, 1, 2),
 }
-"""Channels in and out, kernel, stride and padding."""
+"""Channels in and out, kernel, stride and padding, and then dilation and groups."""
 
 
 def pair(shape: str, dtype: torch.dtype = torch.float64) -> tuple[Conv2d, nn.Conv2d]:
@@ -90,9 +91,10 @@ def test_a_penalty_runs_each_kernel_once(shape: str) -> None:
     assert heavy.found == {"maps": 2, "inputs": 2, "weights": 2}
 
 
-def test_maps_are_channels_last_and_weights_are_not() -> None:
-    layer, _ = pair("one channel in", torch.float32)
-    x = torch.randn(2, 1, 8, 8, requires_grad=True)
+@pytest.mark.parametrize("shape", ["one channel in", "many channels in"])
+def test_maps_are_channels_last_and_weights_are_not(shape: str) -> None:
+    layer, _ = pair(shape, torch.float32)
+    x = torch.randn(2, layer.in_channels, 8, 8, requires_grad=True)
     y = layer(x)
     assert y.is_contiguous(memory_format=torch.channels_last)
     y.square().sum().backward()

@@ -129,6 +129,10 @@ def test_a_search_halves_its_step_and_ends() -> None:
     lengths = [FIRST * 0.5**i for i in range(100) if 0.5**i > SHORTEST]
     expected = torch.stack([at(-length, -length) for length in lengths])
     torch.testing.assert_close(torch.stack(watched.points[1:]), expected)
+    for most in (2, 4):
+        watched.points.clear()
+        minimised(watched, at(0, 0), most)
+        assert len(watched.points) == most
 
 
 @pytest.mark.parametrize(("height", "is_taken"), [(0.5, False), (1.5, True)])

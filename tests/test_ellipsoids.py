@@ -16,7 +16,7 @@ from models.lipschitz import certify, lipschitz_bracket, steepest_slope
 from models.lipschitz.certificate import _Given, _slope
 from models.lipschitz.ellipsoid import Ellipsoid, Multipliers
 from models.lipschitz.operators import NoBoundError
-from models.lipschitz.tighter import ellipsoid_bound
+from models.lipschitz.tighter import SECTORS, _sector, ellipsoid_bound
 from models.networks import ACTIVATIONS, Critic, CriticConfig, GroupSort, build_critic
 from models.networks.conditional import ProjectionCritic, WithLabels
 from models.networks.convolution import Conv2d, Head
@@ -257,6 +257,21 @@ def test_sizes_do_not_matter(size: float) -> None:
     bound = below(chain(layers, "relu"))
     layers[0].weight.data.mul_(size)
     assert below(chain(layers, "relu")) == pytest.approx(size * bound, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [*(kind() for kind in SECTORS if kind is not GroupSort), nn.GELU("tanh"), nn.LeakyReLU(0.2),
+     nn.LeakyReLU(1.5), nn.LeakyReLU(-0.3), nn.LeakyReLU(0.0)],
+    ids=str,
+)  # fmt: skip
+def test_a_sector_holds_every_slope_of_its_activation_and_no_more(activation: nn.Module) -> None:
+    x = torch.linspace(-40, 40, 400_001, dtype=torch.float64).requires_grad_()
+    (slopes,) = torch.autograd.grad(activation(x).sum(), x)
+    low, high = _sector(activation)
+    # GELU's own and its approximation by tanh are as far from each other.
+    assert slopes.min() - 2e-3 <= low <= slopes.min() + 1e-9
+    assert slopes.max() - 1e-9 <= high <= slopes.max() + 2e-3
 
 
 # --- residual blocks ------------------------------------------------------------------------------

@@ -4,22 +4,33 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import wgan
 import wgan_cli
 from models.errors import MachineError, UserError
 from models.networks import build_networks
-from models.outputs import LEASE, lease, require_file, save, sole_writer, turn
+from models.outputs import (
+    LEASE,
+    lease,
+    require_file,
+    save,
+    sole_writer,
+    turn,
+    unwritable,
+)
 from tests.artifacts import make_artifact, tiny_config
 from training.data.dataset import load_data
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
@@ -360,6 +371,40 @@ def test_a_folder_that_is_gone_meanwhile_hides_no_error(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="of the run"), sole_writer(folder):
         fail()
+
+
+def test_a_holder_that_did_not_end_its_block_is_told_of_once(tmp_path: Path) -> None:
+    """What the file says goes with the block, so what is left is of a process that was killed."""
+    path, told = tmp_path / "new" / "lock", list[str]()
+    with lease(path, told.append) as holder:
+        assert holder is None
+        said = path.read_text()
+        assert said.startswith(f"process {os.getpid()} on ")
+        with lease(path, told.append) as other:
+            assert other == said.strip()
+    assert path.read_text() == ""
+    path.write_text("process 7 on another\n" * 9)  # longer than what is written in its place
+    with lease(path, told.append):
+        assert path.read_text().count("\n") == 1
+    with lease(path, told.append):
+        pass
+    assert told == ["process 7 on another\n" * 8 + "process 7 on another"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), MachineError, "no space .*; make room"),
+        (OSError(errno.EACCES, "Permission denied"), UserError, "denied; check its permissions"),
+        (SafetensorError("no space"), MachineError, "cannot be written: no space$"),
+    ],
+)
+def test_whose_fault_it_is_that_nothing_can_be_written(
+    error: Any, kind: type[Exception], says: str
+) -> None:
+    found = unwritable(Path("x"), error)
+    assert type(found) is kind
+    assert re.search(f"^x: cannot be written: .*{says}|^x: {says}", str(found))
 
 
 def test_python_writes_likewise(tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ def test_maps_are_channels_last_and_weights_are_not(shape: str) -> None:
     y.square().sum().backward()
     assert layer.weight.grad is not None
     assert layer.weight.grad.is_contiguous()
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), layer.weight)
+    assert gradient.is_contiguous()
 
 
 def test_autocast_computes_in_bf16() -> None:

@@ -317,6 +317,7 @@ def test_the_error_is_a_plain_assertion_error() -> None:
     error = wgan.DistributionsDiffer("A and B differ")
     assert isinstance(copy.copy(error), AssertionError)
     assert type(error).__module__ == "wgan"
+    assert str(wgan.DistributionsDiffer("A and B differ", None)) == "A and B differ"
 
 
 def test_the_example_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:

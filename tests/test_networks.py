@@ -13,6 +13,7 @@ from models.networks import (
     build_generator,
     image_sizes,
 )
+from models.networks.parts import ConditionalNorm, Residual, channels_after, normalization
 
 
 @pytest.mark.parametrize(
@@ -106,3 +107,40 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         build_critic(config, shape)
+
+
+def test_a_block_of_equalised_layers_is_divided_by_the_root_of_2() -> None:
+    x = torch.randn(2, 3)
+    branch = nn.Sequential(nn.Linear(3, 3))
+    for equalized, factor in ((False, 1.0), (True, 0.5**0.5)):
+        found = Residual(branch, nn.Identity(), equalized)(x)
+        torch.testing.assert_close(found, factor * (x + branch(x)))
+
+
+@pytest.mark.parametrize("more", [{}, {"classes": 3}, {"latents": 5}])
+def test_layer_normalisation_is_over_all_channels_of_a_map(more: dict[str, int]) -> None:
+    (norm,) = normalization("layer", 4, image=True, **more)
+    plain = getattr(norm, "norm", norm)
+    x = torch.randn(2, 4, 3, 5)
+    torch.testing.assert_close(plain(x), nn.functional.layer_norm(x, (4, 3, 5)))
+
+
+def test_a_conditional_norm_begins_without_a_gain_or_offset_and_gains_before_it_is_moved() -> None:
+    norm = ConditionalNorm(nn.Identity(), 2, 3)
+    x, labels = torch.randn(2, 2, 1, 1), torch.tensor([2, 0])
+    torch.testing.assert_close(norm(x, labels), x)
+    with torch.no_grad():
+        norm.gain.weight.copy_(torch.tensor([[2.0, 3], [0, 0], [4, 5]]))
+        norm.offset.weight.copy_(torch.tensor([[1.0, 1], [0, 0], [7, 8]]))
+    expected = x[:, :, 0, 0] * torch.tensor([[4.0, 5], [2, 3]]) + torch.tensor([[7.0, 8], [1, 1]])
+    torch.testing.assert_close(norm(x, labels)[:, :, 0, 0], expected)
+
+
+def test_channels_double_up_to_eight_times_the_width() -> None:
+    config = CriticConfig(width=3)
+    assert [channels_after(config, stage) for stage in range(1, 7)] == [3, 6, 12, 24, 24, 24]
+
+
+def test_instance_normalisation_has_a_gain_and_an_offset_for_each_channel() -> None:
+    (norm,) = normalization("instance", 4, image=True)
+    assert {name: p.shape for name, p in norm.named_parameters()} == {"weight": (4,), "bias": (4,)}

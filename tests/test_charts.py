@@ -55,6 +55,15 @@ def test_a_chart_puts_points_where_they_belong() -> None:
     assert circles[1][1] == pytest.approx(levels["100"], abs=0.2)
     middle = histogram("h", np.array([0.1, 0.1, 0.9, 7.0]), np.linspace(0, 1, 3))
     assert middle.y == [0.5, 0.5]
+    assert middle.x == [0.25, 0.75]
+
+
+def test_a_histogram_has_the_share_of_each_bin_and_what_is_outside_at_its_ends() -> None:
+    edges = np.array([-1.0, 0.0, 2.0, 5.0])
+    found = histogram("h", np.array([-9.0, -1, 0, 1, 2, 5, 6, 7]), edges)
+    assert (found.x, found.y) == ([-0.5, 1.0, 3.5], [0.25, 0.25, 0.5])
+    assert histogram("h", np.array([1.0]), edges).y == [0, 1, 0]
+    assert histogram("h", np.array([]), edges).y == [0, 0, 0]
 
 
 def test_a_chart_names_values_on_its_axes() -> None:

@@ -10,6 +10,7 @@ from training.judging.image_metrics import (
     measure_infinity,
     vendi_score,
 )
+from training.judging.intervals import half_sample_margins
 from training.judging.metrics import frechet_distance
 
 # Vendi score
@@ -125,5 +126,15 @@ def test_the_figure_has_a_floor_and_an_interval_or_is_absent() -> None:
         held.append(found.low < TRUTH < found.high)
         assert found.floor < found.low
         assert found.n == 200
+    sizes = line_sizes(200, 16)
+    assert sizes is not None
+    assert found.value == frechet_distance_infinity(heldout, fake, sizes)
+    assert found.floor == frechet_distance_infinity(heldout, training, sizes)
+    # The halves of half as many points each have sizes that are half as large.
+    margin = half_sample_margins(
+        lambda real, fake: {"": frechet_distance_infinity(real, fake, sizes // 2)},
+        heldout, fake, repeats=10,
+    )[""]  # fmt: skip
+    assert (found.low, found.high) == pytest.approx((found.value - margin, found.value + margin))
     assert np.mean(held) >= 0.9
     assert measure_infinity(heldout[:31], fake[:31], training[:31]) == {}

@@ -94,6 +94,24 @@ def test_w1_has_the_units_of_the_points(exponent):
     assert found == pytest.approx(known * scale, rel=1e-12 if exponent > -300 else 1e-2, abs=0)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_w1_of_points_on_one_side_of_0_and_of_unlike_sizes(sign):
+    """Squares of 1e200 would overflow, also where only one of the sets is so far away."""
+    near, far = sign * np.random.default_rng(1).uniform(1, 2, size=(2, 20, 3))
+    expected = np.linalg.norm(far, axis=1).mean() * 1e200
+    assert wasserstein_1(near * 1e-200, far * 1e200) == pytest.approx(expected, rel=1e-12)
+    assert wasserstein_1(far * 1e200, near * 1e-200) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_point_of_twice_the_weight_is_there_twice():
+    real, fake = normal(60, 3, 2), normal(61, 2, 2)
+    weights = np.array([0.25, 0.5, 0.25]), np.array([0.2, 0.8])
+    repeated = real[[0, 1, 1, 2]], fake[[0, 1, 1, 1, 1]]
+    expected = wasserstein_1(*repeated)
+    assert wasserstein_1(real, fake, *weights) == pytest.approx(expected, rel=1e-12)
+    assert wasserstein_1(real, repeated[1], weights[0]) == pytest.approx(expected, rel=1e-12)
+
+
 def test_w1_stopped_before_the_optimum_is_an_error(monkeypatch):
     solve = ot.emd2
     monkeypatch.setattr(ot, "emd2", lambda a, b, M, numItermax: solve(a, b, M, numItermax=3))
@@ -385,6 +403,20 @@ def test_an_interval_of_nothing_is_refused(changes):
         half_sample_interval(difference, normal(0, 10), normal(1, 10), **changes)
 
 
+def test_the_least_that_an_interval_is_made_of_are_two_halves():
+    """A figure that only one of them has gets no margin, where one would not be a number."""
+    seen: list[Array] = []
+
+    def metric(real, fake):
+        seen.append(real)
+        return difference(real, fake) | ({"once": 1.0} if len(seen) == 1 else {})
+
+    margins = half_sample_margins(metric, normal(0, 10), normal(1, 10), repeats=2)
+    assert set(margins) == {"difference"}
+    assert len(seen) == 2
+    assert 0 < margins["difference"] < math.inf
+
+
 def test_the_interval_of_a_kernel_distance_is_the_jackknifes():
     """Every point left out in turn, and the distance computed anew."""
     real, fake = normal(41, 30, 5), normal(42, 40, 5) + 0.2
@@ -399,8 +431,10 @@ def test_the_interval_of_a_kernel_distance_is_the_jackknifes():
     for bad in (real[:2], fake[:2]):
         with pytest.raises(ValueError, match="at least 3 points"):
             kernel_distance_margin(bad, fake)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        kernel_distance_margin(real, fake, level=1)
+    assert kernel_distance_margin(real[:3], fake[:3]) > 0
+    for level in (0, 1):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            kernel_distance_margin(real, fake, level=level)
 
 
 @pytest.mark.parametrize(("shift", "narrower"), [(0.0, 0.9), (0.3, 1.1)])
@@ -488,6 +522,8 @@ DISTANCES = [
     (sliced_wasserstein_1, 1),
     (kernel_distance, 2),
     (frechet_distance, 2),
+    (marginal_wasserstein_1, 1),
+    (correlation_difference, 2),
     (precision_recall_density_coverage, 6),
     (functools.partial(mode_coverage, sd=1.0), 1),
 ]
@@ -521,6 +557,7 @@ def test_counts_below_1_are_refused():
     points = normal(45, 10, 2)
     with pytest.raises(ValueError, match="projections"):
         sliced_wasserstein_1(points, points, projections=0)
+    assert sliced_wasserstein_1(points, points + 1, projections=1) > 0
     with pytest.raises(ValueError, match="k must"):
         precision_recall_density_coverage(points, points, k=0)
 
@@ -550,6 +587,7 @@ def test_correlation_difference_is_the_largest():
     assert correlation_difference(twice, mirrored) == pytest.approx(2)
     assert correlation_difference(twice, np.hstack([x, 0 * x])) == pytest.approx(1)
     assert correlation_difference(x, x) == 0
+    assert correlation_difference(x, 0 * x) == 0, "of one column there is no pair"
 
 
 # Kinds of figures
@@ -577,3 +615,31 @@ def test_distances_are_found_by_name():
     }
     with pytest.raises(ValueError, match="recall is no distance"):
         figures.distance("recall", real, fake)
+
+
+def test_figures_that_lie_between_0_and_1_are_shares():
+    """Their intervals are cut there; those of distances, counts, R2 and ratios may go beyond."""
+    unbounded = {
+        "autocovariance_error",
+        "class_kernel_distance",
+        "correlation_difference",
+        "density",
+        "distance_ratio",
+        "frechet_distance",
+        "frechet_distance_infinity",
+        "highest_class_kernel_distance",
+        "kernel_distance",
+        "marginal_wasserstein_1",
+        "modes_covered",
+        "sliced_wasserstein_1",
+        "tstr",
+        "vendi_score",
+        "wasserstein_1",
+    }
+    assert {name for name, kind in figures.FIGURES.items() if not kind.is_share} == unbounded
+    estimate = Estimate(value=0.9, floor=1.0, low=-0.2, high=1.3, n=50)
+    inner = estimate._replace(low=0.1, high=0.8)
+    for name in figures.FIGURES:
+        expected = (-0.2, 1.3) if name in unbounded else (0, 1)
+        assert figures.figure(name, estimate).interval == expected, name
+        assert figures.figure(name, inner).interval == (0.1, 0.8), name

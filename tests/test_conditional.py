@@ -346,6 +346,8 @@ def test_kernel_distances_are_of_each_class_by_itself() -> None:
     assert (highest.of_class, highest.n) == (names[worst], len(parts[worst][1]))
     few = [Labelled(*(x[:9] for x in data)) for data in (heldout, fake, training)]
     assert class_distances(*few, names) == {}
+    enough = [normal_classes(i, 10) for i in range(3)]
+    assert class_distances(enough[0], enough[1], enough[2], ["a"])["class_kernel_distance"].n == 10
 
 
 class Replaying:

@@ -30,7 +30,9 @@ from training.judging.intervals import (
     compare,
     compare_kernel_distances,
     measure,
+    pair_mean_error,
 )
+from training.judging.metrics import kernel_distance
 from training.judging.neighbours import nearest_distances
 from training.retraining import gates
 from training.retraining.evidence import ATTACK_SAMPLES, DIFFERENCE_LEVEL, Evidence, RegisteredModel
@@ -70,6 +72,58 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         found = compare(means, real, first + 0.3, second, level=DIFFERENCE_LEVEL, seed=seed)["mean"]
         above += found.high >= 0.3
     assert 0.91 < above / 300 < 0.99  # 95% and about four standard errors
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.0])
+def test_the_error_of_a_mean_over_pairs_is_hoeffding_s(spread: float) -> None:
+    """Products of pairs that share one draw, and none, one by one; of 1s there is no error."""
+    values = 1 + spread * default_rng(5).normal(size=(7, 7)) ** 2
+    pairs = values + values.T
+    # Of sums over draws the pairs that share one are alike; of others that part is cut at 0.
+    for each in (pairs, pairs + spread * 3 * np.add.outer(np.arange(7), np.arange(7))):
+        np.fill_diagonal(each, 0)
+        shared = [each[i, j] * each[i, k] for i, j, k in itertools.permutations(range(7), 3)]
+        apart = [each[i, j] * each[k, m] for i, j, k, m in itertools.permutations(range(7), 4)]
+        squares = [each[i, j] ** 2 for i, j in itertools.permutations(range(7), 2)]
+        z1 = max(0, np.mean(shared) - np.mean(apart))
+        z2 = np.mean(squares) - np.mean(apart)
+        expected = math.sqrt((4 * 5 * z1 + 2 * z2) / (7 * 6))
+        assert pair_mean_error(each) == pytest.approx(expected, rel=1e-9, abs=1e-6)
+        assert (expected > 0.1) is (spread > 0)
+
+
+def test_kernel_distances_are_compared_as_the_docs_describe() -> None:
+    """The difference and its interval, from the pairs' values; what does not fit is refused."""
+    real, first, second = default_rng(6).normal(size=(3, 9, 4))
+    found = compare_kernel_distances(real, first, second, level=0.8)
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> float:
+        return float((x @ y / 4 + 1) ** 3)
+
+    def pair(i: int, j: int) -> float:
+        within = kernel(first[i], first[j]) - kernel(second[i], second[j])
+        across = [
+            kernel(real[a], second[b]) - kernel(real[a], first[b]) for a, b in ((i, j), (j, i))
+        ]
+        return within + sum(across)
+
+    pairs = np.array([[pair(i, j) if i != j else 0.0 for j in range(9)] for i in range(9)])
+    margin = stats.t(19).ppf(0.9) * pair_mean_error(pairs)
+    expected = kernel_distance(real, first) - kernel_distance(real, second)
+    assert found.first - found.second == pytest.approx(expected)
+    assert (found.low, found.high) == pytest.approx((expected - margin, expected + margin))
+    assert found.n == 9
+    assert compare_kernel_distances(real[:4], first[:4], second[:4]).n == 4
+    for sets in ((real[:8], first, second), (real, first[:8], second), (real, first, second[:8])):
+        with pytest.raises(ValueError, match="need equal"):
+            compare_kernel_distances(*sets)
+        with pytest.raises(ValueError, match="need equal"):
+            compare(means, *sets)
+    with pytest.raises(ValueError, match="at least 4 points"):
+        compare_kernel_distances(real[:3], first[:3], second[:3])
+    for level in (0.0, 1.0):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            compare_kernel_distances(real, first, second, level=level)
 
 
 @pytest.mark.parametrize(
@@ -379,6 +433,9 @@ def test_a_membership_attack_is_the_area_under_its_curve() -> None:
     for bad in (members[:1], np.full(5, np.nan)):
         with pytest.raises(ValueError, match="at least 2"):
             membership(bad, others)
+        with pytest.raises(ValueError, match="at least 2"):
+            membership(others, bad)
+    assert membership(members[:2], others[:2]).auroc >= 0
 
 
 def test_the_figures_of_membership_tell_a_copier() -> None:
@@ -471,6 +528,34 @@ def test_the_data_copying_test_tells_copies_from_samples() -> None:
     nearest = nearest_distances(collapsed, training)
     assert copying_statistic(collapsed, heldout[:10], nearest, nearest[:10]) is None
     assert copying_statistic(collapsed, collapsed, nearest, nearest) == 0
+
+
+def test_the_data_copying_statistic_is_a_mean_of_mann_whitney_tests() -> None:
+    """Of cells that are known: each test is SciPy's, and its weight the number of held-out items.
+
+    The last cell has one item less than a cell must have, of one kind.
+    """
+    rng = default_rng(7)
+
+    def z_value(near: np.ndarray, others: np.ndarray) -> float:
+        test = stats.mannwhitneyu(near, others, method="asymptotic", use_continuity=False)
+        n, m = len(near), len(others)
+        return float((test.statistic - n * m / 2) / math.sqrt(n * m * (n + m + 1) / 12))
+
+    for counts in (((20, 199),), ((20, 180), (70, 20)), ((40, 190), (19, 90))):
+        groups = [
+            [100 * i + rng.normal(size=(n, 2)) for n in pair] for i, pair in enumerate(counts)
+        ]
+        distances = [[rng.random(n) for n in pair] for pair in counts]
+        counted = [(*pair, len(pair[1])) for pair in distances if min(map(len, pair)) >= 20]
+        expected = np.average(
+            [z_value(near, others) for near, others, _ in counted],
+            weights=[weight for *_, weight in counted],
+        )
+        fake, heldout = (np.concatenate(side) for side in zip(*groups, strict=True))
+        of_fake, of_heldout = (np.concatenate(side) for side in zip(*distances, strict=True))
+        found = copying_statistic(fake, heldout, of_fake, of_heldout)
+        assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_data_must_look_to_the_champion_as_they_did() -> None:

@@ -10,7 +10,13 @@ from models.artifact import load_artifact
 from models.record import Marginal, Run
 from models.tables import BooleanColumn, CategoryColumn, NumberColumn, TimeColumn
 from tests.artifacts import make_artifact
-from training.judging.tables.marginals import MAX_CATEGORIES, OTHERS, marginal
+from training.judging.tables.marginals import (
+    BINS,
+    MAX_CATEGORIES,
+    OTHERS,
+    marginal,
+    marginals,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -56,6 +62,54 @@ def test_bars_of_values_times_and_categories() -> None:
     assert found.real_missing == 0.5
     nothing = np.full(4, np.nan)
     assert marginal(few, nothing, nothing).real == [0.0]
+
+
+def test_bins_end_at_the_outermost_half_per_cents_of_both_sides() -> None:
+    """What lies beyond is in the first and last bin; of one value they are 1 wide in all."""
+    column = NumberColumn(name="x", type="double", low=0, high=100, quantiles=(0, 100))
+    real, fake = np.arange(1000.0), np.arange(1000.0, 2000)
+    found = marginal(column, real, fake)
+    assert len(found.edges) == BINS + 1
+    low, high = np.quantile([*real, *fake], [0.005, 0.995])
+    assert (found.edges[0], found.edges[-1]) == pytest.approx((low, high), rel=1e-5)
+    width = (high - low) / BINS
+    assert found.real[0] == pytest.approx((low + width) / 1000, abs=2e-3)
+    assert found.generated[-1] == pytest.approx((2000 - high + width) / 1000, abs=2e-3)
+    assert found.names[0] == f"{low:.4g} to {low + width:.4g}"
+    assert found.generated[0] == found.real[-1] == found.score == 0
+    almost = np.zeros(10_000)
+    almost[:BINS] = np.arange(1, BINS + 1)
+    found = marginal(column, almost, almost)
+    assert (found.edges[0], found.edges[-1]) == (0, 1)
+    assert (found.real[0], found.real[-1]) == (1 - BINS / 1e4, BINS / 1e4)
+    few = np.arange(float(BINS))
+    assert marginal(column, few, few).edges == [], "of so many values each has its bar"
+
+
+def test_categories_have_bars_of_both_sides_the_most_frequent_first() -> None:
+    """Also one that the schema does not know; what has no bar has one together with its likes."""
+    column = CategoryColumn(name="c", type="string", categories=("a", "b"), others=("c",))
+    real, fake = np.array([0, 0, 2, -1]), np.array([3, 3, 3, 0])
+    found = marginal(column, real, fake)
+    assert (found.names, found.real[2], found.generated[2]) == (["a", "unknown", "c"], 0.3333, 0)
+    assert (found.real[:2], found.generated[:2]) == ([0.6667, 0], [0.25, 0.75])
+    assert (found.real_missing, found.generated_missing) == (0.25, 0)
+    rest = marginal(column, np.array([0, 0, 1, 2]), np.array([3, 3, 0, 0]))
+    assert rest.names == ["a", "unknown", "b", OTHERS]
+    assert (rest.real, rest.generated) == ([0.5, 0, 0.25, 0.25], [0.5, 0.5, 0, 0])
+    # A side without values has no others either.
+    empty = marginal(column, np.full(2, -1), np.array([0, 1]))
+    assert (empty.names, empty.real, empty.generated) == (["a", "b"], [0, 0], [0.5, 0.5])
+
+
+def test_columns_are_sorted_by_their_likeness() -> None:
+    column = NumberColumn(name="x", type="double", low=0, high=9, quantiles=(0, 9))
+    kinds = [("0", float), ("1", float)]
+    real = np.array([(1.0, 1.0), (2.0, 2.0)], kinds)
+    fake = np.array([(1.0, 5.0), (2.0, 5.0)], kinds)
+    columns = [column, column.model_copy(update={"name": "y"})]
+    found = marginals([*columns], real, fake)
+    assert [(one.name, one.score) for one in found] == [("y", 0), ("x", 1)]
 
 
 def test_a_run_records_them_the_least_alike_first(tmp_path: Path) -> None:

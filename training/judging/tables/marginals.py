@@ -83,8 +83,8 @@ def _categories(column: CategoryColumn, sides: list[Array]) -> tuple[list[str], 
     names, shares = [(*known, "unknown")[i] for i in shown], []
     for values in sides:
         of_all = np.bincount(values, minlength=len(known) + 1) / max(len(values), 1)
-        shares.append(np.array([*of_all[shown], 1 - of_all[shown].sum()]))
-    if max(share[-1] for share in shares) > 1e-9:
+        shares.append(np.array([*of_all[shown], np.delete(of_all, shown).sum()]))
+    if any(share[-1] for share in shares):
         return [*names, OTHERS], shares
     return names, [share[:-1] for share in shares]
 

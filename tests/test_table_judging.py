@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from numpy.random import default_rng
+from scipy.spatial.distance import cdist
 from scipy.stats import norm, spearmanr
 from sklearn.metrics import roc_auc_score
 
@@ -111,6 +112,47 @@ def test_distances_and_copies_are_counted() -> None:
     ratio = copies.distance_ratio(np.full(50, 1.5), np.full(50, 3.0))
     assert tuple(ratio) == (0.5, 0.5, 0.5)
     assert copies.distance_ratio(np.zeros(50), np.ones(50)).value == 0
+    assert copies.distance_ratio(np.zeros(50), np.zeros(50)).value == 1
+    assert copies.distance_ratio(np.ones(50), np.zeros(50)).value > 1e6
+
+
+def test_a_row_that_is_as_near_to_both_counts_half_and_rows_of_one_nearest_row_once() -> None:
+    """By hand: two rows next to training row 0, one next to held-out row 5, one in the middle."""
+    training, heldout = np.array([[0.0], [90.0]]), np.array([[5.0], [-90.0]])
+    found = copies.nearer_to_training(np.array([[0.1], [-0.2], [5.1]]), training, heldout)
+    assert found.value == pytest.approx(2 / 3)
+    margin = 1.96 * 0.5 * np.sqrt(2**2 + 1) / 3
+    assert (found.low, found.high) == pytest.approx((2 / 3 - margin, 2 / 3 + margin))
+    middle = copies.nearer_to_training(np.array([[2.5], [0.1]]), training, heldout)
+    assert middle.value == 0.75
+    # As many at each of them; a held-out row has a number of its own.
+    margin = 1.96 * 0.5 * np.sqrt(2) / 2
+    assert middle.high - middle.value == pytest.approx(margin)
+    both = copies.nearer_to_training(np.array([[89.0], [5.1]]), training, heldout)
+    assert both.high - both.value == pytest.approx(margin)
+
+
+def test_the_interval_of_a_ratio_of_distances_is_the_bootstrap_s() -> None:
+    rng = default_rng(7)
+    fake, heldout = rng.exponential(1, 80), rng.exponential(2, 60)
+    found = copies.distance_ratio(fake, heldout)
+    assert found.value == np.median(fake) / np.median(heldout)
+    rng = default_rng(8)  # others than those drawn: the ends agree but for their noise
+    draws = [
+        np.median(rng.choice(fake, 80)) / np.median(rng.choice(heldout, 60)) for _ in range(20_000)
+    ]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), rel=0.15)
+
+
+def test_a_membership_attack_takes_what_is_near_a_generated_row_for_a_training_row() -> None:
+    rng = default_rng(9)
+    training, heldout = rng.normal(size=(2, 40, 3))
+    found = copies.membership_attack(training[:30] + 1e-3, training, heldout)
+    near = cdist(np.concatenate([training, heldout]), training[:30] + 1e-3).min(axis=1)
+    assert found.value == pytest.approx(roc_auc_score(np.repeat([1, 0], 40), -near))
+    assert found.low < found.value < found.high
+    assert found.value > 0.8
 
 
 def test_the_copula_keeps_marginals_and_normal_correlations() -> None:

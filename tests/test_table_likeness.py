@@ -131,6 +131,70 @@ def test_missing_values_and_rare_categories_are_counted() -> None:
     assert likeness.rare_category_coverage(plain, plain) is None
 
 
+def test_a_category_of_a_twentieth_is_not_rare_and_the_first_one_may_be() -> None:
+    real = np.repeat([0, 1, 2, 3], [1, 90, 5, 4]).astype([("0", int)])
+    fake = np.array([0, 1, 2, 2]).astype([("0", int)])
+    assert likeness.rare_category_coverage(real, fake) == 0.5
+
+
+def test_values_that_only_generated_rows_lack_are_counted() -> None:
+    schema, real = schema_and_rows(a=[0.5, 1.5] * 10, b=[1.5, 2.5] * 10)
+    fake = comparable(pa.table({"a": [None, 1.5] * 10, "b": [1.5, 2.5] * 10}), schema)
+    assert likeness.missing_difference(real, fake) == 0.5
+    assert likeness.missing_difference(fake, real) == 0.5
+
+
+@pytest.mark.parametrize("empty", [np.full(3, np.nan), np.full(3, -1)])
+def test_a_column_without_values_is_like_another_such_one_alone(empty: np.ndarray) -> None:
+    full = np.ones(3, empty.dtype)
+    assert likeness.column_shape(empty, empty) == 1
+    assert likeness.column_shape(empty, full) == likeness.column_shape(full, empty) == 0
+
+
+def test_only_pairs_that_vary_are_associated() -> None:
+    """Two rows have a correlation, one has none; nor has a column with a single value."""
+
+    def rows(*columns: list) -> np.ndarray:
+        types = [(str(i), np.asarray(x).dtype) for i, x in enumerate(columns)]
+        return np.array(list(zip(*columns, strict=True)), types)
+
+    two = rows([1.0, 2.0, np.nan], [5.0, 3.0, 4.0])
+    assert likeness.associations(two)[0, 1] == pytest.approx(-1)
+    assert likeness.trending_pairs(two) == [("0", "1")]
+    assert likeness.associations(two[1:])[0, 1] == 0
+    constant = rows([1.0, 2.0, 3.0], [4.0, 4.0, 4.0], [0, 0, 0], [0, 1, 1])
+    expected = np.eye(4)
+    expected[0, 3] = expected[3, 0] = 1  # each number has a bin of its own
+    np.testing.assert_allclose(likeness.associations(constant), expected, atol=1e-12)
+    assert likeness.trending_pairs(constant) == [("0", "3")]
+    single = rows([4.0, 4.0], [0, 0])
+    assert likeness.trending_pairs(single) == []
+    assert likeness.pair_trends(single, single) is None
+    nothing = rows([np.nan] * 4, [0, 1, 0, 1])
+    assert likeness.pair_trend(nothing, nothing, ("0", "1")) == 1
+    assert likeness.pair_distance(nothing, nothing) == 0
+    # Missing is a category of its own, here of half of the rows.
+    half = rows([np.nan, np.nan, 0.0, 0.0], [0, 1, 0, 1])
+    assert likeness.pair_distance(half, nothing) == 0.5
+
+
+@pytest.mark.parametrize("count", [100, 150])
+def test_the_distance_of_columns_of_many_categories_is_that_of_their_pairs(count: int) -> None:
+    """Of 10,000 pairs of categories all are counted, of 22,500 those that there are."""
+    rng = np.random.default_rng(1)
+    real, fake = (
+        np.array(
+            list(zip(rng.integers(0, count, n), rng.integers(0, count, n), strict=True)),
+            [("0", int), ("1", int)],
+        )
+        for n in (500, 300)
+    )
+    shares = [pd.Series(rows.tolist()).value_counts(normalize=True) for rows in (real, fake)]
+    expected = shares[0].sub(shares[1], fill_value=0).abs().sum() / 2
+    assert likeness.pair_distance(real, fake) == pytest.approx(expected, abs=1e-12)
+    assert likeness.pair_trend(real, fake, ("0", "1")) == pytest.approx(1 - expected, abs=1e-12)
+
+
 def test_an_unknown_category_is_not_a_missing_one() -> None:
     """Rows of another source may hold it."""
     schema, real = schema_and_rows(c=["a", "b", None] * 10)

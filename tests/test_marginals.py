@@ -50,6 +50,7 @@ def test_bars_of_values_times_and_categories() -> None:
     assert (found.kind, found.edges, found.score) == ("time", [], 1)
     assert found.names == sorted(found.names)
     assert found.names[0].startswith("2020-01")
+    assert len(found.names) == len(found.real) == BINS
     names = tuple(f"c{i}" for i in range(30))
     town = CategoryColumn(name="c", type="string", categories=names)
     real = np.repeat(np.arange(30), 31 - np.arange(30))
@@ -97,9 +98,38 @@ def test_categories_have_bars_of_both_sides_the_most_frequent_first() -> None:
     rest = marginal(column, np.array([0, 0, 1, 2]), np.array([3, 3, 0, 0]))
     assert rest.names == ["a", "unknown", "b", OTHERS]
     assert (rest.real, rest.generated) == ([0.5, 0, 0.25, 0.25], [0.5, 0.5, 0, 0])
+    between = marginal(column, np.array([0, 2]), np.array([0, 2]))
+    assert between.names == ["a", "c"], "what neither side has needs no bar"
     # A side without values has no others either.
     empty = marginal(column, np.full(2, -1), np.array([0, 1]))
     assert (empty.names, empty.real, empty.generated) == (["a", "b"], [0, 0], [0.5, 0.5])
+
+
+def test_a_side_of_one_value_or_none_has_its_share_and_the_other_keeps_its_bars() -> None:
+    town = CategoryColumn(name="c", type="string", categories=("a", "b"))
+    found = marginal(town, np.array([1]), np.array([0, 0]))
+    assert (found.names, found.real, found.generated) == (["a", "b"], [0, 1], [1, 0])
+    few = NumberColumn(name="x", type="int64", low=0, high=3, decimals=0, quantiles=(0, 3))
+    for nothing, something in ((0, 1), (1, 0)):
+        sides = [np.array([2.0]), np.full(3, np.nan)]
+        found = marginal(few, sides[nothing], sides[something])
+        assert found.names == ["2"]
+        assert sorted([found.real, found.generated]) == [[0], [1]]
+    wide = NumberColumn(name="x", type="double", low=0, high=99, quantiles=(0, 99))
+    found = marginal(wide, np.array([50.0]), np.arange(100.0))
+    assert sum(found.real) == max(found.real) == 1
+    found = marginal(wide, np.full(2, np.nan), np.arange(100.0))
+    assert sum(found.real) == 0
+
+
+def test_shares_have_four_digits() -> None:
+    town = CategoryColumn(name="c", type="string", categories=("a", "b"))
+    thirds, missing = np.array([0, 1, 1]), np.array([0, 0, 0, 0, -1, -1, -1])
+    for real, fake in ((thirds, missing), (missing, thirds)):
+        found = marginal(town, real, fake)
+        assert found.score == 0.3333
+        assert [0.3333, 0.6667] in (found.real, found.generated)
+        assert {found.real_missing, found.generated_missing} == {0, 0.4286}
 
 
 def test_columns_are_sorted_by_their_likeness() -> None:

@@ -77,7 +77,7 @@ def marginal(column: Column, real: Array, fake: Array) -> Marginal:
 
 def _categories(column: CategoryColumn, sides: list[Array]) -> tuple[list[str], list[Array]]:
     known = (*column.categories, *column.others)
-    counts = np.bincount(np.concatenate(sides), minlength=len(known) + 1)
+    counts = np.bincount(np.concatenate(sides))
     shown = np.argsort(-counts, kind="stable")[: min(MAX_CATEGORIES, len(known))]
     shown = shown[counts[shown] > 0]
     names, shares = [(*known, "unknown")[i] for i in shown], []

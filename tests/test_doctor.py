@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from tests.test_cli import wgan
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import train
 from training.judging.doctor import risk
-from training.judging.doctor.base import Check
+from training.judging.doctor.base import Check, Measurement
 from training.judging.doctor.checks import CHECKS
 from training.judging.doctor.diagnosis import diagnose, diagnose_run, watcher
 from training.judging.doctor.subject import gaussian_like
@@ -287,6 +288,194 @@ def test_a_critic_that_knows_its_data_by_heart_is_seen(data: Dataset) -> None:
     assert not found(data, noise, Linear([1.0, 0.0]))["critic_overfitting"].present
 
 
+# Each check, on measurements that are given
+
+
+def measured(name: str, **given: Any) -> Measurement:
+    """What a check says of a subject with these measurements."""
+    plain = {"config": tiny_config("vector"), "bending_share": None, "history": []}
+    subject: Any = SimpleNamespace(**plain | given)
+    found = CHECKS[name].measure(subject)
+    assert found is not None
+    return found
+
+
+def lines_of(found: Measurement) -> list[tuple[list[float], list[float | None]]]:
+    assert found.chart is not None
+    return [(line.x, line.y) for line in found.chart.lines]
+
+
+@pytest.mark.parametrize("features", [2, 8, 9])
+def test_a_critic_is_as_simple_as_its_gradient_is_the_same(features: int) -> None:
+    """Two directions at right angles: half of the square is of the mean, at 45 degrees of each."""
+    rng = np.random.default_rng(0)
+    sets = dict(zip(("heldout", "fake"), rng.normal(size=(2, 60, features)), strict=True))
+    gradients = np.repeat(np.eye(features)[:2], 10, axis=0) * 3
+    given = {
+        "points": sets.__getitem__,
+        # Of squares and products a linear function explains little, a quadratic one all.
+        "scores": {name: x[:, 0] ** 2 + 2 * x[:, 0] * x[:, 1] for name, x in sets.items()},
+        "gradients": gradients,
+        "gradient_norms": np.linalg.norm(gradients, axis=1),
+        "bending_share": 0.25,
+    }
+    found = measured("critic_too_simple", **given)
+    assert found.value == pytest.approx(0.5)
+    assert found.evidence.startswith("50% of the critic's squared gradient is the same everywhere")
+    assert "; 25% of the hidden units bend among the samples" in found.evidence
+    explained = re.findall(r"explains (\d+)% of its scores, a quadratic one (\d+)%", found.evidence)
+    assert len(explained) == (features <= 8)
+    assert all(int(linear) < 40 and quadratic == "100" for linear, quadratic in explained)
+    ((x, y),) = lines_of(found)
+    assert len(x) == 41
+    assert [middle for middle, share in zip(x, y, strict=True) if share] == [
+        pytest.approx(math.sqrt(0.5), abs=1 / 41)
+    ]
+    assert sum(share or 0 for share in y) == 1
+    assert found.chart is not None
+    assert found.chart.bars
+    given["gradients"] = np.zeros((4, features))
+    given["gradient_norms"] = np.zeros(4)
+    still = measured("critic_too_simple", **given)
+    assert still.value == 1
+    assert lines_of(still)[0][1][20] == 1, "no direction is at right angles to all"
+
+
+@pytest.mark.parametrize(("gained", "word"), [(0.5, "grows"), (-0.5, "shrinks")])
+def test_the_gain_of_a_layer_is_the_slope_of_the_decades(gained: float, word: str) -> None:
+    config = tiny_config("vector", constraint={"kind": "weight_clipping", "clip_value": 0.2})
+    decades = gained * np.array([3.0, 2.0, 1.0, 0.0])
+    found = measured("clip_range", config=config, decades=decades)
+    assert found.value == pytest.approx(0.5)
+    assert f"the gradient {word} 3.16-fold at each of 4 layers ({gained:+.2f}" in found.evidence
+    assert f"near {0.2 * 10**-gained:.2g} a layer" in found.remedy
+    assert lines_of(found) == [([1, 2, 3, 4], decades.tolist())]
+    # A layer without a gradient below a steep one: a power of so much is no number.
+    dead = measured("clip_range", config=config, decades=np.array([-300.0, 100.0]))
+    assert "shrinks 1e+300-fold" in dead.evidence
+    given = tiny_config("vector", constraint={"kind": "weight_clipping", "target_lipschitz": 2.0})
+    assert "near" not in measured("clip_range", config=given, decades=decades).remedy
+    for nothing in ({"config": tiny_config("vector"), "decades": decades},
+                    {"config": config, "decades": None}):  # fmt: skip
+        assert CHECKS["clip_range"].measure(SimpleNamespace(**nothing)) is None  # type: ignore[arg-type]
+
+
+def test_what_the_critic_has_not_found_is_a_share_of_what_there_is_to_find() -> None:
+    given = {
+        "gradients": np.zeros((7, 2)),
+        "gradient_norms": np.arange(101) / 100,  # 0.95 is its slope
+        "scores": {"heldout": np.array([1.0, 2.0]), "fake": np.array([0.0, 1.1])},  # 0.95 apart
+        "history": [{"step": 2, "critic_gap": 0.5}, {"step": 3}, {"step": 4, "critic_gap": 0.7}],
+    }
+
+    def missed(fake: float, training: float = 1.0, **changes: Any) -> Measurement:
+        distances = {"training": training, "fake": fake}
+        return measured("slow_optimisation", **given | changes, distances=distances)
+
+    found = missed(3.0)
+    assert found.value == pytest.approx(0.5)
+    assert (
+        "gap 0.95 over its slope 0.95 finds 50% of the transport distance 2 (exact, of 7 samples, "
+        "less the 1 between real ones)"
+    ) in found.evidence
+    assert lines_of(found) == [([2, 4], [0.5, 0.7])]
+    assert missed(1.5).value == 0, "it has found more than there is"
+    none = missed(3.0, scores={"heldout": np.zeros(2), "fake": np.ones(2)}, history=[])
+    assert (none.value, none.chart) == (1, None)
+    assert "finds 0%" in none.evidence
+    assert "finds 400%" in missed(1.25).evidence, "a quarter beyond the real ones' distance"
+    near = missed(1.2)
+    assert near.value == 0
+    assert "hardly a distance left" in near.evidence
+    assert "hardly a distance left" in missed(9.0, training=40.0).evidence
+
+
+@pytest.mark.parametrize(
+    ("decades", "words"),
+    [([3.0, 1.0, 0.5], ("gains", "swamp")), ([0.5, 1.0, 3.0], ("loses", "hardly learn"))],
+)
+def test_depth_is_between_the_first_and_the_last_layer(
+    decades: list[float], words: tuple[str, str]
+) -> None:
+    signals = [SimpleNamespace(variation=v) for v in (0.3, 0.2, 0.45678)]
+    found = measured("depth", decades=np.array(decades), signals=signals)
+    assert found.value == 2.5
+    assert f"of 3 hidden layers the gradient {words[0]} 2.5 decades" in found.evidence
+    assert "between samples is 0.2 of its size" in found.evidence
+    assert words[1] in found.remedy
+    norms, variations = lines_of(found)
+    assert norms[0] == variations[0] == [1, 2, 3]
+    assert norms[1] == pytest.approx([10 ** (d - 3) for d in decades], rel=1e-3)
+    assert variations[1] == [0.3, 0.2, 0.4568]
+    assert found.chart is not None
+    assert found.chart.log_y
+
+
+def test_diversity_is_lost_where_most_of_it_is_and_a_gain_is_no_loss() -> None:
+    shares = {"coverage": (0.5, 1.0), "recall": (0.2, 0.8), "modes_covered": (3.0, 0.0)}
+    found = measured("low_diversity", diversity=shares)
+    assert found.value == pytest.approx(0.75)
+    assert found.evidence.startswith("recall is 0.2, where training data in the samples' place")
+    assert lines_of(found) == [([0, 1], [0.5, 0.25])]
+    assert found.chart is not None
+    assert (found.chart.bars, found.chart.x_names) == (True, ["coverage", "recall"])
+    assert measured("low_diversity", diversity={"recall": (0.9, 0.8)}).value == 0
+
+
+def test_the_norm_s_decades_from_its_target_and_the_share_near_it() -> None:
+    norms = np.array([0.5, 1.0, 2.0, 4.0])
+    found = measured("gradient_norm", gradient_norms=norms)
+    assert found.value == pytest.approx(math.log10(1.875))
+    assert "at 25% of the points it is within a factor of 2" in found.evidence
+    centre = math.log10(2) / 2
+    ((x, y),) = lines_of(found)
+    assert (x[0], x[-1]) == pytest.approx(
+        (-1 + (centre + 2) / 82, centre + 1 - (centre + 2) / 82), rel=1e-3
+    )
+    assert sum(share or 0 for share in y) == 1
+    assert (len(x), max(share or 0 for share in y)) == (41, 0.25)
+    config = tiny_config("vector", constraint={"kind": "gradient_penalty", "target": 4.0})
+    assert measured("gradient_norm", gradient_norms=norms, config=config).value == pytest.approx(
+        math.log10(4 / 1.875)
+    )
+    low = lines_of(measured("gradient_norm", gradient_norms=norms / 100))[0][0]
+    assert low[0] < centre - 2.8, "all norms are shown"
+    assert 0.9 < low[-1] < 1, "the target is shown too"
+    assert measured("gradient_norm", gradient_norms=np.zeros(3)).value == pytest.approx(300)
+
+
+def test_scores_of_training_data_are_compared_by_their_spread() -> None:
+    scores = {
+        "heldout": np.array([0.5, 1.5] * 4),
+        "training": np.array([1.75, 2.25] * 4),
+        "fake": np.array([0.0] * 8),
+    }
+    found = measured("critic_overfitting", scores=scores)
+    assert found.value == pytest.approx(2)
+    assert "training data +2.00 standard deviations (give or take 0.50)" in found.evidence
+    assert "its gap is 2 on the former and 1 on the latter" in found.evidence
+    assert found.chart is not None
+    assert [line.name for line in found.chart.lines] == [*scores]
+    for (x, y), values in zip(lines_of(found), scores.values(), strict=True):
+        assert (x[0], x[-1]) == pytest.approx((2.25 / 82, 2.25 - 2.25 / 82), rel=1e-3)
+        assert (len(x), sum(share or 0 for share in y)) == (41, 1)
+        assert sum(bool(share) for share in y) == len(set(values))
+    swapped = {"heldout": scores["training"], "training": scores["heldout"], "fake": scores["fake"]}
+    assert measured("critic_overfitting", scores=swapped).value == 0
+    same = measured("critic_overfitting", scores=dict.fromkeys(scores, np.ones(8)))
+    assert same.value == 0
+    assert lines_of(same)[0][0][-1] == pytest.approx(2 - 1 / 82, rel=1e-3)
+
+
+def test_the_distance_is_told_in_gaussians() -> None:
+    distances = {"training": 1.0, "fake": 3.0, "gaussian": 2.0}
+    found = measured("worse_than_gaussian", distances=distances)
+    assert found.value == 1.5
+    assert lines_of(found) == [([0, 1, 2], [1, 3, 2])]
+    assert found.chart is not None
+    assert (found.chart.bars, found.chart.log_y) == (True, False)
+
+
 def test_severity_never_exceeds_the_ceiling() -> None:
     def severity(ceiling: Severity, value: float) -> str:
         check = Check("any", lambda subject: None, "a value", 1, ceiling, critical=2)
@@ -399,6 +588,87 @@ def test_the_risk_names_what_raises_it_and_leaves_out_what_does_not_apply() -> N
     assert odds == pytest.approx(model.intercept + sum(parts.values()))
     without = risk.assess([f for f in findings if f.name != worst], 0.25)
     assert math.log(without.value / (1 - without.value)) == pytest.approx(odds - parts[worst])
+
+
+def findings_of(values: dict[str, float], remedies: bool = True) -> list[Finding]:
+    return [
+        Finding(
+            name=name, value=value, threshold=CHECKS[name].threshold, present=True,
+            severity="info", evidence="", remedy=f"mend {name}" if remedies else "",
+        )
+        for name, value in values.items()
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("share", "used"),
+    [(0, 0.2), (0.2, 0.2), (0.59, 0.2), (0.6, 0.6), (0.99, 0.6), (1, 1)],
+)
+def test_the_risk_is_that_of_runs_that_were_looked_at_as_late(share: float, used: float) -> None:
+    (model,) = (m for m in risk.models() if m.share == used)
+    values = dict.fromkeys(CHECKS, 0.5)
+    values["depth"] = 30.0
+    assessed = risk.assess(findings_of(values), share)
+    assert assessed.value == model.probability(values)
+    when = "at the end" if used == 1 else f"at {used:.0%} of their steps"
+    assert f"looked like this {when}, about {100 * assessed.value:.0f} end" in assessed.evidence
+    parts = model.parts(values)
+    worst_first = sorted(parts, key=lambda name: parts[name], reverse=True)
+    assert assessed.chart is not None
+    assert assessed.chart.bars
+    assert assessed.chart.x_names == worst_first
+    (line,) = assessed.chart.lines
+    assert line.x == [*range(len(parts))]
+    assert line.y == pytest.approx([parts[name] for name in worst_first], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("values", "raised", "lowered"),
+    [
+        ((0.9, 9.0, 1.0, 2.0), 3, 0),
+        ((0.9, 9.0, 0.2, 0.1), 2, 2),
+        ((0.9, 0.0, 0.2, 0.1), 1, 3),
+        ((0.1, 0.0, 0.2, 0.1), 0, 3),
+    ],
+)
+def test_the_risk_names_three_at_most_that_raise_and_that_lower_it(
+    values: tuple[float, ...], raised: int, lowered: int
+) -> None:
+    """Of four findings, those that change it most come first."""
+    (model, *_) = risk.models()
+    given = dict(zip(model.terms, values, strict=True))
+    parts = model.parts(given)
+    up = sorted((n for n in parts if parts[n] > 0), key=lambda n: -parts[n])[:3]
+    down = sorted((n for n in parts if parts[n] < 0), key=lambda n: parts[n])[:3]
+    assert (len(up), len(down)) == (raised, lowered)
+    told = [
+        f"{verb} by " + ", ".join(f"{name} {given[name]:.3g}" for name in names)
+        for verb, names in (("raised", up), ("lowered", down))
+        if names
+    ]
+    assessed = risk.assess(findings_of(given), 0.2)
+    assert assessed.evidence.endswith("; ".join(["a fitted Gaussian's", *told]))
+    assert assessed.present is (assessed.value > 0.5)
+    assert assessed.severity == ("warning" if assessed.present else "info")
+    assert assessed.remedy == (f"mend {up[0]}" if assessed.present else "")
+    assert assessed.threshold == 0.5
+    assert risk.assess(findings_of(given, remedies=False), 0.2).remedy == ""
+
+
+def test_no_value_decides_the_risk_alone() -> None:
+    """Each has a scale, and those without a bound of their own are cut."""
+    bounded = {
+        "clip_range": {1.5: 1.5, 9: 2},
+        "gradient_norm": {3: 3, 9: 4},
+        "depth": {19: math.log(20), 99: math.log(21)},
+        "critic_overfitting": {2.5: math.log(3.5), 9: math.log(4)},
+        "worse_than_gaussian": {0: math.log(0.01), 0.02: math.log(0.02), 1: 0,
+                                99: math.log(99), 1e9: math.log(100)},
+    }  # fmt: skip
+    assert {*risk.SCALES} == {*CHECKS}
+    for name, scale in risk.SCALES.items():
+        for value, expected in bounded.get(name, {0.3: 0.3, 1.0: 1.0}).items():
+            assert scale(value) == pytest.approx(expected), name
 
 
 def test_watching_warns_once_and_changes_nothing(data: Dataset, tmp_path: Path) -> None:

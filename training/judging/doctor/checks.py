@@ -92,14 +92,15 @@ def clip_range(subject: Subject) -> Measurement | None:
     if not isinstance(constraint, WeightClipping) or decades is None:
         return None
     gained = slope(decades)
-    factor = 10 ** min(abs(gained), 300)
+    exponent = min(max(gained, -300), 300)
+    factor = 10 ** abs(exponent)
     change = "grows" if gained > 0 else "shrinks"
     evidence = (
         f"on its way from the score to the input the gradient {change} {factor:.3g}-fold "
         f"at each of {len(decades)} layers ({gained:+.2f} decades a layer)"
     )
     if constraint.target_lipschitz is None:
-        better = constraint.clip_value * 10**-gained
+        better = constraint.clip_value * 10**-exponent
         remedy = (
             f"clip_value {constraint.clip_value:g} is too {'large' if gained > 0 else 'small'} for "
             f"this network; near {better:.2g} a layer would pass gradients on unchanged, but the "

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from datetime import date
 from pathlib import Path
 
@@ -176,6 +177,26 @@ def test_only_pairs_that_vary_are_associated() -> None:
     # Missing is a category of its own, here of half of the rows.
     half = rows([np.nan, np.nan, 0.0, 0.0], [0, 1, 0, 1])
     assert likeness.pair_distance(half, nothing) == 0.5
+
+
+@pytest.mark.parametrize(("above", "is_trend"), [(-0.05, False), (0.05, True)])
+def test_pairs_have_a_trend_from_the_values_on_that_sdmetrics_has(
+    above: float, is_trend: bool
+) -> None:
+    """A correlation of a half, of either sign, and a Cramér's V of 0.3."""
+    x, z = (v - v.mean() for v in np.random.default_rng(2).normal(size=(2, 80)))
+    z -= x * (x @ z) / (x @ x)
+    z *= np.linalg.norm(x) / np.linalg.norm(z)
+    kinds = [("0", float), ("1", float)]
+    for r in (0.5 + above, -0.5 - above):
+        numbers = np.array([*zip(x, r * x + math.sqrt(1 - r**2) * z, strict=True)], kinds)
+        assert likeness.associations(numbers)[0, 1] == pytest.approx(r)
+        assert likeness.trending_pairs(numbers) == ([("0", "1")] if is_trend else [])
+    share = round(20 * (1 + 0.3 + above))
+    cells = np.repeat([0, 1, 2, 3], [share, 40 - share, 40 - share, share])
+    categories = np.array([*zip(cells // 2, cells % 2, strict=True)], [("0", int), ("1", int)])
+    assert likeness.associations(categories)[0, 1] == pytest.approx(0.3 + above)
+    assert likeness.trending_pairs(categories) == ([("0", "1")] if is_trend else [])
 
 
 @pytest.mark.parametrize("count", [100, 150])

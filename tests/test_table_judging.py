@@ -9,7 +9,7 @@ import pytest
 from numpy.random import default_rng
 from scipy.spatial.distance import cdist
 from scipy.stats import norm, spearmanr
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import r2_score, roc_auc_score
 
 from models.config import EvaluationConfig
 from models.errors import ConfigError, UserError
@@ -73,6 +73,63 @@ def test_use_is_the_area_under_the_curve_for_categories() -> None:
     one_class = uses.utility(rows(x=x[0], y=np.zeros(4000, int)), rows(x=x[1], y=y[1]), "y")
     assert one_class is not None
     assert one_class.value == 0.5
+
+
+def test_predictions_of_numbers_and_of_classes_are_scored_as_by_scikit_learn() -> None:
+    """Of a class that was not learned nothing is told; of one class there is no area."""
+    rng = default_rng(10)
+    truth, predicted = rng.normal(size=(2, 50)) + 3
+    points = np.column_stack([truth, predicted])
+    assert uses._r2(points) == pytest.approx(r2_score(truth, predicted))
+    assert uses._r2(np.ones((5, 2))) is None
+    assert uses._area(np.column_stack([np.zeros(5), rng.random(5)])) is None
+    classes, shares = np.repeat([0, 1, 2], [10, 20, 30]), rng.random((60, 2))
+    areas = [roc_auc_score(classes == i, shares[:, i]) for i in range(2)]
+    expected = np.average([*areas, 0.5], weights=[10, 20, 30])
+    assert uses._area(np.column_stack([classes, shares])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("kind", ["number", "category"])
+def test_rows_without_the_target_are_left_out_of_its_use(kind: str) -> None:
+    rng = default_rng(11)
+    x = rng.normal(size=(2, 200))
+    y = x + 0.3 * rng.normal(size=x.shape)
+    targets = y if kind == "number" else (y > 0).astype(int)
+    gap = np.nan if kind == "number" else -1
+    train, test = (rows(x=x[i], y=targets[i]) for i in range(2))
+    more = rows(x=rng.normal(size=50), y=np.full(50, gap, targets.dtype))
+    found = uses.utility(train, test, "y")
+    assert found is not None
+    assert found.high - found.value == pytest.approx(found.value - found.low)
+    assert found.high > found.value > 0.5
+    assert uses.utility(*(np.concatenate([more, known]) for known in (train, test)), "y") == found
+    ends = np.argsort(targets[1])[[0, 1, -2, -1]]
+    assert uses.utility(train, test[ends], "y") is not None
+    assert uses.utility(train, test[ends[1:]], "y") is None, "too few to say"
+    assert uses.utility(train, rows(x=x[1], y=np.full(200, targets[1, 0])), "y") is None
+
+
+@pytest.mark.parametrize(("classes", "together"), [(10, False), (11, True)])
+def test_the_ten_most_frequent_classes_are_told_apart(classes: int, together: bool) -> None:
+    """The two least frequent ones look alike: of eleven classes they count as one."""
+    rng = default_rng(12)
+    y = np.repeat(np.arange(classes), [*[30] * (classes - 2), 20, 20])
+    side = rows(x=np.minimum(y, classes - 2) * 1.0, y=y)
+    found = uses.utility(side, rng.permutation(side), "y")
+    assert found is not None
+    assert (found.value == 1) is together
+    assert found.value > 0.9
+
+
+def test_columns_of_many_categories_are_split_as_numbers() -> None:
+    """Of 256 scikit-learn would make no categories; one that is missing is no category."""
+    c = np.tile(np.arange(256), 2)
+    found = uses.utility(*[rows(c=c, y=(c >= 128) * 1.0)] * 2, "y")
+    assert found is not None
+    assert found.value > 0.99
+    gaps, categories = uses._inputs(rows(c=[0, -1], x=[np.nan, 2.0], y=[1.0, 2.0]), "y")
+    np.testing.assert_array_equal(gaps, [[0, np.nan], [np.nan, 2]])
+    assert categories == [True, False]
 
 
 def test_rows_are_told_apart_as_well_as_they_can_be() -> None:

@@ -346,8 +346,16 @@ def test_kernel_distances_are_of_each_class_by_itself() -> None:
     assert (highest.of_class, highest.n) == (names[worst], len(parts[worst][1]))
     few = [Labelled(*(x[:9] for x in data)) for data in (heldout, fake, training)]
     assert class_distances(*few, names) == {}
-    enough = [normal_classes(i, 10) for i in range(3)]
-    assert class_distances(enough[0], enough[1], enough[2], ["a"])["class_kernel_distance"].n == 10
+    for one in (mean, highest):
+        assert one.value - one.low == pytest.approx(one.high - one.value)
+    # Each kind must have enough; a class without hides none of those that follow.
+    enough = [normal_classes(i, 9, 10) for i in range(3)]
+    one_class = class_distances(enough[0], enough[1], enough[2], ["a", "b"])
+    assert one_class["class_kernel_distance"].n == 10
+    for lacking in range(3):
+        data = [Labelled(*(x[: 18 if i == lacking else 19] for x in y))
+                for i, y in enumerate(enough)]  # fmt: skip
+        assert class_distances(data[0], data[1], data[2], ["a", "b"]) == {}
 
 
 class Replaying:

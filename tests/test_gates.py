@@ -517,7 +517,7 @@ def test_the_data_copying_test_tells_copies_from_samples() -> None:
             assert found is not None
             return found
 
-        assert abs(statistic(fresh)) < 1
+        assert abs(statistic(fresh)) < 1 < -COPYING
         assert statistic(training[:1000]) < 2 * COPYING
         assert statistic(1.5 * fresh) > 3
         hidden, side = 1.6 * fresh, fresh[:, 0] > 0

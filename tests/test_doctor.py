@@ -334,6 +334,11 @@ def test_a_critic_is_as_simple_as_its_gradient_is_the_same(features: int) -> Non
     assert sum(share or 0 for share in y) == 1
     assert found.chart is not None
     assert found.chart.bars
+    small = measured("critic_too_simple", **given | {
+        "gradients": gradients / 100, "gradient_norms": given["gradient_norms"] / 100
+    })  # fmt: skip
+    assert small.value == pytest.approx(0.5)
+    assert lines_of(small) == [(x, y)]
     given["gradients"] = np.zeros((4, features))
     given["gradient_norms"] = np.zeros(4)
     still = measured("critic_too_simple", **given)
@@ -387,6 +392,7 @@ def test_what_the_critic_has_not_found_is_a_share_of_what_there_is_to_find() -> 
     near = missed(1.2)
     assert near.value == 0
     assert "hardly a distance left" in near.evidence
+    assert "hardly a distance left" in missed(2.4, training=2.0).evidence
     assert "hardly a distance left" in missed(9.0, training=40.0).evidence
 
 
@@ -435,9 +441,11 @@ def test_the_norm_s_decades_from_its_target_and_the_share_near_it() -> None:
     assert sum(share or 0 for share in y) == 1
     assert (len(x), max(share or 0 for share in y)) == (41, 0.25)
     config = tiny_config("vector", constraint={"kind": "gradient_penalty", "target": 4.0})
-    assert measured("gradient_norm", gradient_norms=norms, config=config).value == pytest.approx(
-        math.log10(4 / 1.875)
-    )
+    wanted = measured("gradient_norm", gradient_norms=norms, config=config)
+    assert wanted.value == pytest.approx(math.log10(4 / 1.875))
+    assert "at 25% of the points it is within a factor of 2" in wanted.evidence
+    centre_of_four, width = centre - math.log10(4), 2 - (centre - math.log10(4))
+    assert lines_of(wanted)[0][0][0] == pytest.approx(centre_of_four - 1 + width / 82, rel=1e-3)
     low = lines_of(measured("gradient_norm", gradient_norms=norms / 100))[0][0]
     assert low[0] < centre - 2.8, "all norms are shown"
     assert 0.9 < low[-1] < 1, "the target is shown too"
@@ -448,20 +456,25 @@ def test_scores_of_training_data_are_compared_by_their_spread() -> None:
     scores = {
         "heldout": np.array([0.5, 1.5] * 4),
         "training": np.array([1.75, 2.25] * 4),
-        "fake": np.array([0.0] * 8),
+        "fake": np.array([0.25] * 8),
     }
     found = measured("critic_overfitting", scores=scores)
     assert found.value == pytest.approx(2)
     assert "training data +2.00 standard deviations (give or take 0.50)" in found.evidence
-    assert "its gap is 2 on the former and 1 on the latter" in found.evidence
+    assert "its gap is 1.75 on the former and 0.75 on the latter" in found.evidence
     assert found.chart is not None
     assert [line.name for line in found.chart.lines] == [*scores]
     for (x, y), values in zip(lines_of(found), scores.values(), strict=True):
-        assert (x[0], x[-1]) == pytest.approx((2.25 / 82, 2.25 - 2.25 / 82), rel=1e-3)
+        assert (x[0], x[-1]) == pytest.approx((0.25 + 2 / 82, 2.25 - 2 / 82), rel=1e-3)
         assert (len(x), sum(share or 0 for share in y)) == (41, 1)
         assert sum(bool(share) for share in y) == len(set(values))
     swapped = {"heldout": scores["training"], "training": scores["heldout"], "fake": scores["fake"]}
     assert measured("critic_overfitting", scores=swapped).value == 0
+    many = np.arange(1000.0)
+    low, high = np.quantile(np.tile(many, 3), [0.005, 0.995])
+    ((x, _), *_) = lines_of(measured("critic_overfitting", scores=dict.fromkeys(scores, many)))
+    middle = (high - low) / 82
+    assert (x[0], x[-1]) == pytest.approx((low + middle, high - middle), rel=1e-4)
     same = measured("critic_overfitting", scores=dict.fromkeys(scores, np.ones(8)))
     assert same.value == 0
     assert lines_of(same)[0][0][-1] == pytest.approx(2 - 1 / 82, rel=1e-3)

@@ -198,6 +198,11 @@ def test_the_interval_of_a_ratio_of_distances_is_the_bootstrap_s() -> None:
     fake, heldout = rng.exponential(1, 80), rng.exponential(2, 60)
     found = copies.distance_ratio(fake, heldout)
     assert found.value == np.median(fake) / np.median(heldout)
+    rng = default_rng(0)
+    same = [
+        np.median(rng.choice(fake, 80)) / np.median(rng.choice(heldout, 60)) for _ in range(200)
+    ]
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(same, [2.5, 97.5])))
     rng = default_rng(8)  # others than those drawn: the ends agree but for their noise
     draws = [
         np.median(rng.choice(fake, 80)) / np.median(rng.choice(heldout, 60)) for _ in range(20_000)

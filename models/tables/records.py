@@ -79,15 +79,16 @@ def typed_values(column: Column, plain: pa.Array) -> pa.Array:
 
 def _times(column: Column, plain: pa.Array, kind: pa.TimestampType) -> pa.Array:
     """Values of a column of times, those without a zone in the column's, if it has one."""
-    is_text, zone = pa.types.is_string(plain.type), getattr(plain.type, "tz", None)
+    is_text = pa.types.is_string(plain.type)
+    has_zone = names_zone(plain) if is_text else getattr(plain.type, "tz", None) is not None
     if kind.tz is None:
-        zoned = plain.filter(names_zone(plain)) if is_text else plain if zone else plain[:0]
-        if len(zoned.drop_null()):
+        zoned = pc.if_else(has_zone, plain, None).drop_null()
+        if len(zoned):
             raise DataError(
-                f"column {column.name!r}: {zoned.drop_null()[0]} has a zone, and the column has "
-                "none; give times as its clocks show them, without a zone"
+                f"column {column.name!r}: {zoned[0]} has a zone, and the column has none; give "
+                "times as its clocks show them, without a zone"
             )
-    elif is_text or (pa.types.is_temporal(plain.type) and zone is None):
+    elif is_text or (pa.types.is_temporal(plain.type) and not has_zone):
         try:
             return in_zone(plain, kind)
         except DataError as error:

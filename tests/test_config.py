@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 import torch
 
-from models.config import Config, constraint_class, parse_config
+from models.augmentation import AugmentationConfig
+from models.config import (
+    Config,
+    EvaluationConfig,
+    constraint_class,
+    flatten,
+    parse_config,
+    parse_data,
+)
 from models.errors import ConfigError
 from models.networks import build_networks
 from models.record import DataCard
@@ -241,3 +249,261 @@ def test_a_run_on_cuda_that_names_no_precision_takes_tf32_and_records_it(
     assert filled.training.precision == precision
     recorded = parse_config(filled.model_dump(mode="json"))
     assert fill_in(recorded, card, "cuda") == recorded
+
+
+def with_one(path: str, value: Any) -> Config:
+    """A small configuration with one setting, of a dotted name."""
+    section, _, key = path.partition(".")
+    # Sections that may be left out have a setting that must be there.
+    told = {"privacy": {"epsilon": 1.0}, "augmentation": {"strength": 0.5}}.get(section, {})
+    if section == "selection":
+        return tiny_config(selection={key: value}, data={"validation_fraction": 0.1})
+    if key.startswith("columns."):
+        return tiny_config(data={"columns": {"x": {key.removeprefix("columns."): value}}})
+    if key in ("target", "noise_multiplier"):
+        told = {}
+    if key == "batch_size":
+        told = {"steps": 4}
+    return tiny_config(**{section: {**told, key: value}})
+
+
+@pytest.mark.parametrize(
+    ("path", "taken", "refused"),
+    [
+        ("data.columns.decimals", [0, 15], [-1, 16]),
+        ("data.columns.max_categories", [1, 1000], [0, 1001]),
+        ("data.size", [8, 256], [7, 257]),
+        ("data.max_broken_fraction", [0, 0.999], [-0.001, 1, 1.5]),
+        ("data.heldout_fraction", [0.001, 0.899], [0, 0.9, 0.95]),
+        ("data.validation_fraction", [0, 0.001, 0.899], [-0.001, 0.9, 0.95]),
+        ("evaluation.samples", [10], [9]),
+        ("table.conditions", [0, 1], [-0.001, 1.001]),
+        ("privacy.epsilon", [0.01], [0]),
+        ("privacy.noise_multiplier", [0.01], [0]),
+        ("privacy.delta", [1e-9, 0.999], [0, 1]),
+        ("privacy.clip_norm", [0.01], [0]),
+        ("augmentation.operations", ["cutout", ("cutout",)], [(), 3]),
+        ("augmentation.strength", [0, 1], [-0.001, 1.001]),
+        ("augmentation.target", [0.001, 0.999], [0, 1]),
+        ("augmentation.ramp", [1], [0]),
+    ],
+)
+def test_numbers_are_taken_up_to_their_ends(
+    path: str, taken: list[Any], refused: list[Any]
+) -> None:
+    for value in taken:
+        assert parse_config(with_one(path, value).model_dump(mode="json")) == with_one(path, value)
+    for value in refused:
+        with pytest.raises(ConfigError, match=path.replace(".columns.", r".columns.x.")):
+            with_one(path, value)
+
+
+def test_what_is_not_set_is_as_documented() -> None:
+    config = tiny_config(privacy={"epsilon": 1.0}, generator={"normalization": "none"})
+    data, privacy = config.data, config.privacy
+    assert privacy is not None
+    assert (data.max_broken_fraction, data.heldout_fraction, data.validation_fraction) == (
+        0.01, 0.2, 0,
+    )  # fmt: skip
+    assert EvaluationConfig().samples == 2500
+    assert config.conditions_share == 0.5
+    assert tiny_config(table={"conditions": 0.25}).conditions_share == 0.25
+    assert not parse_config({**config.model_dump(), "conditional": False}).conditional
+    without = {k: v for k, v in config.model_dump(mode="json").items() if k != "conditional"}
+    assert parse_config(without).conditional is False
+    assert (privacy.delta, privacy.clip_norm, privacy.public) == (1e-5, 1.0, ())
+    augmentation = AugmentationConfig(strength=1.0)
+    assert augmentation.operations == ("colour", "translation", "cutout")
+    assert augmentation.ramp == 500_000
+
+
+LEFT_OUT: dict[str, Any] = {
+    "data.key": "x",
+    "data.layout": "nhwc",
+    "data.range": "-1..1",
+    "data.background": "black",
+    "data.split": "folders",
+    "data.validation_fraction": 0.25,
+    "data.columns": {"x": {"low": 1.0}},
+    "data.csv": {"skip": 3},
+    "data.rules": ["a < b"],
+    "data.rows_that_break_rules": "leave_out",
+    "evaluation.target": "x",
+    "serving.device": "cuda",
+    "table.conditions": 0.25,
+    "privacy.epsilon": 1.0,
+    "augmentation.strength": 1.0,
+    "selection.every": 3,
+}
+"""Settings, or sections, that a record has only if they are set: others then keep their bytes."""
+
+
+def test_settings_that_were_not_there_once_are_written_only_if_they_are_set() -> None:
+    sections = dict[str, dict[str, Any]]()
+    for path, value in LEFT_OUT.items():
+        section, _, key = path.partition(".")
+        sections.setdefault(section, {})[key] = value
+    apart = {name: sections.pop(name) for name in ("privacy", "selection")}
+    selecting = {"selection": apart["selection"]}
+    private = {"privacy": apart["privacy"], "generator": {"normalization": "none"}}
+    written = [
+        tiny_config(**told).model_dump(mode="json") for told in (sections | selecting, private, {})
+    ]
+    onnx = {"extractor": "onnx", "onnx": "net.onnx"}
+    assert tiny_config(evaluation=onnx).model_dump(mode="json")["evaluation"]["onnx"] == "net.onnx"
+    assert "onnx" not in written[-1]["evaluation"]
+    for path, value in LEFT_OUT.items():
+        section, _, key = path.partition(".")
+        found = written[1 if section == "privacy" else 0][section][key]
+        # A section has what is not set beside it.
+        told, there = (
+            {k: v for k, v in flatten({key: x}).items() if v is not None} for x in (value, found)
+        )
+        assert {**there, **told} == there, path
+        assert key not in written[-1].get(section, {}), path
+    for section in ("table", "privacy", "augmentation", "selection"):
+        assert section not in written[-1]
+    for one in written:
+        assert parse_config(one).model_dump(mode="json") == one
+
+
+def test_what_was_said_of_one_file_is_not_said_of_another() -> None:
+    told = parse_data({"source": "a.npy", "layout": "nhwc", "range": "0..1", "size": 8})
+    assert told.of("a.npy") == told
+    assert told.of("b.npy") == parse_data({"source": "b.npy", "size": 8})
+    other = parse_data({"source": "c.npy", "size": 16, "heldout_fraction": 0.4})
+    assert told.over(other) == parse_data({**told.model_dump(), "heldout_fraction": 0.4})
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"range": "1..0"}, "data.range: write LOW..HIGH, such as 0..1, or own, got '1..0'"),
+        ({"rules": "a <"}, "data.rules: 'a <': write a rule as a < b"),
+        ({"rules": ["a < b", "a << b"]}, "data.rules: 'a << b': write a rule"),
+        ({"colums": {}}, "data.colums: no such key; did you mean 'columns'?"),
+        ({"columns": {"x": {"hihg": 1}}}, "data.columns.x.hihg: no such key; did you mean 'high'"),
+        ({"columns": {"x": 3}}, "data.columns.x: Input should be a valid dictionary"),
+        ({"csv": {"skpi": 3}}, "data.csv.skpi: no such key; did you mean 'skip'"),
+        ({"csv": 3}, "data.csv: Input should be a valid dictionary"),
+        ({"source": None}, "data.source: Input should be a valid string, got None"),
+    ],
+)
+def test_a_mistake_in_the_data_section_is_named(values: dict[str, Any], says: str) -> None:
+    for parse in (
+        lambda: parse_data({"source": "x.csv", **values}),
+        lambda: tiny_config(data={"source": "x.csv", **values}),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            parse()
+        assert str(caught.value).startswith(says)
+
+
+def test_what_is_missing_is_said_without_what_is_there() -> None:
+    with pytest.raises(ConfigError, match=r"^data\.source: Field required$"):
+        parse_data({})
+    values = tiny_config().model_dump(mode="json")
+    for section in ("constraint", "training"):  # neither is completed by the other
+        broken = {**values, section: "words"}
+        with pytest.raises(ConfigError, match=rf"(^|; ){section}"):
+            parse_config(broken)
+    with pytest.raises(ConfigError, match=r"^constraint\.knd: no such key; did you mean 'kind'\?"):
+        parse_config({**values, "constraint": {**values["constraint"], "knd": 1}})
+    assert parse_data({"source": "x", "range": "own"}).range == "own"
+    assert parse_data({"source": "x", "rules": "a < b"}).rules == ("a < b",)
+    nested = {"a": {"b": 1, "c": {"d": None}}, "e": {}, "f": [{"g": 2}]}
+    assert flatten(nested) == {"a.b": 1, "a.c.d": None, "f": [{"g": 2}]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"selection": {"every": 2}}, r"^selection: a step is chosen by items .*such as 0\.1$"),
+        (
+            {
+                "evaluation": {"extractor": "inception", "inception_weights": "w.pth"},
+            },
+            "give all three, or none",
+        ),
+        ({"evaluation": {"inception_weights": "w", "inception_sha256": "0" * 64}}, "all three"),
+        ({"evaluation": {"extractor": "inception"}}, "all three, or none"),
+        (
+            {
+                "evaluation": {
+                    "extractor": "inception",
+                    "inception_weights": "w",
+                    "inception_sha256": "0" * 64,
+                }
+            },
+            None,
+        ),
+        ({"evaluation": {"extractor": "onnx"}}, r"'onnx' goes with evaluation\.onnx: give both$"),
+        ({"evaluation": {"onnx": "x.onnx"}}, r"'onnx' goes with evaluation\.onnx: give both$"),
+        (
+            {"critic": {"minibatch_statistics": True}, "training": {"batch_size": 6}}
+            | {"constraint": {"kind": "weight_clipping"}},
+            r"training\.batch_size: .* set a multiple of 4$",
+        ),
+        (
+            {"critic": {"minibatch_statistics": True}, "training": {"batch_size": 8}}
+            | {"constraint": {"kind": "weight_clipping"}},
+            None,
+        ),
+        ({"training": {"batch_size": 6}}, None),
+        (
+            {"training": {"activation_checkpointing": True}},
+            None,
+        ),
+        (
+            {"training": {"activation_checkpointing": True}}
+            | {"constraint": {"kind": "sandwich"}, "critic": {"activation": "relu"}},
+            "sandwich makes weights of several layers' numbers; leave it out",
+        ),
+        ({"constraint": {"kind": "sandwich"}, "critic": {"activation": "relu"}}, None),
+        ({"training": {"optimizer": "rmsprop"}}, None),
+        ({"training": {"micro_batch_size": 4}}, None),
+        (
+            {"training": {"micro_batch_size": 4}, "generator": {"normalization": "batch"}},
+            r"^training\.micro_batch_size: generator\.normalization: 'batch' takes .*leave it out$",
+        ),
+        (
+            {"training": {"micro_batch_size": 4}, "critic": {"minibatch_statistics": True}}
+            | {"constraint": {"kind": "weight_clipping"}},
+            r"^training\.micro_batch_size: critic\.minibatch_statistics: are of groups",
+        ),
+        (
+            {"training": {"micro_batch_size": 4}, "constraint": {"kind": "max_gradient_penalty"}},
+            r"^training\.micro_batch_size: constraint max_gradient_penalty: .*; use another; or",
+        ),
+        (
+            {"privacy": {"epsilon": 1.0}, "selection": {"every": 2}}
+            | {"data": {"validation_fraction": 0.1}},
+            r"^privacy: selection: the choice tells of rows",
+        ),
+        (
+            {"privacy": {"epsilon": 1.0}, "critic": {"minibatch_statistics": True}}
+            | {"constraint": {"kind": "weight_clipping"}},
+            r"^privacy: critic\.minibatch_statistics: mix the rows of a batch; leave them out$",
+        ),
+        (
+            {"privacy": {"epsilon": 1.0}, "training": {"micro_batch_size": 4}},
+            r"^privacy: training\.micro_batch_size, training\.activation_checkpointing: a private",
+        ),
+        (
+            {"privacy": {"epsilon": 1.0}, "training": {"activation_checkpointing": True}},
+            r"^privacy: training\.micro_batch_size, training\.activation_checkpointing: a private",
+        ),
+        ({"privacy": {"epsilon": 1.0}, "training": {"critic_step": "eager"}}, None),
+        ({"privacy": {"epsilon": 1.0, "public": "schema"}}, None),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_and_the_others_taken(
+    settings: dict[str, dict[str, Any]], says: str | None
+) -> None:
+    told = {"generator": {"normalization": "none"}, **settings}
+    if says is None:
+        config = tiny_config(**told)
+        assert parse_config(config.model_dump(mode="json")) == config
+        return
+    with pytest.raises(ConfigError, match=says):
+        tiny_config(**told)

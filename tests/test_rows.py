@@ -37,6 +37,7 @@ from models.tables import records as record_files
 from models.tables.category import BooleanColumn
 from models.tables.files import read_npz, write_rows
 from models.tables.fixed import ConstantColumn
+from models.tables.frames import to_frame, to_table
 from models.tables.gaps import complete
 from models.tables.reading.dialect import NO_VALUE
 from models.tables.records import read_rows, rows_of_records, typed, typed_values
@@ -492,12 +493,55 @@ def test_conditions_as_python_has_values(trained: TrainedModel) -> None:
 
 
 def test_whole_numbers_with_gaps_stay_whole() -> None:
-    from models.tables.frames import to_frame
-
     frame = to_frame(pa.table({"n": pa.array([2**60 + 1, None]), "b": pa.array([True, None])}))
     assert frame.n.dtype == pd.Int64Dtype()
     assert frame.n[0] == 2**60 + 1
     assert frame.b.dtype == pd.BooleanDtype()
+    for sign in ("int", "uint"):
+        for bits in (8, 16, 32, 64):
+            values = pa.array([1, None, 7], f"{sign}{bits}")
+            frame = to_frame(pa.table({"gaps": values, "whole": values.fill_null(0)}))
+            assert str(frame.gaps.dtype).lower() == frame.whole.dtype.name == f"{sign}{bits}"
+            assert str(frame.gaps.dtype) != frame.whole.dtype.name, "pandas' own, with gaps"
+            assert frame.gaps.tolist() == [1, pd.NA, 7]
+    plain = to_frame(pa.table({"x": [0.5, None], "t": ["a", None]}))
+    assert plain.x.dtype == np.float64
+    assert plain.t.isna().tolist() == [False, True]
+
+
+def test_frames_become_tables_of_their_columns() -> None:
+    frame = pd.DataFrame(
+        {
+            "x": [1.5, None],
+            "many zeros": pd.arrays.SparseArray([0, 3]),
+            "ages": pd.cut([5, 30], [0, 18, 99]),
+            "months": pd.Categorical(pd.period_range("2026-01", periods=2, freq="M")),
+            "sizes": pd.Categorical([9, 2]),
+        },
+        index=["first", "second"],
+    )
+    before = frame.copy(deep=True)
+    table = to_table(frame)
+    pd.testing.assert_frame_equal(frame, before)
+    assert table.to_pydict() == {
+        "x": [1.5, None],
+        "many zeros": [0, 3],
+        "ages": ["(0, 18]", "(18, 99]"],
+        "months": ["2026-01", "2026-02"],
+        "sizes": [9, 2],
+    }
+    assert table.schema.field("sizes").type.value_type == pa.int64()
+    assert to_table(table) is table
+    (batch,) = table.to_batches()
+    assert to_table(batch) == table
+    for broken, says in (
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "is no table .*: Duplicate column names"),
+        (pd.DataFrame({"a": [1, "x"]}), "is no table of values of one type: "),
+        (pd.Series([1, 2]), "rows with named columns"),
+        ([1, 2], "rows with named columns"),
+    ):
+        with pytest.raises((DataError, ShapeError), match=says):
+            to_table(broken)
 
 
 # ---- commands ----------------------------------------------------------------------------------

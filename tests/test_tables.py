@@ -26,8 +26,9 @@ from models.tables.category import uniform
 from models.tables.column import arrow_type, converted
 from models.tables.conditions import conditions_of
 from models.tables.gaps import complete
-from models.tables.layout import LARGEST_SCORE
+from models.tables.layout import LARGEST_SCORE, Choice
 from models.tables.scores import from_scores, quantile_levels, to_scores
+from training.data.rules import fit_rules, with_rules
 from training.data.schema import find_structure, fit_schema
 
 RNG = np.random.default_rng(0)
@@ -201,6 +202,50 @@ def test_a_schema_is_kept_in_json_and_loses_nothing() -> None:
     codes = any_codes(schema.width)
     assert again.decode(codes, 5).equals(schema.decode(codes, 5))
     assert again.encode(table).tobytes() == schema.encode(table).tobytes()
+    assert schema.model_dump().keys() == {"columns", "left_out"}, "nothing that is not told"
+    comma = schema.model_copy(update={"decimal": ","})
+    assert TableSchema.model_validate_json(comma.model_dump_json()) == comma
+    with pytest.raises(ValidationError, match="frozen"):
+        schema.columns = ()  # type: ignore[misc]
+
+
+def test_packed_codes_are_the_codes_without_their_zeros() -> None:
+    names = {
+        "all": [*CASES],
+        "numbers alone": ["floats", "whole"],
+        "choices alone": ["truth", "categories", "few values"],
+    }
+    for some in names.values():
+        table = pa.table({name: CASES[name] for name in some})
+        schema = fit_schema(table, find_structure(table, {}), {}, np.ones(N, bool))
+        scores, options = schema.pack(table)
+        assert (scores.dtype, options.dtype) == (np.float32, np.uint16)
+        numbers, choices, pieces = iter(scores.T), iter(options.T), list[np.ndarray]()
+        for part in schema.parts:
+            if isinstance(part, Choice):
+                pieces.append(np.eye(part.width, dtype=np.float32)[next(choices)])
+            else:
+                pieces.append(next(numbers)[:, None])
+        assert (next(numbers, None), next(choices, None)) == (None, None)
+        assert (len(scores), len(options)) == (N, N)
+        np.testing.assert_array_equal(np.concatenate(pieces, axis=1), schema.encode(table))
+
+
+def test_a_column_is_needed_if_it_has_a_code_or_a_rule() -> None:
+    city = RNG.choice(["a", "b"], N)
+    table = pa.table({"city": city, "land": ["NL"] * N, "x": RNG.normal(size=N)})
+    structure = find_structure(table, {})
+    plain = fit_schema(table, structure, {}, np.ones(N, bool))
+    assert plain.encode(table.drop_columns(["land"])).tobytes() == plain.encode(table).tobytes()
+    ruled = with_rules(plain, ["combination(city, land)"])
+    ruled = fit_rules(ruled, table, np.ones(N, bool))
+    for schema, name in ((plain, "x"), (plain, "city"), (ruled, "x"), (ruled, "land")):
+        there = table.drop_columns([name]).append_column(f"{name}s", table[name])
+        says = f"^no column '{name}'; did you mean '{name}s'"
+        with pytest.raises(DataError, match=says):
+            schema.encode(there)
+        with pytest.raises(DataError, match=says):
+            schema.pack(there)
 
 
 # ---- scores ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from models.artifact import load_artifact
-from models.errors import DataError
+from models.errors import ConditionError, DataError
 from models.model import Model
 from models.tables import Condition, TableSchema, rule_shares
 from models.tables.category import uniform
@@ -197,6 +197,17 @@ def test_a_constant_under_a_rule_may_be_a_column_that_is_not_there(tmp_path: Pat
     assert one(model, x=3.0)["city"] in cities
 
 
+def test_gaps_beside_a_rule_are_filled_where_the_difference_is_always_the_same() -> None:
+    low = np.random.default_rng(0).integers(0, 50, N)
+    table = pa.table({"low": low, "high": low + 1, "x": np.sin(low * 1.7)})
+    schema = fitted(table, "low < high")
+    rows = pa.table({"low": [3, None, None, 7], "high": [None, 5, None, 8]})
+    filled = complete(schema, rows, lambda asked: table.slice(0, len(asked)), 0, 0)
+    lows = filled["low"].to_pylist()
+    assert lows == [3, 4, low[2], 7]
+    assert filled["high"].to_pylist() == [x + 1 for x in lows]
+
+
 def test_the_network_is_asked_for_the_known_cells_and_for_values() -> None:
     """Nothing else is restricted: what is not known may be anything but missing."""
     rng = np.random.default_rng(0)
@@ -273,6 +284,60 @@ def test_values_next_to_ends() -> None:
                     )
                 found = first_from(column, ends, beyond=beyond, step=step)  # type: ignore[arg-type]
                 np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["double", "float"])
+@pytest.mark.parametrize("decimals", [None, 2])
+def test_numbers_next_to_ends(kind: str, decimals: int | None) -> None:
+    """Of all numbers of the type near an end, the nearest that the column may hold."""
+    dtype: Any = {"double": np.float64, "float": np.float32}[kind]
+    column = NumberColumn(
+        name="x", type=kind, low=-1.5, high=2.0**60, decimals=decimals, quantiles=(-1.5, 2.0**60)
+    )
+    for end in (-9.0, -1.5, -1.499, 0.0, 0.1, 0.105, 7.0, 2.0**59, 2.0**60, 2.0**61):
+        near = {dtype((np.floor(end * 100) + i) / 100) for i in range(-2, 4)}
+        if decimals is None or end > 2**53:  # no digits to round to
+            near |= {dtype(end)}
+            for _ in range(3):
+                near |= {np.nextafter(x, dtype(to)) for x in near for to in (-np.inf, np.inf)}
+        values = np.array(sorted({float(x) for x in near} | {-1.5, 2.0**60}))
+        values = values[(values >= -1.5) & (values <= 2.0**60)]
+        for step in (1, -1):
+            for beyond in (False, True):
+                is_there = (values - end) * step > 0 if beyond else (values - end) * step >= 0
+                some = values[is_there]
+                expected = np.nan if not len(some) else some.min() if step > 0 else some.max()
+                found = first_from(column, np.array([end]), beyond=beyond, step=step)  # type: ignore[arg-type]
+                np.testing.assert_array_equal(found, [expected], err_msg=f"{end} {step} {beyond}")
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.1])
+@pytest.mark.parametrize("spikes", [(), (10.0,), (10.0, 50.0)])
+@pytest.mark.parametrize("has_number", [True, False])
+def test_rows_between_ends_are_asked_for_as_by_a_condition(
+    missing: float, spikes: tuple[float, ...], has_number: bool
+) -> None:
+    """Where a condition can be met; the outermost numbers of training are not restricted."""
+    quantiles = tuple(np.linspace(3, 90, 30).round()) if has_number else ()
+    column = NumberColumn(
+        name="x", type="int64", low=0, high=99, decimals=0, missing=missing, quantiles=quantiles,
+        spikes=spikes,
+    )  # fmt: skip
+    if not has_number and not spikes:
+        return
+    ends = np.array([0, 3, 4, 10, 11, 30, 50, 51, 89, 90, 99.0])
+    for low in ends:
+        for high in ends:
+            (found,) = between(column, np.array([low]), np.array([high]))
+            assert found.dtype == np.float32
+            try:
+                expected = column.restrict(Condition(at_least=low, at_most=high))
+            except ConditionError:  # nothing can be: then anything but missing
+                assert low > high or not has_number
+                expected = column.restrict(Condition(missing=False)) if missing else 0 * found
+            np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=f"{low} {high}")
+    one_by_one = [between(column, ends[i : i + 1], ends[i : i + 1]) for i in range(len(ends))]
+    np.testing.assert_array_equal(between(column, ends, ends), np.concatenate(one_by_one))
 
 
 def test_codes_between_ends() -> None:

@@ -20,6 +20,10 @@ from models.image_parts import (
     JPEG_START,
     MAX_PARTS,
     MAX_PIECES,
+    PNG_START,
+    bmp_parts,
+    gif_parts,
+    holds_several,
     jpeg_parts,
     orientation,
     png_parts,
@@ -439,3 +443,308 @@ def test_the_time_to_find_markers_grows_with_the_bytes_alone() -> None:
     began = time.process_time()
     jpeg_parts(content, "x.jpg")
     assert time.process_time() - began < 5
+
+
+# ---- files that are put together here, of which it is known what must stay -----------------------
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    return PNG_START + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def png_header(bits: int, colours: int) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", 4, 2, bits, colours, 0, 0, 0)
+
+
+def test_of_a_png_the_chunks_of_its_first_image_stay() -> None:
+    header, palette, alpha = png_header(8, 3), (b"PLTE", bytes(range(9))), (b"tRNS", b"\0\1\2")
+    data, more, end = (b"IDAT", b"first"), (b"IDAT", b"second"), (b"IEND", b"")
+    exif_data = (b"eXIf", b"II*\0 and so on")
+    content = png(
+        header, (b"iCCP", b"x" * 40), palette, (b"acTL", bytes(8)), alpha, exif_data,
+        (b"fcTL", bytes(26)), data, more, (b"fdAT", b"other"), (b"tEXt", b"a\0b"), end,
+    )  # fmt: skip
+    kept = png(header, palette, alpha, data, more, end)
+    for rest in (b"", b"more", png_chunk(b"IDAT", b"no part of it")):
+        assert png_parts(content + rest, "x") == (kept, exif_data[1], 1, ())
+    for left in range(12):  # it may be cut within a chunk
+        whole, cut = png(header, data), png_chunk(b"IDAT", b"")[:left]
+        assert png_parts(whole + cut, "x").content == whole + (cut if left >= 8 else b"")
+    for size in range(8, 34):
+        assert png_parts(content[:size], "x").key == ()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_the_transparent_colour_of_a_png_is_told_in_8_bits(bits: int) -> None:
+    """But of 16-bit grey in 16; higher bits than the image has count for nothing."""
+    level = 2**bits - 1 if bits < 8 else 3
+    shade = level * 255 // (2**bits - 1) if bits < 8 else 3
+    high = 1 << bits if bits < 16 else 0
+    end = (b"IEND", b"")
+    content = png(png_header(bits, 0), (b"tRNS", struct.pack(">H", level + high)), end)
+    assert png_parts(content, "x") == (png(png_header(bits, 0), end), b"", 1, (shade,))
+    colour = png(png_header(bits, 2), (b"tRNS", struct.pack(">3H", level, 0, level + high)), end)
+    if bits == 16:
+        with pytest.raises(DataError, match=r"^x: a transparent colour of 16 bits; save an alpha"):
+            png_parts(colour, "x")
+    else:
+        assert png_parts(colour, "x").key == (shade, 0, shade)
+    odd = png(png_header(bits, 0), (b"tRNS", b"\0\1\2"), end)  # of no length that it may have
+    assert png_parts(odd, "x") == (odd, b"", 1, ())
+
+
+def test_of_a_jpeg_the_segments_of_its_image_stay() -> None:
+    def segment(marker: int, data: bytes = b"abc") -> bytes:
+        return jpeg_segment(marker, data)
+
+    first, other = b"Exif\0\0MM\0*first", b"Exif\0\0MM\0*other"
+    tables = [segment(m) for m in (0xDB, 0xC0, 0xC4, 0xDD, 0xC2, 0xF0)]
+    scans = [segment(0xDA, bytes(6)) + b"data\xff\0data\xff\xd3more" for _ in range(2)]
+    content = [
+        b"\xff\xd8", segment(0xE0), segment(0xE1, b"http://ns.adobe.com/xap"),
+        b"\xff\xff\xff" + segment(0xE1, first), segment(0xE1, other), segment(0xE2, first),
+        b"stray", *tables[:3], b"\xff\x01\xff\xd8", *(segment(m) for m in (0xED, 0xEF, 0xFE)),
+        segment(0xEE), *tables[3:], b"\xff\xdb\0\0", scans[0], b"\xff" + segment(0xC4, b"d"),
+        scans[1],
+    ]  # fmt: skip
+    kept = [
+        b"\xff\xd8", segment(0xE0), *tables[:3], b"\xff\x01\xff\xd8", segment(0xEE), *tables[3:],
+        b"\xff\xdb\0\0", scans[0], segment(0xC4, b"d"), scans[1],
+    ]  # fmt: skip
+    end, rest = b"\xff\xd9", b"\xff\xda rest"
+    assert jpeg_parts(b"".join([*content, end, rest]), "x") == (
+        b"".join([*kept, end]),
+        first,
+        2,
+        (),
+    )
+    assert jpeg_parts(b"".join(content), "x") == (b"".join(kept), first, 2, ()), "cut in a scan"
+    before = b"".join([*content[:7], b"nothing"])
+    assert jpeg_parts(before, "x") == (b"".join(kept[:2]), first, 0, ())
+
+
+def gif(
+    flags: int = 0, extensions: bytes = b"", images: tuple[bytes, ...] = (b"",), own: int = 0
+) -> bytes:
+    """A GIF whose images have what is given before them, and palettes of zeros."""
+    start = b"GIF89a" + struct.pack("<HHBBB", 2, 1, flags, 0, 0)
+    size, mine = (3 << (f & 7) + 1 if f & 128 else 0 for f in (flags, own))
+    image = b"," + struct.pack("<HHHHB", 0, 0, 2, 1, own) + bytes(mine) + b"\2\2LZ\1W\0"
+    first, *others = (before + image for before in images)
+    return start + bytes(size) + extensions + first + b"".join(others) + b";"
+
+
+COMMENT = b"!\xfe\5hello\3you\0"
+
+
+def control(packed: int) -> bytes:
+    return b"!\xf9\4" + bytes([packed]) + b"\7\0\5\0"
+
+
+@pytest.mark.parametrize("flags", [0, 0x71, 0x80, 0x87, 0xF3])
+def test_of_a_gif_the_transparent_colour_stays_and_no_other_extension(flags: int) -> None:
+    """How the image is disposed of tells of the next one."""
+    plain = gif(flags)
+    start = len(plain) - len(gif()) + 13
+    for before, stays in (
+        (b"", b""),
+        (COMMENT, b""),
+        (control(0b00000001), control(0b00000001)),
+        (control(0b11111101), control(0b11100001)),
+        (COMMENT + control(0b1000) + COMMENT, control(0)),
+        (control(1) + b"!\xff\x0bNETSCAPE2.0\3\1\0\0\0" + control(0b10), control(0b10)),
+    ):
+        for images in ((b"",), (b"", control(0b1100) + COMMENT)):
+            content = gif(flags, before, images)
+            kept = plain[:start] + stays + gif(flags, b"", images)[start:]
+            assert gif_parts(content, "x") == (kept, b"", 1, ())
+    for size in range(6, 14):
+        assert gif_parts(plain[:size], "x").content == plain[:size]
+    many = gif(flags, b"!\xfe\0" * MAX_PARTS)
+    assert gif_parts(many, "x").content == plain
+    with pytest.raises(DataError, match="x: over 4096 chunks or segments"):
+        gif_parts(gif(flags, b"!\xfe\0" * (MAX_PARTS + 1)), "x")
+
+
+@pytest.mark.parametrize("flags", [0, 0x71, 0x80, 0xF3, 0x87])
+def test_files_of_several_images_are_told_from_those_of_one(flags: int) -> None:
+    for own in (0, 7, 0x80, 0x83):
+        for before in (b"", COMMENT, control(1), control(1) + COMMENT):
+            one, cut = gif(flags, before, own=own), gif(flags, before, own=own)[:-1]
+            assert not holds_several(one)
+            assert not holds_several(cut)
+            assert not holds_several(cut + COMMENT)
+            assert not holds_several(cut + COMMENT + b";")
+            assert holds_several(cut + COMMENT + COMMENT + gif()[13:])
+            assert holds_several(gif(flags, before, (b"", b""), own=own))
+            assert holds_several(gif(flags, before, (b"", control(1)), own=own))
+            assert holds_several(gif(flags, before, (b"", COMMENT * 2, b""), own=own))
+
+
+def tiff(
+    order: str, fields: dict[int, tuple[int, int, int]], data: bytes = b"pixels", then: int = 0
+) -> bytes:
+    """A TIFF of fields by tag: type, number of values, and the value as it stands."""
+    first = 8 + len(data)
+    entries = []
+    for tag, (kind, number, value) in fields.items():
+        stands = struct.pack(order + ("HH" if kind == 3 else "I"), *[value, 0][: 1 + (kind == 3)])
+        entries.append(struct.pack(order + "HHI", tag, kind, number) + stands)
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", first)
+    ends = struct.pack(order + "I", then)
+    return start + data + struct.pack(order + "H", len(entries)) + b"".join(entries) + ends
+
+
+STRIPED = {256: (3, 1, 10), 257: (3, 1, 7), 273: (4, 3, 8), 278: (3, 1, 3), 279: (4, 3, 8)}
+TILED = {256: (3, 1, 10), 257: (4, 1, 7), 322: (3, 1, 4), 323: (4, 1, 5), 324: (4, 6, 8)}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("data", [b"", b"odd", b"even"])
+def test_of_a_tiff_the_fields_that_pixels_come_from_stay_in_their_places(
+    order: str, data: bytes
+) -> None:
+    # Width, height, bits, compression, meaning, fill order, strips, samples, rows, bytes, planes,
+    # fax options, predictor, palette, tiles, extra samples and sample format (TIFF 6.0).
+    own = (256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323)
+    own += (324, 325, 338, 339)
+    fields = {tag: STRIPED.get(tag, (3, 1, 1)) for tag in own}
+    others = dict.fromkeys((254, 255, 260, 270, 272, 274, 282, 305, 330, 34665), (3, 1, 1))
+    content = tiff(order, dict(sorted((fields | others).items())), data, then=77)
+    found = tiff_parts(content, "x", 100)
+    assert found.exif == content
+    (first,) = struct.unpack_from(order + "I", found.content, 4)
+    assert found.content[:4] == content[:4]
+    assert first % 2 == 0, "as the specification asks for"
+    assert found.content[8:first] == content[8:] + bytes(len(content) % 2)
+    expected = tiff(order, fields, b"")[8:]
+    assert found.content[first:] == expected, "and no image after it"
+    (count,) = struct.unpack_from(order + "H", content, 8 + len(data))
+    twice = content[:8] + content[8:-4] + content[-16:-4] + content[-4:]  # its last field again
+    again = bytearray(twice)
+    struct.pack_into(order + "H", again, 8 + len(data), count + 1)
+    (first,) = struct.unpack_from(order + "I", tiff_parts(bytes(again), "x", 100).content, 4)
+    assert tiff_parts(bytes(again), "x", 100).content[first:] == expected
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(
+    ("fields", "pieces", "most"),
+    [
+        (STRIPED, 273, 3),
+        (STRIPED | {257: (3, 1, 6)}, 273, 2),
+        (STRIPED | {257: (3, 1, 9)}, 273, 3),
+        (STRIPED | {278: (3, 1, 99)}, 273, 1),
+        ({tag: field for tag, field in STRIPED.items() if tag != 278}, 273, 1),
+        (STRIPED | {278: (3, 2, 3)}, 273, 1),
+        (STRIPED | {277: (3, 1, 4)}, 273, 3),
+        (STRIPED | {277: (3, 1, 4), 284: (3, 1, 1)}, 273, 3),
+        (STRIPED | {277: (3, 1, 4), 284: (3, 1, 2)}, 273, 12),
+        (STRIPED | {284: (3, 1, 2)}, 273, 3),
+        (STRIPED | {322: (3, 1, 4), 323: (3, 1, 4)}, 273, 3),
+        (TILED, 324, 6),
+        (TILED | {256: (3, 1, 8)}, 324, 4),
+        (TILED | {256: (3, 1, 9)}, 324, 6),
+        (TILED | {277: (3, 1, 2), 284: (3, 1, 2)}, 324, 12),
+        (STRIPED | {257: (3, 1, 0)}, 273, 0),
+        (STRIPED | {256: (3, 1, 0)}, 273, 0),
+        (STRIPED | {256: (1, 1, 10)}, 273, 0),
+        (TILED | {322: (3, 1, 0)}, 324, 0),
+        (TILED | {323: (3, 1, 0)}, 324, 0),
+        ({256: (3, 1, 10), 257: (3, 1, 7)}, 324, 0),
+    ],
+)
+def test_a_tiff_has_as_many_pieces_as_its_size_at_most(
+    order: str, fields: dict[int, tuple[int, int, int]], pieces: int, most: int
+) -> None:
+    fields = dict(sorted(fields.items()))
+    for count in {1, max(most, 1), most + 1}:
+        content = tiff(order, {**fields, pieces: (4, count, 8)})
+        if count <= most:
+            assert tiff_parts(content, "x", 20).content
+        else:
+            with pytest.raises(
+                DataError, match=r"^x: its strips or tiles are not those of its siz"
+            ):
+                tiff_parts(content, "x", 20)
+
+
+def test_a_tile_is_no_larger_than_an_image_may_be() -> None:
+    assert tiff_parts(tiff("<", TILED), "x", 4 * 5).content
+    with pytest.raises(DataError, match=r"^x: its strips or tiles"):
+        tiff_parts(tiff("<", TILED), "x", 4 * 5 - 1)
+    assert tiff_parts(tiff("<", STRIPED), "x", 1).content
+    with pytest.raises(DataError, match=r"^x: its strips or tiles"):
+        tiff_parts(tiff("<", {256: (3, 1, 10), 257: (3, 1, 7)}), "x", 100)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiffs_are_read_uncompressed_or_in_ways_that_cost_no_more_than_their_pixels(
+    order: str,
+) -> None:
+    for compression in (1, 2, 3, 4, 5, 8, 32773, 32946):
+        assert tiff_parts(tiff(order, STRIPED | {259: (3, 1, compression)}), "x", 9).content
+    for compression in (0, 6, 7, 9, 32771, 32774, 32947, 34712, 50000):
+        with pytest.raises(DataError, match=rf"^x: TIFF compression {compression} is not read"):
+            tiff_parts(tiff(order, STRIPED | {259: (4, 1, compression)}), "x", 9)
+    assert not holds_several(tiff(order, STRIPED))
+    for then in (8, 2**24):
+        assert holds_several(tiff(order, STRIPED, b"odd", then))
+
+
+@pytest.mark.parametrize(("header", "compressions"), [(12, range(7)), (40, [0, 3, 6]), (124, [0])])
+def test_a_bmp_that_is_not_compressed_stays(header: int, compressions: list[int]) -> None:
+    for compression in range(7):
+        content = b"BM" + bytes(12) + struct.pack("<I", header) + bytes(12)
+        content += struct.pack("<I", compression) + bytes(10)
+        if compression in compressions or compression in (3, 6):
+            assert bmp_parts(content, "x") == (content, b"", 1, ())
+        else:
+            with pytest.raises(DataError, match=r"^x: a compressed BMP is not read"):
+                bmp_parts(content, "x")
+        for size in (17, 33):
+            if size < (34 if header >= 40 else 18):
+                with pytest.raises(struct.error):
+                    bmp_parts(content[:size], "x")
+
+
+def test_animations_of_other_formats_are_told() -> None:
+    data = (b"IDAT", b"acTL")
+    assert not holds_several(png(png_header(8, 0), data, (b"acTL", bytes(8))))
+    assert holds_several(png(png_header(8, 0), (b"acTL", bytes(8)), data))
+    for flags in range(0, 64, 2):
+        webp = b"RIFF\x24\0\0\0WEBPVP8X\x0a\0\0\0" + bytes([flags]) + bytes(9)
+        assert holds_several(webp) == bool(flags & 2)
+        assert not holds_several(webp.replace(b"VP8X", b"VP8 "))
+    assert not holds_several(b"\0\0\0\x20ftypavif" + bytes(8) + b"avis" + bytes(8))
+    assert holds_several(b"\0\0\0\x20ftypavis" + bytes(20))
+    assert not holds_several(JPEG_START + bytes(20))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_orientation_is_read_where_exif_has_it(order: str) -> None:
+    before = {0x010E: (4, 9, 3), 0x0111: (3, 1, 5)}
+    for value in range(12):
+        expected = value if 1 <= value <= 8 else 1
+        for fields in ({ORIENTATION: (3, 1, value)}, before | {ORIENTATION: (3, 1, value)}):
+            data = tiff(order, fields, b"")
+            assert orientation(data) == orientation(b"Exif\0\0" + data) == expected
+            assert orientation(tiff(order, fields, b"elsewhere")) == expected
+            cut = tiff(order, fields, b"")[:-4]
+            assert orientation(cut) == expected
+            assert orientation(cut[:-3]) == 1
+    upright = {0x0111: (3, 1, 6), ORIENTATION: (4, 1, 6), 0x0113: (3, 1, 6)}
+    assert orientation(tiff(order, upright, b"")) == 1, "a short alone is one"
+    beyond = tiff(order, before, b"")[:-4] + tiff(order, {ORIENTATION: (3, 1, 6)}, b"")[10:]
+    assert orientation(beyond) == 1, "what is beyond the entries that are counted"
+    assert orientation(b"PK" + tiff(order, {ORIENTATION: (3, 1, 6)}, b"")[2:]) == 1
+
+
+def test_as_many_parts_as_allowed_are_read() -> None:
+    chunk, comment = png_chunk(b"teSt", b""), jpeg_segment(0xFE, b"")
+    for parts, start, part in ((png_parts, PNG_START, chunk), (jpeg_parts, b"\xff\xd8", comment)):
+        assert parts(start + part * MAX_PARTS, "x").content == start
+        with pytest.raises(
+            DataError, match=r"^x: over 4096 chunks or segments; save the image ane"
+        ):
+            parts(start + part * (MAX_PARTS + 1), "x")

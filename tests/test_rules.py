@@ -13,11 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from models.config import parse_data
 from models.errors import ConditionError, ConfigError, DataError
 from models.tables import TableSchema, parse_conditions, parse_rule, rule_shares
+from models.tables.rules import in_order
+from models.tables.rules.base import quoted
+from models.tables.rules.numbers import number_column, on_scale_of
 from training.data import coding
 from training.data.dataset import load_data
 from training.data.rules import broken_rows, fit_rules, with_rules
@@ -280,11 +284,156 @@ def test_rules_that_cannot_be(rules: list[str], message: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["a < b", "c = a - 2 * `b-x` + 4", "unique(id)", "combination(a, the b)", "one_of(a, b)"],
+    [
+        "a < b",
+        "a <= b",
+        "`a-x` <= `<`",
+        "`a=b` = `c=` + `<`",
+        "c = a - 2 * `b-x` + 4",
+        "c = - a + b - 0.5",
+        "c = 0.1 * a",
+        "`c+` = a + 2.5e-05 * b",
+        "unique(id)",
+        "unique(id, line)",
+        "combination(a, the b)",
+        "one_of(a, b, `c,d`)",
+    ],
 )
 def test_rules_are_read_as_they_are_written(text: str) -> None:
     (rule,) = parse_rule(text)
     assert str(rule) == text
+    assert parse_rule(f"  {text} ") == (rule,)
+
+
+def test_what_a_text_states() -> None:
+    (total,) = parse_rule("c = 3 - 1.5e1*a + 2 + b - 4")
+    assert (total.total, total.constant) == ("c", 1.0)  # type: ignore[union-attr]
+    assert total.terms == ((-15.0, "a"), (1.0, "b"))  # type: ignore[union-attr]
+    assert total.reads == ("a", "b")
+    assert total.makes == ("c",)
+    assert total.names == ("a", "b", "c")
+    (less,) = parse_rule("b >= a")
+    assert (less.low, less.high, less.strict) == ("a", "b", False)  # type: ignore[union-attr]
+    chain = parse_rule("a < `b c` <= c > d >= e")
+    assert list(map(str, chain)) == ["a < b c", "b c <= c", "d < c", "e <= d"]
+    (either,) = parse_rule("one_of( `a(` ,b c,d )")
+    assert either.makes == either.names == ("a(", "b c", "d")
+    (key,) = parse_rule("unique(a, b)")
+    assert (key.makes, key.names, key.by_construction) == ((), ("a", "b"), False)
+    assert parse_rule("unique(a)")[0].by_construction
+    assert less.by_construction
+    assert quoted("a") == "a"
+    chain = parse_rule("`a-x` <= `<` < `b>=c`")
+    assert list(map(str, chain)) == ["`a-x` <= `<`", "`<` < `b>=c`"]
+    with pytest.raises(ValidationError, match="frozen"):
+        less.strict = True  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a",
+        "a < b c <",
+        "a < b + c",
+        "< a < b",
+        "a = ",
+        "= a + b",
+        "a + b = c",
+        "c = a b * 2 * d",
+        "c = a + + b",
+        "c = 2 * 3 * a",
+        "c = 3",
+        "c = a + a",
+        "c = c + a",
+        "`c` = c + a",
+        "a, b",
+        "some(a, b)",
+        "one_of(a, b",
+    ],
+)
+def test_what_is_no_rule_is_told_how_to_write_one(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"write a rule as a < b, a <= b, c = a [+] b, unique"):
+        parse_rule(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["one_of(a)", "one_of(a, a)", "combination(a, b <)", "combination()", "unique(a, a)"]
+)
+def test_a_function_of_too_few_columns_is_refused(text: str) -> None:
+    count = "1" if text.startswith("unique") else "2"
+    with pytest.raises(ConfigError, match=rf"with at least {count} different columns$"):
+        parse_rule(text)
+
+
+def test_rules_stand_after_those_that_make_what_they_read() -> None:
+    rules = [parse_rule(text)[0] for text in ("d < e", "unique(e)", "c < d", "b = a + f", "b < c")]
+    ordered = list(map(str, in_order(tuple(rules))))
+    assert sorted(ordered) == sorted(map(str, rules))
+    chain = ["b = a + f", "b < c", "c < d", "d < e"]
+    assert [text for text in ordered if text in chain] == chain
+    with pytest.raises(ConfigError, match=r"^rules 'a < b', 'b = c \+ a' go in a circle|both make"):
+        in_order((*parse_rule("a < b"), *parse_rule("b = c + a")))
+    with pytest.raises(ConfigError, match=r"^rules 'b < c', 'c < b' go in a circle$"):
+        in_order((*parse_rule("x < b2"), *parse_rule("b < c"), *parse_rule("c < b")))
+
+
+MOMENTS = [dt.datetime(2020, 2, 1) + dt.timedelta(days=3 * i) for i in range(1, 50)]
+TIMES = {
+    "days": pa.array([m.date() for m in MOMENTS], pa.date32()),
+    "milliseconds of days": pa.array([m.date() for m in MOMENTS], pa.date64()),
+    **{unit: pa.array(MOMENTS, pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")},
+    "texts": pa.array([f"{m:%d.%m.%Y}" for m in MOMENTS]),
+}
+
+
+def columns_of(**values: Any) -> dict[str, Any]:
+    table = pa.table(values)
+    everything = np.ones(len(table), bool)
+    return dict(fit_schema(table, find_structure(table, {}), {}, everything).by_name)
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times_of_all_units_are_brought_to_the_scale_of_each_other(name: str) -> None:
+    """The number of an instant in another column is what that column itself says."""
+    x = np.arange(49) ** 2 % 47
+    finer = pa.array([m + dt.timedelta(hours=5 * i) for i, m in enumerate(MOMENTS)])
+    own = columns_of(a=TIMES[name], x=x)["a"]
+    for other, values in {**TIMES, "finer": finer}.items():
+        later = values[2:].take(np.arange(47))  # another origin
+        column = columns_of(a=later, x=x[:47])["a"]
+        if other == "finer":
+            np.testing.assert_allclose(
+                on_scale_of(column.numbers(later), column, own),
+                [2 + i + i * 5 / 72 + 10 / 72 for i in range(47)],
+            )
+            continue
+        found = on_scale_of(own.numbers(TIMES[name]), own, column)
+        np.testing.assert_array_equal(found[2:], column.numbers(later), err_msg=other)
+        assert found[0] < found[1] < 0
+
+
+def test_only_numbers_and_times_of_one_sort_are_compared() -> None:
+    x, day = np.arange(49) ** 2 % 47, TIMES["days"]
+    kinds = {
+        "x": x,
+        "day": day,
+        "moment": TIMES["us"],
+        "zoned": TIMES["us"][::-1].cast(pa.timestamp("us", "UTC")),
+        "hour": pa.array((x * 60).astype(np.int32)).cast(pa.time32("s")),
+        "wait": pa.array(x).cast(pa.duration("s")),
+        "word": np.char.add("w", (x % 5).astype(str)),
+    }
+    columns = columns_of(**kinds)
+    sorts = [{"x"}, {"day", "moment"}, {"zoned"}, {"hour"}, {"wait"}]
+    for a in kinds:
+        for b in kinds:
+            pair = columns[a], columns[b]
+            if any({a, b} <= sort for sort in sorts):
+                assert number_column(pair, "r") == list(pair)
+            else:
+                says = rf"^rule 'r': needs numbers.* of one sort: {a} is a \w+, {b} is a \w+$"
+                with pytest.raises(DataError, match=says):
+                    number_column(pair, "r")
 
 
 def write(path: Path, *, broken: int = 0) -> str:

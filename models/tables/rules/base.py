@@ -25,6 +25,8 @@ Ranges = dict[str, tuple[Array, Array]]
 """The smallest and the largest value of each row, float64 ``(N,)`` both, by column of numbers."""
 NAME = r"`[^`]+`|[^<>=+*`,()\s-](?:[^<>=+*`,()-]*[^<>=+*`,()\s-])?"
 """A column's name as rules have it: in backquotes if it has a sign in it that rules use."""
+OUTSIDE_NAMES = r"(?=(?:[^`]*`[^`]*`)*[^`]*$)"
+"""What follows a sign that is no part of a name in backquotes: these come in pairs."""
 
 
 class Rule(BaseModel, ABC, frozen=True, extra="forbid"):

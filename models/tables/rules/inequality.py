@@ -13,7 +13,17 @@ from models.errors import DataError
 from models.tables.column import column_values
 from models.tables.kinds import AnyColumn
 from models.tables.number import NumberColumn
-from models.tables.rules.base import NAME, Columns, Draw, Fit, Ranges, Rule, quoted, unquoted
+from models.tables.rules.base import (
+    NAME,
+    OUTSIDE_NAMES,
+    Columns,
+    Draw,
+    Fit,
+    Ranges,
+    Rule,
+    quoted,
+    unquoted,
+)
 from models.tables.rules.numbers import (
     between,
     first_from,
@@ -59,7 +69,7 @@ class Inequality(Rule, frozen=True):
     @classmethod
     def read(cls, text: str) -> tuple[Self, ...]:
         """Read ``a < b``, or a chain such as ``a <= b < c``."""
-        pieces = re.split(r"(<=|>=|<|>)", text)
+        pieces = re.split(rf"(<=|>=|<|>){OUTSIDE_NAMES}", text)
         if len(pieces) < 3 or not all(re.fullmatch(NAME, p.strip()) for p in pieces[::2]):
             return ()
         names = list(map(unquoted, pieces[::2]))

@@ -130,7 +130,7 @@ def between(column: NumberColumn, low: Array, high: Array) -> Array:
     if column.has_number:
         meets = np.column_stack([low <= high, meets])
     meets |= ~meets.any(axis=1, keepdims=True)
-    pieces = []
+    pieces: list[Array] = [np.zeros((len(low), 0))]  # all, if the column has one value alone
     if column.has_number:
         lower, upper = (
             np.nan_to_num(to_scores(np.nan_to_num(ends), column.quantiles)) for ends in (low, high)

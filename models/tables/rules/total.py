@@ -15,7 +15,17 @@ from models.tables.category import BooleanColumn
 from models.tables.column import column_values
 from models.tables.conditions import Condition
 from models.tables.kinds import AnyColumn
-from models.tables.rules.base import NAME, Columns, Draw, Fit, Ranges, Rule, quoted, unquoted
+from models.tables.rules.base import (
+    NAME,
+    OUTSIDE_NAMES,
+    Columns,
+    Draw,
+    Fit,
+    Ranges,
+    Rule,
+    quoted,
+    unquoted,
+)
 from models.tables.rules.numbers import nearest, number_column, put, put_in_gaps
 from models.tables.times import TimeColumn
 
@@ -72,9 +82,10 @@ class Total(Rule, frozen=True):
     @classmethod
     def read(cls, text: str) -> tuple[Self, ...]:
         """Read ``c = a + b``, ``c = a - b`` or ``c = 1.2 * a + 5``."""
-        total, sign, rest = text.partition("=")
-        if not sign or not re.fullmatch(NAME, total.strip()):
+        total, *others = re.split(rf"={OUTSIDE_NAMES}", text, maxsplit=1)
+        if not others or not re.fullmatch(NAME, total.strip()):
             return ()
+        (rest,) = others
         terms, constant, position = list[Term](), 0.0, 0
         while position < len(rest):
             found = _TERM.match(rest, position)
@@ -86,7 +97,7 @@ class Total(Rule, frozen=True):
             else:
                 terms.append(Term(factor, unquoted(found[3] or found[5])))
             position = found.end()
-        names = {total.strip(), *(term.name for term in terms)}
+        names = {unquoted(total), *(term.name for term in terms)}
         if not terms or len(names) <= len(terms):
             return ()
         return (cls(total=unquoted(total), terms=tuple(terms), constant=constant),)

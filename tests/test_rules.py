@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from models.config import parse_data
+from models.config import ColumnConfig, parse_data
 from models.errors import ConditionError, ConfigError, DataError
 from models.tables import TableSchema, parse_conditions, parse_rule, rule_shares
 from models.tables.rules import in_order
 from models.tables.rules.base import quoted
-from models.tables.rules.numbers import number_column, on_scale_of
+from models.tables.rules.numbers import between, number_column, on_scale_of
 from training.data import coding
 from training.data.dataset import load_data
 from training.data.rules import broken_rows, fit_rules, with_rules
@@ -147,6 +147,80 @@ def test_sums(seed: int, span: int, unit: int, missing: float, sign: str) -> Non
     schema = check(table, f"c = a {sign} b", seed=seed)
     if span == 3000 and schema.rules[0].keeps_range:  # type: ignore[union-attr]
         assert schema.column("c").low == pc.min(table["c"]).as_py()  # type: ignore[attr-defined]
+
+
+def test_inequalities_of_numbers_with_other_decimals() -> None:
+    """A whole number above tenths may be rounded to below them, and is then the next one."""
+    rng = np.random.default_rng(0)
+    tenths = rng.integers(0, 300, N) / 10
+    whole = (np.floor(tenths) + rng.integers(1, 9, N)).astype(int)
+    above = np.round(whole + rng.integers(0, 50, N) / 10, 1)
+    table = pa.table({"a": tenths, "b": whole, "c": above})
+    schema = check(table, "a < b", "b <= c")
+    gaps = schema.rules[0].before_coding(table, schema.by_name)["b - a"]  # to the digit
+    assert gaps.to_pylist() == [round(b - a, 1) for a, b in zip(tenths, whole, strict=True)]
+    assert schema.rules[0].gap.decimals == 1  # type: ignore[union-attr]
+    real = pa.table({"a": tenths + rng.random(N) / 20, "b": whole})
+    schema = check(real, "a < b", exact=False)
+    gaps = schema.rules[0].before_coding(real, schema.by_name)["b - a"]
+    np.testing.assert_array_equal(gaps, real["b"].to_numpy() - real["a"].to_numpy())
+
+
+def test_a_row_with_equal_values_keeps_to_no_strict_rule() -> None:
+    table = pa.table({"a": [1, 2, 3, None, 4], "b": [2, 2, 2, 2, None]})
+    schema = fitted(table)
+    strict, loose = (
+        with_rules(schema, [text]).rules[0].satisfied(table, schema.by_name).tolist()
+        for text in ("a < b", "a <= b")
+    )
+    assert strict == [True, False, False, True, True]
+    assert loose == [True, True, False, True, True]
+
+
+def test_a_larger_value_must_be_there_for_each_smaller_one_that_the_user_allows() -> None:
+    a = np.arange(N) % 30
+    table = pa.table({"a": a, "b": a + 1 + np.arange(N) // 30, "x": np.sin(a)})
+    told = {"a": ColumnConfig(high=100)}
+    everything = np.ones(N, bool)
+    schema = with_rules(fit_schema(table, find_structure(table, told), told, everything), ["a < b"])
+    with pytest.raises(
+        DataError, match=r"a may be 100, for which b has no value: its largest is 31"
+    ):
+        fit_rules(schema, table, everything)
+    gone = pc.if_else(pa.array(np.arange(N) % 9 > 0), table["b"], None)
+    table = table.set_column(1, "b", gone)  # then it may be missing
+    schema = with_rules(fit_schema(table, find_structure(table, told), told, everything), ["a < b"])
+    made = fit_rules(schema, table, everything)
+    assert_kept(made, made.decode(any_codes(made.width, 0)))
+
+
+def test_gaps_beside_an_inequality_are_narrowed_and_settled() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 50, N)
+    gaps = rng.integers(1, 60, N) + rng.integers(0, 10, N) / 10
+    a[:2], gaps[:2] = [0, 49], [0.5, 41]  # so all ranges are known
+    table = pa.table({"a": a, "b": a + gaps})
+    schema = fitted(table, "a < b")
+    (rule,), columns = schema.rules, schema.by_name
+
+    def ends(**told: tuple[float, float]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        return {name: (np.array([low]), np.array([high])) for name, (low, high) in told.items()}
+
+    ranges = ends(a=(2, 40), b=(1.5, 20.5))
+    rule.tightened(ranges, columns)
+    assert {name: [*map(float, np.concatenate(pair))] for name, pair in ranges.items()} == {
+        "a": [2, 20],
+        "b": [2.1, 20.5],
+    }
+    narrowed = rule.narrowed(table[:1], columns, ends(a=(2, 4), b=(10, 12)))
+    gap: Any = rule.gap  # type: ignore[union-attr]
+    expected = between(gap, np.array([6.0]), np.array([10.0]))
+    np.testing.assert_array_equal(narrowed[gap.name], expected)
+    made = pa.table({"a": [3] * 4, "b": [10.5] * 4})
+    rows = pa.table({"a": [5, None, None, 1], "b": [None, 30.5, None, 9.5]})
+    wide = {"a": (np.zeros(4), np.full(4, 49.0)), "b": (np.zeros(4), np.full(4, 90.0))}
+    filled = rule.settled(rows, made, columns, wide, lambda *_: np.zeros(4))
+    assert filled.to_pydict() == {"a": [5, 23, 3, 1], "b": [12.5, 30.5, 10.5, 9.5]}
 
 
 def test_sums_with_factors_and_sums_of_sums() -> None:

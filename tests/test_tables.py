@@ -609,6 +609,7 @@ def test_rare_categories_are_drawn_by_their_counts() -> None:
             assert abs(drawn.count(other) / len(drawn) - share) < bound, other
     first, second = schema.decode(codes[:9], 0, seed=3), schema.decode(codes[:5], 4, seed=3)
     assert first["x"][4:].to_pylist() == second["x"].to_pylist()
+    assert schema.decode(codes).equals(schema.decode(codes, 0, seed=0))
 
 
 def test_rare_categories_of_two_columns_are_independent() -> None:

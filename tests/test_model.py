@@ -1,18 +1,25 @@
 """A loaded model: what it makes of seeds, latents and codes, and what it takes for items."""
 
+import gc
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
 
 from models import sampling
-from models.artifact import load_artifact
-from models.errors import ClassError, ConditionError, ShapeError
+from models.artifact import SERVED, SUMS, load_artifact
+from models.distance import DistributionsDiffer
+from models.errors import ArtifactError, ClassError, ConditionError, ShapeError, UserError
 from models.images import fit
 from models.model import QUANTILE_LEVELS, Model
+from models.tables import Condition
+from models.tables.frames import to_frame
+from models.trained import load, load_served
 from tests.artifacts import make_artifact
 from tests.mixed import people
 
@@ -247,3 +254,89 @@ def test_a_refined_model_guides_by_latents_of_its_own(models: dict[str, Model]) 
         norms = torch.linalg.vector_norm(guided.slopes(*inputs), dim=1)
         torch.testing.assert_close(guided.mean_slope, norms.mean())
         assert model.refined is model.refined
+
+
+# ---- as a user calls it --------------------------------------------------------------------------
+
+
+def test_a_user_gets_samples_and_scores_of_the_class_asked_for(tmp_path: Path) -> None:
+    made = load(str(make_artifact(tmp_path / "artifact", class_counts=CLASSES)))
+    model = made.model
+    assert made.classes == ["a", "c"]
+    np.testing.assert_array_equal(made.sample(), model.sample(0, 1))
+    np.testing.assert_array_equal(made.sample(3, 5, "c"), model.sample(5, 3, 2))
+    items = made.sample(3, 2**63 - 1)
+    np.testing.assert_array_equal(made.score(items, "c"), model.score(items, np.full(3, 2)))
+    assert made.score(items[..., 0], "a").tolist() == made.score(items, "a").tolist()
+    with pytest.raises(ClassError, match="give the class of each item"):
+        made.score(items)
+    for seed in (-1, 2**63):
+        with pytest.raises(UserError, match=rf"^seed {seed}: must be from 0 to 2\*\*63 - 1$"):
+            made.sample(3, seed)
+    for count in (0, -1):
+        with pytest.raises(UserError, match=f"^count {count}: ask for at least one sample$"):
+            made.sample(count)
+    with pytest.raises(ArtifactError, match=r"^tiny: has no detector; `wgan train-detector` makes"):
+        _ = made.detector
+    scores = np.array([-1, 0.5])
+    np.testing.assert_array_equal(made.percentiles(scores), model.percentiles(scores))
+    made.save(tmp_path / "copy")
+    assert load(str(tmp_path / "copy")).model.digest == model.digest
+    plain = load(str(make_artifact(tmp_path / "plain")))
+    assert plain.classes == []
+    np.testing.assert_array_equal(plain.sample(2), plain.model.sample(0, 2))
+    with pytest.raises(ConditionError, match="makes no table"):
+        plain.sample(2, where={"x": 1})
+
+
+def test_a_user_gets_rows_as_a_frame(tmp_path: Path) -> None:
+    made = load(str(make_artifact(tmp_path / "artifact", "rows")))
+    model = made.model
+    conditions = {"home": Condition(one_of=("own",))}
+    for where, told in ((None, None), ({"home": "own"}, conditions)):
+        restrictions = None if told is None else model.restrict(told)
+        parts = model.samples(3, 20, restrictions=restrictions)
+        expected = to_frame(pa.concat_tables(model.tables(parts, 3, 0, told)))
+        pd.testing.assert_frame_equal(made.sample(20, 3, where=where), expected)
+    rows = people(4).drop_columns(["age", "years"])
+    filled = made.impute(rows)
+    pd.testing.assert_frame_equal(filled, to_frame(model.impute(rows, 0)))
+    frame = rows.to_pandas().set_index(pd.Index([9, 7, 5, 3]))
+    assert made.impute(frame, 1).index.tolist() == [9, 7, 5, 3]
+    for seed in (-1, 2**63):
+        with pytest.raises(UserError, match=f"^seed {seed}: "):
+            made.impute(rows, seed)
+    np.testing.assert_array_equal(made.score(people(4)), model.score(model.codes(people(4))))
+
+
+def test_what_is_downloaded_goes_with_what_needed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folders, asked = make_artifact(tmp_path / "artifact"), list[Path](), list[Any]()
+
+    def download(model: str, folder: Path, needed: Any) -> Path:
+        folders.append(Path(shutil.copytree(source, folder / "artifact")))
+        asked.append(needed)
+        return folders[-1]
+
+    monkeypatch.setattr("models.registry_files.download", download)
+    monkeypatch.setattr("models.model_names.resolve", lambda model: ("tiny", "1"))
+    made = load("tiny@champion")
+    assert made.artifact == folders[0]
+    assert folders[0].is_dir()
+    digest = made.model.digest
+    del made
+    gc.collect()
+    assert not folders[0].exists()
+    assert load_served("tiny@champion").digest == digest
+    assert not folders[1].exists()
+    assert asked == [None, {*SERVED, SUMS}]
+    (source / SUMS).unlink()
+    for call in (load, load_served):
+        with pytest.raises(ArtifactError, match="tiny") as caught:
+            call("tiny@champion")
+        assert str(folders[-1]) not in str(caught.value), "nobody can look there"
+
+
+def test_what_differs_is_said_where_a_test_fails() -> None:
+    assert str(DistributionsDiffer("a is not b")) == "a is not b"

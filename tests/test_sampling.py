@@ -476,3 +476,22 @@ def test_samples_that_are_not_finite_are_never_made(model: Model) -> None:
     latents[1] = 100
     with pytest.raises(ShapeError, match="not finite"):
         list(bounded.decode(latents))
+
+
+def test_a_refined_latent_of_linear_networks_has_a_closed_form() -> None:
+    """Of a constant slope, its own mean: each latent goes 0.02 root d along it."""
+    torch.manual_seed(0)
+    generator, critic = nn.Linear(3, 5, bias=False), nn.Linear(5, 1, bias=False)
+    z = torch.randn(7, 3)
+    with torch.inference_mode():  # as models are used
+        refined = Refined(generator, critic, z[:4])
+        slope = (critic.weight @ generator.weight)[0]
+        torch.testing.assert_close(refined.slopes(z), slope.expand(7, 3))
+        torch.testing.assert_close(refined.mean_slope, slope.norm())
+        moved = z + 0.02 * 3**0.5 * slope / slope.norm()
+        expected = moved * z.norm(dim=1, keepdim=True) / moved.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(refined(z), generator(expected))
+        critic.weight.zero_()  # without a slope, and without a length, nothing moves
+        still = Refined(generator, critic, z)
+        z[0] = 0
+        torch.testing.assert_close(still(z), generator(z))

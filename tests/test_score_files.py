@@ -17,7 +17,9 @@ import pytest
 import zarr
 
 from models.artifact import load_artifact
+from models.errors import UserError
 from models.images import encode_png, fit
+from models.item_files import read_files
 from models.model import Model
 from models.tables.files import write_rows
 from tests.artifacts import make_artifact
@@ -286,3 +288,175 @@ def test_a_large_file_in_an_archive_is_never_scored_in_part(
         archive.writestr("rows.csv", content)
     monkeypatch.setattr("models.item_files.MAX_BYTES", len(content) - 10)
     assert "rows.zip/rows.csv: over" in refused("run", "rows.zip", capsys=capsys)
+
+
+# ---- without the command -------------------------------------------------------------------------
+
+
+def read(served: Model, *paths: str, resize: bool = False) -> tuple[dict[str, Array], list[str]]:
+    """Each item by its name, and what was said."""
+    said = list[str]()
+    batches = list(read_files(served, list(map(Path, paths)), resize, said.append))
+    assert all(len(batch.names) == len(batch.items) for batch in batches)
+    pairs = [pair for batch in batches for pair in zip(*batch, strict=True)]
+    assert len({name for name, _ in pairs}) == len(pairs)
+    return dict(pairs), said
+
+
+def test_items_are_held_until_they_are_many(images: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.item_files.AT_ONCE", 4)
+    served = model()
+    np.save("four.npy", images[:4])
+    for paths, sizes in (
+        (["photos"], [4, 2]),
+        (["four.npy"], [4]),
+        (["photos/0.png", "four.npy", "photos/1.png"], [5, 1]),
+    ):
+        batches = list(read_files(served, list(map(Path, paths)), False, print))
+        assert [len(batch.items) for batch in batches] == sizes
+        assert [len(batch.names) for batch in batches] == sizes
+    names = [name for batch in batches for name in batch.names]
+    assert names == ["photos/0.png", *(f"four.npy[{i}]" for i in range(4)), "photos/1.png"]
+    expected = np.concatenate([images[:1], images[:4], images[1:2]])
+    np.testing.assert_array_equal(np.concatenate([batch.items for batch in batches]), expected)
+
+
+def test_what_holds_no_items_is_left_out_and_said_once_for_each_path(images: Array) -> None:
+    served = model()
+    found, said = read(served, "photos", "photos.zip", "photos.tar.gz")
+    assert len(found) == 18
+    assert [line.split(":")[:2] for line in said] == [
+        ["left out", f" {path}/notes.txt"]
+        for path in ("photos", "photos.zip/photos", "photos.tar.gz/photos")
+    ]
+    for i in range(6):
+        name = f"{'cats/' * (i > 2)}{i}.png"
+        np.testing.assert_array_equal(found[f"photos/{name}"], images[i])
+    for path in ("photos/notes.txt", "absent"):
+        with pytest.raises(UserError, match=f"^{path}: ") as caught:
+            read(served, "photos/0.png", path)
+        assert str(caught.value).count(path) == 1
+    for kind, name in (("zip", "notes.zip"), ("tar", "notes.tar")):
+        with zipfile.ZipFile(name, "w") if kind == "zip" else tarfile.open(name, "w") as archive:
+            add = getattr(archive, "write" if kind == "zip" else "add")
+            for file in ("photos/notes.txt", "photos/.DS_Store"):
+                add(file)
+        with pytest.raises(UserError, match=f"^{name}: holds nothing that the model scores$"):
+            read(served, name)
+
+
+def test_links_of_both_kinds_in_archives_are_counted(images: Array) -> None:
+    with tarfile.open("linked.tar", "w") as tar, zipfile.ZipFile("linked.zip", "w") as archive:
+        archive.write("photos/0.png", "./0.png")
+        tar.add("photos/0.png", "./0.png")
+        pipe = tarfile.TarInfo("pipe.png")
+        pipe.type = tarfile.FIFOTYPE
+        tar.addfile(pipe)
+        for i, kind in enumerate((tarfile.SYMTYPE, tarfile.LNKTYPE)):
+            link = tarfile.TarInfo(f"link{i}.png")
+            link.type, link.linkname = kind, "0.png"
+            tar.addfile(link)
+            other = zipfile.ZipInfo(f"link{i}.png")
+            other.create_system, other.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(other, "0.png")
+    served = model()
+    for name, member in (("linked.tar", "0.png"), ("linked.zip", "0.png")):
+        found, said = read(served, name)
+        assert len(found) == 1
+        assert next(iter(found)).endswith(member)
+        assert "left out: 2 links in the archive" in said
+
+
+def test_arrays_of_other_sizes_and_channels_are_resized_only_as_training_did() -> None:
+    """Grey or transparency alone is no other picture; colours of a grey model are."""
+    rng = np.random.default_rng(0)
+    rgb, grey = model("rgb"), model(data={"source": "photos", "size": 8})
+    shutil.rmtree("run")
+    plain = model()
+
+    def saved(*shape: int) -> Array:
+        items = rng.integers(0, 256, shape, np.uint8)
+        np.save("a.npy", items)
+        return items
+
+    for served, shape, is_read in (
+        (plain, (2, 8, 8), True),
+        (plain, (2, 8, 8, 1), True),
+        (plain, (2, 8, 8, 2), True),  # transparency
+        (plain, (2, 8, 8, 3), False),
+        (plain, (2, 8, 8, 4), False),
+        (plain, (2, 8, 9), False),
+        (plain, (2, 9, 8, 1), False),
+        (rgb, (2, 16, 12), True),
+        (rgb, (2, 16, 12, 2), True),
+        (rgb, (2, 16, 12, 4), True),
+        (rgb, (2, 12, 16, 3), False),
+        (grey, (2, 9, 8), True),
+        (grey, (2, 9, 30, 2), True),
+        (grey, (2, 9, 8, 3), False),
+    ):
+        items = saved(*shape)
+        four = items[..., None] if items.ndim == 3 else items
+        is_other_size = four.shape[1:3] != served.shape[1:]
+        found, said = read(served, "a.npy", resize=True)
+        fitted = np.stack([found[f"a.npy[{i}]"] for i in range(2)])
+        np.testing.assert_array_equal(fitted, served.resized(items))
+        assert said == []
+        if is_read:
+            found, said = read(served, "a.npy")
+            np.testing.assert_array_equal(np.stack([*found.values()]), fitted)
+            resized = ["2 images were resized, as those in training were"]
+            assert said == (resized if is_other_size else [])
+        else:
+            with pytest.raises(UserError, match=r"^a\.npy: .*; --resize brings images to that$"):
+                read(served, "a.npy")
+    np.save("a.npy", np.repeat(rng.integers(0, 256, (2, 8, 8, 1), np.uint8), 3, axis=3))
+    assert len(read(plain, "a.npy")[0]) == 2, "colours that are grey"
+    np.save("a.npy", np.zeros((2, 9, 9, 1)))  # floats are in no picture's form
+    with pytest.raises(UserError, match="resize brings images"):
+        read(grey, "a.npy")
+    vector = load_artifact(make_artifact(Path("vector"), "vector"))
+    np.save("a.npy", np.zeros((2, 3)))
+    for resize in (False, True):
+        with pytest.raises(UserError, match=r"^a\.npy: the model takes items .*\(2, 3\)$"):
+            read(vector, "a.npy", resize=resize)
+
+
+def test_a_file_of_an_archive_may_be_as_large_as_the_limit(
+    images: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, size = model(), Path("photos/0.png").stat().st_size
+    with zipfile.ZipFile("one.zip", "w") as archive, tarfile.open("one.tar", "w") as tar:
+        archive.write("photos/0.png")
+        tar.add("photos/0.png")
+    for name in ("one.zip", "one.tar"):
+        monkeypatch.setattr("models.item_files.MAX_BYTES", size)
+        assert len(read(served, name)[0]) == 1
+        monkeypatch.setattr("models.item_files.MAX_BYTES", size - 1)
+        with pytest.raises(UserError, match=f"^{name}/photos/0.png: over {size - 1} bytes"):
+            read(served, name)
+
+
+def test_an_npz_is_one_file_and_an_archive_of_arrays_too(images: Array) -> None:
+    """An .npz is a zip: what it holds is told by its names, and not by its own."""
+    served = model()
+    np.savez("a.npz", samples=images)
+    with zipfile.ZipFile("b.npz", "a") as archive:  # with a file beside its arrays
+        archive.writestr("notes.txt", "hello")
+        with archive.open("samples.npy", "w") as file:
+            np.lib.format.write_array(file, images)
+    for name in ("a.npz", "b.npz"):
+        found, said = read(served, name)
+        assert [*found] == [f"{name}[{i}]" for i in range(6)]
+        assert said == []
+
+
+def test_broken_archives_are_told(images: Array) -> None:
+    served = model()
+    with zipfile.ZipFile("one.zip", "w") as archive:
+        archive.write("photos/0.png")
+    content = bytearray(Path("one.zip").read_bytes())
+    content[content.index(b"IDAT")] ^= 255
+    Path("broken.zip").write_bytes(content)
+    with pytest.raises(UserError, match=r"^broken\.zip: a broken archive \("):
+        read(served, "broken.zip")

@@ -18,10 +18,12 @@ from typer.testing import CliRunner
 
 from models.config import ColumnConfig, parse_data
 from models.errors import ConditionError, ConfigError, DataError
-from models.tables import TableSchema, parse_conditions, parse_rule, rule_shares
+from models.tables import Condition, TableSchema, parse_conditions, parse_rule, rule_shares
+from models.tables.number import NumberColumn
 from models.tables.rules import in_order
 from models.tables.rules.base import quoted
 from models.tables.rules.numbers import between, number_column, on_scale_of
+from models.tables.rules.total import Term, Total
 from training.data import coding
 from training.data.dataset import load_data
 from training.data.rules import broken_rows, fit_rules, with_rules
@@ -223,6 +225,207 @@ def test_gaps_beside_an_inequality_are_narrowed_and_settled() -> None:
     assert filled.to_pydict() == {"a": [5, 23, 3, 1], "b": [12.5, 30.5, 10.5, 9.5]}
 
 
+def number(name: str, low: float, high: float, decimals: int | None = 0, **own: Any) -> Any:
+    kind = "int64" if decimals == 0 else "double"
+    own = {"type": kind, "quantiles": (low, high), **own}
+    return NumberColumn(name=name, low=low, high=high, decimals=decimals, **own)
+
+
+def by_name(*columns: Any) -> dict[str, Any]:
+    return {column.name: column for column in columns}
+
+
+def total(text: str, **own: Any) -> Any:
+    (rule,) = parse_rule(text)
+    return rule.model_copy(update=own)
+
+
+ABC = by_name(number("a", 0, 10), number("b", 0, 10), number("c", 0, 15))
+SMALL = pa.table({"a": [1, 2], "b": [3, 4], "c": [4, 6]})
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "shared", "keeps"),
+    [
+        ("c = a + b", ABC, set(), True),
+        ("c = a + b + 3", ABC, {"c"}, True),
+        ("c = a - b - 3", ABC, {"x"}, True),
+        ("c = a + b + 0.5", ABC, set(), False),
+        ("c = a + b", ABC, {"b", "x"}, False),
+        ("c = a + 2 * b", ABC, set(), False),
+        ("c = a + b", {**ABC, "a": number("a", 1, 2, quantiles=(), spikes=(1, 2))}, set(), False),
+        ("c = a + b", {**ABC, "c": number("c", 0, 15, 1)}, set(), False),
+        ("c = a + b", {**ABC, "c": number("c", 0, 15, None)}, set(), False),
+        ("c = a + b", {n: number(n, 0, 10, None) for n in "abc"}, set(), False),
+        ("c = a + b", {n: number(n, 0, 10, 2) for n in "abc"}, set(), True),
+    ],
+)
+def test_a_range_is_kept_where_steps_lead_back_into_it(
+    text: str, columns: dict[str, Any], shared: set[str], keeps: bool
+) -> None:
+    rule: Any = parse_rule(text)[0].fitted(SMALL, columns, shared, lambda *_: ABC["a"])
+    assert rule.keeps_range == keeps
+    assert rule.may_be_missing is False
+    gone = SMALL.set_column(2, "c", pa.array([4, None]))
+    assert total(text).fitted(gone, columns, shared, None).may_be_missing
+
+
+def test_what_is_not_told_of_a_total_is_as_it_was_before() -> None:
+    """Records from before a setting have not got it."""
+    plain = Total(total="c", terms=(Term(1.0, "a"), Term(1.0, "b")))
+    assert (plain.constant, plain.may_be_missing, plain.keeps_range) == (0, False, False)
+    assert total("c = a + b") == plain
+    with pytest.raises(ValidationError, match="frozen"):
+        plain.total = "d"  # type: ignore[misc]
+    day = columns_of(a=TIMES["days"], b=TIMES["s"][::-1], c=TIMES["us"].take(np.arange(49) // 2))
+    with pytest.raises(DataError, match=r"^rule 'c = a [+] b': dates and times have no sum$"):
+        total("c = a + b").fitted(SMALL, day, set(), None)
+
+
+def test_a_range_that_is_not_kept_is_what_terms_add_up_to() -> None:
+    for text, columns, low, high in (
+        ("c = 2 * a - b + 1", {"b": number("b", 1, 5)}, -4, 20),
+        ("c = a - 0.5 * b", {"b": number("b", 1, 5)}, -2, 10),  # -2.5 and 9.5, to even
+        ("c = a", {"c": number("c", 3, 4, spikes=(3, 4), quantiles=())}, 0, 10),
+    ):
+        every = {**ABC, **columns}
+        (name, made), *more = total(text).revised(SMALL, every, None).items()
+        assert (name, more) == ("c", [])
+        spans = (low, high) if not every["c"].has_number else (0, 15)
+        assert (made.low, made.high, made.quantiles) == (low, high, spans)
+    assert total("c = a", keeps_range=True).revised(SMALL, ABC, None) == {}
+    narrow = {**ABC, "a": number("a", 0, 100), "c": number("c", 0, 15, type="int8")}
+    says = (
+        r"^rule 'c = a [+] 2 [*] b \+ 9': c can be from 9 to 129, which its type int8 does not hold"
+    )
+    with pytest.raises(DataError, match=says):
+        total("c = a + 2 * b + 9").revised(SMALL, narrow, None)
+    assert total("c = a + 2 * b + 7").revised(SMALL, narrow, None)["c"].high == 127
+
+
+@pytest.mark.parametrize(
+    ("text", "ends", "conditions", "is_met"),
+    [
+        ("c = a + b", (5, 10), {"a": {"at_least": 8}}, True),
+        ("c = a + b", (5, 9), {"a": {"at_least": 8}}, False),  # 10, and b at least 0
+        ("c = a + b", (10, 15), {"a": {"at_most": 3}}, True),  # 0, and b at most 10
+        ("c = a + b", (11, 15), {"a": {"at_most": 3}}, False),
+        ("c = a - b", (-5, 5), {"a": {"at_least": 8}}, True),
+        ("c = a - b", (-5, 0), {"a": {"at_least": 8}}, True),  # b is 10 then
+        ("c = a - b", (-5, -1), {"a": {"at_least": 8}}, False),
+        ("c = a - b", (-9, -1), {"b": {"at_most": 1}}, False),
+        ("c = a + b", (0, 5), {"a": {"one_of": (5,)}}, True),
+        ("c = a + b", (0, 4), {"a": {"one_of": (5,)}}, False),
+        ("c = d + b", (0, 19), {"d": {"one_of": (20,)}}, False),  # a spike of its own
+        ("c = d + b", (0, 20), {"d": {"one_of": (20,)}}, True),
+        ("c = d + b", (0, 9), {"d": {"missing": True}}, True),
+        ("c = b + a", (0, 9), {"a": {"at_least": 8}}, False),
+        ("c = a + b + d", (0, 9), {"d": {"at_least": 8, "at_most": 9}}, True),
+        ("c = a + b + d", (0, 8), {"d": {"at_least": 8, "at_most": 9}}, False),
+        ("c = e + f", (0, 0.3), {"e": {"one_of": (0.1,)}}, True),  # 0.1 + 0.2 is above 0.3
+        ("c = - e - f", (-0.3, 0), {"e": {"at_most": 0.1}, "f": {"at_most": 0.2}}, True),
+    ],
+)
+def test_conditions_on_terms_must_leave_the_total_its_range(
+    text: str, ends: tuple[float, float], conditions: dict[str, Any], is_met: bool
+) -> None:
+    own = by_name(
+        number("c", *ends, 1),
+        number("d", 0, 30, spikes=(20,), missing=0.5),
+        number("e", 0, 0.1, 1),
+        number("f", 0.2, 0.9, 1),
+    )
+    asked = {name: Condition(**words) for name, words in conditions.items()}
+    rule = total(text, keeps_range=True)
+    if is_met:
+        assert rule.translated(asked, {**ABC, **own}) == asked
+    else:
+        with pytest.raises(ConditionError, match=r"by the rule 'c = .*', c could leave its range"):
+            rule.translated(asked, {**ABC, **own})
+    assert total(text).translated(asked, {**ABC, **own}) == asked, "ranges that are not kept"
+    with pytest.raises(ConditionError, match=r"^c: the rule 'c = .* so it takes no condition; ask"):
+        rule.translated({"c": Condition(above=0)}, {**ABC, **own})
+
+
+def test_terms_are_moved_one_after_the_other_until_the_total_is_in_its_range() -> None:
+    rule = total("c = a + b", keeps_range=True)
+    codes = pa.table({"a": [10, 9, 0, 10, 8], "b": [10, 7, 0, 5, 8]})
+    made = rule.after_decoding(codes, {**ABC, "c": number("c", 2, 15)}, set())
+    assert made.to_pydict() == {
+        "a": [10, 9, 0, 10, 8],
+        "b": [5, 6, 2, 5, 7],
+        "c": [15, 15, 2, 15, 15],
+    }
+    were = {"a": [10, 9, 0, 10, 8], "b": [10, 7, 0, 5, 8]}
+    for fixed, moved in (({"b"}, {"a": [5, 8, 2, 10, 7]}), ({"a", "b"}, {})):
+        made = rule.after_decoding(codes, {**ABC, "c": number("c", 2, 15)}, fixed)
+        assert made.select(["a", "b"]).to_pydict() == were | moved
+    tenths = by_name(*(number(n, 0, 9, 1) for n in "ab"), number("c", 0, 5, 1))
+    made = rule.after_decoding(pa.table({"a": [2.0, 2.5], "b": [3.1, 2.5]}), tenths, set())
+    assert made.to_pydict() == {"a": [2.0, 2.5], "b": [3.0, 2.5], "c": [5.0, 5.0]}
+    assert rule.satisfied(made, tenths).all()
+    flagged = total("c = a + b", may_be_missing=True)
+    asked = flagged.with_gaps(SMALL, ABC)
+    assert asked.to_pydict() == {"a": [1, 2], "b": [3, 4], "c is missing": [False, False]}
+    assert rule.with_gaps(SMALL, ABC).column_names == ["a", "b"]
+
+
+def test_gaps_in_a_sum_are_settled_so_that_it_is_the_total() -> None:
+    def settled(text: str, columns: Any, made: list[float], **known: float | None) -> Any:
+        kinds = pa.schema({n: columns[n].type for n in known})
+        rows = pa.Table.from_pylist([known], kinds)
+        others = pa.Table.from_pylist([dict(zip("ab", made, strict=True))], kinds)
+        ranges = {n: (np.array([c.low]), np.array([c.high])) for n, c in columns.items()}
+        filled = total(text).settled(rows, others, columns, ranges, lambda *_: None)
+        return tuple(filled.to_pylist()[0][n] for n in "abc")
+
+    wide = {**ABC, "c": number("c", 0, 40)}
+    assert settled("c = a + b", wide, [1, 1], a=3, b=None, c=10) == (3, 7, 10)
+    assert settled("c = a + b", wide, [1, 1], a=None, b=None, c=14) == (4, 10, 14)
+    assert settled("c = a + b", wide, [1, 1], a=3, b=None, c=20) == (3, 10, 20), "a is known"
+    assert settled("c = a + b", wide, [1, 2], a=None, b=None, c=None) == (1, 2, 3)
+    assert settled("c = a + 2 * b", wide, [1, 1], a=3, b=None, c=15) == (3, 6, 15)
+    assert settled("c = a - b", wide, [1, 1], a=9, b=None, c=4) == (9, 5, 4)
+    real = {n: number(n, 0, 10, None) for n in "abc"}
+    found = settled("c = a + b", real, [0, 0.25], a=0.1, b=None, c=0.5)
+    np.testing.assert_allclose(found, (0.1, 0.4, 0.5), rtol=1e-12)
+    finer = by_name(number("a", 0, 10, 2), number("b", 0, 10, 2), number("c", 0, 20, 1))
+    kept = settled("c = a + b", finer, [1, 6.71], a=3.33, b=None, c=10.0)
+    assert kept == (3.33, 6.71, 10.0), "to the total's decimals it is the sum"
+    assert settled("c = a + b", finer, [1, 6.8], a=3.33, b=None, c=10.0) == (3.33, 6.67, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "tolerance"),
+    [
+        (("double", "double", "double"), 1e-9),
+        (("float", "double", "double"), 1e-6),
+        (("double", "double", "float"), 1e-6),
+        (("double", "halffloat", "double"), 1e-6),
+        (("halffloat", "double", "double"), 1e-3),
+    ],
+)
+def test_a_total_is_the_sum_but_for_rounding(kinds: tuple[str, ...], tolerance: float) -> None:
+    """Of real numbers a share of the terms' sizes; of others half a digit too."""
+    names = ("c", "a", "b")
+    columns = by_name(
+        *(number(n, -4e3, 4e3, None, type=k) for n, k in zip(names, kinds, strict=True))
+    )
+    digits = {**columns, "c": number("c", -4e3, 4e3, 1, type=kinds[0])}
+    for share, is_kept in ((0, True), (0.7, True), (2, False), (-0.7, True), (-2, False)):
+        values = {"c": 2 * share * tolerance * 1024, "a": 1024.0, "b": 512.0}
+        table = pa.table({n: pa.array([np.float64(x)]).cast(k) for (n, x), k in zip(
+            values.items(), kinds, strict=True)})  # fmt: skip
+        assert total("c = a - 2 * b").satisfied(table, columns).tolist() == [is_kept], share
+        assert total("c = a - 2 * b").satisfied(table, digits).all() == (
+            tolerance < 1e-3 or is_kept
+        )
+    tenths = by_name(*(number(n, 0, 40, 2) for n in "ab"), number("c", 0, 40, 1))
+    rows = pa.table({"a": [1.0] * 5, "b": [9.04, 9.05, 9.06, 8.95, 8.94], "c": [10.0] * 5})
+    found = total("c = a + b").satisfied(rows, tenths).tolist()
+    assert found == [True, True, False, True, False]
+
+
 def test_sums_with_factors_and_sums_of_sums() -> None:
     rng = np.random.default_rng(0)
     net, fee = rng.integers(100, 10**5, N) / 100, rng.integers(0, 10, N)
@@ -417,6 +620,7 @@ def test_what_a_text_states() -> None:
         "c = a + + b",
         "c = 2 * 3 * a",
         "c = 3",
+        "c = a = b",
         "c = a + a",
         "c = c + a",
         "`c` = c + a",

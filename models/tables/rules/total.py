@@ -258,13 +258,14 @@ class Total(Rule, frozen=True):
         some row of the data is within all ranges, and any other can be moved there step by step.
         """
         found = number_column([columns[name] for name in self.names], self)
+        decimals = {column.decimals for column in found}
         return (
             not shared & set(self.reads)
             and not self.constant % 1
             and all(abs(term.factor) == 1 for term in self.terms)
             and all(column.has_number for column in found)
-            and len({column.decimals for column in found} - {None}) == 1
-            and all(column.decimals is not None for column in found)
+            and len(decimals) == 1
+            and None not in decimals
         )
 
     def _reach(self, columns: Columns, conditions: Mapping[str, Condition]) -> tuple[float, float]:
@@ -282,7 +283,6 @@ class Total(Rule, frozen=True):
                 ends = [limits.low, limits.high] if limits.low <= limits.high else []
                 ends = [factor * end for end in (*ends, *spikes)] or [factor * term.low]
             elif conditions:
-                ends.reverse()
                 low, high = low + max(ends), high + min(ends)
                 continue
             low, high = low + min(ends), high + max(ends)

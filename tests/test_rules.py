@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 from models.config import ColumnConfig, parse_data
 from models.errors import ConditionError, ConfigError, DataError
 from models.tables import Condition, TableSchema, parse_conditions, parse_rule, rule_shares
+from models.tables.category import CategoryColumn
+from models.tables.fixed import ConstantColumn, IdentifierColumn
 from models.tables.number import NumberColumn
 from models.tables.rules import in_order
 from models.tables.rules.base import quoted
@@ -424,6 +426,254 @@ def test_a_total_is_the_sum_but_for_rounding(kinds: tuple[str, ...], tolerance: 
     rows = pa.table({"a": [1.0] * 5, "b": [9.04, 9.05, 9.06, 8.95, 8.94], "c": [10.0] * 5})
     found = total("c = a + b").satisfied(rows, tenths).tolist()
     assert found == [True, True, False, True, False]
+
+
+WORDS = ("u", "v", "w", "x", "y", "z")
+JOINED = [
+    *('["x", "1"]', '["y", "2"]', '["w", null]'),
+    *('["x", "3"]', '["z", "1"]', '["z", "4"]'),  # rare ones
+]
+PAIRS = by_name(
+    CategoryColumn(name="a", type="string", categories=WORDS),
+    number("b", 1, 9, missing=0.1),
+    number("c", 0, 15),
+)
+
+
+def combination(others: int = 3) -> Any:
+    joint = CategoryColumn(
+        name="combination(a, b)",
+        type="string",
+        categories=tuple(JOINED[:3]),
+        others=tuple(JOINED[3 : 3 + others]),
+        other_counts=(1, 2, 5)[:others],
+    )
+    return parse_rule("combination(a, b)")[0].model_copy(update={"joint": joint})
+
+
+def pairs(*rows: tuple[str | None, int | None]) -> pa.Table:
+    a, b = zip(*rows, strict=True)
+    return pa.table({"a": pa.array(a, pa.string()), "b": pa.array(b, pa.int64())})
+
+
+def test_known_cells_leave_the_combinations_that_have_them() -> None:
+    """With a value in each gap, if one has; all, where none has the known cells."""
+    rule = combination()
+    rows = pairs(("x", None), (None, 1), (None, None), ("w", None), ("q", None), ("x", 2), ("z", 4))
+    fits = {
+        0: (1, 0, 0, 1),
+        1: (1, 0, 0, 1),
+        2: (1, 1, 0, 1),
+        3: (0, 0, 1, 0),
+        4: (1, 1, 1, 1),
+        5: (1, 1, 1, 1),
+        6: (0, 0, 0, 1),
+    }
+    (found,) = rule.narrowed(rows, PAIRS, {}).values()
+    assert found.dtype == np.float32
+    assert found.tolist() == [[1 - is_fit for is_fit in fits[i]] for i in range(7)]
+    (found,) = combination(0).narrowed(rows, PAIRS, {}).values()
+    assert found[:3].tolist() == [[0, 1, 1], [0, 1, 1], [0, 0, 1]]
+    alone = rule.model_copy(
+        update={"joint": rule.joint.model_copy(update={"categories": (), "other_counts": (1,) * 3})}
+    )
+    assert alone.narrowed(rows, PAIRS, {}) == {}, "one option is no choice"
+    coded = rule.with_gaps(rows.append_column("c", [range(7)]), PAIRS)
+    assert coded.to_pydict() == {"c": [*range(7)], "combination(a, b)": [None] * 6 + [JOINED[5]]}
+    assert rule.satisfied(rows, PAIRS).tolist() == [False] * 3 + [True] + [False] * 2 + [True]
+    unfitted = parse_rule("combination(a, b)")[0]
+    assert unfitted.satisfied(rows, PAIRS).all()
+
+
+def test_a_rare_combination_is_drawn_by_its_count_among_those_that_fit() -> None:
+    rule = combination()
+    rows = pairs(*[(None, None)] * 2, *[("z", None)] * 8, (None, 3), ("w", None), ("x", 2))
+    made = pairs(("x", 1), ("z", 4), *[("y", 2)] * 8, ("x", 1), ("w", None), ("z", 1))
+    shares = iter([*np.linspace(0, 0.99, 8), 0.5, 0.99])
+    asked = list[tuple[list[int], str]]()
+
+    def draw(row: np.ndarray, name: str) -> np.ndarray:
+        asked.append((row.tolist(), name))
+        return np.array([next(shares)])
+
+    filled = rule.settled(rows, made, PAIRS, {}, draw)
+    assert [*zip(*filled.to_pydict().values(), strict=True)] == [
+        ("x", 1),
+        ("z", 4),
+        *[("z", 1)] * 3,  # two of seven
+        *[("z", 4)] * 5,
+        ("x", 3),
+        ("w", None),
+        ("x", 2),
+    ]
+    assert asked == [([row], "combination(a, b)") for row in range(2, 11)]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "meets"),
+    [
+        ({"word": {"one_of": ("p", "q")}}, lambda r: r[0] in ("p", "q")),
+        ({"word": {"none_of": ("p",)}}, lambda r: r[0] not in ("p", None)),
+        ({"word": {"missing": True}}, lambda r: r[0] is None),
+        ({"many": {"at_least": 7, "at_most": 12}}, lambda r: 7 <= r[1] <= 12),
+        ({"many": {"above": 7, "below": 12, "none_of": (9,)}}, lambda r: r[1] in (8, 10, 11)),
+        ({"many": {"at_most": 3}}, lambda r: r[1] <= 3),
+        ({"many": {"one_of": (0,)}}, lambda r: r[1] == 0),
+        ({"many": {"none_of": (0,)}}, lambda r: r[1] > 0),
+        ({"flag": {"one_of": (True,)}}, lambda r: r[2]),
+        ({"day": {"above": "2020-01-20"}}, lambda r: r[3] > dt.date(2020, 1, 20)),
+        ({"land": {"missing": False}, "many": {"above": 9}}, lambda r: r[1] > 9),
+        ({"many": {"above": 9}, "word": {"one_of": ("p",)}}, lambda r: r[1] > 9 and r[0] == "p"),
+    ],
+)
+def test_conditions_on_columns_ask_for_the_combinations_that_meet_them(
+    conditions: dict[str, Any], meets: Any
+) -> None:
+    count = 300
+    i = np.arange(count)
+    many = np.where(i % 2, 0, i % 29)
+    rows = {
+        "word": [None if k % 11 == 3 else "pqrs"[k % 4] for k in i],
+        "many": many.tolist(),
+        "flag": (i % 3 == 0).tolist(),
+        "day": [dt.date(2020, 1, 1) + dt.timedelta(int(k) % 37) for k in i],
+        "x": np.sin(i).tolist(),
+    }
+    table = pa.table(rows)
+    schema = fitted(table, "combination(word, many, flag, day)")
+    (rule,), columns = schema.rules, dict(schema.by_name)
+    if "land" in conditions:
+        other = {"land": Condition(**conditions.pop("land"))}
+    else:
+        other = {"x": Condition(above=0)}
+    asked = {name: Condition(**words) for name, words in conditions.items()}
+    found = rule.translated({**other, **asked}, columns)
+    assert rule.translated(other, columns) == other
+    (name,) = (n for n in found if n not in other)
+    assert {n: c for n, c in found.items() if n in other} == other
+    joined = rule.before_coding(table, columns)[name].to_pylist()
+    values = zip(*(rows[n] for n in ("word", "many", "flag", "day")), strict=True)
+    expected = {text for text, row in zip(joined, values, strict=True) if meets(row)}
+    assert 0 < len(expected) < len(set(joined))
+    assert set(found[name].one_of) == expected  # type: ignore[arg-type]
+
+
+def test_what_no_combination_meets_and_what_goes_with_nothing_is_told() -> None:
+    rng = np.random.default_rng(0)
+    town = rng.integers(0, 5, N)
+    table = pa.table(
+        {
+            "town": town.astype(str),
+            "land": (town % 2).astype(str),
+            "key": [f"k{i:03d}" for i in range(N)],
+            "long": pa.array(rng.integers(0, 4, N)).cast(pa.duration("s")),
+        }
+    )
+    schema = fitted(table, "combination(town, land)")
+    says = (
+        r"^no row has town in \['1'\] and land in \['0'\], by the rule 'combination\(town, land\)'"
+    )
+    with pytest.raises(ConditionError, match=says):
+        schema.restrict(parse_conditions(["town=1", "land=0"]))
+    with pytest.raises(ConditionError, match="no category 'q'"):
+        schema.restrict(parse_conditions(["town=q"]))
+    with pytest.raises(
+        DataError, match=r"combination\(town, long\)': long, of type duration\[s\], c"
+    ):
+        fitted(table, "combination(town, long)")
+    key = {**schema.by_name, "key": IdentifierColumn(name="key", type="string", first=60)}
+    with pytest.raises(
+        DataError, match=r"^rule .*: key is an identifier, which goes with nothing$"
+    ):
+        parse_rule("combination(town, key)")[0].fitted(table, key, set(), None)  # type: ignore[arg-type]
+
+
+def test_one_column_of_several_has_a_value() -> None:
+    rng = np.random.default_rng(0)
+    which = rng.integers(0, 3, N)
+    table = pa.table(
+        {
+            "card": pa.array(rng.integers(0, 90, N), mask=which != 0),
+            "bank": pa.array(rng.choice(["p", "q"], N), mask=which != 1).dictionary_encode(),
+            "paid": pa.array(rng.integers(0, 90, N) / 4, mask=which != 2),
+            "x": rng.normal(size=N),
+            "full": rng.integers(0, 9, N),
+        }
+    )
+    schema = fitted(table, "one_of(card, bank, paid)")
+    (rule,), columns = schema.rules, schema.by_name
+    name = "one_of(card, bank, paid)"
+    kind, *parts = rule.coded(columns)
+    assert (kind.name, kind.categories) == (name, ("card", "bank", "paid"))  # type: ignore[union-attr]
+    assert [(part.name, part.missing) for part in parts] == [(n, 0) for n in kind.categories]  # type: ignore[union-attr]
+    coded = rule.before_coding(table, columns)
+    assert coded[name].to_pylist() == [("card", "bank", "paid")[k] for k in which]
+    assert all(coded[n].null_count == 0 for n in rule.names)
+    assert len({x for x, k in zip(coded["card"].to_pylist(), which, strict=True) if k}) == 1
+    assert rule.after_decoding(coded, columns, set()).equals(table.select(coded.column_names[:-1]))
+    gone = {n: Condition(missing=True) for n in rule.names}
+    there = Condition(missing=False)
+    x = {"x": Condition(above=0)}
+    for asked, expected in (
+        ({}, {}),
+        (x, x),
+        ({"card": there}, {name: Condition(one_of=("card",))}),
+        (
+            {"paid": Condition(above=3)},
+            {"paid": Condition(above=3), name: Condition(one_of=("paid",))},
+        ),
+        ({"bank": gone["bank"], **x}, {**x, name: Condition(one_of=("card", "paid"))}),
+        ({"bank": gone["bank"], "paid": there}, {name: Condition(one_of=("paid",))}),
+    ):
+        assert rule.translated(asked, columns) == expected
+    for asked in (gone, {"card": there, "bank": there}, {"card": there, "bank": there, "x": there}):
+        with pytest.raises(
+            ConditionError, match=r"^no row has a value in all these columns, by the "
+        ):
+            rule.translated(asked, columns)
+    with pytest.raises(ConditionError, match="no category 'castle'"):
+        rule.translated({"bank": Condition(one_of=("castle",))}, columns)
+    rows = pa.table({"card": [None, 3, None], "bank": [None, None, "p"], "paid": [None] * 3}).cast(
+        pa.schema({"card": "int64", "bank": "string", "paid": "double"})
+    )
+    assert rule.with_gaps(rows, columns)[name].to_pylist() == [None, "card", "bank"]
+    made = pa.table({"card": [None] * 3, "bank": [None] * 3, "paid": [2.5] * 3}).cast(rows.schema)
+    filled = rule.settled(rows, made, columns, {}, None)  # type: ignore[arg-type]
+    assert [*map(tuple, zip(*filled.to_pydict().values(), strict=True))] == [
+        (None, None, 2.5),
+        (3, None, None),
+        (None, "p", None),
+    ]
+    two = pa.table({"card": [1, None], "bank": ["p", None], "paid": [None, None]})
+    assert rule.satisfied(two, columns).tolist() == [False, False]
+    assert rule.satisfied(filled, columns).all()
+    for other in ("full", "x"):
+        says = rf"^rule 'one_of\(card, {other}\)': {other} must be a number, a time or a category"
+        with pytest.raises(DataError, match=says):
+            parse_rule(f"one_of(card, {other})")[0].fitted(table, columns, set(), None)  # type: ignore[arg-type]
+    constant = {**columns, "x": ConstantColumn(name="x", type="int64", value="3", missing=0.5)}
+    with pytest.raises(DataError, match="x must be a number"):
+        parse_rule("one_of(card, x)")[0].fitted(table, constant, set(), None)  # type: ignore[arg-type]
+
+
+def test_a_key_counts_from_its_second_row_on_as_broken() -> None:
+    rows = pa.table({"a": [1, 1, 2, None, 1, None], "b": ["x", "y", "x", "x", "x", "x"]})
+    one, two = (parse_rule(text)[0] for text in ("unique(a)", "unique(a, b)"))
+    assert one.satisfied(rows, {}).tolist() == [True, False, True, False, False, False]
+    assert two.satisfied(rows, {}).tolist() == [True, True, True, False, False, False]
+    assert rows["a"].null_count == 2
+    made = IdentifierColumn(name="a", type="int64", first=3)
+    asked = list[Any]()
+
+    def fit(kind: str, name: str, values: pa.Array) -> Any:
+        asked.append((kind, name, values.to_pylist()))
+        return made
+
+    assert one.revised(rows, by_name(number("a", 1, 2)), fit) == {"a": made}
+    assert asked == [("identifier", "a", rows["a"].to_pylist())]
+    assert one.revised(rows, {"a": made}, fit) == {}, "it is one already"
+    assert two.revised(rows, by_name(number("a", 1, 2)), fit) == {}
+    assert len(asked) == 1
 
 
 def test_sums_with_factors_and_sums_of_sums() -> None:

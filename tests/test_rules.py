@@ -478,18 +478,28 @@ def test_known_cells_leave_the_combinations_that_have_them() -> None:
         update={"joint": rule.joint.model_copy(update={"categories": (), "other_counts": (1,) * 3})}
     )
     assert alone.narrowed(rows, PAIRS, {}) == {}, "one option is no choice"
+    two = rule.model_copy(
+        update={"joint": rule.joint.model_copy(update={"categories": tuple(JOINED[:1])})}
+    )
+    (found,) = two.narrowed(rows[6:], PAIRS, {}).values()
+    assert found.tolist() == [[1, 0]]
+    with pytest.raises(ConditionError, match="b is from 1 to 9"):
+        rule.translated({"b": Condition(one_of=(99,))}, PAIRS)
     coded = rule.with_gaps(rows.append_column("c", [range(7)]), PAIRS)
     assert coded.to_pydict() == {"c": [*range(7)], "combination(a, b)": [None] * 6 + [JOINED[5]]}
     assert rule.satisfied(rows, PAIRS).tolist() == [False] * 3 + [True] + [False] * 2 + [True]
+    accented = rule.before_coding(pairs(("é", 1)), PAIRS)["combination(a, b)"]
+    assert accented.to_pylist() == ['["é", "1"]'], "as records have it"
     unfitted = parse_rule("combination(a, b)")[0]
     assert unfitted.satisfied(rows, PAIRS).all()
 
 
 def test_a_rare_combination_is_drawn_by_its_count_among_those_that_fit() -> None:
     rule = combination()
-    rows = pairs(*[(None, None)] * 2, *[("z", None)] * 8, (None, 3), ("w", None), ("x", 2))
-    made = pairs(("x", 1), ("z", 4), *[("y", 2)] * 8, ("x", 1), ("w", None), ("z", 1))
-    shares = iter([*np.linspace(0, 0.99, 8), 0.5, 0.99])
+    common = ("x", None)  # of the two that fit, the frequent one was not made
+    rows = pairs(*[(None, None)] * 2, *[("z", None)] * 8, (None, 3), common, ("w", None), ("x", 2))
+    made = pairs(("x", 1), ("z", 4), *[("y", 2)] * 9, ("y", 2), ("w", None), ("z", 1))
+    shares = iter([*np.linspace(0, 0.99, 8), 0.5, 0.0, 0.99])
     asked = list[tuple[list[int], str]]()
 
     def draw(row: np.ndarray, name: str) -> np.ndarray:
@@ -503,10 +513,11 @@ def test_a_rare_combination_is_drawn_by_its_count_among_those_that_fit() -> None
         *[("z", 1)] * 3,  # two of seven
         *[("z", 4)] * 5,
         ("x", 3),
+        ("x", 3),
         ("w", None),
         ("x", 2),
     ]
-    assert asked == [([row], "combination(a, b)") for row in range(2, 11)]
+    assert asked == [([row], "combination(a, b)") for row in range(2, 12)]
 
 
 @pytest.mark.parametrize(
@@ -852,8 +863,10 @@ def test_what_a_text_states() -> None:
     assert quoted("a") == "a"
     chain = parse_rule("`a-x` <= `<` < `b>=c`")
     assert list(map(str, chain)) == ["`a-x` <= `<`", "`<` < `b>=c`"]
-    with pytest.raises(ValidationError, match="frozen"):
-        less.strict = True  # type: ignore[union-attr]
+    for text in ("a < b", "c = a", "unique(a)", "combination(a, b)", "one_of(a, b)"):
+        (rule,) = parse_rule(text)
+        with pytest.raises(ValidationError, match="frozen"):
+            rule.kind = "total"  # type: ignore[misc,assignment]
 
 
 @pytest.mark.parametrize(

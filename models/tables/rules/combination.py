@@ -154,7 +154,7 @@ class Combination(RuleOnColumns, frozen=True):
             have = np.array([numbers[values[i]] for values in combinations])
             want = np.array([numbers[values[i]] for values in patterns])[:, None]
             matches &= (want == 0) | (want == have)
-            complete &= (want > 0) | (have > 0)
+            complete &= have > 0  # where the value is known, it is that
         fits = matches & complete
         fits |= matches & ~fits.any(axis=1, keepdims=True)
         fits |= ~fits.any(axis=1, keepdims=True)

@@ -17,6 +17,7 @@ import torch
 import zarr
 from PIL import Image
 
+from models.array_files import FoundArray, choose_array, read_hdf5, read_zarr
 from models.artifact import load_artifact
 from models.config import DataConfig, EvaluationConfig, parse_data
 from models.errors import ConfigError, DataError, ShapeError, UserError
@@ -293,6 +294,91 @@ def test_a_zarr_folder_may_be_one_array(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         load_data(DataConfig(source=str(tmp_path / "one.zarr"))).items, LEVELS
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "key", "chosen"),
+    [
+        (["x"], None, ("x", None)),
+        (["x", "labels"], None, ("x", "labels")),
+        (["labels"], None, ("labels", None)),
+        (["labels", "samples", "y"], None, ("samples", "labels")),
+        (["labels", "samples", "y"], "y", ("y", "labels")),
+        (["x", "labels"], "labels", ("labels", None)),
+        (["a/x", "a/labels"], None, ("a/x", "a/labels")),
+        (["x", "a/labels"], None, ("x", None)),
+        (["a/x", "labels"], None, ("a/x", None)),
+        (["x", "my_labels"], "x", ("x", None)),
+        (["x", "my_labels"], None, "f: holds the arrays my_labels (2, 3), x (2, 3); name one of"),
+        (["labels", "a/labels"], None, "f: holds the arrays a/labels (2, 3), labels (2, 3); name"),
+        (["x"], "y", "f: holds the arrays x (2, 3); there is no y"),
+        ([], None, "f: holds the arrays (none); name one of them by data.key"),
+    ],
+)
+def test_the_array_of_a_file_is_the_one_asked_for_or_the_only_one(
+    names: list[str], key: str | None, chosen: Any
+) -> None:
+    shapes = dict.fromkeys(names, (2, 3))
+    if isinstance(chosen, tuple):
+        assert choose_array(shapes, key, "f") == chosen
+        return
+    with pytest.raises(DataError) as caught:
+        choose_array(shapes, key, "f")
+    assert str(caught.value).startswith(chosen)
+    with pytest.raises(DataError) as caught:
+        choose_array(dict.fromkeys(names), key, "f")
+    assert str(caught.value).startswith(chosen.replace(" (2, 3)", "")), "where none is known"
+
+
+def test_a_data_set_that_lies_elsewhere_is_refused_as_items_and_as_labels(tmp_path: Path) -> None:
+    write(tmp_path / "other.h5", x=LEVELS[:9], labels=np.arange(9))
+    for name, elsewhere in (("items", "x"), ("labels", "labels")):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            for kind, shape in (("x", (9, 8, 12, 3)), ("labels", (9,))):
+                if kind == elsewhere:
+                    layout = h5py.VirtualLayout(shape, "u1" if kind == "x" else "i8")
+                    layout[:] = h5py.VirtualSource(tmp_path / "other.h5", kind, shape)
+                    file.create_virtual_dataset(kind, layout)
+                else:
+                    file[kind] = np.zeros(shape, np.uint8)
+        with (
+            (tmp_path / f"{name}.h5").open("rb") as opened,
+            pytest.raises(DataError, match=rf"^f: /{elsewhere} lies in other files; copy it"),
+        ):
+            read_hdf5(opened, None, "f")
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".zarr"])
+def test_what_is_read_of_a_file_is_told(tmp_path: Path, suffix: str) -> None:
+    def read(path: Path, key: str | None = None) -> FoundArray:
+        if suffix == ".zarr":
+            return read_zarr(str(path), key, "f")
+        with path.open("rb") as file:
+            return read_hdf5(file, key, "f")
+
+    both = write(tmp_path / f"both{suffix}", x=LEVELS[:5], labels=np.arange(5))
+    found = read(both)
+    np.testing.assert_array_equal(found.items, LEVELS[:5])
+    np.testing.assert_array_equal(found.labels, np.arange(5))  # type: ignore[arg-type]
+    assert read(both, "labels").labels is None
+    for dtype in (np.float16, np.float64, np.uint16, np.int32):
+        path = write(tmp_path / f"{np.dtype(dtype)}{suffix}", x=LEVELS[:5].astype(dtype))
+        assert read(path).items.dtype == dtype
+        assert read(path).labels is None
+    wrong = write(tmp_path / f"truth{suffix}", x=np.ones(5, bool))
+    with pytest.raises(DataError, match=r"^f: holds bool, not numbers$"):
+        read(wrong)
+    if suffix == ".zarr":
+        zarr.save_array(tmp_path / "one.zarr", LEVELS[:5])
+        assert read(tmp_path / "one.zarr")[1] is None
+        with pytest.raises(DataError, match=r"^f: is one array; leave data\.key out \(null\)$"):
+            read(tmp_path / "one.zarr", "x")
+    (tmp_path / "text.h5").write_text("hello")
+    with (
+        (tmp_path / "text.h5").open("rb") as file,
+        pytest.raises(DataError, match=r"^f: cannot be read: .*signature"),
+    ):
+        read_hdf5(file, None, "f")
 
 
 def test_nothing_beyond_the_file_is_read(tmp_path: Path) -> None:

@@ -49,6 +49,52 @@ def test_what_a_schema_may_leave_out() -> None:
     assert dates.array(np.array([3.0, 4.0])).equals(days)  # type: ignore[attr-defined]
 
 
+def test_a_share_of_missing_values_is_one() -> None:
+    assert NumberColumn(name="x", type="double", low=0, high=1).missing == 0
+    for share in (0, 1):
+        assert BooleanColumn(name="x", missing=share).option_count == 2 + share
+    for share in (-0.01, 1.01):
+        with pytest.raises(ValidationError, match="missing"):
+            BooleanColumn(name="x", missing=share)
+
+
+def test_rows_are_those_of_the_beginning_and_of_the_seed_0_unless_told() -> None:
+    identifier, nothing = COLUMNS[2], np.zeros((2, 0), np.float32)
+    assert identifier.decode(nothing).to_pylist() == ["C7", "C8"]
+    assert identifier.decode(nothing, 2).to_pylist() == ["C9", "C10"]
+    counts = {"others": tuple("bcdefgh"), "other_counts": (1,) * 7}
+    rare = CategoryColumn(name="x", type="string", categories=("a",), **counts)
+    codes = np.tile(np.float32([0, 1]), (30, 1))
+    assert rare.decode(codes).equals(rare.decode(codes, 0, None, 0))
+    assert not rare.decode(codes).equals(rare.decode(codes, 0, None, 1))
+
+
+def test_a_code_has_a_number_and_a_choice_only_where_there_is_one() -> None:
+    """One option is no choice; of none, nothing is left."""
+    ends: dict[str, Any] = {"name": "x", "type": "int64", "low": 0, "high": 9, "decimals": 0}
+    for own, values, width in (
+        ({"quantiles": (0, 9)}, [0, 9], 1),
+        ({"quantiles": (0, 9), "missing": 0.5}, [0, None], 3),
+        ({"quantiles": (0, 9), "spikes": (4,)}, [4, 9], 3),
+        ({"spikes": (4, 6)}, [4, 6], 2),
+        ({"spikes": (4,)}, [4, 4], 0),
+        ({"spikes": (4,), "missing": 0.5}, [None, 4], 2),
+    ):
+        column = NumberColumn(**{**ends, **own})
+        array = pa.array(values)
+        code = column.encode(array)
+        assert code.shape == (2, width)
+        assert code.dtype == np.float32
+        assert sum(part.width for part in column.parts) == width
+        assert column.decode(code).equals(array)
+        if width > 1:
+            assert (code[:, bool(column.quantiles) :].sum(axis=1) == 1).all()
+            asked = column.restrict(Condition(one_of=(4,)))
+            assert len(asked) == width + bool(column.quantiles)
+            made = column.decode(np.zeros((3, width), np.float32), 0, Condition(one_of=(4,)))
+            assert made.to_pylist() == [4] * 3
+
+
 def test_a_time_is_told_as_the_column_writes_it() -> None:
     dates = COLUMNS[6]
     assert dates.in_words() == {"low": "1970-01-01", "high": "1970-01-10"}

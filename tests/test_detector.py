@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import nn
 
 from models import champions, registry
@@ -112,6 +113,8 @@ def test_statistics_of_linear_networks_have_a_closed_form(tmp_path: Path) -> Non
     expected = np.sort(distances, axis=1)[:, :5].mean(axis=1)
     found = feature_distances(model, item_features(model, known), x)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+    found = feature_distances(model, item_features(model, known[:3]), x)
+    np.testing.assert_allclose(found, distances[:, :3].mean(axis=1), rtol=1e-4)  # of all there are
 
 
 def test_an_encoder_learns_to_project(tmp_path: Path) -> None:
@@ -236,6 +239,10 @@ def test_an_artifact_keeps_its_detector(tmp_path: Path) -> None:
     loaded = load_detector(copy, again)
     assert loaded is not None
     assert loaded.card == CARD
+    with pytest.raises(ValidationError, match="frozen"):
+        loaded.card.seed = 1  # type: ignore[misc]
+    assert not any(parameter.requires_grad for parameter in loaded.encoder.parameters())
+    assert not any(module.training for module in loaded.encoder.modules())
     items, _ = some_items(model)
     for first, second in zip(made.examine(items), loaded.examine(items), strict=True):
         assert first.tobytes() == second.tobytes()

@@ -76,6 +76,80 @@ def test_a_folded_generator_writes_over_nothing_of_its_input() -> None:
     assert [type(module) for module in folded[1:]] == [ReLU, nn.Linear, nn.LeakyReLU, ReLU]
 
 
+def normalised(kind: type[Any], features: int, **own: Any) -> Any:
+    """A batch normalisation that has seen data."""
+    module = kind(features, eps=0.1, **own)
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if value.is_floating_point():
+            nn.init.uniform_(value.data, 0.3, 2) if "var" in name else nn.init.normal_(value.data)
+    return module
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("own", [{}, {"affine": False}, {"track_running_stats": False}])
+def test_normalisations_of_all_layers_are_folded(bias: bool, own: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    flat, maps = nn.BatchNorm1d, nn.BatchNorm2d
+    networks: list[tuple[tuple[int, ...], int, list[nn.Module]]] = [
+        ((4,), 1, [nn.Linear(4, 5, bias=bias), normalised(flat, 5, **own)]),
+        ((2, 6, 6), 1, [nn.Conv2d(2, 3, 3, bias=bias), normalised(maps, 3, **own), nn.ReLU()]),
+        ((2, 6, 6), 1, [nn.ConvTranspose2d(2, 3, 3, bias=bias), normalised(maps, 3, **own)]),
+        (
+            (4,),
+            2,
+            [
+                nn.Linear(4, 12, bias=bias),
+                nn.Unflatten(1, (3, 2, 2)),
+                normalised(maps, 3, **own),
+                ReLU(),
+                nn.ConvTranspose2d(3, 2, 3, bias=bias),
+                normalised(maps, 2, **own),
+            ],
+        ),
+        (  # of two in a row the first alone follows a layer
+            (4,),
+            2,
+            [
+                normalised(flat, 4, **own),
+                nn.Linear(4, 6, bias=bias),
+                normalised(flat, 6, **own),
+                normalised(flat, 6, **own),
+                nn.Linear(6, 5, bias=bias),
+                normalised(flat, 5, **own),
+            ],
+        ),
+    ]
+    for shape, folding, layers in networks:
+        network = nn.Sequential(*layers).eval().double()
+        folded: Any = fold(network)
+        x = torch.randn(7, *shape, dtype=torch.float64)
+        torch.testing.assert_close(folded(x), network(x), rtol=1e-9, atol=1e-11)
+        before, left = (sum(isinstance(m, BATCH) for m in modules) for modules in (network, folded))
+        is_known = own.get("track_running_stats", True)
+        assert before - left == (folding if is_known else 0)
+        for place, module in enumerate(folded):
+            if is_known and isinstance(folded[min(place + 1, len(folded) - 1)], nn.Identity):
+                assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_activations_are_in_place_where_nothing_else_needs_their_input() -> None:
+    network = nn.Sequential(
+        *(ReLU(), nn.Linear(4, 4), LeakyReLU(0.3), LeakyReLU(0.3)),
+        *(nn.Linear(4, 8), nn.Unflatten(1, (2, 2, 2)), ReLU()),
+        *(nn.Conv2d(2, 2, 1), nn.Identity(), ReLU(), nn.Flatten(), ReLU()),
+    ).eval()
+    folded: Any = fold(network)
+    x = torch.randn(3, 4)
+    before = x.clone()
+    torch.testing.assert_close(folded(x), network(before))
+    assert torch.equal(x, before), "an input is the caller's"
+    kinds = {i: type(folded[i]) for i in (0, 2, 3, 6, 9, 11)}
+    own = {0: ReLU, 2: nn.LeakyReLU, 3: LeakyReLU, 6: nn.ReLU, 9: nn.ReLU, 11: ReLU}
+    assert kinds == own
+    assert all(folded[i].inplace for i in (2, 6, 9))
+    assert folded[2].negative_slope == 0.3
+
+
 def test_the_record_says_which_forward_is_used(tmp_path: Path) -> None:
     batch = {"normalization": "batch"}
     folder = make_artifact(tmp_path / "image", generator=batch)

@@ -140,11 +140,18 @@ def test_what_known_cells_decide(model: Model) -> None:
 def test_rare_combinations_fit_known_cells(model: Model) -> None:
     assert model.table is not None
     table = orders()
-    for city, region in set(zip(*(table[n].to_pylist() for n in ("city", "region")), strict=True)):
-        rows = pa.table({"region": [region] * 50, "city": [None] * 49 + [city]})
-        completed = model.impute(rows.cast(pa.schema({"region": "str", "city": "str"})), 5)
-        assert rule_shares(model.table, completed)["combination(city, region)"] == 1.0
-        assert set(completed["region"].to_pylist()) == {region}
+    pairs = sorted(set(zip(*(table[n].to_pylist() for n in ("city", "region")), strict=True)))
+    rows = pa.table(
+        {
+            "region": [region for _, region in pairs for _ in range(50)],
+            "city": [known for city, _ in pairs for known in (*[None] * 49, city)],
+        },
+        pa.schema({"region": "str", "city": "str"}),
+    )
+    completed = model.impute(rows, 5)
+    assert rule_shares(model.table, completed)["combination(city, region)"] == 1.0
+    assert completed["region"].to_pylist() == rows["region"].to_pylist()
+    assert completed["city"].to_pylist()[49::50] == [city for city, _ in pairs]
 
 
 def test_each_seed_completes_a_row_with_another_rare_combination() -> None:

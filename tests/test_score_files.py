@@ -332,6 +332,9 @@ def test_what_holds_no_items_is_left_out_and_said_once_for_each_path(images: Arr
     for i in range(6):
         name = f"{'cats/' * (i > 2)}{i}.png"
         np.testing.assert_array_equal(found[f"photos/{name}"], images[i])
+    Path("photos/00.txt").write_text("before the images")
+    found, said = read(served, "photos")
+    assert (len(found), len(said)) == (6, 2)
     for path in ("photos/notes.txt", "absent"):
         with pytest.raises(UserError, match=f"^{path}: ") as caught:
             read(served, "photos/0.png", path)
@@ -412,6 +415,13 @@ def test_arrays_of_other_sizes_and_channels_are_resized_only_as_training_did() -
                 read(served, "a.npy")
     np.save("a.npy", np.repeat(rng.integers(0, 256, (2, 8, 8, 1), np.uint8), 3, axis=3))
     assert len(read(plain, "a.npy")[0]) == 2, "colours that are grey"
+    clear = rng.integers(0, 256, (2, 8, 8, 2), np.uint8)[..., [0, 0, 0, 1]]
+    np.save("a.npy", clear)
+    assert len(read(plain, "a.npy")[0]) == 2, "and their transparency is none"
+    for shape in ((8, 8), (1, 2, 8, 8, 1)):
+        saved(*shape)
+        with pytest.raises(UserError, match=r"^a\.npy: the model takes items of shape"):
+            read(plain, "a.npy")
     np.save("a.npy", np.zeros((2, 9, 9, 1)))  # floats are in no picture's form
     with pytest.raises(UserError, match="resize brings images"):
         read(grey, "a.npy")

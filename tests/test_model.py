@@ -13,7 +13,7 @@ import torch
 
 from models import sampling
 from models.artifact import SERVED, SUMS, load_artifact
-from models.distance import DistributionsDiffer
+from models.distance import Distance, DistributionsDiffer
 from models.errors import ArtifactError, ClassError, ConditionError, ShapeError, UserError
 from models.images import fit
 from models.model import QUANTILE_LEVELS, Model
@@ -339,4 +339,7 @@ def test_what_is_downloaded_goes_with_what_needed_it(
 
 
 def test_what_differs_is_said_where_a_test_fails() -> None:
-    assert str(DistributionsDiffer("a is not b")) == "a is not b"
+    distance = Distance(1.0, 0.5, "a is not b", {}, np.negative)
+    error = DistributionsDiffer("a is not b", distance)
+    assert str(error) == "a is not b"
+    assert error.distance is distance

@@ -461,6 +461,31 @@ def test_what_is_missing_is_said_without_what_is_there() -> None:
         ),
         ({"constraint": {"kind": "sandwich"}, "critic": {"activation": "relu"}}, None),
         ({"training": {"optimizer": "rmsprop"}}, None),
+        (
+            {"constraint": {"kind": "gradient_penalty", "rescale_adam": True, "every": 2}},
+            None,
+        ),
+        (
+            {"constraint": {"kind": "gradient_penalty", "rescale_adam": True, "every": 2}}
+            | {"training": {"optimizer": "rmsprop"}},
+            r"^constraint\.rescale_adam: training\.optimizer is rmsprop; set another",
+        ),
+        (
+            {"constraint": {"kind": "gradient_penalty", "rescale_adam": True}},
+            r"^constraint: rescale_adam: is for lazy evaluation",
+        ),
+        (
+            {"privacy": {"epsilon": 1.0}, "training": {"precision": "bf16"}},
+            r"^privacy: training\.precision: only fp32 is private$",
+        ),
+        (
+            {"privacy": {"epsilon": 1.0}, "training": {"critic_step": "captured"}},
+            r"^privacy: training\.critic_step: a private step has one way only",
+        ),
+        (
+            {"privacy": {"epsilon": 1.0}, "constraint": {"kind": "max_gradient_penalty"}},
+            r"^privacy: constraint max_gradient_penalty: .*; use another$",
+        ),
         ({"training": {"micro_batch_size": 4}}, None),
         (
             {"training": {"micro_batch_size": 4}, "generator": {"normalization": "batch"}},

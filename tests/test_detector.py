@@ -177,6 +177,8 @@ def test_to_be_rounded_makes_no_item_strange(tmp_path: Path) -> None:
     detector = with_detector(model, np.repeat(statistic * (1 - 1e-6), 50))
     assert detector.examine(item).p_values == 1
     assert detector.examine(item * 1.01).p_values == pytest.approx(1 / 51)
+    longest = float(detector.reference.norm(dim=1).max())
+    assert detector.rounding == pytest.approx(1e-5 * longest)
 
 
 def test_the_distances_do_not_need_all_features_twice(tmp_path: Path) -> None:
@@ -221,6 +223,8 @@ def test_blame_is_the_share_of_each_column(tmp_path: Path) -> None:
     residuals = np.random.default_rng(0).random((6, model.shape[0])).astype(np.float32)
     residuals[0] = 0
     blame = detector.blame(residuals)
+    for name, share in detector.blame(residuals * 1e-3).items():  # whatever their size
+        np.testing.assert_allclose(share, blame[name], rtol=1e-5)
     for i, name in enumerate(names):
         expected = residuals[1:, owners == i].sum(axis=1) / residuals[1:].sum(axis=1)
         np.testing.assert_allclose(blame[name][1:], expected, rtol=1e-5)
@@ -233,7 +237,7 @@ def test_blame_is_the_share_of_each_column(tmp_path: Path) -> None:
 def test_an_artifact_keeps_its_detector(tmp_path: Path) -> None:
     source, copy = make_artifact(tmp_path / "artifact", "rgb"), tmp_path / "copy"
     model = load_artifact(source)
-    made = with_detector(model)
+    made = with_detector(model, np.array([0, 0.5, 0.5, 2]))  # ties are in order
     made.save(source, copy)
     again = load_artifact(copy)
     loaded = load_detector(copy, again)

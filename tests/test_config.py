@@ -520,6 +520,8 @@ def test_what_is_missing_is_said_without_what_is_there() -> None:
         ),
         ({"privacy": {"epsilon": 1.0}, "training": {"critic_step": "eager"}}, None),
         ({"privacy": {"epsilon": 1.0, "public": "schema"}}, None),
+        ({"privacy": {}}, r"^privacy: set epsilon or noise_multiplier, one of the two"),
+        ({"privacy": {"epsilon": 1.0, "noise_multiplier": 1.0}}, r"^privacy: set epsilon or noise"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused_and_the_others_taken(

@@ -145,6 +145,14 @@ def test_a_value_that_a_copys_type_does_not_have_is_named() -> None:
         complete(schema, rows, lambda _: rows, 0, 0)
 
 
+def test_a_whole_number_that_floats_do_not_have_is_no_copy() -> None:
+    for kind, largest in ((pa.float64(), 2**53), (pa.float32(), 2**24)):
+        values = pa.chunked_array([[largest, -largest]])
+        assert converted(values, kind).to_pylist() == [largest, -largest]
+        with pytest.raises(DataError, match=rf"^not {kind}: .*{largest + 1}"):
+            converted(pa.chunked_array([[largest + 1]]), kind)
+
+
 def test_a_copy_in_another_type_comes_back() -> None:
     whole = pa.array(RNG.integers(10, 99, N))
     every = pa.int64(), pa.decimal128(2, 0), pa.int8(), pa.float32()

@@ -1,25 +1,46 @@
 """`create_app`: a service made from settings, in this process; nothing is made by importing."""
 
 import asyncio
+import gc
+import json
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from time import monotonic as clock
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import httpx
 import pytest
+from pydantic import BaseModel, RootModel, field_validator
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Message
 
 from models.artifact import load_artifact
+from service import endpoint
 from service.app import App, create_app
-from service.endpoint import Context, Endpoint, model_headers
+from service.endpoint import (
+    LARGE_BODY,
+    Context,
+    Endpoint,
+    json_content,
+    model_headers,
+    parse_json,
+    read_json,
+)
 from service.endpoints import ENDPOINTS
+from service.limits import SMALL_BODY
 from service.openapi import TEXT
+from service.problems import BadRequest
 from service.served import Served
 from service.settings import Settings
 from tests.artifacts import make_artifact
+from tests.servers import is_problem
 
 
 def made(**settings: object) -> App:
@@ -122,3 +143,253 @@ def test_any_registry_name_can_be_sent_in_a_header(tmp_path: Path, name: str) ->
     assert sent.isprintable()
     assert unquote(sent) == served.version
     assert sent == served.version or name != "digits"
+
+
+class Noted(BaseModel):
+    """A body that notes how it is read."""
+
+    text: str
+    by: ClassVar[list[tuple[bool, bool]]] = []
+    """Whether it was the event loop's thread, and whether garbage was collected meanwhile."""
+
+    @field_validator("text")
+    @classmethod
+    def note(cls, text: str) -> str:
+        cls.by.append((threading.current_thread() is threading.main_thread(), gc.isenabled()))
+        return text
+
+
+def body_of(size: int) -> bytes:
+    return b'{"text": "%s"}' % (b"x" * (size - 12))
+
+
+def request_with(body: bytes, media_type: str) -> Request:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(
+        {"type": "http", "headers": [(b"content-type", media_type.encode())]}, receive
+    )  # fmt: skip
+
+
+def test_a_large_body_is_read_beside_the_loop_and_a_very_large_one_alone(tmp_path: Path) -> None:
+    context = made(WGAN_MODEL=str(tmp_path / "none")).context
+    Noted.by.clear()
+
+    async def read() -> None:
+        for size in (100, SMALL_BODY, SMALL_BODY + 1, LARGE_BODY, LARGE_BODY + 1):
+            assert len(body_of(size)) == size
+            found = await read_json(context, request_with(body_of(size), "application/json"), Noted)
+            assert len(found.text) == size - 12
+            async with context.turn(bytes(size)):
+                assert context.one_large.must_wait is (size > LARGE_BODY)
+        assert not context.one_large.must_wait
+
+    asyncio.run(read())
+    assert Noted.by == [(True, True), (True, True), (False, True), (False, True), (False, False)]
+    assert gc.isenabled()
+    with pytest.raises(BadRequest, match="not JSON"):
+        parse_json(b"x" * (LARGE_BODY + 1), Noted)
+    assert gc.isenabled()
+
+
+def test_json_says_what_it_is_and_is_not_all_that_python_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for media_type in ("application/json", "Application/JSON ; charset=utf-8"):
+        assert asyncio.run(json_content(request_with(b"1", media_type))) == b"1"
+    for media_type in ("", "text/json", "charset=utf-8; application/json"):
+        with pytest.raises(HTTPException, match="application/json, or what else") as caught:
+            asyncio.run(json_content(request_with(b"1", media_type), ", or what else"))
+        assert caught.value.status_code == 415
+    monkeypatch.setattr(endpoint, "MAX_LISTS", 3)
+    monkeypatch.setattr(endpoint, "MAX_OBJECTS", 2)
+    anything = RootModel[Any]
+    for content, says in (
+        (b"[[[]]]", None),
+        (b"[[[[]]]]", "over 3 lists, or 2 objects"),
+        (b"[{}, {}]", None),
+        (b"[{}, {}, {}]", "over 3 lists, or 2 objects"),
+        (b"NaN", "the body is not JSON"),
+        (b"[Infinity]", "the body is not JSON"),
+        (b"{", "the body is not JSON"),
+    ):
+        if says is None:
+            assert parse_json(content, anything).root == json.loads(content)
+            continue
+        with pytest.raises(BadRequest, match=says):
+            parse_json(content, anything)
+
+
+def test_a_query_names_what_the_endpoint_takes_once_each(tmp_path: Path) -> None:
+    app = made(WGAN_MODEL=str(make_artifact(tmp_path / "artifact", "vector")))
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        version = (await client.get("/v1/model")).json()["version"]
+        for query, wrong in (
+            ("", {}),
+            (f"model={version}", {}),
+            ("modle=champion", {"/modle": "is no parameter of this endpoint"}),
+            ("model=champion&model=champion", {"/model": "is given twice"}),
+            ("model=", {"/model": "should have 1 to 4000 characters"}),
+            (f"model={'a' * 4001}", {"/model": "should have 1 to 4000 characters"}),
+            ("a=1&b=2&a=3", dict.fromkeys(("/a", "/b"), "is no parameter of this endpoint")),
+        ):
+            answer = await client.get(f"/v1/model?{query}")
+            assert answer.status_code == (400 if wrong else 200)
+            if wrong:
+                errors = is_problem(answer, 400)["errors"]
+                assert isinstance(errors, list)
+                assert {error["path"]: error["message"] for error in errors} == wrong
+        is_problem(await client.get(f"/v1/model?model={'a' * 4000}"), 404)
+        # Of an endpoint whose description names no parameters too; of probes nothing is checked.
+        is_problem(await client.get("/v1/models?model=champion"), 400)
+        assert (await client.get("/metrics?a=1")).status_code == 200
+
+    talk(app, ask)
+
+
+def test_samples_count_against_their_caller_s_rate(tmp_path: Path) -> None:
+    app = made(
+        WGAN_MODEL=str(make_artifact(tmp_path / "artifact", "vector")), WGAN_SAMPLES_PER_SECOND="1"
+    )
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        assert (await client.post("/v1/samples", json={"count": 1000})).status_code == 200
+        refused = await client.post("/v1/samples", json={"count": 1})
+        is_problem(refused, 429)
+        assert 900 < int(refused.headers["retry-after"]) <= 1000
+
+    talk(app, ask)
+
+
+def test_the_record_of_a_model_tells_what_its_artifact_says(tmp_path: Path) -> None:
+    """But for its history, classes that the model has not seen, and the folder of its data."""
+    artifact = make_artifact(
+        tmp_path / "artifact", class_counts={"a": 3, "b": 0, "c": 4}, data={"source": "x/cats.npy"}
+    )
+    model = load_artifact(artifact)
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        answer = await client.get("/v1/model")
+        found = answer.json()
+        assert answer.headers["x-model-version"] == found["version"] == model.digest[:12]
+        assert answer.headers["x-constraint"] == "gradient_penalty"
+        assert found["role"] == "champion"
+        assert found["digest"] == model.digest
+        assert found["shape"] == [1, 8, 8]
+        assert found["score_percentiles"] == model.quantiles[::10].tolist()
+        assert len(found["score_percentiles"]) == 101
+        assert found["detector"] is None
+        assert found["data"]["classes"] == ["a", "c"]
+        assert found["data"]["class_counts"] == [3, 4]
+        assert found["data"]["source"] == "test"
+        assert found["config"]["data"]["source"] == "cats.npy"
+        assert "history" not in found
+        assert found["results"] == model.run.results.model_dump(mode="json")
+
+    talk(made(WGAN_MODEL=str(artifact)), ask)
+
+
+def test_a_picture_is_sent_to_those_who_do_not_have_it(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "artifact", "vector")
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        whole = await client.get("/v1/model/samples.png")
+        tag = whole.headers["etag"]
+        assert whole.content == (artifact / "samples.png").read_bytes()
+        assert whole.headers["content-type"] == "image/png"
+        assert tag == f'"{load_artifact(artifact).digest}"'
+        for named, has_it in (
+            (tag, True),
+            (f"W/{tag}", True),
+            (f'"other", W/{tag}', True),
+            ("*", True),
+            ('"other"', False),
+            (tag.strip('"'), False),
+            ("", False),
+        ):
+            answer = await client.get("/v1/model/samples.png", headers={"if-none-match": named})
+            assert answer.status_code == (304 if has_it else 200)
+            assert answer.content == (b"" if has_it else whole.content)
+            for name in ("etag", "x-model-version", "cache-control", "vary"):
+                assert answer.headers[name] == whole.headers[name]
+        assert (whole.headers["cache-control"], whole.headers["vary"]) == ("no-cache", "Accept")
+        accept = {"accept": "application/octet-stream"}
+        answer = await client.get("/v1/model/samples.png", headers=accept)
+        assert answer.headers["content-type"] == accept["accept"]
+        listed = (await client.get("/v1/models")).json()
+        assert (listed["names"], listed["models"]) == (["artifact"], [])
+        assert [row["role"] for row in listed["serving"]] == ["champion"]
+
+    talk(made(WGAN_MODEL=str(artifact)), ask)
+
+
+def test_drift_is_told_of_a_full_window(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "artifact", "vector")
+    far = load_artifact(artifact).sample(seed=1, count=50) * 100
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        few = (await client.get("/v1/drift")).json()
+        assert (few["window"], few["items"], few["level"]) == (50, 0, 0.99)
+        assert few["distance"] is few["drifted"] is few["lower_bound"] is None
+        assert (await client.post("/v1/scores", json={"samples": far.tolist()})).status_code == 200
+        answer = await client.get("/v1/drift")
+        found = answer.json()
+        assert answer.headers["x-model-version"] == found["version"]
+        assert found["items"] == 50
+        assert found["distance"] > found["threshold"] == few["threshold"]
+        assert found["drifted"] is True
+
+    talk(made(WGAN_MODEL=str(artifact), WGAN_DRIFT_WINDOW=50), ask)
+
+    async def ask_without(client: httpx.AsyncClient) -> None:
+        assert "WGAN_DRIFT_WINDOW" in str(is_problem(await client.get("/v1/drift"), 404)["detail"])
+
+    talk(made(WGAN_MODEL=str(artifact)), ask_without)
+
+
+def test_a_worker_among_others_accepts_nothing_before_its_models_were_tried(
+    tmp_path: Path,
+) -> None:
+    artifact = make_artifact(tmp_path / "artifact", "vector")
+    app = made(WGAN_MODEL=str(artifact), WGAN_WORKERS=2)
+    asyncio.run(app.start())
+    assert app.is_ready
+
+
+def test_a_server_that_is_told_to_end_is_unready_for_a_while_first(tmp_path: Path) -> None:
+    """And ends at once when it is told again."""
+    artifact = make_artifact(tmp_path / "artifact", "vector")
+    stopped = list[tuple[float, int]]()
+    before = signal.signal(signal.SIGTERM, lambda number, _: stopped.append((clock(), number)))
+    own = signal.getsignal(signal.SIGTERM)
+
+    async def drain(seconds: str, again: bool) -> float:
+        signal.signal(signal.SIGTERM, own)
+        stopped.clear()
+        app = made(WGAN_MODEL=str(artifact), WGAN_DRAIN_SECONDS=seconds)
+        await app.start()
+        await asyncio.to_thread(app.context.holders.champions_tried.wait, 60)
+        assert app.is_ready
+        assert (signal.getsignal(signal.SIGTERM) is own) is (seconds == "0")
+        began = clock()
+        signal.raise_signal(signal.SIGTERM)
+        if seconds != "0":
+            assert app.is_leaving
+            assert not app.is_ready
+            assert not stopped
+        if again:
+            signal.raise_signal(signal.SIGTERM)
+        while not stopped:
+            await asyncio.sleep(0.01)
+        ((ended, number),) = stopped
+        assert number == signal.SIGTERM
+        return ended - began
+
+    try:
+        assert asyncio.run(drain("0.1", False)) >= 0.1
+        asyncio.run(drain("1000", True))
+        asyncio.run(drain("0", False))
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -346,3 +346,137 @@ def test_an_answer_is_cut_off_by_the_fault_of_who_took_the_time(
     scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
     asyncio.run(Guard(StreamingResponse(content()), Keys(None))(scope, receive, send))
     assert exchange_of(scope).status == status
+
+
+class Clockwork(asyncio.SelectorEventLoop):
+    """A loop whose time passes at once where nothing is left to do; it begins at 100 seconds."""
+
+    now = 100.0
+
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            self.now = max(self.now, self._scheduled[0].when())  # type: ignore[attr-defined]
+        super()._run_once()  # type: ignore[misc]
+
+
+class Client:
+    """A connection whose client reads so many bytes a second, of what is never written whole."""
+
+    def __init__(
+        self, since: float, peer: str = "a", patience: float = 1e9, rate: float | None = None
+    ) -> None:
+        self.since, self.peer, self.patience = since, peer, patience
+        self.rate, self.is_idle, self.awaits_client = rate, False, True
+        self.ended: tuple[float, str] | None = None
+
+    def unread(self) -> int | None:
+        now = asyncio.get_running_loop().time()
+        return None if self.rate is None else int(10**9 - self.rate * (now - self.since))
+
+    def give_up(self, reason: str) -> None:
+        self.ended = asyncio.get_running_loop().time(), reason
+
+
+def watched(limit: int = 1000) -> tuple[Connections, Gauge, Counter]:
+    gauge, closed = Gauge("a", "b", registry=None), Counter("c", "d", ["reason"], registry=None)
+    watch = Connections(gauge, closed)
+    watch.limit = limit
+    return watch, gauge, closed
+
+
+def of(counter: Counter, reason: str) -> float:
+    return float(counter.labels(reason)._value.get())
+
+
+def test_a_connection_is_closed_once_it_has_stayed_as_it_is_for_longer_than_it_may() -> None:
+    async def run() -> None:
+        watch, gauge, closed = watched()
+        clients = [Client(100, patience=p) for p in (5, 5.5, 30)]
+        for client in clients:
+            watch.add(client)
+        await asyncio.sleep(1)
+        assert gauge._value.get() == 3
+        await asyncio.sleep(9)
+        assert [c.ended for c in clients] == [(106, "no_request"), (106, "no_request"), None]
+        assert gauge._value.get() == 1
+        clients[2].since = 120  # something came
+        watch.remove(clients[0])  # as its protocol says, once it is closed
+        await asyncio.sleep(40)
+        assert clients[2].ended is None
+        await asyncio.sleep(1.5)
+        assert clients[2].ended == (151, "no_request")
+        assert (gauge._value.get(), of(closed, "no_request")) == (0, 3)
+
+    with asyncio.Runner(loop_factory=Clockwork) as runner:
+        runner.run(run())
+
+
+def test_a_reader_is_measured_over_ten_seconds_at_a_time() -> None:
+    """And anew, once it has taken enough for the next piece of an answer, or has read fast."""
+    least = connections.LEAST_RATE
+
+    async def run() -> None:
+        watch, _, closed = watched()
+        slow, exact, fast, other = (Client(100, rate=r * least) for r in (0.5, 1, 1.5, 0.5))
+        stops, taker, gone = (Client(100, rate=r * least) for r in (2, 0, 0))
+        watch.add(Client(100))  # all are looked at when the first comes, then every second
+        for client in (slow, exact, fast, stops, taker, gone):
+            watch.add(client)
+        await asyncio.sleep(5.5)
+        watch.has_read(taker)
+        watch.remove(gone)
+        await asyncio.sleep(6)
+        assert slow.ended == (111, "slow_reader")
+        stops.rate, stops.since = 0, 0
+        other.rate = None  # nothing of its is in the way
+        watch.add(other)
+        await asyncio.sleep(20)
+        assert stops.ended == (121, "slow_reader")
+        assert taker.ended == (116, "slow_reader")
+        assert exact.ended is fast.ended is gone.ended is other.ended is None
+        assert of(closed, "slow_reader") == 3
+
+    with asyncio.Runner(loop_factory=Clockwork) as runner:
+        runner.run(run())
+
+
+def test_of_too_many_connections_those_of_who_has_most_go_the_idle_and_the_oldest_first(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        watch, _, closed = watched(limit=32)
+        many = [Client(100 - i, "many") for i in range(20)]
+        few = [Client(0, "few") for _ in range(12)]
+        for client in many[:3]:
+            client.is_idle = True
+        many[2].awaits_client = False  # it waits for us
+        for client in (*many, *few):
+            watch.add(client)
+        assert of(closed, "crowded") == 0, "as many as can be are no crowd"
+        newest = Client(-100, "many")
+        watch.add(newest)
+        gone = [c for c in (*many, *few, newest) if c.ended]
+        # A sixteenth of 32, and one: two that are idle, then the one that has waited longest.
+        assert gone == [many[0], many[1], many[19]]
+        assert {c.ended for c in gone} == {(100, "crowded")}
+        assert of(closed, "crowded") == 3
+        for client in (*many, *few, newest):
+            client.awaits_client = False
+        more = [Client(0, "few") for _ in range(3)]
+        for client in more:
+            client.awaits_client = False
+            watch.add(client)
+        # Where nobody can be asked to go it is the newest.
+        assert [bool(client.ended) for client in more] == [False, False, True]
+        assert of(closed, "crowded") == 4
+        for seconds, lines in ((59, 1), (1, 2)):
+            await asyncio.sleep(seconds)
+            watch.add(Client(0, "few"))
+            assert len(caplog.records) == lines
+
+    with asyncio.Runner(loop_factory=Clockwork) as runner:
+        runner.run(run())
+    assert "33 connections are open, as many as can be, 21 of them from many" in caplog.text

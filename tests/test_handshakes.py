@@ -6,9 +6,9 @@ import resource
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -16,6 +16,7 @@ import uvicorn
 import uvloop
 from prometheus_client import Counter, Gauge
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.responses import Response
 from uvicorn.server import ServerState
 
 from service.connections import SHARE_OF_FILES, Connections
@@ -138,34 +139,122 @@ def test_a_connection_over_tls_is_used_again(server: Https) -> None:
         assert answers(connection) == [200]
 
 
-@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+
+
+class Listening(NamedTuple):
+    """A server in this process."""
+
+    port: int
+    watch: Connections
+    closed: Counter
+    context: ssl.SSLContext
+    """Of its clients."""
+    protocols: list[TlsProtocol]
+    """One for each connection."""
+
+    async def until(self, is_true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not is_true():
+                await asyncio.sleep(0.001)
+
+    async def open(
+        self, context: ssl.SSLContext | None = None
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port, ssl=context)
+
+    def count(self, reason: str) -> float:
+        return float(self.closed.labels(reason)._value.get())
+
+
+@contextlib.asynccontextmanager
+async def listening(folder: Path, limit: int) -> AsyncIterator[Listening]:
+    closed = Counter("c", "d", ["reason"], registry=None)
+    watch = Connections(Gauge("a", "b", registry=None), closed)
+    watch.limit = limit
+    cert, key = write_certificate(folder, "wgan")
+    members = {"watch": watch, "certificate": Certificate(cert, key), "direct": {}}
+    protocol = type("Protocol", (TlsProtocol,), members)
+    config = uvicorn.Config(Response("served"), log_config=None)
+    config.load()
+    protocols = list[TlsProtocol]()
+
+    def accept() -> asyncio.Protocol:
+        made = protocol(config, ServerState(), {}, None)
+        assert isinstance(made, TlsProtocol)
+        protocols.append(made)
+        return made
+
+    server = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
+    try:
+        port = server.sockets[0].getsockname()[1]
+        context = ssl.create_default_context(cafile=cert)
+        yield Listening(port, watch, closed, context, protocols)
+    finally:
+        server.close()
+
+
+@LOOPS
 def test_a_connection_for_which_there_is_no_room_is_closed(
     tmp_path: Path, new_loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
-    async def app(scope: object, receive: object, send: object) -> None: ...
-
-    closed = Counter("c", "d", ["reason"], registry=None)
-    watch = Connections(Gauge("a", "b", registry=None), closed)
-    watch.limit = 0
-    certificate = Certificate(*write_certificate(tmp_path, "wgan"))
-    protocol = type("Protocol", (TlsProtocol,), {"watch": watch, "certificate": certificate})
-    config = uvicorn.Config(app, log_config=None)
-    config.load()
-
-    async def connect() -> bytes:
-        def accept() -> asyncio.Protocol:
-            made = protocol(config, ServerState(), {}, None)
-            assert isinstance(made, asyncio.Protocol)
-            return made
-
-        listening = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
-        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
-        try:
-            return await asyncio.wait_for(reader.read(), 10)
-        finally:
-            writer.close()
-            listening.close()
+    async def connect() -> tuple[bytes, float]:
+        async with listening(tmp_path, 0) as server:
+            reader, writer = await server.open()
+            try:
+                return await asyncio.wait_for(reader.read(), 10), server.count("crowded")
+            finally:
+                writer.close()
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        assert runner.run(connect()) == b""
-    assert closed.labels("crowded")._value.get() == 1
+        assert runner.run(connect()) == (b"", 1)
+
+
+@LOOPS
+def test_a_connection_is_known_from_its_handshake_to_its_end(
+    tmp_path: Path, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    faults = list[dict[str, Any]]()
+
+    async def connect() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: faults.append(told))
+        async with listening(tmp_path, 100) as server:
+            known = server.watch._open
+            reader, writer = await server.open(server.context)
+            (spoken,) = server.protocols
+            assert known == {spoken}
+            for _ in range(2):
+                writer.write(LIVE)
+                assert b"200 OK" in await reader.readuntil(b"served")
+            assert (spoken.client or ("", 0))[0] == "127.0.0.1"
+            assert known == {spoken}
+            writer.close()
+            await server.until(lambda: not known)
+            half = b"\x16\x03\x01\x02"
+            for sent, reason in ((LIVE, "no_tls"), (half, "given up"), (b"", "left")):
+                reader, writer = await server.open()
+                await server.until(lambda: len(known) == 1)
+                (silent,) = known
+                assert silent.unread() is None
+                writer.write(sent)
+                if reason == "given up":
+                    await asyncio.sleep(0.01)
+                    silent.give_up("no_request")
+                if reason == "left":
+                    writer.close()
+                await server.until(lambda: not known)
+                if reason != "left":
+                    # Its end, perhaps after an alert of TLS.
+                    assert b"HTTP" not in await asyncio.wait_for(reader.read(), 10)
+                    writer.close()
+                assert server.count("no_tls") == 1, "of the one that did not speak TLS"
+            reader, writer = await server.open(server.context)
+            (spoken,) = known
+            spoken.give_up("no_request")
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+            writer.close()
+            await server.until(lambda: not known)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(connect())
+    assert not faults

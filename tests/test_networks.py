@@ -1,7 +1,10 @@
 """Networks: shapes, depth as asked, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from models.errors import ConfigError
@@ -14,6 +17,7 @@ from models.networks import (
     image_sizes,
 )
 from models.networks.parts import ConditionalNorm, Residual, channels_after, normalization
+from models.networks.settings import NetworkConfig, size_problem
 
 
 @pytest.mark.parametrize(
@@ -144,3 +148,58 @@ def test_channels_double_up_to_eight_times_the_width() -> None:
 def test_instance_normalisation_has_a_gain_and_an_offset_for_each_channel() -> None:
     (norm,) = normalization("instance", 4, image=True)
     assert {name: p.shape for name, p in norm.named_parameters()} == {"weight": (4,), "bias": (4,)}
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "least", "most"),
+    [
+        (GeneratorConfig, "width", 0, None),
+        (CriticConfig, "depth", 0, 100),
+        (GeneratorConfig, "latent_size", 1, None),
+    ],
+)
+def test_sizes_have_bounds(
+    config: type[NetworkConfig], name: str, least: int, most: int | None
+) -> None:
+    for size in (least, 100 if most is None else most):
+        assert getattr(config(**{name: size}), name) == size
+    for size in (least - 1, 10**6 if most is None else most + 1):
+        with pytest.raises(ValidationError, match=name):
+            config(**{name: size})
+
+
+def test_a_share_of_activations_may_be_dropped_but_not_all() -> None:
+    assert CriticConfig().dropout == 0
+    for share in (0.0, 0.99):
+        assert CriticConfig(dropout=share).dropout == share
+    for share in (-0.01, 1.0):
+        with pytest.raises(ValidationError, match="dropout"):
+            CriticConfig(dropout=share)
+
+
+@pytest.mark.parametrize(
+    ("config", "option"),
+    [
+        (CriticConfig, {"start": "orthogonal"}),
+        (CriticConfig, {"equalized": True}),
+        (GeneratorConfig, {"skips": True}),
+        (GeneratorConfig, {"self_modulation": True}),
+        (CriticConfig, {"minibatch_statistics": True}),
+    ],
+)
+def test_an_option_is_off_and_is_written_when_it_is_set(
+    config: type[NetworkConfig], option: dict[str, Any]
+) -> None:
+    """So that records of models that do without it stay as they were."""
+    ((name, value),) = option.items()
+    assert getattr(config(), name) in (False, "default")
+    assert name not in config().model_dump()
+    assert config(**option).model_dump()[name] == value
+
+
+@pytest.mark.parametrize("side", [(7, 8), (8, 7), (257, 256), (256, 257), (8, 257)])
+def test_both_sides_of_images_are_bounded(side: tuple[int, int]) -> None:
+    assert size_problem(8, 256) is size_problem(256, 8) is size_problem(8, 8) is None
+    found = size_problem(*side)
+    assert found is not None
+    assert f"{side[1]}x{side[0]} pixels; networks take sides of 8 to 256" in found

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import http.server
 import os
+import re
 import socket
 import socketserver
 import sqlite3
@@ -12,7 +13,9 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import aiohttp
 import numpy as np
 import psycopg2
 import pytest
@@ -24,14 +27,28 @@ from botocore.exceptions import (
     ReadTimeoutError,
 )
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, TEMPORARILY_UNAVAILABLE
-from sqlalchemy.exc import OperationalError
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    PERMISSION_DENIED,
+    REQUEST_LIMIT_EXCEEDED,
+    RESOURCE_DOES_NOT_EXIST,
+    TEMPORARILY_UNAVAILABLE,
+)
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 import wgan_cli
 from models import bulk, registry, remote, tracking_server
 from models.artifact import load_artifact
 from models.config import DataConfig
-from models.errors import AwayError, DataError, RegistryError, UnreachableError
+from models.errors import (
+    AbsentError,
+    AwayError,
+    DataError,
+    ForbiddenError,
+    MachineError,
+    RegistryError,
+    UnreachableError,
+)
 from models.registry_errors import failure
 from tests.artifacts import make_artifact
 from tests.s3 import KEY, SECRET, disconnect, s3_server
@@ -431,3 +448,119 @@ def test_a_run_counts_as_registered_while_the_registry_is_away_and_not_at_a_wron
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://host")
     with pytest.raises(RegistryError, match="unsupported URI"):
         _register_once(model, tmp_path, print)
+
+
+class _Answered(Exception):
+    """As requests raise it: the answer is at hand."""
+
+    def __init__(self, status: object) -> None:
+        super().__init__(f"status {status}")
+        self.response = SimpleNamespace(status_code=status)
+
+
+def test_each_status_of_http_is_a_refusal_or_a_fault_that_may_pass() -> None:
+    """Those that may pass say nothing of the request: see RFC 9110, 15, and RFC 6585, 4."""
+    passing = {408, 425, 429, 500, 502, 503, 504}
+    says = dict.fromkeys((401, 403, 407), "access denied") | dict.fromkeys((404, 410), "no such")
+    for status in range(400, 600):
+        found = remote.fault("http://a/b", _Answered(status))
+        assert isinstance(found, DataError), status
+        assert isinstance(found, UnreachableError) is (status in passing), status
+        assert str(found).startswith(f"http://a/b: {says.get(status, 'the server answered')}")
+        assert str(status) in str(found)
+    for nothing in (399, 304, 200, None, "404"):
+        assert remote.fault("http://a/b", _Answered(nothing)) is None
+
+
+def test_a_file_that_may_not_be_read_says_more_than_its_status() -> None:
+    error = PermissionError(errno.EACCES, "Forbidden")
+    error.__cause__ = answered("AccessDenied", 403)
+    assert remote.http_status(error) == 403
+    assert remote.fault("s3://a/b", error) is None
+
+
+def test_the_cause_of_an_error_says_if_it_may_pass() -> None:
+    def because(cause: BaseException) -> DataError | None:
+        error = FileNotFoundError("http://a/b")  # as fsspec has it, whatever happened
+        error.__cause__ = cause
+        return remote.fault("http://a/b", error)
+
+    no_host = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    cut, strange = ssl.SSLEOFError(8, "EOF occurred"), ssl.SSLError(1, "[SSL: ...]")
+    cut.reason, strange.reason = "UNEXPECTED_EOF", "WRONG_VERSION_NUMBER"  # as OpenSSL's have it
+    for cause, passes, says in (
+        (ConnectionResetError(errno.ECONNRESET, "reset\nby peer"), True, "reset by peer"),
+        (TimeoutError(), True, "cannot be reached: TimeoutError"),
+        (aiohttp.ClientPayloadError("cut off"), True, "cannot be reached: cut off"),
+        (cut, True, "cannot be reached"),
+        (strange, False, r"no TLS connection \(WRONG_VERSION_NUMBER\)"),
+        (no_host, False, r"no such host \(Name or service not known\)"),
+    ):
+        found = because(cause)
+        assert isinstance(found, DataError), cause
+        assert isinstance(found, UnreachableError) is passes, cause
+        assert re.search(says, str(found)), found
+    for cause in (ValueError("no image"), socket.gaierror(socket.EAI_AGAIN, "try again")):
+        assert because(cause) is None
+    busy = aiohttp.ClientConnectionError("no connection")  # as aiohttp has it of a name server
+    busy.__cause__ = socket.gaierror(socket.EAI_AGAIN, "try again")
+    assert isinstance(because(busy), UnreachableError)
+
+
+def test_what_does_not_pass_is_asked_once_and_the_rest_once_more_than_there_are_waits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waited = list[float]()
+    monkeypatch.setattr(remote.time, "sleep", waited.append)
+    monkeypatch.setattr(remote, "WAITS", (1.0, 2.0))
+    for status, waits in ((404, []), (503, [1.0, 2.0])):
+        error, asked = _Answered(status), list[int]()
+
+        def step(error: Exception = error, asked: list[int] = asked) -> None:
+            asked.append(1)
+            raise error
+
+        with pytest.raises(DataError) as caught:
+            remote.reached("http://a/b", step)
+        assert caught.value.__cause__ is error
+        assert waited == waits
+        assert len(asked) == 1 + len(waits)
+    assert "trying again in 2 s" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (AbsentError("x"), AbsentError),
+        (of_system(errno.ENOSPC), MachineError),
+        (MlflowException("[Errno 28] No space left on device"), MachineError),
+        (MlflowException("[Errno 2] No such file"), RegistryError),
+        (MlflowException("unsupported URI 'x'", INVALID_PARAMETER_VALUE), RegistryError),
+        (MlflowException("no such alias", INVALID_PARAMETER_VALUE), AbsentError),
+        (MlflowException("no such run", RESOURCE_DOES_NOT_EXIST), AbsentError),
+        (MlflowException("not for you", PERMISSION_DENIED), ForbiddenError),
+        (answered("AccessDenied", 401), ForbiddenError),
+        (answered("AccessDenied", 403), ForbiddenError),
+        (answered("PaymentRequired", 402), RegistryError),
+        (answered("NoSuchKey", 404), RegistryError),
+        (MlflowException("the request failed with error code 503 != 200"), AwayError),
+        (MlflowException("the request failed with error code 501 != 200"), RegistryError),
+        (MlflowException("503 Server Error: busy for url"), AwayError),
+        (MlflowException("400 Client Error: Connection refused, says a page"), RegistryError),
+        (MlflowException("Max retries exceeded (Connection refused)"), AwayError),
+        (MlflowException("Max retries exceeded (certificate verify failed)"), RegistryError),
+        (MlflowException("certificate verify failed"), RegistryError),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), AwayError),
+        (InterfaceError("", {}, Exception("gone"), connection_invalidated=True), AwayError),
+        (InterfaceError("", {}, Exception("gone")), RegistryError),
+        (
+            OperationalError("", {}, Exception("permission denied"), connection_invalidated=True),
+            RegistryError,
+        ),
+    ],
+    ids=repr,
+)
+def test_an_error_of_a_registry_has_a_kind(error: Exception, kind: type[RegistryError]) -> None:
+    """Of the error itself, or of its text where no number is left."""
+    message = "it failed" if isinstance(error, OSError) else str(error)
+    assert type(failure(message, error)) is kind

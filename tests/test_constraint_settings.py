@@ -7,6 +7,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from models.constraints import CONSTRAINTS, Constraint
+from models.constraints.fit import misfit
+from models.networks import CriticConfig
 
 HYPERPARAMETERS: dict[str, dict[str, Any]] = {
     "weight_clipping": {"clip_value": 0.01, "target_lipschitz": None},
@@ -156,6 +158,32 @@ def test_gradients_of_each_sample_rule_batch_normalisation_out(kind: str) -> Non
     }
     assert CONSTRAINTS[kind].per_sample == (kind not in of_weights)
     assert CONSTRAINTS[kind].needs_dropout == (kind == "consistency")
+
+
+@pytest.mark.parametrize("kind", CONSTRAINTS)
+def test_a_constraint_says_which_critics_it_does_not_take(kind: str) -> None:
+    """And nothing of those that it takes, whatever else would be wrong under another one."""
+    constraint = CONSTRAINTS[kind]()
+    plain: dict[str, Any] = {"dropout": 0.5 if constraint.needs_dropout else 0.0}
+    groups_are_wrong = constraint.per_sample and kind != "zero_centered_penalty"
+    slopes = ("relu", "leaky_relu", "tanh", "softplus")
+    for changes, is_wrong, says in (
+        ({}, False, ""),
+        ({"dropout": 0.3}, False, ""),
+        ({"dropout": 0.0}, kind == "consistency", "critic.dropout: consistency compares"),
+        ({"normalization": "layer"}, False, ""),
+        ({"normalization": "batch"}, constraint.per_sample, "critic.normalization: 'batch'"),
+        ({"minibatch_statistics": True}, groups_are_wrong, "critic.minibatch_statistics: "),
+        *(({"activation": name}, False, "") for name in slopes),
+        ({"activation": "abs"}, kind == "sandwich", "set critic.activation to relu, leaky_relu, "),
+        ({"activation": "abs"}, kind == "sandwich", "tanh or softplus, or take cayley or bjorck"),
+    ):
+        said = misfit(constraint, kind, CriticConfig(**{**plain, **changes}))
+        if is_wrong:
+            assert said is not None
+            assert says in said
+        else:
+            assert said is None
 
 
 def test_a_constraint_that_adds_nothing() -> None:

@@ -1,6 +1,7 @@
 """Equalised layers: He's constant, weights that constraints see, and plain ones for serving."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from models.artifact import load_artifact
 from models.constraints import Constraint, NoConstraint, WeightClipping, WeightDecay
@@ -179,3 +181,23 @@ def test_a_transposed_convolution_computes_with_the_scaled_kernel() -> None:
     x = torch.randn(2, 3, 5, 5)
     kernel: Tensor = trained_weight(layer)[0] * 0.25
     torch.testing.assert_close(layer(x), F.conv_transpose2d(x, kernel, None, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("prepare", "factor"),
+    [
+        (lambda layer: layer, 1.0),
+        (lambda layer: equalize(layer, 0.25), 0.25),
+        (lambda layer: parametrize.register_parametrization(layer, "weight", nn.Tanh()), 1.0),
+    ],
+    ids=["plain", "equalized", "of another rule"],
+)
+def test_what_is_trained_of_a_layer_is_known_with_its_factor(
+    prepare: Callable[[nn.Linear], object], factor: float
+) -> None:
+    layer = nn.Linear(3, 2)
+    prepare(layer)
+    trained, by = trained_weight(layer)
+    assert by == factor
+    assert any(trained is parameter for parameter in layer.parameters())
+    assert trained.shape == (2, 3)

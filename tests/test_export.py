@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ import yaml
 import wgan_cli
 from models.artifact import load_artifact
 from models.errors import ExportError
-from models.export import check, folder, formats
-from models.export.graphs import _convolution_gradient, _pooling_gradient, graphs
+from models.export import check, folder, formats, layouts
+from models.export.graphs import Graph, _convolution_gradient, _pooling_gradient, graphs
+from models.folding import fold
 from models.model import Model
+from models.tables import Value
+from models.tables.layout import place
 from tests.artifacts import make_artifact
 from tests.code_blocks import to_run
 from tests.test_commands import WITHOUT, run_python
@@ -167,6 +171,121 @@ def test_an_export_that_computes_something_else_is_refused(kind: str, tmp_path: 
         check.check_critic(made, run(critic, next(iter(critic.inputs)), 1))
 
 
+def own(made: Model, change: Callable[[Any], Any]) -> formats.Run:
+    """A generator that makes the model's own samples, and then changes them."""
+
+    def run(inputs: Any) -> Any:
+        made_of = made.decode(inputs["latents"], inputs.get("labels"))
+        return change(np.concatenate(list(made_of)))
+
+    return run
+
+
+def refused(made: Model, change: Callable[[Any], Any]) -> str:
+    """What is said of a generator whose samples are changed; empty if nothing is."""
+    try:
+        check.check_generator(made, own(made, change))
+    except ExportError as error:
+        return str(error)
+    return ""
+
+
+def test_samples_may_differ_by_a_hundred_thousandth_of_what_networks_see(tmp_path: Path) -> None:
+    """Of 1 for small numbers, of themselves for large ones; and by a step of rounding."""
+    made = model(tmp_path, "vector")
+    *_, last = (m for m in made.generator.modules() if isinstance(m, torch.nn.Linear))
+    with torch.no_grad():
+        last.weight[1] *= 1000
+        last.bias[:] = torch.tensor([0.0, 5000])
+    made.forward = fold(made.generator)
+
+    def moved(column: int, by: float) -> Callable[[Any], Any]:
+        def change(samples: Any) -> Any:
+            samples[:, column] += by * np.maximum(1, abs(samples[:, column]))
+            return samples
+
+        return change
+
+    assert abs(made.sample(0, 64)[:, 0]).max() < 0.9
+    for column in (0, 1):
+        for sign in (-1, 1):
+            assert not refused(made, moved(column, sign * 0.7e-5))
+            assert "50.0% of the values differ" in refused(made, moved(column, sign * 1.5e-5))
+    assert "gives float64 (1, 2), not float32 (1, 2)" in refused(made, lambda s: s.astype(float))
+    assert "gives float32 (1, 1), not float32 (1, 2)" in refused(made, lambda s: s[:, :1])
+    assert "other samples" in refused(made, lambda s: s + np.float32("nan"))
+    made.scaling.offset += 1e8  # where a step is 8
+    for steps, is_refused in ((1, False), (2, True)):
+        for end in (-np.inf, np.inf):
+
+            def step(samples: Any, steps: int = steps, end: float = end) -> Any:
+                for _ in range(steps):
+                    samples = np.nextafter(samples, np.float32(end))
+                return samples
+
+            assert bool(refused(made, step)) is is_refused
+
+
+def test_of_rows_the_rank_of_a_number_and_the_share_of_an_option_may_differ(
+    tmp_path: Path,
+) -> None:
+    made = model(tmp_path, "rows")
+    assert made.table is not None
+    places = list(place(made.table.parts))
+    value = next(p.code.start for p in places if isinstance(p.part, Value))
+    option = next(p.code.start for p in places if not isinstance(p.part, Value))
+
+    def moved(column: int, by: float) -> Callable[[Any], Any]:
+        def change(codes: Any) -> Any:
+            density = np.exp(-(codes[:, value] ** 2) / 2) / (2 * np.pi) ** 0.5
+            codes[:, column] += by / (density if column == value else 1)
+            return codes
+
+        return change
+
+    for column in (value, option):
+        for sign in (-1, 1):
+            assert not refused(made, moved(column, sign * 0.7e-5))
+            assert "other samples" in refused(made, moved(column, sign * 1.5e-5))
+
+
+def test_a_pixel_of_another_grey_is_refused(tmp_path: Path) -> None:
+    made = model(tmp_path, class_counts={"a": 3, "b": 5})
+
+    def brighter(images: Any) -> Any:
+        images[0, 0, 0, 0] += 1
+        return images
+
+    assert not refused(made, lambda images: images)
+    assert "1.6% of the values differ by more than 1e-05" in refused(made, brighter)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-50, 20), (-20, 50), (-1e-9, 1e-9)])
+def test_scores_may_differ_by_a_hundred_thousandth_of_the_largest(
+    low: float, high: float, tmp_path: Path
+) -> None:
+    """Of those of the model's own scores that the artifact keeps, too."""
+    made = model(tmp_path, class_counts={"a": 3, "b": 5})
+    made.quantiles = np.zeros_like(made.quantiles)
+    made.quantiles[[0, -1]] = low, high
+    size = max(abs(low), abs(high))
+
+    def run(by: float) -> formats.Run:
+        def changed(inputs: Any) -> Any:
+            scores = made.score(inputs["items"], inputs["labels"])
+            return scores + np.float32(by * max(size, abs(scores).max()))
+
+        return changed
+
+    for sign in (-1, 1):
+        check.check_critic(made, run(sign * 0.7e-5))
+        with pytest.raises(ExportError, match=r"by up to 1\.5e-05 of the largest"):
+            check.check_critic(made, run(sign * 1.5e-5))
+    for wrong in (lambda i: run(0)(i)[:, None], lambda i: run(0)(i) + np.float32("nan")):
+        with pytest.raises(ExportError, match="other scores"):
+            check.check_critic(made, wrong)
+
+
 def test_a_refused_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise ExportError("no")
@@ -237,6 +356,37 @@ def test_layouts_of_triton_and_kserve(tmp_path: Path) -> None:
     manifest = yaml.safe_load((out / "inference-service.yaml").read_text())
     assert manifest["kind"] == "InferenceService"
     assert manifest["spec"]["predictor"]["model"]["modelFormat"] == {"name": "triton"}
+
+
+def test_triton_is_told_of_each_tensor_without_its_rows() -> None:
+    inputs = {"latents": torch.zeros(3, 4), "labels": torch.zeros(3, dtype=torch.long)}
+    graph = Graph(None, inputs, "items")  # type: ignore[arg-type]
+    said = layouts.triton_config("tiny", graph, torch.zeros(3, 8, 9, 1, dtype=torch.uint8))
+    assert said.splitlines() == [
+        'name: "tiny"',
+        'backend: "onnxruntime"',
+        f"max_batch_size: {layouts.MAX_BATCH}",
+        'input [ { name: "latents" data_type: TYPE_FP32 dims: [ 4 ] } ]',
+        'input [ { name: "labels" data_type: TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] } } ]',
+        'output [ { name: "items" data_type: TYPE_UINT8 dims: [ 8, 9, 1 ] } ]',
+        "dynamic_batching { }",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("m2", "m2"),
+        ("My Model_1.", "my-model-1"),
+        ("2024", "wgan-2024"),
+        ("a" * 60, "a" * 50),
+        ("a" * 49 + "-bc", "a" * 49),
+    ],
+)
+def test_kserve_is_given_a_name_that_it_allows(name: str, allowed: str) -> None:
+    manifest = yaml.safe_load(layouts.kserve_manifest(name))
+    assert manifest["metadata"]["name"] == allowed
+    assert manifest["spec"]["predictor"]["model"]["storageUri"] == f"s3://BUCKET/{name}"
 
 
 def fields(text: str) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.constraints import CONSTRAINTS
 from models.lipschitz import certify, steepest_slope
-from models.networks import CriticConfig, build_critic
+from models.networks import CriticConfig, GeneratorConfig, build_critic, build_generator
 from models.networks.conditional import WithLabels
 from models.networks.rows import RestrictionSampler, RowHeads
 from models.tables.layout import LARGEST_SCORE, Choice, Part, Value, place, restriction_width
@@ -106,6 +106,34 @@ def test_a_softmax_is_over_the_allowed_options() -> None:
     torch.testing.assert_close(found, powers / powers.sum())
 
 
+def test_each_part_has_its_own_inputs_and_its_place_in_a_code() -> None:
+    """What comes in are numbers, then choices by their number of options."""
+    heads = RowHeads(PARTS)
+    assert not heads.state_dict(), "its indices are no weights"
+    torch.manual_seed(0)
+    x = torch.randn(4, WIDTH, dtype=torch.float64)
+    forbidden = torch.zeros(4, RESTRICTIONS, dtype=torch.float64)
+    forbidden[:, 1] = forbidden[:, 11] = 1  # options of the first choice and of the last
+    shares = {
+        0: (x[:, 5:8], forbidden[:, 0:3]),
+        3: (x[:, 3:5], forbidden[:, 7:9]),
+        4: (x[:, 8:11], forbidden[:, 9:12]),
+    }
+    numbers = {1: x[:, 0:1], 2: x[:, 1:2], 5: x[:, 2:3]}
+    found = heads(x, forbidden)
+    start = 0
+    for number, part in enumerate(PARTS):
+        own = found[:, start : start + part.width]
+        if number in numbers:
+            torch.testing.assert_close(own, numbers[number], rtol=0, atol=0.01)
+        else:
+            logits, without = shares[number]
+            powers = torch.exp(logits / 0.5) * (1 - without)
+            torch.testing.assert_close(own, powers / powers.sum(dim=1, keepdim=True))
+        start += part.width
+    assert start == WIDTH
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradients_are_finite_everywhere(dtype: torch.dtype) -> None:
     x = torch.tensor([-1e6, -40.0, -6.0, 0.0, 6.0, 40.0, 1e6], dtype=dtype)
@@ -141,6 +169,53 @@ def test_conditions_are_of_every_kind() -> None:
     assert ((interval > 0.1) & raised & lowered).sum() > 50
     forbidden = drawn[:, :3].sum(dim=1)
     assert min((forbidden == k).sum() for k in (1, 2)) > 50
+
+
+def assert_share(found: Tensor, expected: float) -> None:
+    """Of independent cases, within four standard deviations."""
+    spread = (expected * (1 - expected) / found.numel()) ** 0.5
+    assert abs(float(found.double().mean()) - expected) < 4 * spread
+
+
+def test_how_many_parts_are_restricted_and_to_what() -> None:
+    torch.manual_seed(0)
+    count = 40_000
+    rows = real_rows(count, PARTS).clamp(max=3, min=-3)
+    places = list(place(PARTS))
+    draw = RestrictionSampler(PARTS, 0.5, CPU)
+    draw.exact = torch.ones(len(PARTS))  # so every restriction is seen
+    drawn = draw(rows)
+    assert_obeyed(PARTS, rows, drawn)
+    is_restricted = torch.stack([drawn[:, p.restriction].any(dim=1) for p in places], dim=1)
+    # Of a row under conditions each part is restricted with probability max(u^2, 1/6), u uniform.
+    middle = 6**-0.5
+    for number in range(len(PARTS)):
+        assert_share(is_restricted[:, number], 0.5 * (middle / 6 + (1 - middle**3) / 3))
+    assert_share(is_restricted.all(dim=1), 0.5 * (middle / 6**6 + (1 - middle**13) / 13))
+    for number, (part, code, restriction) in enumerate(places):
+        own = drawn[is_restricted[:, number], restriction]
+        if isinstance(part, Choice):
+            assert (own.sum(dim=1) == part.width - 1).all()
+        else:
+            value = rows[is_restricted[:, number], code][:, 0]
+            torch.testing.assert_close(own[:, 0] - LARGEST_SCORE, value)
+            torch.testing.assert_close(LARGEST_SCORE - own[:, 1], value)
+
+
+def test_a_range_is_cut_by_one_value_or_two_and_each_other_option_dropped_or_not() -> None:
+    torch.manual_seed(0)
+    draw = RestrictionSampler([Value()], 1.0, CPU)
+    draw.exact = torch.zeros(1)
+    ends = draw(torch.ones(20_000, 1)) > 0
+    assert ends.any(dim=1).all()
+    # Two cuts half the time, of which two thirds lie below 1: each is uniform in [-3, 3].
+    assert_share(ends.all(dim=1), 0.5 * 2 * (2 / 3) * (1 / 3))
+    assert_share(ends[:, 0] & ~ends[:, 1], 0.5 * 2 / 3 + 0.5 * (2 / 3) ** 2)
+    draw = RestrictionSampler([Choice(3)], 1.0, CPU)
+    draw.exact = torch.zeros(1)
+    dropped = draw(torch.eye(3)[torch.zeros(20_000, dtype=torch.long)]).sum(dim=1)
+    for number in range(3):
+        assert_share(dropped == number, 1 / 3)
 
 
 def test_a_condition_is_as_likely_for_every_row_that_meets_it() -> None:
@@ -245,6 +320,24 @@ def test_runs_on_tables_are_not_stacked(table: Dataset, tmp_path: Path) -> None:
     config = tiny_config("table", data={"source": table.card.source})
     with pytest.raises(NotStackable, match="conditions"):
         train_together([config], table, [tmp_path], [no_watch])
+
+
+def test_networks_without_restrictions_allow_everything() -> None:
+    torch.manual_seed(0)
+    settings = {"width": 4, "depth": 1}
+    generator = build_generator(GeneratorConfig(**settings, latent_size=3), (WIDTH,), parts=PARTS)
+    critic = build_critic(CriticConfig(**settings), (WIDTH,), parts=PARTS)
+    latents, everything = torch.randn(5, 3), torch.zeros(5, RESTRICTIONS)
+    rows = generator(latents)
+    assert torch.equal(rows, generator(latents, everything))
+    assert torch.equal(critic(rows), critic(rows, everything))
+    limits = RestrictionSampler(PARTS, 1.0, CPU)(real_rows(5, PARTS))
+    assert not torch.equal(rows, generator(latents, limits))
+    assert not torch.equal(critic(rows), critic(rows, limits))
+    made = generator.bfloat16()(latents.bfloat16(), limits)
+    assert made.dtype == torch.float32, "a bound must not be rounded"
+    assert_obeyed(PARTS, made, limits)
+    assert generator(latents.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", ["bjorck", "spectral_norm", "weight_clipping"])

@@ -153,6 +153,44 @@ def test_a_stage_with_dropout_is_held() -> None:
     assert [stage.is_recomputed for stage in stages] == [True, False, True, False, True]
 
 
+def recomputed(result: Tensor) -> int:
+    """Number of stages in a result's graph of which the inputs alone are held."""
+    seen, count = set[Any](), 0
+    nodes = [result.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            count += "_Recomputed" in node.name()
+            nodes += [following for following, _ in node.next_functions]
+    return count
+
+
+@pytest.mark.parametrize(("normalization", "classes"), [("none", 0), ("layer", 0), ("batch", 3)])
+def test_a_stage_is_a_layer_with_weights_and_what_follows_it(
+    normalization: Any, classes: int
+) -> None:
+    config = GeneratorConfig(
+        architecture="dcgan", width=2, depth=2, latent_size=3, normalization=normalization
+    )
+    network = staged(build_generator(config, (1, 16, 16), classes))
+    body = network if isinstance(network, Stages) else network.body
+    assert isinstance(body, Stages)
+    kinds = [type(stage[0]).__name__ for stage in body.stages()]
+    assert kinds == ["Linear", "ConvTranspose2d", "ConvTranspose2d"]
+    assert [layer for stage in body.stages() for layer in stage] == [*body]
+    given = [torch.randn(2, 3), *([torch.tensor([0, 2])] if classes else [])]
+    assert recomputed(network(*given)) == 3
+    body.recomputes = False
+    assert recomputed(network(*given)) == 0
+
+
+def test_a_layer_that_drops_nothing_is_computed_anew() -> None:
+    for share, count in ((0.0, 3), (0.5, 2)):
+        network = Stages(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2), nn.Dropout(share))
+        assert recomputed(network(torch.ones(1, 2, requires_grad=True))) == count
+
+
 def test_networks_with_skips_have_stages_inside() -> None:
     """Or their whole would be computed anew as one, which holds all of it in the backward pass."""
     options: dict[str, Any] = {"architecture": "dcgan", "width": 2, "depth": 2, "skips": True}

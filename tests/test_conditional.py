@@ -19,7 +19,7 @@ from models.errors import ClassError, ConfigError
 from models.formats import encode
 from models.model import Model
 from models.networks import CriticConfig, GeneratorConfig, build_critic, build_generator
-from models.networks.conditional import ProjectionCritic, WithLabels
+from models.networks.conditional import ProjectionCritic, WithLabels, repeated
 from models.networks.parts import ConditionalNorm
 from models.sampling import CHUNK, draw_labels
 from models.trained import TrainedModel
@@ -118,6 +118,14 @@ def test_the_critic_projects(architecture: str, shape: tuple[int, ...]) -> None:
     bound = WithLabels(critic, labels)
     torch.testing.assert_close(bound(x), critic(x, labels))
     torch.testing.assert_close(bound(torch.cat([x, 2 * x]))[6:], critic(2 * x, labels))
+
+
+def test_labels_are_repeated_as_often_as_there_are_batches() -> None:
+    one, two = torch.tensor([3]), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    assert repeated(one, 3).tolist() == [3, 3, 3]
+    assert repeated(two, 4).tolist() == [*two.tolist(), *two.tolist()]
+    assert repeated(two, 2).tolist() == two.tolist()
+    assert repeated(two[:0], 0).shape == (0, 3), "a private batch may have no rows"
 
 
 def test_constraints_reach_the_classes_vectors() -> None:

@@ -19,7 +19,8 @@ from models.export import folder
 from models.lipschitz import certify
 from models.networks import CriticConfig, build_critic
 from models.networks.conditional import WithLabels
-from models.networks.parts import MinibatchStatistics
+from models.networks.parts import MinibatchStatistics, Residual
+from models.networks.resnet import num_blocks
 from tests.artifacts import make_artifact, tiny_config
 from tests.conformance import critic_step, same
 from tests.runs import trained
@@ -94,6 +95,20 @@ def test_a_score_depends_on_its_group_in_training_and_on_itself_when_served(
     assert (whole != bound(other)).tolist() == [True] + [False] * 7
     again = bound(torch.cat([x[:1], other[1:].flip(0)]))
     torch.testing.assert_close(again[:1], whole[:1], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [("dcgan", nn.Conv2d), ("resnet", Residual)])
+@pytest.mark.parametrize("depth", [1, 2, 5, 7])
+def test_it_is_shown_to_the_last_convolution_or_block(
+    architecture: str, kind: type[nn.Module], depth: int
+) -> None:
+    critic = critic_of(architecture, 0, depth=depth)
+    assert critic(batch(4)).shape == (4,)
+    parts = [*critic.modules()]
+    at = next(i for i, part in enumerate(parts) if isinstance(part, MinibatchStatistics))
+    before, after = (sum(isinstance(m, kind) for m in part) for part in (parts[:at], parts[at:]))
+    layers = depth if architecture == "dcgan" else num_blocks(depth)
+    assert (before, after) == (max(layers - 1, 0), min(layers, 1))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

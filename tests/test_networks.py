@@ -203,3 +203,28 @@ def test_both_sides_of_images_are_bounded(side: tuple[int, int]) -> None:
     found = size_problem(*side)
     assert found is not None
     assert f"{side[1]}x{side[0]} pixels; networks take sides of 8 to 256" in found
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 9, 33)])
+def test_a_dcgan_generator_is_its_critic_s_mirror_image(
+    shape: tuple[int, int, int], depth: int
+) -> None:
+    """In its channels; and only what is no image, and no score, is normalised."""
+    settings: dict[str, Any] = {"architecture": "dcgan", "width": 3, "depth": depth}
+    settings |= {"normalization": "layer"}
+    critic = build_critic(CriticConfig(**settings), shape)
+    generator = build_generator(GeneratorConfig(**settings, latent_size=2), shape)
+    layers = (nn.Conv2d, nn.ConvTranspose2d)
+    inwards, outwards = (
+        [m for m in network.modules() if isinstance(m, layers)] for network in (critic, generator)
+    )
+    channels = [(m.in_channels, m.out_channels) for m in inwards]
+    assert channels == [(m.out_channels, m.in_channels) for m in reversed(outwards)]
+    halvings = len(image_sizes(*shape[1:], depth)) - 1
+    plain = depth - halvings
+    expected = [3] * plain + [min(3 * 2**i, 24) for i in range(halvings)]
+    assert [m.out_channels for m in inwards] == expected
+    assert [m.in_channels for m in inwards] == [shape[0], *expected[:-1]]
+    for network, count in ((critic, depth - 1), (generator, depth)):
+        assert sum(isinstance(m, nn.GroupNorm) for m in network.modules()) == count

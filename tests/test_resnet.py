@@ -1,10 +1,18 @@
 """Residual networks: depth as asked, any size, and exact second derivatives."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from models.networks import CriticConfig, GeneratorConfig, build_critic, build_generator
+from models.networks import (
+    CriticConfig,
+    GeneratorConfig,
+    build_critic,
+    build_generator,
+    image_sizes,
+)
 from models.networks.parts import Residual
 from models.networks.resnet import num_blocks
 
@@ -118,3 +126,52 @@ def test_per_sample_normalisation_keeps_samples_apart(normalization: str) -> Non
     critic = build_critic(config, (1, 16, 16))
     images = torch.randn(6, 1, 16, 16)
     torch.testing.assert_close(critic(images)[:2], critic(images[:2]))
+
+
+def of_block(block: Residual) -> tuple[int, int, bool, int]:
+    """Its channels, at both ends, whether it resizes, and its convolutions."""
+    branch, shortcut = ([*part.modules()] for part in (block.branch, block.shortcut))
+    convolutions = [m for m in branch if isinstance(m, nn.Conv2d)]
+    inputs, outputs = convolutions[0].in_channels, convolutions[-1].out_channels
+    resizing = (nn.AvgPool2d, nn.Upsample)
+    resizes = [any(isinstance(m, resizing) for m in part) for part in (branch, shortcut)]
+    assert resizes[0] == resizes[1]
+    matching = [m for m in shortcut if isinstance(m, nn.Conv2d)]
+    assert [(m.in_channels, m.out_channels, m.kernel_size) for m in matching] == [
+        (inputs, outputs, (1, 1))
+    ] * (inputs != outputs)
+    return inputs, outputs, resizes[0], len(convolutions)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 7, 9, 16])
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 9, 33)])
+def test_blocks_are_spread_over_resolutions_those_left_over_inwards(
+    shape: tuple[int, int, int], depth: int
+) -> None:
+    config: dict[str, Any] = {"architecture": "resnet", "width": 2, "depth": depth}
+    config |= {"normalization": "layer"}
+    critic = build_critic(CriticConfig(**config), shape)
+    generator = build_generator(GeneratorConfig(**config, latent_size=2), shape)
+    count = num_blocks(depth)
+    sizes = image_sizes(*shape[1:], count)
+    halvings = len(sizes) - 1
+    expected, channels = [], 2
+    for stage in range(halvings):
+        after = min(2 * 2**stage, 16)
+        for i in range(count // halvings + (stage >= halvings - count % halvings)):
+            expected.append((channels, after, i == 0, 2))
+            channels = after
+    if depth > 1 and depth % 2 == 0:
+        expected[-1] = (*expected[-1][:3], 1)
+    found = [of_block(m) for m in critic.modules() if isinstance(m, Residual)]
+    assert found == expected
+    mirrored = [of_block(m) for m in generator.modules() if isinstance(m, Residual)]
+    assert [(o, i, *rest) for i, o, *rest in reversed(mirrored)] == expected
+    for network in (critic, generator):
+        assert sum(isinstance(m, nn.GroupNorm) for m in network.modules()) == depth
+    maps = list[torch.Tensor]()
+    *_, pool = (m for m in critic.modules() if isinstance(m, nn.AvgPool2d))
+    pool.register_forward_hook(lambda _, given, made: maps.extend((*given, made)))
+    critic(generator(torch.randn(2, 2)))
+    assert maps[0].shape == (2, channels, *sizes[-1])
+    torch.testing.assert_close(maps[1][:, :, 0, 0], maps[0].mean(dim=(2, 3)))

@@ -66,6 +66,7 @@ def test_every_normalisation_follows_the_latent_and_the_class(
     else:
         assert generator.shift is not None
         assert generator.factor is not None
+        assert not generator.factor.weight.any(), "at first a class moves all latents alike"
         nn.init.normal_(generator.factor.weight)
         samples = generator(z, labels)
         e, f = (m.weight.detach().numpy() for m in (generator.shift, generator.factor))

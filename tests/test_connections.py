@@ -9,6 +9,7 @@ import re
 import resource
 import socket
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -266,7 +267,7 @@ def test_a_crowd_of_connections_shuts_nobody_out(
 def test_the_limit_leaves_files_for_the_rest(
     monkeypatch: pytest.MonkeyPatch, files: int, limit: int
 ) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda what: (files, files))
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (files, resource.RLIM_INFINITY))
     gauge, closed = Gauge("a", "b", registry=None), Counter("c", "d", registry=None)
     assert Connections(gauge, closed).limit == limit
 
@@ -421,13 +422,18 @@ def test_a_reader_is_measured_over_ten_seconds_at_a_time() -> None:
     async def run() -> None:
         watch, _, closed = watched()
         slow, exact, fast, other = (Client(100, rate=r * least) for r in (0.5, 1, 1.5, 0.5))
-        stops, taker, gone = (Client(100, rate=r * least) for r in (2, 0, 0))
+        stops, taker = (Client(100, rate=r * least) for r in (2, 0))
+        gone = Client(100, rate=0)
         watch.add(Client(100))  # all are looked at when the first comes, then every second
         for client in (slow, exact, fast, stops, taker, gone):
             watch.add(client)
         await asyncio.sleep(5.5)
         watch.has_read(taker)
         watch.remove(gone)
+        assert gone.ended is None
+        known = weakref.ref(gone)
+        del gone, client
+        assert known() is None, "nothing is kept of a connection that is closed"
         await asyncio.sleep(6)
         assert slow.ended == (111, "slow_reader")
         stops.rate, stops.since = 0, 0
@@ -436,7 +442,7 @@ def test_a_reader_is_measured_over_ten_seconds_at_a_time() -> None:
         await asyncio.sleep(20)
         assert stops.ended == (121, "slow_reader")
         assert taker.ended == (116, "slow_reader")
-        assert exact.ended is fast.ended is gone.ended is other.ended is None
+        assert exact.ended is fast.ended is other.ended is None
         assert of(closed, "slow_reader") == 3
 
     with asyncio.Runner(loop_factory=Clockwork) as runner:

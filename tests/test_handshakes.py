@@ -249,8 +249,10 @@ def test_a_connection_is_known_from_its_handshake_to_its_end(
                     writer.close()
                 assert server.count("no_tls") == 1, "of the one that did not speak TLS"
             reader, writer = await server.open(server.context)
-            (spoken,) = known
-            spoken.give_up("no_request")
+            (other,) = known
+            assert isinstance(other, TlsProtocol)
+            await server.until(lambda: other.transport is not None)
+            other.give_up("no_request")
             assert await asyncio.wait_for(reader.read(), 10) == b""
             writer.close()
             await server.until(lambda: not known)

@@ -40,6 +40,7 @@ from service.problems import BadRequest
 from service.served import Served
 from service.settings import Settings
 from tests.artifacts import make_artifact
+from tests.attacks import KEYS, bearer, line
 from tests.servers import is_problem
 
 
@@ -58,6 +59,25 @@ def talk(app: App, ask: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
             await ask(client)
 
     asyncio.run(run())
+
+
+def test_an_app_that_starts_says_who_may_ask_and_counts_from_0(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = made(WGAN_MODEL=str(make_artifact(tmp_path / "artifact", "vector")))
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        told = (await client.get("/metrics")).text
+        assert "wgan_worker_starts_total 1.0" in told
+        for reason in ("schema", "unknown_path"):
+            assert f'wgan_rejections_total{{reason="{reason}"}} 0.0' in told
+        assert (await client.get("/v1/models/")).status_code == 404, "only the exact path is known"
+        assert (await client.post("/v1/samples", json={"count": 0})).status_code == 400
+        told = (await client.get("/metrics")).text
+        assert 'wgan_rejections_total{reason="schema"} 1.0' in told
+
+    talk(app, ask)
+    assert "anybody may ask" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["image", "vector"])
@@ -202,6 +222,9 @@ def test_json_says_what_it_is_and_is_not_all_that_python_takes(
         with pytest.raises(HTTPException, match="application/json, or what else") as caught:
             asyncio.run(json_content(request_with(b"1", media_type), ", or what else"))
         assert caught.value.status_code == 415
+    with pytest.raises(BadRequest) as refused:
+        parse_json(b'{"text": 3}', Noted)
+    assert [error["path"] for error in refused.value.errors] == ["/text"]
     monkeypatch.setattr(endpoint, "MAX_LISTS", 3)
     monkeypatch.setattr(endpoint, "MAX_OBJECTS", 2)
     anything = RootModel[Any]
@@ -241,7 +264,8 @@ def test_a_query_names_what_the_endpoint_takes_once_each(tmp_path: Path) -> None
                 errors = is_problem(answer, 400)["errors"]
                 assert isinstance(errors, list)
                 assert {error["path"]: error["message"] for error in errors} == wrong
-        is_problem(await client.get(f"/v1/model?model={'a' * 4000}"), 404)
+        for name in ("a", "a" * 4000):
+            is_problem(await client.get(f"/v1/model?model={name}"), 404)
         # Of an endpoint whose description names no parameters too; of probes nothing is checked.
         is_problem(await client.get("/v1/models?model=champion"), 400)
         assert (await client.get("/metrics?a=1")).status_code == 200
@@ -318,6 +342,7 @@ def test_a_picture_is_sent_to_those_who_do_not_have_it(tmp_path: Path) -> None:
         accept = {"accept": "application/octet-stream"}
         answer = await client.get("/v1/model/samples.png", headers=accept)
         assert answer.headers["content-type"] == accept["accept"]
+        is_problem(await client.get("/v1/model/samples.png?model=other"), 404)
         listed = (await client.get("/v1/models")).json()
         assert (listed["names"], listed["models"]) == (["artifact"], [])
         assert [row["role"] for row in listed["serving"]] == ["champion"]
@@ -340,8 +365,14 @@ def test_drift_is_told_of_a_full_window(tmp_path: Path) -> None:
         assert found["items"] == 50
         assert found["distance"] > found["threshold"] == few["threshold"]
         assert found["drifted"] is True
+        is_problem(await client.get("/v1/drift?model=other"), 404)
+        served = app.context.holders.of("artifact").require(None)
+        app.context.windows._file(served).write_bytes(b"cut off")
+        told = is_problem(await client.get("/v1/drift"), 503)
+        assert "the recent scores cannot be read" in str(told["detail"])
 
-    talk(made(WGAN_MODEL=str(artifact), WGAN_DRIFT_WINDOW=50), ask)
+    app = made(WGAN_MODEL=str(artifact), WGAN_DRIFT_WINDOW=50)
+    talk(app, ask)
 
     async def ask_without(client: httpx.AsyncClient) -> None:
         assert "WGAN_DRIFT_WINDOW" in str(is_problem(await client.get("/v1/drift"), 404)["detail"])
@@ -353,9 +384,46 @@ def test_a_worker_among_others_accepts_nothing_before_its_models_were_tried(
     tmp_path: Path,
 ) -> None:
     artifact = make_artifact(tmp_path / "artifact", "vector")
-    app = made(WGAN_MODEL=str(artifact), WGAN_WORKERS=2)
-    asyncio.run(app.start())
-    assert app.is_ready
+
+    async def start(workers: int) -> bool:
+        app = made(WGAN_MODEL=str(artifact), WGAN_WORKERS=workers)
+        await app.start()
+        was_tried = app.context.holders.champions_tried.is_set()
+        await asyncio.to_thread(app.context.holders.champions_tried.wait, 60)
+        assert app.is_ready
+        return was_tried
+
+    assert [asyncio.run(start(workers)) for workers in (1, 2)] == [False, True]
+
+
+def test_a_request_is_refused_for_its_key_then_its_model_then_its_query(tmp_path: Path) -> None:
+    """Through the routes, and past the router."""
+    keys = tmp_path / "keys"
+    keys.write_text(line("all", KEYS["all"], "samples") + line("nobody", KEYS["nobody"], "scores"))
+    artifact = make_artifact(tmp_path / "artifact", "vector")
+    app = made(WGAN_MODEL=str(artifact), WGAN_API_KEYS_FILE=str(keys))
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        direct = httpx.ASGITransport(app.direct()["POST", "/v1/samples"])
+        async with httpx.AsyncClient(transport=direct, base_url="http://test") as past:
+            for path, key, query, status in (
+                ("/v1/models/other/samples", {}, {"a": "1"}, 401),
+                ("/v1/models/other/samples", bearer("nobody"), {"a": "1"}, 403),
+                ("/v1/models/other/samples", bearer("all"), {"a": "1"}, 404),
+                ("/v1/models/artifact/samples", bearer("all"), {"a": "1"}, 400),
+                ("/v1/samples", {}, {}, 401),
+                ("/v1/samples", bearer("nobody"), {}, 403),
+                ("/v1/samples", bearer("all"), {"a": "1"}, 400),
+                ("/v1/samples", bearer("all"), {}, 200),
+            ):
+                for one in (client, past) if path == "/v1/samples" else (client,):
+                    answer = await one.post(path, headers=key, params=query, json={"count": 2})
+                    assert answer.status_code == status
+                    assert answer.headers["x-request-id"]
+                    if status != 200:
+                        is_problem(answer, status)
+
+    talk(app, ask)
 
 
 def test_a_server_that_is_told_to_end_is_unready_for_a_while_first(tmp_path: Path) -> None:

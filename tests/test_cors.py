@@ -58,6 +58,11 @@ def test_a_page_asks_first(app: App) -> None:
         told = (await client.get("/metrics")).text
         counted = 'wgan_requests_total{endpoint="/v1/samples",model="artifact",status="401"} 1.0'
         assert counted in told
+        asking = {"origin": PAGE, "access-control-request-method": "GET"}
+        answer = await client.get("/v1/models", headers={**bearer("all"), **asking})
+        assert answer.status_code == 200
+        told = (await client.get("/metrics", headers=bearer("all"))).text
+        assert 'wgan_requests_total{endpoint="/v1/models",model="",status="200"} 1.0' in told
 
     talk(app, ask)
 

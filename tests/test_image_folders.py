@@ -5,6 +5,7 @@ import os
 import tarfile
 import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 from models.artifact import load_artifact
 from models.config import DataConfig
 from models.errors import DataError
+from models.file_trees import folder_files, is_litter
 from models.formats import encode
 from models.images import encode_png
 from tests.artifacts import make_artifact, tiny_config
@@ -152,6 +154,23 @@ def test_a_folder_that_cannot_be_read_is_an_error(
     monkeypatch.setattr(os, "listdir", refuse)
     with pytest.raises(DataError, match=r"access denied \(.*/b"):
         load(folder)
+
+
+def test_what_systems_leave_and_what_wgan_wrote_is_passed_over(tmp_path: Path) -> None:
+    for name in (".a/b.png", "a/.b/c.png", "a/__MACOSX/b.png", "Thumbs.db", "a/desktop.ini", ".b"):
+        assert is_litter(name)
+    for name in ("a.b/c.png", "a/Thumbs.db.png", "MACOSX/b"):
+        assert not is_litter(name)
+    files = ("b/1.png", "a/2.png", "0.png", "z.png", ".c/3.png", "model/run.json", "model/4.png")
+    for name in (*files, "model/SHA256SUMS", "half/run.json", "m/run.json", "m/SHA256SUMS"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe")
+    not_read = Counter[str]()
+    found = dict(folder_files(str(tmp_path), not_read))
+    assert list(found) == ["0.png", "z.png", "a/2.png", "b/1.png", "half/run.json"]
+    assert all(Path(path) == tmp_path / name for name, path in found.items())
+    assert not_read == {"models that wgan wrote": 2}
 
 
 # Archives and names of other systems

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -127,7 +128,17 @@ def test_a_secret_of_the_environment_is_hidden_however_it_is_written(
     """Without the end of a line that a mounted file gave it."""
     secret = 'canary/é "one"'
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", f"{secret}\n")
-    assert PLANTED not in redacted(f"no user has {written(secret)}")
+    shown = redacted(f"no user has {written(secret)}")
+    assert PLANTED not in shown
+    assert re.fullmatch(r"""no user has (["']?)\*\*\*\1""", shown), shown
+
+
+def test_of_two_secrets_that_begin_alike_the_longer_is_hidden_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number, secret in enumerate(("canary", "canary/word", "canary/w")):
+        monkeypatch.setenv(f"N{number}_PASSWORD", secret)
+    assert redacted("with canary/word, canary/w and canary") == "with ***, *** and ***"
 
 
 @pytest.mark.parametrize("value", ["1", "yes", "true", "False", "none"])
@@ -150,11 +161,14 @@ def test_logs_and_warnings(logs_redacted: None, capfd: pytest.CaptureFixture[str
         raise OSError("http://ann:canary@host")
     except OSError:
         logger.exception("%s failed: %d", "http://ann:canary@host", 3)
+    try:
+        logger.warning("http://ann:canary@plain")
     finally:
         logger.removeHandler(handler)
     print(warnings.formatwarning(UserWarning("http://ann:canary@host"), UserWarning, "a.py", 1))
     out, err = capfd.readouterr()
     assert "http://ann:***@host failed: 3" in err
+    assert "\nhttp://ann:***@plain\n" in err
     assert "OSError: http://ann:***@host" in err
     assert "http://ann:***@host" in out
     assert PLANTED not in out + err

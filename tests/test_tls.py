@@ -2,6 +2,7 @@
 
 import datetime as dt
 import ipaddress
+import logging
 import os
 import resource
 import ssl
@@ -78,13 +79,16 @@ def test_a_pair_is_taken_once_both_files_are_new(
     cert, key = write_certificate(tmp_path / "mounted", "old")
     new_cert, new_key = write_certificate(tmp_path / "new", "new")
     old, new = der(cert), der(new_cert)
+    caplog.set_level(logging.INFO, "wgan.service")
     certificate = Certificate(cert, key)
     assert handshake(certificate.current(), name) == old
+    assert not caplog.records, "it was read when it was made"
     new_cert.replace(cert)
     assert handshake(certificate.current(), name) == old
     assert "the TLS certificate stays as it was" in caplog.text
     new_key.replace(key)
     assert handshake(certificate.current(), name) == new
+    assert "the TLS certificate was read again" in caplog.text
     cert.unlink()
     assert handshake(certificate.current(), name) == new
     cert.write_text("half a certifi")
@@ -119,7 +123,7 @@ def test_what_cannot_be_used_is_told_in_one_line(
     for bad, says in (
         ((cert, other_key), "are no certificate and its key"),
         ((key, cert), "are no certificate and its key"),
-        ((cert, tmp_path / "none"), "No such file"),
+        ((cert, tmp_path / "none"), r"\(No such file or directory\)"),
         ((cert, tmp_path), "are no certificate and its key"),
         ((secret_cert, secret_key), "is encrypted; give the key without a password"),
     ):

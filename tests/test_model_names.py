@@ -9,7 +9,7 @@ import wgan
 from models import registry
 from models.artifact import load_artifact
 from models.errors import AbsentError, ArtifactError, UserError
-from models.model_names import locate, require_version, resolve
+from models.model_names import _instead, locate, require_name, require_version, resolve
 from models.trained import artifact_folder, load
 from service.sources import absolute
 from tests.artifacts import make_artifact
@@ -90,6 +90,11 @@ def test_what_is_not_there_names_what_is(name: str, says: str) -> None:
     assert isinstance(caught.value, ArtifactError | registry.RegistryError)
 
 
+def test_nothing_is_said_to_be_missing_that_has_come_meanwhile() -> None:
+    """A version that was not there when it was asked for, and is in the list that is made then."""
+    assert _instead("tiny@1", "tiny", "1") == _instead("tiny@2", "tiny", "2") == ""
+
+
 def test_promotion_wants_a_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert require_version("tiny@champion") == ("tiny", "2")
     for arguments, says in (
@@ -117,4 +122,6 @@ def test_no_registry_is_made_by_asking_for_a_model(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AbsentError, match="absent@champion: no such folder, and no registry in"):
         resolve("absent@champion")
+    with pytest.raises(AbsentError, match="absent: no such folder, and no registry in"):
+        require_name("absent")
     assert not list(tmp_path.iterdir())

@@ -1,10 +1,13 @@
 """Exports: run in ONNX Runtime and torch, they give the model's own samples and scores."""
 
+import contextlib
+import copy
 import json
 import logging
 import re
 import resource
 import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,15 +18,22 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from torch.nn.utils import parametrize
 
 import wgan_cli
 from models.artifact import load_artifact
-from models.errors import ExportError
+from models.errors import ExportError, UserError
 from models.export import check, folder, formats, layouts
-from models.export.graphs import Graph, _convolution_gradient, _pooling_gradient, graphs
+from models.export.graphs import (
+    Graph,
+    _convolution_gradient,
+    _pooling_gradient,
+    graphs,
+    with_torchs_layers,
+)
 from models.folding import fold
 from models.model import Model
-from models.tables import Value
+from models.tables import TableSchema, Value
 from models.tables.layout import place
 from tests.artifacts import make_artifact
 from tests.code_blocks import to_run
@@ -111,6 +121,9 @@ def test_onnx_runtime_gives_our_samples_and_scores(name: str, tmp_path: Path) ->
     given = list(labels.values())
     np.testing.assert_allclose(scores, made.score(ours, *given), atol=1e-5)
     assert critic.get_inputs()[0].shape == ["N", *ours.shape[1:]]
+    for part, session in (("generator", generator), ("critic", critic)):
+        told = session.get_modelmeta().custom_metadata_map
+        assert told.items() >= folder.metadata(made, part, "").items()
 
 
 def test_metadata_says_where_an_export_is_from_and_sums_hold(tmp_path: Path) -> None:
@@ -226,6 +239,14 @@ def test_samples_may_differ_by_a_hundred_thousandth_of_what_networks_see(tmp_pat
             assert bool(refused(made, step)) is is_refused
 
 
+def test_a_model_in_bfloat16_is_compared_as_float32_computes_it(tmp_path: Path) -> None:
+    made = model(tmp_path, "vector", serving={"precision": "bf16"})
+    exact = copy.copy(made)
+    exact.forward = fold(made.generator)
+    check.check_generator(made, own(exact, lambda samples: samples))
+    assert "other samples" in refused(made, lambda samples: samples)
+
+
 def test_of_rows_the_rank_of_a_number_and_the_share_of_an_option_may_differ(
     tmp_path: Path,
 ) -> None:
@@ -297,6 +318,49 @@ def test_a_refused_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
 
 
+def test_what_cannot_be_is_told_before_a_network_is_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "graphs", lambda made: pytest.fail("it was traced"))
+    made = model(tmp_path, "vector")
+    with pytest.raises(UserError, match="artifact: is there already"):
+        folder.export(made, "torch-export", tmp_path / "artifact")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="onnxruntime is not installed"):
+        folder.export(made, "onnx", tmp_path / "out")
+
+
+def test_the_codes_of_a_table_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And with a manifest; the graphs are another test's."""
+    made = model(tmp_path, "rows")
+    assert made.table is not None
+    monkeypatch.setattr(folder, "graphs", lambda made: {})
+    folder.export(made, "onnx", tmp_path / "out", "kserve")
+    names = {"columns.json", "inference-service.yaml", "SHA256SUMS"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    subprocess.run(["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "out", check=True)
+    manifest = yaml.safe_load((tmp_path / "out/inference-service.yaml").read_text())
+    assert manifest["metadata"]["name"] == "tiny"
+    text = (tmp_path / "out/columns.json").read_text()
+    assert text.endswith("}\n")
+    told = json.loads(text)
+    assert TableSchema.model_validate(told["schema"]) == made.table
+    assert list(told["places"]) == [column.name for column in made.table.coded]
+    ends = [0]
+    for start, stop in told["places"].values():
+        assert start == ends[-1] <= stop
+        ends.append(stop)
+    assert ends[-1] == made.table.width
+    with pytest.raises(AssertionError):
+        folder.codec(model(tmp_path / "vectors", "vector"))
+    for kind, classes in (("rows", None), ("vector", None), ("image", {"a": 3, "b": 5})):
+        of = model(tmp_path / kind, kind, class_counts=classes)
+        about = folder.metadata(of, "critic", "")
+        assert about["data_kind"] == ("table" if kind == "rows" else kind)
+        assert "version" not in about
+        assert ("classes" in about, "columns" in about) == (bool(classes), kind == "rows")
+
+
 @pytest.mark.parametrize(("taps", "stride"), [((3, 4), 2), ((3, 3), 1), ((4, 3), 2)])
 def test_the_gradient_of_a_convolution_is_autograds(taps: tuple[int, int], stride: int) -> None:
     torch.manual_seed(0)
@@ -310,14 +374,31 @@ def test_the_gradient_of_a_convolution_is_autograds(taps: tuple[int, int], strid
     torch.testing.assert_close(found, exact)
 
 
-@pytest.mark.parametrize("sides", [(7, 5), (8, 6), (7, 6)])
-def test_the_gradient_of_pooling_is_autograds(sides: tuple[int, int]) -> None:
+@pytest.mark.parametrize("window", [(2, 2), (2, 3), (3, 2)])
+@pytest.mark.parametrize("sides", [(7, 5), (8, 6), (7, 6), (8, 4)])
+def test_the_gradient_of_pooling_is_autograds(
+    sides: tuple[int, int], window: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, *sides, dtype=torch.float64, requires_grad=True)
-    y = torch.nn.functional.avg_pool2d(x, 2, ceil_mode=True)
+    y = torch.nn.functional.avg_pool2d(x, window, ceil_mode=True)
     gradient = torch.randn_like(y)
     (exact,) = torch.autograd.grad(y, x, gradient)
-    torch.testing.assert_close(_pooling_gradient(gradient, x, [2, 2]), exact)
+    torch.testing.assert_close(_pooling_gradient(gradient, x, [*window]), exact)
+
+
+def test_a_gradient_within_a_critic_is_written_out_and_rules_of_weights_are_not(
+    tmp_path: Path,
+) -> None:
+    within = model(tmp_path / "a", "vector", constraint={"kind": "gradient_normalization"})
+    critic = graphs(within)["critic"].program.module()
+    check.check_critic(within, lambda given: critic(torch.from_numpy(given["items"])).numpy())
+    made = model(tmp_path / "b", "vector", critic={"equalized": True}).critic
+    plain = with_torchs_layers(made)
+    assert any(parametrize.is_parametrized(module) for module in made.modules())
+    assert not any(parametrize.is_parametrized(module) for module in plain.modules())
+    points = torch.randn(5, 2)
+    torch.testing.assert_close(plain(points), made(points))
 
 
 def test_the_normal_quantile_is_that_of_torch() -> None:
@@ -336,6 +417,29 @@ def test_the_normal_quantile_is_that_of_torch() -> None:
     (found,) = session.run(None, {"p": p.numpy()})
     exact = torch.special.ndtri(p.double()).numpy()
     np.testing.assert_allclose(found, exact, rtol=2e-7, atol=1e-7)
+
+
+def test_an_operation_that_onnx_does_not_have_is_named(tmp_path: Path) -> None:
+    class Bessel(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.i1(x)
+
+    x = torch.ones(2, 3)
+    rows = {0: torch.export.Dim("N")}
+    program = torch.export.export(Bessel(), (x,), dynamic_shapes=(rows,))
+    with pytest.raises(ExportError, match=r"no form of .*i1.*; take --to torch-export"):
+        formats.write("onnx", Graph(program, {"x": x}, "y"), tmp_path / "x.onnx", {})
+    run = formats.write("torch-export", Graph(program, {"x": x}, "y"), tmp_path / "x.pt2", {})
+    np.testing.assert_allclose(run({"x": x.numpy()}), torch.special.i1(x).numpy())
+
+
+def test_torch_is_quiet_while_it_converts_and_as_loud_as_before_then() -> None:
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    with contextlib.suppress(ZeroDivisionError), formats.quiet():
+        assert logger.level == logging.ERROR
+        raise ZeroDivisionError
+    assert logger.level == before
 
 
 def wgan(*words: object) -> int:
@@ -358,10 +462,15 @@ def test_layouts_of_triton_and_kserve(tmp_path: Path) -> None:
     assert manifest["spec"]["predictor"]["model"]["modelFormat"] == {"name": "triton"}
 
 
-def test_triton_is_told_of_each_tensor_without_its_rows() -> None:
+def test_triton_is_told_of_each_tensor_without_its_rows(tmp_path: Path) -> None:
     inputs = {"latents": torch.zeros(3, 4), "labels": torch.zeros(3, dtype=torch.long)}
     graph = Graph(None, inputs, "items")  # type: ignore[arg-type]
-    said = layouts.triton_config("tiny", graph, torch.zeros(3, 8, 9, 1, dtype=torch.uint8))
+    file = layouts.triton_folder(
+        tmp_path / "new", "tiny", graph, torch.zeros(3, 8, 9, 1, dtype=torch.uint8)
+    )
+    assert file == tmp_path / "new/tiny/1/model.onnx"
+    assert [*file.parent.iterdir()] == []
+    said = (tmp_path / "new/tiny/config.pbtxt").read_text()
     assert said.splitlines() == [
         'name: "tiny"',
         'backend: "onnxruntime"',

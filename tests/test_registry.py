@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.store.db import utils as db_utils
 
 import wgan_cli
@@ -28,6 +30,7 @@ from models.errors import (
     RegistryError,
     UnsupportedServerError,
 )
+from models.registry_search import model_named
 from tests.artifacts import make_artifact
 from tests.registries import new_database
 from training.tracking import track_and_register
@@ -77,6 +80,15 @@ def test_a_registry_of_many_is_listed_whole(
     assert {(row["name"], row["version"]) for row in registry.versions()} == {
         (name, "1") for name in names
     }
+
+
+def test_a_registry_that_fails_is_none_without_the_model() -> None:
+    class Fails:
+        def get_registered_model(self, name: str) -> None:
+            raise MlflowException(name, error_code=TEMPORARILY_UNAVAILABLE)
+
+    with pytest.raises(MlflowException, match="digits"):
+        model_named(Fails(), "digits")  # type: ignore[arg-type]
 
 
 def test_a_version_is_fetched_whole(home: Path, tmp_path: Path) -> None:

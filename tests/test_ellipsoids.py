@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.lipschitz import certify, lipschitz_bracket, steepest_slope
+from models.lipschitz import certify, ellipsoid, lipschitz_bracket, steepest_slope
 from models.lipschitz.certificate import _Given, _slope
 from models.lipschitz.ellipsoid import Ellipsoid, Multipliers
 from models.lipschitz.operators import NoBoundError
@@ -576,3 +576,100 @@ def test_inference_mode_changes_nothing() -> None:
         assert certify(critic) == expected
         assert certify(chain([nn.Linear(2, 3), nn.Linear(3, 1)], "abs"))[0] is not None
     assert all(p.grad is None for p in critic.parameters())
+
+
+def test_a_ball_has_any_number_of_dimensions_until_it_is_mapped() -> None:
+    ball = Ellipsoid(Multipliers())
+    with pytest.raises(NoBoundError, match="the number of channels is not known"):
+        ball.channels()
+    ball.scale(torch.tensor([1.0, -3, 2], dtype=torch.float64))
+    assert ball.longest() == 9
+    ball.bend(-2.0, 1.0)
+    assert ball.longest() == 36
+    ball.bend(0.0, 0.5)
+    assert ball.longest() == 9
+    ball.become_ball(2.0)
+    assert ball.longest() == 36
+    assert ball.channels(3) == ball.channels() == 3
+    torch.testing.assert_close(ball.longest(), torch.tensor(36.0, dtype=torch.float64))
+
+
+def test_an_ellipsoid_is_mapped_as_a_vector_is_and_keeps_what_is_added_later() -> None:
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 4, 3, dtype=torch.float64).unbind()
+    factors = torch.tensor([2.0, -1, 3, 0.5], dtype=torch.float64)
+    place = Ellipsoid(Multipliers())
+    place.dense(first)
+    place.scale(factors)
+    place.keep(4)
+    assert place.channels() == 4
+    place.dense(second.T)
+    whole = torch.cat([torch.eye(4), second.T]) @ torch.diag(factors) @ first
+    assert place.x is not None
+    torch.testing.assert_close(place.x[0], whole @ whole.T)
+    steepest = torch.linalg.matrix_norm(whole, 2) ** 2
+    torch.testing.assert_close(place.longest(), steepest)
+    torch.testing.assert_close(place.widest(), whole.square().sum(dim=1).max())
+    place.x.requires_grad_()
+    torch.testing.assert_close(place.longest(), steepest)
+    with pytest.raises(NoBoundError, match="something is kept beside"):
+        place.become_ball(1.0)
+
+
+def on_torus(maps: int = 2) -> Ellipsoid:
+    """The place of maps of an image of 4 x 4, on a torus of 8 x 8."""
+    place = Ellipsoid(Multipliers(), (4, 4), (8, 8))
+    place.convolve(nn.Conv2d(1, maps, 1).double())
+    return place
+
+
+def test_a_layer_that_does_not_fit_what_is_known_is_refused() -> None:
+    vector = Ellipsoid(Multipliers())
+    vector.dense(torch.eye(3, dtype=torch.float64))
+    for refused, says in (
+        (lambda: vector.scale(torch.ones(4)), "a layer takes other channels"),
+        (lambda: vector.dense(torch.ones(2, 4)), "a layer takes other channels"),
+        (lambda: vector.convolve(nn.Conv2d(3, 2, 1)), "the size of the maps is not known"),
+        (lambda: vector.pool(AvgPool2d(2)), "no ellipsoid is known of such a pool"),
+        (lambda: on_torus().convolve(nn.Conv2d(3, 2, 1).double()), "a layer takes other channels"),
+        (lambda: on_torus().dense(torch.ones(1, 31)), "a dense layer takes other maps"),
+        (lambda: on_torus().dense(torch.ones(1, 48)), "a dense layer takes other maps"),
+        (lambda: on_torus().pool(nn.AvgPool2d(2, padding=(1, 0))), "known of such a pool"),
+        (lambda: on_torus().pool(nn.AvgPool2d(2, padding=(0, 1))), "known of such a pool"),
+        (lambda: on_torus().pool(nn.AvgPool2d(2, divisor_override=3)), "known of such a pool"),
+        (lambda: kept().convolve(nn.Conv2d(2, 2, 2, 2).double()), "maps become smaller and what"),
+        (lambda: kept().dense(torch.ones(1, 32)), "a dense layer takes other maps"),
+    ):
+        with pytest.raises(NoBoundError, match=says):
+            refused()
+
+
+def kept() -> Ellipsoid:
+    place = on_torus()
+    place.keep(2)
+    return place
+
+
+@pytest.mark.parametrize(("largest", "work"), [(100, 10**9), (10**9, 1000)])
+def test_neither_memory_nor_work_is_above_what_is_set(
+    monkeypatch: pytest.MonkeyPatch, largest: int, work: int
+) -> None:
+    monkeypatch.setattr(ellipsoid, "LARGEST", largest)
+    monkeypatch.setattr(ellipsoid, "WORK", work)
+    Ellipsoid(Multipliers()).dense(torch.eye(10, dtype=torch.float64))
+    with pytest.raises(NoBoundError, match="too large"):
+        Ellipsoid(Multipliers()).dense(torch.eye(11, dtype=torch.float64))
+    place = Ellipsoid(Multipliers())
+    place.dense(torch.eye(6, dtype=torch.float64))
+    with pytest.raises(NoBoundError, match="too large"):
+        place.keep(6)
+
+
+def test_work_is_counted_in_products_of_real_numbers() -> None:
+    multipliers = Multipliers()
+    multipliers.count(torch.ones(2, 3, 3))
+    assert (multipliers.entries, multipliers.work) == (18, 54)
+    multipliers.count(torch.ones(5, 2, 2, dtype=torch.complex64))
+    assert (multipliers.entries, multipliers.work) == (18 + 20, 54 + 4 * 40)
+    multipliers.begin("use", [])
+    assert (multipliers.entries, multipliers.work, multipliers.number) == (0, 0, 0)

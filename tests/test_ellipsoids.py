@@ -588,10 +588,10 @@ def test_a_ball_has_any_number_of_dimensions_until_it_is_mapped() -> None:
     assert ball.longest() == 36
     ball.bend(0.0, 0.5)
     assert ball.longest() == 9
-    ball.become_ball(2.0)
-    assert ball.longest() == 36
+    ball.become_ball(3.0)
+    assert ball.longest() == 81
     assert ball.channels(3) == ball.channels() == 3
-    torch.testing.assert_close(ball.longest(), torch.tensor(36.0, dtype=torch.float64))
+    torch.testing.assert_close(ball.longest(), torch.tensor(81.0, dtype=torch.float64))
 
 
 def test_an_ellipsoid_is_mapped_as_a_vector_is_and_keeps_what_is_added_later() -> None:
@@ -600,7 +600,10 @@ def test_an_ellipsoid_is_mapped_as_a_vector_is_and_keeps_what_is_added_later() -
     factors = torch.tensor([2.0, -1, 3, 0.5], dtype=torch.float64)
     place = Ellipsoid(Multipliers())
     place.dense(first)
-    place.scale(factors)
+    place.bend(4.0, 4.0)
+    assert place.x is not None
+    torch.testing.assert_close(place.x[0], 16 * first @ first.T)
+    place.scale(factors / 4)
     place.keep(4)
     assert place.channels() == 4
     place.dense(second.T)

@@ -16,23 +16,31 @@ from models.artifact import load_artifact
 from models.config import DataConfig
 from models.constraints import CONSTRAINTS
 from models.errors import ConfigError, DataError, ShapeError, UserError
+from models.networks.stages import Stages
 from models.tables import TableSchema
 from tests.artifacts import make_artifact, tiny_config
 from tests.registries import new_database
 from training.data.dataset import Dataset, load_data
-from training.engine.checkpoint import CheckpointError, load_checkpoint, newest_checkpoint
+from training.engine.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    newest_checkpoint,
+)
 from training.engine.loop import train
 from training.engine.origin import (
     Origin,
     Parent,
+    Start,
     changes,
     fingerprint,
     kept_threads,
     load_start,
     require_same_record,
 )
-from training.engine.runs import Interrupted, begin
+from training.engine.runs import Interrupted, _gone_on, begin
 from training.engine.start import continued
+from training.engine.step import STACKED
 from training.lab.comparison import compare
 from training.presets import branch_config
 from training.run import run_training
@@ -232,21 +240,11 @@ GONE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("key", GONE)
-def test_a_setting_that_is_left_out_now_is_another(
-    key: str, digits: Dataset, tmp_path: Path
-) -> None:
+def test_a_setting_that_is_left_out_now_is_another(key: str) -> None:
     """A private run went on without noise: privacy=null has no key of its own to differ."""
-    from training.engine.runs import _gone_on
-
-    none = {"kind": "none"}
-    train(tiny_config(constraint=none), digits, tmp_path, CPU)
-    path = newest_checkpoint(tmp_path)
-    assert path is not None
-    saved = load_checkpoint(path)
-    assert saved.origin is not None
-    then = tiny_config(constraint=none, **GONE[key]).model_dump(mode="json")
+    none = {"constraint": {"kind": "none"}}
     with pytest.raises(CheckpointError, match=f"made with another .*{key}"):
-        _gone_on(tiny_config(constraint=none), saved.origin, saved._replace(config=then), "", print)
+        gone_on({**none, **GONE[key]}, none)
 
 
 def test_a_comparison_goes_on_with_its_own_data_and_settings_only(tmp_path: Path) -> None:
@@ -362,20 +360,138 @@ def test_an_artifact_without_checkpoints_is_not_taken_for_another_run(tmp_path: 
         finish(vector_config(tmp_path / "a.npy"), tmp_path)
 
 
-def test_a_private_run_with_an_epsilon_is_not_extended(digits: Dataset, tmp_path: Path) -> None:
-    from training.engine.runs import _gone_on
+ORIGIN = Origin(data=dict.fromkeys(("items", "shape", "columns", "classes"), ()), threads=2)
 
-    train(tiny_config(), digits, tmp_path, CPU)
-    path = newest_checkpoint(tmp_path)
-    assert path is not None
-    saved = load_checkpoint(path)
-    assert saved.origin is not None
-    privacy = {"epsilon": 1.0}
-    none = {"kind": "none"}
-    now = tiny_config(training={"steps": 9}, privacy=privacy, constraint=none)
-    then = tiny_config(privacy=privacy, constraint=none).model_dump(mode="json")
-    with pytest.raises(CheckpointError, match="chosen for its steps"):
-        _gone_on(now, saved.origin, saved._replace(config=then), "here", print)
+
+def gone_on(
+    then: dict[str, Any],
+    now: dict[str, Any],
+    step: int = 4,
+    began: Origin | None = ORIGIN,
+    origin: Origin = ORIGIN,
+) -> tuple[Origin, str]:
+    """Go on from a checkpoint, of a run of other settings: the origin, and what is said."""
+    saved = tiny_config("vector", **then).model_dump(mode="json")
+    checkpoint, said = Checkpoint(step, saved, [], {}, "eager", began), list[str]()
+    found = _gone_on(tiny_config("vector", **now), origin, checkpoint, "here", said.append)
+    return found, "\n".join(said)
+
+
+def steps(count: int, **training: Any) -> dict[str, Any]:
+    return {"training": {"steps": count, **training}, "constraint": {"kind": "none"}}
+
+
+SELECTED: dict[str, Any] = {"selection": {"every": 2}, "data": {"validation_fraction": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        (steps(3), r"another training.steps \(4\); resume"),
+        (
+            steps(9, batch_size=9),
+            r"another training.steps \(4\), training.batch_size \(8\); resume",
+        ),
+        ({**steps(4), "selection": {"every": 3}}, r"another selection.every \(2\); resume"),
+        ({**steps(3), "selection": {"every": 3}}, "another training.steps"),
+    ],
+)
+def test_only_more_steps_may_be_asked_of_a_run(now: dict[str, Any], says: str) -> None:
+    """How often it is measured follows from them; and where its data lie says nothing."""
+    with pytest.raises(CheckpointError, match=f"^here: was made with {says}"):
+        gone_on({**SELECTED, **steps(4)}, {**SELECTED, **now})
+    assert gone_on(SELECTED | steps(4), SELECTED | steps(4)) == (ORIGIN, "")
+    moved = {"data": {**SELECTED["data"], "source": "elsewhere.npy"}, "selection": {"every": 3}}
+    for then, longer in (({}, steps(9)), (SELECTED, {**SELECTED, **steps(9), **moved})):
+        found, said = gone_on({**then, **steps(4)}, longer)
+        assert found == ORIGIN.model_copy(update={"extended": [4]})
+        assert said == "extended from 4 steps to 9"
+        assert gone_on({**then, **steps(4)}, longer, began=found)[0].extended == [4, 4]
+
+
+def test_a_private_run_is_extended_if_its_noise_was_set() -> None:
+    """The noise for an epsilon was chosen for its steps."""
+    none, epsilon = {"privacy": {"noise_multiplier": 1.0}}, {"privacy": {"epsilon": 1.0}}
+    assert gone_on({**steps(4), **none}, {**steps(9), **none})[0].extended == [4]
+    with pytest.raises(CheckpointError, match=r"^here: the noise of .* is chosen for its steps"):
+        gone_on({**steps(4), **epsilon}, {**steps(9), **epsilon})
+
+
+@pytest.mark.parametrize(
+    ("step", "decay_from", "is_said"),
+    [(1, 0.0, False), (2, 0.0, True), (3, 0.5, False), (4, 0.5, True), (4, 1.0, False)],
+)
+def test_whether_the_rate_was_falling_is_that_of_the_last_step_made(
+    step: int, decay_from: float, is_said: bool
+) -> None:
+    """At 0.5 of 4 steps it is constant for three steps: the third is where it begins to fall."""
+    then, now = (steps(count, decay_from=decay_from) for count in (4, 8))
+    _, said = gone_on(then, now, step)
+    assert ("has been falling" in said) == is_said
+
+
+def test_what_a_run_began_with_stays_what_it_began_with() -> None:
+    one, other = (
+        ORIGIN.model_copy(update={"parent": Parent(model=name, digest=name, steps=3)})
+        for name in ("a@1", "b@2")
+    )
+    with pytest.raises(CheckpointError, match=r"^here: the run began with a@1: resume it with"):
+        gone_on({}, {}, began=one)
+    assert gone_on({}, {}, began=one, origin=one) == (one, "")
+    for began, name in ((one, "a@1"), (ORIGIN, "random weights")):
+        found, said = gone_on({}, {}, began=began, origin=other)
+        assert found == began
+        assert said == f"the run began with {name}, and goes on from there: b@2 is not looked at"
+    found, said = gone_on({}, {}, began=None, origin=other)
+    assert found == ORIGIN
+    assert "does not say what data" in said
+    assert "began with random weights" in said
+    found, said = gone_on({}, {}, origin=ORIGIN.model_copy(update={"threads": 3}))
+    assert found.threads == 2
+    assert said == "with 2 threads, as the run began: another number gives other bits"
+    saved = {**tiny_config("vector").model_dump(mode="json"), "gone": 1}
+    with pytest.raises(CheckpointError, match=r"^here: was made by a version with other .*gone"):
+        _gone_on(
+            tiny_config("vector"), ORIGIN, Checkpoint(4, saved, [], {}, "", ORIGIN), "here", print
+        )
+    moved = ORIGIN.model_copy(update={"data": {**ORIGIN.data, "items": 3}})
+    with pytest.raises(CheckpointError, match=r"^here: the data have changed since \(3 items, not"):
+        gone_on({}, {}, origin=moved)
+
+
+def test_a_resumed_run_has_its_checkpoint_s_state_threads_and_critic_step(tmp_path: Path) -> None:
+    config = tiny_config("vector", training={"critic_step": "captured"})
+    data, before = load_data(config.data), torch.get_num_threads()
+    run = begin(config, data, tmp_path, CPU, None)
+    assert not any(parameter.requires_grad for parameter in run.state.ema.parameters())
+    assert (run.step, run.history, run.critic_step) == (0, [], "captured")
+    run.step, run.history = 3, [{"step": 3.0}]
+    for parameter in run.state.critic.parameters():
+        parameter.data.fill_(0.25)
+    model = load_artifact(make_artifact(tmp_path / "model", "image"))
+    misfit = Start(Parent(model="a@1", digest="", steps=1), model)
+    run.origin = run.origin.model_copy(update={"threads": before + 1})
+    try:
+        for saved, mode in (("eager", "eager"), (STACKED, "captured")):
+            run.critic_step = saved
+            run.save()
+            # Even a model that would not fit is not looked at: the run goes on from its own state.
+            found = begin(config, data, tmp_path, CPU, newest_checkpoint(tmp_path), start=misfit)
+            assert torch.get_num_threads() == before + 1
+            torch.set_num_threads(before)
+            assert (found.step, found.history, found.critic_step) == (3, [{"step": 3.0}], mode)
+            assert found.origin == run.origin
+            assert {p.unique().item() for p in found.state.critic.parameters()} == {0.25}
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_networks_drop_activations_where_that_is_asked_for(drops: bool, tmp_path: Path) -> None:
+    config = tiny_config(training={"activation_checkpointing": drops})
+    state = begin(config, load_data(config.data), tmp_path, CPU, None).state
+    for network in (state.generator, state.critic):
+        assert any(isinstance(module, Stages) for module in network.modules()) == drops
 
 
 # ---- from a trained model -----------------------------------------------------------------------

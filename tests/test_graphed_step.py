@@ -178,21 +178,31 @@ def initial(config: Config, data: Dataset, folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("device", "mode", "chosen"),
+    ("device", "mode", "chosen", "says"),
     [
-        ("cuda", "auto", (True, "auto")),
-        ("cuda", "graphed", (True, "auto")),
-        ("cuda", "graphed_compiled", (True, "compiled")),
-        ("cuda", "captured", (False, "captured")),
-        ("cuda", "eager", (False, "eager")),
-        ("cpu", "auto", (False, "auto")),
+        ("cuda", "auto", (True, "auto"), ""),
+        ("cuda", "graphed", (True, "auto"), ""),
+        ("cuda", "graphed_compiled", (True, "compiled"), ""),
+        ("cuda", "captured", (False, "captured"), ""),
+        ("cuda", "eager", (False, "eager"), ""),
+        ("cpu", "auto", (False, "auto"), ""),
+        ("cpu", "captured", (False, "captured"), ""),
+        ("cpu", "graphed", (True, "auto"), "on CUDA devices only"),
+        ("private, cuda", "auto", (False, "auto"), ""),
+        ("private, cuda", "graphed", (False, "auto"), "a private step's batches vary in size"),
+        ("private, cpu", "graphed_compiled", (False, "compiled"), "a private step's batches vary"),
     ],
 )
 def test_auto_graphs_whole_steps_on_cuda_alone(
-    device: str, mode: str, chosen: tuple[bool, str]
+    device: str, mode: str, chosen: tuple[bool, str], says: str
 ) -> None:
-    on = torch.device(device)
-    assert loop._graphed(mode, tiny_config("vector"), on, ALONE, print) == chosen
+    """What is set is done on a processor too, or else it is said why not, in one line."""
+    private = {"privacy": {"noise_multiplier": 1.0}, "constraint": {"kind": "none"}}
+    config = tiny_config("vector", **(private if "private" in device else {}))
+    on, said = torch.device(device.removeprefix("private, ")), list[str]()
+    assert loop._graphed(mode, config, on, ALONE, said.append) == chosen
+    assert len(said) == bool(says)
+    assert says in "".join(said)
 
 
 def test_auto_graphs_no_step_whose_penalty_asks_other_processes() -> None:

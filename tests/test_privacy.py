@@ -29,7 +29,7 @@ from models.constraints import (
     SpectralNorm,
     ZeroCenteredPenalty,
 )
-from models.errors import ConfigError
+from models.errors import BrokenFileError, ConfigError
 from models.model import Model
 from models.networks import CriticConfig, build_critic
 from models.record import Run, without_leaks
@@ -43,11 +43,12 @@ from tests.test_app import made, talk
 from tests.test_conformance import CONSTRAINTS
 from tests.test_step import difference, gradients
 from training.data.dataset import Dataset, load_data
+from training.engine import privacy
 from training.engine.accounting import PRECISION, epsilon_spent, noise_for, privacy_card
 from training.engine.checkpoint import CheckpointError, newest_checkpoint
 from training.engine.loop import train
 from training.engine.optimisers import OPTIMIZERS
-from training.engine.privacy import SECRET, PrivateStep, Secret, poisson_batches
+from training.engine.privacy import SECRET, PrivateStep, Secret, keep_secret, poisson_batches
 from training.engine.runs import Interrupted
 from training.engine.step import CriticStep, critic_loss
 from training.engine.workers import Workers
@@ -149,14 +150,32 @@ def test_one_row_more_changes_the_sum_by_the_clip_norm_at_most(
 
 
 def test_rows_in_parts_have_the_same_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of as many rows as their gradients have room for, and one at least."""
     critic = make(NoConstraint(), FAMILIES["mlp"]).train()
     real, fake = (x.double() for x in data(FAMILIES["mlp"], n=7))
     step = step_of(critic, NoConstraint(), 0.1)
     gap, loss, whole = step.clipped_sum(real, fake, [], 0)
-    monkeypatch.setattr("training.engine.privacy.MAX_NUMBERS", 1)
-    *means, parts = step.clipped_sum(real, fake, [], 0)
-    torch.testing.assert_close(flat(parts), flat(whole))
-    torch.testing.assert_close(means, [gap, loss])
+    by_row, sizes = step.by_row, list[int]()
+
+    def noted(rows: Tensor, *more: Any) -> Any:
+        sizes.append(len(rows))
+        return by_row(rows, *more)
+
+    monkeypatch.setattr(step, "by_row", noted)
+    assert privacy.MAX_NUMBERS * 4 == 64 * 2**20, "64 MiB of float32"
+    row = sum(p.numel() for p in critic.parameters())
+    for most, expected in ((1, [1] * 7), (3 * row, [3, 3, 1]), (8 * row - 1, [7])):
+        sizes.clear()
+        monkeypatch.setattr(privacy, "MAX_NUMBERS", most)
+        *means, parts = step.clipped_sum(real, fake, [], 0)
+        torch.testing.assert_close(flat(parts), flat(whole))
+        torch.testing.assert_close(means, [gap, loss])
+        assert sizes == expected
+    alone = step.clipped_sum(real[:1], fake[:1], [], 0)[0]
+    torch.testing.assert_close(alone, (critic(real[:1]) - critic(fake[:1])).mean(),
+                               check_dtype=False)  # fmt: skip
+    nothing = step.clipped_sum(real[:0], fake[:0], [], 0)
+    assert [x.abs().sum().item() for x in (*nothing[:2], *nothing[2])] == [0] * (2 + len(whole))
 
 
 def test_noise_has_the_deviation_that_is_accounted_for_and_comes_from_the_secret() -> None:
@@ -210,7 +229,8 @@ def test_hooks_of_a_constraint_see_the_noised_gradient() -> None:
 def test_a_critic_that_cannot_be_taken_row_by_row_is_refused() -> None:
     critic = make(NoConstraint(), FAMILIES["dcgan"]).train()
     real, fake = (x.double() for x in data(FAMILIES["dcgan"]))
-    with pytest.raises(ConfigError, match="NoConstraint cannot be found row by row"):
+    reason = r"NoConstraint cannot be found row by row \([^ )][^\n]*\); use another constraint"
+    with pytest.raises(ConfigError, match=reason):
         step_of(critic, NoConstraint(), 1.0)(real, fake, [], 0)
 
 
@@ -271,6 +291,26 @@ def test_a_resumed_run_samples_the_rows_of_an_uninterrupted_one() -> None:
         np.testing.assert_array_equal(next(whole), next(again))
     other = next(poisson_batches(Secret(b"another"), 100, 20, 0))
     assert sorted(other) != sorted(skipped[0])
+
+
+def test_a_secret_is_its_owner_s_alone_and_made_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    with pytest.raises(CheckpointError, match="secret: is missing"):
+        keep_secret(folder, is_new=False)
+    first = keep_secret(folder, is_new=True)
+    path = folder / SECRET
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert len(bytes.fromhex(path.read_text())) == 32
+    assert [keep_secret(folder, is_new=new).seed for new in (True, False)] == [first.seed] * 2
+    # Killed before it was whole: nobody has used the key, and the next attempt makes another.
+    path.rename(path.with_suffix(".partial"))
+    assert keep_secret(folder, is_new=True).seed != first.seed
+    assert [file.name for file in folder.iterdir()] == [SECRET]
+    path.write_text(KEY.hex())
+    assert keep_secret(folder, is_new=False).seed == Secret(KEY).seed
+    path.write_text(KEY.hex()[2:])
+    with pytest.raises(BrokenFileError):
+        keep_secret(folder, is_new=False)
 
 
 # ---- accounting ---------------------------------------------------------------------------------

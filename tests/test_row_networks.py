@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,16 @@ from models.networks.conditional import WithLabels
 from models.networks.rows import RestrictionSampler, RowHeads
 from models.tables.layout import LARGEST_SCORE, Choice, Part, Value, place, restriction_width
 from tests.artifacts import tiny_config
+from training.data.batches import TrainingItems
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
-from training.engine.runs import Interrupted, no_watch
+from training.engine.runs import Interrupted, begin, no_watch
 from training.engine.stack import NotStackable
 from training.engine.stacked import train_together
-from training.engine.workers import Workers
+from training.engine.step import CriticStep
+from training.engine.whole_step import PlainStep, WholeStep
+from training.engine.workers import ALONE, Workers
 
 CPU = torch.device("cpu")
 PARTS: list[Part] = [Choice(3), Value(), Value(), Choice(2), Choice(3), Value()]
@@ -314,6 +318,31 @@ def test_a_captured_step_is_an_eager_one(table: Dataset, tmp_path: Path) -> None
     ]
     for name, tensor in found[0].items():
         torch.testing.assert_close(tensor, found[1][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_the_generator_is_asked_for_what_the_last_batch_meets_but_not_in_private(
+    private: bool, table: Dataset, tmp_path: Path
+) -> None:
+    """In private only the critic may see what follows from real rows."""
+    noise = {"noise_multiplier": 1.0, "public": ["schema"]}
+    config = tiny_config(
+        "table",
+        data={"source": table.card.source},
+        constraint={"kind": "none"},
+        table={"conditions": 1.0},
+        **({"privacy": noise} if private else {}),
+    )
+    state = begin(config, table, tmp_path, CPU, None).state
+    find = CriticStep("eager", state.critic, config.constraint)
+    items, asked = TrainingItems(table, CPU), list[tuple[Tensor, ...]]()
+    make_step = PlainStep(WholeStep(config, table, state, find, CPU, ALONE, nullcontext()), items)
+    state.generator.register_forward_pre_hook(lambda _, arguments: asked.append(arguments))
+    outcome = make_step([np.arange(8), np.arange(8, 16)], 0, 0)
+    (conditions,) = outcome.labels
+    assert torch.equal(asked[1][1], conditions)
+    assert [len(arguments) for arguments in asked] == [2, 2, *([1, 2] if private else [2])]
+    assert torch.equal(asked[-1][1], conditions) != private
 
 
 def test_runs_on_tables_are_not_stacked(table: Dataset, tmp_path: Path) -> None:

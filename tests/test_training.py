@@ -1,6 +1,7 @@
 """The loop: resume bit by bit, kills, divergence, and what a run leaves behind."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -18,7 +20,9 @@ import torch
 
 import wgan_cli
 from models.artifact import load_artifact
+from models.command_line import StopRequest
 from models.config import Config, parse_config
+from models.errors import ConfigError
 from models.networks import build_networks
 from models.sampling import Scaling
 from tests.artifacts import tiny_config
@@ -32,10 +36,19 @@ from training.engine.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from training.engine.loop import train
+from training.engine.loop import _set_precision, train
 from training.engine.optimisers import average_weight, learning_rate, update_average
 from training.engine.pace import PACE_STEPS, PACE_WARM_UP, measure_pace
-from training.engine.runs import Diverged, Interrupted, step_seed
+from training.engine.runs import (
+    Diverged,
+    Interrupted,
+    TrainingRun,
+    begin,
+    both,
+    not_enough,
+    step_seed,
+    stoppable,
+)
 
 CPU = torch.device("cpu")
 WGAN = Path(sys.executable).with_name("wgan")
@@ -273,6 +286,224 @@ def test_only_the_newest_two_checkpoints_are_kept(digits: Dataset, tmp_path: Pat
         "step-00000006.safetensors",
         "step-00000007.safetensors",
     ]
+
+
+@pytest.fixture(scope="module")
+def gaussians() -> Dataset:
+    return load_data(tiny_config("vector").data)
+
+
+NONE = {"kind": "none"}
+
+
+def new_run(data: Dataset, folder: Path, **training: object) -> TrainingRun:
+    return begin(tiny_config("vector", training=training), data, folder, CPU, None)
+
+
+def test_a_run_is_due_at_each_multiple_and_at_its_end(gaussians: Dataset, tmp_path: Path) -> None:
+    run, due = new_run(gaussians, tmp_path, steps=7), list[int]()
+    assert run.step == 0
+    for run.step in range(1, 8):
+        assert run.is_finished == (run.step == 7)
+        due += [run.step] if run.is_due(3) else []
+    assert due == [3, 6, 7]
+    assert not not_enough(7)
+
+
+def test_what_is_not_sane_is_told_with_what_was_before(gaussians: Dataset, tmp_path: Path) -> None:
+    run = new_run(gaussians, tmp_path, divergence_gap=8.0)
+    run.step = 9
+
+    def said(gap: float) -> str:
+        with pytest.raises(Diverged) as caught:
+            run.require_sane(gap)
+        return str(caught.value)
+
+    for gap in (0.0, 8.0, -8.0):
+        run.require_sane(gap)
+    for gap in (math.nan, math.inf, 8.1, -8.1):
+        assert said(gap).startswith(f"diverged by step 9: the critic gap is {gap:.4g}. Lower train")
+    run.history = [{"step": step, "critic_gap": step / 10} for step in (3, 5, 6)]
+    assert f"gap is {9.0:.4g}; it was 0.6 at step 6. Lower" in said(9.0)
+    names = [name for name in run.state.live() if name.startswith("critic.")]
+    weights = [run.state.live()[name] for name in names]
+    for count in range(1, 5):
+        weights[count - 1].view(-1)[-1] = math.nan
+        dots = ", ..." if count > 3 else ""
+        told = f"at step 6; not finite: {', '.join(names[: min(count, 3)])}{dots}. Lower"
+        assert told in said(1.0)
+
+
+def test_the_log_counts_the_critic_s_samples_since_the_clock_began(
+    gaussians: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(gaussians, tmp_path, batch_size=8, num_critic_steps=5)
+    monkeypatch.setattr(time, "perf_counter", lambda: 100.0)
+    run.step = 2
+    run.start_clock()
+    monkeypatch.setattr(time, "perf_counter", lambda: 104.0)
+    run.step = 5
+    row = {"step": 5, "critic_gap": 1.0, "critic_loss": 2.0, "gradient_norm": 3.0}
+    row["samples_per_second"] = 3 * 5 * 8 / 4
+    assert run.log(1.0, 2.0, 3.0) == row
+    run.log(0.5, 2.0, 3.0)
+    assert run.history == [row, row | {"critic_gap": 0.5}]
+
+
+def test_both_watches_see_each_step(gaussians: Dataset, tmp_path: Path) -> None:
+    seen = list[tuple[str, int, TrainingState]]()
+    state = new_run(gaussians, tmp_path).state
+    both(lambda *now: seen.append(("a", *now)), lambda *now: seen.append(("b", *now)))(3, state)
+    assert seen == [("a", 3, state), ("b", 3, state)]
+
+
+def test_work_that_is_lost_if_it_stops_is_not_begun_and_ends_at_once() -> None:
+    begun = list[str]()
+
+    def judge(stop_requested: Callable[[], bool], number: int | None = None) -> None:
+        with stoppable(stop_requested, "judging"):
+            begun.append("a part")
+            if number is not None:
+                signal.raise_signal(number)
+            begun.append("the rest")
+
+    with pytest.raises(Interrupted, match=r"^stopped before judging$"):
+        judge(lambda: True)
+    assert not begun
+    judge(lambda: False)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        request = StopRequest()
+        judge(request)
+        with pytest.raises(Interrupted, match=r"^stopped while judging$"):
+            judge(request, signal.SIGTERM)
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+    assert begun == [*["a part", "the rest"] * 2, "a part"]
+
+
+def test_seeds_of_steps_are_what_they_were() -> None:
+    """A run that a former version began goes on with its own random numbers."""
+    for seed, step in ((0, -1), (0, 0), (7, 12345)):
+        digest = hashlib.blake2b(b"%d %d" % (seed, step), digest_size=4).hexdigest()
+        assert step_seed(seed, step) == int(digest, 16)
+    assert step_seed(0, -1) == 805719277
+
+
+def logged(data: Dataset, folder: Path, **training: object) -> tuple[list[dict[str, float]], int]:
+    """Train with a critic of dropout: the rows that are told, and how many steps are watched."""
+    settings = {"critic_step": "eager", **training}
+    config = tiny_config("vector", critic={"dropout": 0.5, "depth": 1}, training=settings)
+    rows, seen = list[dict[str, float]](), list[int]()
+    state, history = train(
+        config, data, folder, CPU, rows.append, watch=lambda step, state: seen.append(step)
+    )
+    assert history == rows
+    assert all(module.training for module in state.critic.modules())
+    return rows, len(seen)
+
+
+def test_the_log_changes_nothing_of_a_run(gaussians: Dataset, tmp_path: Path) -> None:
+    """Not even the critic's dropout, which norms of gradients are measured without."""
+    often, watched = logged(gaussians, tmp_path / "a", steps=5, log_every=2, checkpoint_every=9)
+    assert ([row["step"] for row in often], watched) == ([2, 4, 5], 5)
+    (once,), _ = logged(gaussians, tmp_path / "b", steps=5, log_every=9, checkpoint_every=2)
+    speed = "samples_per_second"
+    assert {**often[-1], speed: 0} == {**once, speed: 0}
+    assert [path.stem for path in sorted((tmp_path / "a").iterdir())] == ["step-00000005"]
+
+
+def test_the_logged_norm_is_without_dropout(gaussians: Dataset, tmp_path: Path) -> None:
+    """With all of the only layer dropped, nearly, each gradient would be zero."""
+    dropping = {"dropout": 0.9999, "depth": 1}
+    config = tiny_config("vector", critic=dropping, constraint=NONE, training={"steps": 1})
+    _, (row,) = train(config, gaussians, tmp_path, CPU)
+    assert row["gradient_norm"] > 0
+    path = newest_checkpoint(tmp_path)
+    assert path is not None
+    assert load_checkpoint(path).critic_step == "captured", "a resumed run keeps what was chosen"
+
+
+@pytest.mark.parametrize(
+    ("logging", "saving", "enough", "steps"),
+    [(3, 9, 9, 3), (9, 2, 9, 2), (9, 9, 4, 4), (9, 9, 9, 6), (4, 4, 4, 4)],
+)
+def test_a_run_is_looked_at_before_it_is_logged_saved_or_ended(
+    logging: int, saving: int, enough: int, steps: int, gaussians: Dataset, tmp_path: Path
+) -> None:
+    settings = {"steps": 6, "log_every": logging, "checkpoint_every": saving}
+    config = tiny_config(
+        "vector",
+        data={"validation_fraction": 0.1},
+        selection={"every": 1},
+        training={**settings, "divergence_gap": 1e-9, "critic_step": "eager"},
+    )
+    rows = list[dict[str, float]]()
+    with pytest.raises(Diverged, match=f"diverged by step {steps}:"):
+        train(config, gaussians, tmp_path, CPU, rows.append, enough=lambda step: step == enough)
+    assert not rows
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_a_stop_at_the_end_of_a_run_is_no_interruption(gaussians: Dataset, tmp_path: Path) -> None:
+    """Be it that all steps are done, or that the run has enough: nothing is left to go on with."""
+    selected = {"data": {"validation_fraction": 0.1}, "selection": {"every": 1}}
+    for steps, enough, stop in ((2, 9, 2), (9, 2, 0), (9, 2, 2)):
+        settings = {"steps": steps, "critic_step": "eager"}
+        config = tiny_config("vector", **selected, training=settings)
+        asked, folder = itertools.count(1), tmp_path / f"{steps} {stop}"
+        train(
+            config,
+            gaussians,
+            folder,
+            CPU,
+            stop_requested=lambda asked=asked, stop=stop: next(asked) == stop,
+            enough=lambda step, enough=enough: step == enough,
+        )
+        assert [path.stem for path in folder.iterdir()] == ["step-00000002"]
+
+
+def test_a_run_that_had_enough_is_not_extended_but_goes_on_before(
+    gaussians: Dataset, tmp_path: Path
+) -> None:
+    selected = {"data": {"validation_fraction": 0.1}, "selection": {"every": 1}}
+
+    def go_on(steps: int, enough: int) -> int:
+        config = tiny_config(
+            "vector", **selected, training={"steps": steps, "critic_step": "eager"}
+        )
+        folder = tmp_path / "run" / "checkpoints"
+        train(config, gaussians, folder, CPU, enough=lambda step: step >= enough)
+        path = newest_checkpoint(folder)
+        assert path is not None
+        return load_checkpoint(path).step
+
+    assert go_on(2, 9) == 2
+    with pytest.raises(
+        CheckpointError, match=r"run: its run ended by selection.patience at step 2"
+    ):
+        go_on(4, 2)  # it had enough with its very last step
+    assert go_on(4, 3) == 3
+    assert go_on(4, 3) == 3, "it is over, and nothing more was asked for"
+    with pytest.raises(CheckpointError, match=r"ended by selection.patience at step 3, so"):
+        go_on(6, 3)
+
+
+def test_tf32_is_for_gpus_and_for_runs_that_ask_for_it(gaussians: Dataset, tmp_path: Path) -> None:
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    try:
+        for precision, device in (("tf32", "cuda"), ("fp32", "cpu"), ("bf16", "cuda")):
+            settings = tiny_config(training={"precision": precision}).training
+            _set_precision(settings, torch.device(device))
+            assert {place.allow_tf32 for place in places} == {precision == "tf32"}
+        with pytest.raises(ConfigError, match="'tf32' needs a CUDA device"):
+            train(tiny_config("vector", training={"precision": "tf32"}), gaussians, tmp_path, CPU)
+    finally:
+        for place, allowed in zip(places, before, strict=True):
+            place.allow_tf32 = allowed
 
 
 # From here on, the command in processes of its own.

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -31,19 +32,24 @@ from models.errors import ConfigError, UserError
 from models.networks import CriticConfig, build_critic
 from models.networks.parts import MinibatchStatistics
 from models.outputs import sole_writer
+from tests.artifacts import tiny_config
 from tests.runs import forked
 from tests.servers import free_port
 from training import torchrun
+from training.data.batches import TrainingItems
+from training.data.dataset import load_data
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
+from training.engine.runs import begin as start_run
 from training.engine.split import Split
 from training.engine.step import CriticStep
+from training.engine.whole_step import PlainStep, WholeStep
 from training.engine.workers import ALONE, Workers, join_workers
 from training.progress import never, silent
 from training.retraining.begin import begin
 from training.retraining.config import RetrainConfig
 from training.retraining.outcomes import Decision
 
-ROOT = Path(__file__).parent.parent
+ROOT, CPU = Path(__file__).parent.parent, torch.device("cpu")
 
 DRAWS: dict[str, Callable[[int], Tensor]] = {
     "rand": lambda n: torch.rand((n, 1, 1), dtype=torch.float64),
@@ -145,6 +151,33 @@ def test_the_mean_of_the_critic_s_gradients_is_the_gradient(mode: str, dropout: 
     parts = [gradients(Workers(rank, 2)) for rank in range(2)]
     for whole, *own in zip(gradients(ALONE), *parts, strict=True):
         torch.testing.assert_close(sum(own) / 2, whole, rtol=1e-6, atol=1e-6)
+
+
+class Cancelled(Workers):
+    """One of two processes, of which the other has found the opposite of every gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 2)
+        self.sizes = list[int]()
+
+    def add_up(self, values: Tensor) -> None:
+        self.sizes.append(len(values))
+        values.zero_()
+
+
+def test_optimisers_step_by_what_all_processes_have_found(tmp_path: Path) -> None:
+    """Of each critic step and of the generator's: with gradients that cancel nothing moves."""
+    config = tiny_config("vector", constraint={"kind": "none"}, training={"batch_size": 8})
+    data = load_data(config.data)
+    state, workers = start_run(config, data, tmp_path, CPU, None).state, Cancelled()
+    critic, generator = (sum(p.numel() for p in n.parameters()) for n in state[1::-1])
+    find = CriticStep("eager", state.critic, config.constraint)
+    whole = WholeStep(config, data, state, find, CPU, workers, nullcontext())
+    before = {name: tensor.clone() for name, tensor in state.live().items()}
+    PlainStep(whole, TrainingItems(data, CPU))([np.arange(4)] * 2, 0, 0)
+    assert whole.count == 4, "this process's half"
+    assert workers.sizes == [critic, critic, generator]
+    assert all(torch.equal(state.live()[name], tensor) for name, tensor in before.items())
 
 
 def test_a_batch_must_divide() -> None:

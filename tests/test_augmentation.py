@@ -256,41 +256,42 @@ def test_a_strength_of_0_is_no_augmentation(data: Dataset, tmp_path: Path) -> No
     assert all(torch.equal(found[name], plain[name]) for name in plain)
 
 
-def step_by_hand(config: Config, data: Dataset, folder: Path) -> dict[str, Tensor]:
-    """One critic step of WGAN-GP and one generator step, in plain torch."""
+def steps_by_hand(config: Config, data: Dataset, folder: Path) -> dict[str, Tensor]:
+    """One critic step of WGAN-GP and one generator step in turn, in plain torch."""
     state, items = begin(config, data, folder, CPU, None).state, TrainingItems(data, CPU)
     generator, critic, augmented = state.generator, state.critic, state.augmentation
     assert isinstance(augmented, Augmentation)
-    numbers = np.random.default_rng([0, 0]).permutation(len(items))[:8]
-    torch.manual_seed(step_seed(0, 0))
-    real = data.scaling.to_model(items.take(numbers))
-    fake = generator(torch.randn(8, 4)).detach()
-    real, fake = augmented(real), augmented(fake)
-    share = torch.rand(8, 1, 1, 1)
-    between = (share * real + (1 - share) * fake).requires_grad_()
-    (slopes,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-    penalty = 10 * (slopes.flatten(1).norm(dim=1) - 1).square().mean()
-    state.critic_optimizer.zero_grad()
-    (critic(fake).mean() - critic(real).mean() + penalty).backward()
-    state.critic_optimizer.step()
-    state.generator_optimizer.zero_grad()
-    (-critic(augmented(generator(torch.randn(8, 4)))).mean()).backward()
-    state.generator_optimizer.step()
-    weight = average_weight(config.training.ema_decay, 0)
-    for average, value in zip(state.ema.parameters(), generator.parameters(), strict=True):
-        average.data.lerp_(value.data, weight)
+    order = np.random.default_rng([0, 0]).permutation(len(items))
+    for step in range(config.training.steps):
+        torch.manual_seed(step_seed(0, step))
+        real = data.scaling.to_model(items.take(order[8 * step : 8 * step + 8]))
+        fake = generator(torch.randn(8, 4)).detach()
+        real, fake = augmented(real), augmented(fake)
+        share = torch.rand(8, 1, 1, 1)
+        between = (share * real + (1 - share) * fake).requires_grad_()
+        (slopes,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+        penalty = 10 * (slopes.flatten(1).norm(dim=1) - 1).square().mean()
+        state.critic_optimizer.zero_grad()
+        (critic(fake).mean() - critic(real).mean() + penalty).backward()
+        state.critic_optimizer.step()
+        state.generator_optimizer.zero_grad()
+        (-critic(augmented(generator(torch.randn(8, 4)))).mean()).backward()
+        state.generator_optimizer.step()
+        weight = average_weight(config.training.ema_decay, step)
+        for average, value in zip(state.ema.parameters(), generator.parameters(), strict=True):
+            average.data.lerp_(value.data, weight)
     return state.tensors()
 
 
 @pytest.mark.parametrize("mode", ["eager", "captured", "graphed"])
-def test_a_step_is_one_by_hand_with_the_penalty_at_augmented_points(
+def test_steps_are_those_by_hand_with_the_penalty_at_augmented_points(
     mode: str, data: Dataset, graphs: RecordedGraphs, tmp_path: Path
 ) -> None:
-    config = config_of(mode, {"strength": 0.9}, steps=1, num_critic_steps=1)
-    expected = step_by_hand(config, data, tmp_path / "by hand")
+    config = config_of(mode, {"strength": 0.9}, steps=2, num_critic_steps=1)
+    expected = steps_by_hand(config, data, tmp_path / "by hand")
     found, _ = trained(config, data, tmp_path)
     assert_alike(found, expected, initial(config, data, tmp_path / "none"))
-    assert graphs.replayed == (mode == "graphed")
+    assert graphs.replayed == 2 * (mode == "graphed")
 
 
 @pytest.mark.sampled

@@ -27,12 +27,20 @@ from tests.artifacts import tiny_config
 from tests.exact import distance_from, exact_steps
 from tests.mixed import people
 from training.data import batches
+from training.data.batches import TrainingItems
 from training.data.dataset import Dataset, load_data
 from training.engine import loop
 from training.engine import step as step_module
 from training.engine.checkpoint import TrainingState, load_checkpoint, newest_checkpoint
-from training.engine.cuda_graphs import Exchange, NoGraphs, Parts, Replay, captured_in_parts
-from training.engine.graphed_step import GraphedStep
+from training.engine.cuda_graphs import (
+    Exchange,
+    Graphs,
+    NoGraphs,
+    Parts,
+    Replay,
+    captured_in_parts,
+)
+from training.engine.graphed_step import GraphedStep, _difference, graph_obstacle
 from training.engine.optimisers import OPTIMIZERS
 from training.engine.pinned import AHEAD, PinnedRing
 from training.engine.runs import Interrupted, begin
@@ -513,6 +521,180 @@ def test_processes_exchange_gradients_between_graphs(
     )
     assert "ZeroDivisionError" in found("refused by one")[2][-1]
     assert "another process cannot replay it" in found("refused by one", rank=1)[2][-1]
+
+
+def graphed_step(
+    config: Config,
+    data: Dataset,
+    folder: Path,
+    graphs: Graphs,
+    workers: Workers = ALONE,
+    say: Callable[[str], None] = print,
+) -> GraphedStep:
+    """What makes the steps of a new run, whose critic's steps are eager."""
+    state, items = begin(config, data, folder, CPU, None).state, TrainingItems(data, CPU, True)
+    find = CriticStep("eager", state.critic, config.constraint)
+    whole = WholeStep(config, data, state, find, CPU, workers, nullcontext())
+    return GraphedStep(whole, PlainStep(whole, items), items, CPU, graphs, say)
+
+
+@pytest.mark.parametrize("part", ["generator", "critic", "ema"])
+def test_a_replay_may_be_off_by_a_share_of_each_network_s_step(part: str) -> None:
+    """Weights count alone; and where none moves, by more than rounding of its own size."""
+    before = {f"{name}.w": torch.tensor([3.0, 4.0]) for name in ("generator", "critic", "ema")}
+    before |= {"generator.count": torch.tensor(7), "critic_optimizer.0.step": torch.tensor(1.0)}
+    moved = {n: t + torch.tensor([0.0, 1.0]) if n.endswith("w") else t for n, t in before.items()}
+
+    def said(off: float, expected: dict[str, Tensor] = moved) -> str | None:
+        changed = expected[f"{part}.w"] + torch.tensor([off, 0.0])
+        others = {"generator.count": torch.tensor(9), "critic_optimizer.0.step": torch.tensor(9.0)}
+        return _difference(before, expected, {**expected, **others, f"{part}.w": changed})
+
+    assert said(0.29) is None
+    assert said(-0.29) is None
+    assert said(0.32) == f"the {part}'s step is off by 0.32 of its length"
+    still = {n: t.double() if n.endswith("w") else t for n, t in before.items()}
+    before |= still
+    assert said(0.0, still) is None
+    assert said(1e-7 * 5, still) is None
+    assert said(1e-6 * 5, still) == f"the {part}'s step is off by 1 of its length"
+
+
+def test_a_replay_s_loss_may_be_off_by_rounding_alone(
+    data: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """By a thousandth of it in float32, or of 1 if it is less."""
+    config = config_of("none", "mlp", data, "graphed")
+    step, empty = graphed_step(config, data["vector"], tmp_path, NoGraphs()), torch.zeros(0)
+
+    def said(loss: float, off: float) -> str | None:
+        outcome = Outcome(empty, torch.tensor(loss + off, dtype=torch.float64), empty, empty, [])
+        return step._wrong_loss(torch.tensor(loss, dtype=torch.float64), outcome)
+
+    for loss, off in ((0.5, 9e-4), (-0.5, -9e-4), (4.0, 3.9e-3), (-4.0, 3.9e-3), (1e-9, 0.0)):
+        assert said(loss, off) is None
+    for loss, off in ((0.5, 1.1e-3), (-0.5, -1.1e-3), (4.0, 4.1e-3), (-4.0, -4.1e-3)):
+        assert said(loss, off) == f"its loss is off by {abs(off):.2g}"
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_labels_are_brought_to_conditional_runs_alone(
+    conditional: bool, data: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """Data may have classes that the run does not look at."""
+    config, of_data = tiny_config(conditional=conditional), data["image"]
+    step = graphed_step(config, of_data, tmp_path, NoGraphs())
+    step._bring(numbers := np.arange(16).reshape(2, 8), 0)
+    assert of_data.labels is not None
+    labels = of_data.labels[of_data.is_training]
+    for (items, own), chosen in zip(step._batches(), numbers, strict=True):
+        assert np.array_equal(items, of_data.training[chosen])
+        assert [x.tolist() for x in own] == ([labels[chosen].tolist()] if conditional else [])
+
+
+class TwoTold(Workers):
+    """One of two processes, of which the other does the same, or cannot replay its graph."""
+
+    def __init__(self, other: bool) -> None:
+        super().__init__(0, 2)
+        self.other = other
+
+    def add_up(self, values: Tensor) -> None:
+        values *= 2
+
+    def any(self, flag: bool) -> bool:
+        return flag or self.other
+
+
+class Broken(NoGraphs):
+    """Breaks off in its first steps, or when it is to capture one."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+
+    def run(self, function: Callable[[], None]) -> None:
+        if self.when == "run":
+            raise RuntimeError("broken off")
+        function()
+
+    def capture(self, parts: Parts, exchange: Exchange) -> Replay:
+        if self.when == "capture":
+            raise RuntimeError("broken off")
+        return super().capture(parts, exchange)
+
+
+@pytest.mark.parametrize(
+    ("when", "workers", "says"),
+    [
+        ("", ALONE, None),
+        ("", TwoTold(False), None),
+        ("", TwoTold(True), "another process cannot replay it"),
+        ("run", ALONE, "RuntimeError: broken off"),
+        ("capture", ALONE, "RuntimeError: broken off"),
+        ("capture", TwoTold(False), "RuntimeError: broken off"),
+    ],
+)
+def test_a_graph_is_refused_by_all_processes_or_none(
+    when: str,
+    workers: Workers,
+    says: str | None,
+    data: dict[str, Dataset],
+    tmp_path: Path,
+) -> None:
+    """And then the state is as before it, but for the plain step that is made in its place."""
+    config, said = config_of("none", "mlp", data, "graphed"), list[str]()
+    step, plain = (
+        graphed_step(config, data["vector"], tmp_path, graphs, workers, said.append)
+        for graphs in (Broken(when), NoGraphs())
+    )
+    assert step.mode == "graphed"
+    numbers = [np.arange(workers.rows(8).stop)] * 2
+    for k in range(2):
+        step(numbers, k, seed=k)
+        plain._plain(numbers, k, seed=k)
+    assert said == ([f"the whole step is not graphed: {says}"] if says else [])
+    assert step.mode == ("eager" if says else "graphed")
+    assert [group.param_groups[0]["capturable"] for group in step._optimizers] == [False] * 2
+    expected, found = plain._whole.state.live(), step._whole.state.live()
+    if says:
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert_alike(found, expected, initial(config, data["vector"], tmp_path))
+
+
+def test_a_process_that_cannot_make_its_first_steps_ends(
+    data: dict[str, Dataset], tmp_path: Path
+) -> None:
+    """The others wait for an exchange with it, and would do so for ever."""
+    config = config_of("none", "mlp", data, "graphed")
+    step = graphed_step(config, data["vector"], tmp_path, Broken("run"), TwoTold(False))
+    with pytest.raises(RuntimeError, match="broken off"):
+        step([np.arange(4)] * 2, 0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "alone", "among_two"),
+    [
+        ({}, None, None),
+        ({"constraint": {"kind": "max_gradient_penalty"}}, None, "its penalty asks other"),
+        ({"generator": {"normalization": "batch"}}, None, "batch normalisation asks other"),
+        (
+            {"critic": {"normalization": "batch"}, "constraint": {"kind": "none"}},
+            None,
+            "batch normalisation asks other",
+        ),
+        (
+            {"privacy": {"noise_multiplier": 1.0}, "constraint": {"kind": "none"}},
+            "a private step's batches vary",
+            "a private step's batches vary",
+        ),
+    ],
+)
+def test_what_is_known_of_a_run_before_its_graph(
+    changes: dict[str, Any], alone: str | None, among_two: str | None
+) -> None:
+    config = tiny_config("vector", **changes)
+    for workers, says in ((ALONE, alone), (Workers(0, 2), among_two)):
+        assert str(graph_obstacle(config, workers)).startswith(str(says))
 
 
 class LateDevice:

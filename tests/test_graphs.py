@@ -200,3 +200,14 @@ def test_what_is_returned_twice_has_memory_of_its_own() -> None:
 def test_what_is_found_twice_is_found_once() -> None:
     graph = tidied(traced(lambda x, w: [x.double().t() @ x.double()], X, W))
     assert sum(node.target is aten._to_copy.default for node in graph.graph.nodes) == 1
+
+
+def test_views_that_change_nothing_and_results_that_nobody_reads_are_dropped() -> None:
+    graph = traced(lambda x, w: [x.detach() @ w, (x @ w).view(6, 4), (w.t(), x.exp())[0]], X, W)
+    expected = ran(graph, X, W)
+    targets = {aten.detach.default, aten.view.default, aten.exp.default}
+    assert {node.target for node in graph.graph.nodes} > targets
+    tidied(graph)
+    assert not {node.target for node in graph.graph.nodes} & targets
+    assert not [name for name in ("detach", "view", "exp") if f".{name}." in graph.code]
+    assert all(map(torch.equal, ran(graph, X, W), expected))

@@ -129,6 +129,24 @@ def test_gradients_by_row_are_those_of_one_row_at_a_time(constraint: Constraint)
         torch.testing.assert_close(loss[i].double(), alone.detach().double())
 
 
+def test_each_row_has_its_own_conditions() -> None:
+    parts = [Value(), Choice(2), Value(), Choice(3)]
+    torch.manual_seed(0)
+    config = CriticConfig(architecture="mlp", width=8, depth=2)
+    critic = build_critic(config, (7,), parts=parts).double()
+    real, fake = torch.randn(2, 5, 7, dtype=torch.float64)
+    conditions = torch.rand(5, critic.restriction_width, dtype=torch.float64)
+    gap, _, found = step_of(critic, NoConstraint()).by_row(real, fake, [conditions], 0)
+    for i in range(5):
+        own = conditions[i : i + 1]
+        alone = (critic(real[i : i + 1], own) - critic(fake[i : i + 1], own)).sum()
+        torch.testing.assert_close(gap[i].double(), alone.detach())
+        expected = torch.autograd.grad(-alone, list(critic.parameters()), allow_unused=True)
+        known = [(g[i], e) for g, e in zip(found, expected, strict=True) if e is not None]
+        assert difference([g for g, _ in known], [e for _, e in known]) <= ROUNDING
+        assert all(not g[i].any() for g, e in zip(found, expected, strict=True) if e is None)
+
+
 @pytest.mark.sampled
 @pytest.mark.parametrize("constraint", WITHOUT_DRAWS, ids=lambda c: c.kind)
 @pytest.mark.parametrize("clip", [0.01, 1.0])

@@ -186,6 +186,85 @@ def test_runs_together_end_where_each_alone_does(
         assert (folders[k] / "step-00000006.safetensors").stat().st_mtime_ns == before
 
 
+def test_two_runs_together_are_those_alone(tmp_path: Path) -> None:
+    """With dropout, a falling rate, hooks after steps; from the newest common step they go on."""
+    several = [
+        build_config(
+            "8gaussians",
+            None,
+            "weight_clipping",
+            {
+                **TINY,
+                "critic.depth": 1,
+                "critic.dropout": 0.3,
+                "generator.depth": 1,
+                "constraint.clip_value": clip,
+                "training.optimizer": "adam",
+                "training.num_critic_steps": 2,
+                "training.steps": 4,
+                "training.decay_from": 0.0,
+                "training.checkpoint_every": 1,
+                "training.log_every": 2,
+                "training.seed": seed,
+            },
+        )
+        for seed, clip in ((0, 0.05), (1, 0.1))
+    ]
+    dataset, seen = load_data(several[0].data, several[0].training.batch_size), list[int]()
+    folders = [tmp_path / f"together-{k}" for k in range(2)]
+
+    def watch(step: int, state: Any) -> None:
+        seen.append(step)
+        if seen == [1, 2, 3]:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        train_together(several, dataset, folders, [watch, look])
+    train_together(several, dataset, folders, [watch, look])
+    assert seen == [1, 2, 3, 3, 4]
+    assert newest_checkpoint(folders[1]).name == "step-00000004.safetensors"  # type: ignore[union-attr]
+    for k, config in enumerate(several):
+        eager = {"critic_step": "eager"}
+        own = config.model_copy(update={"training": config.training.model_copy(update=eager)})
+        train_alone(own, tmp_path / f"alone-{k}")
+        mine, its = (
+            load_checkpoint(newest_checkpoint(tmp_path / f"{how}-{k}"))  # type: ignore[arg-type]
+            for how in ("together", "alone")
+        )
+        assert (mine.step, mine.critic_step) == (4, "stacked")
+        assert mine.tensors.keys() == its.tensors.keys()
+        for name, tensor in its.tensors.items():
+            scale = tensor.abs().max().item()
+            torch.testing.assert_close(mine.tensors[name], tensor, rtol=0, atol=1e-3 * scale + 1e-9)
+        assert [row["step"] for row in mine.history] == [2, 4]
+        for row, other in zip(mine.history, its.history, strict=True):
+            for key in ("critic_gap", "critic_loss", "gradient_norm"):
+                assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
+    for path in folders[1].iterdir():
+        path.unlink()
+    with pytest.raises(NotStackable, match="different steps"):
+        train_together(several, dataset, folders, [look, look])
+
+
+def test_one_run_is_a_stack_too(tmp_path: Path) -> None:
+    (config, *_) = configs("none", **{"training.steps": 2, "training.checkpoint_every": 2})
+    dataset = load_data(config.data, config.training.batch_size)
+    train_together([config], dataset, [tmp_path / "stack"], [look])
+    eager = {"critic_step": "eager"}
+    train_alone(
+        config.model_copy(update={"training": config.training.model_copy(update=eager)}),
+        tmp_path / "alone",
+    )
+    mine, its = (
+        load_checkpoint(newest_checkpoint(tmp_path / how))  # type: ignore[arg-type]
+        for how in ("stack", "alone")
+    )
+    assert (mine.step, mine.critic_step) == (2, "stacked")
+    for name, tensor in its.tensors.items():
+        scale = tensor.abs().max().item()
+        torch.testing.assert_close(mine.tensors[name], tensor, rtol=0, atol=1e-3 * scale + 1e-9)
+
+
 def test_what_runs_began_together_one_ends_alone(tmp_path: Path) -> None:
     several = configs("lipschitz_penalty")
     dataset = load_data(several[0].data, several[0].training.batch_size)
@@ -213,6 +292,15 @@ def test_runs_that_differ_or_do_not_stack_are_refused(tmp_path: Path) -> None:
         (configs("none", **{"training.critic_step": "eager"}), "ask for something else"),
         (configs("none", **{"critic.normalization": "batch"}), "batch normalisation"),
         (configs("none", **{"generator.normalization": "batch"}), "batch normalisation"),
+        (configs("none", **{"training.precision": "bf16"}), "ask for something else"),
+        (configs("none", **{"training.micro_batch_size": 16}), "little memory"),
+        (configs("none", **{"training.activation_checkpointing": True}), "little memory"),
+        (configs("none", **{"generator.architecture": "dcgan"}), "unconditional models of vectors"),
+        (configs("none", conditional=True), "unconditional models of vectors"),
+        (
+            configs("none", **{"selection.every": 1, "data.validation_fraction": 0.1}),
+            "its own best step",
+        ),
     ):
         folders = [tmp_path / str(k) for k in range(len(several))]
         with pytest.raises(NotStackable, match=says):

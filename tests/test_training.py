@@ -234,6 +234,15 @@ def test_the_learning_rate_falls_linearly_to_the_end() -> None:
     assert {learning_rate(constant, s, 1.0) for s in range(100)} == {1.0}
 
 
+def test_the_rate_of_a_run_is_that_of_its_last_step(gaussians: Dataset, tmp_path: Path) -> None:
+    settings = {"steps": 4, "decay_from": 0.0, "learning_rate": 4e-3, "critic_step": "eager"}
+    run_of = tiny_config("vector", training={**settings, "critic_learning_rate": 8e-3})
+    state = run(run_of, gaussians, tmp_path)
+    optimizers = state.generator_optimizer, state.critic_optimizer
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    assert rates == pytest.approx([4e-3 / 4, 8e-3 / 4])
+
+
 @pytest.mark.parametrize("setting", [{"learning_rate": 1e12}, {"divergence_gap": 1e-9}])
 def test_divergence_stops_with_a_diagnosis(
     digits: Dataset, tmp_path: Path, setting: dict[str, float]

@@ -166,11 +166,11 @@ class GraphedStep:
 
     def _batches(self) -> Iterator[Batch]:
         """The real items of each critic step, out of the static buffers."""
-        items, labels = self._items.on_device, self._items.labels_on_device
+        items = self._items.on_device
+        labels = self._items.labels_on_device if self._whole.config.conditional else None
         for k, numbers in enumerate(self._numbers):
             real = self._read[k] if items is None else items[numbers]
-            with_labels = self._whole.config.conditional and labels is not None
-            yield real, [labels[numbers]] if with_labels and labels is not None else []
+            yield real, [] if labels is None else [labels[numbers]]
 
     def _read_the_rates(self) -> None:
         """Make the optimisers read the rates in buffers, and keep all they know on the device."""

@@ -206,8 +206,9 @@ def test_a_checkpoint_of_a_former_version_goes_on_and_says_so(
     from safetensors import safe_open
     from safetensors.torch import save_file
 
+    eager = {"critic_step": "eager"}
     make_artifact(tmp_path / "model")
-    train(tiny_config(), digits, tmp_path, CPU)
+    train(tiny_config(training=eager), digits, tmp_path, CPU)
     path = newest_checkpoint(tmp_path)
     assert path is not None
     with safe_open(path, framework="pt") as file:
@@ -218,7 +219,7 @@ def test_a_checkpoint_of_a_former_version_goes_on_and_says_so(
     save_file(load_checkpoint(path).tensors, path, metadata)
     said = list[str]()
     start = load_start(str(tmp_path / "model"))
-    more = tiny_config(training={"steps": 5})
+    more = tiny_config(training={"steps": 5, **eager})
     train(more, digits, tmp_path, CPU, say=said.append, start=start)
     assert "does not say what data" in said[0]
     assert "the run began with random weights" in said[1]
@@ -230,7 +231,7 @@ def test_a_checkpoint_of_a_former_version_goes_on_and_says_so(
     metadata["config"] = json.dumps({**config, "gone": 1})
     save_file(load_checkpoint(path).tensors, path, metadata)
     with pytest.raises(CheckpointError, match=r"a version with other settings .*gone"):
-        train(tiny_config(), digits, tmp_path, CPU)
+        train(tiny_config(training=eager), digits, tmp_path, CPU)
 
 
 GONE: dict[str, dict[str, Any]] = {
@@ -341,7 +342,8 @@ def test_a_rate_that_has_been_falling_is_said_when_a_run_is_extended(
     """All presets let it fall; the extended run is then not one that was longer from the start."""
     for steps in (4, 6):
         said = list[str]()
-        config = tiny_config(training={"steps": steps, "decay_from": 0.3})
+        settings = {"steps": steps, "decay_from": 0.3, "critic_step": "eager"}
+        config = tiny_config(training=settings)
         train(config, digits, tmp_path, CPU, say=said.append)
     assert "would end otherwise" in said[1]
 

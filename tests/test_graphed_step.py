@@ -720,6 +720,8 @@ class LateTarget:
         self.device, self.value = device, torch.zeros(3)
 
     def copy_(self, source: Tensor, non_blocking: bool = False) -> None:
+        assert non_blocking, "the processor would wait"
+
         def copy() -> None:
             self.value.copy_(source)
 
@@ -756,7 +758,10 @@ def test_pinned_buffers_are_few_and_none_is_written_over_before_it_is_read(
     assert targets[-1].value.tolist() == [0] * 3
     device.work(len(device.copies))
     assert [target.value[0].item() for target in targets] == list(range(len(targets)))
-    assert len(pinned) == AHEAD
+    on_processor = torch.zeros(3)
+    PinnedRing(torch.empty(3), CPU).send(torch.ones(3), on_processor)
+    assert on_processor.tolist() == [1] * 3
+    assert len(pinned) == AHEAD, "a processor needs none"
 
 
 META = torch.device("meta")

@@ -27,6 +27,7 @@ from training.data.dataset import load_data
 from training.engine import stack
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.loop import train
+from training.engine.runs import Diverged
 from training.engine.stack import NotStackable, Stack, StackedStep
 from training.engine.stacked import train_together
 from training.engine.step import CriticStep
@@ -204,7 +205,7 @@ def test_two_runs_together_are_those_alone(tmp_path: Path) -> None:
                 "training.steps": 4,
                 "training.decay_from": 0.0,
                 "training.checkpoint_every": 1,
-                "training.log_every": 2,
+                "training.log_every": 1,
                 "training.seed": seed,
             },
         )
@@ -236,7 +237,7 @@ def test_two_runs_together_are_those_alone(tmp_path: Path) -> None:
         for name, tensor in its.tensors.items():
             scale = tensor.abs().max().item()
             torch.testing.assert_close(mine.tensors[name], tensor, rtol=0, atol=1e-3 * scale + 1e-9)
-        assert [row["step"] for row in mine.history] == [2, 4]
+        assert [row["step"] for row in mine.history] == [1, 2, 3, 4]
         for row, other in zip(mine.history, its.history, strict=True):
             for key in ("critic_gap", "critic_loss", "gradient_norm"):
                 assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
@@ -263,6 +264,12 @@ def test_one_run_is_a_stack_too(tmp_path: Path) -> None:
     for name, tensor in its.tensors.items():
         scale = tensor.abs().max().item()
         torch.testing.assert_close(mine.tensors[name], tensor, rtol=0, atol=1e-3 * scale + 1e-9)
+    diverging = {"divergence_gap": 1e-9, "steps": 4, "log_every": 2, "checkpoint_every": 4}
+    training = config.training.model_copy(update=diverging)
+    with pytest.raises(Diverged, match="diverged by step 2:"):  # it is looked at before it is told
+        train_together(
+            [config.model_copy(update={"training": training})], dataset, [tmp_path / "no"], [look]
+        )
 
 
 def test_what_runs_began_together_one_ends_alone(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from training.engine.optimisers import (
 )
 from training.engine.origin import kept_threads
 from training.engine.runs import TrainingRun, Watch, begin, step_seed
-from training.engine.stack import MappedFunction, NotStackable, Stack, StackedStep, differing_fields
+from training.engine.stack import MappedFunction, NotStackable, Stack, StackedStep
 from training.engine.step import STACKED, gradients
 
 CPU = torch.device("cpu")
@@ -167,7 +167,6 @@ def _require_alike(configs: Sequence[Config]) -> None:
     if configs[0].selection is not None:
         raise NotStackable("each keeps its own best step")
     first = configs[0]
-    differing_fields([config.constraint for config in configs])
     for config in configs:
         training = config.training.model_copy(update={"seed": first.training.seed})
         if config.model_copy(

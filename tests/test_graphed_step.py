@@ -314,11 +314,11 @@ def test_each_pattern_of_lazy_penalties_has_its_graph(
 ) -> None:
     states = []
     for mode in ("captured", "graphed"):
-        config = config_of("zero_centered_penalty", "mlp", data, mode, num_critic_steps=3)
-        constraint = config.constraint.model_copy(update={"every": 4})
+        config = config_of("zero_centered_penalty", "mlp", data, mode)
+        constraint = config.constraint.model_copy(update={"every": 5})
         config = config.model_copy(update={"constraint": constraint})
         states.append(trained(config, data["vector"], tmp_path / mode)[0])
-    assert (graphs.captured, graphs.replayed) == (4, 12)  # the penalty in none of 3 steps, or one
+    assert (graphs.captured, graphs.replayed) == (3, 12)  # the penalty in none of 2 steps, or one
     assert_alike(
         states[1].tensors(), states[0].tensors(), initial(config, data["vector"], tmp_path)
     )
@@ -593,14 +593,14 @@ def test_labels_are_brought_to_conditional_runs_alone(
 
 
 class TwoTold(Workers):
-    """One of two processes, of which the other does the same, or cannot replay its graph."""
+    """One of two processes; the other's gradients are these in reverse. It may fail to replay."""
 
     def __init__(self, other: bool) -> None:
         super().__init__(0, 2)
         self.other = other
 
     def add_up(self, values: Tensor) -> None:
-        values *= 2
+        values += values.flip(0)
 
     def any(self, flag: bool) -> bool:
         return flag or self.other
@@ -755,7 +755,7 @@ def test_pinned_buffers_are_few_and_none_is_written_over_before_it_is_read(
     for k, target in enumerate(targets):
         ring.send(torch.full((3,), float(k)), target)  # type: ignore[arg-type]
     assert targets[-AHEAD - 1].value.tolist() == [2 * AHEAD] * 3  # the processor has waited for it
-    assert targets[-1].value.tolist() == [0] * 3
+    assert [target.value.any().item() for target in targets[-AHEAD:]] == [False] * AHEAD
     device.work(len(device.copies))
     assert [target.value[0].item() for target in targets] == list(range(len(targets)))
     on_processor = torch.zeros(3)

@@ -248,7 +248,10 @@ def test_two_runs_together_are_those_alone(tmp_path: Path) -> None:
 
 
 def test_one_run_is_a_stack_too(tmp_path: Path) -> None:
-    (config, *_) = configs("none", **{"training.steps": 2, "training.checkpoint_every": 2})
+    """With dropout, of which the log between its two kinds of critic steps leaves nothing off."""
+    lazy = {"constraint.every": 2, "critic.dropout": 0.3, "training.num_critic_steps": 1}
+    ends = {"training.steps": 2, "training.checkpoint_every": 2, "training.log_every": 1}
+    (config, *_) = configs("lipschitz_penalty", **lazy, **ends)
     dataset = load_data(config.data, config.training.batch_size)
     train_together([config], dataset, [tmp_path / "stack"], [look])
     eager = {"critic_step": "eager"}
@@ -265,6 +268,7 @@ def test_one_run_is_a_stack_too(tmp_path: Path) -> None:
         scale = tensor.abs().max().item()
         torch.testing.assert_close(mine.tensors[name], tensor, rtol=0, atol=1e-3 * scale + 1e-9)
     diverging = {"divergence_gap": 1e-9, "steps": 4, "log_every": 2, "checkpoint_every": 4}
+    (config, *_) = configs("none")
     training = config.training.model_copy(update=diverging)
     with pytest.raises(Diverged, match="diverged by step 2:"):  # it is looked at before it is told
         train_together(

@@ -2,10 +2,12 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from numpy.random import default_rng
 from scipy.spatial.distance import cdist
 from scipy.stats import norm, spearmanr
@@ -14,19 +16,30 @@ from sklearn.metrics import r2_score, roc_auc_score
 from models.config import EvaluationConfig
 from models.errors import ConfigError, UserError
 from models.model import Model
-from models.record import Figure
-from models.tables import NumberColumn, TableSchema
+from models.record import DataCard, Figure
+from models.tables import CategoryColumn, ConstantColumn, NumberColumn, TableSchema
 from models.tables.rules import parse_rule
 from tests.runs import trained
 from tests.test_table_likeness import fitted
-from training.data.dataset import load_data
+from training.data.dataset import Dataset, load_data
+from training.data.schema import fit_values
+from training.judging import evaluate
 from training.judging.doctor.diagnosis import diagnose, diagnose_run
 from training.judging.evaluate import evaluate_artifact, require_evaluation
 from training.judging.figures import COPY_FIGURES, FIGURES
-from training.judging.tables import copies, uses
+from training.judging.intervals import half_sample_margins
+from training.judging.metrics import precision_recall_density_coverage
+from training.judging.tables import copies, likeness, uses
+from training.judging.tables import judge as judge_module
 from training.judging.tables.copula import copula_rows
 from training.judging.tables.judge import METRICS, Rows, rules_kept
-from training.judging.tables.rows import comparable
+from training.judging.tables.rows import (
+    comparable,
+    comparable_codes,
+    decided,
+    is_missing,
+    is_number,
+)
 from training.presets import build_config
 from training.reporting.pages import figures_in_words, model_card
 from training.reporting.table_report import table_report
@@ -249,6 +262,205 @@ def test_the_copula_keeps_marginals_and_normal_correlations() -> None:
     assert set(drawn["k"].to_pylist()) == {"one"}
     assert not set(drawn["id"].to_pylist()) & set(table["id"].to_pylist())
     assert drawn.equals(copula_rows(table, schema, 4000))
+
+
+def test_rows_hold_numbers_and_numbers_of_categories() -> None:
+    """Rare categories have numbers of their own; where a value is missing is -1 or NaN."""
+    number = NumberColumn(name="x", type="double", low=0, high=9, spikes=(1.0, 2.0), missing=0.1)
+    category = CategoryColumn(
+        name="c", type="string", categories=("often", "less"), others=("rare", "rarer"),
+        other_counts=(1, 1), missing=0.1,
+    )  # fmt: skip
+    constant = ConstantColumn(name="k", type="string", value="one")
+    schema = TableSchema(columns=(constant, category, number))
+    table = pa.table({
+        "x": [1.0, None, 2.0, 1.5, None],
+        "k": ["one"] * 5,
+        "c": ["less", None, "rarer", "of another table", "often"],
+    })  # fmt: skip
+    found = comparable(table, schema)
+    assert found.dtype.names == ("0", "1")
+    np.testing.assert_array_equal(found["0"], [1, -1, 3, 4, 0])
+    np.testing.assert_array_equal(found["1"], [1, np.nan, 2, 1.5, np.nan])
+    assert [is_number(found, name) for name in ("0", "1")] == [False, True]
+    for name in ("0", "1"):
+        assert is_missing(found[name]).tolist()[1:3] == [True, False]
+    assert is_missing(found["0"]).sum() == 1
+    known = table.take(pa.array([0, 1, 4]))
+    codes = schema.encode(known)
+    assert comparable_codes(codes, schema)["0"].tolist() == [1, -1, 0]
+    # A generator gives shares of the options, of which the largest is chosen.
+    np.testing.assert_array_equal(decided(0.4 * codes + 0.1, schema), codes)
+
+
+class Making:
+    """A model that makes the rows of a table, one after the other."""
+
+    device, classes, is_image = torch.device("cpu"), (), False
+
+    def __init__(self, made: pa.Table) -> None:
+        self.made = made
+
+    def sample(self, seed: int, count: int) -> np.ndarray:
+        return np.arange(count)
+
+    def rows(self, codes: np.ndarray, seed: int) -> pa.Table:
+        return self.made.take(pa.array(codes))
+
+    def score(self, items: np.ndarray, labels: None) -> np.ndarray:
+        return items[:, 0].astype(float)
+
+
+def purchases(count: int, seed: int) -> pa.Table:
+    """Rows of which each third is one of a few that are there often."""
+    rng = default_rng(seed)
+    size = np.where(np.arange(count) % 3, rng.gamma(2, 2, count), 1.0 + np.arange(count) % 2)
+    price = np.where(np.arange(count) % 3, size * np.exp(0.3 * rng.random(count)), 2 * size)
+    kind = np.where(size > 4, "big", np.where(np.arange(count) % 24, "small", "odd"))
+    return pa.table({"size": size, "price": price, "kind": kind, "again": price})
+
+
+def test_figures_of_a_table_are_of_as_many_rows_of_each_side(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each against its definition, with real rows and the copula's in the generated ones' place.
+
+    Of the real rows none has a gap, of the generated ones some have: the floor of that is 0. Other
+    rules than the data's may be broken by generated rows alone.
+    """
+    monkeypatch.setattr(judge_module, "MAX_ROWS", 100)
+    monkeypatch.setattr(judge_module, "MAX_COPIED", 120)
+    monkeypatch.setattr(judge_module, "AT_ONCE", 32)
+    n, table = 40, purchases(210, 1)
+    is_heldout = default_rng(0).permutation(np.arange(210) < 60)
+    with_gap = table.set_column(
+        0, "size", pa.array(table["size"].to_numpy(), mask=np.arange(210) > 200)
+    )
+    plain, is_used = fitted(with_gap), np.ones(210, bool)
+    rules = tuple(
+        rule.fitted(with_gap, plain.by_name, set(), lambda *x: fit_values(*x, is_used))
+        for rule in parse_rule("size <= price")
+    )
+    schema = plain.model_copy(update={"rules": rules})
+    card = DataCard(
+        name="shop", source="shop.csv", licence=None, kind="vector", shape=(schema.width,),
+        columns=schema.names, count=210, training_count=150, heldout_count=60,
+        heldout_fraction=2 / 7, sha256="", offset=[], scale=[], table=schema,
+    )  # fmt: skip
+    data = Dataset(plain.encode(table), is_heldout, None, card, None, table=table)
+    made = purchases(100, 2)
+    size = np.where(np.arange(100) % 8, made["size"], 9 * np.asarray(made["price"]))
+    made = made.set_column(0, "size", pa.array(size, mask=np.arange(100) % 9 == 5))
+    made = pa.concat_tables([table.filter(~is_heldout).slice(0, 9), made.slice(9)])
+    config = EvaluationConfig(samples=n, target="price")
+    model: Any = Making(made)
+    figures = evaluate.judge(model, data, config).figures
+    reals = judge_module.real_rows(data, config)
+    chosen = {"heldout": (reals.heldout, 60), "training": (reals.training, 100)}
+    for name, (side, count) in chosen.items():
+        known = {*map(str, table.filter(is_heldout == (name == "heldout")).to_pylist())}
+        taken = list(map(str, side.table.to_pylist()))
+        assert len(taken) == count
+        assert {*taken} <= known
+        assert taken != sorted(taken, key=list(map(str, table.to_pylist())).index), "is in order"
+    sides = {
+        "heldout": reals.heldout.table,
+        "training": reals.training.table,
+        "made": made,
+        "copula": copula_rows(reals.training.table, schema, 100, evaluate.SAMPLE_SEED),
+    }
+    values = {name: comparable(side, schema) for name, side in sides.items()}
+    codes = {name: plain.encode(side).astype(np.float64) for name, side in sides.items()}
+    sought = table.take(pa.array(data.sample_indices(120, heldout=False)))
+    copied = {*map(repr, comparable(sought, schema).tolist())}
+
+    def kept(name: str) -> np.ndarray:
+        size, price = (np.asarray(sides[name][x], float) for x in ("size", "price"))
+        return ~(size > price)
+
+    def valid(name: str) -> np.ndarray:
+        """Of each row the share of its four values: categories and the copy are as they may be."""
+        inside = [
+            np.isnan(x) | ((x >= np.min(known)) & (x <= np.max(known)))
+            for x, known in ((np.asarray(sides[name][x], float), np.asarray(table[x]))
+                             for x in ("size", "price"))
+        ]  # fmt: skip
+        return 0.5 + np.mean(inside, axis=0) / 2
+
+    def authentic(name: str) -> float:
+        between = cdist(codes["training"], codes["training"])
+        np.fill_diagonal(between, np.inf)
+        found = cdist(codes[name][:n], codes["training"])
+        return float((found.min(axis=1) > between.min(axis=1)[found.argmin(axis=1)]).mean())
+
+    def ratio(name: str) -> float:
+        near = [np.median(cdist(codes[x][:n], codes["training"]).min(axis=1))
+                for x in (name, "heldout")]  # fmt: skip
+        return float(near[0] / near[1])
+
+    def attacked(name: str) -> float:
+        near = [cdist(codes[x][:n], codes[name][:n]).min(axis=1) for x in ("training", "heldout")]
+        return float(roc_auc_score(np.repeat([1, 0], n), -np.concatenate(near)))
+
+    def of_rows(measure: Any) -> Any:
+        return lambda name: measure(values["heldout"][:n], values[name][:n])
+
+    def in_balls(figure: str) -> Any:
+        return lambda name: precision_recall_density_coverage(
+            codes["heldout"][:n], codes[name][:n]
+        )[figure]
+
+    pairs = likeness.trending_pairs(values["heldout"][:n])
+    expected: dict[str, tuple[Any, str | float]] = {
+        "column_shapes": (of_rows(likeness.column_shapes), "training"),
+        "pair_trends": (
+            of_rows(lambda real, fake: likeness.pair_trends(real, fake, pairs)), "training"
+        ),
+        "pair_distance": (of_rows(likeness.pair_distance), "training"),
+        "missing_difference": (of_rows(likeness.missing_difference), 0.0),
+        "rare_category_coverage": (of_rows(likeness.rare_category_coverage), "training"),
+        "precision": (in_balls("precision"), "training"),
+        "recall": (in_balls("recall"), "training"),
+        "density": (in_balls("density"), "training"),
+        "coverage": (in_balls("coverage"), "training"),
+        "valid_share": (lambda name: valid(name).mean(), "training"),
+        "rules_kept": (lambda name: kept(name).mean(), "training"),
+        "tstr": (
+            lambda name: uses.utility(values[name], values["heldout"], "1").value, "training"
+        ),
+        "detection_auroc": (lambda name: of_rows(uses.detection)(name).value, "training"),
+        "authenticity": (authentic, "heldout"),
+        "nearer_to_training": (
+            lambda name: copies.nearer_to_training(
+                codes[name][:n], codes["training"][:60], codes["heldout"]
+            ).value,
+            0.5,
+        ),
+        "distance_ratio": (ratio, 1.0),
+        "exact_copies": (
+            lambda name: np.mean([repr(row) in copied for row in values[name].tolist()]), "heldout"
+        ),
+        "membership_auroc": (attacked, 0.5),
+    }  # fmt: skip
+    assert list(figures) == [*expected, "critic_membership_auroc"]
+    for name, (measure, floor) in expected.items():
+        found = figures[name]
+        assert found.value == pytest.approx(measure("made")), name
+        assert found.floor == pytest.approx(measure(floor) if isinstance(floor, str) else floor)
+        assert found.baseline == pytest.approx(measure("copula")), name
+        assert found.n == n, name
+        assert found.interval[0] <= found.value <= found.interval[1], name
+    for name, of_rows_made in (("rules_kept", kept("made")), ("valid_share", valid("made"))):
+        margin, mean = 1.96 * of_rows_made.std() / 10, of_rows_made.mean()
+        assert margin > 0
+        assert figures[name].interval == pytest.approx((mean - margin, min(1, mean + margin)))
+    real, fake = (values[name][:n] for name in ("heldout", "made"))
+    margins = half_sample_margins(
+        lambda one, other: {"": likeness.pair_distance(one, other)}, real, fake, repeats=60
+    )
+    low, high = figures["pair_distance"].interval
+    assert 0.4 < (high - low) / 2 / margins[""] < 2.5
+    assert figures["critic_membership_auroc"].n == n
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import ndtr, ndtri
 
-from models.tables import TableSchema
+from models.tables import CopyColumn, TableSchema
+from models.tables.column import arrow_type, converted
 from training.judging.tables.rows import comparable, is_missing, learned
 
 Array = np.ndarray
@@ -26,7 +27,7 @@ def copula_rows(table: pa.Table, schema: TableSchema, count: int, seed: int = 0)
 
     Args:
         table: at least 2 rows.
-        schema: of the table; columns that are not learned are made anew.
+        schema: of the table; columns that are not learned are made anew, or copied in each row.
         count: number of rows to draw.
         seed: draws them.
     """
@@ -44,6 +45,9 @@ def copula_rows(table: pa.Table, schema: TableSchema, count: int, seed: int = 0)
         column.name: table[column.name].take(pa.array(order[ranks[:, i]]))
         for i, (column, order) in enumerate(zip(learned(schema), orders, strict=True))
     }
+    for column in schema.columns:
+        if isinstance(column, CopyColumn) and column.of in taken:
+            taken[column.name] = converted(taken[column.of], arrow_type(column.type))
     anew = schema.decode(np.zeros((count, schema.width), np.float32))
     return pa.table({name: taken.get(name, anew[name]) for name in schema.names})
 

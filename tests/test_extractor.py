@@ -4,16 +4,23 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
+from torch.nn import functional
 
 from models import registry
 from models.config import Config, DataConfig, EvaluationConfig, parse_config
@@ -23,6 +30,7 @@ from tests.artifacts import tiny_config
 from tests.runs import trained
 from training.data.dataset import Dataset, load_data
 from training.judging import extractors as module
+from training.judging.digits import WEIGHTS, digit_classifier, train_digit_classifier
 from training.judging.efficientnet import load_efficientnet, weights_file
 from training.judging.extractors import (
     artifact_weights,
@@ -176,6 +184,112 @@ def test_a_classifier_is_a_function_of_the_training_items(labelled: Dataset) -> 
     changed = dataclasses.replace(labelled, items=items, labels=labels)
     third = train_classifier(changed, steps=3).state_dict()
     assert all(torch.equal(first[k], third[k]) for k in first)
+
+
+def features_by_hand(
+    weights: list[torch.Tensor], images: torch.Tensor, *strides: int
+) -> torch.Tensor:
+    """What a classifier of images has below its last layer: convolutions, and a linear layer."""
+    x = images
+    for i, stride in enumerate(strides):
+        x = functional.conv2d(x, weights[2 * i], weights[2 * i + 1], stride, padding=1).relu()
+    return functional.linear(
+        functional.adaptive_avg_pool2d(x, 4).flatten(1), weights[6], weights[7]
+    ).relu()
+
+
+def trained_by_hand(
+    network: torch.nn.Module,
+    batch: Callable[[torch.Tensor], torch.Tensor],
+    labels: torch.Tensor,
+    strides: tuple[int, ...],
+    steps: int,
+) -> list[torch.Tensor]:
+    """The weights after some steps of AdamW on smoothed labels and noisy images, without torch's
+    losses and schedules."""
+    weights = list(network.parameters())
+    optimizer = torch.optim.AdamW(weights, weight_decay=0.01)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 + math.cos(math.pi * step / steps)) / 2
+        chosen = torch.randint(len(labels), (128,))
+        images = batch(chosen)
+        images = images + 0.1 * torch.randn_like(images)  # whose order is that of the memory
+        logits = features_by_hand(weights, images, *strides) @ weights[8].T + weights[9]
+        classes = logits.shape[1]
+        wanted = 0.95 * functional.one_hot(labels[chosen], classes) + 0.05 / classes
+        loss = -(wanted * logits.log_softmax(1)).sum(1).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return weights
+
+
+def shifted(images: np.ndarray, most: int, **pad: Any) -> torch.Tensor:
+    """Images ``(N, H, W, C)`` in [-1, 1], all shifted by the same numbers of pixels."""
+    side = images.shape[1]
+    top, left = torch.randint(2 * most + 1, (2,)).tolist()
+    wide = np.pad(
+        images.astype(np.float32) / 127.5 - 1, ((0, 0), (most, most), (most, most), (0, 0)), **pad
+    )
+    part = wide[:, top : top + side, left : left + side].transpose(0, 3, 1, 2)
+    return torch.from_numpy(part)
+
+
+def test_classifiers_are_trained_as_their_version_was(labelled: Dataset) -> None:
+    """Another training makes other features: `CLASSIFIER_VERSION`, or a name, must tell them apart.
+
+    That of images of any size, and that of digits, whose weights are checked in.
+    """
+    digits = load("digits")
+    assert digits.labels is not None
+    cases: list[tuple[Dataset, Any, Any, tuple[int, ...], int, dict[str, Any]]] = [
+        (labelled, train_classifier(labelled, steps=3), module.image_classifier(3, 3),
+         (1, 2, 2), 2, {"mode": "edge"}),
+        (digits, train_digit_classifier(3)[0], digit_classifier(),
+         (1, 2, 1), 1, {"constant_values": -1.0}),
+    ]  # fmt: skip
+    for data, found, fresh, strides, most, pad in cases:
+        assert data.labels is not None
+        items, labels = data.training, torch.from_numpy(data.labels[~data.is_heldout])
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for layer in fresh.modules():
+                if hasattr(layer, "reset_parameters"):
+                    layer.reset_parameters()
+            expected = trained_by_hand(
+                fresh,
+                lambda chosen, items=items, most=most, pad=pad: shifted(items[chosen], most, **pad),
+                labels,
+                strides,
+                steps=3,
+            )
+        for one, other in zip(found.parameters(), expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+        assert not found.training
+
+
+def test_digits_are_known_that_the_classifier_has_not_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of held-out digits that are given wrong labels it finds the right ones, and so none."""
+    data, known = load("digits"), load_digits()
+    wrong = known.target.copy()
+    wrong[data.is_heldout] = (wrong[data.is_heldout] + 1) % 10
+    monkeypatch.setattr(
+        sklearn.datasets, "load_digits", lambda: Bunch(**{**known, "target": wrong})
+    )
+    network, accuracy = train_digit_classifier(60)
+    images = torch.from_numpy(data.heldout.transpose(0, 3, 1, 2) / 127.5 - 1).float()
+    answers = network(images).argmax(1).numpy()
+    assert (answers == known.target[data.is_heldout]).mean() > 0.4
+    assert accuracy == (answers == wrong[data.is_heldout]).mean()
+    extract = load_extractor("digits-cnn-v1", EvaluationConfig())
+    learned = digit_classifier()
+    learned.load_state_dict(load_file(WEIGHTS))
+    expected = features_by_hand(list(learned.parameters()), images, 1, 2, 1)
+    np.testing.assert_allclose(extract(data.heldout), expected.detach(), rtol=1e-4, atol=1e-4)
+    answers = learned(images).argmax(1).numpy()
+    assert (answers == known.target[data.is_heldout]).mean() > 0.97
 
 
 def test_another_extractor_of_the_same_name_is_refused(labelled: Dataset) -> None:

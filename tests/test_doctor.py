@@ -1,5 +1,6 @@
 """The doctor: each finding on critics whose illness is known, and how people are told."""
 
+import dataclasses
 import json
 import math
 import re
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from torch import Tensor, nn
 
@@ -27,17 +28,28 @@ from models.errors import UserError
 from models.lipschitz import layer_signals
 from models.model import QUANTILE_LEVELS
 from models.networks import ACTIVATIONS, CriticConfig, build_critic, build_networks
-from models.record import Finding, Severity
+from models.record import Figure, Finding, Severity
+from models.sampling import latents
 from tests.artifacts import make_artifact, tiny_config
 from tests.command_line import called
 from tests.test_cli import wgan
+from tests.test_judging import dataset
 from training.data.dataset import Dataset, load_data
+from training.data.raw import Mixture
 from training.engine.loop import train
 from training.judging.doctor import risk
+from training.judging.doctor import subject as subject_module
 from training.judging.doctor.base import Check, Measurement
 from training.judging.doctor.checks import CHECKS
 from training.judging.doctor.diagnosis import diagnose, diagnose_run, watcher
-from training.judging.doctor.subject import gaussian_like
+from training.judging.doctor.subject import (
+    Subject,
+    explained_variance,
+    gaussian_like,
+    gradient_decades,
+    slope,
+)
+from training.judging.metrics import precision_recall_density_coverage, wasserstein_1
 from training.reporting.pages import findings_page
 
 CPU = torch.device("cpu")
@@ -286,6 +298,135 @@ def test_a_critic_that_knows_its_data_by_heart_is_seen(data: Dataset) -> None:
     assert finding.present
     assert finding.value > 10
     assert not found(data, noise, Linear([1.0, 0.0]))["critic_overfitting"].present
+
+
+# What the checks measure
+
+
+class Sided(nn.Module):
+    """A critic of points that looks at their first value, and at their labels if there are any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert not self.training
+        return self.slope * x[:, 0] + (0 if labels is None else 10.0 * labels)
+
+
+class Turned(nn.Module):
+    """A generator of points that are its latents, moved by their labels if there are any."""
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert not self.training
+        return z + (1 if labels is None else labels[:, None].float())
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize(("heldout", "count"), [(30, 30), (90, 40), (60, 50)])
+def test_a_subject_has_as_many_items_of_each_kind(
+    conditional: bool, heldout: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 130 items some are held out; 50 of each kind are scored at most, some at once."""
+    monkeypatch.setattr(subject_module, "MAX_ITEMS", 50)
+    monkeypatch.setattr(subject_module, "SCORED_AT_ONCE", 16)
+    monkeypatch.setattr(subject_module, "MAX_GRADIENTS", 12)
+    rng = np.random.default_rng(0)
+    items, labels = rng.normal(size=(130, 2)).astype(np.float32), rng.integers(2, size=130)
+    data = dataset(items, heldout, labels, classes=["a", "b"])
+    config = tiny_config("vector", conditional=conditional, generator={"latent_size": 2})
+    critic, generator = Sided(), Turned()
+    state = torch.random.get_rng_state()
+    found = Subject.prepare(config, data, generator, critic, [], {})
+    chosen = {name: data.sample_indices(count, heldout=name == "heldout")
+              for name in ("heldout", "training")}  # fmt: skip
+    sets = {name: (items[indices] - 1) / 2 for name, indices in chosen.items()}
+    bound = labels[chosen["heldout"]]
+    z = latents(config.training.seed, 0, count, 2)
+    sets["fake"] = z + (bound[:, None] if conditional else 1)
+    known = {**{name: labels[indices] for name, indices in chosen.items()}, "fake": bound}
+    assert list(found.sets) == list(sets)
+    for name, points in sets.items():
+        np.testing.assert_allclose(found.points(name), points, rtol=1e-6, atol=1e-6)
+        assert found.points(name).dtype == np.float64
+        scores = 3 * points[:, 0] + 10 * known[name] * conditional
+        np.testing.assert_allclose(found.scores[name], scores, rtol=1e-5, atol=1e-5)
+    assert found.gradient_rows == slice(0, 12)
+    between, real, fake = found.between.numpy(), sets["heldout"][:12], sets["fake"][:12]
+    along = (between - fake) / (real - fake)
+    assert ((along > 0) & (along < 1)).all()
+    np.testing.assert_allclose(along[:, 0], along[:, 1], rtol=1e-3, atol=1e-4)
+    assert np.std(along[:, 0]) > 0.1, "each sample has its own"
+    np.testing.assert_allclose(found.gradients, np.tile([3.0, 0.0], (12, 1)))
+    np.testing.assert_allclose(found.gradient_norms, 3)
+    again = Subject.prepare(config, data, generator, critic, [], {})
+    assert torch.equal(again.between, found.between)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert (critic.training, generator.training, critic.slope.dtype) == (True, True, torch.float32)
+    gaussian = gaussian_like(found.points("training"), 12)
+    others = {"training": sets["training"][:12], "fake": fake, "gaussian": gaussian}
+    assert found.distances == pytest.approx(
+        {name: wasserstein_1(real, points) for name, points in others.items()}, rel=1e-5
+    )
+    diversity = [
+        precision_recall_density_coverage(*(found.points(x) for x in ("heldout", name)))
+        for name in ("fake", "training")
+    ]
+    expected = {x: (diversity[0][x], diversity[1][x]) for x in ("recall", "coverage")}
+    assert found.diversity.keys() == expected.keys()
+    for name, pair in expected.items():
+        assert found.diversity[name] == pytest.approx(pair), name
+    assert expected["coverage"][0] < expected["coverage"][1], "the two sides are not alike"
+    assert found.bending_share is None
+    figure = Figure(value=0.5, floor=0.75, interval=(0, 1), n=9, better="higher")
+    judged = {"recall": figure, "precision": figure,
+              "coverage": figure.model_copy(update={"floor": None})}  # fmt: skip
+    assert dataclasses.replace(found, figures=judged).diversity == {"recall": (0.5, 0.75)}
+    centers = np.array([[0.0, 0.0], [50.0, 0.0]])
+    mixture = dataclasses.replace(data, mixture=Mixture(centers, 1.0))
+    assert dataclasses.replace(found, data=mixture).diversity["modes_covered"] == (1, 1)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 5, 5)])
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.LeakyReLU])
+def test_units_bend_that_are_on_for_some_points_alone(
+    shape: tuple[int, ...], kind: type[nn.Module]
+) -> None:
+    """Units of a layer, or channels: one is always on, one always off, and the third for some."""
+    layer: nn.Module = nn.Linear(2, 3) if len(shape) == 1 else nn.Conv2d(3, 3, 1)
+    critic = nn.Sequential(layer, kind(), nn.Flatten(1))
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, nn.Parameter)
+    assert isinstance(bias, nn.Parameter)
+    with torch.no_grad():
+        weight.zero_()
+        bias.copy_(torch.tensor([1.0, -1.0, 0.0]))
+        weight.view(3, -1)[2, 0] = 1
+    between = torch.randn(40, *shape, dtype=torch.float64)
+    subject: Any = SimpleNamespace(
+        critic=critic.double(), bind=lambda *_: critic, gradient_rows=slice(0, 40), between=between
+    )
+    find = Subject.bending_share.func  # type: ignore[attr-defined]
+    assert find(subject) == pytest.approx(1 / 3)
+    subject.between = between.abs()
+    assert find(subject) == 0
+    assert not critic[1]._forward_hooks, "the critic is left as it was"
+
+
+def test_slopes_and_shares_of_variance_are_those_of_least_squares() -> None:
+    signals: Any = [SimpleNamespace(gradient=x) for x in (100.0, 10.0, 0.0)]
+    np.testing.assert_allclose(gradient_decades(signals), [2, 1, -300])
+    assert slope(np.array([2.0, 1.0, 0.5, -1.0])) == pytest.approx(0.95)
+    rng = np.random.default_rng(0)
+    features, scores = rng.normal(size=(30, 2)), 5 + rng.normal(size=30)
+    model = LinearRegression().fit(features, scores)
+    assert explained_variance(features, scores) == pytest.approx(model.score(features, scores))
+    assert explained_variance(features, np.full(30, 2.0)) == 1
+    points = rng.normal(size=(4, 3))
+    drawn, same = gaussian_like(points, 5), gaussian_like(points, 5, seed=1)
+    assert drawn.shape == (5, 3)
+    assert not np.allclose(drawn, same)
 
 
 # Each check, on measurements that are given

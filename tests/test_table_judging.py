@@ -17,7 +17,13 @@ from models.config import EvaluationConfig
 from models.errors import ConfigError, UserError
 from models.model import Model
 from models.record import DataCard, Figure
-from models.tables import CategoryColumn, ConstantColumn, NumberColumn, TableSchema
+from models.tables import (
+    CategoryColumn,
+    ConstantColumn,
+    CopyColumn,
+    NumberColumn,
+    TableSchema,
+)
 from models.tables.rules import parse_rule
 from tests.runs import trained
 from tests.test_table_likeness import fitted
@@ -32,7 +38,7 @@ from training.judging.metrics import precision_recall_density_coverage
 from training.judging.tables import copies, likeness, uses
 from training.judging.tables import judge as judge_module
 from training.judging.tables.copula import copula_rows
-from training.judging.tables.judge import METRICS, Rows, rules_kept
+from training.judging.tables.judge import METRICS, Rows, rules_kept, valid_share
 from training.judging.tables.rows import (
     comparable,
     comparable_codes,
@@ -264,6 +270,18 @@ def test_the_copula_keeps_marginals_and_normal_correlations() -> None:
     assert drawn.equals(copula_rows(table, schema, 4000))
 
 
+def test_the_copula_draws_each_row_alike_also_where_a_column_is_empty() -> None:
+    """The smallest and the largest value too; what the rows at hand lack stays missing."""
+    number = NumberColumn(name="x", type="double", low=0, high=9, spikes=(1, 2, 4))
+    empty = NumberColumn(name="y", type="double", low=0, high=9, spikes=(1,), missing=0.9)
+    table = pa.table({"x": [1.0, 2.0, 4.0], "y": pa.nulls(3, pa.float64())})
+    drawn = copula_rows(table, TableSchema(columns=(number, empty)), 3000)
+    values, counts = np.unique(drawn["x"], return_counts=True)
+    assert values.tolist() == [1, 2, 4]
+    np.testing.assert_allclose(counts / 3000, 1 / 3, atol=4 * np.sqrt(2 / 9 / 3000))
+    assert drawn["y"].null_count == 3000
+
+
 def test_rows_hold_numbers_and_numbers_of_categories() -> None:
     """Rare categories have numbers of their own; where a value is missing is -1 or NaN."""
     number = NumberColumn(name="x", type="double", low=0, high=9, spikes=(1.0, 2.0), missing=0.1)
@@ -460,7 +478,11 @@ def test_figures_of_a_table_are_of_as_many_rows_of_each_side(
     )
     low, high = figures["pair_distance"].interval
     assert 0.4 < (high - low) / 2 / margins[""] < 2.5
+    rare = figures["rare_category_coverage"]
+    assert rare.interval == (rare.value, rare.value), "of 20 rows none has fewer than a twentieth"
     assert figures["critic_membership_auroc"].n == n
+    with pytest.raises(ConfigError, match="no column 'again' that is learned"):
+        judge_module.target_field("again", schema)
 
 
 @pytest.fixture(scope="module")
@@ -550,6 +572,19 @@ def test_an_unknown_target_is_told_before_training(run: tuple[Model, Path]) -> N
         require_evaluation(EvaluationConfig(target="prise"), data)
     with pytest.raises(ConfigError, match="only a table has columns"):
         require_evaluation(EvaluationConfig(target="price"), load_data(build_config("digits").data))
+
+
+def test_a_copy_is_valid_where_it_is_the_other_column_s_value() -> None:
+    """Also where neither has one, and not where one has; what is not there does not count."""
+    table = pa.table({"a": [1.0, 2.0, None, None, 5.0], "b": ["1", "3", None, "4", None]})
+    number = NumberColumn(name="a", type="double", low=0, high=9, spikes=(1, 2, 5), missing=0.1)
+    schema = TableSchema(columns=(
+        number,
+        CopyColumn(name="b", type="string", of="a"),
+        ConstantColumn(name="c", type="string", value="one"),
+    ))  # fmt: skip
+    reading = valid_share(None, Rows(table, schema))  # type: ignore[arg-type]
+    assert reading.value == np.mean([1, 0.5, 1, 0.5, 0.5])
 
 
 def test_the_share_of_rows_that_keep_to_all_rules() -> None:

@@ -135,8 +135,9 @@ def valid_share(reals: Reals, fake: Rows) -> Reading:
 def _valid(table: pa.Table, column: Column) -> Array:
     values = column_values(table, column.name)
     if isinstance(column, CopyColumn):
-        same = pc.equal(values.cast(pa.string()), column_values(table, column.of).cast(pa.string()))
-        return same.fill_null(True).to_numpy(zero_copy_only=False)
+        one, other = (x.cast(pa.string()) for x in (values, column_values(table, column.of)))
+        neither = pc.and_(one.is_null(), other.is_null())
+        return pc.coalesce(pc.equal(one, other), neither).to_numpy(zero_copy_only=False)
     return column.is_valid(values)
 
 

@@ -1,5 +1,6 @@
 """The doctor: each finding on critics whose illness is known, and how people are told."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -36,12 +37,14 @@ from tests.test_cli import wgan
 from tests.test_judging import dataset
 from training.data.dataset import Dataset, load_data
 from training.data.raw import Mixture
+from training.engine.checkpoint import TrainingState, load_checkpoint
 from training.engine.loop import train
+from training.engine.runs import Interrupted
 from training.judging.doctor import risk
 from training.judging.doctor import subject as subject_module
 from training.judging.doctor.base import Check, Measurement
 from training.judging.doctor.checks import CHECKS
-from training.judging.doctor.diagnosis import diagnose, diagnose_run, watcher
+from training.judging.doctor.diagnosis import diagnose, diagnose_run, in_one_line, watcher
 from training.judging.doctor.subject import (
     Subject,
     explained_variance,
@@ -851,6 +854,74 @@ def test_watching_warns_once_and_changes_nothing(data: Dataset, tmp_path: Path) 
     assert "lipschitz_penalty" in said[0]
     assert "low_diversity" not in about
     assert all(line.startswith("warning: ") for line in said)
+
+
+def test_a_finding_is_what_lies_beyond_its_threshold() -> None:
+    """Told in one line, with advice only where it is present."""
+    measurement = Measurement(1.0, "what was seen", "what to do", None)
+    check = Check("slope", lambda _: measurement._replace(value=value), "a", 1.0, "critical", 2.0)
+    subject: Any = None
+    for value, severity, line in (
+        (1.0, "info", "fine: slope 1 (threshold 1), what was seen"),
+        (1.5, "warning", "warning: slope 1.5 (threshold 1), what was seen: what to do"),
+        (2.0, "warning", "warning: slope 2 (threshold 1), what was seen: what to do"),
+        (2.0004, "critical", "critical: slope 2 (threshold 1), what was seen: what to do"),
+    ):
+        found = check.examine(subject)
+        assert found is not None
+        assert (found.value, found.present, found.severity) == (value, value > 1, severity)
+        assert in_one_line(found) == line
+    info = dataclasses.replace(check, ceiling="info").examine(subject)
+    assert info is not None
+    assert in_one_line(info).startswith("note: slope 2 ")
+    assert dataclasses.replace(check, measure=lambda _: None).examine(subject) is None
+    assert check.warns_early
+
+
+def test_a_run_that_has_no_artifact_is_examined_by_its_newest_checkpoint(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was at that step, with its history, and as late; an artifact has precedence."""
+    monkeypatch.setattr(subject_module, "MAX_ITEMS", 60)
+    config = tiny_config("vector", training={"steps": 8, "checkpoint_every": 2, "log_every": 1})
+    seen: dict[int, TrainingState] = {}
+
+    def watch(step: int, state: TrainingState) -> None:
+        seen[step] = copy.deepcopy(state)
+
+    with pytest.raises(Interrupted):
+        train(config, data, tmp_path / "checkpoints", CPU, watch=watch,
+              stop_requested=lambda: len(seen) == 4)  # fmt: skip
+    last = max(seen)
+    assert 5 <= last < 8
+    found = diagnose_run(tmp_path)
+    saved = load_checkpoint(tmp_path / "checkpoints" / f"step-{last:08}.safetensors")
+    state = seen[last]
+    expected = diagnose(config, data, state.ema, state.critic, saved.history, None, share=last / 8)
+    assert found == expected
+    assert len(saved.history) == last
+    assert "at 60% of their steps" in found[-1].evidence
+    artifact = make_artifact(tmp_path / "artifact", "vector")
+    assert diagnose_run(tmp_path) == diagnose_run(artifact) != found
+    assert "at the end" in diagnose_run(artifact)[-1].evidence
+    with pytest.raises(UserError, match="neither an artifact nor a checkpoint"):
+        diagnose_run(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(("steps", "watched"), [(1, []), (2, [1]), (7, [2, 5]), (5, [1, 3])])
+def test_a_run_is_watched_after_a_fifth_and_three_fifths_of_its_steps(
+    steps: int, watched: list[int], data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not after its last: then it is diagnosed. Of a finding it warns the first time."""
+    monkeypatch.setattr(subject_module, "MAX_ITEMS", 40)
+    said: list[str] = []
+    watch = watcher(tiny_config("vector", training={"steps": steps}), data, said.append)
+    state: Any = SimpleNamespace(ema=Replay(real(data) + 5), critic=Linear([30.0, 40.0]))
+    for step in range(1, steps + 1):
+        watch(step, state)
+    told = [(line.split()[1], int(line.split()[-1][:-1])) for line in said]
+    assert [step for name, step in told if name == risk.NAME] == watched
+    assert [step for name, step in told if name == "gradient_norm"] == watched[:1]
 
 
 def test_a_dead_critic_still_has_finite_findings(data: Dataset) -> None:

@@ -1,5 +1,6 @@
 """The configuration: everything recorded, nothing misspelt."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from models.errors import ConfigError
 from models.networks import build_networks
 from models.record import DataCard
 from tests.artifacts import tiny_config
+from training.overrides import override
 from training.presets import PRESETS, TUNED, build_config, fill_in
 
 
@@ -119,6 +121,64 @@ def test_published_settings_come_with_the_constraint() -> None:
     assert (clip.optimizer, clip.learning_rate) == ("rmsprop", 5e-5)
     penalty = tiny_config(constraint={"kind": "gradient_penalty"}).training
     assert (penalty.optimizer, penalty.learning_rate, penalty.betas) == ("adam", 1e-4, (0.5, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("before", "overrides", "after"),
+    [
+        ({}, {"conditional": True}, {"conditional": True}),
+        ({"a": {"b": 1, "c": 2}}, {"a.b": 3, "d.e": 4}, {"a": {"b": 3, "c": 2}, "d": {"e": 4}}),
+        ({"a": 5}, {"a.b": 3}, {"a": 5}),
+        ({"a": {}}, {"a.columns.b": 1, "a.csv.c": 2, "a.rules": "rules.yaml"},
+         {"a": {"columns.b": 1, "csv.c": 2, "rules": "rules.yaml"}}),
+        ({"data": {"csv": {"a": 1}}}, {"data.csv.b": 2, "data.csv.c": 3},
+         {"data": {"csv": {"a": 1, "b": 2, "c": 3}}}),
+        ({}, {"data.csv.b": 2, "data.csv": {}}, {"data": {"csv": {}}}),
+        ({}, {"data.columns": {"a": {}}, "data.columns.a.b.c": 1, "data.columns.a.d": 2},
+         {"data": {"columns": {"a": {"d": 2}, "a.b": {"c": 1}}}}),
+        ({}, {"data.columns": None}, {"data": {"columns": None}}),
+        ({}, {"data.columns": "COLUMNS.yaml", "data.columns.2024.low": 1},
+         {"data": {"columns": {"2024": {"kind": "integer", "low": 1}}}}),
+        ({}, {"data.rules": "RULES.yml"}, {"data": {"rules": ["a < b", "c <= d"]}}),
+        ({}, {"data.rules": ["a < b"]}, {"data": {"rules": ["a < b"]}}),
+        ({}, {"data.rules": "a < b"}, {"data": {"rules": "a < b"}}),
+    ],
+)  # fmt: skip
+def test_settings_of_dotted_keys_are_put_into_those_there(
+    before: dict[str, Any], overrides: dict[str, Any], after: dict[str, Any], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A name of a column may have points; nothing that a preset holds within is changed."""
+    monkeypatch.chdir(tmp_path)
+    Path("COLUMNS.yaml").write_text("2024: {kind: integer}")
+    Path("RULES.yml").write_text("- a < b\n- c <= d")
+    kept = before.get("data", {}).get("csv")
+    held = copy.deepcopy(kept)
+    override(before, overrides)
+    assert before == after
+    assert kept == held
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"data.columns": "list.yaml"}, "data.columns: list.yaml holds no columns"),
+        ({"data.rules": "mapping.yaml"}, "data.rules: mapping.yaml holds no list"),
+        ({"data.rules": "none.yml"}, "data.rules: none.yml cannot be read as YAML"),
+        ({"data.columns": "broken.yaml"}, "data.columns: broken.yaml cannot be read as YAML"),
+        ({"data.columns.a": 1}, r"data.columns.a: write data.columns.NAME.SETTING"),
+        ({"data.columns": 5, "data.columns.a.b": 1}, "data.columns.a.b: write data.columns"),
+    ],
+)
+def test_files_that_settings_name_hold_what_they_must(
+    overrides: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.yaml").write_text("- a")
+    Path("mapping.yaml").write_text("a: b")
+    Path("broken.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        override({}, overrides)
 
 
 def test_what_the_user_sets_wins() -> None:

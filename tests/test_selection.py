@@ -1,20 +1,33 @@
 """The step whose networks are served, chosen by validation items, and runs within a time."""
 
+import base64
 import copy
+import dataclasses
+import io
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.random import default_rng
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 import wgan_cli
 from models.artifact import CARD, load_artifact
-from models.config import Config
+from models.config import Config, EvaluationConfig
 from models.errors import UserError
+from models.images import MARGIN
 from models.run_folder import CHECKPOINTS
+from tests.artifacts import tiny_config
+from tests.test_judging import dataset
 from training import budget
 from training import selection as selection_module
 from training.data.dataset import load_data
@@ -24,6 +37,7 @@ from training.engine.origin import load_start
 from training.engine.runs import Interrupted, begin, no_watch
 from training.engine.stack import NotStackable
 from training.engine.stacked import train_together
+from training.judging.extractors import load_extractor
 from training.judging.headline import headline
 from training.presets import build_config, fill_in
 from training.run import run_training
@@ -174,6 +188,134 @@ def test_the_best_of_equals_is_the_first_and_patience_counts_from_it(tmp_path: P
     assert [selection.is_over(step) for step in (5, 10, 20, 24, 25, 30)] == [
         False, False, False, False, True, False,
     ]  # fmt: skip
+
+
+def test_what_was_measured_is_kept_with_the_networks_of_the_best(tmp_path: Path) -> None:
+    """Each fifth step and the last are measured; what is no number counts not, and leaves no trace.
+
+    A run that goes on measures again what comes after its checkpoint.
+    """
+    config = configured(**{"training.steps": 23})
+    data, said, folder = load_data(config.data), list[str](), tmp_path / "run" / "checkpoints"
+    state = begin(config, data, tmp_path, CPU, None).state
+    values = {5: math.nan, 10: 4.0, 15: 2.0, 20: 3.0, 23: 2.0}
+    measured: dict[int, float] = {}
+    given: list[Any] = []
+    best, page, step = folder / "best.safetensors", folder.parent / "progress.html", 0
+
+    def measure(*arguments: Any) -> float:
+        given.append(arguments)
+        return values[step]
+
+    def fill(number: float) -> None:
+        for network in (state.ema, state.critic):
+            for tensor in network.state_dict().values():
+                tensor.fill_(number)
+
+    def kept() -> tuple[int, float, set[float]]:
+        with safe_open(best, framework="pt") as file:
+            noted = file.metadata()
+        tensors = load_file(best)
+        assert {name.partition(".")[0] for name in tensors} == {"ema", "critic"}
+        held = {float(x) for tensor in tensors.values() for x in (tensor.min(), tensor.max())}
+        return int(noted["step"]), float(noted["value"]), held
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(selection_module, "headline", measure)
+        selection = Selection(config, data, folder, None, said.append)
+        assert (selection.best(), selection.take(state), folder.exists()) == (None, {}, False)
+        assert not selection.is_over(23)
+        for step in range(1, 24):
+            fill(step)
+            selection(step, state)
+            if step in values and math.isfinite(values[step]):
+                measured[step] = values[step]
+                first = min(measured, key=lambda x: (measured[x], x))
+                assert selection.measured == measured
+                assert json.loads((folder / "validation.json").read_text()) == [
+                    [*x] for x in measured.items()
+                ]
+                assert kept() == (first, measured[first], {first})
+                assert f"The networks of step {first} are the best so far" in page.read_text()
+                assert f"at step {step}" in page.read_text()
+                assert "data:image/png" not in page.read_text()
+            assert best.exists() == bool(measured)
+        assert said == [
+            f"step {step}: wasserstein_1 of validation items {value:g}{told}"
+            for (step, value), told in zip(
+                measured.items(), [*[", the best so far"] * 2, *["; best at 15"] * 2], strict=True
+            )
+        ]
+        assert [x[2] is state.ema and x[4] == 200 for x in given] == [True] * 5
+        held = data.to_validate().sample_indices(10**6, heldout=True)
+        assert (given[0][1].sample_indices(10**6, heldout=True) == held).all()
+        assert sorted(path.name for path in folder.iterdir()) == [best.name, "validation.json"]
+        # Of a run that left a checkpoint what was measured holds, until it is measured again.
+        (folder / "step-00000015.safetensors").touch()
+        again = Selection(config, data, folder, None)
+        assert again.measured == measured
+        step = 20
+        values[20] = 1.0
+        fill(99)
+        again(step, state)
+        assert again.measured == {10: 4.0, 15: 2.0, 20: 1.0}
+        assert kept() == (20, 1.0, {99})
+        fill(0)
+        taken = again.take(state)["selected"]
+        assert taken == {
+            "step": 20, "figure": again.figure, "measured": [[10, 4.0], [15, 2.0], [20, 1.0]],
+        }  # fmt: skip
+        for network in (state.ema, state.critic):
+            assert all((tensor == 99).all() for tensor in network.state_dict().values())
+
+
+class Shades(torch.nn.Module):
+    """A generator of one colour for each class."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.dark = shape, torch.nn.Parameter(torch.tensor(-0.5))
+
+    def forward(self, z: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        assert not self.training
+        shade = self.dark + (0 if labels is None else 0.25 * labels[:, None, None, None])
+        made = torch.zeros(len(z), *self.shape) + shade
+        made[:, :1] += 0.25  # the first channel is lighter
+        return made
+
+
+@pytest.mark.parametrize(("channels", "side"), [(1, 8), (5, 11), (3, 40)])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_page_shows_samples_of_each_class_in_turn(
+    channels: int, side: int, conditional: bool, tmp_path: Path
+) -> None:
+    """Large enough to be seen; of more channels than a picture has the first."""
+    rng = default_rng(0)
+    items = rng.integers(0, 256, (90, side, side, channels), np.uint8)
+    data = dataset(items, 30, rng.integers(3, size=90), classes=["a", "b", "c"])
+    data = dataclasses.replace(data, is_validation=~data.is_heldout & (np.arange(90) % 2 > 0))
+    config = tiny_config(conditional=conditional)
+    settings = configured().selection
+    config = config.model_copy(update={"selection": settings})
+    extract = load_extractor("pixels", EvaluationConfig())
+    selection = Selection(config, data, tmp_path / "checkpoints", extract)
+    generator = Shades((channels, side, side)).train()
+    state: Any = SimpleNamespace(ema=generator, critic=torch.nn.Linear(1, 1))
+    selection(5, state)
+    assert generator.training
+    page = (tmp_path / "progress.html").read_text()
+    encoded = page.partition("data:image/png;base64,")[2].partition('"')[0]
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+    factor = max(1, 32 // side)
+    cell = factor * side + MARGIN
+    assert picture.shape[:2] == (6 * cell + MARGIN,) * 2
+    assert picture.ndim == (3 if channels == 3 else 2)
+    for i in range(36):
+        top, left = (MARGIN + x * cell for x in divmod(i, 6))
+        shown = picture[top : top + cell - MARGIN, left : left + cell - MARGIN]
+        first = shown if shown.ndim == 2 else shown[..., 0]
+        shade = -0.25 + 0.25 * (i % 3) * conditional
+        assert (first == round((shade + 1) * 127.5)).all(), i
 
 
 def test_networks_of_a_run_that_left_no_step_are_forgotten(tmp_path: Path) -> None:

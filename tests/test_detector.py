@@ -24,6 +24,7 @@ from models.detector import (
     feature_distances,
     item_features,
     load_detector,
+    reconstruct,
     squared_residuals,
 )
 from models.errors import ArtifactError, ClassError, DataError, MachineError, ShapeError, UserError
@@ -34,8 +35,10 @@ from service.trust import TrustedKeys
 from tests.artifacts import ALL_SHAPES, make_artifact
 from tests.test_artifact import resum
 from tests.test_constraints import KINDS
+from tests.test_judging import dataset
 from tests.test_machine import limited
 from training.data.dataset import load_data
+from training.judging import detector as detector_module
 from training.judging.detector import fit_detector, require_split, train_detector, train_encoder
 from training.tracking import track_and_register
 from wgan_cli import main
@@ -390,6 +393,78 @@ def test_what_was_trained_on_does_not_calibrate(tmp_path: Path) -> None:
     other = flat.model_copy(update={"sha256": "1" * 64})
     require_split("s", other, split, said.append)
     assert "not the data that the model was trained on" in said.pop()
+
+
+@pytest.mark.parametrize("classes", [None, CLASSES])
+def test_an_encoder_is_trained_by_adam_on_both_residuals(
+    classes: dict[str, int] | None, tmp_path: Path
+) -> None:
+    """On batches of training items alone, and at a rate that falls to 0 along a cosine."""
+    model = load_artifact(make_artifact(tmp_path / "a", "vector", class_counts=classes))
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=90)
+    data = dataset(rng.normal(size=(90, 2)).astype(np.float32), 30, labels, classes=[*CLASSES])
+    before = torch.random.get_rng_state()
+    found = train_encoder(model, data, steps=4, seed=3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        expected = build_encoder(model)
+    optimizer = torch.optim.Adam(expected.parameters())
+    draws, known = np.random.default_rng(3), np.flatnonzero(~data.is_heldout)
+    for step in range(4):
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 + np.cos(np.pi * step / 4)) / 2
+        chosen = draws.choice(known, 64)
+        x = model.scaling.to_model(torch.from_numpy(data.items[chosen]))
+        of_batch = torch.from_numpy(labels[chosen]) if classes else None
+        made = reconstruct(model, expected, x, of_batch)
+        seen = [critic_features(model.critic, items) for items in (made, x)]
+        loss = ((made - x) ** 2).mean() + ((seen[0] - seen[1]) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert not found.training
+    for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+
+
+def test_a_detector_takes_so_many_items_and_says_what_it_was_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detector_module, "MAX_REFERENCE", 25)
+    monkeypatch.setattr(detector_module, "MAX_SCORED_ITEMS", 10)
+    model = load_artifact(make_artifact(tmp_path / "a", "vector"))
+    data = dataset(np.random.default_rng(0).normal(size=(90, 2)).astype(np.float32), 30)
+    found = fit_detector(model, data, steps=1, seed=2)
+    reference = item_features(model, data.sample(25, heldout=False))
+    torch.testing.assert_close(found.reference, reference)
+    statistics = feature_distances(model, reference, data.sample(10, heldout=True))
+    np.testing.assert_allclose(found.calibration, np.sort(statistics), rtol=1e-6)
+    card = found.card
+    assert (card.calibration_count, card.training_count, card.steps, card.seed) == (10, 60, 1, 2)
+    assert (card.source, card.sha256) == (data.card.source, data.card.sha256)
+
+
+def test_what_was_said_of_the_data_is_told_and_a_private_model_has_no_detector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_artifact(tmp_path / "a", class_counts=CLASSES)
+    pictures = np.random.default_rng(0).integers(0, 256, (150, 8, 8), np.uint8)
+    for name in CLASSES:
+        (tmp_path / "set" / name).mkdir(parents=True)
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / "set" / "ab"[i % 2] / f"{i}.png")
+    said: list[str] = []
+    source = str(tmp_path / "set")
+    train_detector(folder, tmp_path / "out", source, steps=1, say=said.append)
+    assert [line for line in said if "warning" in line] == [said[-1]]
+    assert f"warning: {source}: not the data that the model was trained on" in said[-1]
+    model = load_artifact(folder)
+    model.run = model.run.model_copy(update={"privacy": object()})
+    monkeypatch.setattr(detector_module, "load_artifact", lambda *_: model)
+    with pytest.raises(UserError, match="is differentially private"):
+        train_detector(folder, tmp_path / "private", source, steps=1)
+    assert not (tmp_path / "private").exists()
 
 
 def test_a_detector_is_made_of_the_models_own_data(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from models.errors import ConfigError
 from models.images import encode_small_png
 from tests.artifacts import tiny_config
 from tests.runs import trained
+from tests.test_judging import dataset
 from training.data.dataset import Dataset, load_data
 from training.judging import extractors as module
 from training.judging.digits import WEIGHTS, digit_classifier, train_digit_classifier
@@ -101,6 +102,86 @@ def test_auto_depends_on_the_data(
     assert chosen(colour) == "pixels"
     with pytest.raises(ConfigError, match="pip install"):
         chosen(colour, extractor="efficientnet-lite0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "classifier"),
+        ({"training_count": 60}, "classifier"),  # twenty of each class
+        ({"training_count": 59}, "pixels"),
+        ({"shape": (1, 64, 64)}, "classifier"),
+        ({"shape": (1, 65, 64)}, "pixels"),
+        ({"shape": (1, 64, 65)}, "pixels"),
+        ({"classes": ["a", "b"], "training_count": 40}, "classifier"),
+        ({"classes": ["a"]}, "pixels"),
+        ({"classes": []}, "pixels"),
+        ({"classes": [], "shape": (3, 9, 9)}, "efficientnet-lite0"),
+        ({"shape": (3, 9, 9)}, "classifier"),
+        ({"name": "digits", "licence": "BSD"}, "classifier"),
+        ({"name": "digits", "shape": (1, 8, 8)}, "classifier"),
+        ({"licence": "BSD", "shape": (1, 8, 8)}, "classifier"),
+        ({"name": "digits", "licence": "BSD", "shape": (1, 8, 8)}, "digits-cnn-v1"),
+    ],
+)
+def test_auto_means_a_classifier_of_few_pixels_and_enough_items(
+    changes: dict[str, Any], name: str
+) -> None:
+    """By what the card says; only the built-in digits have a classifier of their own."""
+    items = np.zeros((90, 9, 9, 1), np.uint8)
+    data = dataset(items, 20, classes=["a", "b", "c"])
+    card = data.card.model_copy(update=changes)
+    assert module._best_for(dataclasses.replace(data, card=card)) == name
+
+
+def test_an_extractor_that_is_frozen_for_the_name_is_what_auto_means() -> None:
+    data = dataset(np.zeros((90, 9, 9, 1), np.uint8), 20)
+    frozen = load_extractor("digits-cnn-v1", EvaluationConfig())
+    assert choose_extractor(EvaluationConfig(), data, frozen) is frozen
+    named = choose_extractor(EvaluationConfig(extractor="pixels"), data, frozen)
+    assert named.card.name == "pixels"
+    colours = np.arange(2 * 16 * 16 * 2, dtype=np.uint8).reshape(2, 16, 16, 2)
+    squares = colours.reshape(2, 8, 2, 8, 2, 2).mean(axis=(2, 4)) / 255
+    expected = squares.transpose(0, 3, 1, 2).reshape(2, -1)
+    np.testing.assert_allclose(named(colours), expected, rtol=1e-6)
+
+
+def test_a_classifier_is_kept_for_its_items_labels_and_split(
+    labelled: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one of them that is other, another one is trained; of all the same, none."""
+    monkeypatch.setenv("WGAN_CACHE", str(tmp_path))
+    trained_for: list[Dataset] = []
+
+    def train(data: Dataset) -> torch.nn.Module:
+        trained_for.append(data)
+        return module.image_classifier(3, 3)
+
+    monkeypatch.setattr(module, "train_classifier", train)
+    assert labelled.labels is not None
+    card = labelled.card
+    others = [
+        dataclasses.replace(labelled, labels=(labelled.labels + 1) % 3),
+        *(
+            dataclasses.replace(labelled, card=card.model_copy(update=change))
+            for change in (
+                {"sha256": "1" * 64},
+                {"heldout_fraction": 0.3},
+                {"validation_count": 7},
+                {"validation_count": 8},
+            )
+        ),
+    ]
+    config = EvaluationConfig(extractor="classifier")
+    for number, data in enumerate([labelled, *others]):
+        for _ in range(2):
+            choose_extractor(config, data)
+        assert len(trained_for) == number + 1
+    assert len(list((tmp_path / "extractors").iterdir())) == 6
+    one_class = dataclasses.replace(labelled, card=card.model_copy(update={"classes": ["a"]}))
+    for lacking in (one_class, dataclasses.replace(labelled, labels=None)):
+        with pytest.raises(ConfigError, match="classifier needs labels"):
+            choose_extractor(config, lacking)
 
 
 def test_an_extractor_that_does_not_suit_the_data_is_told(tmp_path: Path) -> None:

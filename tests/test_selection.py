@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -488,6 +489,77 @@ def test_widths_for_which_there_is_no_memory_are_not_chosen(
     most = 1
     with pytest.raises(MemoryError):
         budget.within(config, data, CPU, 1000, time.perf_counter(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "every", "measuring", "steps", "measured"),
+    [
+        # 100 s for judging, 10 measurements of 10 s: 800 s at 0.5 s a step.
+        (1000, 0, 10.0, 1600, 160),
+        # Ten times 2000 s would hold 22.2, but 20 are enough: 40 s of them.
+        (2000, 0, 2.0, 3520, 176),
+        # A measurement after each 100 steps: 60 s for as many, of the 900 s that are left.
+        (1000, 100, 10.0, 1500, 100),
+        # The judging's samples take 4 * 30 s * 100 / 200; at least five measurements.
+        (300, 0, 30.0, 180, 36),
+        (252, 0, 30.0, 84, 17),
+        # Of the 5 measurements each has a step: 210 s and 3 s, and no less.
+        (213.01, 0, 30.0, 6, 2),
+        (212.0, 0, 30.0, None, None),
+        (1000, 1, 300.0, 1, 1),
+        (800, 1, 300.0, None, None),
+    ],
+)
+def test_steps_and_measurements_fill_the_time(
+    seconds: float, every: int, measuring: float, steps: int | None, measured: int | None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """By a clock that stands still, so that nothing is lost to the measurement of the pace."""
+    config = configured(**{"selection.every": every})
+    data, said = load_data(config.data), list[str]()
+    monkeypatch.setattr(budget, "measure_pace", lambda *_: 0.5)
+    monkeypatch.setattr(budget, "_measurement_seconds", lambda *_: measuring)
+    monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: 77.0))
+    arguments = config, data, CPU, seconds, 77.0, tmp_path, said.append
+    if steps is None:
+        with pytest.raises(UserError, match=r"are too few: \d+ measurements and the judging"):
+            budget.within(*arguments)
+        return
+    found = budget.within(*arguments)
+    assert found.selection is not None
+    assert (found.training.steps, found.selection.every) == (steps, measured)
+    judging = max(seconds / 10, 2 * measuring)
+    ends = [datetime.now() + timedelta(seconds=seconds - judging - late) for late in (0, 60)]
+    assert said in [
+        [f"{steps} steps, measured on validation items after each {measured}; training until "
+         f"about {end:%H:%M}, then judging for about {judging / 60:.1f} min"]
+        for end in ends
+    ]  # fmt: skip
+
+
+def test_a_measurement_is_timed_once_it_has_been_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one, of a few samples, loads what is loaded once; items are those to validate."""
+    config = build_config("digits", None, None, {**CHOOSING, "evaluation.extractor": "pixels"})
+    data = load_data(config.data)
+    config = fill_in(config, data.card)
+    clock, given = [5.0], list[Any]()
+
+    def measure(*arguments: Any) -> float:
+        given.append(arguments)
+        clock[0] += arguments[-1]
+        return headline(*arguments)
+
+    monkeypatch.setattr(budget, "headline", measure)
+    monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert budget._measurement_seconds(config, data, CPU, 30) == 30
+    assert [len(arguments) for arguments in given] == [5, 5]
+    for _, judged, generator, extractor, samples in given:
+        assert (judged.is_heldout == data.is_validation).all()
+        assert extractor.card.name == "pixels"
+        assert isinstance(generator, torch.nn.Module)
+        assert samples in (20, 30)
 
 
 @pytest.mark.parametrize("given", [{}, {"generator.width": 8}, {"critic.width": 8}])

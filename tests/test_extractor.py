@@ -207,9 +207,16 @@ def test_efficientnet_is_the_packages_network() -> None:
     images = torch.from_numpy(RNG.integers(0, 256, (4, 3, 64, 64))).float()
     with torch.inference_mode():
         reference.extract_features((images - 127) / 128)
-        found = load_efficientnet(file)(images)
+        network = load_efficientnet(file)
+        found = network(images)
     expected = last[0].mean((2, 3))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    for shape in ((40, 90), (64, 40)):  # of other sizes it sees 64 pixels a side
+        images = 255 * torch.rand(2, 3, *shape)
+        seen = functional.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+        torch.testing.assert_close(network(images), network(seen))
 
 
 def test_efficientnet_knows_a_picture(tmp_path: Path) -> None:
@@ -547,7 +554,7 @@ def test_inception_without_torch_fidelity_says_what_to_install(tmp_path: Path) -
     settings = EvaluationConfig(
         extractor="inception", inception_weights=str(tmp_path / "w.pth"), inception_sha256=digest
     )
-    with pytest.raises(ConfigError, match="torch-fidelity"):
+    with pytest.raises(ConfigError, match=r"torch-fidelity .*'wgan-foundry\[inception\]'"):
         load_extractor("inception", settings)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -211,6 +212,66 @@ def test_a_network_that_does_not_suit_the_images_is_told_before_training(
     with pytest.raises(ConfigError, match=said):
         trained(configured(file), tmp_path / "run", register=False)
     assert not (tmp_path / "run" / CHECKPOINTS).exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        (("N", 1, 8, 512), None),
+        (("N", 1, 7, 512), r"images of \[7, 512\] pixels a side, not 8 to 512"),
+        (("N", 1, 8, 513), r"images of \[8, 513\] pixels a side"),
+        (("N", 1, "H", 513), r"images of \[513\] pixels a side"),
+        (("N", "C", 8, "W"), None),
+        ((None, 1, "H", "W"), None),
+    ],
+)
+def test_a_network_has_8_to_512_pixels_a_side(
+    tmp_path: Path, shape: tuple[Any, ...], told: str | None
+) -> None:
+    """It gets images as wide as it wants them; of as many channels as it names, or any."""
+    file = graph(tmp_path / "own.onnx", shape=shape)
+    if told is not None:
+        with pytest.raises(ConfigError, match=told):
+            load(file)
+        return
+    extract = load(file)
+    assert extract.channels == (None if shape[1] == "C" else 1)
+    images = RNG.integers(0, 256, (3, 16, 24, 1), np.uint8)
+    size = [side if isinstance(side, int) else own for side, own in zip(
+        shape[2:], (16, 24), strict=True)]  # fmt: skip
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    expected = nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+    np.testing.assert_allclose(extract(images), expected.flatten(1), rtol=1e-5, atol=1e-6)
+
+
+def cut(path: Path, last: int) -> Path:
+    """A graph whose features are the first of 16,385 rows of a column, so many of them."""
+    ends = [numpy_helper.from_array(np.array([value]), name)
+            for name, value in (("first", 0), ("last", last), ("axis", 1))]  # fmt: skip
+    sizes = numpy_helper.from_array(np.array([1, 16_385, 1, 1]), "sizes")
+    wide = node("Expand", "one", "sizes", output="wide")
+    one = node("ReduceMax", "x", output="one", keepdims=1)
+    one.input.append("axes")
+    axes = numpy_helper.from_array(np.array([2, 3]), "axes")
+    return graph(
+        path, one, wide, node("Slice", "wide", "first", "last", "axis"),
+        weights=(*ends, sizes, axes),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "is_taken"), [(0, False), (1, True), (16_384, True), (16_385, False)]
+)
+def test_a_network_has_features_and_not_too_many(
+    tmp_path: Path, count: int, is_taken: bool
+) -> None:
+    extract = load(cut(tmp_path / "own.onnx", count))
+    images = np.full((2, 8, 8, 1), 51, np.uint8)
+    if is_taken:
+        np.testing.assert_allclose(extract(images), np.full((2, count), 0.2), rtol=1e-6)
+    else:
+        with pytest.raises(ConfigError, match="N rows of at most 16384 features"):
+            extract(images)
 
 
 def configured(file: Path) -> Config:

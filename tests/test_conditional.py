@@ -31,7 +31,7 @@ from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
 from training.engine.runs import Interrupted
 from training.judging.classes import Labelled, class_distances
-from training.judging.classifier import fit_classifier
+from training.judging.classifier import classify, fit_classifier
 from training.judging.evaluate import class_accuracy, critic_membership, judge
 from training.judging.intervals import kernel_distance_margin
 from training.judging.metrics import kernel_distance
@@ -293,6 +293,27 @@ def test_a_classifier_is_trained_on_the_device_that_is_asked_for() -> None:
     items, labels = torch.randn(20, 3), torch.randint(2, (20,))
     classifier = fit_classifier(items, labels, 2, steps=2, device=torch.device("meta"))
     assert {p.device.type for p in classifier.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(("shape", "seen"), [((64, 64), 32), ((33, 20), 32), ((32, 20), None)])
+def test_large_images_are_classified_by_their_averages(
+    shape: tuple[int, int], seen: int | None
+) -> None:
+    """In parts, by a critic's network of their kind with a head of the classes."""
+    torch.manual_seed(1)
+    images, labels = torch.randn(300, 2, *shape), torch.randint(3, (300,))
+    found = fit_classifier(images, labels, 3, steps=2)
+    smaller = images if seen is None else nn.functional.adaptive_avg_pool2d(images, seen)
+    same = fit_classifier(smaller, labels, 3, steps=2)
+    for one, other in zip(found.parameters(), same.parameters(), strict=True):
+        assert torch.equal(one, other)
+    with torch.inference_mode():
+        expected = found(smaller).argmax(1)
+    assert torch.equal(classify(found, images), expected)
+    critic = CriticConfig(architecture="dcgan", width=32, depth=2, activation="relu")
+    *features, head = build_critic(critic, tuple(smaller.shape[1:])).body  # type: ignore[misc]
+    assert [type(layer) for layer in found] == [type(layer) for layer in (*features, head)]  # type: ignore[union-attr]
+    assert (found[-1].in_features, found[-1].out_features) == (head.in_features, 3)  # type: ignore[index]
 
 
 def test_a_trained_generator_makes_the_class_that_it_is_asked_for(

@@ -388,9 +388,9 @@ def test_a_subject_has_as_many_items_of_each_kind(
     judged = {"recall": figure, "precision": figure,
               "coverage": figure.model_copy(update={"floor": None})}  # fmt: skip
     assert dataclasses.replace(found, figures=judged).diversity == {"recall": (0.5, 0.75)}
-    centers = np.array([[0.0, 0.0], [50.0, 0.0]])
+    centers = np.array([[0.0, 0.0], [0.2, 0.0], [50.0, 0.0]])
     mixture = dataclasses.replace(data, mixture=Mixture(centers, 1.0))
-    assert dataclasses.replace(found, data=mixture).diversity["modes_covered"] == (1, 1)
+    assert dataclasses.replace(found, data=mixture).diversity["modes_covered"] == (2, 2)
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 5, 5)])
@@ -408,14 +408,18 @@ def test_units_bend_that_are_on_for_some_points_alone(
         weight.zero_()
         bias.copy_(torch.tensor([1.0, -1.0, 0.0]))
         weight.view(3, -1)[2, 0] = 1
-    between = torch.randn(40, *shape, dtype=torch.float64)
-    subject: Any = SimpleNamespace(
-        critic=critic.double(), bind=lambda *_: critic, gradient_rows=slice(0, 40), between=between
-    )
     find = Subject.bending_share.func  # type: ignore[attr-defined]
-    assert find(subject) == pytest.approx(1 / 3)
-    subject.between = between.abs()
-    assert find(subject) == 0
+    for on, share in ((2, 0), (3, 1 / 3), (100, 1 / 3), (197, 1 / 3), (198, 0), (200, 0)):
+        between = torch.randn(200, *shape, dtype=torch.float64)
+        between[:, 0] = (torch.arange(200) < on).double().sub(0.5).view(-1, *[1] * len(shape[1:]))
+        subject: Any = SimpleNamespace(
+            critic=critic.double(), bind=lambda *_: critic, gradient_rows=slice(0, 200),
+            between=between,
+        )  # fmt: skip
+        assert find(subject) == pytest.approx(share), on
+    if len(shape) == 3:  # on in some places of each point
+        between[:, 0] = torch.linspace(-1, 1, 5, dtype=torch.float64)
+        assert find(subject) == pytest.approx(1 / 3)
     assert not critic[1]._forward_hooks, "the critic is left as it was"
 
 
@@ -424,7 +428,7 @@ def test_slopes_and_shares_of_variance_are_those_of_least_squares() -> None:
     np.testing.assert_allclose(gradient_decades(signals), [2, 1, -300])
     assert slope(np.array([2.0, 1.0, 0.5, -1.0])) == pytest.approx(0.95)
     rng = np.random.default_rng(0)
-    features, scores = rng.normal(size=(30, 2)), 5 + rng.normal(size=30)
+    features, scores = rng.normal(size=(30, 2)), 5 + 0.1 * rng.normal(size=30)
     model = LinearRegression().fit(features, scores)
     assert explained_variance(features, scores) == pytest.approx(model.score(features, scores))
     assert explained_variance(features, np.full(30, 2.0)) == 1
@@ -432,6 +436,13 @@ def test_slopes_and_shares_of_variance_are_those_of_least_squares() -> None:
     drawn, same = gaussian_like(points, 5), gaussian_like(points, 5, seed=1)
     assert drawn.shape == (5, 3)
     assert not np.allclose(drawn, same)
+    many = np.cov(gaussian_like(points, 20_000).T)
+    np.testing.assert_allclose(many, np.cov(points.T), atol=0.05 * np.abs(many).max())
+    assert Subject.decades.func(SimpleNamespace(signals=signals[:1])) is None  # type: ignore[attr-defined]
+    np.testing.assert_allclose(
+        Subject.decades.func(SimpleNamespace(signals=signals[:2])),  # type: ignore[attr-defined]
+        [2, 1],
+    )
 
 
 # Each check, on measurements that are given
@@ -947,7 +958,12 @@ def test_a_conditional_critic_of_images_is_examined_with_its_labels() -> None:
     assert next(f for f in once if f.name == "low_diversity").present
 
 
-def test_a_critic_without_finite_scores_has_diverged(tmp_path: Path) -> None:
+def test_a_critic_without_finite_scores_has_diverged(data: Dataset, tmp_path: Path) -> None:
+    """Of whatever items; what is examined without a word of how late it is has ended."""
+    critic = Linear([1.0, 0.0])
+    assert diagnose(tiny_config("vector"), data, Replay(real(data) + math.inf), critic) == []
+    ended = found(data, Replay(real(data)[:40].repeat(25, 1)), critic)[risk.NAME]
+    assert "looked like this at the end" in ended.evidence
     folder = make_artifact(tmp_path / "artifact", "vector", critic={"depth": 10})
     model = load_artifact(folder)
     with torch.no_grad():

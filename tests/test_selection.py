@@ -3,6 +3,7 @@
 import base64
 import copy
 import dataclasses
+import functools
 import io
 import json
 import math
@@ -38,6 +39,8 @@ from training.engine.origin import load_start
 from training.engine.runs import Interrupted, begin, no_watch
 from training.engine.stack import NotStackable
 from training.engine.stacked import train_together
+from training.judging import evaluate
+from training.judging.classifier import fit_classifier
 from training.judging.extractors import load_extractor
 from training.judging.headline import headline
 from training.presets import build_config, fill_in
@@ -360,7 +363,9 @@ def test_the_card_names_the_step(chosen: Path) -> None:
     assert line.endswith("8 that were measured until step 40")
 
 
-def test_images_are_shown_on_the_page(tmp_path: Path) -> None:
+def test_images_are_shown_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = functools.partial(fit_classifier, steps=2)  # how well it judges is not asked here
+    monkeypatch.setattr(evaluate, "fit_classifier", quick)
     settings = {"selection.every": 10, "data.validation_fraction": 0.2, "evaluation.samples": 50}
     small = {"generator.width": 8, "critic.width": 8, "training.steps": 10}
     config = build_config("digits", None, None, {**settings, **small, "conditional": True})

@@ -32,7 +32,7 @@ from tests.artifacts import tiny_config
 from tests.test_judging import dataset
 from training import budget
 from training import selection as selection_module
-from training.data.dataset import load_data
+from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import CheckpointError, TrainingState
 from training.engine.loop import train
 from training.engine.origin import load_start
@@ -69,6 +69,12 @@ def configured(**overrides: Any) -> Config:
         "training.learning_rate": 0.02,
     }
     return build_config("8gaussians", None, None, {**settings, **overrides})
+
+
+@pytest.fixture(scope="module")
+def gaussians() -> Dataset:
+    """The data of `configured`."""
+    return load_data(configured().data)
 
 
 @pytest.fixture(scope="module")
@@ -167,10 +173,10 @@ def test_a_run_that_patience_ended_is_not_extended(tmp_path: Path) -> None:
     ],
 )
 def test_more_steps_may_help_where_the_last_measurements_were_best(
-    values: list[float], patience: int | None, is_better: bool, tmp_path: Path
+    values: list[float], patience: int | None, is_better: bool, tmp_path: Path, gaussians: Dataset
 ) -> None:
     config = configured(**{"selection.patience": patience})
-    data, said = load_data(config.data), list[str]()
+    data, said = gaussians, list[str]()
     selection = Selection(config, data, tmp_path, None, said.append)
     state = begin(config, data, tmp_path, CPU, None).state
     measured = iter(values)
@@ -183,9 +189,11 @@ def test_more_steps_may_help_where_the_last_measurements_were_best(
     assert ("more would not help" in said[-1]) != is_better
 
 
-def test_the_best_of_equals_is_the_first_and_patience_counts_from_it(tmp_path: Path) -> None:
+def test_the_best_of_equals_is_the_first_and_patience_counts_from_it(
+    tmp_path: Path, gaussians: Dataset
+) -> None:
     config = configured(**{"selection.patience": 3})
-    selection = Selection(config, load_data(config.data), tmp_path, None)
+    selection = Selection(config, gaussians, tmp_path, None)
     selection.measured = {5: 2.0, 10: 1.0, 15: 1.0, 20: 3.0, 25: 1.5, 30: 0.5}
     assert selection.best() == 30
     assert selection.best(25) == selection.best(15) == 10
@@ -194,13 +202,15 @@ def test_the_best_of_equals_is_the_first_and_patience_counts_from_it(tmp_path: P
     ]  # fmt: skip
 
 
-def test_what_was_measured_is_kept_with_the_networks_of_the_best(tmp_path: Path) -> None:
+def test_what_was_measured_is_kept_with_the_networks_of_the_best(
+    tmp_path: Path, gaussians: Dataset
+) -> None:
     """Each fifth step and the last are measured; what is no number counts not, and leaves no trace.
 
     A run that goes on measures again what comes after its checkpoint.
     """
     config = configured(**{"training.steps": 23})
-    data, said, folder = load_data(config.data), list[str](), tmp_path / "run" / "checkpoints"
+    data, said, folder = gaussians, list[str](), tmp_path / "run" / "checkpoints"
     state = begin(config, data, tmp_path, CPU, None).state
     values = {5: math.nan, 10: 4.0, 15: 2.0, 20: 3.0, 23: 2.0}
     measured: dict[int, float] = {}
@@ -428,13 +438,13 @@ def test_the_time_is_divided(
     count: int,
     steps: int,
     tmp_path: Path,
+    gaussians: Dataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = configured(**{"selection.every": 0})
-    data = load_data(config.data)
     monkeypatch.setattr(budget, "measure_pace", lambda *_: 0.5)
     monkeypatch.setattr(budget, "_measurement_seconds", lambda *_: measuring)
-    found = budget.within(config, data, CPU, seconds, time.perf_counter(), tmp_path)
+    found = budget.within(config, gaussians, CPU, seconds, time.perf_counter(), tmp_path)
     assert steps - 5 <= found.training.steps <= steps, "less by what was measured with"
     assert found.selection is not None
     assert -(-found.training.steps // found.selection.every) == count
@@ -448,10 +458,10 @@ CHOOSING = {"selection.patience": 3, "data.validation_fraction": 0.1, "critic.de
     ("seconds", "width"),
     [
         # So many images get 7,200 steps; a step takes the square of its width in milliseconds, a
-        # tenth of the time is for judging, and 20 seconds are for measurements.
+        # tenth of the time is for judging, and 20 measurements of 2 seconds.
         (4000, 16),
-        ((7200 * 0.032**2 * 1000 + 20) / 0.9 + 1, 32),
-        ((7200 * 0.048**2 * 1000 + 20) / 0.9 - 1, 32),
+        ((7200 * 0.032**2 * 1000 + 40) / 0.9 + 1, 32),
+        ((7200 * 0.048**2 * 1000 + 40) / 0.9 - 1, 32),
         (10**6, 128),
         (1000, 16),  # the narrowest at least, with fewer steps
     ],
@@ -467,13 +477,42 @@ def test_a_budget_chooses_the_widest_networks_that_have_time(
         return config.generator.width**2 / 1000 / config.training.num_critic_steps
 
     monkeypatch.setattr(budget, "measure_pace", pace)
-    monkeypatch.setattr(budget, "_measurement_seconds", lambda *_: 1.0)
+
+    def measuring(config: Config, *_: object) -> float:
+        assert config.generator.width == 16, "the narrowest: no width is chosen yet"
+        return 2.0
+
+    monkeypatch.setattr(budget, "_measurement_seconds", measuring)
     found = budget.within(config, data, CPU, seconds, time.perf_counter(), tmp_path)
     assert (found.generator.width, found.critic.width, found.critic.depth) == (width, width, 1)
-    for_training = (0.9 * seconds - 20) / (width**2 / 1000)
+    for_training = (0.9 * seconds - 40) / (width**2 / 1000)
     assert for_training - 5 <= found.training.steps <= for_training
     if width > 16:
         assert found.training.steps >= 7200
+
+
+@pytest.mark.parametrize("given", ["generator", "critic", "both"])
+def test_a_width_that_is_given_stays_and_the_other_is_chosen(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both are given none is tried but theirs."""
+    names = ["generator", "critic"] if given == "both" else [given]
+    widths = {f"{name}.width": 24 for name in names}
+    config = build_config("images", "digits", None, {**CHOOSING, **widths})
+    tried: list[tuple[int, int]] = []
+
+    def pace(config: Config, *_: object) -> float:
+        tried.append((config.generator.width, config.critic.width))
+        return 1e-6
+
+    monkeypatch.setattr(budget, "measure_pace", pace)
+    monkeypatch.setattr(budget, "_measurement_seconds", lambda *_: 1.0)
+    data = load_data(config.data)
+    found = budget.within(config, data, CPU, 1000, time.perf_counter(), tmp_path)
+    for name, network in (("generator", found.generator), ("critic", found.critic)):
+        assert network.width == (24 if name in names else 128)
+    assert tried == list(dict.fromkeys(tried))
+    assert (len(tried) == 1) == (given == "both")
 
 
 def test_widths_for_which_there_is_no_memory_are_not_chosen(
@@ -517,15 +556,15 @@ def test_widths_for_which_there_is_no_memory_are_not_chosen(
 )
 def test_steps_and_measurements_fill_the_time(
     seconds: float, every: int, measuring: float, steps: int | None, measured: int | None,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, gaussians: Dataset, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """By a clock that stands still, so that nothing is lost to the measurement of the pace."""
-    config = configured(**{"selection.every": every})
-    data, said = load_data(config.data), list[str]()
-    monkeypatch.setattr(budget, "measure_pace", lambda *_: 0.5)
+    config = configured(**{"selection.every": every, "training.num_critic_steps": 2})
+    said: list[str] = []
+    monkeypatch.setattr(budget, "measure_pace", lambda *_: 0.25)  # of a critic step
     monkeypatch.setattr(budget, "_measurement_seconds", lambda *_: measuring)
     monkeypatch.setattr(budget, "time", SimpleNamespace(perf_counter=lambda: 77.0))
-    arguments = config, data, CPU, seconds, 77.0, tmp_path, said.append
+    arguments = config, gaussians, CPU, seconds, 77.0, tmp_path, said.append
     if steps is None:
         with pytest.raises(UserError, match=r"are too few: \d+ measurements and the judging"):
             budget.within(*arguments)

@@ -236,8 +236,12 @@ def test_what_was_measured_is_kept_with_the_networks_of_the_best(
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(selection_module, "headline", measure)
+        folder.mkdir(parents=True)  # of a run that left no step what there is is forgotten
+        (folder / "validation.json").write_text("[[3, 0.0]]")
+        best.write_bytes(b"of another run")
         selection = Selection(config, data, folder, None, said.append)
-        assert (selection.best(), selection.take(state), folder.exists()) == (None, {}, False)
+        assert (selection.best(), selection.take(state), [*folder.iterdir()]) == (None, {}, [])
+        folder.rmdir()
         assert not selection.is_over(23)
         for step in range(1, 24):
             fill(step)

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -285,6 +286,12 @@ def test_what_was_measured_is_kept_with_the_networks_of_the_best(
         }  # fmt: skip
         for network in (state.ema, state.critic):
             assert all((tensor == 99).all() for tensor in network.state_dict().values())
+        values[23], step = 0.5, 23
+        patched.setattr(selection_module, "put", Mock(side_effect=OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            again(step, state)
+        assert not list(folder.glob("*.partial"))
+        assert kept() == (20, 1.0, {99})
 
 
 class Shades(torch.nn.Module):
@@ -302,14 +309,14 @@ class Shades(torch.nn.Module):
         return made
 
 
-@pytest.mark.parametrize(("channels", "side"), [(1, 8), (5, 11), (3, 40)])
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 8, 20), (5, 11, 9), (3, 40, 33)])
 @pytest.mark.parametrize("conditional", [False, True])
 def test_the_page_shows_samples_of_each_class_in_turn(
-    channels: int, side: int, conditional: bool, tmp_path: Path
+    channels: int, height: int, width: int, conditional: bool, tmp_path: Path
 ) -> None:
     """Large enough to be seen; of more channels than a picture has the first."""
     rng = default_rng(0)
-    items = rng.integers(0, 256, (90, side, side, channels), np.uint8)
+    items = rng.integers(0, 256, (90, height, width, channels), np.uint8)
     data = dataset(items, 30, rng.integers(3, size=90), classes=["a", "b", "c"])
     data = dataclasses.replace(data, is_validation=~data.is_heldout & (np.arange(90) % 2 > 0))
     config = tiny_config(conditional=conditional)
@@ -317,20 +324,20 @@ def test_the_page_shows_samples_of_each_class_in_turn(
     config = config.model_copy(update={"selection": settings})
     extract = load_extractor("pixels", EvaluationConfig())
     selection = Selection(config, data, tmp_path / "checkpoints", extract)
-    generator = Shades((channels, side, side)).train()
+    generator = Shades((channels, height, width)).train()
     state: Any = SimpleNamespace(ema=generator, critic=torch.nn.Linear(1, 1))
     selection(5, state)
     assert generator.training
     page = (tmp_path / "progress.html").read_text()
     encoded = page.partition("data:image/png;base64,")[2].partition('"')[0]
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
-    factor = max(1, 32 // side)
-    cell = factor * side + MARGIN
-    assert picture.shape[:2] == (6 * cell + MARGIN,) * 2
+    factor = max(1, 32 // max(height, width))
+    cell = factor * height + MARGIN, factor * width + MARGIN
+    assert picture.shape[:2] == (6 * cell[0] + MARGIN, 6 * cell[1] + MARGIN)
     assert picture.ndim == (3 if channels == 3 else 2)
     for i in range(36):
-        top, left = (MARGIN + x * cell for x in divmod(i, 6))
-        shown = picture[top : top + cell - MARGIN, left : left + cell - MARGIN]
+        top, left = (MARGIN + x * size for x, size in zip(divmod(i, 6), cell, strict=True))
+        shown = picture[top : top + cell[0] - MARGIN, left : left + cell[1] - MARGIN]
         first = shown if shown.ndim == 2 else shown[..., 0]
         shade = -0.25 + 0.25 * (i % 3) * conditional
         assert (first == round((shade + 1) * 127.5)).all(), i

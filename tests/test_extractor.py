@@ -178,6 +178,13 @@ def test_a_classifier_is_kept_for_its_items_labels_and_split(
             choose_extractor(config, data)
         assert len(trained_for) == number + 1
     assert len(list((tmp_path / "extractors").iterdir())) == 6
+    two = dataclasses.replace(labelled, labels=labelled.labels % 2,
+                              card=card.model_copy(update={"classes": ["a", "b"]}))  # fmt: skip
+    assert choose_extractor(config, two).channels == 3
+    grey = module.image_classifier(1, 2).state_dict()
+    again = load_extractor("classifier", config, weights=grey)
+    assert (again.channels, again(np.zeros((5, 9, 9, 1), np.uint8)).shape) == (1, (5, 64))
+    assert again.weights == grey
     one_class = dataclasses.replace(labelled, card=card.model_copy(update={"classes": ["a"]}))
     for lacking in (one_class, dataclasses.replace(labelled, labels=None)):
         with pytest.raises(ConfigError, match="classifier needs labels"):
@@ -354,6 +361,13 @@ def test_classifiers_are_trained_as_their_version_was(labelled: Dataset) -> None
         for one, other in zip(found.parameters(), expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
         assert not found.training
+        channels, classes = data.card.shape[0], len(data.card.classes)
+        first, second, third, squares = (32, 32, 64, 16) if data is labelled else (16, 32, 32, 16)
+        shapes = [
+            (first, channels, 3, 3), (second, first, 3, 3), (third, second, 3, 3),
+            (64, third * squares), (classes, 64),
+        ]  # fmt: skip
+        assert [tuple(weight.shape) for weight in expected[::2]] == shapes
 
 
 def test_digits_are_known_that_the_classifier_has_not_seen(

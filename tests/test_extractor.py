@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -570,6 +571,49 @@ def test_inception_without_torch_fidelity_says_what_to_install(tmp_path: Path) -
     )
     with pytest.raises(ConfigError, match=r"torch-fidelity .*'wgan-foundry\[inception\]'"):
         load_extractor("inception", settings)
+
+
+def test_inception_gets_bytes_in_colour_once_its_file_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a network in torch-fidelity's place, which tells what it was given."""
+
+    class Seen(torch.nn.Module):
+        def __init__(self, name: str, features: list[str], weights: str) -> None:
+            super().__init__()
+            if Path(weights).read_bytes() != b"weights":
+                raise RuntimeError("other weights")
+            assert features == ["2048"]
+
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, str]:
+            assert pixels.dtype == torch.uint8
+            return pixels.float().mean((2, 3)), "logits"
+
+    place = "torch_fidelity.feature_extractor_inceptionv3"
+    stand_in = SimpleNamespace(FeatureExtractorInceptionV3=Seen)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, place, stand_in)
+    file = tmp_path / "w.pth"
+
+    def load(told: bytes) -> module.FeatureExtractor:
+        digest = hashlib.sha256(told).hexdigest()
+        settings = EvaluationConfig(
+            extractor="inception", inception_weights=str(file), inception_sha256=digest
+        )
+        return load_extractor("inception", settings)
+
+    with pytest.raises(ConfigError, match=r"w\.pth: no such file"):
+        load(b"weights")
+    file.write_bytes(b"weights")
+    with pytest.raises(ConfigError, match="it is not loaded"):
+        load(b"others")
+    extract = load(b"weights")
+    assert extract.card.sha256 == hashlib.sha256(b"weights").hexdigest()
+    np.testing.assert_allclose(extract(np.full((2, 8, 8, 1), 77, np.uint8)), 77)
+    np.testing.assert_allclose(extract(np.full((2, 8, 8, 3), 77, np.uint8)), np.full((2, 3), 77))
+    file.write_bytes(b"of another network")
+    with pytest.raises(ConfigError, match=r"not the weights that .* loads \(RuntimeError\)"):
+        load(b"of another network")
 
 
 def test_inception_needs_a_file_and_its_hash() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_auc_score
 from torch import Tensor, nn
@@ -388,9 +389,15 @@ def test_a_subject_has_as_many_items_of_each_kind(
     judged = {"recall": figure, "precision": figure,
               "coverage": figure.model_copy(update={"floor": None})}  # fmt: skip
     assert dataclasses.replace(found, figures=judged).diversity == {"recall": (0.5, 0.75)}
-    centers = np.array([[0.0, 0.0], [0.2, 0.0], [50.0, 0.0]])
-    mixture = dataclasses.replace(data, mixture=Mixture(centers, 1.0))
-    assert dataclasses.replace(found, data=mixture).diversity["modes_covered"] == (2, 2)
+    centers = np.array([[-0.5, -0.5], [0.0, 0.0], [1.2, 1.2], [1.5, 1.5], [50.0, 0.0]])
+    mixture = dataclasses.replace(data, mixture=Mixture(centers, 0.25))
+    covered = [
+        (cdist(centers, found.points(name)).min(axis=1) < 0.75).sum()
+        for name in ("fake", "training")
+    ]
+    assert covered[0] > covered[1]
+    modes = dataclasses.replace(found, data=mixture).diversity["modes_covered"]
+    assert modes == tuple(covered)
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 5, 5)])

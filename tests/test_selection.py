@@ -243,6 +243,7 @@ def test_what_was_measured_is_kept_with_the_networks_of_the_best(
         selection = Selection(config, data, folder, None, said.append)
         assert (selection.best(), selection.take(state), [*folder.iterdir()]) == (None, {}, [])
         folder.rmdir()
+        folder.parent.rmdir()
         assert not selection.is_over(23)
         for step in range(1, 24):
             fill(step)

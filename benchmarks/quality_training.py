@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,16 @@ def now() -> Array:
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = time.process_time() + children.ru_utime + children.ru_stime
     return np.array([cpu, time.perf_counter()])
+
+
+class Observer(Protocol):
+    """Is shown a generator after each of its steps, and says when the run is to end."""
+
+    ended: str
+    """Why; empty while the run goes on."""
+
+    def __call__(self, step: int, generator: nn.Module) -> None:
+        """After ``step`` steps of the generator."""
 
 
 class Watch:
@@ -82,7 +92,7 @@ class Watch:
             self.ended = "budget"
 
 
-def train_ours(config: Config, data: Dataset, watch: Watch, device: torch.device) -> None:
+def train_ours(config: Config, data: Dataset, watch: Observer, device: torch.device) -> None:
     """Our loop and step, with its checkpoints, as `wgan train` calls it."""
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -136,7 +146,7 @@ def textbook_steps(
     return generator, make_step
 
 
-def train_textbook(config: Config, data: Dataset, watch: Watch, device: torch.device) -> None:
+def train_textbook(config: Config, data: Dataset, watch: Observer, device: torch.device) -> None:
     """Train by `textbook_steps`."""
     generator, make_step = textbook_steps(config, data, device)
     for step in range(1, config.training.steps + 1):

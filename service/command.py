@@ -46,6 +46,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model over HTTP, or several."""
+    from service import sources
     from service.settings import Settings
 
     # Read before the model is loaded: a bad setting ends the command at once.
@@ -53,7 +54,8 @@ def serve(
     files = {name: file for name, file in given.items() if file}
     named = {}
     if models := [*(models or ()), *(model or ())]:  # they take the place of both variables
-        one, several = (models[0], "") if len(models) == 1 else ("", ",".join(models))
+        is_one = len(models) == 1 and not sources.has_name(models[0])
+        one, several = (models[0], "") if is_one else ("", ",".join(models))
         named = {"WGAN_MODEL": one, "WGAN_MODELS": several}
     settings = Settings.read(**files, **named)
     if not settings.champions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,11 @@ def absolute(model: str) -> str:
     if not model or registry.is_reference(model):
         return model
     return str(artifact_of(Path(model)).absolute())
+
+
+def has_name(model: str) -> bool:
+    """Tell if one model is given as NAME=MODEL, and not as a folder with such a name."""
+    return re.fullmatch(rf"{NAME}=.+", model) is not None and not os.path.isdir(model)
 
 
 def named(text: str) -> str:

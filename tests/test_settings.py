@@ -1,5 +1,7 @@
 """Settings of the service: each is checked at the start, and told in docs/operating.md."""
 
+import inspect
+import os
 import re
 import socket
 import subprocess
@@ -50,6 +52,22 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_artifact(tmp_path_factory.mktemp("settings") / "artifact")
+
+
+Started = list[tuple[list[str], dict[str, str]]]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    """Arguments and environment of each program that this process would have become."""
+    found: Started = []
+
+    def become(program: str, command: list[str], environment: dict[str, str]) -> None:
+        assert program == command[0] == sys.executable
+        found.append((command[1:], environment))
+
+    monkeypatch.setattr("os.execve", become)
+    return found
 
 
 def bad_numbers() -> list[tuple[str, str]]:
@@ -119,8 +137,9 @@ def test_an_address_of_no_use_is_told(
     host: str, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.execve", lambda *_: pytest.fail("it was started"))
-    with pytest.raises(ConfigError, match=f"cannot listen on {host}, port {port}: ."):
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}, port {port}: ...") as caught:
         serve("some/folder", host, port)
+    assert not str(caught.value).endswith(": None")
 
 
 def test_the_command_ends_at_once_in_one_line(artifact: Path) -> None:
@@ -138,6 +157,96 @@ def test_the_command_ends_at_once_in_one_line(artifact: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert f"port {port}: Address already in use" in done.stderr
+
+
+def test_bentoml_gets_the_address_the_times_and_what_was_checked(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    started: Started,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BENTOML_HOME", raising=False)
+    variables = {"KEEP_ALIVE_SECONDS": "7", "FINISH_SECONDS": "11", "CHALLENGER": "tiny@challenger"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"WGAN_{name}", value)
+    port = free_port()
+    serve("some/folder", "127.0.0.1", port, workers=3)
+    ((command, environment),) = started
+    assert command[:4] == ["-m", "bentoml", "serve", "service.entry:WganService"]
+    assert dict(zip(command[4::2], command[5::2], strict=True)) == {
+        "--working-dir": str(ROOT),
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--timeout-keep-alive": "7",
+        "--timeout-graceful-shutdown": "11",
+    }
+    expected = Settings.read(WGAN_MODEL="some/folder", WGAN_WORKERS=3).environment()
+    assert expected.keys() >= {"WGAN_MODEL", "WGAN_WORKERS", "WGAN_CHALLENGER"}
+    assert expected.items() <= environment.items()
+    assert environment["PATH"] == os.environ["PATH"]
+    assert environment["BENTOML_DO_NOT_TRACK"] == "True"
+    assert Path(environment["BENTOML_HOME"]).is_dir()
+    assert capsys.readouterr().err == ""
+    # A folder will do as well, if it is there; and a home that is given is taken.
+    monkeypatch.setenv("WGAN_CHALLENGER", str(tmp_path))
+    monkeypatch.setenv("WGAN_FINISH_SECOND", "3")
+    monkeypatch.setenv("BENTOML_HOME", "/home/bento")
+    serve("some/folder", "127.0.0.1", port)
+    other = started[1][1]
+    assert other["BENTOML_HOME"] == "/home/bento"
+    assert "WGAN_WORKERS" not in other
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: WGAN_FINISH_SECOND ")
+
+
+def test_a_port_whose_last_connections_linger_is_free(started: Started) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as last:
+        port = last.getsockname()[1]
+        client = socket.create_connection(("127.0.0.1", port))
+        last.accept()[0].close()  # the end that closes first is the one that lingers
+        client.close()
+    serve("some/folder", "127.0.0.1", port)
+    assert str(port) in started[0][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model", "models"),
+    [
+        (["a@1"], "a@1", ""),
+        (["--model", "a@1"], "a@1", ""),
+        (["x=a@1"], "", "x=a@1"),
+        (["a@1", "x=b@2"], "", "a=a@1,x=b@2"),
+        (["a@1", "--model", "x=b@2", "--model", "c@3"], "", "a=a@1,x=b@2,c=c@3"),
+        ([], "", "d=d@1,e=e@1"),
+    ],
+)
+def test_models_of_the_command_take_the_place_of_the_environment_s(
+    arguments: list[str],
+    model: str,
+    models: str,
+    monkeypatch: pytest.MonkeyPatch,
+    started: Started,
+) -> None:
+    monkeypatch.setenv("WGAN_MODELS", "d@1,e@1")
+    assert wgan_cli.main(["serve", "--port", "0", *arguments]) == 0
+    ((_, environment),) = started
+    told = environment.get("WGAN_MODEL", ""), environment.get("WGAN_MODELS", "")
+    assert told == (model, models)
+
+
+def test_the_command_serves_where_the_docs_look_for_it() -> None:
+    asked = set(re.findall(r"http://127\.0\.0\.1:(\d+)", (ROOT / "docs/service.md").read_text()))
+    assert asked == {str(inspect.signature(command.serve).parameters["port"].default)}
+
+
+def test_a_folder_with_a_sign_of_equality_in_its_name_is_no_name_and_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: Started
+) -> None:
+    folder = make_artifact(tmp_path / "lr=0.1", "vector")
+    monkeypatch.chdir(tmp_path)
+    assert wgan_cli.main(["serve", "--port", "0", "lr=0.1"]) == 0
+    assert started[0][1]["WGAN_MODEL"] == str(folder)
 
 
 @pytest.mark.parametrize("model", ["x" * 5000, "x" * 5000 + "@champion", "", "/etc/passwd"])

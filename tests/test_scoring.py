@@ -8,15 +8,18 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import anyio
 import anyio.to_thread
 import numpy as np
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
+from safetensors.torch import load_file, save_file
 
 from models.artifact import load_artifact
-from models.errors import ShapeError
+from models.errors import ArtifactError, ShapeError
 from models.model import Model
 from models.record import Engine
 from models.sampling import CHUNK
@@ -29,6 +32,7 @@ from service.scoring import ScoreBatcher, ScoreJob, compare
 from service.served import Served
 from tests.artifacts import make_artifact
 from tests.costly import progressive, with_scans
+from tests.servers import sign, spoil_weights
 
 Array = np.ndarray
 
@@ -333,11 +337,80 @@ def test_who_leaves_is_not_scored_and_holds_nobody_up(tmp_path: Path) -> None:
 def test_only_what_is_quick_is_made_without_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The quickest of some tries counts, as others may wait for a processor."""
     model = load_artifact(make_artifact(tmp_path / "model", "vector"))
+    now, waits = 100.0, list[float]()
+    counts = set[int]()
+
+    def sample(seed: int, count: int) -> None:
+        nonlocal now
+        now += waits[0]
+        waits.append(waits.pop(0))
+        counts.add(count)
+
+    model.sample = sample  # type: ignore[assignment,method-assign]
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
+    bound = 0.25
+    monkeypatch.setattr(module, "MAX_INLINE_SECONDS", bound)
+    for tries, expected in (
+        ([60, bound - 0.125, 60], CHUNK),
+        ([60, bound, 60], 0),
+        ([bound + 0.125], 0),
+        ([0.0], CHUNK),
+    ):
+        waits[:] = tries
+        assert module.inline_limit(model) == expected
+    assert counts == {CHUNK}
+    for numbers, expected in ((2 * CHUNK, CHUNK), (2 * CHUNK - 1, 0)):
+        monkeypatch.setattr(module, "MAX_INLINE_NUMBERS", numbers)
+        assert module.inline_limit(model) == expected
+    table = load_artifact(make_artifact(tmp_path / "table", "rows"))
+    monkeypatch.setattr(module, "MAX_INLINE_NUMBERS", 10**9)
     monkeypatch.setattr(module, "MAX_INLINE_SECONDS", 60.0)
-    assert module.inline_limit(model) == CHUNK
-    monkeypatch.setattr(module, "MAX_INLINE_NUMBERS", 1)
-    assert module.inline_limit(model) == 0
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "MAX_INLINE_SECONDS", 1e-9)
-    assert module.inline_limit(model) == 0
+    assert module.inline_limit(table) == 0
+
+
+def broken_generator(folder: Path) -> Path:
+    weights = load_file(folder / "generator.safetensors")
+    save_file({k: v * np.nan for k, v in weights.items()}, folder / "generator.safetensors")
+    sign(folder)
+    return folder
+
+
+def test_what_makes_no_numbers_is_not_served(tmp_path: Path) -> None:
+    image, critic = (make_artifact(tmp_path / name) for name in ("image", "critic"))
+    broken_generator(image)
+    spoil_weights(critic)
+    with pytest.raises(ArtifactError, match="its generator makes values that are not finite"):
+        module.load(image, "a@3", "a", "champion")
+    with pytest.raises(ArtifactError, match="its own sample has the score nan"):
+        module.load(critic, "a@3", "a", "champion")
+
+
+def test_a_table_is_run_to_its_rows_before_it_is_served(tmp_path: Path) -> None:
+    model = load_artifact(make_artifact(tmp_path / "table", "rows"))
+    made: list[int] = []
+
+    def rows(samples: Array, seed: int) -> None:
+        made.append(len(samples))
+
+    model.rows = rows  # type: ignore[assignment,method-assign]
+    module.run_once(model, "a@3")
+    assert made == [CHUNK]
+
+
+def test_a_loaded_version_says_what_it_is(tmp_path: Path) -> None:
+    folder = make_artifact(tmp_path / "model", class_counts={"a": 4, "b": 4})
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        loaded = module.load(folder, None, "a", "champion")
+        assert torch.get_num_threads() == 1, "requests run beside each other"
+    finally:
+        torch.set_num_threads(threads)
+    assert loaded.version == loaded.model.digest[:12]
+    assert len(loaded.version) == 12
+    assert loaded.labels == ("a", "champion")
+    assert module.load(folder, "a@3", "a", "challenger").version == "a@3"
+    plain = Served(loaded.model, "1", "champion", None, 0.0)
+    assert plain.inline_limit == 0, "nothing is made on the event loop unless it was measured"

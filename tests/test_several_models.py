@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import wgan_cli
 from models import registry
 from models.artifact import load_artifact
 from models.errors import ConfigError
@@ -465,21 +465,16 @@ def test_a_version_takes_one_to_three_times_its_files(
     assert sum(sizes) < sum(growths) < 3 * sum(sizes), done.stdout
 
 
-def test_folders_that_do_not_fit_together_end_the_command(tmp_path: Path) -> None:
+def test_folders_that_do_not_fit_together_end_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     large = make_artifact(tmp_path / "large", "vector", critic={"width": 512, "depth": 2})
-    command = [WGAN, "serve", "--port", "1", large, "--model", f"b={large}"]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "WGAN_MODELS_MEMORY": "2"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "WGAN_MODELS_MEMORY=2" in done.stderr
-    assert done.stderr.startswith("error: the files of b have 1.")
-    assert done.stderr.count("\n") == 1
+    monkeypatch.setattr("os.execve", lambda *_: pytest.fail("it was started"))
+    monkeypatch.setenv("WGAN_MODELS_MEMORY", "2")
+    assert wgan_cli.main(["serve", "--port", "1", str(large), "--model", f"b={large}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "WGAN_MODELS_MEMORY=2" in line
+    assert line.startswith("error: the files of b have 1.")
 
 
 # ---- with a real registry ------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from models import registry, registry_files
 from models.artifact import SERVED, SUMS, TRAINING_STATE, load_artifact
 from models.errors import ArtifactError
+from service import broken
 from service.holder import Slot, outcome_of
 from service.room import Room
 from service.settings import Settings
@@ -309,6 +310,38 @@ def test_what_pytorch_raises_once_it_compiles_no_more_is_known() -> None:
         # That memory lacks may crash it too.
         assert done.returncode in (-signal.SIGSEGV, -signal.SIGABRT), done.stderr
     raise AssertionError(ended)
+
+
+def test_only_what_pytorch_raises_then_is_known_whatever_it_led_to() -> None:
+    def caused(error: Exception, by: Exception) -> Exception:
+        error.__cause__ = by
+        return error
+
+    lack = RuntimeError(f"{broken.SAYS}, as memory lacked")
+    assert broken.is_broken(lack)
+    assert broken.is_broken(caused(ValueError("no score"), lack))
+    for other in (
+        ValueError(broken.SAYS),
+        RuntimeError("CUDA out of memory"),
+        caused(RuntimeError("no score"), OSError(broken.SAYS)),
+    ):
+        assert not broken.is_broken(other)
+
+
+def test_a_worker_that_ends_is_told_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second signal would not wait for what is under way."""
+    signals: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+    monkeypatch.setattr(broken, "_is_ending", threading.Lock())
+    try:
+        for _ in range(3):
+            broken.end_worker()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert signals == [signal.SIGTERM]
+    assert caplog.text.count("memory lacked") == 1
 
 
 def compiles_no_more(*arguments: object, **options: object) -> torch.Tensor:

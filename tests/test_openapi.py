@@ -11,6 +11,7 @@ from service.endpoint import MAX_NAME, Context, Endpoint, choose_model
 from service.endpoints import ENDPOINTS
 from service.openapi import describe
 from tests.artifacts import make_artifact
+from tests.attacks import line
 from tests.servers import is_problem
 from tests.test_app import made, talk
 
@@ -90,6 +91,8 @@ def test_every_answer_is_described_with_its_headers_and_its_content() -> None:
     for probe in ("/livez", "/readyz"):
         answers = description["paths"][probe]["get"]["responses"]
         assert [*answers] == ["200", "408", "413", "429", "431", "503", "504"]
+    answers = description["paths"]["/metrics"]["get"]["responses"]
+    assert [*answers] == ["200", "401", "403", "408", "413", "429", "431", "503", "504"]
     listing = description["paths"]["/v1/models"]["get"]["responses"]["200"]
     assert "headers" not in listing, "it is of no one model"
 
@@ -176,5 +179,48 @@ def test_the_picture_comes_as_bytes_to_clients_that_know_no_pictures(
         assert answer.headers["content-type"] == media_type
         assert answer.content.startswith(b"\x89PNG")
         assert answer.headers["vary"] == "Accept"
+
+    talk(app, ask)
+
+
+def test_what_asks_about_the_service_itself_is_neither_counted_nor_kept_from_bentoml(
+    tmp_path: Path,
+) -> None:
+    app = made(WGAN_MODEL=str(tmp_path / "none"))
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        for path, media_type in (
+            ("/docs", "text/html; charset=utf-8"),
+            ("/docs.json", "application/json"),
+            ("/metrics", "text/plain; version=1.0.0; charset=utf-8"),
+            ("/", "text/html; charset=utf-8"),
+            ("/page.css", "text/css; charset=utf-8"),
+            ("/page.js", "text/javascript; charset=utf-8"),
+        ):
+            answer = await client.get(path)
+            assert answer.status_code == 200
+            assert answer.headers["content-type"] == media_type
+        told = (await client.get("/metrics")).text
+        assert told.count('wgan_requests_total{endpoint="/') == 3
+        assert 'wgan_requests_total{endpoint="/page.js",model="",status="200"} 1.0' in told
+
+    talk(app, ask)
+    assert ("GET", "/page.js") in app.direct()
+    assert not app.direct().keys() & {("GET", path) for path in ("/docs", "/docs.json", "/metrics")}
+
+
+def test_metrics_need_a_key_once_some_key_is_for_them(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(line("a", "1", "samples"))
+    app = made(WGAN_MODEL=str(tmp_path / "none"), WGAN_API_KEYS_FILE=str(keys))
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        async def status(key: str = "") -> int:
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            return (await client.get("/metrics", headers=headers)).status_code
+
+        assert await status() == 200
+        keys.write_text(keys.read_text() + line("b", "2", "metrics"))
+        assert [await status(), await status("1"), await status("2")] == [401, 403, 200]
 
     talk(app, ask)

@@ -1,11 +1,13 @@
 """The configuration: everything recorded, nothing misspelt."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from models.augmentation import AugmentationConfig
 from models.config import (
@@ -19,6 +21,7 @@ from models.config import (
 from models.errors import ConfigError
 from models.networks import build_networks
 from models.record import DataCard
+from models.section import Section
 from tests.artifacts import tiny_config
 from training.overrides import override
 from training.presets import PRESETS, TUNED, build_config, fill_in
@@ -57,6 +60,25 @@ def test_a_mistake_is_one_line_that_says_what_is_right(
         build_config("digits", overrides=overrides)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Part(Section):
+    count: int = 0
+    size: float = 0
+
+
+def test_a_part_of_the_configuration_holds_numbers_that_a_record_can_hold_and_stays() -> None:
+    for count in (2**63 - 1, 1 - 2**63):
+        assert Part(count=count).count == count
+    for count in (2**63, -(2**63), 10**400):
+        with pytest.raises(ValidationError, match=r"less than 2\*\*63"):
+            Part(count=count)
+    assert Part(size=1e300).size == 1e300
+    for size in (math.inf, math.nan):
+        with pytest.raises(ValidationError, match="finite"):
+            Part(size=size)
+    with pytest.raises(ValidationError, match="frozen"):
+        Part().count = 3  # type: ignore[misc]
 
 
 def test_an_unknown_preset_names_the_others() -> None:

@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from training.engine.cuda_graphs import (
     Parts,
     Replay,
     captured_in_parts,
+    graphs_on,
 )
 from training.engine.graphed_step import GraphedStep, _difference, graph_obstacle
 from training.engine.optimisers import OPTIMIZERS
@@ -100,6 +101,34 @@ class RecordedGraphs:
             recorded.replay()
 
         return replay
+
+
+def test_parts_are_captured_one_by_one_and_exchanged_in_between() -> None:
+    x, y, seen = torch.zeros(1), torch.ones(1), list[object]()
+
+    def parts() -> Iterator[Tensor]:
+        for name, exchanged in (("a", x), ("b", y)):
+            seen.append(name)
+            yield exchanged
+        seen.append("c")
+
+    def capture(function: Callable[[], None]) -> Replay:
+        before = len(seen)
+        function()
+        captured = seen[before:]
+        return lambda: seen.extend(captured)
+
+    replay = captured_in_parts(capture, parts(), seen.append)
+    assert seen == ["a", "b", "c"], "nothing is exchanged by the capture"
+    without = NoGraphs().capture(parts, seen.append)
+    for again in (replay, replay, without, without):
+        seen.clear()
+        again()
+        assert seen == ["a", x, "b", y, "c"]
+    seen.clear()
+    NoGraphs().run(lambda: seen.append("run"))
+    assert seen == ["run"]
+    assert isinstance(graphs_on(CPU), NoGraphs)
 
 
 def trained(

@@ -20,6 +20,7 @@ import pytest
 import torch
 from numpy.random import default_rng
 from PIL import Image
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -29,6 +30,7 @@ from models.config import Config, EvaluationConfig
 from models.errors import UserError
 from models.images import MARGIN
 from models.run_folder import CHECKPOINTS
+from models.selection import SelectionConfig
 from tests.artifacts import tiny_config
 from tests.test_judging import dataset
 from training import budget
@@ -48,6 +50,7 @@ from training.presets import build_config, fill_in
 from training.run import run_training
 from training.selection import Selection
 
+ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
@@ -413,6 +416,29 @@ def test_images_are_shown_on_the_page(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_a_selection_does_not_go_with(overrides: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         build_config("table", "any.csv", None, overrides)
+
+
+BARE = {"selection": {}, "data.validation_fraction": 0.1}
+
+
+def test_numbers_of_a_selection_are_those_that_the_docs_tell() -> None:
+    told = (ROOT / "docs/budget.md").read_text()
+    usual = SelectionConfig()
+    assert f"at most, in a measurement | {usual.samples:,} |" in told
+    assert "ends | none: all steps are made |" in told
+    assert usual.patience is None
+    assert "between measurements | a twentieth of all |" in told
+    config = build_config("8gaussians", None, None, BARE)
+    filled = fill_in(config, load_data(config.data).card)
+    assert filled.selection is not None
+    assert filled.selection.every == -(-config.training.steps // 20)
+
+
+@pytest.mark.parametrize(("name", "least"), [("every", 0), ("patience", 1), ("samples", 20)])
+def test_a_selection_s_numbers_have_a_least(name: str, least: int) -> None:
+    assert getattr(SelectionConfig.model_validate({name: least}), name) == least
+    with pytest.raises(ValidationError, match=f"greater than or equal to {least}"):
+        SelectionConfig.model_validate({name: least - 1})
 
 
 Train = Callable[..., int]

@@ -542,6 +542,9 @@ def test_a_folder_that_is_not_signed_is_not_served(
     assert wgan_cli.main(["serve", "--model", str(folder), "--port", "0"]) == 2
     assert "challenger: is not signed" in capsys.readouterr().err
     monkeypatch.delenv("WGAN_CHALLENGER")
+    # What is not there is told as without signatures.
+    assert wgan_cli.main(["serve", "--model", f"{folder}s", "--port", "0"]) == 2
+    assert "challengers: no such folder" in capsys.readouterr().err
     monkeypatch.setenv("WGAN_TRUSTED_KEYS", str(keys / "ours.key"))
     assert wgan_cli.main(["serve", "--model", "tiny@1", "--port", "0"]) == 2
     assert "ours.key is no public key" in capsys.readouterr().err

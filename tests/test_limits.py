@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import limits
+from models.sampling import CHUNK
+from service import limits, served
 from service.exchange import Exchange, exchange_of
 from service.keys import Keys
 from service.limits import (
@@ -112,7 +113,18 @@ def test_the_bounds_are_those_that_the_docs_tell() -> None:
         f"; {limits.TIMEOUT:g} seconds from a request's head to the first byte of its answer, "
         f"{limits.ANSWER_TIMEOUT:g} more to its last;"
     ) in told
-    assert Load().buffer.size == MAX_BUFFERED
+    assert (
+        f"{CHUNK} samples or fewer of a model that makes them within a millisecond, "
+        f"where they are at most {served.MAX_INLINE_NUMBERS:,} numbers |"
+    ) in told
+    assert served.MAX_INLINE_SECONDS == 0.001
+    buffer = Load().buffer
+    assert buffer.size == MAX_BUFFERED
+    assert "MiB three times what is left: one caller alone has three quarters, two" in told
+    buffer.take("alone", MAX_BUFFERED * 3 // 4 - 1)
+    assert not buffer.has_its_share("alone")
+    buffer.take("alone")
+    assert buffer.has_its_share("alone")
     assert Load().rate.per_second == 0, "nothing bounds it unless it is set"
 
 

@@ -30,7 +30,7 @@ from models.config import Config, EvaluationConfig
 from models.errors import UserError
 from models.images import MARGIN
 from models.run_folder import CHECKPOINTS
-from models.selection import SelectionConfig
+from models.selection import VALIDATION_SHARE, SelectionConfig
 from tests.artifacts import tiny_config
 from tests.test_judging import dataset
 from training import budget
@@ -423,6 +423,8 @@ BARE = {"selection": {}, "data.validation_fraction": 0.1}
 
 def test_numbers_of_a_selection_are_those_that_the_docs_tell() -> None:
     told = (ROOT / "docs/budget.md").read_text()
+    assert "A tenth of the training items\n(`data.validation_fraction`)" in told
+    assert VALIDATION_SHARE == 0.1
     usual = SelectionConfig()
     assert f"at most, in a measurement | {usual.samples:,} |" in told
     assert "ends | none: all steps are made |" in told

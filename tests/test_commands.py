@@ -194,6 +194,7 @@ MISTAKES = {
     ("serve", "--model", "m", "--port", "65536"): "--port",
     ("serve", "--model", "m", "--workers", "0"): "--workers",
     ("train", "--preset", "digits", "--out", "o", "--device", "gpu"): "'cpu', 'cuda'",
+    ("export", "no/model", "--to", "onnx", "--out", "."): ".: is there already",
     ("trian",): "did you mean 'train'",
     ("train", "--preset", "digits", "--out", "o", "--sed", "1"): "--seed",
     ("study",): "missing command",

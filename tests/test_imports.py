@@ -1,6 +1,7 @@
 """Directions of imports: between the packages, and between the rooms of `training`."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ other; `retraining` and `lab` know nothing of each other."""
 PEERS = {"run", "presets", "overrides", "selection", "budget", "tracking", "call", "commands"}
 OUTSIDE = {"torchrun"}
 """Modules of `training` that import nothing of it, and that nothing imports."""
+UNTRACKED = "BENTOML_DO_NOT_TRACK"
+"""BentoML would tell its maker of each start, unless this was set before it is imported."""
 TRAINING_ONLY = {"ot", "sklearn", "scipy", "training"}
 
 
@@ -122,8 +125,13 @@ def test_the_check_sees_an_import_inside_a_function() -> None:
     ],
 )
 def test_what_an_import_brings_in(module: str, absent: set[str]) -> None:
-    code = f"import sys, {module}; print(*{{m.split('.')[0] for m in sys.modules}})"
+    code = f"import os, sys, {module}\nprint(*{{m.split('.')[0] for m in sys.modules}})\n"
+    code += "print(*os.environ)"
+    command = [sys.executable, "-c", code]
+    given = {name: value for name, value in os.environ.items() if name != UNTRACKED}
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        command, capture_output=True, text=True, check=True, cwd=ROOT, env=given
     ).stdout
-    assert not absent & set(out.split())
+    modules, variables = out.splitlines()
+    assert not absent & set(modules.split())
+    assert (UNTRACKED in variables.split()) == (module == "service.entry")

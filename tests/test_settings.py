@@ -58,8 +58,9 @@ Started = list[tuple[list[str], dict[str, str]]]
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Started:
     """Arguments and environment of each program that this process would have become."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where BentoML's home is made
     found: Started = []
 
     def become(program: str, command: list[str], environment: dict[str, str]) -> None:

@@ -48,9 +48,10 @@ def reason(error: OSError) -> str:
     >>> reason(IsADirectoryError(21, "Is a directory", "/a"))
     'is a directory; name a file'
     """
-    said = error.strerror or str(error) or type(error).__name__
+    said = error.strerror or str(error)
+    said = f"{said[:1].lower()}{said[1:]}" or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0)
-    return f"{said[:1].lower()}{said[1:]}" + (f"; {remedy}" if remedy else "")
+    return said + (f"; {remedy}" if remedy else "")
 
 
 def require_end(path: Path) -> Path:

@@ -1,17 +1,25 @@
 """The command line's parts: nothing that was there has gone, and what is not installed is told."""
 
+import io
 import json
 import os
+import pty
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from typer.core import TyperOption
 
 import wgan_cli
-from models import __version__
+from models import __version__, command_line
+from models.command_line import StopNow, StopRequest
 from models.config import constraint_class
+from models.errors import UserError
 from tests.command_line import command, parsed
 from tests.command_table import COMMANDS, Parameter
 from training.presets import PRESETS
@@ -178,9 +186,12 @@ def test_constraints(capsys: pytest.CaptureFixture[str]) -> None:
         assert {**row["hyperparameters"], "kind": kind} == constraint.model_dump(mode="json")
     assert wgan_cli.main(["constraints"]) == 0
     text = capsys.readouterr().out
-    assert "gradient_penalty\n" in text
-    assert "constraint.clip_value=0.01\n" in text
-    assert shown["bjorck"]["guarantee"] in text
+    assert "\n\nweight_clipping\n" in text
+    assert "  constraint.clip_value=0.01\n" in text
+    for block, (kind, row) in zip(text.strip().split("\n\n"), shown.items(), strict=True):
+        settings = [f"{name}={json.dumps(it)}" for name, it in row["hyperparameters"].items()]
+        lines = [kind, f"  {row['guarantee']}", *(f"  constraint.{line}" for line in settings)]
+        assert block.splitlines() == lines
 
 
 MISTAKES = {
@@ -228,8 +239,8 @@ def test_an_interruption_is_one_line(
     assert wgan_cli.main(["models"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     compare = ["compare", "--data", "d", "--constraints", "a,b", "--out", "o"]
-    for command_line in (compare, ["study", "clipping", "--out", "o"]):
-        assert wgan_cli.main(command_line) == 75
+    for line in (compare, ["study", "clipping", "--out", "o"]):
+        assert wgan_cli.main(line) == 75
         assert capsys.readouterr().err == "interrupted: the same command goes on from here\n"
 
 
@@ -272,3 +283,136 @@ def test_a_reader_that_goes_ends_quietly(capsys: pytest.CaptureFixture[str]) -> 
         capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("none\n", "")
+
+
+# ---- parts that commands share ------------------------------------------------------------------
+
+
+def test_exit_codes_are_those_of_the_docs() -> None:
+    told = re.findall(r"^\| (\d+) \| ([^|]+) \|$", (ROOT / "docs/commands.md").read_text(), re.M)
+    begins = {
+        0: "done",
+        command_line.EXIT_FAILED: "failed",
+        command_line.EXIT_MISTAKE: "a mistake",
+        command_line.EXIT_REJECTED: "`wgan retrain`: a gate rejected",
+        command_line.EXIT_INTERRUPTED: "interrupted, or a server",
+        command_line.EXIT_SIGINT: "interrupted, with nothing to go on from",
+    }
+    assert [int(code) for code, _ in told] == list(begins)
+    assert all(meaning.startswith(begins[int(code)]) for code, meaning in told)
+
+
+def test_a_command_that_is_not_installed_has_no_options_of_its_own() -> None:
+    app = command_line.new_app()
+    app.command()(lambda: None)
+    assert typer.main.get_command(app).params == []
+
+
+def test_a_time_is_seconds_minutes_or_hours() -> None:
+    times = {"90": 90, "90s": 90, " 30m ": 1800, "1.5h": 5400, "0.25": 0.25}
+    assert {text: command_line.duration(text) for text in times} == times
+    for text in ("", "0", "0.0h", "m", "1d", "-1s", "1e3", "1 h", "1.m"):
+        with pytest.raises(UserError, match="is no time; write such as 90s, 30m or 2h"):
+            command_line.duration(text)
+
+
+def test_settings_are_json_or_text_and_where_nothing_is_trained_of_data_alone() -> None:
+    texts = ["data.size=32", "data.name=a=b", "data.on=true", "data.csv={}", "data.none="]
+    values = {"data.size": 32, "data.name": "a=b", "data.on": True, "data.csv": {}, "data.none": ""}
+    assert command_line.assignments(texts) == command_line.data_assignments(texts) == values
+    assert command_line.assignments(None) == command_line.assignments([]) == {}
+    assert command_line.assignments(["seed=1"]) == {"seed": 1}
+    with pytest.raises(UserError, match=r"--set data\.size: write key=value"):
+        command_line.assignments(["data.size"])
+    with pytest.raises(UserError, match=r"^--set training\.data: nothing is trained here"):
+        command_line.data_assignments(["data.size=3", "training.data=1"])
+
+
+def test_output_takes_any_text_though_it_is_closed_or_poor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it where the shell closed it
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(raw, encoding="ascii"))
+    command_line.prepare_output()
+    with sys.stdout:
+        print("goes nowhere: \u00e9", flush=True)
+    command_line.complain("caf\u00e9 http://ann:canary@host")
+    assert raw.getvalue() == b"caf\\xe9 http://ann:***@host\n", "at once, and without the password"
+
+
+def test_what_nobody_reads_is_dropped_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:  # closing it writes what it holds: an error if it cannot
+        stdout.write("figures")
+        monkeypatch.setattr(sys, "stdout", stdout)
+        command_line.drop_output()
+    kept = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(kept))
+    print("figures")
+    command_line.drop_output()
+    assert kept.getvalue() == b"figures\n"
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    """Put back what answers signals."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+STOPS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+
+
+@STOPS
+@pytest.mark.usefixtures("_handlers")
+def test_the_first_signal_is_a_request_and_a_second_one_ends_the_process(
+    number: signal.Signals,
+) -> None:
+    """A terminal that is gone is not written to any more."""
+    here, there = pty.openpty()
+    streams = (1, 2)
+    kept = [os.dup(stream) for stream in streams]
+    try:
+        for stream in streams:
+            os.dup2(there, stream)
+        stop = StopRequest()
+        assert not stop()
+        with stop.raised():
+            pass
+        signal.raise_signal(number)  # and nothing is raised outside of the block
+        are_dropped = [os.path.samestat(os.fstat(s), os.stat(os.devnull)) for s in streams]
+    finally:
+        for stream, copy in zip(streams, kept, strict=True):
+            os.dup2(copy, stream)
+        for descriptor in (here, there, *kept):
+            os.close(descriptor)
+    assert stop()
+    assert signal.getsignal(number) == signal.SIG_DFL
+    assert are_dropped == [number == signal.SIGHUP] * 2
+    with pytest.raises(StopNow), stop.raised():
+        pytest.fail("the stop was requested before")
+
+
+@STOPS
+@pytest.mark.usefixtures("_handlers")
+def test_work_is_stopped_as_soon_as_that_is_requested(number: signal.Signals) -> None:
+    stop, reached = StopRequest(), []
+    with pytest.raises(StopNow), stop.raised():
+        reached += [signal.raise_signal(number)]
+    assert stop()
+    assert not reached, "the work went on"
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_nohup_is_heeded_and_other_signals_are_never_ignored() -> None:
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    stop = StopRequest()
+    signal.raise_signal(signal.SIGHUP)
+    assert not stop()
+    signal.raise_signal(signal.SIGTERM)
+    assert stop()

@@ -1,6 +1,7 @@
 """The configuration: everything recorded, nothing misspelt."""
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from models.errors import ConfigError
 from models.networks import build_networks
 from models.record import DataCard
 from models.section import Section
+from models.training import TrainingConfig
 from tests.artifacts import tiny_config
+from tests.test_released import RELEASED
 from training.overrides import override
 from training.presets import PRESETS, TUNED, build_config, fill_in
 
@@ -616,3 +619,57 @@ def test_settings_that_do_not_go_together_are_refused_and_the_others_taken(
         return
     with pytest.raises(ConfigError, match=says):
         tiny_config(**told)
+
+
+BOUNDS: dict[str, tuple[list[object], list[object]]] = {
+    "steps": ([0, 1], [-1]),
+    "batch_size": ([0, 2], [-1, 1]),
+    "micro_batch_size": ([None, 1], [0]),
+    "num_critic_steps": ([1], [0]),
+    "learning_rate": ([1e-9, 0.5], [0, -1]),
+    "critic_learning_rate": ([None, 1e-9, 0.5], [0, -1]),
+    "decay_from": ([0, 1], [-1e-9, 1.1]),
+    "ema_decay": ([0, 0.99999], [-1e-9, 1]),
+    "seed": ([0, 2**31 - 1], [-1, 2**31]),
+    "log_every": ([1], [0]),
+    "checkpoint_every": ([1], [0]),
+    "divergence_gap": ([1e-9, 0.5], [0]),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_settings_of_training_have_bounds(name: str) -> None:
+    taken, refused = BOUNDS[name]
+    for value in taken:
+        assert getattr(tiny_config(training={name: value}).training, name) == value
+    for value in refused:
+        with pytest.raises(ConfigError, match=rf"training\.{name}"):
+            tiny_config(training={name: value})
+
+
+WRITTEN_IF_SET = {
+    "micro_batch_size": 4,
+    "activation_checkpointing": True,
+    "critic_learning_rate": 1e-3,
+    "schedule": "cosine",
+}
+
+
+def test_settings_that_records_of_old_lack_are_written_only_if_they_are_set() -> None:
+    plain = tiny_config().training
+    assert not WRITTEN_IF_SET.keys() & plain.model_dump().keys()
+    changed = tiny_config(training={**WRITTEN_IF_SET, "decay_from": 0.0}).training
+    assert WRITTEN_IF_SET.items() <= changed.model_dump(mode="json").items()
+    for settings in (plain, changed):
+        assert TrainingConfig.model_validate_json(settings.model_dump_json()) == settings
+    assert (plain.critic_rate, changed.critic_rate) == ("learning_rate", "critic_learning_rate")
+
+
+def test_what_is_not_said_of_training_is_as_in_versions_of_before() -> None:
+    """A configuration file means the same as when its run was recorded."""
+    record = json.loads((RELEASED / "images" / "run.json").read_text())["config"]["training"]
+    said = ("steps", "num_critic_steps", "optimizer", "learning_rate")
+    plain = TrainingConfig(**{name: record[name] for name in said})
+    # The runs had these set: betas of the networks' paper, and a rate and an average of their own.
+    own = {"betas": (0.5, 0.9), "decay_from": 1.0, "ema_decay": 0.999, "seed": 0}
+    assert plain.model_dump() == {**record, **own}

@@ -84,3 +84,11 @@ def test_numbers_of_64_bits_begin_where_the_standard_library_s_do() -> None:
     assert not _end(2**16 - 1, 50, 2**31 - 1).startswith(wide)
     assert _end(2**16, 50, 2**31 - 1).startswith(wide)
     assert _end(2**16 - 1, 50, 2**31).startswith(wide)
+
+
+def test_what_is_written_into_a_pipe_is_taken_once() -> None:
+    pipe = Pipe()
+    assert pipe.writable()
+    assert [pipe.write(part) for part in (b"ab", memoryview(b"c"), b"")] == [2, 1, 0]
+    assert pipe.take() == b"abc"
+    assert pipe.take() == b""

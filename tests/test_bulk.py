@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ import pyarrow.parquet
 import pytest
 
 import wgan_cli
+from models import bulk
 from models.artifact import load_artifact
 from models.bulk import RECORD, Folder, Sampling, write_samples
-from models.errors import DataError, ShapeError, UserError
+from models.errors import DataError, ShapeError, UnreachableError, UserError
 from models.model import Model
 from tests.artifacts import make_artifact, tiny_config
 from tests.s3 import KEY, SECRET, disconnect, s3_server
@@ -102,6 +104,46 @@ def test_an_interrupted_sampling_goes_on(models: dict[str, Model], tmp_path: Pat
     assert len(contents(folder)) == 6, "nothing unfinished is left"
 
 
+def test_how_far_a_sampling_has_come_is_said(
+    models: dict[str, Model],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By files that were written now, and by bars that end at their total."""
+    model = models["vector"]
+    job, bars = sampling(model, "npz"), list[tuple[int | None, int]]()
+
+    def counted(items: Iterable[Any], what: str, total: int | None) -> Iterator[Any]:
+        taken = list(items)
+        bars.append((total, len(taken)))
+        yield from taken
+
+    def said(*clock: float) -> list[str]:
+        times = SimpleNamespace(monotonic=iter(clock).__next__)
+        with monkeypatch.context() as patch:
+            patch.setattr(bulk, "time", times)
+            patch.setattr(bulk, "track", counted)
+            write_samples(model, job, Folder(str(tmp_path)))
+        return capsys.readouterr().out.splitlines()
+
+    names = [f"{first:012d}.npz" for first in range(0, 1100, 256)]
+    rates = [256 / 2, 512 / 3, 768 / 4, 1024 / 5, 1100 / 6]
+    assert said(10, 12, 13, 14, 15, 16) == [
+        f"wrote {name}: {number} of 5 files, {rate:.0f} samples a second"
+        for number, (name, rate) in enumerate(zip(names, rates, strict=True), 1)
+    ]
+    assert len(bars) == 5
+    assert all(total == taken for total, taken in bars), "though the last file holds fewer"
+    for name in names[3:]:
+        (tmp_path / name).unlink()
+    assert said(20, 22, 26) == [
+        "3 of 5 files are there already",
+        f"wrote {names[3]}: 1 of 2 files, 128 samples a second",
+        f"wrote {names[4]}: 2 of 2 files, {(256 + 76) / 6:.0f} samples a second",
+    ]
+
+
 @pytest.mark.parametrize("change", [{"seed": 4}, {"model": "another"}, {"count": 1101}])
 def test_a_folder_of_other_samples_is_refused(
     change: dict[str, Any], models: dict[str, Model], tmp_path: Path
@@ -169,7 +211,7 @@ def test_a_sampling_whose_record_was_replaced_writes_no_file(
 
 
 def test_what_cannot_be_written_is_told_before_anything_is(
-    models: dict[str, Model], tmp_path: Path
+    models: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind, format in (("vector", "zip"), ("image", "parquet"), ("rows", "zip")):
         with pytest.raises(ShapeError):
@@ -186,6 +228,35 @@ def test_what_cannot_be_written_is_told_before_anything_is(
         folder.read("none")
     with pytest.raises(UserError, match=r"cannot be opened: .*nowhere"):
         Folder("nowhere://bucket")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as where it is not installed
+    with pytest.raises(UserError, match=r"^gs://bucket: .*gcsfs.*; for s3://: pip install"):
+        Folder("gs://bucket")
+    (tmp_path / RECORD).write_text("{}")
+    with pytest.raises(UserError, match=r"its sampling\.json cannot be read; name an empty folder"):
+        write_samples(model, sampling(model, "npz"), Folder(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError(), "cannot be read: ValueError"),
+        (ValueError(" one\ntwo"), "cannot be read: one"),
+        (ConnectionRefusedError("nobody"), "cannot be reached: nobody"),
+    ],
+)
+def test_what_goes_wrong_behind_a_url_is_one_line(
+    error: Exception, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: str) -> bytes:
+        raise error
+
+    monkeypatch.setattr("models.remote.WAITS", ())
+    folder = Folder("memory://bucket")
+    monkeypatch.setattr(folder._fs, "cat_file", fails)
+    with pytest.raises(UserError) as caught:
+        folder.read("name")
+    assert str(caught.value) == f"memory://bucket: {says}"
+    assert isinstance(caught.value, UnreachableError) == isinstance(error, ConnectionError)
 
 
 def test_a_bucket_is_filled_and_resumed(
@@ -238,6 +309,26 @@ def test_each_pod_of_an_indexed_job_writes_its_shard(
     assert json.loads((tmp_path / RECORD).read_text())["model"] == models["vector"].digest
     found = np.concatenate([np.load(tmp_path / name)["samples"] for name in files])
     assert found.tobytes() == models["vector"].sample(5, 70_000).tobytes()
+
+
+def test_without_an_index_a_command_writes_all_files(
+    artifacts: dict[str, Path],
+    models: dict[str, Model],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
+    options = ["-n", "20", "--format", "arrow", "--shards", "3", "--where", "age>40"]
+    command = ["sample", str(artifacts["rows"]), "--out", str(tmp_path), *options]
+    assert wgan_cli.main(command) == 0
+    assert f"shard 0 of 1 is in {tmp_path}" in capsys.readouterr().out
+    recorded = Sampling.model_validate_json((tmp_path / RECORD).read_bytes())
+    job = sampling(models["rows"], "arrow", count=20, seed=0, where=["age>40"])
+    assert recorded == job.model_copy(update={"samples_per_file": 2**16})
+    (table,) = (pa.ipc.open_file(file).read_all() for file in tmp_path.glob("*.arrow"))
+    assert len(table) == 20
+    assert min(table["age"].to_pylist()) > 40
 
 
 @pytest.mark.parametrize(

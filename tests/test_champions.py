@@ -1,5 +1,6 @@
 """A champion of another schema needs a reason, which is kept; a service says what it does then."""
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -61,6 +62,21 @@ def test_what_a_client_would_notice(tmp_path: Path) -> None:
     unseen = run_of(tmp_path, "image", class_counts=TEN | {"9": 0})
     (phrase,) = schema_changes(unseen, run_of(tmp_path, "image", class_counts=TEN))
     assert phrase.startswith("it has the classes 0, 1, 2, 3, 4 and 4 more, not the classes 0,")
+    for count, more in ((5, ""), (6, " and 1 more")):
+        some = run_of(tmp_path, "image", class_counts=dict.fromkeys(list(TEN)[:count], 1))
+        told = f"it has the classes 0, 1, 2, 3, 4{more}, not no classes to ask for"
+        assert schema_changes(some, image) == [told]
+    two = image.model_copy(update={"data": image.data.model_copy(update={"shape": (2, 8, 8)})})
+    (phrase,) = schema_changes(two, image)
+    assert phrase.startswith("it makes images of 8x8 pixels and 2 channels, not")
+    unnamed = run_of(tmp_path, "vector")
+    a, b = (
+        unnamed.model_copy(update={"data": unnamed.data.model_copy(update={"columns": names})})
+        for names in (["x", "y"], ["x", "z"])
+    )
+    assert schema_changes(a, b) == ["its columns are x, y, not x, z"]
+    assert schema_changes(a, a) == []
+    assert schema_changes(a, unnamed) == schema_changes(unnamed, a) == []  # it names none
     scaled = image.data.model_copy(update={"offset": [0.5], "scale": [0.5]})
     (phrase,) = schema_changes(image.model_copy(update={"data": scaled}), image)
     assert phrase.startswith("it makes images of 8x8 pixels and 1 channel in units of their own, ")
@@ -115,13 +131,25 @@ def test_the_commands_refuse_and_are_forced_alike(capsys: pytest.CaptureFixture[
     assert registry.champion("tiny") == "3"
 
 
-def test_a_champion_whose_files_are_gone_holds_nothing_up(home: Path) -> None:
-    registry.promote("tiny", "1", "for this test")
+def test_a_champion_whose_files_are_gone_or_not_ours_holds_nothing_up(home: Path) -> None:
     stored = registry.client().get_model_version_download_uri("tiny", "1").removeprefix("file://")
+
+    def told() -> str:
+        registry.promote("tiny", "1", "for this test")
+        said = list[str]()
+        assert champions.promote("tiny", "2", "whatever it was", say=said.append) == "1"
+        (line,) = said
+        assert line.startswith("tiny@2 is not compared with tiny@1: ")
+        return line
+
+    record = Path(stored, "run.json")
+    run = json.loads(record.read_text())
+    record.write_text(json.dumps({**run, "config": {**run["config"], "critic": {"width": "?"}}}))
+    assert "tiny@1: its run.json cannot be read (config.critic." in told()
+    record.unlink()
+    assert "run.json" in told()
     shutil.rmtree(stored)
-    said = list[str]()
-    assert champions.promote("tiny", "2", "whatever it was", say=said.append) == "1"
-    assert "tiny@2 is not compared with tiny@1" in said[0]
+    told()
 
 
 def test_a_service_says_that_another_schema_is_served(

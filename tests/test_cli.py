@@ -193,8 +193,12 @@ def test_scores_of_images_and_arrays(artifact: Path, tmp_path: Path) -> None:
     expected = model.score(items)
     np.testing.assert_array_equal(np.float32(found["scores"]), expected)
     np.testing.assert_allclose(found["percentiles"], model.percentiles(expected))
-    lines = called("score", artifact, *files, cwd=tmp_path).stdout.splitlines()
-    assert len(lines) == 6
+    told = [
+        line.split() for line in called("score", artifact, *files, cwd=tmp_path).stdout.splitlines()
+    ]
+    assert [words[-1] for words in told] == found["items"]
+    assert [words[0] for words in told] == [f"{score:.5g}" for score in found["scores"]]
+    assert [words[-2] for words in told] == [f"{percent:.1f}" for percent in found["percentiles"]]
 
 
 @pytest.mark.parametrize(

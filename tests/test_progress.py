@@ -1,5 +1,6 @@
 """Progress: bars on a terminal, lines elsewhere, and nothing at all unless it is asked for."""
 
+import io
 import multiprocessing
 import os
 import pty
@@ -62,12 +63,26 @@ def test_processes_of_a_pool_do_not_draw_over_each_other(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with phase("judging"):
-        assert list(track([1], "downloading")) == [1]
-    assert "judging" in capsys.readouterr().err
+        say("figures")
+    assert list(track(iter([1]), "downloading", 3)) == [1]
+    shown = capsys.readouterr().err
+    assert "judging ... 00:00" in shown
+    assert "downloading:   0%" in shown
+    assert "0/3" in shown
+    assert "\n" not in shown, "both are cleared at the end"
     monkeypatch.setattr(multiprocessing, "parent_process", object)
     with phase("judging"):
         assert list(track([1], "downloading")) == [1]
     assert capsys.readouterr().err == ""
+
+
+def test_a_line_for_people_comes_at_once_and_without_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw))
+    say("from http://ann:canary@host")
+    assert raw.getvalue() == b"from http://ann:***@host\n"
 
 
 def test_training_shows_a_bar_on_a_terminal() -> None:

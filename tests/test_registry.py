@@ -21,7 +21,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.store.db import utils as db_utils
 
 import wgan_cli
-from models import promotions, registry, registry_files
+from models import promotions, registry, registry_files, tracking_server
 from models.artifact import load_artifact
 from models.errors import (
     AbsentError,
@@ -190,8 +190,12 @@ def test_the_command_line_tells_the_same(model: str, capsys: pytest.CaptureFixtu
     assert registry.history(model)[-1]["why"] == "a test"
     rows = json.loads(wgan("models", "--json"))
     assert [r["version"] for r in rows if r["name"] == model and r["aliases"]] == ["3"]
-    assert f"{model}@3" in wgan("models")
-    assert "@champion" in wgan("models")
+    registry.tag(model, "2", {"parent": "other@7", "extended": "from 3 steps"})
+    listed = {line.split()[0]: line.split()[2:] for line in wgan("models").splitlines()}
+    assert listed[f"{model}@3"] == ["@champion"]
+    assert listed[f"{model}@2"] == ["from", "other@7", "extended", "from", "3", "steps"]
+    assert listed[f"{model}@1"] == []
+    assert listed["tiny@1"] == ["gradient_penalty"]
 
 
 def test_registering_twice_makes_one_version(home: Path) -> None:
@@ -556,6 +560,42 @@ def test_a_password_in_the_address_is_sent_and_not_kept_there(
         assert registry.champion("tiny") is None
     assert registry.tracking_uri() == f"http://{address}"
     assert set(asked) == {"Basic " + base64.b64encode(b"ann:a secret").decode()}
+
+
+@pytest.mark.parametrize(
+    ("uri", "left", "name", "password"),
+    [
+        ("http://ann:a%20b@host:5000/x", "http://host:5000/x", "ann", "a b"),
+        ("https://ann%40home:p@ss@host", "https://host", "ann@home", "p@ss"),
+        ("http://ann@host", "http://ann@host", "", ""),
+        ("http://:secret@host", "http://:secret@host", "", ""),
+        ("http://host", "http://host", "", ""),
+        ("postgresql://ann:secret@host/x", "postgresql://ann:secret@host/x", "", ""),
+    ],
+)
+def test_only_a_server_s_name_and_password_are_taken_from_its_address(
+    uri: str, left: str, name: str, password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in (("URI", uri), ("USERNAME", ""), ("PASSWORD", "")):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{key}", value)
+    tracking_server.take_credentials()
+    found = [os.environ[f"MLFLOW_TRACKING_{key}"] for key in ("URI", "USERNAME", "PASSWORD")]
+    assert found == [left, name, password]
+
+
+def test_an_address_that_is_no_url_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://[::1")
+    with pytest.raises(RegistryError, match=r"^MLFLOW_TRACKING_URI=http://\[::1: is no URL \("):
+        tracking_server.take_credentials()
+
+
+def test_databases_alone_are_tried_for_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(db_utils, "MAX_RETRY_COUNT", 10)
+    for uri in ("http://host", "https://host"):
+        tracking_server.limit_tries(uri)
+        assert db_utils.MAX_RETRY_COUNT == 10
+    tracking_server.limit_tries("sqlite:///mlflow.db")
+    assert db_utils.MAX_RETRY_COUNT == tracking_server.DATABASE_TRIES
 
 
 def test_a_server_that_is_too_old_is_refused_before_it_is_asked_for_more(

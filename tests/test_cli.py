@@ -159,6 +159,7 @@ def test_sample_formats(artifact: Path, tmp_path: Path) -> None:
         run = wgan if suffix == "png" else called
         result = run("sample", artifact, "-n", 5, "--seed", 3, "--out", f"s.{suffix}", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
+        assert result.stdout == f"wrote 5 samples to s.{suffix}\n", "they are grey levels"
     assert np.array_equal(np.load(tmp_path / "s.npy"), expected)
     assert np.array_equal(np.load(tmp_path / "s.npz")["samples"], expected)
     with zipfile.ZipFile(tmp_path / "s.zip") as archive:
@@ -176,8 +177,10 @@ def test_vectors_have_no_picture(vectors: Path, tmp_path: Path) -> None:
     result = called("sample", vectors, "--out", "a.png", cwd=tmp_path)
     assert result.returncode == 2
     assert "npz" in result.stderr
-    assert called("sample", vectors, "-n", 4, "--out", "a.npy", cwd=tmp_path).returncode == 0
-    assert np.load(tmp_path / "a.npy").shape == (4, 2)
+    for count in (1, 4):
+        command = ("sample", vectors, "-n", count, "--out", "a.npy")
+        assert called(*command, cwd=tmp_path).returncode == 0
+        assert np.load(tmp_path / "a.npy").shape == (count, 2)
 
 
 def test_scores_of_images_and_arrays(artifact: Path, tmp_path: Path) -> None:

@@ -44,12 +44,12 @@ def test_a_broken_file_is_told_in_one_line() -> None:
         ("step", ["steps", "stepping"], "; did you mean 'steps'?"),  # the nearest
         ("abcd", ["abxy", "zzzz"], "; did you mean 'abxy'?"),  # half of the letters are enough
         ("abcd", ["axyz"], "; there are: axyz"),
-        ("x", iter(["one", "two"]), "; there are: one, two"),
+        ("x", ["one", "two"], "; there are: one, two"),
         ("x", [], "; there are none"),
     ],
 )
 def test_an_unknown_word_names_what_may_be_meant(word: str, known: list[str], says: str) -> None:
-    assert suggestion(word, known) == says
+    assert suggestion(word, known) == suggestion(word, iter(known)) == says
 
 
 def test_a_package_that_is_missing_is_told_by_what_installs_it() -> None:

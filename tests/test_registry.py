@@ -196,6 +196,7 @@ def test_the_command_line_tells_the_same(model: str, capsys: pytest.CaptureFixtu
     assert listed[f"{model}@2"] == ["from", "other@7", "extended", "from", "3", "steps"]
     assert listed[f"{model}@1"] == []
     assert listed["tiny@1"] == ["gradient_penalty"]
+    assert all("@" in first for first in listed), "and nothing else is said"
 
 
 def test_registering_twice_makes_one_version(home: Path) -> None:

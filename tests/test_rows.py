@@ -582,6 +582,7 @@ def test_commands(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["sample", "A", "--out", "x.csv", "--where", "age>200"], "age is from 18 to 89"),
         (["sample", "A", "--out", "x.png"], "the model makes rows, not png"),
         (["impute", "A", "none.csv", "--out", "x.csv"], "none.csv: no such file"),
+        (["impute", "A", ".", "--out", "x.csv"], "error: .: no such file"),
         (["impute", "A", "bad.parquet", "--out", "x.csv"], "no table as CSV, Parquet or Arrow"),
         (["impute", "A", "bad.parquet", "--out", "x.png"], "ends in none of"),
     ],

@@ -210,6 +210,15 @@ def test_what_cannot_be_written_is_told_before_the_work(
     assert sorted(p.name for p in here.iterdir()) == before
 
 
+@pytest.mark.parametrize("line", ["sample absent --out {}.png", "impute absent a.csv --out {}.csv"])
+def test_where_a_result_goes_is_looked_at_before_the_model(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wgan_cli.main(line.format("/dev/null/out").split()) == 2
+    assert "/dev/null/out" in (told := capsys.readouterr().err)
+    assert "cannot be written" in told
+
+
 def test_a_folder_is_no_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for writer in ("sample digits --out folder.png", "diagnose digits --out folder.html"):
         assert wgan_cli.main(writer.split()) == 2

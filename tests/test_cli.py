@@ -173,10 +173,13 @@ def test_sample_formats(artifact: Path, tmp_path: Path) -> None:
     assert (grid[:2] == 255).all()
 
 
-def test_vectors_have_no_picture(vectors: Path, tmp_path: Path) -> None:
+def test_vectors_have_no_picture_and_no_cells(vectors: Path, tmp_path: Path) -> None:
     result = called("sample", vectors, "--out", "a.png", cwd=tmp_path)
     assert result.returncode == 2
     assert "npz" in result.stderr
+    result = called("impute", vectors, "a.csv", "--out", "b.csv", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "makes no table of mixed columns" in result.stderr
     for count in (1, 4):
         command = ("sample", vectors, "-n", count, "--out", "a.npy")
         assert called(*command, cwd=tmp_path).returncode == 0

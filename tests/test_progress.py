@@ -62,6 +62,7 @@ def test_processes_of_a_pool_do_not_draw_over_each_other(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: None)
     with phase("judging"):
         say("figures")
     assert list(track(iter([1]), "downloading", 3)) == [1]

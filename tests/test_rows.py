@@ -563,6 +563,8 @@ def test_commands(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         completed = tmp_path / f"{seed}.csv"
         arguments = ["impute", str(artifact), str(gaps), "--out", str(completed), "--seed", seed]
         assert main(arguments) == 0
+    assert main(["impute", str(artifact), str(gaps), "--out", str(tmp_path / "unsaid.csv")]) == 0
+    assert (tmp_path / "unsaid.csv").read_bytes() == (tmp_path / "0.csv").read_bytes()
     zero, one = (pd.read_csv(tmp_path / f"{seed}.csv") for seed in "01")
     assert zero.notna().all().all()
     assert (zero.age[rows.age > 60] == rows.age[rows.age > 60]).all()
@@ -583,6 +585,7 @@ def test_commands(artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["sample", "A", "--out", "x.png"], "the model makes rows, not png"),
         (["impute", "A", "none.csv", "--out", "x.csv"], "none.csv: no such file"),
         (["impute", "A", ".", "--out", "x.csv"], "error: .: no such file"),
+        (["impute", "A", "castle.csv", "--out", "x.csv"], "error: castle.csv: "),
         (["impute", "A", "bad.parquet", "--out", "x.csv"], "no table as CSV, Parquet or Arrow"),
         (["impute", "A", "bad.parquet", "--out", "x.png"], "ends in none of"),
     ],
@@ -597,6 +600,7 @@ def test_commands_say_what_is_wrong(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.parquet").write_bytes(b"PAR1 and no more")
+    Path("castle.csv").write_text("home\ncastle\n")
     assert main([str(artifact) if a == "A" else a for a in arguments]) == 2
     assert says in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ the same seed, begin no step after the seconds of ours, reading the data left ou
 decays its rate towards an end. All but the diffusion model have the preset's networks:
 
 - ``published``: WGAN-GP (Gulrajani et al. 2017) on our engine.
-- ``torchgan``: the same in that package's own trainer.
+- ``textbook``: the same in plain torch; ``torchgan``: in that package's own trainer.
 - ``DRAGAN``: the non-saturating loss, and slopes near real images held at 1 (Kodali et al. 2017):
   strength 10, one critic step, Adam of rate 1e-4.
 - ``R1``: the same loss, and a penalty on slopes at real images (Mescheder et al. 2018): gamma 10,
@@ -15,7 +15,8 @@ decays its rate towards an end. All but the diffusion model have the preset's ne
 - ``DDPM``: a diffusion model (Ho et al. 2020) of the package diffusers, with a U-Net of 280,000
   weights; its samples take 50 steps of DDIM (Song et al. 2021).
 
-1,000 samples are judged against the held-out digits, in features of a classifier of the labels.
+As many samples as there are held-out digits are judged against these, in features of a classifier
+of the labels.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ from torch.nn import functional
 
 from benchmarks import quality_torchgan
 from benchmarks.markdown import mean_and_range, put_between, table
+from benchmarks.quality import install
 from benchmarks.quality_tasks import SAMPLE_SEED, Judge, settings
 from benchmarks.quality_training import CPU, now, train_ours, train_textbook
 from benchmarks.step import stock
 from models.config import Config
 from models.images import encode_png, enlarge, grid
 from models.networks import build_networks
-from models.sampling import Scaling
 from training.data.dataset import Dataset, load_data
+from training.engine.optimisers import update_average
 from training.judging.metrics import kernel_distance, precision_recall_density_coverage
 
 Array = np.ndarray
@@ -58,9 +60,11 @@ TASK = "mnist5k"
 RESULTS = Path(__file__).with_name("results") / "images_peers.json"
 DOCS = Path(__file__).parents[1] / "docs"
 BEGIN, END = "<!-- made by benchmarks.images_peers -->", "<!-- end of the peers -->"
-PACKAGES = ("diffusers==0.42.1", "huggingface_hub==2.4.0", quality_torchgan.PACKAGE)
-"""Installed without what they depend on; and what the first two import."""
-IMPORTED = ("httpx2", "httpcore2", "truststore", "regex", "requests", "importlib_metadata", "zipp")
+PACKAGES = (
+    *("diffusers==0.42.1", "huggingface_hub==2.4.0", "regex", "httpx2", "httpcore2", "truststore"),
+    quality_torchgan.PACKAGE,
+)
+"""The diffusion model's, with what it imports and we do not have, and torchgan."""
 FIGURES = {
     "kernel_distance": ("kernel distance", "{:.3g}"),
     "precision": ("precision", "{:.2f}"),
@@ -198,19 +202,15 @@ def follow(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-@torch.no_grad()
 def move(averaged: nn.Module, network: nn.Module, share: float) -> None:
-    """Move averaged weights by a share of the way to a network's; take its other state."""
-    for kept, new in zip(averaged.parameters(), network.parameters(), strict=True):
-        kept.lerp_(new, share)
-    for kept, new in zip(averaged.buffers(), network.buffers(), strict=True):
-        kept.copy_(new)
+    """Move averaged weights and statistics by a share of the way to a network's."""
+    states = (list(each.state_dict().values()) for each in (averaged, network))
+    update_average(*states, share)
 
 
 def scaled(data: Dataset) -> Tensor:
     """The training items as networks take them."""
-    scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
-    return scaling.to_model(torch.from_numpy(data.training))
+    return data.scaling.to_model(torch.from_numpy(data.training))
 
 
 SOLVERS: dict[str, tuple[str, Callable[[Config, Dataset, Clock], Sampler]]] = {
@@ -282,48 +282,28 @@ def finish(runs: Path, solver: str, seed: int) -> dict[str, Any]:
     return found
 
 
-def install(runs: Path) -> None:
-    """Fetch the packages into a folder of their own."""
-    where = runs / "packages"
-    if not where.exists():
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
-        subprocess.run([*pip, str(where), *PACKAGES, *IMPORTED], check=True)
-
-
 def shown(results: list[dict[str, Any]]) -> str:
     """The table of the page: means over seeds, with ranges."""
-    titles = [title for title, _ in FIGURES.values()]
-    head = ["", "seeds", "steps", "CPU s", *titles, "samples per CPU s"]
-    rows = [
-        [
-            "real digits",
-            "",
-            "",
-            "",
-            *(
-                mean_and_range([r["floor"][name] for r in results if r["solver"] == "ours"], form)
-                for name, (_, form) in FIGURES.items()
-            ),
-            "",
+
+    def cells(mine: list[dict[str, Any]], key: str) -> list[str]:
+        return [
+            mean_and_range([result[key][name] for result in mine], form)
+            for name, (_, form) in FIGURES.items()
         ]
-    ]
-    for solver in SOLVERS:
-        mine = [result for result in results if result["solver"] == solver]
-        if not mine:
-            continue
-        rows.append(
-            [
-                solver,
-                str(len(mine)),
-                mean_and_range([r["steps"] for r in mine], "{:,.0f}"),
-                mean_and_range([r["cpu_seconds"] for r in mine], "{:,.0f}"),
-                *(
-                    mean_and_range([r["figures"][name] for r in mine], form)
-                    for name, (_, form) in FIGURES.items()
-                ),
-                f"{max(r['samples_per_cpu_second'] for r in mine):,.0f}",
-            ]
-        )
+
+    head = ["", "seeds", "steps", "CPU s", *(title for title, _ in FIGURES.values())]
+    head.append("samples per CPU s")
+    known = {
+        solver: [result for result in results if result["solver"] == solver] for solver in SOLVERS
+    }
+    rows = [["real digits", "", "", "", *cells(known["ours"], "floor"), ""]]
+    for solver, mine in known.items():
+        if mine:
+            steps = mean_and_range([result["steps"] for result in mine], "{:,.0f}")
+            seconds = mean_and_range([result["cpu_seconds"] for result in mine], "{:,.0f}")
+            speed = f"{max(result['samples_per_cpu_second'] for result in mine):,.0f}"
+            found = cells(mine, "figures")
+            rows.append([solver, str(len(mine)), steps, seconds, *found, speed])
     return table(head, rows)
 
 
@@ -341,7 +321,7 @@ def main() -> None:
         solver, seed = options.one
         run_one(solver, int(seed), options.budget, options.runs / f"{solver}-{seed}.json")
         return
-    install(options.runs)
+    install(options.runs / "packages", *PACKAGES)
     rest = [solver for solver in options.solvers if solver != "ours"]
     with ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(lambda seed: finish(options.runs, "ours", seed), options.seeds))

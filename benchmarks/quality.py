@@ -68,12 +68,11 @@ def finish(
     return found
 
 
-def install(runs: Path) -> None:
-    """Fetch torchgan into a folder of its own."""
-    where = runs / "torchgan"
+def install(where: Path, *packages: str) -> None:
+    """Fetch packages into a folder of their own, if it is not there; nothing they depend on."""
     if not where.exists():
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
-        subprocess.run([*pip, str(where), quality_torchgan.PACKAGE], check=True)
+        subprocess.run([*pip, str(where), *packages], check=True)
 
 
 def compared(rows: Sequence[dict[str, Any]], task: str) -> dict[str, Any]:
@@ -151,7 +150,7 @@ def main() -> None:
     if options.finished:
         wanted = [run for run in wanted if file_of(options.runs, *run).exists()]
     else:
-        install(options.runs)
+        install(options.runs / "torchgan", quality_torchgan.PACKAGE)
 
     def one(run: tuple[str, str, int]) -> dict[str, Any]:
         record = finish(options.runs, *run, options.budget)

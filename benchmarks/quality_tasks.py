@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.config import Config, parse_config
-from models.sampling import Scaling, latents
+from models.sampling import latents
 from training.data.dataset import Dataset
 from training.judging.extractors import choose_extractor
 from training.judging.metrics import (
@@ -158,7 +158,7 @@ class Judge:
 
     def __init__(self, config: Config, data: Dataset, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
-        self.scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
+        self.scaling = data.scaling
         self.mixture = data.mixture
         size, count = config.generator.latent_size, config.evaluation.samples
         self.floor: Figures = {}

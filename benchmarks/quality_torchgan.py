@@ -24,7 +24,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.step import stock
 from models.config import Config
 from models.networks import build_networks
-from models.sampling import Scaling
 from training.data.dataset import Dataset
 
 PACKAGE = "torchgan==0.1.0"
@@ -61,8 +60,7 @@ def train(config: Config, data: Dataset, watch: Any) -> None:
     )
     torch.manual_seed(config.training.seed)
     generator, critic = (stock(network) for network in build_networks(config, data.card.shape))
-    scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
-    items = scaling.to_model(torch.from_numpy(data.training))
+    items = data.scaling.to_model(torch.from_numpy(data.training))
     loader = DataLoader(
         TensorDataset(items, torch.zeros(len(items), dtype=torch.long)),
         config.training.batch_size,

@@ -20,7 +20,6 @@ from benchmarks.quality_tasks import TASKS, Judge, first_sustained, meets, setti
 from benchmarks.step import autocast, stock, textbook
 from models.config import Config
 from models.networks import build_networks
-from models.sampling import Scaling
 from training.data.dataset import Dataset, load_data
 from training.engine.loop import train
 from training.engine.runs import Diverged, Interrupted
@@ -122,8 +121,7 @@ def textbook_steps(
     context = autocast(steps.precision, device.type)
     torch.manual_seed(steps.seed)
     generator, critic = (stock(n).to(device) for n in build_networks(config, data.card.shape))
-    scaling = Scaling(data.card.shape, data.card.offset, data.card.scale)
-    items = scaling.to_model(torch.from_numpy(data.training).to(device))
+    items = data.scaling.to_model(torch.from_numpy(data.training).to(device))
     strength: float = config.constraint.strength  # type: ignore[union-attr]
     critic_step = textbook(critic, strength, steps.precision)
     optimizer = torch.optim.Adam(generator.parameters(), steps.learning_rate, steps.betas)

@@ -10,6 +10,8 @@ from models import registry
 from models.run_folder import artifact_of
 
 NAME = r"[^/=@]+"
+NAMED = rf"({NAME})=(.+)"
+"""One model as NAME=MODEL."""
 
 
 def absolute(model: str) -> str:
@@ -21,14 +23,14 @@ def absolute(model: str) -> str:
 
 def has_name(model: str) -> bool:
     """Tell if one model is given as NAME=MODEL, and not as a folder with such a name."""
-    return re.fullmatch(rf"{NAME}=.+", model) is not None and not os.path.isdir(model)
+    return re.fullmatch(NAMED, model) is not None and not os.path.isdir(model)
 
 
 def named(text: str) -> str:
     """Check models separated by commas, and write each as NAME=SOURCE, folders absolute."""
     found: dict[str, str] = {}
     for entry in filter(None, map(str.strip, text.split(","))):
-        given = re.fullmatch(rf"({NAME})=(.+)", entry)
+        given = re.fullmatch(NAMED, entry)
         source = absolute(given[2] if given else entry)
         name = given[1] if given else name_of(source)
         if not name:

@@ -96,7 +96,7 @@ class Selection:
             return
         self.measured = {k: v for k, v in self.measured.items() if k < step} | {step: value}
         if value < self._kept()[1]:
-            self._keep(state, step, value)  # the first is, which makes the folder
+            self._keep(state, step, value)  # makes the folder: the first measurement is kept
         write_file(self._folder / MEASURED, json.dumps(list(self.measured.items())))
         write_file(self._folder.parent / PAGE, self._page(state))
         self._say(

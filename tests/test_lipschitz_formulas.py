@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models.lipschitz import (
     ASCENT_STARTS,
     certify,
     gradient_norm_summary,
+    gradient_norms,
     kernel_norm,
     layer_signals,
     lipschitz_bracket,
@@ -20,7 +22,12 @@ from models.lipschitz import (
     score_points,
     steepest_slope,
 )
-from models.lipschitz.operators import GRID, ROUNDING, largest_singular_value
+from models.lipschitz.operators import (
+    GRID,
+    ROUNDING,
+    largest_eigenvalue,
+    largest_singular_value,
+)
 from models.networks import Critic, CriticConfig, build_critic
 from models.networks.conditional import ProjectionCritic, WithLabels
 from models.networks.cones import Cones
@@ -53,6 +60,16 @@ def test_the_summary_of_known_norms() -> None:
         levels = {"0.05": 5, "0.25": 25, "0.5": 50, "0.75": 75, "0.95": 95}
         assert found.quantiles == pytest.approx({k: v * factor for k, v in levels.items()})
     assert 50 < summary["between"].mean < 100
+    with pytest.raises(ValidationError, match="frozen"):
+        summary["real"].mean = 0.0
+
+
+def test_a_norm_has_a_graph_only_where_one_is_asked_for() -> None:
+    points = torch.tensor([[3.0, 4.0]])
+    assert not gradient_norms(half_square, points).requires_grad
+    norm = gradient_norms(half_square, points, create_graph=True)
+    assert norm.requires_grad
+    assert norm.item() == 5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
@@ -201,6 +218,50 @@ def test_the_grid_s_error_is_allowed_for_exactly(taps: int) -> None:
     turn = [[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]]
     kernel[:, :, -1] = torch.tensor(turn, dtype=torch.float64)
     assert kernel_norm(kernel, (1,)) == pytest.approx(2 * (1 + ROUNDING), rel=1e-12)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Sizes of the batches of matrices whose eigenvalues are computed, which takes long."""
+    sizes = list[torch.Size]()
+    compute = torch.linalg.eigvalsh
+
+    def counted(matrices: Tensor) -> Tensor:
+        sizes.append(matrices.shape)
+        return compute(matrices)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", counted)
+    return sizes
+
+
+def test_eigenvalues_are_computed_only_where_they_may_be_the_largest(
+    asked: list[torch.Size],
+) -> None:
+    """The entries of a unit matrix are larger together, 4, than those of one of eigenvalue 2."""
+    steep = torch.zeros(16, 16).double()
+    steep[0, 0] = 2
+    flat = torch.eye(16).double().expand(99, 16, 16)
+    assert largest_eigenvalue(torch.cat([flat, steep[None]])) == 2
+    assert len(asked) == 1
+    assert largest_eigenvalue(steep.expand(99, 16, 16)) == 2  # no other is larger
+    assert len(asked) == 2
+
+
+def test_singular_values_are_those_of_the_smaller_product(asked: list[torch.Size]) -> None:
+    torch.manual_seed(0)
+    for shape in ((3, 2, 40), (3, 40, 2), (2, 40), (40, 2)):
+        matrices = torch.randn(shape).double()
+        exact = torch.linalg.matrix_norm(matrices, 2).max().item()
+        assert largest_singular_value(matrices) == pytest.approx(exact)
+    assert all(size[-2:] == (2, 2) for size in asked)
+
+
+def test_a_kernel_of_one_tap_is_one_matrix(asked: list[torch.Size]) -> None:
+    torch.manual_seed(0)
+    kernel = torch.randn(5, 4, 1, 1).double()
+    exact = torch.linalg.matrix_norm(kernel[:, :, 0, 0], 2).item()
+    assert kernel_norm(kernel, (1, 1)) == pytest.approx(exact, rel=3e-6)
+    assert [*asked] == [(1, 4, 4)] * 2  # it, and the sizes of its taps
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3])

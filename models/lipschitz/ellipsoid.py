@@ -40,8 +40,8 @@ LARGEST = 2e7
 """Numbers of one shape matrix at all frequencies, at most: several are held at a time."""
 
 Mode = Literal["choose", "use", "tighten"]
-"""A pass chooses ``T = (1 + |c| / r) |X| I``, with which no bound is above the product of norms; or
-it uses those given; or it also makes each T that alone makes up the result as small as it may be.
+"""A pass chooses ``T = (1 + |c| / r) |X| I``, by which no bound is above the product but in sums;
+or it uses those given; or also makes each T that alone makes up the result as small as may be.
 """
 
 

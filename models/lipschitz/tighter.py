@@ -1,7 +1,7 @@
 """Bounds of a critic's slope below the product of its layers' norms, by ellipsoids.
 
 Every set of multipliers proves a bound (see `models.lipschitz.ellipsoid`). The first is never above
-the product; gradient steps then improve it, in place of a solver of semidefinite programs.
+the product, but in sums; gradient steps then improve it, in place of a semidefinite program.
 """
 
 from __future__ import annotations

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.artifacts import tiny_config
-from training.engine.memory import shortage_told
+from training.engine.memory import keep_freed_memory, shortage_told
 from training.presets import build_config
 
 COUNTED = """
-import resource
+import ctypes, json, resource
 import torch
 from training.engine.memory import keep_freed_memory
 
@@ -26,20 +31,62 @@ def faults():
         torch.ones(10_000_000)  # over 32 MB, above which glibc never keeps by itself
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.sbrk.restype = ctypes.c_size_t
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_size_t]
+libc.sbrk.argtypes = [ctypes.c_ssize_t]
+
+def ends(size):
+    # How a block moves the end of the heap, and freeing it, and if it is in it; it stays empty.
+    before, block, with_it = libc.sbrk(0), libc.malloc(size), libc.sbrk(0)
+    assert block
+    libc.free(block)
+    return with_it - before, libc.sbrk(0) - with_it, block < with_it
+
 faults()
-given_back = faults()
+given_back, mapped = faults(), ends(700 * 2**20)
 keep_freed_memory()
 faults(), faults()  # a place is found for them
-print(given_back, faults())
+kept = faults()
+then = [ends(700 * 2**20), ends(700 * 2**20), ends(2**30 + 2**20)]
+print(json.dumps([given_back, kept, mapped, *then]))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="of glibc's allocator")
-def test_a_step_does_not_map_again_what_the_last_one_freed() -> None:
-    found = subprocess.check_output([sys.executable, "-c", COUNTED], text=True)
-    given_back, kept = map(int, found.split())
+@pytest.fixture(scope="module")
+def counted() -> list[Any]:
+    """Page faults before and after, and what blocks do to the heap, in one process."""
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        pytest.skip("of glibc's allocator")
+    return json.loads(subprocess.check_output([sys.executable, "-c", COUNTED], text=True))
+
+
+def test_a_step_does_not_map_again_what_the_last_one_freed(counted: list[Any]) -> None:
+    given_back, kept = counted[:2]
     assert given_back > 40_000  # 40 MB five times, in pages of 4 KiB
     assert kept < 100
+
+
+def test_freed_blocks_stay_in_the_heap_and_very_large_ones_go_back(counted: list[Any]) -> None:
+    mapped, (grown, change, is_in_heap), again, larger = counted[2:]
+    assert mapped == larger == [0, 0, False]  # as by default, and where it is above 2^30 bytes
+    assert is_in_heap
+    assert grown < 1.5 * 700 * 2**20  # no more than is asked for
+    assert change == 0  # freed, it stays, also where nothing lies above it
+    assert again[0] < 2**20  # so the next one finds its place
+
+
+@pytest.mark.parametrize(("system", "has_mallopt"), [("darwin", True), ("linux", False)])
+def test_other_allocators_stay_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, system: str, has_mallopt: bool
+) -> None:
+    def refuse(*_: int) -> int:
+        raise AssertionError("there is no such allocator")
+
+    library = SimpleNamespace(mallopt=refuse) if has_mallopt else SimpleNamespace()
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    keep_freed_memory()
 
 
 LIMITED = """

@@ -270,6 +270,7 @@ def test_a_run_from_end_to_end(
     arguments = [
         "train", "--preset", "ar2", "--steps", "10", "--no-register", "--out", "run",
         "--set", "generator.width=8", "--set", "critic.width=8", "--set", "evaluation.samples=200",
+        "--set", "training.critic_step=eager",  # as in `run`
     ]  # fmt: skip
     assert main(arguments) == 0
     model = load_artifact(tmp_path / "run" / "artifact")

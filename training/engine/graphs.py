@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
 _IN_PLACE = {
@@ -22,17 +18,6 @@ _INTO_GRADIENT = {
     aten.leaky_relu_backward.default: aten.leaky_relu_backward.grad_input,
     aten.threshold_backward.default: aten.threshold_backward.grad_input,
 }
-
-
-def traced(function: Callable[..., Any], *arguments: Any) -> GraphModule:
-    """List the kernels that a function runs on tensors, as `make_fx` does, in half the time.
-
-    It describes each result by a tensor without memory. Unless there is a common mode for these, it
-    makes one for each result.
-    """
-    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-        graph: GraphModule = make_fx(function)(*arguments)
-    return graph
 
 
 def tidied(graph: GraphModule) -> GraphModule:

@@ -23,7 +23,7 @@ from models.lipschitz import CriticFunction
 from models.networks.conditional import WithLabels, repeated
 from models.networks.parts import MIXES_SAMPLES, MinibatchStatistics
 from models.networks.stages import Stages
-from training.engine.graphs import tidied, traced
+from training.engine.graphs import tidied
 from training.engine.split import NO_CONTEXT, WHOLE, Part, Split
 from training.progress import silent
 
@@ -222,12 +222,9 @@ def trace(
         return gap, total, [torch.zeros_like(w) if g is None else g.contiguous() for w, g in pairs]
 
     weights = [w.detach() for w in critic.parameters()]
-    arguments = weights, list(critic.buffers()), real, fake, list(labels)
-    if split.size is None:
-        return traced(function, *arguments)
     # A trace holds the tensors that it meets, but for those that are shapes only.
-    graph: GraphModule = make_fx(function, tracing_mode="fake")(*arguments)
-    return graph
+    traced = make_fx(function, tracing_mode="real" if split.size is None else "fake")
+    return traced(weights, list(critic.buffers()), real, fake, list(labels))
 
 
 def added_up(

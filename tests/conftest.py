@@ -40,6 +40,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != LONGEST)
 
 
+@pytest.fixture(scope="module")
+def charts_undrawn() -> Iterator[None]:
+    """Pages whose charts are made and not drawn: a run has eight, which take most of its time.
+
+    For files in which nobody looks at the charts.
+    """
+    from training.reporting import charts
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "_to_svg", lambda *_: "<svg/>")
+        yield
+
+
 def serving(factory: pytest.TempPathFactory, kind: str, **environment: str) -> Iterator[Server]:
     from tests.servers import Server
 

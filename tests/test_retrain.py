@@ -25,7 +25,7 @@ from models.artifact import load_artifact
 from models.errors import ConfigError, DataError, RegistryError
 from models.outputs import lease
 from tests.registries import new_database
-from tests.runs import trained
+from tests.runs import forked, trained
 from tests.test_sources import encoded
 from training.engine.workers import ALONE
 from training.progress import never, silent
@@ -34,6 +34,7 @@ from training.retraining.config import RetrainConfig, read_config
 from training.retraining.cycle import retrain
 from training.retraining.outcomes import Outcome, _in_a_row
 
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 WGAN = Path(sys.executable).with_name("wgan")
 OPEN = {
     "precision": 0,
@@ -56,7 +57,7 @@ def values(home: Path, **changes: Any) -> dict[str, Any]:
         "name": "corners",
         "generator": {"width": 32, "depth": 2},
         "critic": {"width": 32, "depth": 2},
-        "training": {"steps": 2, "batch_size": 32, "checkpoint_every": 50},
+        **steps(2),
         "evaluation": {"samples": 200},
     }
     given = {
@@ -85,7 +86,9 @@ def run(
 
 
 def steps(count: int, **more: Any) -> dict[str, Any]:
-    return {"training": {"steps": count, "batch_size": 32, "checkpoint_every": 50, **more}}
+    """Eager ones: these are so few that a capture takes longer."""
+    training = {"steps": count, "batch_size": 32, "checkpoint_every": 50, "critic_step": "eager"}
+    return {"training": {**training, **more}}
 
 
 def passed(outcome: Outcome) -> dict[str, bool]:
@@ -535,15 +538,22 @@ def test_sigterm_ends_judging(home: Path, tmp_path: Path, line: str, stopped: st
     settings = {"set": steps(1) | {"evaluation": {"samples": 1200}}, "folder": str(tmp_path)}
     config = tmp_path / "retrain.yaml"
     config.write_text(yaml.safe_dump(values(home, data=str(tmp_path / "data.npy"), **settings)))
-    process = start(home, config, new_database(tmp_path))
-    with killed_at_last(process):
-        assert process.stdout is not None
-        said = next((text for text in process.stdout if text.startswith(line)), None)
-        assert said is not None, "it says so before it judges"
-        process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=200)
-    assert process.returncode == 75
-    assert f"interrupted: {stopped}" in out
+    log = tmp_path / "log"
+    log.touch()
+    uri = new_database(tmp_path)
+    process = forked(wgan_cli.main, ["retrain", "--config", config], log, MLFLOW_TRACKING_URI=uri)
+    try:
+        while not any(text.startswith(line) for text in log.read_text().splitlines()):
+            assert process.is_alive(), "it says so before it judges"
+            time.sleep(0.02)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(200)
+        assert process.exitcode == 75
+    finally:
+        process.kill()
+        process.join()
+    assert f"interrupted: {stopped}" in log.read_text()
     (folder,) = tmp_path.glob("corners-*/")
     assert (folder / "artifact").exists() == (line != "judging on held-out data")
     assert not (folder / "decision.json").exists()

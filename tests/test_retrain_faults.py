@@ -30,6 +30,7 @@ from training.retraining.config import RetrainConfig
 from training.retraining.folder import make_room
 from training.retraining.outcomes import Decision, Outcome, OutcomeKind, publish
 
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 ANY = {"gates": {"margin": 10.0}}
 """A challenger need not be better."""
 

@@ -116,6 +116,7 @@ def test_the_networks_of_the_best_step_are_served(chosen: Path, tmp_path: Path) 
     assert "<svg" in (chosen / "progress.html").read_text()
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, chosen: Path) -> None:
     asked = 0
 
@@ -132,6 +133,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, chosen:
     assert (one.sample(0, 20) == other.sample(0, 20)).all()
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_patience_ends_a_run_and_a_repetition_trains_no_further(tmp_path: Path) -> None:
     config = configured(**{"selection.patience": 2})
     said: list[str] = []
@@ -151,6 +153,7 @@ def test_patience_ends_a_run_and_a_repetition_trains_no_further(tmp_path: Path) 
     assert (again.sample(0, 20) == before).all()
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_a_run_that_patience_ended_is_not_extended(tmp_path: Path) -> None:
     """Whoever begins with its model counts the steps of what is served."""
     patient = {"selection.patience": 1}
@@ -206,6 +209,7 @@ def test_the_best_of_equals_is_the_first_and_patience_counts_from_it(
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_what_was_measured_is_kept_with_the_networks_of_the_best(
     tmp_path: Path, gaussians: Dataset
 ) -> None:
@@ -347,6 +351,7 @@ def test_the_page_shows_samples_of_each_class_in_turn(
         assert (first == round((shade + 1) * 127.5)).all(), i
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_networks_of_a_run_that_left_no_step_are_forgotten(tmp_path: Path) -> None:
     config = configured()
     checkpoints = tmp_path / "checkpoints"
@@ -358,6 +363,7 @@ def test_networks_of_a_run_that_left_no_step_are_forgotten(tmp_path: Path) -> No
     assert 3 not in dict(selected["measured"])
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_a_run_that_selects_can_be_extended(tmp_path: Path) -> None:
     """Its measurements come at other steps then, unless they are set."""
     run_training(configured(**{"selection.every": 0}), tmp_path, CPU, register=False)
@@ -388,6 +394,7 @@ def test_the_card_names_the_step(chosen: Path) -> None:
     assert line.endswith("8 that were measured until step 40")
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_images_are_shown_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = functools.partial(fit_classifier, steps=2)  # how well it judges is not asked here
     monkeypatch.setattr(evaluate, "fit_classifier", quick)

@@ -1,6 +1,7 @@
 """The search for settings: what it searches, judges on, keeps, and goes on with."""
 
 import json
+import multiprocessing
 import shlex
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import wgan_cli
 from models.artifact import load_artifact
 from models.config import DataConfig
 from models.errors import UserError
+from tests.runs import _WARM as WARM
 from training.data.dataset import load_data
 from training.engine.runs import Interrupted
 from training.lab.tuning import call, tune
@@ -143,6 +145,7 @@ def test_the_winner_is_trained_on_all_and_judged_on_held_out_items(searched: Pat
     assert answer["command"].split(" --out")[0] in page.replace("&#39;", "'").replace("&#34;", '"')
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_the_command_said_trains_the_winner_again(searched: Path, tmp_path: Path) -> None:
     answer = json.loads((searched / "tuning.json").read_text())
     threads, _, *arguments = shlex.split(answer["command"].removesuffix("winner"))
@@ -179,6 +182,16 @@ def test_the_same_command_goes_on(searched: Path) -> None:
         tune("25gaussians", 900, searched, constraints=KINDS, overrides=TINY)
 
 
+@pytest.fixture
+def forked_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of trials without the seconds that their imports take, as in `tests.runs.forked`.
+
+    A search with processes of the usual kind is in test_tuning_tracking.py.
+    """
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: WARM)
+
+
+@pytest.mark.usefixtures("charts_undrawn", "forked_trials")
 def test_several_processes_share_a_study(tmp_path: Path) -> None:
     storage = str(tmp_path / "shared.journal")
     said: list[str] = []
@@ -196,6 +209,7 @@ def test_several_processes_share_a_study(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.usefixtures("forked_trials")
 def test_an_error_ends_all_processes_at_once_and_the_time_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +237,7 @@ def test_the_time_is_noted_within_a_trial(tmp_path: Path, monkeypatch: pytest.Mo
     assert not any(line.startswith("trial 0:") for line in said)
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_trials_that_diverge_or_are_too_large_are_left_out(tmp_path: Path) -> None:
     """A learning rate of 1e30 makes samples that are not finite before anything else looks."""
     wild = {k: v for k, v in TINY.items() if k not in ("training.batch_size", "training.steps")}

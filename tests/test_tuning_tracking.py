@@ -15,6 +15,7 @@ from tests.test_tuning import KINDS, TINY
 from training.engine.runs import Interrupted
 from training.lab.tuning import tune
 
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 METRIC = "validation_wasserstein_1"
 COMMON: dict[str, Any] = {"constraints": KINDS, "overrides": TINY}
 

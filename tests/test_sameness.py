@@ -107,6 +107,7 @@ def test_units_and_offsets_of_columns_do_not_matter() -> None:
     assert two_sample_test(*whole).p_value == 0.001
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_a_balanced_design_keeps_its_rows() -> None:
     """Every combination of two columns equally often, and one where the shares of one differ."""
     rng = np.random.default_rng(0)
@@ -126,6 +127,12 @@ def test_one_set_is_like_itself_and_a_seed_repeats_itself() -> None:
 
 
 # --- for people's own tests --------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the critic that measures a difference which was found, where no figure of its is asked."""
+    monkeypatch.setattr(sameness, "STEPS", 20)
 
 
 def failure(*args: Any, **options: Any) -> tuple[str, wgan.DistributionsDiffer]:
@@ -159,6 +166,7 @@ def test_a_failure_says_what_differs_and_by_how_much(tmp_path: Path) -> None:
     assert error.distance.report["columns"][0] == "height"
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_a_difference_in_dependence_alone_is_said() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 2000, 2))
@@ -204,6 +212,7 @@ def test_a_tolerated_distance_is_exceeded_no_oftener_than_the_level(
     assert binom.sf(fails - 1, 20, 0.2) > CHANCE
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_a_model_and_files_and_what_is_in_memory_meet(tmp_path: Path) -> None:
     model = TrainedModel(make_artifact(tmp_path / "artifact", "image"))
     images = model.sample(200, seed=9)
@@ -245,6 +254,7 @@ def test_a_distance_of_frames_names_columns_and_rows(tmp_path: Path) -> None:
         wgan.wasserstein_1(frame, tmp_path / "later.csv", data={"sise": 3})
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_other_columns_are_a_difference() -> None:
     frame = pd.DataFrame({"a": np.arange(60.0), "b": np.arange(60.0) % 7})
     message, _ = failure(frame, frame.assign(c=1.5))
@@ -254,6 +264,7 @@ def test_other_columns_are_a_difference() -> None:
     assert "together: " not in message
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_columns_that_are_left_out_are_named_in_a_failure() -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame({"a": rng.normal(size=200), "gone": np.full(200, None)})
@@ -320,6 +331,7 @@ def test_the_error_is_a_plain_assertion_error() -> None:
     assert str(wgan.DistributionsDiffer("A and B differ", None)) == "A and B differ"
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_the_example_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     for code in to_run("docs/w1.md", "python"):
         exec(code, {})

@@ -54,6 +54,7 @@ from training.engine.step import CriticStep, critic_loss
 from training.engine.workers import Workers
 from training.tracking import track_and_register
 
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 CPU = torch.device("cpu")
 KEY = b"a key of tests, of 32 bytes....."
 ROUNDING = 1e-7

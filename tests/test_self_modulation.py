@@ -1,5 +1,6 @@
 """Self-modulated generators, against the paper's equations written out."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from models.networks.conditional import SelfModulatedGenerator
 from models.networks.parts import ConditionalNorm, SelfModulatedNorm
 from tests.artifacts import make_artifact, tiny_config
 from tests.runs import trained
+from training.judging import evaluate
+from training.judging.classifier import fit_classifier
 
 
 def test_a_normalisation_follows_the_latent_as_the_paper_says() -> None:
@@ -94,7 +97,10 @@ def test_samples_depend_on_seed_and_index_alone(
     assert np.isfinite(model.refined.sample(0, 4)).all()
 
 
-def test_a_short_run_trains_it(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("charts_undrawn")
+def test_a_short_run_trains_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = functools.partial(fit_classifier, steps=2)  # how well it judges is not asked here
+    monkeypatch.setattr(evaluate, "fit_classifier", quick)
     settings = {"self_modulation": True, "normalization": "batch"}
     config = tiny_config(generator=settings, evaluation={"samples": 50})
     model, _, _ = trained(config, tmp_path / "run", register=False)

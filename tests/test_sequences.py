@@ -263,6 +263,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(ar2: Dataset, tmp_path: Path)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.usefixtures("charts_undrawn")
 def test_a_run_from_end_to_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

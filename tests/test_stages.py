@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,6 @@ def held(network: nn.Module, constraint: Constraint) -> int:
         penalty = constraint.penalty(network, real, fake)
         loss = network(fake).mean() - network(real).mean()
         loss = loss if penalty is None else loss + penalty
-    gc.collect()
     return sum(alive.values())
 
 

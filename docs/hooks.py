@@ -6,6 +6,7 @@ of docs/. Here such links become links within the site, so that both readers fol
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import posixpath
@@ -33,6 +34,19 @@ FOLDERS = "how-it-works.md"
 """The page that a link to a folder of code leads to."""
 LINK = re.compile(r'(\]\(|<img src=")(?![a-z]+:|#)([^)"#]+)')
 HELP = re.compile(r"<!-- help: (.*) -->")
+HELP_OF = """
+import contextlib, io, json, sys
+import wgan_cli
+
+def help_of(words):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = wgan_cli.main([*words, "--help"])
+    assert code == 0, words
+    return out.getvalue()
+
+print(json.dumps([help_of(words) for words in json.loads(sys.argv[1])]))
+"""
+"""Prints the help of commands, whose words are in its argument, as a list in JSON."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -54,7 +68,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             log.warning("%s: no such picture: %s", uri, match[2])  # MkDocs checks Markdown's alone
         return match[1] + (match[2] if target is None else target)
 
-    return HELP.sub(lambda match: help_text(match[1]), LINK.sub(lead, markdown))
+    helps = help_texts(commands) if (commands := HELP.findall(markdown)) else {}
+    return HELP.sub(lambda match: helps[match[1]], LINK.sub(lead, markdown))
 
 
 def _site_uri(path: str, files: Files, config: MkDocsConfig) -> str | None:
@@ -74,18 +89,24 @@ def _site_uri(path: str, files: Files, config: MkDocsConfig) -> str | None:
     return uri
 
 
-def help_text(command: str) -> str:
-    """What a command of ours prints with --help, under a heading."""
-    words = command.split()[1:]
+def help_texts(commands: list[str]) -> dict[str, str]:
+    """What commands of ours print with --help, each under a heading.
+
+    One process prints all of them: each would import what the others have imported.
+    """
+    words = [command.split()[1:] for command in commands]
     done = subprocess.run(
-        [sys.executable, "-m", "wgan_cli", *words, "--help"],
+        [sys.executable, "-c", HELP_OF, json.dumps(words)],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "88", "TERM": "dumb", "NO_COLOR": "1", "PYTHONPATH": "."},
         capture_output=True,
         text=True,
         check=True,
     )
-    return f"### {command}\n\n```text\n{done.stdout.strip()}\n```\n"
+    return {
+        command: f"### {command}\n\n```text\n{text.strip()}\n```\n"
+        for command, text in zip(commands, json.loads(done.stdout), strict=True)
+    }
 
 
 class ExamplesAsCode(griffe.Extension):

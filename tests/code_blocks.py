@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 import wgan_cli
+from tests.registries import new_database
 from training.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
@@ -79,16 +80,19 @@ def shell(command: str, folder: Path, **environment: str) -> str:
 def terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """What runs a line in a folder as a reader types it.
 
-    `wgan` runs in this process, which imports its packages once. The presets have narrow networks,
-    train for few steps and judge few samples: their exact distances and bounds would take most of
-    the time.
+    `wgan` runs in this process, which imports its packages once. The presets have small networks
+    and batches, train for few steps and judge few samples: their exact distances and bounds
+    would take most of the time. An empty registry is there, so that none is made.
     """
     monkeypatch.chdir(folder)
+    new_database(folder)
     for preset in PRESETS.values():
-        monkeypatch.setitem(preset, "evaluation", {"samples": 200})
-        monkeypatch.setitem(preset["training"], "steps", 20)
+        monkeypatch.setitem(preset, "evaluation", {"samples": 100})
+        monkeypatch.setitem(preset["training"], "steps", 5)
+        monkeypatch.setitem(preset["training"], "batch_size", 16)
         for network in ("generator", "critic"):
-            monkeypatch.setitem(preset[network], "width", 16)
+            monkeypatch.setitem(preset[network], "width", 8)
+            monkeypatch.setitem(preset[network], "depth", 1)
 
     def run(line: str) -> None:
         words = shlex.split(line, comments=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
@@ -38,6 +39,8 @@ def forked(
     arguments: Sequence[object],
     log: Path,
     folder: Path = Path(),
+    errors: Path | None = None,
+    closed: Sequence[str] = (),
     **environment: str,
 ) -> ForkServerProcess:
     """Start a command in a process of its own, without the seconds that its imports take.
@@ -49,6 +52,8 @@ def forked(
         arguments: its arguments.
         log: where what it prints goes.
         folder: where it runs.
+        errors: where what it prints to stderr goes; by default into ``log`` too.
+        closed: names of streams that are closed when it starts, such as ``stdin``.
         environment: variables to set beside ours.
     """
     process = _WARM.Process(
@@ -57,6 +62,8 @@ def forked(
             main,
             [*map(str, arguments)],
             log.absolute(),
+            errors and errors.absolute(),
+            closed,
             folder.absolute(),
             {**os.environ, "OMP_NUM_THREADS": "1", **environment},
         ),
@@ -69,12 +76,23 @@ def _run(
     main: Callable[[list[str]], int],
     arguments: list[str],
     log: Path,
+    errors: Path | None,
+    closed: Sequence[str],
     folder: Path,
     environment: dict[str, str],
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup would have them ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    if errors:
+        with errors.open("w") as file:
+            os.dup2(file.fileno(), 2)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if name in closed:
+            os.close(number)
+            setattr(sys, name, None)  # as Python has it then
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

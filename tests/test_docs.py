@@ -62,6 +62,12 @@ def test_broken_links_fail(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     skipped = shutil.ignore_patterns(".*", "__pycache__", "site", "runs", "demo", "tests", "ml*")
     shutil.copytree(ROOT, checkout, ignore=skipped)
+    # The helps and the API take most of the time, and are not what is broken.
+    for page, made in (("commands.md", r"<!-- help: .* -->"), ("api.md", r":::.*(\n +.*)*")):
+        file = checkout / "docs" / page
+        text, count = re.subn(rf"^{made}$", "", file.read_text(), flags=re.MULTILINE)
+        assert count > 20
+        file.write_text(text)
     for page, links in broken.items():
         with (checkout / page).open("a") as file:
             file.write("\n" + "\n".join(links) + "\n")

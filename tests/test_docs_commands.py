@@ -15,6 +15,7 @@ from PIL import Image
 import wgan
 from tests.artifacts import make_artifact
 from tests.code_blocks import lines, terminal, to_run
+from tests.registries import new_database
 from training.data.schema import find_structure, fit_schema
 
 pytestmark = pytest.mark.timeout(900)
@@ -23,13 +24,15 @@ Run = Callable[[str], None]
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One for all pages: to make its tables takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
+    """One for all pages."""
+    return new_database(tmp_path_factory.mktemp("registry"))
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: str) -> Run:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
+    # Nobody looks at the charts here, and matplotlib would take a third of the time to write them.
+    monkeypatch.setattr("training.reporting.charts._to_svg", lambda figure, title: "<svg></svg>")
     return terminal(tmp_path, monkeypatch)
 
 

@@ -1,12 +1,16 @@
 """What a machine does to commands: odd environments, and streams that are closed."""
 
+import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import wgan_cli
+from tests.runs import forked
 from tests.servers import WGAN
 from tests.test_hostile_commands import GOOD, good, here, line_of, runs_or_complains
 
@@ -59,12 +63,25 @@ def test_an_environment(
     runs_or_complains(capfd, line_of(name, GOOD.get(name, {})))
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_what_is_closed_at_the_start_is_not_written_to(closed: str, here: Path) -> None:
+SAMPLE = ["sample", "artifact", "-n", "3", "--out", "s.npy"]
+
+
+def test_what_is_closed_at_the_start_is_not_written_to(here: Path) -> None:
     """A file that is opened next would get the number, and lines for people in it."""
-    line = f"{WGAN} sample artifact -n 3 --out s.npy {closed}"
+    line = f"{WGAN} {' '.join(SAMPLE)} <&- >&- 2>&-"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    assert np.load(here / "s.npy").shape == (3, 2)
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_one_that_is_closed_at_the_start_is_not_written_to(
+    closed: str, here: Path, tmp_path: Path
+) -> None:
+    log, errors = tmp_path / "log", tmp_path / "errors"
+    done = forked(wgan_cli.main, SAMPLE, log, here, errors, [closed])
+    done.join(100)
+    assert (done.exitcode, errors.read_text()) == (0, "")
     assert np.load(here / "s.npy").shape == (3, 2)
 
 
@@ -74,19 +91,17 @@ def test_training_that_is_interrupted_leaves_a_checkpoint(
 ) -> None:
     """By a terminal that goes, or by Ctrl-C; tests/test_training.py has SIGTERM."""
     line = ["train", "--preset", "8gaussians", "--steps", "100000", "--no-register", "--out", "run"]
-    process = subprocess.Popen(
-        ["env", "--default-signal", WGAN, *line],  # nohup would have it ignored
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert process.stdout
-    while "step" not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(number)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 75, out + err
-    (said,) = err.splitlines()
-    assert said.startswith("stopped after")
+    line += ["--set", "generator.width=16", "--set", "critic.width=16"]
+    log, errors = tmp_path / "log", tmp_path / "errors"
+    process = forked(wgan_cli.main, line, log, tmp_path, errors)
+    while not (log.exists() and "step" in log.read_text()):
+        assert process.is_alive()
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(100)
+    said = errors.read_text()
+    assert process.exitcode == 75, log.read_text() + said
+    (last,) = said.splitlines()
+    assert last.startswith("stopped after")
     assert list((tmp_path / "run" / "checkpoints").iterdir())

@@ -1,6 +1,7 @@
 """Directions of imports: between the packages, and between the rooms of `training`."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -112,26 +113,52 @@ def test_the_check_sees_an_import_inside_a_function() -> None:
     assert imported("def f():\n    from training.engine.loop import train\n") == {"training"}
 
 
-@pytest.mark.parametrize(
-    ("module", "absent"),
-    [
-        ("wgan_cli", {"torch", "bentoml", "mlflow", "numpy", "rich"}),
-        ("wgan", {"torch", "bentoml", "mlflow", "numpy", "typer", "tqdm"}),
-        ("models.artifact", TRAINING_ONLY | {"bentoml", "mlflow"}),
-        ("service.entry", TRAINING_ONLY | {"torch", "matplotlib"}),
-        ("service.app", TRAINING_ONLY | {"torch", "bentoml", "matplotlib"}),
-        ("service.client", TRAINING_ONLY | {"torch", "bentoml", "models"}),
-        ("training.run", {"matplotlib"}),
-    ],
-)
-def test_what_an_import_brings_in(module: str, absent: set[str]) -> None:
-    code = f"import os, sys, {module}\nprint(*{{m.split('.')[0] for m in sys.modules}})\n"
-    code += "print(*os.environ)"
-    command = [sys.executable, "-c", code]
+ABSENT = {
+    "service.client": TRAINING_ONLY | {"torch", "bentoml", "models"},
+    "wgan": {"torch", "bentoml", "mlflow", "numpy", "typer", "tqdm"},
+    "wgan_cli": {"torch", "bentoml", "mlflow", "numpy", "rich"},
+    "service.app": TRAINING_ONLY | {"torch", "bentoml", "matplotlib"},
+    "models.artifact": TRAINING_ONLY | {"bentoml", "mlflow"},
+    "training.run": {"matplotlib"},
+}
+"""What an import must not bring in, by module."""
+IN_TURN = """
+import importlib, json, os, sys
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+    print(json.dumps([[m.split(".")[0] for m in sys.modules], [*os.environ]]))
+"""
+"""Prints after each import what there is. What was imported before can only add to it."""
+
+
+def brought_in(*modules: str) -> dict[str, tuple[set[str], set[str]]]:
+    """The packages and the variables that there are after each of some imports in turn."""
     given = {name: value for name, value in os.environ.items() if name != UNTRACKED}
+    command = [sys.executable, "-c", IN_TURN, *modules]
     out = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=ROOT, env=given
     ).stdout
-    modules, variables = out.splitlines()
-    assert not absent & set(modules.split())
-    assert (UNTRACKED in variables.split()) == (module == "service.entry")
+    found = [tuple(map(set, json.loads(line))) for line in out.splitlines()]
+    return dict(zip(modules, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def together() -> dict[str, tuple[set[str], set[str]]]:
+    """In one process, because several of them take seconds to import PyTorch."""
+    return brought_in(*ABSENT)
+
+
+@pytest.mark.parametrize(("module", "absent"), ABSENT.items())
+def test_what_an_import_brings_in(
+    module: str, absent: set[str], together: dict[str, tuple[set[str], set[str]]]
+) -> None:
+    modules, variables = together[module]
+    assert module.partition(".")[0] in modules
+    assert not absent & modules
+    assert UNTRACKED not in variables
+
+
+def test_what_the_entry_of_the_service_brings_in() -> None:
+    modules, variables = brought_in("service.entry")["service.entry"]
+    assert not (TRAINING_ONLY | {"torch", "matplotlib"}) & modules
+    assert UNTRACKED in variables

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import platform
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +18,9 @@ import numpy as np
 import pytest
 import torch
 
+import wgan_cli
 from tests.artifacts import tiny_config
+from tests.runs import forked
 from training.engine.memory import keep_freed_memory, shortage_told
 from training.presets import build_config
 
@@ -105,12 +109,23 @@ TRAIN = [
 ]  # fmt: skip
 
 
+def within_little_memory(arguments: list[str]) -> int:
+    """Run a command that finds 500 MB beside what is imported."""
+    for module in ("training.commands", "training.run", "torch._dynamo"):
+        importlib.import_module(module)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 500 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    return wgan_cli.main(arguments)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads how large the process is")
 def test_a_step_that_finds_too_little_memory_says_what_helps(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", LIMITED, *TRAIN, "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    line = done.stderr.splitlines()[-1]
+    log = tmp_path / "log"
+    process = forked(within_little_memory, [*TRAIN, "--out", tmp_path / "run"], log)
+    process.join(200)
+    assert process.exitcode == 1, log.read_text()
+    line = log.read_text().splitlines()[-1]
     assert "there is not enough memory (for a step with gradients of 1000 items at once: " in line
     assert "training.micro_batch_size=500 or training.activation_checkpointing=true" in line
 

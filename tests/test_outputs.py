@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from models.outputs import (
     unwritable,
 )
 from tests.artifacts import make_artifact, tiny_config
+from tests.runs import forked
 from training.data.dataset import load_data
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint
 from training.engine.room import needed_bytes, require_room
@@ -83,22 +85,17 @@ def test_two_runs_of_one_folder_are_one_model(tmp_path: Path) -> None:
         *("--set", "training.checkpoint_every=1", "--set", "evaluation.samples=100"),
         *("--set", "generator.width=16", "--set", "critic.width=16"),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    logs = [(tmp_path / f"log-{seed}", tmp_path / f"errors-{seed}") for seed in (1, 2)]
     both = [
-        subprocess.Popen(
-            [WGAN, *arguments, "--seed", str(seed)],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for seed in (1, 2)
+        forked(wgan_cli.main, [*arguments, "--seed", seed], log, tmp_path, errors)
+        for seed, (log, errors) in enumerate(logs, 1)
     ]
-    said = [process.communicate(timeout=300) for process in both]
-    assert sorted(process.returncode for process in both) == [0, 2], said
-    refused = said[[process.returncode for process in both].index(2)][1]
-    (line,) = refused.splitlines()
+    for process in both:
+        process.join(300)
+    said = [errors.read_text() for _, errors in logs]
+    codes = [process.exitcode for process in both]
+    assert sorted(map(str, codes)) == ["0", "2"], said
+    (line,) = said[codes.index(2)].splitlines()
     assert "in use by process" in line or "already holds a run" in line
 
 
@@ -264,33 +261,27 @@ def test_a_pipe_or_a_device_is_written_to_and_stays(tmp_path: Path) -> None:
     assert link.is_symlink()
 
 
-FILLS_UP = """
-import resource, signal, sys
-from pathlib import Path
-import torch
-from models.errors import MachineError
-from tests.artifacts import tiny_config
-from training.run import run_training
+def fill_up(arguments: list[str]) -> int:
+    """Train in a folder whose disk is full after three steps."""
 
-def watch(step, state):
-    if step == 3:  # from here on files stay short, as on a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
+    def watch(step: int, _: object) -> None:
+        if step == 3:  # from here on files stay short, as on a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
 
-config = tiny_config("vector", training={"steps": 6, "checkpoint_every": 2})
-try:
-    run_training(config, Path(sys.argv[1]), torch.device("cpu"), register=False, watch=watch)
-except MachineError as error:
-    print(error)
-"""
+    config = tiny_config("vector", training={"steps": 6, "checkpoint_every": 2})
+    try:
+        run_training(config, Path(arguments[0]), torch.device("cpu"), register=False, watch=watch)
+    except MachineError as error:
+        print(error, flush=True)
+    return 0
 
 
 def test_a_disk_that_fills_up_is_one_line_and_what_was_saved_loads(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, "-c", FILLS_UP, out], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
+    out, log = tmp_path / "run", tmp_path / "log"
+    process = forked(fill_up, [out], log)
+    process.join(100)
+    assert process.exitcode == 0, log.read_text()
+    (line,) = log.read_text().splitlines()
     assert line.startswith(f"{out}: cannot be written any more")
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000002.safetensors"]
     path = newest_checkpoint(out / "checkpoints")

@@ -84,6 +84,7 @@ def test_a_run_is_complete(bare: Bare, tmp_path: Path) -> None:
     code, said = bare(
         "wgan_cli", "train", "--preset", "8gaussians", "--no-register", "--steps", "4",
         "--out", str(tmp_path / "a"), "--set", "evaluation.samples=100",
+        "--set", "generator.width=16", "--set", "critic.width=16",
     )  # fmt: skip
     assert code == 0, said
     run = json.loads((tmp_path / "a/artifact/run.json").read_text())
@@ -94,7 +95,7 @@ def test_a_run_is_complete(bare: Bare, tmp_path: Path) -> None:
 def test_time_to_quality_is_measured(bare: Bare, tmp_path: Path) -> None:
     out = tmp_path / "run.json"
     code, said = bare(
-        "benchmarks.quality", "--one", "25gaussians", "ours", "0", "--budget", "1",
+        "benchmarks.quality", "--one", "25gaussians", "ours", "0", "--budget", "0.3",
         "--out", str(out),
     )  # fmt: skip
     assert code == 0, said

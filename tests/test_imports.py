@@ -144,8 +144,9 @@ def brought_in(*modules: str) -> dict[str, tuple[set[str], set[str]]]:
 
 @pytest.fixture(scope="module")
 def together() -> dict[str, tuple[set[str], set[str]]]:
-    """In one process, because several of them take seconds to import PyTorch."""
-    return brought_in(*ABSENT)
+    """In as few processes as that allows, because several of them take seconds to import PyTorch."""
+    alone, *others = ABSENT
+    return brought_in(alone) | brought_in(*others)
 
 
 @pytest.mark.parametrize(("module", "absent"), ABSENT.items())

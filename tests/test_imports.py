@@ -144,7 +144,7 @@ def brought_in(*modules: str) -> dict[str, tuple[set[str], set[str]]]:
 
 @pytest.fixture(scope="module")
 def together() -> dict[str, tuple[set[str], set[str]]]:
-    """In as few processes as that allows, because several of them take seconds to import PyTorch."""
+    """In as few processes as that allows: several of them take seconds to import PyTorch."""
     alone, *others = ABSENT
     return brought_in(alone) | brought_in(*others)
 

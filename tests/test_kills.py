@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.registries import new_database
 from tests.test_retrain import mixture
 
 COMPILER = shutil.which("cc")
@@ -29,6 +30,7 @@ def kills(folder: Path, stride: int, first: int, seconds: float) -> list[dict[st
     subprocess.run([str(COMPILER), *flags], check=True)
     (folder / "home").mkdir()
     np.save(folder / "home" / "data.npy", mixture(0, 600))
+    new_database(folder / "home")
     environment = {
         **os.environ,
         "LD_PRELOAD": str(preloaded),

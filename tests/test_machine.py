@@ -22,8 +22,8 @@ from service.room import Room
 from service.settings import Settings
 from tests.artifacts import make_artifact
 from tests.registries import Registry, register
+from tests.runs import forked
 from tests.servers import sign
-from tests.test_commands import run_python
 
 OUT_OF_BOUNDS = 2
 """The version whose critic gives NaN."""
@@ -116,28 +116,27 @@ def test_too_few_file_descriptors_pass(watched: Watched) -> None:
     recovers(watched)
 
 
-LITTLE_MEMORY = """
-import resource, sys
-from pathlib import Path
-from tests.test_machine import Watched, limited
-
-watched = Watched(sys.argv[1], Path(sys.argv[2]))
-pages = int(Path("/proc/self/statm").read_text().split()[0])
-with limited(resource.RLIMIT_AS, pages * resource.getpagesize() + 2**20):
+def load_in_little_memory(arguments: list[str]) -> int:
+    """Load a folder first with one megabyte, and then with what there is."""
+    watched = Watched(arguments[0], Path(arguments[1]))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    with limited(resource.RLIMIT_AS, pages * resource.getpagesize() + 2**20):
+        watched.slot.refresh()
+    assert watched.outcomes == ["machine"], watched.outcomes
+    assert watched.slot.is_due, "an artifact folder is tried again too"
     watched.slot.refresh()
-assert watched.outcomes == ["machine"], watched.outcomes
-assert watched.slot.is_due, "an artifact folder is tried again too"
-watched.slot.refresh()
-assert watched.outcomes == ["machine", "swapped"], watched.outcomes
-assert not watched.slot.is_due
-"""
+    assert watched.outcomes == ["machine", "swapped"], watched.outcomes
+    assert not watched.slot.is_due
+    return 0
 
 
 def test_too_little_memory_passes(tmp_path: Path) -> None:
     """In a process of its own: one that lacked memory may compile no convolution ever after."""
     artifact = make_artifact(tmp_path / "artifact", critic={"width": 1024, "depth": 2})
-    done = run_python(LITTLE_MEMORY, str(artifact), str(tmp_path / "cache"))
-    assert done.returncode == 0, done.stderr[-2000:]
+    log = tmp_path / "log"
+    done = forked(load_in_little_memory, [artifact, tmp_path / "cache"], log)
+    done.join(100)
+    assert done.exitcode == 0, log.read_text()[-2000:]
 
 
 def test_no_room_for_a_thread_passes(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,43 +271,44 @@ def test_weights_of_other_networks_refuse_a_version(tmp_path: Path, says: str) -
 
 # ---- memory lacked while kernels were compiled -------------------------------------------------
 
-LACKING = """
-import resource
-import torch
-from torch import nn
-from service.broken import is_broken
 
-def forward(channels):
-    try:
-        with torch.inference_mode():
-            nn.ConvTranspose2d(channels, channels, 4, 2, 1)(torch.zeros(16, channels, 14, 14))
-    except RuntimeError as error:
-        return error
+def compile_while_memory_lacks(_: list[str]) -> int:
+    """Have PyTorch compile with ever more memory, until it compiles no more with all there is."""
 
-torch.set_num_threads(1)
-assert forward(8) is None
-limits = resource.getrlimit(resource.RLIMIT_AS)
-for step in range(30):
-    held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + 2**20 + step * 2**19, limits[1]))
-    forward(96 + 8 * step)
-    resource.setrlimit(resource.RLIMIT_AS, limits)
-    if error := forward(500 - step):  # memory is back, and the shape is another
-        assert is_broken(error), error
-        assert is_broken(forward(600 - step))
-        break
-"""
+    def forward(channels: int) -> RuntimeError | None:
+        try:
+            with torch.inference_mode():
+                layer = torch.nn.ConvTranspose2d(channels, channels, 4, 2, 1)
+                layer(torch.zeros(16, channels, 14, 14))
+        except RuntimeError as error:
+            return error
+        return None
+
+    assert forward(8) is None
+    for step in range(30):
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        with limited(resource.RLIMIT_AS, held + 2**20 + step * 2**19):
+            forward(96 + 8 * step)
+        if error := forward(500 - step):  # memory is back, and the shape is another
+            assert broken.is_broken(error), error
+            again = forward(600 - step)
+            assert again is not None
+            assert broken.is_broken(again), again
+            break
+    return 0
 
 
-def test_what_pytorch_raises_once_it_compiles_no_more_is_known() -> None:
+def test_what_pytorch_raises_once_it_compiles_no_more_is_known(tmp_path: Path) -> None:
     ended = []
-    for _ in range(3):
-        done = run_python(LACKING)
-        ended.append((done.returncode, done.stderr[-500:]))
-        if done.returncode == 0:
+    for attempt in range(3):
+        log = tmp_path / f"log{attempt}"
+        done = forked(compile_while_memory_lacks, [], log)
+        done.join(100)
+        ended.append((done.exitcode, log.read_text()[-500:]))
+        if done.exitcode == 0:
             return
         # That memory lacks may crash it too.
-        assert done.returncode in (-signal.SIGSEGV, -signal.SIGABRT), done.stderr
+        assert done.exitcode in (-signal.SIGSEGV, -signal.SIGABRT), log.read_text()
     raise AssertionError(ended)
 
 

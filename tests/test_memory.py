@@ -93,15 +93,6 @@ def test_other_allocators_stay_as_they_are(
     keep_freed_memory()
 
 
-LIMITED = """
-import resource, sys
-import wgan_cli
-import training.commands, training.run, torch._dynamo
-pages = int(open("/proc/self/statm").read().split()[0])
-limit = pages * resource.getpagesize() + 500 * 2**20
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-sys.exit(wgan_cli.main(sys.argv[1:]))
-"""
 TRAIN = [
     "train", "--preset", "digits", "--no-register", "--steps", "1", "--device", "cpu",
     "--set", "training.batch_size=1000", "--set", "critic.width=512",

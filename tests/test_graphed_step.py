@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
 import pickle
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -26,6 +23,8 @@ from models.constraints import CONSTRAINTS
 from tests.artifacts import tiny_config
 from tests.exact import distance_from, exact_steps
 from tests.mixed import people
+from tests.runs import forked
+from tests.servers import free_port
 from training.data import batches
 from training.data.batches import TrainingItems
 from training.data.dataset import Dataset, load_data
@@ -47,7 +46,7 @@ from training.engine.pinned import AHEAD, PinnedRing
 from training.engine.runs import Interrupted, begin
 from training.engine.step import CriticStep
 from training.engine.whole_step import Outcome, PlainStep, WholeStep
-from training.engine.workers import ALONE, Workers
+from training.engine.workers import ALONE, Workers, join_workers
 
 CPU = torch.device("cpu")
 
@@ -483,27 +482,20 @@ def test_what_cannot_be_compiled_is_captured_in_the_graph(
 
 # Two processes, with gloo.
 
-RANKS = """
-import pickle, sys
-from pathlib import Path
-import torch
-from tests.test_graphed_step import CPU, RecordedGraphs
-from training.engine import loop
-from training.engine.workers import join_workers
 
-folder, workers = Path(sys.argv[1]), join_workers("cpu")
-for name, (config, data) in pickle.loads((folder / "cases").read_bytes()).items():
-    graphs, said = RecordedGraphs(), []
-    loop.graphs_on = lambda device: graphs
-    if name == "refused by one" and workers.is_main:
-        graphs.capture_one = lambda function: 1 / 0
-    state, _ = loop.train(
-        config, data, folder / name, CPU, workers=workers, say=said.append
-    )
-    found = state.tensors(), (graphs.captured, graphs.replayed), said
-    (folder / f"{name} {workers.rank}").write_bytes(pickle.dumps(found))
-workers.leave()
-"""
+def exchanging(arguments: list[str]) -> int:
+    """What each process does: train as every case says, and write down what came of it."""
+    folder, workers = Path(arguments[0]), join_workers("cpu")
+    for name, (config, data) in pickle.loads((folder / "cases").read_bytes()).items():
+        graphs, said = RecordedGraphs(), list[str]()
+        loop.graphs_on = lambda device, graphs=graphs: graphs  # type: ignore[assignment, misc]
+        if name == "refused by one" and workers.is_main:
+            graphs.capture_one = lambda function: 1 / 0  # type: ignore[assignment, return-value]
+        state, _ = loop.train(config, data, folder / name, CPU, workers=workers, say=said.append)
+        found = state.tensors(), (graphs.captured, graphs.replayed), said
+        (folder / f"{name} {workers.rank}").write_bytes(pickle.dumps(found))
+    workers.leave()
+    return 0
 
 
 def test_processes_exchange_gradients_between_graphs(
@@ -522,13 +514,14 @@ def test_processes_exchange_gradients_between_graphs(
     }
     cases["refused by one"] = cases["weight_clipping graphed"]
     (tmp_path / "cases").write_bytes(pickle.dumps(cases))
-    (tmp_path / "ranks.py").write_text(RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    paths = os.pathsep.join(sys.path)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    subprocess.run(
-        [*command, tmp_path / "ranks.py", tmp_path], check=True, env=environment, timeout=280
-    )
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    processes = [
+        forked(exchanging, [tmp_path], tmp_path / f"log-{rank}", RANK=str(rank), **group)
+        for rank in range(2)
+    ]
+    for rank, process in enumerate(processes):
+        process.join(280)
+        assert process.exitcode == 0, (tmp_path / f"log-{rank}").read_text()
 
     def found(name: str, rank: int = 0) -> tuple[dict[str, Tensor], tuple[int, int], list[str]]:
         return pickle.loads((tmp_path / f"{name} {rank}").read_bytes())  # type: ignore[no-any-return]

@@ -16,7 +16,7 @@ from models.constraints import Constraint, ZeroCenteredPenalty
 from models.networks import CriticConfig, build_critic
 from tests.conformance import FAMILIES, data, make
 from tests.test_conformance import CONSTRAINTS
-from training.engine.graphs import tidied
+from training.engine.graphs import tidied, traced
 from training.engine.step import critic_loss
 
 aten = torch.ops.aten
@@ -42,9 +42,9 @@ def step_of(
     return gradients, [t.detach() for t in (*critic.parameters(), *critic.buffers())]
 
 
-def traced(function: Any, *arguments: Tensor) -> GraphModule:
+def graph_of(function: Any, *arguments: Tensor) -> GraphModule:
     torch.manual_seed(0)
-    return make_fx(function)(*(a.clone() for a in arguments))
+    return traced(function, *(a.clone() for a in arguments))
 
 
 def ran(graph: GraphModule, *arguments: Tensor) -> list[Tensor]:
@@ -57,7 +57,7 @@ def ran(graph: GraphModule, *arguments: Tensor) -> list[Tensor]:
 
 def same_bits(function: Any, *arguments: Tensor) -> set[object]:
     """Compare a function before and after; the targets of the latter's graph, which is smaller."""
-    graph = traced(function, *arguments)
+    graph = graph_of(function, *arguments)
     expected, before = ran(graph, *arguments), len(graph.graph.nodes)
     found = ran(tidied(graph), *arguments)
     for mine, its in zip(found, expected, strict=True):
@@ -65,6 +65,21 @@ def same_bits(function: Any, *arguments: Tensor) -> set[object]:
         assert (mine.dtype, mine.stride()) == (its.dtype, its.stride())
     assert len(graph.graph.nodes) <= before
     return {node.target for node in graph.graph.nodes}
+
+
+def test_a_trace_is_that_of_torch_with_one_mode_for_all_shapes() -> None:
+    """One a result took as long as all the rest of the trace."""
+    constraint = CONSTRAINTS["gradient_penalty"]
+    step, tensors = step_of(make(constraint, FAMILIES["mlp"]).train(), constraint)
+    arguments = [*data(FAMILIES["mlp"]), *tensors]
+    found, expected = graph_of(step, *arguments), make_fx(step)(*arguments)
+    assert found.code == expected.code
+    nodes = zip(found.graph.nodes, expected.graph.nodes, strict=True)
+    shapes = [[n.meta["val"] for n in pair] for pair in nodes if "val" in pair[0].meta]
+    assert len(shapes) > 50
+    for mine, its in shapes:
+        assert (mine.shape, mine.stride(), mine.dtype) == (its.shape, its.stride(), its.dtype)
+    assert len({mine.fake_mode for mine, _ in shapes}) == 1
 
 
 @pytest.mark.sampled
@@ -90,7 +105,7 @@ def test_steps_overwrite_maps_and_gradients_and_keep_their_bits(
     step, tensors = step_of(critic, ZeroCenteredPenalty(), None if stacked else torch.bfloat16)
     arguments = [*torch.randn(2, 5, *shape), *tensors]
     if stacked:
-        graph = make_fx(step)(*arguments)
+        graph = traced(step, *arguments)
         found = same_bits(torch.func.vmap(graph), *(torch.stack([a, a + 0.1]) for a in arguments))
     else:
         found = same_bits(step, *arguments)
@@ -192,18 +207,18 @@ def test_what_is_not_the_same_is_not_merged(function: Any) -> None:
 
 
 def test_what_is_returned_twice_has_memory_of_its_own() -> None:
-    graph = tidied(traced(lambda x, w: [(x.t() @ x).t(), (x.t() @ x).t()], X, W))
+    graph = tidied(graph_of(lambda x, w: [(x.t() @ x).t(), (x.t() @ x).t()], X, W))
     found = ran(graph, X, W)
     assert found[0].data_ptr() != found[1].data_ptr()
 
 
 def test_what_is_found_twice_is_found_once() -> None:
-    graph = tidied(traced(lambda x, w: [x.double().t() @ x.double()], X, W))
+    graph = tidied(graph_of(lambda x, w: [x.double().t() @ x.double()], X, W))
     assert sum(node.target is aten._to_copy.default for node in graph.graph.nodes) == 1
 
 
 def test_views_that_change_nothing_and_results_that_nobody_reads_are_dropped() -> None:
-    graph = traced(lambda x, w: [x.detach() @ w, (x @ w).view(6, 4), (w.t(), x.exp())[0]], X, W)
+    graph = graph_of(lambda x, w: [x.detach() @ w, (x @ w).view(6, 4), (w.t(), x.exp())[0]], X, W)
     expected = ran(graph, X, W)
     targets = {aten.detach.default, aten.view.default, aten.exp.default}
     assert {node.target for node in graph.graph.nodes} > targets

@@ -1,13 +1,17 @@
-"""Simpler graphs of traced steps: no repeated kernels, and results written over dead inputs."""
+"""Graphs of traced steps, and simpler ones: no repeated kernels, results over dead inputs."""
 
 from __future__ import annotations
 
 import operator
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
 _IN_PLACE = {
@@ -20,8 +24,18 @@ _INTO_GRADIENT = {
 }
 
 
+def traced(function: Callable[..., Any], *arguments: Any) -> GraphModule:
+    """List the kernels that a function runs on its arguments, which it takes as they are.
+
+    `make_fx` notes the shape of each result with a mode of its own, which lists the stack that it
+    was made on: half of all the time. Here one mode serves all results.
+    """
+    with tracing(TracingContext(FakeTensorMode())):
+        return make_fx(function)(*arguments)
+
+
 def tidied(graph: GraphModule) -> GraphModule:
-    """Give a graph of `make_fx` fewer kernels, in place; its results keep every bit.
+    """Give a traced graph fewer kernels, in place; its results keep every bit.
 
     A kernel with the same operands runs once: a weight's copy in another layout or precision
     serves every forward and backward. Activations and their gradients overwrite the maps that they

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
 
 from models.constraints import Constraint
 from training.engine.draws import Draw, RandomCalls, Shape
-from training.engine.graphs import tidied
+from training.engine.graphs import tidied, traced
 from training.engine.step import (
     TOLERANCE,
     StepResult,
@@ -143,9 +142,9 @@ class MappedFunction:
                 warnings.simplefilter("error", UserWarning)
                 with _SuppliedNumbers(record):
                     self._function(*single)
-                graph = make_fx(with_numbers)(single, [draw(source) for draw in self._draws])
+                graph = traced(with_numbers, single, [draw(source) for draw in self._draws])
                 stacks = tree_map(lambda t: t.detach(), arguments)
-                self._graph = tidied(make_fx(vmap(graph))(stacks, self._drawn([source] * count)))
+                self._graph = tidied(traced(vmap(graph), stacks, self._drawn([source] * count)))
         except Exception as error:  # tracing raises many kinds
             line = (str(error).splitlines() or [""])[0][:200]
             raise NotStackable(

@@ -23,7 +23,7 @@ from models.lipschitz import CriticFunction
 from models.networks.conditional import WithLabels, repeated
 from models.networks.parts import MIXES_SAMPLES, MinibatchStatistics
 from models.networks.stages import Stages
-from training.engine.graphs import tidied
+from training.engine.graphs import tidied, traced
 from training.engine.split import NO_CONTEXT, WHOLE, Part, Split
 from training.progress import silent
 
@@ -221,10 +221,12 @@ def trace(
         pairs = zip(leaves, found, strict=True)
         return gap, total, [torch.zeros_like(w) if g is None else g.contiguous() for w, g in pairs]
 
-    weights = [w.detach() for w in critic.parameters()]
+    weights, buffers = [w.detach() for w in critic.parameters()], list(critic.buffers())
+    arguments = weights, buffers, real, fake, list(labels)
+    if split.size is None:
+        return traced(function, *arguments)
     # A trace holds the tensors that it meets, but for those that are shapes only.
-    traced = make_fx(function, tracing_mode="real" if split.size is None else "fake")
-    return traced(weights, list(critic.buffers()), real, fake, list(labels))
+    return make_fx(function, tracing_mode="fake")(*arguments)
 
 
 def added_up(

@@ -35,6 +35,7 @@ from training.reporting.pictures import _ends
 from training.retraining.evidence import judged_data
 from training.run import run_training
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 DAY = 86_400.0
 COLUMNS = ["time", "identifier", "level"]
 
@@ -67,14 +68,19 @@ class Trained:
     def __init__(self, kind: str, folder: Path) -> None:
         source = saved(folder, rows(400) if kind == "vector" else rows(300, 4))
         preset = "table" if kind == "vector" else kind
-        self.config = tiny_config(preset, data={"source": source}, evaluation={"samples": 60})
+        self.config = tiny_config(
+            preset,
+            data={"source": source},
+            training={"critic_step": "eager"},  # to capture it takes longer than all the run
+            evaluation={"samples": 60},
+        )
         self.folder = folder / "run"
         self.model, *_ = trained(self.config, self.folder, register=False)
         self.data = load_data(self.config.data)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+def runs(undrawn: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
     return {kind: Trained(kind, tmp_path_factory.mktemp(kind)) for kind in ("vector", "sequence")}
 
 

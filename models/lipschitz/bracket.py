@@ -7,6 +7,7 @@ import copy
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from models.lipschitz.certificate import certify
 from models.lipschitz.gradients import CriticFunction, NormSummary, Place, interpolate
@@ -35,6 +36,7 @@ class LipschitzBounds(BaseModel, frozen=True, extra="forbid"):
     gradient_norm: dict[Place, NormSummary] = {}
 
 
+@parametrize.cached()  # no weight changes in between, so a constraint's rule makes each but once
 def steepest_slope(
     critic: CriticFunction, starts: Tensor, steps: int = ASCENT_STEPS, rounding: float = 0.0
 ) -> float:

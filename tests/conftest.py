@@ -46,10 +46,10 @@ def charts_undrawn() -> Iterator[None]:
 
     For files in which nobody looks at the charts.
     """
-    from training.reporting import charts
+    from tests.runs import draw_nothing
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "_to_svg", lambda *_: "<svg/>")
+        draw_nothing(patch.setattr)
         yield
 
 
@@ -73,14 +73,3 @@ def vector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def rows_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield from serving(tmp_path_factory, "rows")
-
-
-@pytest.fixture(scope="module")
-def undrawn() -> Iterator[None]:
-    """Pages without charts: a run's page has eight, which take longer to draw than it trained."""
-    from training.reporting import charts
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("svg", "heat_map"):
-            patch.setattr(charts, name, lambda *_, **__: "<svg></svg>")
-        yield

@@ -15,10 +15,13 @@ import torch
 from models.artifact import load_artifact
 from models.config import Config
 from models.model import Model
+from training.reporting import charts
 from training.run import run_training
 
 _WARM = multiprocessing.get_context("forkserver")
-_WARM.set_forkserver_preload([__name__, "torch._dynamo", "torch.distributed.run"])
+_WARM.set_forkserver_preload(
+    [__name__, "torch._dynamo", "torch.distributed.run", "matplotlib.backends.backend_svg"]
+)
 
 
 def trained(config: Config, folder: Path, register: bool = True) -> tuple[Model, str | None, str]:
@@ -34,6 +37,11 @@ def trained(config: Config, folder: Path, register: bool = True) -> tuple[Model,
     return load_artifact(folder / "artifact"), reference, "\n".join(said)
 
 
+def draw_nothing(set_: Callable[[object, str, object], None]) -> None:
+    """Have charts made and not drawn, by `setattr` or by a patch's: a run's page has eight."""
+    set_(charts, "_to_svg", lambda *_: "<svg></svg>")
+
+
 def forked(
     main: Callable[[list[str]], int],
     arguments: Sequence[object],
@@ -41,6 +49,8 @@ def forked(
     folder: Path = Path(),
     errors: Path | None = None,
     closed: Sequence[str] = (),
+    *,
+    draws: bool = True,
     **environment: str,
 ) -> ForkServerProcess:
     """Start a command in a process of its own, without the seconds that its imports take.
@@ -54,6 +64,7 @@ def forked(
         folder: where it runs.
         errors: where what it prints to stderr goes; by default into ``log`` too.
         closed: names of streams that are closed when it starts, such as ``stdin``.
+        draws: whether its pages have charts, which take longer than a short run.
         environment: variables to set beside ours.
     """
     process = _WARM.Process(
@@ -66,6 +77,7 @@ def forked(
             closed,
             folder.absolute(),
             {**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            draws,
         ),
     )
     process.start()
@@ -80,9 +92,12 @@ def _run(
     closed: Sequence[str],
     folder: Path,
     environment: dict[str, str],
+    draws: bool,
 ) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup would have them ignored
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if not draws:
+        draw_nothing(setattr)
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

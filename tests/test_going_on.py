@@ -46,7 +46,7 @@ from training.presets import branch_config
 from training.run import run_training
 
 CPU = torch.device("cpu")
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 
 
 @pytest.fixture(scope="module")

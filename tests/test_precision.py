@@ -35,7 +35,7 @@ from training.reporting.pictures import _ends
 from training.retraining.evidence import judged_data
 from training.run import run_training
 
-pytestmark = pytest.mark.usefixtures("undrawn")
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 DAY = 86_400.0
 COLUMNS = ["time", "identifier", "level"]
 
@@ -80,7 +80,7 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def runs(undrawn: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+def runs(charts_undrawn: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
     return {kind: Trained(kind, tmp_path_factory.mktemp(kind)) for kind in ("vector", "sequence")}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jinja2
 
-from models.record import Chart, Figure, Finding, Run, rounded_up
+from models.record import Figure, Finding, Run, rounded_up
 from training.judging.doctor import risk
 from training.judging.doctor.checks import CHECKS
 from training.reporting import charts
@@ -65,10 +65,6 @@ def serving_in_words(run: Run) -> str:
     )
 
 
-def _svg(chart: Chart) -> str:
-    return charts.svg(chart)  # found at each call: tests put another in its place
-
-
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -79,7 +75,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["svg"] = _svg
+    environment.filters["svg"] = charts.svg
     environment.filters["rounded_up"] = rounded_up
     environment.filters["base64"] = lambda png: base64.b64encode(png).decode()
     return environment

@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +21,18 @@ from models import registry_files
 from models.errors import DataError, UserError
 from models.trained import TrainedModel
 from tests.artifacts import make_artifact
+from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
+from training.judging import evaluate
+from training.judging.classifier import fit_classifier
 
 ROOT = Path(__file__).parent.parent
-FEW = {"evaluation": {"samples": 100}}
+FEW: dict[str, Any] = {
+    "evaluation.samples": 100,
+    "critic.width": 8,
+    "critic.depth": 1,
+    "generator.width": 8,
+    "training.critic_step": "eager",  # capturing takes longer than these few steps
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +56,14 @@ def test_the_examples_of_the_docstrings() -> None:
 
 
 def test_the_ten_lines(people: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example that the module begins with, as it stands but for the number of steps."""
+    """The example that the module begins with, as it stands but for less training."""
     _, _, text = str(wgan.__doc__).partition("::\n\n")
     lines = [line for line in text.split("\n\nA constraint")[0].splitlines() if line.strip()]
     assert len(lines) == 9
-    code = "\n".join(line.removeprefix("    ") for line in lines).replace("3000", "3")
+    code = "\n".join(line.removeprefix("    ") for line in lines)
+    code = code.replace("steps=3000", "steps=3, **few")
     monkeypatch.chdir(people.parent)
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"few": FEW}
     exec(code, names)
     assert np.shape(names["rows"]) == (1000, 2)
     assert np.shape(names["scores"]) == (1000,)
@@ -115,7 +127,8 @@ def test_the_command_line_gives_the_same(
 ) -> None:
     run, out = tmp_path / "run", tmp_path / "rows.parquet"
     train = ["train", "--preset", "table", "--data", str(people), "--steps", "3", "--no-register"]
-    assert wgan_cli.main([*train, "--set", "evaluation.samples=100", "--out", str(run)]) == 0
+    few = [part for key, value in FEW.items() for part in ("--set", f"{key}={value}")]
+    assert wgan_cli.main([*train, *few, "--out", str(run)]) == 0
     by_command = wgan.load(run / "artifact")
     assert by_command.figures == trained.figures
     assert wgan_cli.main(["sample", str(run / "artifact"), "-n", "5", "--out", str(out)]) == 0
@@ -189,8 +202,8 @@ def test_arrays_and_frames(people: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="already holds a run"):
         wgan.train(frame, steps=2, out=tmp_path / "frame", **FEW)
     images = np.random.default_rng(0).integers(0, 256, (200, 8, 8), np.uint8)
-    settings = {"evaluation": {"samples": 20, "extractor": "pixels"}, "data.size": None}
-    of_images = wgan.train(images, preset="digits", steps=1, **settings)
+    settings = {**FEW, "evaluation.samples": 20, "evaluation.extractor": "pixels"}
+    of_images = wgan.train(images, preset="digits", steps=1, **settings, **{"data.size": None})
     assert of_images.sample(2).shape == (2, 8, 8, 1)
     assert of_images.score(images[:3]).shape == (3,)
 
@@ -226,7 +239,9 @@ def test_mistakes(trained: TrainedModel, tmp_path: Path) -> None:
             mistake()
 
 
-def test_classes() -> None:
+def test_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # How well the classes are made is another test's.
+    monkeypatch.setattr(evaluate, "fit_classifier", partial(fit_classifier, steps=2))
     model = wgan.train("digits", steps=1, conditional=True, **FEW)
     assert model.classes[7] == "7"
     sevens = model.sample(2, class_name="7")
@@ -240,7 +255,7 @@ def test_compare(tmp_path: Path) -> None:
     said: list[str] = []
     summary = wgan.compare(
         "8gaussians", ["gradient_penalty", "none"], seeds=1, steps=2, out=tmp_path,
-        say=said.append, critic={"width": 8}, generator={"width": 8}, **FEW,
+        say=said.append, **{**FEW, "critic.depth": 2, "training.critic_step": "auto"},
     )  # fmt: skip
     assert summary["recommendation"]["constraint"] in ("gradient_penalty", "none")
     assert (tmp_path / "report.html").is_file()

@@ -19,6 +19,7 @@ from models.images import encode_png
 from tests.artifacts import make_artifact
 from tests.command_line import called
 from tests.registries import new_database
+from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
 
 WGAN = Path(sys.executable).with_name("wgan")
 
@@ -45,6 +46,10 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_artifact(tmp_path_factory.mktemp("cli") / "artifact", "vector")
 
 
+QUICK = (
+    "--set", "evaluation.samples=100", "--set", "critic.width=8", "--set", "generator.width=8",
+    "--set", "training.critic_step=eager",  # capturing takes longer than a few steps
+)  # fmt: skip
 TRAIN = ("train", "--preset", "digits", "--no-register", "--out", "run")
 MISTAKES = {
     "no command": ((), "COMMAND"),
@@ -78,8 +83,7 @@ def test_a_registry_that_is_away_at_the_end_costs_no_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = (
-        "train", "--preset", "8gaussians", "--steps", "4", "--out", "run",
-        "--set", "evaluation.samples=100", "--set", "critic.width=16",
+        "train", "--preset", "8gaussians", "--steps", "4", "--out", "run", *QUICK,
     )  # fmt: skip
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -227,17 +231,17 @@ def test_images_of_another_size_are_refused(artifact: Path, tmp_path: Path) -> N
 
 
 def test_evaluate_says_what_the_run_said(tmp_path: Path) -> None:
-    result = wgan(
-        "train", "--preset", "digits", "--steps", 5, "--no-register", "--out", "run",
-        "--set", "evaluation.samples=100", "--set", "critic.width=8", cwd=tmp_path,
+    result = called(
+        "train", "--preset", "digits", "--steps", 5, "--no-register", "--out", "run", *QUICK,
+        cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / "mlflow.db").exists(), "--no-register leaves MLflow alone"
-    found = json.loads(called("evaluate", "run/artifact", "--json", cwd=tmp_path).stdout)
+    found = json.loads(wgan("evaluate", "run/artifact", "--json", cwd=tmp_path).stdout)
     run_json = json.loads((tmp_path / "run" / "artifact" / "run.json").read_text())
     assert found == run_json["results"]
     assert found["extractor"]["name"] == "digits-cnn-v1"
-    other = wgan("evaluate", "run/artifact", "--data", "8gaussians", cwd=tmp_path)
+    other = called("evaluate", "run/artifact", "--data", "8gaussians", cwd=tmp_path)
     assert other.returncode == 2
 
 
@@ -246,7 +250,7 @@ def test_own_images_are_trained_on_and_judged(tmp_path: Path) -> None:
     np.save(tmp_path / "mine.npy", images)
     result = called(
         "train", "--preset", "digits", "--data", "mine.npy", "--steps", 3, "--no-register",
-        "--out", "run", "--set", "critic.width=8", cwd=tmp_path,
+        "--out", "run", *QUICK, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     model = load_artifact(tmp_path / "run" / "artifact")
@@ -260,7 +264,7 @@ def test_own_vectors_come_back_in_their_own_units(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", samples=vectors)
     result = called(
         "train", "--preset", "8gaussians", "--data", "mine.npz", "--steps", 30, "--no-register",
-        "--out", "run", "--set", "critic.width=32", cwd=tmp_path,
+        "--out", "run", *QUICK, "--set", "critic.width=32", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     samples = load_artifact(tmp_path / "run" / "artifact").sample(0, 500)

@@ -36,6 +36,12 @@ TINY = {
 KINDS = ["none", "weight_clipping"]
 
 
+@pytest.fixture(autouse=True)
+def undiagnosed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page of each run's diagnosis is empty: its charts take as long as these short runs."""
+    monkeypatch.setattr("training.run.findings_page", lambda title, findings: "")
+
+
 def test_intervals_and_probabilities_are_students() -> None:
     rng = np.random.default_rng(0)
     for n, m in ((2, 2), (3, 5), (9, 4)):

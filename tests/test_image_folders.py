@@ -8,6 +8,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +25,17 @@ from tests.artifacts import make_artifact, tiny_config
 from tests.command_line import called
 from tests.runs import trained
 from tests.test_sources import CONTAINERS, Files, encoded, load, photos, to_folder, to_tar, to_zip
+from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import problems
 from training.engine.origin import changes, fingerprint, load_start
 from training.judging.evaluate import evaluate_artifact
 from training.run import run_training
+
+QUICK: dict[str, dict[str, Any]] = {
+    "training": {"steps": 1, "critic_step": "eager"},  # capturing takes longer than a step
+    "evaluation": {"samples": 20, "extractor": "pixels"},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -128,9 +135,7 @@ def test_a_new_file_that_is_not_read_is_noticed_without_decoding_anew(tmp_path: 
 
 def test_training_and_its_card_say_what_was_not_read(tmp_path: Path) -> None:
     folder = to_folder(named(photos(200)) | {"a.heic": b"x", "cut.png": b"x"}, tmp_path / "set")
-    config = tiny_config(
-        "image", data={"source": str(folder), "max_broken_fraction": 0.1}, training={"steps": 1}
-    )
+    config = tiny_config("image", data={"source": str(folder), "max_broken_fraction": 0.1}, **QUICK)
     model, _, said = trained(config, tmp_path / "run", register=False)
     assert "warning: not read: 1 .heic" in said
     assert model.run.data.not_read == {".heic": 1}
@@ -361,7 +366,7 @@ def test_the_background_is_kept_and_judged_with(tmp_path: Path) -> None:
     clear = [np.dstack([p, p[..., :1]]) for p in photos(200)]
     folder = to_folder(named(clear), tmp_path / "set")
     told = {"source": str(folder), "background": "#102030"}
-    config = tiny_config("image", data=told, training={"steps": 1})
+    config = tiny_config("image", data=told, **QUICK)
     model, _, _ = trained(config, tmp_path / "run", register=False)
     assert model.run.config.data.background == "#102030"
     assert evaluate_artifact(tmp_path / "run" / "artifact") == model.run.results
@@ -382,7 +387,7 @@ def test_images_of_which_few_bits_are_used_are_a_problem(tmp_path: Path) -> None
     data = load(folder)
     assert data.items.max() == 15
     assert any("no pixel is brighter than 15 of 255" in line for line in problems(data))
-    config = tiny_config("image", data={"source": str(folder)}, training={"steps": 1})
+    config = tiny_config("image", data={"source": str(folder)}, **QUICK)
     _, _, said = trained(config, tmp_path / "run", register=False)
     assert "warning: no pixel is brighter than 15 of 255" in said
 
@@ -439,7 +444,7 @@ def test_a_run_in_the_folder_of_its_data_is_no_class(tmp_path: Path) -> None:
     pixels = photos(200)
     files = named(pixels[:100], "cat/{}.png") | named(pixels[100:], "dog/{}.png")
     folder = to_folder(files, tmp_path / "set")
-    config = tiny_config("image", data={"source": str(folder)}, training={"steps": 1})
+    config = tiny_config("image", data={"source": str(folder)}, **QUICK)
     trained(config, folder / "run", register=False)
     data = load(folder)
     assert data.card.classes == ["cat", "dog"]

@@ -28,8 +28,10 @@ from models.config import Config, DataConfig, EvaluationConfig, parse_config
 from models.errors import ConfigError
 from models.images import encode_small_png
 from tests.artifacts import tiny_config
+from tests.registries import new_database
 from tests.runs import trained
 from tests.test_judging import dataset
+from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
 from training.data.dataset import Dataset, load_data
 from training.judging import extractors as module
 from training.judging.digits import WEIGHTS, digit_classifier, train_digit_classifier
@@ -414,7 +416,7 @@ def test_another_extractor_of_the_same_name_is_refused(labelled: Dataset) -> Non
 def configured(source: Path, **evaluation: object) -> Config:
     values = tiny_config().model_dump(mode="json")
     values["data"]["source"] = str(source)
-    values["training"] |= {"steps": 2, "batch_size": 8}
+    values["training"] |= {"steps": 2, "batch_size": 8, "critic_step": "eager"}
     values["evaluation"] = {"samples": 40, **evaluation}
     return parse_config(values)
 
@@ -422,7 +424,7 @@ def configured(source: Path, **evaluation: object) -> Config:
 def test_a_name_keeps_the_extractor_of_its_first_champion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
     source = save_images(tmp_path / "set", count=40)
     first, reference, said = trained(configured(source), tmp_path / "1")
     assert first.run.results.extractor is not None

@@ -20,6 +20,7 @@ from tests.artifacts import tiny_config
 from tests.code_blocks import lines, terminal, to_run
 from tests.runs import trained
 from tests.test_commands import WITHOUT, run_python
+from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
 from training.data.dataset import load_data
 from training.judging.evaluate import require_evaluation
 from training.judging.extractors import FeatureExtractor, load_extractor
@@ -276,7 +277,7 @@ def test_a_network_has_features_and_not_too_many(
 
 def configured(file: Path) -> Config:
     values = tiny_config().model_dump(mode="json")
-    values["training"]["steps"] = 2
+    values["training"] |= {"steps": 2, "critic_step": "eager"}
     values["evaluation"] = {"samples": 40, "extractor": "onnx", "onnx": str(file)}
     return parse_config(values)
 

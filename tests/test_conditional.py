@@ -463,6 +463,7 @@ def test_a_conditional_run_is_judged_by_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "fit_classifier", partial(fit_classifier, steps=100))
     arguments = [
         "train", "--preset", "digits", "--steps", "3", "--no-register", "--out", "run",
         "--set", "training.critic_step=eager",

@@ -37,6 +37,7 @@ from models.tables import TableSchema, Value
 from models.tables.layout import place
 from tests.artifacts import make_artifact
 from tests.code_blocks import to_run
+from tests.listed_once import listed_once  # noqa: F401 # for all tests of this file
 from tests.test_commands import WITHOUT, run_python
 from tests.test_machine import limited
 

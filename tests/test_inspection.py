@@ -16,12 +16,14 @@ from tests.command_line import called
 from tests.runs import trained
 from tests.test_cli import wgan
 from tests.test_sources import encoded, photos, to_folder
+from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import in_lines, problems
 from training.reporting import pictures
 from training.reporting.preview import data_picture
 
 RNG = np.random.default_rng(3)
+ONE_STEP = {"steps": 1, "critic_step": "eager"}  # capturing takes longer
 
 
 @pytest.fixture(autouse=True)
@@ -245,7 +247,7 @@ def test_training_says_which_columns_networks_cannot_tell_apart(tmp_path: Path) 
         "value": RNG.standard_normal(200),
     }
     np.save(tmp_path / "t.npy", np.stack(list(columns.values()), axis=1))
-    config = tiny_config("table", data={"source": str(tmp_path / "t.npy")}, training={"steps": 1})
+    config = tiny_config("table", data={"source": str(tmp_path / "t.npy")}, training=ONE_STEP)
     _, _, said = trained(config, tmp_path / "run", register=False)
     assert "warning: column 'x2' is always 1.7e+09" in said
     assert "warning: column 'x3' has 200 different values" in said
@@ -258,7 +260,7 @@ def test_training_says_the_problems_of_a_table(tmp_path: Path) -> None:
     config = tiny_config(
         "table",
         data={"source": str(tmp_path / "t.csv"), "columns": {"comment": {"kind": "left_out"}}},
-        training={"steps": 1},
+        training=ONE_STEP,
     )
     model, _, said = trained(config, tmp_path / "run", register=False)
     assert "warning: column 'Unnamed: 0': left out" in said

@@ -1,6 +1,7 @@
 """Features of a network of the user's own, against torch, and files that are refused."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from models.export.formats import quiet
 from models.run_folder import CHECKPOINTS
 from tests.artifacts import tiny_config
 from tests.code_blocks import lines, terminal, to_run
+from tests.listed_once import listed_once  # noqa: F401 # for all tests of this file
 from tests.runs import trained
 from tests.test_commands import WITHOUT, run_python
 from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
@@ -28,6 +30,12 @@ from training.run import load_frozen
 from wgan_cli import main
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pytest's log handler would make torch write a record of every step of tracing."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)
 
 
 def settings(path: Path) -> EvaluationConfig:

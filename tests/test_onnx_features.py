@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from models.run_folder import CHECKPOINTS
 from tests.artifacts import tiny_config
 from tests.code_blocks import lines, terminal, to_run
 from tests.listed_once import listed_once  # noqa: F401 # for all tests of this file
+from tests.registries import new_database
 from tests.runs import trained
-from tests.test_commands import WITHOUT, run_python
 from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
 from training.data.dataset import load_data
 from training.judging.evaluate import require_evaluation
@@ -320,12 +321,13 @@ def test_the_settings_go_together() -> None:
         load_extractor("onnx", EvaluationConfig(), "abc")
 
 
-def test_without_the_packages_a_line_says_what_to_install(tmp_path: Path) -> None:
-    code = WITHOUT.format(absent={"onnxruntime"})
+def test_without_the_packages_a_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     own = ["--set", "evaluation.extractor=onnx", "--set", "evaluation.onnx=own.onnx"]
-    done = run_python(code, "train", "--preset", "digits", "--out", str(tmp_path / "run"), *own)
-    assert done.returncode == 2
-    *_, line = done.stderr.splitlines()
+    assert main(["train", "--preset", "digits", "--out", str(tmp_path / "run"), *own]) == 2
+    *_, line = capsys.readouterr().err.splitlines()
     assert "pip install 'wgan-foundry[export]'" in line
 
 
@@ -333,9 +335,10 @@ def test_the_example_of_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = terminal(tmp_path, monkeypatch)
+    new_database(tmp_path)  # where the command would make one
     (code,) = to_run("docs/extractors.md", "python")
     with quiet():
         exec(code, {})
     for line in lines("".join(to_run("docs/extractors.md", "sh"))):
-        run(line)
+        run(line.replace("--steps 100", "--steps 5"))
     assert "judging on held-out data over onnx" in capsys.readouterr().out

@@ -21,9 +21,10 @@ from models import registry_files
 from models.errors import DataError, UserError
 from models.trained import TrainedModel
 from tests.artifacts import make_artifact
-from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
 from training.judging import evaluate
 from training.judging.classifier import fit_classifier
+
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 
 ROOT = Path(__file__).parent.parent
 FEW: dict[str, Any] = {

@@ -19,7 +19,8 @@ from models.images import encode_png
 from tests.artifacts import make_artifact
 from tests.command_line import called
 from tests.registries import new_database
-from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
+
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 
 WGAN = Path(sys.executable).with_name("wgan")
 

@@ -27,7 +27,6 @@ from models.trained import TrainedModel
 from tests.artifacts import make_artifact, tiny_config
 from tests.servers import Server
 from tests.test_app import made, talk
-from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
 from training.data.dataset import Dataset, load_data
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
@@ -41,6 +40,8 @@ from training.judging.metrics import kernel_distance
 from training.reporting.pages import figures_in_words, model_card
 from training.reporting.preview import samples_picture
 from wgan_cli import main
+
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 
 CPU = torch.device("cpu")
 COUNTS = {"cat": 10, "dog": 60, "no emu": 30}

@@ -31,7 +31,6 @@ from tests.artifacts import tiny_config
 from tests.registries import new_database
 from tests.runs import trained
 from tests.test_judging import dataset
-from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
 from training.data.dataset import Dataset, load_data
 from training.judging import extractors as module
 from training.judging.digits import WEIGHTS, digit_classifier, train_digit_classifier
@@ -43,6 +42,8 @@ from training.judging.extractors import (
     train_classifier,
 )
 from wgan_cli import main
+
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 
 RNG = np.random.default_rng(2)
 

@@ -25,12 +25,13 @@ from tests.artifacts import make_artifact, tiny_config
 from tests.command_line import called
 from tests.runs import trained
 from tests.test_sources import CONTAINERS, Files, encoded, load, photos, to_folder, to_tar, to_zip
-from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import problems
 from training.engine.origin import changes, fingerprint, load_start
 from training.judging.evaluate import evaluate_artifact
 from training.run import run_training
+
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 
 QUICK: dict[str, dict[str, Any]] = {
     "training": {"steps": 1, "critic_step": "eager"},  # capturing takes longer than a step

@@ -16,11 +16,12 @@ from tests.command_line import called
 from tests.runs import trained
 from tests.test_cli import wgan
 from tests.test_sources import encoded, photos, to_folder
-from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
 from training.data.dataset import Dataset, load_data
 from training.data.inspection import in_lines, problems
 from training.reporting import pictures
 from training.reporting.preview import data_picture
+
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 
 RNG = np.random.default_rng(3)
 ONE_STEP = {"steps": 1, "critic_step": "eager"}  # capturing takes longer

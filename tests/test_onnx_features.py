@@ -23,12 +23,13 @@ from tests.code_blocks import lines, terminal, to_run
 from tests.listed_once import listed_once  # noqa: F401 # for all tests of this file
 from tests.registries import new_database
 from tests.runs import trained
-from tests.undrawn import undrawn  # noqa: F401 # for all tests of this file
 from training.data.dataset import load_data
 from training.judging.evaluate import require_evaluation
 from training.judging.extractors import FeatureExtractor, load_extractor
 from training.run import load_frozen
 from wgan_cli import main
+
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 
 RNG = np.random.default_rng(0)
 

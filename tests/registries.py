@@ -18,7 +18,8 @@ import pytest
 from models import registry
 from models.artifact import load_artifact
 from tests.artifacts import make_artifact
-from tests.servers import WGAN, free_port, spoil_weights
+from tests.forks import Forked
+from tests.servers import free_port, spoil_weights
 from training.tracking import track_and_register
 
 
@@ -53,7 +54,7 @@ class Registry:
 
     def __init__(self, folder: Path, program: Path | None = None) -> None:
         self.folder = folder
-        self.program = program or WGAN.with_name("mlflow")
+        self.program = program
         self.log = folder / "registry-log"
         self.database = f"sqlite:///{folder / 'mlflow.db'}" if program else new_database(folder)
         self.port, self.door = free_port(), free_port()
@@ -65,16 +66,21 @@ class Registry:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        command = [self.program, "server", "--backend-store-uri", self.database]
-        command += [f"--artifacts-destination={self.folder / 'stored'}", f"--port={self.port}"]
-        with self.log.open("wb") as out:
-            process = subprocess.Popen(
-                [*map(str, command), "--workers=1"],
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )
+        options = [f"--backend-store-uri={self.database}", "--workers=1", f"--port={self.port}"]
+        options += [f"--artifacts-destination={self.folder / 'stored'}"]
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        process: subprocess.Popen[bytes] | Forked
+        if self.program is None:
+            process = Forked("keep_registry", self.log, environment, *options)
+        else:
+            with self.log.open("wb") as out:
+                process = subprocess.Popen(
+                    [str(self.program), "server", *options],
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                    env=environment,
+                )
         thread = threading.Thread(target=self.loop.run_forever)
         thread.start()
         try:

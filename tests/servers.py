@@ -30,6 +30,7 @@ from service.app import create_app
 from service.protocol import BoundedProtocol
 from service.settings import Settings
 from tests.artifacts import make_artifact
+from tests.forks import Forked
 
 WGAN = Path(sys.executable).with_name("wgan")
 
@@ -47,16 +48,23 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(
-    command: list[object], port: int, log: Path, **environment: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            list(map(str, command)),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            cwd=log.parent,
-            env={**os.environ, **environment},
-        )
+    command: list[object], port: int, log: Path, supervised: bool = False, **environment: str
+) -> Iterator[subprocess.Popen[bytes] | Forked]:
+    """A command that serves; a fork does its work, unless BentoML's supervisor is wanted."""
+    process: subprocess.Popen[bytes] | Forked
+    forks = {WGAN: "serve", sys.executable: "serve_unseen"}
+    if supervised or command[0] not in forks:
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                list(map(str, command)),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=log.parent,
+                env={**os.environ, **environment},
+            )
+    else:
+        given = command[2:] if command[0] == WGAN else command[3:]
+        process = Forked(forks[command[0]], log, {**os.environ, **environment}, *given)
     try:
         scheme = "https" if "--tls-cert" in command else "http"
         wait_for(f"{scheme}://127.0.0.1:{port}/livez", process, log)
@@ -71,11 +79,11 @@ def running(
 
 def serving(model: Path | str, port: int) -> list[object]:
     """Command of `wgan serve` less its look at the model beforehand, which takes a second."""
-    code = f"from service.server import serve; serve({str(model)!r}, '127.0.0.1', {port})"
-    return [sys.executable, "-c", code]
+    code = "import sys; from service.server import serve; serve(*sys.argv[1:3], int(sys.argv[3]))"
+    return [sys.executable, "-c", code, model, "127.0.0.1", port]
 
 
-def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(address: str, process: subprocess.Popen[bytes] | Forked, log: Path) -> None:
     with httpx.Client(verify=False) as client:
         for _ in range(1200):
             with contextlib.suppress(httpx.TransportError):
@@ -161,14 +169,14 @@ class Server:
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
 
     @contextlib.contextmanager
-    def running(self) -> Iterator["Server"]:
+    def running(self, supervised: bool = False) -> Iterator["Server"]:
         if os.environ.get(IN_THREAD):
             with in_thread(self.artifact, self.port, **self.environment), self.client:
                 yield self
             return
         command = serving(self.artifact, self.port)
         with (
-            running(command, self.port, self.log, **self.environment) as self.process,
+            running(command, self.port, self.log, supervised, **self.environment) as self.process,
             self.client,
         ):
             wait_for(f"http://127.0.0.1:{self.port}/readyz", self.process, self.log)
@@ -234,8 +242,10 @@ def raw(server: Server, *parts: bytes) -> tuple[int, str]:
 
 
 def worker(server: Server) -> Path:
-    """The folder in /proc of BentoML's worker, the only child of its supervisor."""
+    """The folder in /proc of BentoML's worker, the only child of its supervisor, if it has one."""
     pid = server.process.pid
+    if isinstance(server.process, Forked):
+        return Path(f"/proc/{pid}")
     (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return Path(f"/proc/{child}")
 

@@ -69,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("connections")
     server = Server("vector", folder, **hurried(folder))
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
-    context = server.running()
+    context = server.running(supervised=True)  # with hurried modules
     try:
         context.__enter__()
     finally:

@@ -28,7 +28,7 @@ def answer_of(folder: Path, seconds: str) -> tuple[bytes, str]:
     The client pauses longer than a second after SIGTERM.
     """
     folder.mkdir()
-    with Server("image", folder, WGAN_FINISH_SECONDS=seconds).running() as server:
+    with Server("image", folder, WGAN_FINISH_SECONDS=seconds).running(True) as server:
         body = json.dumps({"count": COUNT, "format": "json"}).encode()
         head = "POST /v1/samples HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -70,7 +70,7 @@ def test_a_worker_that_can_compute_nothing_new_is_replaced(tmp_path: Path) -> No
     flag = tmp_path / "flag"
     (tmp_path / "sitecustomize.py").write_text(LACKING.replace("FLAG", repr(str(flag))))
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
-    with Server("image", tmp_path, PYTHONPATH=path).running() as server:
+    with Server("image", tmp_path, PYTHONPATH=path).running(True) as server:
         assert server.samples(count=1).status_code == 200
         before = worker(server)
         flag.touch()

@@ -69,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Https]:
     command += ["--tls-cert", cert, "--tls-key", key]
     with contextlib.ExitStack() as stack:
         with limited(resource.RLIMIT_NOFILE, FILES):
-            stack.enter_context(running(command, port, folder / "log", **hurried(folder)))
+            stack.enter_context(running(command, port, folder / "log", True, **hurried(folder)))
         yield Https(port, ssl.create_default_context(cafile=cert))
         assert "Traceback" not in (folder / "log").read_text()
 

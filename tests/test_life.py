@@ -68,7 +68,7 @@ class Service:
         command = serving(model, self.port)
         if options:
             command = [WGAN, "serve", "--model", model, "--port", self.port, *options]
-        server = running(command, self.port, self.log, **self.environment)
+        server = running(command, self.port, self.log, bool(options), **self.environment)
         with server as self.process, self.client:
             yield self
 

@@ -103,7 +103,7 @@ def service(
 ) -> Iterator[tuple[Service, int]]:
     found = Service(tmp_path_factory.mktemp("operations"), collector)
     command = [WGAN, "serve", "--model", found.artifact, "--port", found.port, "--workers", 2]
-    with running(command, found.port, found.log, **found.environment) as process:
+    with running(command, found.port, found.log, True, **found.environment) as process:
         wait_for(found.address + "/readyz", process, found.log)
         until(lambda: found.value("wgan_workers") == 2, found.log)
         yield found, process.pid

@@ -127,7 +127,7 @@ def test_a_second_server_leaves_the_first_ones_metrics_and_ends_with_0_on_sigter
 ) -> None:
     image.samples(count=2)
     before = families(image)["wgan_samples"]
-    with Server("vector", tmp_path).running() as second:
+    with Server("vector", tmp_path).running(supervised=True) as second:
         second.samples(count=5, format="npz")
         labels = {"model": "artifact", "role": "champion"}
         assert families(second)["wgan_samples"][0] == (labels, 5.0)

@@ -528,6 +528,12 @@ def unit(folder: Path) -> Model:
     return trained(folder / "unit", (LEVELS[:, :8, :8] / 255).astype(np.float32))
 
 
+@pytest.fixture(scope="module")
+def levels(folder: Path) -> Model:
+    """A model of images of levels."""
+    return trained(folder / "levels", LEVELS[:, :8, :8])
+
+
 def test_samples_are_in_the_data_s_units(spectra: Model, unit: Model) -> None:
     for model, low, high in ((spectra, -80, 20), (unit, 0, 1)):
         samples = model.sample(seed=7, count=20)
@@ -636,9 +642,10 @@ def test_a_model_is_judged_on_images_however_they_are_written(
     assert judged.results.extractor is not None
 
 
-def test_a_model_of_levels_is_judged_on_floats_of_a_known_range(tmp_path: Path) -> None:
-    model = trained(tmp_path / "levels", LEVELS[:, :8, :8])
-    card = model.run.data
+def test_a_model_of_levels_is_judged_on_floats_of_a_known_range(
+    tmp_path: Path, levels: Model
+) -> None:
+    card = levels.run.data
     for written in (LEVELS[:, :8, :8] / 255, LEVELS[:, :8, :8] / 127.5 - 1):
         np.save(tmp_path / "f.npy", written)
         data = load_data(DataConfig(source=str(tmp_path / "f.npy")), card=card)
@@ -649,8 +656,7 @@ def test_a_model_of_levels_is_judged_on_floats_of_a_known_range(tmp_path: Path) 
         load_data(DataConfig(source=str(tmp_path / "f.npy")), card=card)
 
 
-def test_models_in_other_units_do_not_compare(unit: Model, folder: Path) -> None:
-    levels = trained(folder / "same", LEVELS[:, :8, :8])
+def test_models_in_other_units_do_not_compare(unit: Model, levels: Model, folder: Path) -> None:
     signed = trained(folder / "signed", LEVELS[:, :8, :8] / 127.5 - 1)
     assert make_the_same(unit, unit)
     assert make_the_same(levels, levels)

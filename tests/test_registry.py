@@ -7,8 +7,6 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,6 +17,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.store.db import utils as db_utils
+from mlflow.store.model_registry.dbmodels.models import SqlModelVersion, SqlRegisteredModel
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
 
 import wgan_cli
 from models import promotions, registry, registry_files, tracking_server
@@ -32,6 +33,7 @@ from models.errors import (
 )
 from models.registry_search import model_named
 from tests.artifacts import make_artifact
+from tests.forks import Forked
 from tests.registries import new_database
 from training.tracking import track_and_register
 
@@ -72,10 +74,14 @@ def test_a_registry_of_many_is_listed_whole(
     """MLflow gives 100 models at a time, and lets others choose names with quotes in them."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", new_database(tmp_path))
     names = {*(f"m{i:03d}" for i in range(101)), "bob's", 'the "best"', """bob's "best\""""}
-    api = registry.client()
-    for name in names:
-        api.create_registered_model(name)
-        api.create_model_version(name, str(tmp_path))
+    registry.client()
+    engine = create_engine(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with Session(engine) as session:  # at once: MLflow would take a transaction for each
+        for name in names:
+            session.add(SqlRegisteredModel(name=name, creation_time=0, last_updated_time=0))
+            session.add(SqlModelVersion(name=name, version=1, source=str(tmp_path)))
+        session.commit()
+    engine.dispose()
     assert set(registry.names()) == names
     assert {(row["name"], row["version"]) for row in registry.versions()} == {
         (name, "1") for name in names
@@ -271,9 +277,14 @@ def make_model() -> str:
     return name
 
 
-def test_promotions_at_once_leave_one_champion_and_both_histories(model: str) -> None:
+def test_promotions_at_once_leave_one_champion_and_both_histories(
+    model: str, tmp_path: Path
+) -> None:
     code = "import sys; from models import registry; registry.promote(*sys.argv[1:], 'race')"
-    both = [subprocess.Popen([sys.executable, "-c", code, model, number]) for number in ("1", "3")]
+    both = [
+        Forked("script", tmp_path / f"log{number}", dict(os.environ), code, model, number)
+        for number in ("1", "3")
+    ]
     assert [p.wait(120) for p in both] == [0, 0]
     assert registry.champion(model) in {"1", "3"}
     added = [h for h in registry.history(model)[2:] if h["action"] == "promote"]
@@ -338,7 +349,7 @@ for left, name in enumerate(sys.argv[1:]):
     if child == 0:
         registry.promote(name, "3", "best")
         os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 """Promotes the third version of each model, in processes of which the n-th dies after n calls that
 change MLflow."""
@@ -350,8 +361,9 @@ def killed(home: Path) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
         models = [make_model() for _ in range(4)]
-        told = subprocess.check_output([sys.executable, "-c", KILLED, *models], text=True)
-    assert told.split() == ["137", "137", "137", "0"]
+        log = home / "killed"
+        assert Forked("script", log, dict(os.environ), KILLED, *models).wait(120) == 0
+    assert log.read_text().split() == ["137", "137", "137", "0"]
     return models
 
 

@@ -187,7 +187,7 @@ def _serve(start: Callable[[], int]) -> int:
         probe.listen(2048)
         descriptor = probe.detach()
     os.chdir(options["--working-dir"])
-    from _bentoml_impl.worker.service import main
+    from _bentoml_impl.worker.service import main  # type: ignore[import-untyped]
 
     more = [f"{name}={options[name]}" for name in options if name.startswith("--timeout")]
     given = [f"--fd={descriptor}", "--service-name=wgan", "--worker-id=1", "--args={}"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import anyio
+import anyio.from_thread
 import anyio.to_thread
 import numpy as np
 import pytest
@@ -118,10 +119,20 @@ def test_as_many_are_gathered_as_the_model_scores_at_once(
         assert np.array_equal(scores, model.model.score(items[i : i + 1]))
 
 
-def test_decoding_ends_when_the_request_does(tmp_path: Path) -> None:
+def test_decoding_ends_when_the_request_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = served(tmp_path / "model").model
     photo = with_scans(progressive(2048), 50)
-    ends: list[BaseException] = []
+    check = anyio.from_thread.check_cancelled
+    checks, ends, scopes = 0, list[BaseException](), list[anyio.CancelScope]()
+
+    def leave_at_the_third() -> None:
+        nonlocal checks
+        checks += 1
+        if checks == 3:
+            anyio.from_thread.run_sync(scopes[0].cancel)
+        check()
 
     def read() -> None:
         try:
@@ -131,11 +142,14 @@ def test_decoding_ends_when_the_request_does(tmp_path: Path) -> None:
             raise
 
     async def ask() -> None:
-        with anyio.move_on_after(0.02):  # a whole decode takes ten times as long
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
             await anyio.to_thread.run_sync(read)
 
+    monkeypatch.setattr(anyio.from_thread, "check_cancelled", leave_at_the_third)
     asyncio.run(ask())
     assert [type(error) for error in ends] == [asyncio.CancelledError]
+    assert checks == 3
 
 
 def test_what_is_wrong_with_one_is_told_to_that_one(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def main() -> int:
 
     run = str(folder / "run")
     steps = os.environ.get("DEMO_STEPS", "1500")
-    wgan("train", "--preset", "digits", "--steps", steps, "--out", run, "--resume")
+    settings = [f"--set={pair}" for pair in os.environ.get("DEMO_SET", "").split()]
+    wgan("train", "--preset", "digits", "--steps", steps, *settings, "--out", run, "--resume")
     registered = json.loads((folder / "run" / "registered.json").read_text())["model"]
     wgan("promote", registered, "--why", "the demo's first model")
 

@@ -36,7 +36,9 @@ def test_ci_runs_the_test_command() -> None:
 def test_make_demo(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     new_database(tmp_path / "demo")  # else it is made, which takes seconds
-    out = shell("make demo", ROOT, DEMO_DIR=str(tmp_path / "demo"), DEMO_EXIT="1", DEMO_STEPS="60")
+    settings = {"DEMO_DIR": str(tmp_path / "demo"), "DEMO_STEPS": "200"}
+    settings["DEMO_SET"] = "evaluation.samples=100"
+    out = shell("make demo", ROOT, DEMO_EXIT="1", **settings)
     assert (tmp_path / "demo/digits.png").stat().st_size > 1000
     rows = re.findall(r"^  (real held-out digits|noise) +(.*)$", out, re.MULTILINE)
     real, noise = (

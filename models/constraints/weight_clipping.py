@@ -139,8 +139,10 @@ def _common_norm(critic: nn.Module, target: float) -> float:
     while constant(high) < target:
         high *= 2
     for _ in range(100):  # the constant grows with the norm, so bisect, and stay below the target
-        middle = (low * high) ** 0.5
+        before, middle = (low, high), (low * high) ** 0.5
         low, high = (middle, high) if constant(middle) <= target else (low, middle)
+        if (low, high) == before:  # neighbours: from here on nothing changes
+            break
     return low
 
 

@@ -203,8 +203,8 @@ def test_arrays_and_frames(people: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="already holds a run"):
         wgan.train(frame, steps=2, out=tmp_path / "frame", **FEW)
     images = np.random.default_rng(0).integers(0, 256, (200, 8, 8), np.uint8)
-    settings = {**FEW, "evaluation.samples": 20, "evaluation.extractor": "pixels"}
-    of_images = wgan.train(images, preset="digits", steps=1, **settings, **{"data.size": None})
+    pixels = {"evaluation.samples": 20, "evaluation.extractor": "pixels", "data.size": None}
+    of_images = wgan.train(images, preset="digits", steps=1, **{**FEW, **pixels})
     assert of_images.sample(2).shape == (2, 8, 8, 1)
     assert of_images.score(images[:3]).shape == (3,)
 

@@ -186,7 +186,7 @@ def test_the_same_command_goes_on(searched: Path) -> None:
 def forked_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of trials without the seconds that their imports take, as in `tests.runs.forked`.
 
-    A search with processes of the usual kind is in test_tuning_tracking.py.
+    The test of an error has processes of the usual kind.
     """
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: WARM)
 
@@ -209,7 +209,6 @@ def test_several_processes_share_a_study(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.usefixtures("forked_trials")
 def test_an_error_ends_all_processes_at_once_and_the_time_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from training.lab.tuning.tracking import SearchRuns
 from training.lab.tuning.winner import train_winner
 from training.progress import never
 
+pytestmark = pytest.mark.usefixtures("charts_undrawn")
 WILD = {"training.learning_rate": 1e30}
 """Settings whose training diverges."""
 

@@ -14,7 +14,7 @@ from tests.s3 import KEY, SECRET, disconnect, s3_server
 from tests.test_sources import encoded, photos, to_folder, to_tar_gz, to_zip
 from training.data.dataset import Dataset, load_data
 
-PIXELS = photos(150)
+PIXELS = photos(100)
 FILES = {f"{'ab'[i % 2]}/{i:03d}.png": encoded(p) for i, p in enumerate(PIXELS)}
 
 

@@ -1,6 +1,7 @@
 """Show the main use from start to end: train, promote, serve, then sample and score over HTTP.
 
 `make demo` runs this. It writes everything into one folder; a second run serves the model in there.
+`DEMO_STEPS` and `DEMO_SET`, such as ``"evaluation.samples=100"``, change how it trains.
 """
 
 from __future__ import annotations

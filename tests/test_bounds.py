@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +125,47 @@ def test_the_bound_of_a_gap_is_that_of_paired_means(scale: float, sizes: tuple[i
     assert found > 0.2 * scale
 
 
+class Counting:
+    """Random numbers that tell what was drawn."""
+
+    def __init__(self) -> None:
+        self.rng, self.drawn = np.random.default_rng(0), list[str]()
+
+    def permutation(self, values: Array) -> Array:
+        self.drawn.append("permutation")
+        return self.rng.permutation(values)
+
+    def multivariate_hypergeometric(self, counts: Array, of_a: int, draws: int) -> Array:
+        self.drawn.append("levels")
+        return self.rng.multivariate_hypergeometric(counts, of_a, draws)
+
+
+@pytest.mark.parametrize(("count", "orders"), [(666_666, 3), (666_667, 2), (2_000_001, 1)])
+def test_a_trial_of_a_mean_makes_two_million_bets_at_most(count: int, orders: int) -> None:
+    """Unless one order alone has more."""
+    rng: Any = Counting()
+    assert mean_lower_bound(np.zeros(count), 0.95, rng) == 0
+    assert len(rng.drawn) == orders
+
+
+def test_scores_beyond_20_000_are_rounded() -> None:
+    for count, drawn in ((10_000, ["permutation"] * 2), (10_001, ["levels"])):
+        rng: Any = Counting()
+        permutation_p_value(np.arange(count), np.arange(10_000) / 3, rng, 2)
+        assert rng.drawn == drawn
+
+
+def test_at_most_512_levels_are_told_apart() -> None:
+    scores = np.random.default_rng(0).normal(size=30_000)
+    assert 500 < len(_level_edges(scores)) + 1 <= 512
+
+
+def test_the_least_p_value_is_one_of_ten_thousand() -> None:
+    """Of 9,999 assignments and the one that was seen; another such has a chance of 1e-35."""
+    rng = np.random.default_rng(0)
+    assert permutation_p_value(np.ones(60), np.zeros(60), rng) == 1 / 10_000
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("count", [10, 30, 60, 200, 500, 10**9])
 def test_the_clip_is_the_one_with_the_largest_forecast(family: str, count: int) -> None:
@@ -144,6 +186,18 @@ def test_the_clip_is_the_one_with_the_largest_forecast(family: str, count: int) 
 def test_of_very_many_scores_none_is_clipped() -> None:
     a, b = np.random.default_rng(0).normal(size=(2, 1000)) + np.array([[1], [0]])
     assert choose_clip(a, b, 10**12, 0.95) == (min(a.min(), b.min()), max(a.max(), b.max()))
+
+
+@pytest.mark.parametrize("level", [0.001, 0.005, 0.02, 0.05, 0.1])
+def test_outliers_are_clipped_at_the_next_level(level: float) -> None:
+    """They are alike on both sides, so the narrowest interval with all others is best."""
+    body, few = np.linspace(0, 1, 20_000), round(0.9 * level * 20_000)
+    body[:few], body[-few:] = -1000, 1000
+    a, b = np.where(np.abs(body) < 1, body + 1, body), body
+    both = np.concatenate([a, b])
+    expected = np.quantile(both, [level, 1 - level])
+    assert -1 < expected[0] < expected[1] < 3
+    assert choose_clip(a, b, 10**6, 0.95) == pytest.approx(tuple(expected))
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])

@@ -22,10 +22,13 @@ from models.constraints import (
     SpectralNorm,
     SpectralProjection,
     WeightClipping,
+    WeightDecay,
     bjorck,
 )
 from models.constraints.batch import batch_max, batch_std
 from models.constraints.layers import largest_singular_value, overlap
+from models.errors import ConfigError
+from models.networks.parts import Residual
 
 FLOAT32 = torch.finfo(torch.float32).eps
 
@@ -44,9 +47,24 @@ def test_weight_vectors_are_short_from_the_first_step_on() -> None:
     torch.testing.assert_close(critic.weight, torch.tensor([[0.3, 0.4]]))
 
 
+def test_a_decay_of_weights_is_half_a_thousandth_of_their_squares() -> None:
+    """Unless a strength is set. A saved configuration without one must go on to mean this."""
+    critic, x = WeightDecay().before_training(row(3.0, -4.0)), torch.tensor([[0.5, 0.25]])
+    critic(x).sum().backward()
+    weights = torch.tensor([[3.0, -4.0]], requires_grad=True)
+    ((x @ weights.T).sum() + 0.0005 * weights.square().sum()).backward()
+    torch.testing.assert_close(critic.weight.grad, weights.grad)
+
+
 def test_norms_are_bounded_from_the_first_step_on() -> None:
     critic: Any = SpectralProjection(max_norm=0.5).before_training(row(3.0, 4.0))
     torch.testing.assert_close(critic.weight.data, torch.tensor([[0.3, 0.4]]))
+
+
+def test_a_norm_may_be_twice_its_bound_as_the_power_method_lags_behind() -> None:
+    constraint = SpectralProjection(max_norm=0.5)
+    assert constraint.broken_claim(row(1.0)) is None
+    assert "norm is 1, above max_norm 0.5" in str(constraint.broken_claim(row(1 + FLOAT32)))
 
 
 def test_a_weight_vector_may_be_off_by_rounding_only() -> None:
@@ -65,6 +83,17 @@ def test_a_clipped_weight_may_be_off_by_rounding_only() -> None:
     assert constraint.broken_claim(row(float("nan"))) is not None
 
 
+def test_a_clipped_weight_is_within_a_hundred_thousandth_of_its_bound() -> None:
+    """Just at that it is, and of those that lie at their bound."""
+    constraint = WeightClipping(clip_value=0.5 / 1.00001)
+    assert constraint.clip_value * 1.00001 == 0.5
+    assert constraint.broken_claim(row(-0.5)) is None
+    assert "is 0.5, outside [-0.499995," in str(constraint.broken_claim(row(0.5 * (1 + FLOAT32))))
+    constraint = WeightClipping(clip_value=0.5 / 0.99999)
+    assert constraint.clip_value * 0.99999 == 0.5
+    assert constraint.saturated_share(row(0.5, -0.5, 0.5 * (1 - FLOAT32))) == 2 / 3
+
+
 def test_the_share_of_weights_at_their_bound() -> None:
     constraint = WeightClipping(clip_value=0.5)
     at_bound = 0.5 * (1 - FLOAT32)
@@ -72,7 +101,7 @@ def test_the_share_of_weights_at_their_bound() -> None:
     assert constraint.saturated_share(critic) == 4 / 9
 
 
-@pytest.mark.parametrize("target", [1e-4, 0.5, 700.0])
+@pytest.mark.parametrize("target", [1e-30, 1e-14, 1e-4, 0.5, 700.0])
 def test_any_target_is_met(target: float) -> None:
     """By two dense layers with all weights at their bounds: the norm of ones is sqrt(m n)."""
     constraint = WeightClipping(target_lipschitz=target)
@@ -81,6 +110,16 @@ def test_any_target_is_met(target: float) -> None:
     norms = [bounds[0] * 15**0.5, bounds[1] * 5**0.5]
     assert norms[0] == pytest.approx(norms[1])
     assert norms[0] * norms[1] == pytest.approx(target, rel=1e-5)
+
+
+def test_a_target_below_a_path_without_weights_is_refused() -> None:
+    """What a residual block adds its input to has slope 1 at least, and just 1 without weights."""
+    layer = nn.Linear(3, 3)
+    block = Residual(nn.Sequential(layer), nn.Identity())
+    WeightClipping(target_lipschitz=1.0).before_training(block)
+    assert layer.weight.abs().max() < 1e-15
+    with pytest.raises(ConfigError, match="steeper than that with weights of nought too"):
+        WeightClipping(target_lipschitz=0.99).before_training(block)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from models.model import Model
 from models.tables import Condition, TableSchema, rule_shares
 from models.tables.category import uniform
 from models.tables.column import arrow_type, value_type, whole
-from models.tables.gaps import complete
+from models.tables.gaps import _require_rules, complete
 from models.tables.layout import Choice, place
 from models.tables.number import NumberColumn
 from models.tables.rules.numbers import between, first_from, nearest
@@ -213,6 +213,30 @@ def test_gaps_beside_a_rule_are_filled_where_the_difference_is_always_the_same()
     lows = filled["low"].to_pylist()
     assert lows == [3, 4, low[2], 7]
     assert filled["high"].to_pylist() == [x + 1 for x in lows]
+
+
+def test_what_a_known_sum_decides_comes_before_other_rules() -> None:
+    """The largest sum leaves its terms no choice, though another rule could take any of them."""
+    rng = np.random.default_rng(0)
+    a, b, more = rng.integers(0, 51, (3, N))
+    a[:2], b[:2] = 50, (0, 50)
+    table = pa.table({"a": a, "b": b, "sum": a + b, "d": a + more})
+    schema = fitted(table, "sum = a + b", "a <= d")
+    made = table.slice(5, 1)
+    assert made["a"].to_pylist()[0] < 50
+    filled = complete(schema, pa.table({"sum": [100]}), lambda asked: made, 0, 0).to_pylist()[0]
+    assert (filled["a"], filled["b"], filled["sum"]) == (50, 50, 100)
+    assert filled["d"] >= 50
+
+
+def test_a_gap_that_nothing_fills_breaks_the_rule() -> None:
+    """Though a comparison with no value is no fault of the rule's own."""
+    low = np.random.default_rng(0).integers(0, 50, N)
+    schema = fitted(pa.table({"low": low, "high": low + 1 + low % 3}), "low < high")
+    rows = pa.table({"low": [1, 2, 3], "high": [2, 4, None]})
+    _require_rules(schema, rows.slice(0, 2), 7)
+    with pytest.raises(DataError, match=r"^row 10: .* the rule 'low < high', or leave no value"):
+        _require_rules(schema, rows, 7)
 
 
 def test_the_network_is_asked_for_the_known_cells_and_for_values() -> None:

@@ -7,10 +7,15 @@ import pty
 import subprocess
 import sys
 import termios
+import threading
+import time
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from models.artifact import load_artifact
 from models.record import constraint_card
@@ -75,6 +80,36 @@ def test_processes_of_a_pool_do_not_draw_over_each_other(
     with phase("judging"):
         assert list(track([1], "downloading")) == [1]
     assert capsys.readouterr().err == ""
+
+
+def test_what_counts_seconds_keeps_no_program_and_ends_with_its_phase(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or it would draw the bar once more after it was cleared."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: None)
+    threads, drawing = list[threading.Thread](), threading.Event()
+
+    def made(**given: Any) -> threading.Thread:
+        threads.append(threading.Thread(**given))
+        return threads[-1]
+
+    class Hasty(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return super().wait(0.01)
+
+    def draw(bar: Any, **options: Any) -> None:
+        if threading.current_thread() in threads:
+            drawing.set()
+            time.sleep(0.2)
+
+    hasty = types.SimpleNamespace(Event=Hasty, Thread=made)
+    monkeypatch.setattr("models.progress.threading", hasty)
+    monkeypatch.setattr(tqdm, "refresh", draw)
+    with phase("judging"):
+        assert drawing.wait(10)
+        assert [thread.daemon for thread in threads] == [True]
+    assert not threads[0].is_alive()
 
 
 def test_a_line_for_people_comes_at_once_and_without_secrets(

@@ -215,6 +215,20 @@ def test_row_groups_are_held_until_they_are_full(monkeypatch: pytest.MonkeyPatch
     assert written.read().equals(table)
 
 
+def test_row_groups_have_65_536_rows() -> None:
+    """Each goes out with the part that fills it."""
+    table = pa.table({"x": np.arange(2 * 65_536 + 1)})
+    parts = [table.slice(0, 65_535), *(table.slice(start, 1) for start in (65_535, 65_536))]
+    pieces = list(write_rows([*parts, table.slice(65_537)], "parquet"))
+    sizes = [len(piece) for piece in pieces]
+    assert max(sizes[0], sizes[2]) < 100
+    assert min(sizes[1], sizes[3]) > 65_536
+    written = pq.ParquetFile(io.BytesIO(b"".join(pieces)))
+    groups = [written.metadata.row_group(i).num_rows for i in range(written.num_row_groups)]
+    assert groups == [65_536, 65_536, 1]
+    assert written.read().equals(table)
+
+
 # ---- rows of files, by a schema ------------------------------------------------------------------
 
 

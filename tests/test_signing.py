@@ -293,6 +293,56 @@ def test_files_that_are_no_keys(signed: Path, keys: Path, tmp_path: Path) -> Non
             sign(signed, path)
 
 
+def test_the_key_that_is_configured_can_sign(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(signing.SIGNING_KEY, raising=False)
+    assert signing.configured_key() is None
+    monkeypatch.setenv(signing.SIGNING_KEY, "")
+    assert signing.configured_key() is None
+    monkeypatch.setenv(signing.SIGNING_KEY, str(keys / "ours.key"))
+    assert signing.configured_key() == keys / "ours.key"
+    monkeypatch.setenv(signing.SIGNING_KEY, str(keys / "ours.pem"))
+    with pytest.raises(ConfigError, match="is no private key"):
+        signing.configured_key()
+
+
+def test_a_version_is_signed_if_the_registry_knows_it_by_its_digest(
+    tmp_path: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or knows no digest; what is stored beside it, and told, is the signature."""
+    folder = make_artifact(tmp_path / "artifact")
+    digest, stored, told = verify(folder), list[tuple[str, bytes]](), list[tuple[object, ...]]()
+    monkeypatch.setattr(
+        registry_files, "upload", lambda name, file: stored.append((name, file.read_bytes()))
+    )
+    monkeypatch.setattr(registry, "tag", lambda *given: told.append(given))
+    monkeypatch.setattr(registry, "version", lambda *_: {registry.DIGEST_TAG: "0" * 64})
+    with pytest.raises(ArtifactError, match=f"^tiny@7: is not signed: its digest is {digest}, but"):
+        sign_version("tiny", "7", folder, keys / "ours.key")
+    assert not (folder / SIGNATURE).exists()
+    assert (stored, told) == ([], [])
+    for number, known in enumerate(({registry.DIGEST_TAG: digest}, {}), 7):
+        monkeypatch.setattr(registry, "version", lambda *_, known=known: known)
+        sign_version("tiny", str(number), folder, keys / "ours.key")
+        assert signer(folder, keys / "ours.pem") == "ours.pem"
+        signature = (folder / SIGNATURE).read_bytes()
+        assert stored.pop() == (f"tiny@{number}", signature)
+        hashed = hashlib.sha256(signature).hexdigest()
+        assert told.pop() == ("tiny", str(number), {registry.SIGNATURE_TAG: hashed})
+        assert (stored, told) == ([], [])
+
+
+def test_too_few_open_files_are_no_fault_of_keys_or_signatures(signed: Path, keys: Path) -> None:
+    trusted = read_keys(keys / "ours.pem")
+    check_signature(signed, trusted)  # so that the library is loaded
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    with limited(resource.RLIMIT_NOFILE, lowest_free):
+        with pytest.raises(MachineError, match=f"^WGAN_TRUSTED_KEYS: {keys} cannot be read"):
+            read_keys(keys)
+        with pytest.raises(OSError, match="Too many open files"):
+            check_signature(signed, trusted)
+
+
 def test_the_commands_sign_and_verify(
     signed: Path, keys: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

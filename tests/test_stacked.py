@@ -347,3 +347,56 @@ def test_a_wrong_stacked_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(stack, "gradients", lambda *a: [0.9 * g for g in correct(*a)])
     with pytest.raises(NotStackable, match="is not right: its gradient is off by"):
         compare([SpectralNorm()] * COUNT)
+
+
+def test_networks_that_are_not_of_one_architecture_are_no_stack() -> None:
+    """None of their tensors is left out, nor is any of a network used in place of one not given."""
+    for networks in (
+        [nn.Linear(2, 1), nn.Linear(2, 1, bias=False)],
+        [nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False)],
+    ):
+        with pytest.raises(ValueError, match="shorter"):
+            Stack(networks)
+    critics = Stack([nn.Linear(2, 1), nn.Linear(2, 1)])
+    weight = [torch.zeros(2, 1, 2)]
+    with pytest.raises(ValueError, match="shorter"):
+        critics.set_gradients(weight)
+    with pytest.raises(ValueError, match="shorter"):
+        critics.forward([weight[0][0]], torch.zeros(3, 2))
+
+
+class Idle(nn.Module):
+    """A critic with a weight that no score depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = nn.Linear(2, 1, bias=False), nn.Linear(3, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.used(x).squeeze(1)
+        return result
+
+
+def test_a_weight_that_no_score_depends_on_has_no_slope() -> None:
+    """The gradients of a linear critic's gap are the differences of the means, turned round."""
+    stacked = Stack([Idle(), Idle()])
+    step = StackedStep(stacked, [NoConstraint(), NoConstraint()])
+    real, fake = torch.arange(12.0).view(2, 3, 2), torch.zeros(2, 3, 2)
+    gaps, _ = step(real, fake, [torch.Generator(), torch.Generator()], 0)
+    used, idle = (parameter.grad for parameter in stacked.parameters)
+    torch.testing.assert_close(used, torch.tensor([[[-2.0, -3.0]], [[-8.0, -9.0]]]))
+    assert idle is not None
+    assert idle.shape == (2, 1, 3)
+    assert not idle.any()
+    assert gaps.shape == (2,)
+
+
+def test_the_reason_is_one_line_of_200_letters_at_most() -> None:
+    for said, told in (("x" * 201, "x" * 200), ("y" * 200, "y" * 200), ("a\nb", "a"), ("", "")):
+
+        def fails(tensors: list[Tensor], said: str = said) -> Tensor:
+            raise ValueError(said)
+
+        with pytest.raises(NotStackable) as error:
+            stack.MappedFunction(fails)(([torch.zeros(2, 1)],), [torch.Generator()] * 2)
+        assert str(error.value) == f"its step cannot be stacked (ValueError: {told})"

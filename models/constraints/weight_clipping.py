@@ -138,6 +138,13 @@ def _common_norm(critic: nn.Module, target: float) -> float:
     low, high = 1e-6, 1.0
     while constant(high) < target:
         high *= 2
+    while constant(low) > target:
+        if not low:
+            raise ConfigError(
+                "constraint.target_lipschitz: the critic is steeper than that with weights of "
+                "nought too; use clip_value"
+            )
+        low /= 2
     for _ in range(100):  # the constant grows with the norm, so bisect, and stay below the target
         before, middle = (low, high), (low * high) ** 0.5
         low, high = (middle, high) if constant(middle) <= target else (low, middle)

@@ -30,7 +30,7 @@ CONTENT = {path: (Path(__file__).parent / name).read_bytes() for path, (name, _)
 async def get_file(context: Context, request: Request) -> Response:
     """Send one of the page's files."""
     content = CONTENT[request.url.path]
-    tag = hashlib.sha256(content).hexdigest()[:16]
+    tag = hashlib.sha256(content).hexdigest()
     return cached(request, content, tag, FILES[request.url.path][1], HEADERS)
 
 

@@ -244,6 +244,7 @@ def test_the_network_is_asked_for_the_known_cells_and_for_values() -> None:
     rng = np.random.default_rng(0)
     table = pa.table(
         {
+            "same": ["a"] * N,  # has no part in the code
             "n": rng.normal(size=N),
             "gaps": pa.array(rng.normal(size=N), mask=rng.random(N) < 0.2),
             "kind": rng.choice(["a", "b", "c"], N),

@@ -141,8 +141,8 @@ def _common_norm(critic: nn.Module, target: float) -> float:
     while constant(low) > target:
         if not low:
             raise ConfigError(
-                "constraint.target_lipschitz: the critic is steeper than that with weights of "
-                "nought too; use clip_value"
+                "constraint.target_lipschitz: the critic is steeper than that even with weights "
+                "of 0; use clip_value"
             )
         low /= 2
     for _ in range(100):  # the constant grows with the norm, so bisect, and stay below the target

@@ -40,7 +40,7 @@ def normal_bound(a: Array, b: Array) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_gap_between_equal_distributions_is_hardly_ever_bounded_above_nought(
+def test_a_gap_between_equal_distributions_is_hardly_ever_bounded_above_zero(
     family: str,
 ) -> None:
     draw, first, second = FAMILIES[family]

@@ -160,7 +160,7 @@ def test_a_plane_s_tip_is_far_beyond_all_samples(dimension: int) -> None:
     direction = torch.nn.functional.normalize(a.mean(dim=0) - b.mean(dim=0), dim=0)
     torch.testing.assert_close(critic.tips, size * direction[None])
     assert critic.reach.item() >= 100
-    # A score is the way along that direction, from nought at the origin on.
+    # A score is the way along that direction, from 0 at the origin on.
     x = torch.cat([torch.zeros(1, dimension), a])
     torch.testing.assert_close(critic(x), x @ direction, rtol=0, atol=0.02 * size.item())
     assert torch.isfinite(Cones.along(a, a)(a)).all(), "of no direction"

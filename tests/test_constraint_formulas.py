@@ -118,7 +118,7 @@ def test_a_target_below_a_path_without_weights_is_refused() -> None:
     block = Residual(nn.Sequential(layer), nn.Identity())
     WeightClipping(target_lipschitz=1.0).before_training(block)
     assert layer.weight.abs().max() < 1e-15
-    with pytest.raises(ConfigError, match="steeper than that with weights of nought too"):
+    with pytest.raises(ConfigError, match="steeper than that even with weights of 0"):
         WeightClipping(target_lipschitz=0.99).before_training(block)
 
 

@@ -81,7 +81,7 @@ def test_training_settings_are_the_papers(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), POSITIVE)
-def test_what_is_above_nought_is_accepted(kind: str, name: str) -> None:
+def test_what_is_above_zero_is_accepted(kind: str, name: str) -> None:
     lengths = {"shortest": 1e-9} if name == "longest" else {}
     made = CONSTRAINTS[kind].model_validate({"kind": kind, **lengths, name: 1e-9})
     assert getattr(made, name) == 1e-9
@@ -100,7 +100,7 @@ def test_what_is_counted_is_at_least_one(kind: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "name"), [("max_gradient_penalty", "target"), ("consistency", "margin")]
 )
-def test_what_may_be_nought(kind: str, name: str) -> None:
+def test_what_may_be_zero(kind: str, name: str) -> None:
     for value in (0, 0.5):
         assert getattr(CONSTRAINTS[kind].model_validate({"kind": kind, name: value}), name) == value
     with pytest.raises(ValidationError, match=name):

@@ -56,7 +56,7 @@ def test_values_and_derivatives_are_torch_s(ours: nn.Module, theirs: nn.Module) 
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS[:3], ids=IDS[:3])
-def test_at_nought_they_are_torch_s_too(ours: nn.Module, theirs: nn.Module) -> None:
+def test_at_zero_they_are_torch_s_too(ours: nn.Module, theirs: nn.Module) -> None:
     x = torch.tensor([-1.0, 0.0, -0.0, 1.0], requires_grad=True)
     found = [(y, *torch.autograd.grad(y.sum(), x)) for y in (ours(x), theirs(x))]
     torch.testing.assert_close(*found, rtol=0, atol=0)

@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO_DIR ?= demo
 BIN := .venv/bin
 
-.PHONY: install tools demo test test-slow test-map test-quick mutate verify-gpu pack-gpu verify-deploy sbom bench-step bench-serve bench-quality lint format docs lock clean
+.PHONY: install tools demo test test-long test-slow test-map test-quick mutate verify-gpu pack-gpu verify-deploy sbom bench-step bench-serve bench-quality lint format docs lock clean
 
 install: .venv/.installed
 
@@ -48,22 +48,27 @@ TEST_PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(os.cpu_count() +
 # are so small that two threads would mostly wait for each other. The tests of a file stay together,
 # because they share servers.
 # Where a tool cannot be had (Prometheus comes from Debian's packages alone), its tests are skipped.
-NOT_SLOW = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL = --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 test: install
 	@$(FETCH_TOOLS) || echo "the tests that need these tools are skipped" >&2
-	$(NOT_SLOW) $(PARALLEL)
+	$(PYTEST) -m "not slow and not long" $(PARALLEL)
+
+# Tests of whole commands, runs and services: tests/long_tests.txt.
+test-long: install
+	@$(FETCH_TOOLS) || echo "the tests that need these tools are skipped" >&2
+	$(PYTEST) -m "long and not slow" $(PARALLEL)
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# Which functions each test reaches, and its seconds, into .testmondata. Takes a quarter longer than `make test`.
+# Which functions each test reaches, and its seconds, into .testmondata, for all tests that are not slow.
 test-map: install
-	$(NOT_SLOW) --testmon-noselect $(PARALLEL)
+	$(PYTEST) -m "not slow" --testmon-noselect $(PARALLEL)
 
 # Under a minute of the tests that reach what has changed since they last ran.
 test-quick: install
-	$(NOT_SLOW) --testmon-forceselect -p tests.quick
+	$(PYTEST) -m "not slow" --testmon-forceselect -p tests.quick
 
 # Puts small faults into modules and says which of them their tests do not notice: docs/mutation.md.
 mutate: install

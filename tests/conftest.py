@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.long import listed
+
 if TYPE_CHECKING:  # it imports torch and httpx, which not every test needs
     from tests.servers import Server
 
@@ -26,14 +28,17 @@ def is_fast(case: int) -> bool:
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark two thirds of the cases of large matrices slow, and begin with what takes longest.
+    """Mark long tests, and two thirds of the cases of large matrices slow.
 
-    Else one process might be at it when the others have ended.
+    What takes longest comes first: else one process might be at it when the others have ended.
     """
     cases = Counter[str]()
+    long_tests = listed()
     for item in items:
+        test = item.nodeid.partition("[")[0]
+        if test in long_tests:
+            item.add_marker("long")
         if item.get_closest_marker("sampled") and not item.get_closest_marker("slow"):
-            test = item.nodeid.partition("[")[0]
             if not is_fast(cases[test]):
                 item.add_marker("slow")
             cases[test] += 1

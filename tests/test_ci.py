@@ -11,6 +11,7 @@ import yaml
 
 from deploy import lock, sbom, tools
 from models import __version__
+from tests import long
 from tests.conftest import is_fast
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +46,35 @@ def test_the_workflow_calls_the_verbs_of_ci_run() -> None:
     lines = re.findall(r"^make (.+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
     ours = [verb for line in lines for verb in line.split() if not verb.startswith("--")]
     assert verbs("test") == ours
-    assert {"install", "lint", "test"} <= set(ours)
+    assert {"install", "lint", "test", "test-long"} <= set(ours)
+
+
+def test_no_test_is_left_out_of_both_commands() -> None:
+    """Nor is any run twice; and each that is listed as long is there."""
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.findall(r'-m "(.*)" \$\(PARALLEL\)$', makefile, re.MULTILINE) == [
+        "not slow and not long",
+        "long and not slow",
+    ]
+    for name in long.listed():
+        path, *names = name.removesuffix("::runTest").split("::")
+        text = (ROOT / path).read_text()
+        assert all(re.search(rf"^\s*(def |class )?{n}\b", text, re.M) for n in names), name
+
+
+def test_a_test_is_long_by_the_mean_over_its_cases(tmp_path: Path) -> None:
+    cases = {"one[a]": 1.4, "one[b]": 1.6, "two[a]": 1.4, "two[b]": 1.5, "three": 9}
+    lines = [
+        f'<testcase classname="tests.test_x" name="{n}" time="{s}"/>' for n, s in cases.items()
+    ]
+    lines.append('<testcase classname="tests.test_y.TestY" name="runTest" time="2"/>')
+    results = tmp_path / "junit.xml"
+    results.write_text(f"<testsuites>{''.join(lines)}</testsuites>")
+    assert long.found(results) == [
+        "tests/test_x.py::one",
+        "tests/test_x.py::three",
+        "tests/test_y.py::TestY::runTest",
+    ]
 
 
 def test_every_verb_is_in_the_makefile() -> None:

@@ -3,6 +3,8 @@
 import http.server
 import os
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.chart import needs_helm, render
-from tests.forks import Forked
 from tests.manifests import containers
 from tests.test_tls import write_certificate
 
@@ -96,6 +97,15 @@ def asked_by(
     asked.clear()
     script = f"URL = {address!r}\n{CLIENTS[client]}"
     environment = {**os.environ, **more, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    environment["AWS_MAX_ATTEMPTS"] = "1"
-    Forked("script", folder / "log", environment, script).wait()
+    subprocess.run(
+        [sys.executable, "-c", script],
+        env={
+            **environment,
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "AWS_MAX_ATTEMPTS": "1",
+        },
+        cwd=folder,
+        capture_output=True,
+        check=False,
+    )
     return list(asked)

@@ -48,7 +48,8 @@ TEST_PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(os.cpu_count() +
 # are so small that two threads would mostly wait for each other. The tests of a file stay together,
 # because they share servers.
 # Where a tool cannot be had (Prometheus comes from Debian's packages alone), its tests are skipped.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Bytecode is written even where the environment forbids it: each process would compile all of it anew.
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 PARALLEL = --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 test: install
 	@$(FETCH_TOOLS) || echo "the tests that need these tools are skipped" >&2

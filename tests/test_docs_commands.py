@@ -19,7 +19,7 @@ from tests.registries import new_database
 from training.data.schema import find_structure, fit_schema
 from training.judging import detector
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("charts_undrawn")]
 Run = Callable[[str], None]
 
 
@@ -32,8 +32,6 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: str) -> Run:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", registry)
-    # Nobody looks at the charts here, and matplotlib would take a third of the time to write them.
-    monkeypatch.setattr("training.reporting.charts._to_svg", lambda figure, title: "<svg></svg>")
     return terminal(tmp_path, monkeypatch)
 
 

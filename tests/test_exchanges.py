@@ -114,7 +114,7 @@ def test_a_stream_is_in_flight_until_its_end_and_takes_as_long(server: Server) -
     def seconds() -> float:
         return sum(
             value
-            for labels, value in families(server)["wgan_request_duration_seconds"]
+            for labels, value in families(server).get("wgan_request_duration_seconds", [])
             if labels == {"model": "artifact", "endpoint": "/v1/samples"}
         )
 

@@ -302,7 +302,7 @@ def test_a_resumed_run_computes_with_its_own_number_of_threads(tmp_path: Path) -
     finally:
         torch.set_num_threads(before)
     assert set(seen) == {1}
-    assert any(line.startswith("with 1 threads, as the run began") for line in said)
+    assert any(line.startswith("with 1 thread, as the run began") for line in said)
     assert load_artifact(tmp_path / "artifact").run.provenance["threads"] == 1
 
 

@@ -312,5 +312,6 @@ def _gone_on(
             "may be higher), or start anew with another --out"
         )
     if began.threads != origin.threads:
-        say(f"with {began.threads} threads, as the run began: another number gives other bits")
+        threads = f"{began.threads} thread{'s' * (began.threads > 1)}"
+        say(f"with {threads}, as the run began: another number gives other bits")
     return began

@@ -2,7 +2,8 @@
 
 The imports of a service take five seconds of a processor, those of MLflow's server four. A fork
 has its own environment, folder, log, sockets and signals, and runs the code that a process of its
-own would, except BentoML's supervisor: what is told of that needs a real one.
+own would, except BentoML's supervisor: what is told of that needs a real one. So does what reads
+its environment when it is imported, as aiohttp does the authorities that it trusts.
 """
 
 import atexit
@@ -36,9 +37,8 @@ SERVICE = [
 ]  # fmt: skip
 REGISTRY = ["mlflow.cli", "mlflow.server.fastapi_app"]
 SCRIPT = [
-    "fsspec", "mlflow.store.model_registry.sqlalchemy_store",
-    "mlflow.store.tracking.sqlalchemy_store", "models.registry", "prometheus_client",
-    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store",
+    "models.registry",
 ]  # fmt: skip
 LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_FSIZE)
 

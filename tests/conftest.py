@@ -45,17 +45,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != LONGEST)
 
 
-@pytest.fixture(scope="module")
-def charts_undrawn() -> Iterator[None]:
+@pytest.fixture
+def charts_undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages whose charts are made and not drawn: a run has eight, which take most of its time.
 
-    For files in which nobody looks at the charts.
+    What a module's tests share is made before this, and so drawn.
     """
     from tests.runs import draw_nothing
 
-    with pytest.MonkeyPatch.context() as patch:
-        draw_nothing(patch.setattr)
-        yield
+    draw_nothing(monkeypatch.setattr)
 
 
 def serving(factory: pytest.TempPathFactory, kind: str, **environment: str) -> Iterator[Server]:

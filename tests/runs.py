@@ -18,8 +18,8 @@ from models.model import Model
 from training.reporting import charts
 from training.run import run_training
 
-_WARM = multiprocessing.get_context("forkserver")
-_WARM.set_forkserver_preload(
+WARM = multiprocessing.get_context("forkserver")
+WARM.set_forkserver_preload(
     [__name__, "torch._dynamo", "torch.distributed.run", "matplotlib.backends.backend_svg"]
 )
 
@@ -39,7 +39,7 @@ def trained(config: Config, folder: Path, register: bool = True) -> tuple[Model,
 
 def draw_nothing(set_: Callable[[object, str, object], None]) -> None:
     """Have charts made and not drawn, by `setattr` or by a patch's: a run's page has eight."""
-    set_(charts, "_to_svg", lambda *_: "<svg></svg>")
+    set_(charts, "_to_svg", lambda *_: "")
 
 
 def forked(
@@ -67,7 +67,7 @@ def forked(
         draws: whether its pages have charts, which take longer than a short run.
         environment: variables to set beside ours.
     """
-    process = _WARM.Process(
+    process = WARM.Process(
         target=_run,
         args=(
             main,

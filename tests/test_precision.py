@@ -80,7 +80,7 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def runs(charts_undrawn: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
     return {kind: Trained(kind, tmp_path_factory.mktemp(kind)) for kind in ("vector", "sequence")}
 
 

@@ -14,7 +14,7 @@ import wgan_cli
 from models.artifact import load_artifact
 from models.config import DataConfig
 from models.errors import UserError
-from tests.runs import _WARM as WARM
+from tests.runs import WARM
 from training.data.dataset import load_data
 from training.engine.runs import Interrupted
 from training.lab.tuning import call, tune

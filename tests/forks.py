@@ -36,10 +36,6 @@ SERVICE = [
     "wgan_cli",
 ]  # fmt: skip
 REGISTRY = ["mlflow.cli", "mlflow.server.fastapi_app"]
-SCRIPT = [
-    "mlflow.store.model_registry.sqlalchemy_store", "mlflow.store.tracking.sqlalchemy_store",
-    "models.registry",
-]  # fmt: skip
 LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_FSIZE)
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -213,18 +209,10 @@ def keep_registry(*arguments: str) -> int:
     return 0
 
 
-def script(code: str, *arguments: str) -> int:
-    """What `python -c` does."""
-    sys.argv = ["-c", *arguments]
-    exec(code, {"__name__": "__main__"})
-    return 0
-
-
 WORKS: dict[str, tuple[Callable[..., int], list[str]]] = {
     "serve": (serve, SERVICE),
     "serve_unseen": (serve_unseen, SERVICE),
     "keep_registry": (keep_registry, REGISTRY),
-    "script": (script, SCRIPT),
 }
 
 

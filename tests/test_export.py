@@ -37,7 +37,7 @@ from models.tables import TableSchema, Value
 from models.tables.layout import place
 from tests.artifacts import make_artifact
 from tests.code_blocks import to_run
-from tests.listed_once import listed_once  # noqa: F401 # for all tests of this file
+from tests.quick_exports import listed_once, untraced  # noqa: F401 # for all tests of this file
 from tests.test_commands import WITHOUT, run_python
 from tests.test_machine import limited
 
@@ -86,12 +86,6 @@ UNLIKE: dict[str, Any] = {
     "columns": ("table", {"constraint": {"kind": "aol"}, "critic": {"activation": "groupsort"}}),
     "rows": ("rows", {}),
 }
-
-
-@pytest.fixture(autouse=True)
-def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pytest's log handler would make torch write a record of every step of tracing."""
-    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)
 
 
 def model(path: Path, kind: str = "image", **changes: Any) -> Model:

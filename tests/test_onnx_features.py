@@ -1,7 +1,6 @@
 """Features of a network of the user's own, against torch, and files that are refused."""
 
 import hashlib
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from models.export.formats import quiet
 from models.run_folder import CHECKPOINTS
 from tests.artifacts import tiny_config
 from tests.code_blocks import lines, terminal, to_run
-from tests.listed_once import listed_once  # noqa: F401 # for all tests of this file
+from tests.quick_exports import listed_once, untraced  # noqa: F401 # for all tests of this file
 from tests.registries import new_database
 from tests.runs import trained
 from training.data.dataset import load_data
@@ -32,12 +31,6 @@ from wgan_cli import main
 pytestmark = pytest.mark.usefixtures("charts_undrawn")
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(autouse=True)
-def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pytest's log handler would make torch write a record of every step of tracing."""
-    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)
 
 
 def settings(path: Path) -> EvaluationConfig:

@@ -8,9 +8,10 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -33,8 +34,8 @@ from models.errors import (
 )
 from models.registry_search import model_named
 from tests.artifacts import make_artifact
-from tests.forks import Forked
 from tests.registries import new_database
+from tests.runs import forked
 from training.tracking import track_and_register
 
 NUMBERS = itertools.count()
@@ -277,15 +278,21 @@ def make_model() -> str:
     return name
 
 
+def promote_in_a_race(arguments: list[str]) -> int:
+    registry.promote(*arguments, "race")
+    return 0
+
+
 def test_promotions_at_once_leave_one_champion_and_both_histories(
     model: str, tmp_path: Path
 ) -> None:
-    code = "import sys; from models import registry; registry.promote(*sys.argv[1:], 'race')"
     both = [
-        Forked("script", tmp_path / f"log{number}", dict(os.environ), code, model, number)
+        forked(promote_in_a_race, [model, number], tmp_path / f"log{number}")
         for number in ("1", "3")
     ]
-    assert [p.wait(120) for p in both] == [0, 0]
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
     assert registry.champion(model) in {"1", "3"}
     added = [h for h in registry.history(model)[2:] if h["action"] == "promote"]
     assert sorted(str(h["to"]) for h in added) == ["1", "3"]
@@ -328,31 +335,33 @@ def test_a_promotion_that_looks_while_another_is_made_leaves_it_in_the_history(
     assert [c[2] for c in changes(model)] == ["1", "2", "3", "1"]
 
 
-KILLED = """
-import os, sys
-import mlflow.store.model_registry.sqlalchemy_store
-from mlflow import MlflowClient
-from mlflow.store.db import utils as db_utils
-from models import registry
-def dying(function):
-    def call(*arguments, **more):
-        global left
-        if not left:
-            os._exit(137)
-        left -= 1
-        return function(*arguments, **more)
-    return call
-for method in ("set_registered_model_alias", "set_registered_model_tag"):
-    setattr(MlflowClient, method, dying(getattr(MlflowClient, method)))
-for left, name in enumerate(sys.argv[1:]):
-    child = os.fork()
-    if child == 0:
-        registry.promote(name, "3", "best")
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""Promotes the third version of each model, in processes of which the n-th dies after n calls that
-change MLflow."""
+def promote_and_die(models: list[str]) -> int:
+    """Promote the third version of each, in processes of which the n-th dies after n calls.
+
+    Calls that change MLflow are counted.
+    """
+    left = 0
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            nonlocal left
+            if not left:
+                os._exit(137)
+            left -= 1
+            return function(*arguments, **more)
+
+        return call
+
+    for method in ("set_registered_model_alias", "set_registered_model_tag"):
+        setattr(MlflowClient, method, dying(getattr(MlflowClient, method)))
+    for count, name in enumerate(models):
+        left = count
+        child = os.fork()
+        if child == 0:
+            registry.promote(name, "3", "best")
+            os._exit(0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    return 0
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +371,9 @@ def killed(home: Path) -> list[str]:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home / 'mlflow.db'}")
         models = [make_model() for _ in range(4)]
         log = home / "killed"
-        assert Forked("script", log, dict(os.environ), KILLED, *models).wait(120) == 0
+        process = forked(promote_and_die, models, log)
+        process.join(120)
+        assert process.exitcode == 0, log.read_text()
     assert log.read_text().split() == ["137", "137", "137", "0"]
     return models
 

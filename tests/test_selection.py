@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -46,7 +47,7 @@ from training.judging import evaluate
 from training.judging.classifier import fit_classifier
 from training.judging.extractors import load_extractor
 from training.judging.headline import headline
-from training.presets import build_config, fill_in
+from training.presets import WIDTHS, build_config, fill_in
 from training.run import run_training
 from training.selection import Selection
 
@@ -546,10 +547,10 @@ def test_a_width_that_is_given_stays_and_the_other_is_chosen(
     names = ["generator", "critic"] if given == "both" else [given]
     widths = {f"{name}.width": 24 for name in names}
     config = build_config("images", "digits", None, {**CHOOSING, **widths})
-    tried: list[tuple[int, int]] = []
+    tried: list[tuple[int, int, str]] = []
 
     def pace(config: Config, *_: object) -> float:
-        tried.append((config.generator.width, config.critic.width))
+        tried.append((config.generator.width, config.critic.width, config.training.precision))
         return 1e-6
 
     monkeypatch.setattr(budget, "measure_pace", pace)
@@ -559,7 +560,73 @@ def test_a_width_that_is_given_stays_and_the_other_is_chosen(
     for name, network in (("generator", found.generator), ("critic", found.critic)):
         assert network.width == (24 if name in names else 128)
     assert tried == list(dict.fromkeys(tried))
-    assert (len(tried) == 1) == (given == "both")
+    assert (len(tried) == 2) == (given == "both"), "in both precisions"
+
+
+def test_images_train_in_the_precision_that_is_quicker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the width, and on CPUs; what is hopeless is not tried again, nor what is not asked for."""
+    halves: dict[int, float] = {}
+    tried: list[tuple[int, str]] = []
+
+    def pace(config: Config, *_: object) -> float:
+        width, precision = config.generator.width, config.training.precision
+        tried.append((width, precision))
+        return 0.2 * (halves.get(width, 1.1) if precision == "bf16" else 1)
+
+    def found(**settings: object) -> tuple[int, str, int]:
+        tried.clear()
+        config = build_config("images", "digits", None, {**CHOOSING, **settings})
+        data = load_data(config.data)
+        made = budget.within(config, data, CPU, 10**6, time.perf_counter(), tmp_path, said.append)
+        return made.generator.width, made.training.precision, made.training.steps
+
+    said: list[str] = []
+    monkeypatch.setattr(budget, "measure_pace", pace)
+    monkeypatch.setattr(budget, "_measurement_seconds", lambda *_: 1.0)
+    width, precision, steps = found()
+    assert (width, precision) == (128, "fp32")
+    assert len(tried) == 2 * len(WIDTHS)
+    halves[128] = 0.5
+    assert found()[:2] == (128, "bf16")
+    assert found()[2] == pytest.approx(2 * steps, rel=1e-3)
+    assert re.match(r"\d+ steps in bf16, measured", said[-1])
+    assert found(**{"generator.width": 24, "critic.width": 24})[:2] == (24, "fp32")
+    assert found(**{"training.precision": "fp32"})[:2] == (128, "fp32")
+    assert tried == [(width, "fp32") for width in WIDTHS]
+    halves[16] = 1.6
+    assert found()[:2] == (128, "fp32")
+    assert tried.count((16, "bf16")) == len([each for each in tried if each[1] == "bf16"]) == 1
+
+
+@pytest.mark.parametrize("given", [None, "fp32"])
+def test_a_run_goes_on_in_the_precision_that_it_began_with(
+    given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {} if given is None else {"training.precision": given}
+    config = build_config("images", "digits", None, {**CHOOSING, **settings})
+    data = load_data(config.data)
+    filled = fill_in(config, data.card)
+    training = filled.training.model_copy(update={"precision": "bf16", "steps": 123})
+    saved = filled.model_copy(update={"training": training}).model_dump()
+    monkeypatch.setattr(budget, "newest_checkpoint", lambda folder: folder)
+    monkeypatch.setattr(budget, "load_checkpoint", lambda _: SimpleNamespace(config=saved))
+    found = budget.within(config, data, CPU, 1000, time.perf_counter(), tmp_path)
+    assert (found.training.steps, found.training.precision) == (123, given or "bf16")
+
+
+def test_rows_train_in_fp32(
+    tmp_path: Path, gaussians: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pace(config: Config, *_: object) -> float:
+        return 0.1 if config.training.precision == "bf16" else 0.2
+
+    monkeypatch.setattr(budget, "measure_pace", pace)
+    monkeypatch.setattr(budget, "_measurement_seconds", lambda *_: 1.0)
+    config = configured(**{"selection.every": 0})
+    found = budget.within(config, gaussians, CPU, 1000, time.perf_counter(), tmp_path)
+    assert found.training.precision == "fp32"
 
 
 def test_widths_for_which_there_is_no_memory_are_not_chosen(

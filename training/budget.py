@@ -29,6 +29,8 @@ WARM_UP = 20
 """Samples of a first measurement, which does not count."""
 JUDGING_SHARE = 0.1
 """Share of the time, at least, that is left for judging."""
+HOPELESS = 1.5
+"""bf16 that takes so many times as long as fp32 is not tried with wider networks."""
 
 
 def within(
@@ -43,8 +45,9 @@ def within(
     """Choose the generator steps, and how often to measure, so that a run ends in time.
 
     A few steps and a measurement are made and thrown away. Networks of images that leave their
-    width get the widest that has time for as many steps as suit the images. A run that is there
-    goes on as it began.
+    width get the widest that has time for as many steps as suit the images. On a CPU, images train
+    in bf16 where its steps are quicker and no precision is given. A run that is there goes on as
+    it began.
 
     Args:
         config: to fill in (`training.presets.fill_in`), with ``selection``.
@@ -63,8 +66,10 @@ def within(
     if newest := newest_checkpoint(folder / CHECKPOINTS):
         saved = Config.model_validate(load_checkpoint(newest).config)
         filled = fill_in(config, data.card, device.type, width_of(saved, config))
-        training = filled.training.model_copy(update={"steps": saved.training.steps})
-        return filled.model_copy(update={"training": training, "selection": saved.selection})
+        if _may_choose_precision(config, data, device):
+            filled = _with_training(filled, precision=saved.training.precision)
+        filled = _with_training(filled, steps=saved.training.steps)
+        return filled.model_copy(update={"selection": saved.selection})
     narrow = fill_in(config, data.card, device.type, WIDTHS[0])
     each = _measurement_seconds(narrow, data, device, selection.samples)
     # A judging compares as a measurement does, with more samples and more figures.
@@ -86,16 +91,13 @@ def within(
         )
     every = selection.every or math.ceil(steps / count)
     end = datetime.now() + timedelta(seconds=left)
+    precision = "" if config.training.precision == "fp32" else f" in {config.training.precision}"
     say(
-        f"{steps} steps, measured on validation items after each {every}; training until about "
-        f"{end:%H:%M}, then judging for about {judging / 60:.1f} min"
+        f"{steps} steps{precision}, measured on validation items after each {every}; training "
+        f"until about {end:%H:%M}, then judging for about {judging / 60:.1f} min"
     )
-    return config.model_copy(
-        update={
-            "training": config.training.model_copy(update={"steps": steps}),
-            "selection": selection.model_copy(update={"every": every}),
-        }
-    )
+    chosen = selection.model_copy(update={"every": every})
+    return _with_training(config.model_copy(update={"selection": chosen}), steps=steps)
 
 
 def _widest(
@@ -116,13 +118,19 @@ def _widest(
         MemoryError: there is too little for the narrowest.
     """
     is_open = data.card.kind == "image" and not (config.generator.width and config.critic.width)
-    unfilled = config.training.model_copy(update={"steps": 0})
-    wanted = config.model_copy(update={"training": unfilled})
+    wanted = _with_training(config, steps=0)
+    tries_half = _may_choose_precision(config, data, device)
     chosen: tuple[Config, float] | None = None
     for width in WIDTHS if is_open else WIDTHS[:1]:
         tried = fill_in(wanted, data.card, device.type, width)
         try:
             each = measure_pace(tried, data, device.type, time.perf_counter)
+            if tries_half:
+                half = _with_training(tried, precision="bf16")
+                each_half = measure_pace(half, data, device.type, time.perf_counter)
+                tries_half = each_half < HOPELESS * each
+                if each_half < each:
+                    tried, each = half, each_half
         except MemoryError:
             if chosen is None:
                 raise
@@ -133,6 +141,18 @@ def _widest(
         chosen = tried, each
     assert chosen is not None
     return chosen
+
+
+def _may_choose_precision(config: Config, data: Dataset, device: torch.device) -> bool:
+    """True if nobody chose one; on CUDA `fill_in` does, and what is not an image gains little."""
+    is_given = "precision" in config.training.model_fields_set
+    return device.type == "cpu" and data.card.kind == "image" and not is_given
+
+
+def _with_training(config: Config, **settings: object) -> Config:
+    """The configuration with settings of its training section."""
+    training = config.training.model_copy(update=settings)
+    return config.model_copy(update={"training": training})
 
 
 def _measurement_seconds(

@@ -41,6 +41,13 @@ TASKS = {
     "emoji32-steps": Task("emoji32", ("--steps", "6000")),
     "emoji32": Task("emoji32", ("--budget", "20m")),
     "mnist5k": Task("mnist5k", ("--budget", "10m"), preset="mnist5k"),
+    "mnist5k-by-class": Task(
+        "mnist5k",
+        ("--budget", "10m"),
+        preset="mnist5k",
+        settings=("conditional=true", "generator.width=32", "critic.width=32"),
+    ),
+    "letters32": Task("letters32", ("--budget", "20m"), settings=("conditional=true",)),
     "emoji64": Task("emoji64", ("--budget", "60m")),
     "letters64": Task("letters64", ("--budget", "60m"), settings=("conditional=true",)),
 }
@@ -71,6 +78,7 @@ def measure(name: str, seed: int, out: Path) -> Result:
         "seed": seed,
         **json.loads(cost.read_text()),
         "generator": [config["generator"][key] for key in ("architecture", "depth", "width")],
+        "precision": config["training"]["precision"],
         "steps": config["training"]["steps"],
         "figures": {figure: figures[figure] for figure in FIGURES if figure in figures},
     }
@@ -100,6 +108,9 @@ def shown(results: list[Result]) -> str:
         architecture, depth, _ = mine[0]["generator"]
         widths = sorted({result["generator"][2] for result in mine})
         network = f"{architecture} {depth}x{' or '.join(map(str, widths))}"
+        # What was measured before budgets chose it says nothing of the precision.
+        halves = [result.get("precision") == "bf16" for result in mine]
+        network += ", bf16" if all(halves) else ", bf16 in some" if any(halves) else ""
         steps = mean_and_range([result["steps"] for result in mine], "{:,.0f}")
         cells = [
             f"{mean_and_range([result['figures'][figure]['value'] for result in mine], form)} "
@@ -109,8 +120,9 @@ def shown(results: list[Result]) -> str:
             for figure, (_, form) in FIGURES.items()
         ]
         minutes = mean_and_range([result["cpu_seconds"] / 60 for result in mine], "{:.1f}")
-        length = " ".join(task.length)
-        rows.append([f"`{task.data}` {length}", str(len(mine)), network, steps, minutes, *cells])
+        told = " ".join([f"`{task.data}`", *task.length])
+        told += ", by class" if "conditional=true" in task.settings else ""
+        rows.append([told, str(len(mine)), network, steps, minutes, *cells])
     titles = [title for title, _ in FIGURES.values()]
     head = ["data", "seeds", "networks", "steps", "CPU minutes", *titles]
     return table(head, rows)

@@ -29,6 +29,9 @@ WARM_UP = 20
 """Samples of a first measurement, which does not count."""
 JUDGING_SHARE = 0.1
 """Share of the time, at least, that is left for judging."""
+ENOUGH = 0.25
+"""Share of the steps that suit images for which wider networks need time: then they are better than
+narrower ones that make more (docs/decisions.md)."""
 HOPELESS = 1.5
 """bf16 that takes so many times as long as fp32 is not tried with wider networks."""
 
@@ -45,9 +48,9 @@ def within(
     """Choose the generator steps, and how often to measure, so that a run ends in time.
 
     A few steps and a measurement are made and thrown away. Networks of images that leave their
-    width get the widest that has time for as many steps as suit the images. On a CPU, images train
-    in bf16 where its steps are quicker and no precision is given. A run that is there goes on as
-    it began.
+    width get the widest that has time for a quarter of the steps that suit the images (`ENOUGH`),
+    or more. On a CPU, images train in bf16 where its steps are quicker and no precision is given. A
+    run that is there goes on as it began.
 
     Args:
         config: to fill in (`training.presets.fill_in`), with ``selection``.
@@ -136,7 +139,8 @@ def _widest(
                 raise
             break
         each *= tried.training.num_critic_steps
-        if chosen is not None and time.perf_counter() + each * tried.training.steps > ends:
+        enough = ENOUGH * tried.training.steps
+        if chosen is not None and time.perf_counter() + each * enough > ends:
             break
         chosen = tried, each
     assert chosen is not None

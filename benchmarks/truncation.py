@@ -1,0 +1,102 @@
+"""What cutting latents off does to images, and what lies between two of them, drawn and measured.
+
+    python -m benchmarks.truncation --runs runs/images --task mnist5k --seeds 0 1 2
+
+Takes the finished runs of `benchmarks.images`. The first seed's model draws two pictures: samples
+at each bound, the same latents one above the other; and walks along great circles between
+samples, each row of one class where the model has classes. All models are judged at each bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.images import DOCS, FIGURES, TASKS
+from benchmarks.markdown import mean_and_range, put_between, table
+from models.artifact import load_artifact
+from models.images import encode_png, enlarge, grid
+from models.model import Model
+from training.data.dataset import load_data
+from training.judging.extractors import choose_extractor
+from training.judging.metrics import kernel_distance, precision_recall_density_coverage
+
+RESULTS = Path(__file__).with_name("results") / "truncation.json"
+BEGIN, END = "<!-- made by benchmarks.truncation -->", "<!-- end of truncation -->"
+BOUNDS = (None, 2.0, 1.5, 1.0, 0.5)
+"""Of latents, in standard deviations; None leaves them as they are."""
+SEED = 7
+"""Of what is drawn and judged."""
+ACROSS, WALKS = 12, 8
+"""Images in a row of the pictures, and walks of the second."""
+
+
+def measure(task: str, seed: int, model: Model) -> list[dict[str, Any]]:
+    """Judge a model's samples at each bound against the held-out images."""
+    data = load_data(model.run.config.data)
+    extractor = choose_extractor(model.run.config.evaluation, data)
+    count = min(
+        model.run.config.evaluation.samples, data.card.heldout_count, data.card.training_count
+    )
+    real = extractor(data.sample(count, heldout=True))
+    rows = []
+    for bound in BOUNDS:
+        made = np.concatenate(list(model.samples(SEED, count, truncation=bound)))
+        features = extractor(made)
+        found = precision_recall_density_coverage(real, features)
+        found["kernel_distance"] = kernel_distance(real, features)
+        figures = {name: found[name] for name in FIGURES if name in found}
+        rows.append({"task": task, "seed": seed, "bound": bound, **figures})
+    return rows
+
+
+def draw(task: str, model: Model) -> None:
+    """Write both pictures of a task."""
+    bounded = [image for bound in BOUNDS for image in model.samples(SEED, ACROSS, truncation=bound)]
+    at = np.linspace(0, 1, ACROSS)
+    walks = [
+        image for walk in range(WALKS) for image in model.walk(SEED + walk, SEED + walk + 1, at)
+    ]
+    for name, images in {"truncation": bounded, "walks": walks}.items():
+        sheet = grid(enlarge(np.concatenate(images), 2), columns=ACROSS)
+        (DOCS / f"images-{task}-{name}.png").write_bytes(encode_png(sheet))
+
+
+def shown(results: list[dict[str, Any]]) -> str:
+    """The table of the page: means over seeds, with ranges."""
+    figures = {name: told for name, told in FIGURES.items() if name in results[0]}
+    rows = []
+    for task in dict.fromkeys(row["task"] for row in results):
+        for bound in BOUNDS:
+            mine = [row for row in results if (row["task"], row["bound"]) == (task, bound)]
+            cells = [
+                mean_and_range([row[name] for row in mine], form)
+                for name, (_, form) in figures.items()
+            ]
+            rows.append([f"`{task}`", "none" if bound is None else f"{bound:g}", *cells])
+    return table(["model", "bound", *(title for title, _ in figures.values())], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--task", default="mnist5k", choices=list(TASKS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    results = [row for row in results if row["task"] != options.task]
+    for seed in options.seeds:
+        model = load_artifact(options.runs / f"{options.task}-{seed}" / "artifact")
+        if seed == options.seeds[0]:
+            draw(options.task, model)
+        results += measure(options.task, seed, model)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    put_between(DOCS / "images.md", BEGIN, END, shown(results))
+
+
+if __name__ == "__main__":
+    main()

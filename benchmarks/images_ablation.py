@@ -35,7 +35,7 @@ from training.presets import build_config
 TASK = "mnist5k"
 RESULTS = Path(__file__).with_name("results") / "images_ablation.json"
 BEGIN, END = "<!-- made by benchmarks.images_ablation -->", "<!-- end of the ablation -->"
-SECONDS = 240.0
+SECONDS = 180.0
 """Of the processor, for the steps of each run."""
 BASE: dict[str, Any] = {
     "conditional": True,

@@ -4,12 +4,14 @@
 
 Takes the finished runs of `benchmarks.images`. The first seed's model draws two pictures: samples
 at each bound, the same latents one above the other; and walks along great circles between
-samples, each row of one class where the model has classes. All models are judged at each bound.
+samples, each row of one class where the model has classes. All models are judged at each bound, and
+so is, without one, the generator of each run's last step, where another step was selected.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ from benchmarks.markdown import mean_and_range, put_between, table
 from models.artifact import load_artifact
 from models.images import encode_png, enlarge, grid
 from models.model import Model
+from models.run_folder import CHECKPOINTS
 from training.data.dataset import load_data
+from training.engine.checkpoint import load_checkpoint, newest_checkpoint, part_of
 from training.judging.extractors import choose_extractor
 from training.judging.metrics import kernel_distance, precision_recall_density_coverage
 
@@ -29,14 +33,24 @@ RESULTS = Path(__file__).with_name("results") / "truncation.json"
 BEGIN, END = "<!-- made by benchmarks.truncation -->", "<!-- end of truncation -->"
 BOUNDS = (None, 2.0, 1.5, 1.0, 0.5)
 """Of latents, in standard deviations; None leaves them as they are."""
+LAST_STEP = "all, of the last step"
 SEED = 7
 """Of what is drawn and judged."""
 ACROSS, WALKS = 12, 8
 """Images in a row of the pictures, and walks of the second."""
 
 
-def measure(task: str, seed: int, model: Model) -> list[dict[str, Any]]:
-    """Judge a model's samples at each bound against the held-out images."""
+def of_last_step(run: Path, model: Model) -> Model:
+    """A run's model with the generator of its last step in the place of the selected one."""
+    newest = newest_checkpoint(run / CHECKPOINTS)
+    assert newest is not None, "a finished run keeps its last checkpoint"
+    generator = copy.deepcopy(model.generator)
+    generator.load_state_dict(part_of(load_checkpoint(newest).tensors, "ema."))
+    return Model(model.run, generator, model.critic, model.quantiles, model.digest)
+
+
+def measure(task: str, seed: int, run: Path, model: Model) -> list[dict[str, Any]]:
+    """Judge a run's samples at each bound, and of its last step, against the held-out images."""
     data = load_data(model.run.config.data)
     extractor = choose_extractor(model.run.config.evaluation, data)
     count = min(
@@ -44,14 +58,19 @@ def measure(task: str, seed: int, model: Model) -> list[dict[str, Any]]:
     )
     real = extractor(data.sample(count, heldout=True))
     rows = []
-    for bound in BOUNDS:
-        made = np.concatenate(list(model.samples(SEED, count, truncation=bound)))
-        features = extractor(made)
+    ways = [(name_of(bound), model, bound) for bound in BOUNDS]
+    for way, judged, bound in [*ways, (LAST_STEP, of_last_step(run, model), None)]:
+        features = extractor(np.concatenate(list(judged.samples(SEED, count, truncation=bound))))
         found = precision_recall_density_coverage(real, features)
         found["kernel_distance"] = kernel_distance(real, features)
         figures = {name: found[name] for name in FIGURES if name in found}
-        rows.append({"task": task, "seed": seed, "bound": bound, **figures})
+        rows.append({"task": task, "seed": seed, "way": way, **figures})
     return rows
+
+
+def name_of(bound: float | None) -> str:
+    """What the table calls samples within a bound."""
+    return "all" if bound is None else f"within {bound:g}"
 
 
 def draw(task: str, model: Model) -> None:
@@ -71,14 +90,14 @@ def shown(results: list[dict[str, Any]]) -> str:
     figures = {name: told for name, told in FIGURES.items() if name in results[0]}
     rows = []
     for task in dict.fromkeys(row["task"] for row in results):
-        for bound in BOUNDS:
-            mine = [row for row in results if (row["task"], row["bound"]) == (task, bound)]
+        for way in [*map(name_of, BOUNDS), LAST_STEP]:
+            mine = [row for row in results if (row["task"], row["way"]) == (task, way)]
             cells = [
                 mean_and_range([row[name] for row in mine], form)
                 for name, (_, form) in figures.items()
             ]
-            rows.append([f"`{task}`", "none" if bound is None else f"{bound:g}", *cells])
-    return table(["model", "bound", *(title for title, _ in figures.values())], rows)
+            rows.append([f"`{task}`", way, *cells])
+    return table(["model", "latents", *(title for title, _ in figures.values())], rows)
 
 
 def main() -> None:
@@ -90,10 +109,11 @@ def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     results = [row for row in results if row["task"] != options.task]
     for seed in options.seeds:
-        model = load_artifact(options.runs / f"{options.task}-{seed}" / "artifact")
+        run = options.runs / f"{options.task}-{seed}"
+        model = load_artifact(run / "artifact")
         if seed == options.seeds[0]:
             draw(options.task, model)
-        results += measure(options.task, seed, model)
+        results += measure(options.task, seed, run, model)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     put_between(DOCS / "images.md", BEGIN, END, shown(results))
 

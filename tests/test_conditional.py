@@ -39,6 +39,7 @@ from training.judging.intervals import kernel_distance_margin
 from training.judging.metrics import kernel_distance
 from training.reporting.pages import figures_in_words, model_card
 from training.reporting.preview import samples_picture
+from training.reporting.words import data_in_words
 from wgan_cli import main
 
 pytestmark = pytest.mark.usefixtures("charts_undrawn")
@@ -458,6 +459,16 @@ def test_the_command_line(
     ):
         assert main(arguments) == 2
         assert "class" in capsys.readouterr().err
+
+
+def test_a_run_says_that_it_leaves_classes_aside() -> None:
+    """Those who brought folders by class may not know that a model can have them."""
+    digits = load_data(DataConfig(source="digits"))
+    line = "  its 10 classes are left aside; --set conditional=true trains by class"
+    assert line in data_in_words(digits, by_class=False)
+    assert line not in data_in_words(digits, by_class=True)
+    without = dataclasses.replace(digits, card=digits.card.model_copy(update={"classes": []}))
+    assert len(data_in_words(without, by_class=False)) == 1
 
 
 def test_a_conditional_run_is_judged_by_class(

@@ -132,7 +132,7 @@ def run_training(
         started = time.perf_counter()
         data = data or _load(config, start, stop_requested)
         require_evaluation(config.evaluation, data)
-        say_lines(data_in_words(data), say)
+        say_lines(data_in_words(data, config.conditional), say)
         if register:
             workers.main_checks(lambda: _ask_registry(say))
         config = (

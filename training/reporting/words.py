@@ -21,13 +21,16 @@ def say_lines(lines: list[str], say: Callable[[str], None]) -> None:
         say(line)
 
 
-def data_in_words(data: Dataset) -> list[str]:
-    """What a run trains on, and what is wrong with it."""
+def data_in_words(data: Dataset, by_class: bool) -> list[str]:
+    """What a run trains on, by class or not, and what is wrong with it."""
     card = data.card
     lines = [
         f"data: {card.name}, {card.training_count} items {card.shape} to train on, "
         f"{card.heldout_count} held out{understood(card)}"
     ]
+    if card.classes and not by_class:  # samples are better by class: docs/images.md
+        aside = f"{len(card.classes)} classes are left aside"
+        lines.append(f"  its {aside}; --set conditional=true trains by class")
     lines += [f"  skipped {problem}" for problem in data.problems[:MAX_NAMED_PROBLEMS]]
     more = len(data.problems) - MAX_NAMED_PROBLEMS
     if more > 0:

@@ -575,10 +575,11 @@ def test_images_train_in_the_precision_that_is_quicker(
         tried.append((width, precision))
         return 0.2 * (halves.get(width, 1.1) if precision == "bf16" else 1)
 
+    data = load_data(build_config("images", "digits", None, CHOOSING).data)
+
     def found(**settings: object) -> tuple[int, str, int]:
         tried.clear()
         config = build_config("images", "digits", None, {**CHOOSING, **settings})
-        data = load_data(config.data)
         made = budget.within(config, data, CPU, 10**6, time.perf_counter(), tmp_path, said.append)
         return made.generator.width, made.training.precision, made.training.steps
 

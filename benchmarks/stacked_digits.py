@@ -100,7 +100,9 @@ def measure(data: Path, seed: int, budget: str, out: Path, judge: Judge) -> dict
 def shown(found: dict[str, Any]) -> str:
     """The table of the page."""
     runs = found["runs"]
-    title = f"ours, {runs[0]['budget']} on {found['cores']} cores, {len(runs)} seeds"
+    minutes = mean_and_range([run["cpu_seconds"] / 60 for run in runs], "{:.0f}")
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    title = f"ours, {runs[0]['budget']}: {minutes} CPU minutes; seeds {seeds}"
     modes, kl = (mean_and_range([run[key] for run in runs], "{:.3g}") for key in ("modes", "kl"))
     rows = [[title, modes, kl]]
     rows += [[name, str(modes), str(kl)] for name, (modes, kl) in PUBLISHED.items()]

@@ -25,7 +25,10 @@ import torch
 
 from benchmarks.images import timed
 from benchmarks.markdown import mean_and_range, put_between, table
+from benchmarks.truncation import of_last_step
+from models.artifact import load_artifact
 from models.config import DataConfig
+from models.model import Model
 from training.data.dataset import Dataset, load_data
 from training.judging.extractors import train_classifier
 
@@ -83,18 +86,27 @@ class Judge:
 
 def measure(data: Path, seed: int, budget: str, out: Path, judge: Judge) -> dict[str, Any]:
     """Train on stacked digits, if that was not done before, and judge samples."""
-    run, made = out / f"run-{seed}", out / f"made-{seed}.npz"
+    run = out / f"run-{seed}"
     cost = run / "cost.json"
     if not cost.exists():
         told = ["--preset", "images", "--data", data, "--set", "data.size=28", "--budget", budget]
         seconds = timed("train", *told, "--seed", seed, "--no-register", "--resume", "--out", run)
         cost.write_text(json.dumps(seconds))
-    timed("sample", run / "artifact", "-n", JUDGED, "--seed", seed, "--out", made)
-    config = json.loads((run / "artifact" / "run.json").read_text())["config"]
-    with np.load(made) as arrays:
-        found = judge(arrays["samples"])
-    about = {"width": config["generator"]["width"], "steps": config["training"]["steps"]}
-    return {"seed": seed, "budget": budget, **json.loads(cost.read_text()), **about, **found}
+    model = load_artifact(run / "artifact")
+    config = model.run.config
+
+    def judged(made: Model) -> dict[str, float]:
+        return judge(np.concatenate(list(made.samples(seed, JUDGED))))
+
+    return {
+        "seed": seed,
+        "budget": budget,
+        **json.loads(cost.read_text()),
+        "width": config.generator.width,
+        "steps": config.training.steps,
+        **judged(model),
+        "last_step": judged(of_last_step(run, model)),
+    }
 
 
 def shown(found: dict[str, Any]) -> str:
@@ -103,8 +115,12 @@ def shown(found: dict[str, Any]) -> str:
     minutes = mean_and_range([run["cpu_seconds"] / 60 for run in runs], "{:.0f}")
     seeds = ", ".join(str(run["seed"]) for run in runs)
     title = f"ours, {runs[0]['budget']}: {minutes} CPU minutes; seeds {seeds}"
-    modes, kl = (mean_and_range([run[key] for run in runs], "{:.3g}") for key in ("modes", "kl"))
-    rows = [[title, modes, kl]]
+
+    def cells(found: list[dict[str, Any]]) -> list[str]:
+        return [mean_and_range([run[key] for run in found], "{:.3g}") for key in ("modes", "kl")]
+
+    rows = [[title, *cells(runs)]]
+    rows.append(["the networks of its last step", *cells([run["last_step"] for run in runs])])
     rows += [[name, str(modes), str(kl)] for name, (modes, kl) in PUBLISHED.items()]
     rows.append(["held-out digits", str(found["real"]["modes"]), f"{found['real']['kl']:.3g}"])
     return table(["", "modes of 1,000", "KL divergence"], rows)

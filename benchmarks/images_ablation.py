@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.images_peers import DOCS, FIGURES, figures
+from benchmarks.images_peers import DOCS, FIGURES, figure_cells, figures
 from benchmarks.markdown import mean_and_range, put_between, table
 from benchmarks.quality_tasks import SAMPLE_SEED, Judge
 from benchmarks.quality_training import CPU
@@ -104,27 +104,27 @@ def measure(variant: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "cpu_seconds": spent,
         "steps": steps,
-        "figures": figures(judge, samples),
-        "floor": figures(judge, data.sample(len(samples), heldout=False)),
+        "figures": figures(judge.extractor, judge.real, samples),
+        "floor": figures(judge.extractor, judge.real, data.sample(len(samples), heldout=False)),
     }
 
 
 def shown(results: list[dict[str, Any]]) -> str:
     """The table of the page: means over seeds, with ranges."""
-
-    def cells(mine: list[dict[str, Any]], key: str) -> list[str]:
-        return [
-            mean_and_range([result[key][name] for result in mine], form)
-            for name, (_, form) in FIGURES.items()
-        ]
-
     rows = []
     for variant in VARIANTS:
         mine = [result for result in results if result["variant"] == variant]
         if mine:
             steps = mean_and_range([result["steps"] for result in mine], "{:,.0f}")
-            rows.append([variant, str(len(mine)), steps, *cells(mine, "figures")])
-    rows.append(["real digits", "", "", *cells(results, "floor")])
+            rows.append(
+                [
+                    variant,
+                    str(len(mine)),
+                    steps,
+                    *figure_cells([result["figures"] for result in mine]),
+                ]
+            )
+    rows.append(["real digits", "", "", *figure_cells([result["floor"] for result in results])])
     return table(["", "seeds", "steps", *(title for title, _ in FIGURES.values())], rows)
 
 

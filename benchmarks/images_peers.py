@@ -51,6 +51,7 @@ from models.images import encode_png, enlarge, grid
 from models.networks import build_networks
 from training.data.dataset import Dataset, load_data
 from training.engine.optimisers import update_average
+from training.judging.extractors import FeatureExtractor
 from training.judging.metrics import kernel_distance, precision_recall_density_coverage
 
 Array = np.ndarray
@@ -247,8 +248,8 @@ def run_one(solver: str, seed: int, budget: float, out: Path) -> None:
         "cpu_seconds": spent,
         "steps": clock.steps,
         "samples_per_cpu_second": len(samples) / seconds,
-        "figures": figures(judge, samples),
-        "floor": figures(judge, data.sample(len(samples), heldout=False)),
+        "figures": figures(judge.extractor, judge.real, samples),
+        "floor": figures(judge.extractor, judge.real, data.sample(len(samples), heldout=False)),
     }
     np.save(out.with_suffix(".npy"), samples[:SHOWN])
     if solver == "ours":
@@ -256,12 +257,20 @@ def run_one(solver: str, seed: int, budget: float, out: Path) -> None:
     out.write_text(json.dumps(record) + "\n")
 
 
-def figures(judge: Judge, samples: Array) -> dict[str, float]:
-    """Figures of samples against held-out items."""
-    features = judge.extractor(samples)
-    found = precision_recall_density_coverage(judge.real, features)
-    found["kernel_distance"] = kernel_distance(judge.real, features)
+def figures(extractor: FeatureExtractor, real: Array, samples: Array) -> dict[str, float]:
+    """Figures of samples against the features of held-out items."""
+    features = extractor(samples)
+    found = precision_recall_density_coverage(real, features)
+    found["kernel_distance"] = kernel_distance(real, features)
     return {name: found[name] for name in FIGURES}
+
+
+def figure_cells(results: list[dict[str, float]]) -> list[str]:
+    """Cells of a table: each figure's mean over seeds, and range."""
+    return [
+        mean_and_range([result[name] for result in results], form)
+        for name, (_, form) in FIGURES.items()
+    ]
 
 
 def finish(runs: Path, solver: str, seed: int) -> dict[str, Any]:
@@ -285,24 +294,27 @@ def finish(runs: Path, solver: str, seed: int) -> dict[str, Any]:
 def shown(results: list[dict[str, Any]]) -> str:
     """The table of the page: means over seeds, with ranges."""
 
-    def cells(mine: list[dict[str, Any]], key: str) -> list[str]:
-        return [
-            mean_and_range([result[key][name] for result in mine], form)
-            for name, (_, form) in FIGURES.items()
-        ]
-
     head = ["", "seeds", "steps", "CPU s", *(title for title, _ in FIGURES.values())]
     head.append("samples per CPU s")
     known = {
         solver: [result for result in results if result["solver"] == solver] for solver in SOLVERS
     }
-    rows = [["real digits", "", "", "", *cells(known["ours"], "floor"), ""]]
+    rows = [
+        [
+            "real digits",
+            "",
+            "",
+            "",
+            *figure_cells([result["floor"] for result in known["ours"]]),
+            "",
+        ]
+    ]
     for solver, mine in known.items():
         if mine:
             steps = mean_and_range([result["steps"] for result in mine], "{:,.0f}")
             seconds = mean_and_range([result["cpu_seconds"] for result in mine], "{:,.0f}")
             speed = f"{max(result['samples_per_cpu_second'] for result in mine):,.0f}"
-            found = cells(mine, "figures")
+            found = figure_cells([result["figures"] for result in mine])
             rows.append([solver, str(len(mine)), steps, seconds, *found, speed])
     return table(head, rows)
 

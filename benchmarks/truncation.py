@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.images import DOCS, FIGURES, TASKS
-from benchmarks.markdown import mean_and_range, put_between, table
+from benchmarks.images import TASKS
+from benchmarks.images_peers import DOCS, FIGURES, figure_cells, figures
+from benchmarks.markdown import put_between, table
 from models.artifact import load_artifact
 from models.images import encode_png, enlarge, grid
 from models.model import Model
@@ -27,7 +28,6 @@ from models.run_folder import CHECKPOINTS
 from training.data.dataset import load_data
 from training.engine.checkpoint import load_checkpoint, newest_checkpoint, part_of
 from training.judging.extractors import choose_extractor
-from training.judging.metrics import kernel_distance, precision_recall_density_coverage
 
 RESULTS = Path(__file__).with_name("results") / "truncation.json"
 BEGIN, END = "<!-- made by benchmarks.truncation -->", "<!-- end of truncation -->"
@@ -60,11 +60,8 @@ def measure(task: str, seed: int, run: Path, model: Model) -> list[dict[str, Any
     rows = []
     ways = [(name_of(bound), model, bound) for bound in BOUNDS]
     for way, judged, bound in [*ways, (LAST_STEP, of_last_step(run, model), None)]:
-        features = extractor(np.concatenate(list(judged.samples(SEED, count, truncation=bound))))
-        found = precision_recall_density_coverage(real, features)
-        found["kernel_distance"] = kernel_distance(real, features)
-        figures = {name: found[name] for name in FIGURES if name in found}
-        rows.append({"task": task, "seed": seed, "way": way, **figures})
+        made = np.concatenate(list(judged.samples(SEED, count, truncation=bound)))
+        rows.append({"task": task, "seed": seed, "way": way, **figures(extractor, real, made)})
     return rows
 
 
@@ -87,17 +84,12 @@ def draw(task: str, model: Model) -> None:
 
 def shown(results: list[dict[str, Any]]) -> str:
     """The table of the page: means over seeds, with ranges."""
-    figures = {name: told for name, told in FIGURES.items() if name in results[0]}
     rows = []
     for task in dict.fromkeys(row["task"] for row in results):
         for way in [*map(name_of, BOUNDS), LAST_STEP]:
             mine = [row for row in results if (row["task"], row["way"]) == (task, way)]
-            cells = [
-                mean_and_range([row[name] for row in mine], form)
-                for name, (_, form) in figures.items()
-            ]
-            rows.append([f"`{task}`", way, *cells])
-    return table(["model", "latents", *(title for title, _ in figures.values())], rows)
+            rows.append([f"`{task}`", way, *figure_cells(mine)])
+    return table(["model", "latents", *(title for title, _ in FIGURES.values())], rows)
 
 
 def main() -> None:

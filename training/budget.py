@@ -30,8 +30,8 @@ WARM_UP = 20
 JUDGING_SHARE = 0.1
 """Share of the time, at least, that is left for judging."""
 ENOUGH = 0.25
-"""Share of the steps that suit images for which wider networks need time: then they are better than
-narrower ones that make more (docs/decisions.md)."""
+"""Share of the steps that suit images for which wider networks need time: then they were as good as
+narrower ones that make more, or better (docs/decisions.md)."""
 HOPELESS = 1.5
 """bf16 that takes so many times as long as fp32 is not tried with wider networks."""
 

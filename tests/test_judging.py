@@ -34,9 +34,9 @@ from training.judging.evaluate import (
     require_evaluation,
 )
 from training.judging.extractors import load_extractor
-from training.judging.headline import headline
+from training.judging.headline import headline, headline_and_error
 from training.judging.image_metrics import measure_infinity, vendi_score
-from training.judging.intervals import half_sample_margins
+from training.judging.intervals import half_sample_margins, kernel_distance_error
 from training.judging.metrics import (
     autocovariance,
     correlation_difference,
@@ -474,6 +474,12 @@ def test_the_deciding_figure_is_of_the_first_samples_and_as_many_held_out_items(
         levels = np.rint((made.clip(-1, 1) + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
         expected = kernel_distance(extract(items[chosen]), extract(levels))
         assert found == pytest.approx(expected, rel=1e-4)
+    error = headline_and_error(config, data, generator, extract, count)[1]
+    if is_image:
+        features = extract(items[chosen]), extract(levels)
+        assert error == pytest.approx(kernel_distance_error(*features), rel=1e-4)
+    else:
+        assert error == 0
 
 
 def test_a_generator_of_what_is_no_number_has_no_deciding_figure() -> None:

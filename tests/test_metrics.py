@@ -16,6 +16,7 @@ from training.judging import figures
 from training.judging.intervals import (
     Estimate,
     half_sample_margins,
+    kernel_distance_error,
     kernel_distance_margin,
     measure,
 )
@@ -424,6 +425,7 @@ def test_the_interval_of_a_kernel_distance_is_the_jackknifes():
     without_fake = [kernel_distance(real, np.delete(fake, i, axis=0)) for i in range(40)]
     variance = 29 * np.var(without_real) + 39 * np.var(without_fake)
     expected = stats.t.ppf(0.95, 19) * np.sqrt(variance)
+    assert kernel_distance_error(real, fake) == pytest.approx(np.sqrt(variance), rel=1e-9)
     assert kernel_distance_margin(real, fake, level=0.9) == pytest.approx(expected, rel=1e-9)
     found = measure(figures.distances("kernel_distance"), real, fake, real)["kernel_distance"]
     margin = kernel_distance_margin(np.random.default_rng(0).permutation(real), fake[:30])

@@ -182,7 +182,7 @@ def test_more_steps_may_help_where_the_last_measurements_were_best(
     state = begin(config, data, tmp_path, CPU, None).state
     measured = iter(values)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(selection_module, "headline", lambda *_: next(measured))
+        patched.setattr(selection_module, "headline_and_error", lambda *_: (next(measured), 0.0))
         for number in range(len(values)):
             selection(5 * (number + 1), state)
     selection.take(state)
@@ -219,9 +219,9 @@ def test_what_was_measured_is_kept_with_the_networks_of_the_best(
     given: list[Any] = []
     best, page, step = folder / "best.safetensors", folder.parent / "progress.html", 0
 
-    def measure(*arguments: Any) -> float:
+    def measure(*arguments: Any) -> tuple[float, float]:
         given.append(arguments)
-        return values[step]
+        return values[step], 0.0
 
     def fill(number: float) -> None:
         for network in (state.ema, state.critic):
@@ -234,10 +234,10 @@ def test_what_was_measured_is_kept_with_the_networks_of_the_best(
         tensors = load_file(best)
         assert {name.partition(".")[0] for name in tensors} == {"ema", "critic"}
         held = {float(x) for tensor in tensors.values() for x in (tensor.min(), tensor.max())}
-        return int(noted["step"]), float(noted["value"]), held
+        return int(noted["step"]), float(noted["lowest"]), held
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(selection_module, "headline", measure)
+        patched.setattr(selection_module, "headline_and_error", measure)
         folder.mkdir(parents=True)  # of a run that left no step what there is is forgotten
         (folder / "validation.json").write_text("[[3, 0.0]]")
         best.write_bytes(b"of another run")
@@ -284,7 +284,8 @@ def test_what_was_measured_is_kept_with_the_networks_of_the_best(
         fill(0)
         taken = again.take(state)["selected"]
         assert taken == {
-            "step": 20, "figure": again.figure, "measured": [[10, 4.0], [15, 2.0], [20, 1.0]],
+            "step": 20, "figure": again.figure, "best_step": 20, "standard_error": 0.0,
+            "measured": [[10, 4.0], [15, 2.0], [20, 1.0]],
         }  # fmt: skip
         for network in (state.ema, state.critic):
             assert all((tensor == 99).all() for tensor in network.state_dict().values())
@@ -294,6 +295,53 @@ def test_what_was_measured_is_kept_with_the_networks_of_the_best(
             again(step, state)
         assert not list(folder.glob("*.partial"))
         assert kept() == (20, 1.0, {99})
+
+
+@pytest.mark.usefixtures("charts_undrawn")
+def test_the_last_step_within_a_standard_error_of_the_best_is_taken(
+    tmp_path: Path, gaussians: Dataset
+) -> None:
+    """By hand: 3.0 is the best, 0.5 its error; later errors, and what is 3.5 or more, do not count.
+
+    The same steps measured again, as by a run that goes on, end with the same networks.
+    """
+    config = configured()
+    data, said, folder = gaussians, list[str](), tmp_path / "run" / "checkpoints"
+    state = begin(config, data, tmp_path, CPU, None).state
+    found = {
+        5: (4.0, 2.0), 10: (3.0, 0.5), 15: (3.25, 9.0), 20: (3.5, 9.0), 25: (3.4, 9.0),
+        30: (3.6, 9.0), 35: (5.0, 9.0), 40: (3.5, 9.0),
+    }  # fmt: skip
+    step = 0
+
+    def go_through(selection: Selection, first: int) -> list[int]:
+        nonlocal step
+        kept = []
+        for step in range(first, 41, 5):
+            for tensor in state.ema.state_dict().values():
+                tensor.fill_(step)
+            selection(step, state)
+            with safe_open(folder / "best.safetensors", framework="pt") as file:
+                kept.append(int(file.metadata()["step"]))
+        return kept
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(selection_module, "headline_and_error", lambda *_: found[step])
+        selection = Selection(config, data, folder, None, said.append)
+        assert go_through(selection, 5) == [5, 10, 15, 15, 25, 25, 25, 25]
+        for checkpoint in (5, 10, 15, 30):
+            folder.joinpath(f"step-{checkpoint:08d}.safetensors").touch()
+            again = Selection(config, data, folder, None, said.append)
+            assert go_through(again, checkpoint + 5)[-1] == 25
+    assert again.take(state)["selected"] == {
+        "step": 25, "figure": "wasserstein_1", "best_step": 10, "standard_error": 0.5,
+        "measured": [[number, value] for number, (value, _) in found.items()],
+    }  # fmt: skip
+    assert all((tensor == 25).all() for tensor in state.ema.state_dict().values())
+    assert said[-1] == (
+        "the networks of step 25 are taken, the last within a standard error (0.5) of the best, "
+        "step 10; nothing was better in the 30 steps after it: more would not help"
+    )
 
 
 class Shades(torch.nn.Module):

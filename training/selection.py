@@ -1,4 +1,9 @@
-"""The step whose networks are judged and served: the best on validation items."""
+"""The step whose networks are judged and served: the last that is as good as the best.
+
+As good is what is within a standard error of the lowest figure (the rule of Breiman et al. 1984,
+section 3.4.3). A kernel distance cannot tell such steps apart, and the later networks have a longer
+average and smaller steps behind them: docs/decisions.md has what that was worth.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -22,7 +27,7 @@ from training.data.dataset import Dataset
 from training.engine.checkpoint import TrainingState, newest_checkpoint, part_of
 from training.judging.extractors import FeatureExtractor
 from training.judging.figures import headlines
-from training.judging.headline import headline
+from training.judging.headline import headline_and_error
 from training.progress import silent
 from training.reporting.pages import render
 from training.reporting.preview import LEGIBLE_SIDE
@@ -53,8 +58,18 @@ class LastStep:
 LAST_STEP = LastStep()
 
 
+class Kept(NamedTuple):
+    """Which networks are kept, and until when."""
+
+    step: int
+    lowest: float
+    """The lowest figure so far."""
+    standard_error: float
+    """Of this figure. The networks of a later step take the place if they are within it."""
+
+
 class Selection:
-    """Measures a run on validation items while it trains, and keeps its best networks.
+    """Measures a run on validation items while it trains, and keeps the networks to serve.
 
     Pass the object as ``watch`` to `training.engine.loop.train`, and `is_over` as ``enough``. What
     it measures does not depend on random numbers, so a resumed run measures the same again.
@@ -62,7 +77,7 @@ class Selection:
     Args:
         config: the run's, with ``selection``.
         data: what it trains on.
-        checkpoints: folder for the best networks.
+        checkpoints: folder for these networks.
         extractor: the features to compare images over; None for other data.
         say: takes a line for people.
     """
@@ -91,12 +106,17 @@ class Selection:
         """Measure if it is time; see `training.engine.runs.Watch`."""
         if step % self.settings.every and step != self._config.training.steps:
             return
-        value = headline(self._config, self._data, state.ema, self.extractor, self.settings.samples)
+        value, error = headline_and_error(
+            self._config, self._data, state.ema, self.extractor, self.settings.samples
+        )
         if not math.isfinite(value):
             return
         self.measured = {k: v for k, v in self.measured.items() if k < step} | {step: value}
-        if value < self._kept()[1]:
-            self._keep(state, step, value)  # makes the folder: the first measurement is kept
+        kept = self._kept()
+        if kept is None or self.best() == step:  # the first time makes the folder
+            self._keep(state, Kept(step, value, error))
+        elif value < kept.lowest + kept.standard_error:
+            self._keep(state, kept._replace(step=step))
         write_file(self._folder / MEASURED, json.dumps(list(self.measured.items())))
         write_file(self._folder.parent / PAGE, self._page(state))
         self._say(
@@ -117,21 +137,33 @@ class Selection:
         return sum(best < k <= step for k in self.measured) >= self.settings.patience
 
     def take(self, state: TrainingState) -> dict[str, Any]:
-        """Put the best networks into the place of the last ones.
+        """Put the networks that are kept into the place of the last ones.
 
         Returns:
             What the record's provenance says of the choice.
         """
-        best, _ = self._kept()
-        if best is None:
+        kept = self._kept()
+        if kept is None:
             return {}
         tensors = load_file(self._folder / BEST)
         state.ema.load_state_dict(part_of(tensors, "ema."))
         state.critic.load_state_dict(part_of(tensors, "critic."))
-        steps = sorted(self.measured)
-        self._say(f"the networks of step {best} are taken; {self._advice(best)}")
-        measured = [[step, self.measured[step]] for step in steps]
-        return {"selected": {"step": best, "figure": self.figure, "measured": measured}}
+        best = self.best()
+        assert best is not None
+        why = ""
+        if best != kept.step:
+            error = f"a standard error ({kept.standard_error:.3g})"
+            why = f", the last within {error} of the best, step {best}"
+        self._say(f"the networks of step {kept.step} are taken{why}; {self._advice(best)}")
+        return {
+            "selected": {
+                "step": kept.step,
+                "figure": self.figure,
+                "best_step": best,
+                "standard_error": kept.standard_error,
+                "measured": [[step, self.measured[step]] for step in sorted(self.measured)],
+            }
+        }
 
     def _advice(self, best: int) -> str:
         steps = sorted(self.measured)
@@ -139,15 +171,15 @@ class Selection:
             return "they were still getting better: more steps or a longer --budget may help"
         return f"nothing was better in the {steps[-1] - best} steps after it: more would not help"
 
-    def _kept(self) -> tuple[int | None, float]:
-        """The step of the networks that are kept, and its figure; infinity if there are none."""
+    def _kept(self) -> Kept | None:
+        """What `BEST` says of the networks in it, if there are any."""
         if not (self._folder / BEST).exists():
-            return None, math.inf
+            return None
         with safe_open(self._folder / BEST, framework="pt") as file:
             noted = file.metadata()
-        return int(noted["step"]), float(noted["value"])
+        return Kept(int(noted["step"]), float(noted["lowest"]), float(noted["standard_error"]))
 
-    def _keep(self, state: TrainingState, step: int, value: float) -> None:
+    def _keep(self, state: TrainingState, what: Kept) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         new = self._folder / f"{BEST}.partial"
         tensors = {
@@ -156,7 +188,7 @@ class Selection:
             for name, tensor in getattr(state, part).state_dict().items()
         }
         try:
-            save_file(tensors, new, {"step": str(step), "value": repr(value)})
+            save_file(tensors, new, {name: repr(it) for name, it in what._asdict().items()})
             put(new, self._folder / BEST)
         finally:
             new.unlink(missing_ok=True)

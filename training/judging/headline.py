@@ -13,13 +13,13 @@ from models.sampling import latents
 from training.data.dataset import Dataset
 from training.judging.extractors import FeatureExtractor
 from training.judging.figures import distance, headlines
+from training.judging.intervals import kernel_distance_error
 from training.judging.tables.rows import comparable_codes
 
 MAX_COMPARED_SAMPLES = 1000
 """Samples, at most, that such a measurement takes."""
 
 
-@torch.no_grad()
 def headline(
     config: Config,
     data: Dataset,
@@ -27,6 +27,18 @@ def headline(
     extractor: FeatureExtractor | None,
     count: int = MAX_COMPARED_SAMPLES,
 ) -> float:
+    """The figure of `headline_and_error` alone."""
+    return headline_and_error(config, data, generator, extractor, count)[0]
+
+
+@torch.no_grad()
+def headline_and_error(
+    config: Config,
+    data: Dataset,
+    generator: nn.Module,
+    extractor: FeatureExtractor | None,
+    count: int = MAX_COMPARED_SAMPLES,
+) -> tuple[float, float]:
     """The figure that decides, from samples and as many held-out items; it draws nothing at random.
 
     Args:
@@ -37,7 +49,8 @@ def headline(
         count: samples, at most.
 
     Returns:
-        The first of `headlines` for the data; lower is better; NaN if samples are not finite.
+        The first of `headlines` for the data; lower is better; NaN if samples are not finite. And
+        its standard error, which a kernel distance alone has; 0 for others.
     """
     indices = data.sample_indices(count, heldout=True)
     real = data.items_at(indices)
@@ -48,7 +61,7 @@ def headline(
         labels = [torch.from_numpy(data.labels[indices]).to(device)]
     fake = copy.deepcopy(generator).eval()(z, *labels).cpu()
     if not torch.isfinite(fake).all():
-        return math.nan
+        return math.nan, 0.0
     if data.card.table is not None:
         points, samples = (comparable_codes(x, data.card.table) for x in (real, fake.numpy()))
     elif extractor is not None:
@@ -57,4 +70,7 @@ def headline(
     else:
         points = data.scaling.to_model(torch.from_numpy(real)).flatten(1).double().numpy()
         samples = fake.flatten(1).double().numpy()
-    return distance(headlines(data.card)[0], points, samples)
+    figure = headlines(data.card)[0]
+    has_error = figure == "kernel_distance"
+    error = kernel_distance_error(points, samples) if has_error else 0.0
+    return distance(figure, points, samples), error

@@ -25,6 +25,7 @@ distributions, whose error there falls as 1/n. It may leave the range of a share
 from __future__ import annotations
 
 import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -113,29 +114,24 @@ def half_sample_margins(
     }
 
 
-def kernel_distance_margin(
-    real: Array, fake: Array, *, level: float = 0.95, device: Device = "cpu"
-) -> float:
-    """Half the width of the kernel distance's confidence interval, by the delete-one jackknife.
+def kernel_distance_error(real: Array, fake: Array, device: Device = "cpu") -> float:
+    """The kernel distance's standard error, by the delete-one jackknife.
 
     The variance is the sum over both sets of ``(n - 1) * var(values without one point)``, which row
     sums of the kernel give without computing any value anew. For U-statistics it is right in the
     limit (Arvesen 1969), and too large in the mean rather than too small (Efron & Stein 1981):
-    twice the variance between equal distributions, where half samples take four times. The margin
-    is Student's t times its root, with the t of half samples.
-    `benchmarks/intervals.py` measures how often the interval holds the truth.
+    twice the variance between equal distributions, where half samples take four times.
 
     Args:
         real: ``(N, D)``, N at least 3.
         fake: ``(M, D)``, M at least 3.
-        level: confidence, between 0 and 1.
         device: where to compute.
 
     Raises:
-        ValueError: too few points, or a level outside (0, 1).
+        ValueError: too few points.
     """
-    if min(len(real), len(fake)) < 3 or not 0 < level < 1:
-        raise ValueError("an interval needs at least 3 points, and a level between 0 and 1")
+    if min(len(real), len(fake)) < 3:
+        raise ValueError("an error needs at least 3 points of each set")
     x, y = tensors(device, real.astype(np.float64), fake.astype(np.float64))
     between = cubic_kernel(x, y)
 
@@ -147,8 +143,30 @@ def kernel_distance_margin(
         without_one = pairs - 2 * (across.sum() - across.sum(dim=1)) / ((n - 1) * across.shape[1])
         return float((n - 1) * without_one.var(correction=0))
 
-    error = np.sqrt(variance(x, between) + variance(y, between.T))
-    return float(stdtrit(REPEATS - 1, (1 + level) / 2) * error)
+    return math.sqrt(variance(x, between) + variance(y, between.T))
+
+
+def kernel_distance_margin(
+    real: Array, fake: Array, *, level: float = 0.95, device: Device = "cpu"
+) -> float:
+    """Half the width of the kernel distance's confidence interval.
+
+    It is Student's t times `kernel_distance_error`, with the t of half samples.
+    `benchmarks/intervals.py` measures how often the interval holds the truth.
+
+    Args:
+        real: ``(N, D)``, N at least 3.
+        fake: ``(M, D)``, M at least 3.
+        level: confidence, between 0 and 1.
+        device: where to compute.
+
+    Raises:
+        ValueError: too few points, or a level outside (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ValueError("an interval needs a level between 0 and 1")
+    t = stdtrit(REPEATS - 1, (1 + level) / 2)
+    return float(t * kernel_distance_error(real, fake, device))
 
 
 def measure(

@@ -204,8 +204,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _features_are_named(self) -> Self:
         chosen = self.evaluation
-        has_file = chosen.inception_weights is not None and chosen.inception_sha256 is not None
-        if (chosen.extractor == "inception") != has_file:
+        given = {chosen.inception_weights is not None, chosen.inception_sha256 is not None}
+        if given != {chosen.extractor == "inception"}:
             raise ValueError(
                 "evaluation.extractor: 'inception' goes with evaluation.inception_weights and "
                 "evaluation.inception_sha256: give all three, or none"

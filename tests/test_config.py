@@ -512,6 +512,8 @@ def test_what_is_missing_is_said_without_what_is_there() -> None:
         ),
         ({"evaluation": {"inception_weights": "w", "inception_sha256": "0" * 64}}, "all three"),
         ({"evaluation": {"extractor": "inception"}}, "all three, or none"),
+        ({"evaluation": {"inception_weights": "w"}}, "all three, or none"),
+        ({"evaluation": {"inception_sha256": "0" * 64}}, "all three, or none"),
         (
             {
                 "evaluation": {

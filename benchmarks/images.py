@@ -38,7 +38,6 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "emoji32-steps": Task("emoji32", ("--steps", "6000")),
     "emoji32": Task("emoji32", ("--budget", "20m")),
     "mnist5k": Task("mnist5k", ("--budget", "10m"), preset="mnist5k"),
     "mnist5k-by-class": Task(

@@ -572,11 +572,13 @@ def test_arrays_hold_floats_and_pictures_grey_levels(spectra: Model, unit: Model
             np.load(io.BytesIO(encoded(model, "npz")))["samples"], samples
         )
         offset, scale = np.array(model.run.data.offset), np.array(model.run.data.scale)
-        levels = np.rint((samples - (offset - scale)) / (2 * scale) * 255)
+        exact = (samples - (offset - scale)) / (2 * scale) * 255
         with zipfile.ZipFile(io.BytesIO(encoded(model, "zip"))) as archive:
             assert len(archive.namelist()) == len(samples)
             for i, name in enumerate(archive.namelist()):
-                np.testing.assert_array_equal(decode_image(archive.read(name), name), levels[i])
+                # The nearest level; where two are as near but for float32's rounding, either.
+                level = decode_image(archive.read(name), name)
+                np.testing.assert_allclose(level, exact[i], rtol=0, atol=0.5 + 1e-4)
         for format in ("png", "webp"):
             assert decode_image(encoded(model, format), format).dtype == np.uint8
 

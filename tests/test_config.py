@@ -299,6 +299,30 @@ def test_networks_and_steps_suit_the_images(
     assert min(shape[-1] for shape in maps if len(shape) == 4 and shape[-1] > 1) == 4
 
 
+@pytest.mark.parametrize(
+    ("preset", "told", "follows"),
+    [
+        ("images", {"selection": {}}, True),
+        ("images", {"selection": {}, "critic.width": 8}, True),
+        ("images", {}, False),  # it may have no items to measure overfitting by
+        ("images", {"selection": {}, "augmentation": None}, False),
+        ("images", {"selection": {}, "generator.width": 8, "critic.width": 8}, False),
+        ("mnist5k", {"selection": {}}, False),
+    ],
+)
+def test_images_with_validation_items_are_augmented_as_far_as_the_critic_overfits(
+    preset: str, told: dict[str, Any], follows: bool
+) -> None:
+    card = DataCard.model_construct(kind="image", shape=(3, 32, 32), training_count=900)
+    chosen = {"data.validation_fraction": 0.1, **told}
+    found = fill_in(build_config(preset, "mine", None, chosen), card).augmentation
+    if follows:
+        assert found is not None
+        assert (found.operations, found.strength, found.target) == (("translation",), None, 0.3)
+    else:
+        assert found is None
+
+
 def test_networks_that_are_given_stay() -> None:
     card = DataCard.model_construct(kind="image", shape=(3, 32, 32), training_count=900)
     told = {"generator.width": 7, "critic.depth": 2, "training.steps": 5}

@@ -49,6 +49,7 @@ from training.engine.runs import (
     step_seed,
     stoppable,
 )
+from training.presets import build_config
 
 CPU = torch.device("cpu")
 WGAN = Path(sys.executable).with_name("wgan")
@@ -142,6 +143,25 @@ def test_the_pace_is_that_of_the_median_step_by_the_processor_s_clock(
     monkeypatch.setattr(time, "process_time", lambda: next(again))
     assert measure_pace(config, load_data(config.data)) == 6 / 3
     assert next(again, None) is None, "it is read once a step"
+
+
+def test_a_pace_has_its_share_of_what_measures_overfitting() -> None:
+    """Every 20th step takes 40 s more: 2 s a step."""
+    config = build_config(
+        "digits",
+        None,
+        None,
+        {
+            "augmentation.target": 0.5,
+            "data.validation_fraction": 0.1,
+            "generator.width": 4,
+            "critic.width": 4,
+            "training.num_critic_steps": 1,
+        },
+    )
+    seconds = [46.0 if step % 20 == 0 else 6.0 for step in range(1, PACE_STEPS + 1)]
+    readings = itertools.accumulate(seconds)
+    assert measure_pace(config, clock=lambda: next(readings)) == 8
 
 
 def test_another_seed_gives_another_run(digits: Dataset, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from typing import Any
 
+from models.augmentation import AugmentationConfig
 from models.config import Config, constraint_class, parse_config
 from models.errors import ConfigError
 from models.networks.parts import GROUP, image_sizes
@@ -144,6 +145,8 @@ MEASUREMENTS = 20
 """Measurements on validation items in a run that says nothing of them."""
 WIDTHS = (16, 24, 32, 48, 64, 96, 128)
 """Base channels of networks of images, of which a budget chooses."""
+FOLLOWS_OVERFITTING = AugmentationConfig(operations=("translation",), target=0.3)
+"""Augmentation of a run that has validation items, where networks of images leave their width."""
 USUAL_WIDTH = 24
 """Base channels of networks of images where nothing limits or grants time."""
 PRESETS_BY_KIND = {"vector": "table", "image": "images", "sequence": "ar2"}
@@ -185,7 +188,8 @@ def fill_in(
     hundreds: 1,500 for 3,600 rows, 5,000 for 40,000. More rows and more columns have more to learn,
     and people wait longer for them (docs/decisions.md). N images get ``200 sqrt(N)`` steps, and
     networks that halve them as long as no side falls below 4 pixels. A batch has 256 rows, or 64
-    images, or a quarter of few.
+    images, or a quarter of few. With validation items, images are augmented as far as the critic
+    overfits.
 
     Args:
         config: to fill in.
@@ -216,6 +220,10 @@ def fill_in(
         every = max(1, math.ceil(suited["steps"] / MEASUREMENTS))
         filled["selection"] = config.selection.model_copy(update={"every": every})
     if card.kind == "image":
+        left_open = not (config.generator.width and config.critic.width)
+        may_follow = config.selection is not None and "augmentation" not in config.model_fields_set
+        if left_open and may_follow:  # there are validation items to measure overfitting by
+            filled["augmentation"] = FOLLOWS_OVERFITTING
         _, height, side = card.shape
         halvings = len(image_sizes(height, side, MAX_DEPTH)) - 1
         for role in ("generator", "critic"):

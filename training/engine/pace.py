@@ -12,6 +12,7 @@ import torch
 
 from models.config import Config
 from training.data.dataset import Dataset, load_data
+from training.engine.augmentation import MEASURED_EVERY
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
 
@@ -54,5 +55,10 @@ def measure_pace(
             watch=watch,
         )
     # The median, since the first steps and the last one do more than train.
-    pace = float(np.median(np.diff(times[PACE_WARM_UP:])))
+    steps = np.diff(times[PACE_WARM_UP:])
+    pace = float(np.median(steps))
+    if config.augmentation is not None and config.augmentation.target is not None:
+        # One in so many steps is followed by a measurement of overfitting.
+        measured = steps[MEASURED_EVERY - PACE_WARM_UP - 2]
+        pace += max(0.0, float(measured) - pace) / MEASURED_EVERY
     return pace / training.num_critic_steps

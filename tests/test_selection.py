@@ -297,7 +297,6 @@ def test_what_was_measured_is_kept_with_the_networks_of_the_best(
         assert kept() == (20, 1.0, {99})
 
 
-@pytest.mark.usefixtures("charts_undrawn")
 def test_the_last_step_within_a_standard_error_of_the_best_is_taken(
     tmp_path: Path, gaussians: Dataset
 ) -> None:
@@ -327,6 +326,7 @@ def test_the_last_step_within_a_standard_error_of_the_best_is_taken(
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(selection_module, "headline_and_error", lambda *_: found[step])
+        patched.setattr(Selection, "_page", lambda *_: "")
         selection = Selection(config, data, folder, None, said.append)
         assert go_through(selection, 5) == [5, 10, 15, 15, 25, 25, 25, 25]
         for checkpoint in (5, 10, 15, 30):

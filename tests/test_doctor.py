@@ -632,6 +632,11 @@ def test_scores_of_training_data_are_compared_by_their_spread() -> None:
         assert (x[0], x[-1]) == pytest.approx((0.25 + 2 / 82, 2.25 - 2 / 82), rel=1e-3)
         assert (len(x), sum(share or 0 for share in y)) == (41, 1)
         assert sum(bool(share) for share in y) == len(set(values))
+    assert "more data, a smaller critic (critic.width=8), critic.dropout, or" in found.remedy
+    for augmentation in (None, {"strength": 0.5}):
+        config = tiny_config(augmentation=augmentation)
+        remedy = measured("critic_overfitting", scores=scores, config=config).remedy
+        assert ("augmentation.target=0.3" in remedy) == (augmentation is None)
     swapped = {"heldout": scores["training"], "training": scores["heldout"], "fake": scores["fake"]}
     assert measured("critic_overfitting", scores=swapped).value == 0
     many = np.arange(1000.0)

@@ -14,6 +14,7 @@ import numpy as np
 from models.config import Config
 from models.constraints import WeightClipping
 from models.constraints.penalty import Penalty
+from models.networks.settings import ARCHITECTURES
 from models.record import Chart, Line, Severity
 from training.judging.doctor.base import Check, Measure, Measurement
 from training.judging.doctor.subject import TINY, Subject, explained_variance, slope
@@ -314,9 +315,13 @@ def critic_overfitting(subject: Subject) -> Measurement:
         y_label="share of the items",
         lines=[histogram(name, s, edges) for name, s in scores.items()],
     )
+    config = subject.config
+    remedies = ["more data", f"a smaller critic (critic.width={config.critic.width})"]
+    if config.critic.architecture in ARCHITECTURES["images"] and config.augmentation is None:
+        remedies.append("augmentation.target=0.3 with data.validation_fraction=0.1")
     remedy = (
-        "the critic knows its training data by heart: more data, a smaller critic "
-        f"(critic.width={subject.config.critic.width}), critic.dropout, or fewer steps"
+        f"the critic knows its training data by heart: {', '.join(remedies)}, critic.dropout, or "
+        "fewer steps"
     )
     return Measurement(max(apart, 0.0), evidence, remedy, chart)
 

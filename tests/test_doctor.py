@@ -633,10 +633,9 @@ def test_scores_of_training_data_are_compared_by_their_spread() -> None:
         assert (len(x), sum(share or 0 for share in y)) == (41, 1)
         assert sum(bool(share) for share in y) == len(set(values))
     assert "more data, a smaller critic (critic.width=8), critic.dropout, or" in found.remedy
-    for augmentation in (None, {"strength": 0.5}):
-        config = tiny_config(augmentation=augmentation)
+    for config in (tiny_config(), tiny_config(augmentation={"strength": 0.5})):
         remedy = measured("critic_overfitting", scores=scores, config=config).remedy
-        assert ("augmentation.target=0.3" in remedy) == (augmentation is None)
+        assert ("augmentation.target=0.3" in remedy) == (config.augmentation is None)
     swapped = {"heldout": scores["training"], "training": scores["heldout"], "fake": scores["fake"]}
     assert measured("critic_overfitting", scores=swapped).value == 0
     many = np.arange(1000.0)

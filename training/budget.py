@@ -29,9 +29,9 @@ WARM_UP = 20
 """Samples of a first measurement, which does not count."""
 JUDGING_SHARE = 0.1
 """Share of the time, at least, that is left for judging."""
-ENOUGH = 0.25
-"""Share of the steps that suit images for which wider networks need time: then they were as good as
-narrower ones that make more, or better (docs/decisions.md)."""
+ENOUGH, FEWEST_STEPS = 0.25, 6000
+"""Share of the steps that suit images, and steps at least, for which wider networks need time: then
+they were as good as narrower ones that make more, or better (docs/decisions.md)."""
 HOPELESS = 1.5
 """bf16 that takes so many times as long as fp32 is not tried with wider networks."""
 
@@ -48,9 +48,9 @@ def within(
     """Choose the generator steps, and how often to measure, so that a run ends in time.
 
     A few steps and a measurement are made and thrown away. Networks of images that leave their
-    width get the widest that has time for a quarter of the steps that suit the images (`ENOUGH`),
-    or more. On a CPU, images train in bf16 where its steps are quicker and no precision is given. A
-    run that is there goes on as it began.
+    width get the widest that has time for a quarter of the steps that suit the images, and for
+    6,000 (`ENOUGH`). On a CPU, images train in bf16 where its steps are quicker and no precision is
+    given. A run that is there goes on as it began.
 
     Args:
         config: to fill in (`training.presets.fill_in`), with ``selection``.
@@ -139,7 +139,7 @@ def _widest(
                 raise
             break
         each *= tried.training.num_critic_steps
-        enough = ENOUGH * tried.training.steps
+        enough = max(ENOUGH * tried.training.steps, FEWEST_STEPS)
         if chosen is not None and time.perf_counter() + each * enough > ends:
             break
         chosen = tried, each

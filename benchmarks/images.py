@@ -47,8 +47,8 @@ TASKS = {
         settings=("conditional=true", "generator.width=32", "critic.width=32"),
     ),
     "letters32": Task("letters32", ("--budget", "20m"), settings=("conditional=true",)),
-    "emoji64": Task("emoji64", ("--budget", "45m")),
-    "letters64": Task("letters64", ("--budget", "45m"), settings=("conditional=true",)),
+    "emoji64": Task("emoji64", ("--budget", "35m")),
+    "letters64": Task("letters64", ("--budget", "35m"), settings=("conditional=true",)),
 }
 FIGURES = {
     "kernel_distance": ("kernel distance", "{:.3g}"),

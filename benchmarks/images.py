@@ -47,8 +47,10 @@ TASKS = {
         settings=("conditional=true", "generator.width=32", "critic.width=32"),
     ),
     "letters32": Task("letters32", ("--budget", "20m"), settings=("conditional=true",)),
-    "emoji64": Task("emoji64", ("--budget", "35m")),
-    "letters64": Task("letters64", ("--budget", "35m"), settings=("conditional=true",)),
+    "emoji64": Task("emoji64", ("--budget", "35m"), settings=("data.size=64",)),
+    "letters64": Task(
+        "letters64", ("--budget", "35m"), settings=("data.size=64", "conditional=true")
+    ),
 }
 FIGURES = {
     "kernel_distance": ("kernel distance", "{:.3g}"),

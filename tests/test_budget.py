@@ -118,12 +118,14 @@ def test_a_budget_chooses_the_widest_networks_that_have_time(
         return 2.0
 
     monkeypatch.setattr(budget, "_measurement_seconds", measuring)
-    found = budget.within(config, data, CPU, seconds, time.perf_counter(), tmp_path)
+    said: list[str] = []
+    found = budget.within(config, data, CPU, seconds, time.perf_counter(), tmp_path, said.append)
     assert (found.generator.width, found.critic.width, found.critic.depth) == (width, width, 1)
     for_training = (0.9 * seconds - 40) / (width**2 / 1000)
     assert for_training - 5 <= found.training.steps <= for_training
     if width > 16:
         assert found.training.steps >= max(1800, fewest)
+    assert ", images augmented as far as the critic overfits, measured on" in said[0]
 
 
 @pytest.mark.parametrize("given", ["generator", "critic", "both"])
@@ -179,7 +181,7 @@ def test_images_train_in_the_precision_that_is_quicker(
     halves[128] = 0.5
     assert found()[:2] == (128, "bf16")
     assert found()[2] == pytest.approx(2 * steps, rel=1e-3)
-    assert re.match(r"\d+ steps in bf16, measured", said[-1])
+    assert re.match(r"\d+ steps in bf16, ", said[-1])
     assert found(**{"generator.width": 24, "critic.width": 24})[:2] == (24, "fp32")
     assert found(**{"training.precision": "fp32"})[:2] == (128, "fp32")
     assert tried == [(width, "fp32") for width in WIDTHS]

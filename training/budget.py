@@ -94,9 +94,11 @@ def within(
         )
     every = selection.every or math.ceil(steps / count)
     end = datetime.now() + timedelta(seconds=left)
-    precision = "" if config.training.precision == "fp32" else f" in {config.training.precision}"
+    how = "" if config.training.precision == "fp32" else f" in {config.training.precision}"
+    if config.augmentation is not None and config.augmentation.target is not None:
+        how += ", images augmented as far as the critic overfits"
     say(
-        f"{steps} steps{precision}, measured on validation items after each {every}; training "
+        f"{steps} steps{how}, measured on validation items after each {every}; training "
         f"until about {end:%H:%M}, then judging for about {judging / 60:.1f} min"
     )
     chosen = selection.model_copy(update={"every": every})

@@ -36,3 +36,8 @@ class AugmentationConfig(Section):
         if (self.strength is None) == (self.target is None):
             raise ValueError("set strength or target, one of the two, and null for the other")
         return self
+
+
+def follows_overfitting(settings: AugmentationConfig | None) -> bool:
+    """True if there is augmentation, and its strength changes while training."""
+    return settings is not None and settings.target is not None

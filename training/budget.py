@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from models.augmentation import follows_overfitting
 from models.config import Config
 from models.errors import UserError
 from models.networks import build_networks
@@ -95,7 +96,7 @@ def within(
     every = selection.every or math.ceil(steps / count)
     end = datetime.now() + timedelta(seconds=left)
     how = "" if config.training.precision == "fp32" else f" in {config.training.precision}"
-    if config.augmentation is not None and config.augmentation.target is not None:
+    if follows_overfitting(config.augmentation):
         how += ", images augmented as far as the critic overfits"
     say(
         f"{steps} steps{how}, measured on validation items after each {every}; training "

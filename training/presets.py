@@ -188,8 +188,8 @@ def fill_in(
     hundreds: 1,500 for 3,600 rows, 5,000 for 40,000. More rows and more columns have more to learn,
     and people wait longer for them (docs/decisions.md). N images get ``200 sqrt(N)`` steps, and
     networks that halve them as long as no side falls below 4 pixels. A batch has 256 rows, or 64
-    images, or a quarter of few. With validation items, images are augmented as far as the critic
-    overfits.
+    images, or a quarter of few. Images of a run with ``selection`` are augmented as far as the
+    critic overfits, if a width is left and nothing is said of ``augmentation``.
 
     Args:
         config: to fill in.

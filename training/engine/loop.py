@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from models.augmentation import follows_overfitting
 from models.config import Config
 from models.errors import ConfigError
 from models.training import TrainingConfig
@@ -116,7 +117,7 @@ def train(
     if graphed:
         make_step = GraphedStep(whole, make_step, items, device, graphs_on(device), say)
     measure_overfitting = None
-    if config.augmentation is not None and config.augmentation.target is not None:
+    if follows_overfitting(config.augmentation):
         measure_overfitting = Overfitting(whole, data, items, device, draws)
 
     def is_enough() -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.augmentation import follows_overfitting
 from models.config import Config
 from training.data.dataset import Dataset, load_data
 from training.engine.augmentation import MEASURED_EVERY
@@ -55,10 +56,8 @@ def measure_pace(
             watch=watch,
         )
     # The median, since the first steps and the last one do more than train.
-    steps = np.diff(times[PACE_WARM_UP:])
-    pace = float(np.median(steps))
-    if config.augmentation is not None and config.augmentation.target is not None:
-        # One in so many steps is followed by a measurement of overfitting.
-        measured = steps[MEASURED_EVERY - PACE_WARM_UP - 2]
-        pace += max(0.0, float(measured) - pace) / MEASURED_EVERY
+    pace = float(np.median(np.diff(times[PACE_WARM_UP:])))
+    if follows_overfitting(config.augmentation):  # which is measured after one step of so many
+        measured = times[MEASURED_EVERY - 1] - times[MEASURED_EVERY - 2]
+        pace += max(0.0, measured - pace) / MEASURED_EVERY
     return pace / training.num_critic_steps

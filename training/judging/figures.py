@@ -12,7 +12,7 @@ import numpy as np
 
 from models.record import DataCard, Figure
 from training.judging import metrics
-from training.judging.intervals import Estimate
+from training.judging.intervals import Estimate, kernel_distance_error
 from training.judging.tables import likeness
 
 Array = np.ndarray
@@ -26,12 +26,16 @@ class FigureKind(NamedTuple):
     """The figure lies in [0, 1], and its interval is cut there."""
     distance: Callable[[Array, Array], float] | None = None
     """The distance of fake points ``(M, D)`` from real ones ``(N, D)``, if the figure is one."""
+    standard_error: Callable[[Array, Array], float] | None = None
+    """That of the distance, if it can be told from the same points."""
 
 
 FIGURES = {
     "wasserstein_1": FigureKind("lower", distance=metrics.wasserstein_1),
     "sliced_wasserstein_1": FigureKind("lower", distance=metrics.sliced_wasserstein_1),
-    "kernel_distance": FigureKind("lower", distance=metrics.kernel_distance),
+    "kernel_distance": FigureKind(
+        "lower", distance=metrics.kernel_distance, standard_error=kernel_distance_error
+    ),
     "frechet_distance": FigureKind("lower", distance=metrics.frechet_distance),
     "frechet_distance_infinity": FigureKind("lower"),
     "marginal_wasserstein_1": FigureKind("lower", distance=metrics.marginal_wasserstein_1),

@@ -12,8 +12,7 @@ from models.config import Config
 from models.sampling import latents
 from training.data.dataset import Dataset
 from training.judging.extractors import FeatureExtractor
-from training.judging.figures import distance, headlines
-from training.judging.intervals import kernel_distance_error
+from training.judging.figures import FIGURES, distance, headlines
 from training.judging.tables.rows import comparable_codes
 
 MAX_COMPARED_SAMPLES = 1000
@@ -50,7 +49,7 @@ def headline_and_error(
 
     Returns:
         The first of `headlines` for the data; lower is better; NaN if samples are not finite. And
-        its standard error, which a kernel distance alone has; 0 for others.
+        its standard error; 0 where the figure has none.
     """
     indices = data.sample_indices(count, heldout=True)
     real = data.items_at(indices)
@@ -71,6 +70,6 @@ def headline_and_error(
         points = data.scaling.to_model(torch.from_numpy(real)).flatten(1).double().numpy()
         samples = fake.flatten(1).double().numpy()
     figure = headlines(data.card)[0]
-    has_error = figure == "kernel_distance"
-    error = kernel_distance_error(points, samples) if has_error else 0.0
+    find_error = FIGURES[figure].standard_error
+    error = 0.0 if find_error is None else find_error(points, samples)
     return distance(figure, points, samples), error

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from optuna import Study
 
+from models.augmentation import follows_overfitting
 from models.config import Config
 from models.errors import UserError
 from models.outputs import sole_writer
@@ -202,7 +203,7 @@ def _require_searchable(
         ),
         "augmentation.target: it follows validation items, which the winner has not; search "
         "augmentation.strength": any(
-            config.augmentation and config.augmentation.target for config in configs
+            follows_overfitting(config.augmentation) for config in configs
         ),
     }
     for reason, holds in reasons.items():

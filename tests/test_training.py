@@ -22,6 +22,7 @@ import wgan_cli
 from models.artifact import load_artifact
 from models.command_line import StopRequest
 from models.config import Config, parse_config
+from models.constraints import GradientPenalty
 from models.errors import ConfigError
 from models.networks import build_networks
 from models.sampling import Scaling
@@ -163,6 +164,15 @@ def test_a_pace_has_its_share_of_what_measures_overfitting() -> None:
     seconds = [46.0 if step % 20 == 0 else 6.0 for step in range(1, PACE_STEPS + 1)]
     readings = itertools.accumulate(seconds)
     assert measure_pace(config, clock=lambda: next(readings)) == 8
+
+
+def test_a_pace_has_its_share_of_a_lazy_penalty() -> None:
+    """Every fourth critic step takes 8 s more: 2 s a critic step, and 10 s with the other 8."""
+    config = tiny_config("vector", training={"num_critic_steps": 1, "critic_step": "eager"})
+    config = config.model_copy(update={"constraint": GradientPenalty(every=4)})
+    seconds = [16.0 if step % 4 == 0 else 8.0 for step in range(PACE_STEPS)]
+    readings = itertools.accumulate(seconds)
+    assert measure_pace(config, clock=lambda: next(readings)) == 10
 
 
 def test_another_seed_gives_another_run(digits: Dataset, tmp_path: Path) -> None:

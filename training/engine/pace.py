@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from training.engine.loop import train
 
 PACE_STEPS, PACE_WARM_UP = 24, 4
 """Generator steps of a pace measurement, and those at its start that do not count."""
+FORESEEN = 1000
+"""Generator steps over which the share of those with a penalty is taken."""
 
 
 def measure_pace(
@@ -42,6 +46,11 @@ def measure_pace(
     clock = clock or (time.process_time if device == "cpu" else time.perf_counter)
     times = list[float]()
 
+    def penalties_in(step: int) -> int:
+        """How many of a generator step's critic steps compute the penalty."""
+        count = training.num_critic_steps
+        return sum(map(config.constraint.penalised, range(step * count, (step + 1) * count)))
+
     def watch(step: int, state: TrainingState) -> None:
         if device == "cuda":
             torch.cuda.synchronize()  # or the pace would be that of launching kernels
@@ -55,9 +64,16 @@ def measure_pace(
             torch.device(device),
             watch=watch,
         )
-    # The median, since the first steps and the last one do more than train.
-    pace = float(np.median(np.diff(times[PACE_WARM_UP:])))
+    # Medians, since the first steps and the last one do more than train; but steps with a lazy
+    # penalty and those without it are of two kinds. One that was never met is too rare to count.
+    durations = defaultdict[int, list[float]](list)
+    for step, duration in enumerate(np.diff(times), start=1):
+        if step > PACE_WARM_UP:
+            durations[penalties_in(step)].append(duration)
+    medians = {kind: float(np.median(found)) for kind, found in durations.items()}
+    foreseen = map(penalties_in, range(FORESEEN))
+    pace = statistics.mean(medians[kind] for kind in foreseen if kind in medians)
     if follows_overfitting(config.augmentation):  # which is measured after one step of so many
         measured = times[MEASURED_EVERY - 1] - times[MEASURED_EVERY - 2]
-        pace += max(0.0, measured - pace) / MEASURED_EVERY
+        pace += max(0.0, measured - medians[penalties_in(MEASURED_EVERY - 1)]) / MEASURED_EVERY
     return pace / training.num_critic_steps

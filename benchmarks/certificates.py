@@ -52,7 +52,7 @@ CASES = [
     Case("dcgan 8 x 8, leaky_relu", "digits", 150),
     Case("dcgan 8 x 8, spectral_norm", "digits", 150, ("constraint.kind=spectral_norm",)),
     Case("dcgan 28 x 28, abs", "mnist5k", 100),
-    Case("dcgan 32 x 32, abs, skips", "emoji32", 40),
+    Case("dcgan 32 x 32, abs, skips", "emoji32", 40, ("constraint.every=1",)),
     Case(
         "resnet 8 x 8, 5 layers, relu",
         "digits",
@@ -69,6 +69,7 @@ CASES = [
             "critic.activation=relu",
             "critic.skips=false",
             "critic.width=16",
+            "constraint.every=1",
         ),
     ),
     Case("dcgan, layer norm", "digits", 30, ("critic.normalization=layer",)),

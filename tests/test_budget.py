@@ -181,7 +181,9 @@ def test_images_train_in_the_precision_that_is_quicker(
     halves[128] = 0.5
     assert found()[:2] == (128, "bf16")
     assert found()[2] == pytest.approx(2 * steps, rel=1e-3)
-    assert re.match(r"\d+ steps in bf16, ", said[-1])
+    assert re.match(
+        r"\d+ steps in bf16, images augmented as far as the critic overfits, measured", said[-1]
+    )
     assert found(**{"generator.width": 24, "critic.width": 24})[:2] == (24, "fp32")
     assert found(**{"training.precision": "fp32"})[:2] == (128, "fp32")
     assert tried == [(width, "fp32") for width in WIDTHS]

@@ -19,7 +19,7 @@ from training.data.batches import TrainingItems
 from training.engine.cuda_graphs import Graphs, Replay
 from training.engine.optimisers import average_weight, learning_rate
 from training.engine.pinned import PinnedRing
-from training.engine.step import TOLERANCE
+from training.engine.step import TOLERANCE, penalty_pattern
 from training.engine.whole_step import Batch, MakesStep, Outcome, WholeStep
 from training.engine.workers import Workers
 
@@ -129,9 +129,8 @@ class GraphedStep:
         if self._is_refused:
             return self._plain(numbers, step, seed)
         self._bring(np.stack(numbers), step)
-        settings, constraint = self._whole.config.training, self._whole.config.constraint
-        first = step * settings.num_critic_steps
-        pattern = tuple(constraint.penalised(first + k) for k in range(settings.num_critic_steps))
+        config = self._whole.config
+        pattern = penalty_pattern(config.constraint, step, config.training.num_critic_steps)
         if pattern in self._replays:
             torch.manual_seed(seed)
             self._replays[pattern][0]()

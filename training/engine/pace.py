@@ -18,6 +18,7 @@ from training.data.dataset import Dataset, load_data
 from training.engine.augmentation import MEASURED_EVERY
 from training.engine.checkpoint import TrainingState
 from training.engine.loop import train
+from training.engine.step import penalty_pattern
 
 PACE_STEPS, PACE_WARM_UP = 24, 4
 """Generator steps of a pace measurement, and those at its start that do not count."""
@@ -48,8 +49,7 @@ def measure_pace(
 
     def penalties_in(step: int) -> int:
         """How many of a generator step's critic steps compute the penalty."""
-        count = training.num_critic_steps
-        return sum(map(config.constraint.penalised, range(step * count, (step + 1) * count)))
+        return sum(penalty_pattern(config.constraint, step, training.num_critic_steps))
 
     def watch(step: int, state: TrainingState) -> None:
         if device == "cuda":

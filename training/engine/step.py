@@ -39,6 +39,18 @@ TOLERANCE = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 1e-1}
 parameters' gradients. Rounding alone gives 1e-5 in fp32, 2e-2 in bf16."""
 
 
+def penalty_pattern(constraint: Constraint, step: int, num_critic_steps: int) -> tuple[bool, ...]:
+    """Which of the critic steps of a generator step compute the penalty.
+
+    Args:
+        constraint: of the critic.
+        step: generator steps done before.
+        num_critic_steps: critic steps of each generator step.
+    """
+    first = step * num_critic_steps
+    return tuple(constraint.penalised(first + k) for k in range(num_critic_steps))
+
+
 class CriticStep:
     """Finds the critic's loss and leaves its gradients on the parameters.
 

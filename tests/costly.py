@@ -214,9 +214,17 @@ BODIES: dict[str, tuple[Callable[[], bytes], tuple[int, ...]]] = {
 }
 
 
-def almost_delimiters() -> bytes:
-    """A file of which every sixth byte could begin the form's delimiter."""
-    return b"\r\n--bx" * (FULL // 7)
+DELIMITERS = {
+    "almost": (b"", b"\r\n--bx"),
+    "with a dash": (b"", b"\r\n--b-"),
+    "with half a line end": (b"", b"\r\n--b\r"),
+    "with spaces": (b"\r\n--b", b" "),
+}
+"""Starts, and what follows them over and over, of files with lines that begin like a delimiter."""
+
+
+def full(start: bytes, repeated: bytes) -> bytes:
+    return start + repeated * (FULL // len(repeated))
 
 
 def of_file(content: bytes, statuses: tuple[int, ...], resize: str = "true") -> Attack:
@@ -235,7 +243,8 @@ def attacks() -> dict[str, Callable[[], Attack]]:
             statuses, make(), path="/v1/scores"
         )
         found[f"JSON to samples: {name}"] = lambda make=make: Attack((400,), make())
-    found["form: almost delimiters"] = lambda: of_file(almost_delimiters(), (400, 415))
+    for name, parts in DELIMITERS.items():
+        found[f"form: delimiters, {name}"] = lambda parts=parts: of_file(full(*parts), (400,))
     return found
 
 

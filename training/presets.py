@@ -75,6 +75,7 @@ def _images(
 # The sizes, steps and batches are those that suit the images, by `fill_in`. Tried for equal times
 # on validation items of `emoji32` (docs/decisions.md).
 _ANY_IMAGES = _images(width=0, depth=0, steps=0, batch_size=0, critic_activation="abs", skips=True)
+_ANY_IMAGES["generator"]["self_modulation"] = True
 PRESETS: dict[str, Values] = {
     "digits": {"data": {"source": "digits"}, **_images(width=32, depth=2, steps=2500)},
     # Found by a search for the shortest time to good samples: narrow networks, since their steps

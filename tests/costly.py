@@ -26,6 +26,10 @@ def png(width: int, height: int, data: bytes, kind: int = 0, before: bytes = b""
     return b"\x89PNG\r\n\x1a\n" + header + before + rest
 
 
+def transparent_png(side: int) -> bytes:
+    return png(side, side, zlib.compress(bytes(side * (4 * side + 1)), 9), 6)
+
+
 def png_with(chunk: bytes, count: int) -> bytes:
     return png(8, 8, SMALL_ROWS, before=chunk * count)
 
@@ -155,7 +159,7 @@ FILES: dict[str, tuple[Callable[[], bytes], tuple[int, ...]]] = {
     ),
     # PNG
     "16 megapixels of nothing": (
-        lambda: png(4096, 4096, zlib.compress(bytes(4096 * (4 * 4096 + 1)), 9), 6),
+        lambda: transparent_png(4096),
         (200, 415, 422),
     ),
     "15,000 colour profiles of 1 MB": (

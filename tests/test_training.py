@@ -146,8 +146,16 @@ def test_the_pace_is_that_of_the_median_step_by_the_processor_s_clock(
     assert next(again, None) is None, "it is read once a step"
 
 
+def test_the_pace_of_slow_steps_is_known_from_a_few() -> None:
+    """Two of five count: the first ones make ready."""
+    config = tiny_config("vector", training={"num_critic_steps": 1, "critic_step": "eager"})
+    readings = itertools.accumulate([60.0, 60.0, 60.0, 6.0, 8.0])
+    assert measure_pace(config, clock=lambda: next(readings), at_most=100.0) == 7
+    assert next(readings, None) is None, "no further step was made"
+
+
 def test_a_pace_has_its_share_of_what_measures_overfitting() -> None:
-    """Every 20th step takes 40 s more: 2 s a step."""
+    """Every 20th step takes 40 s more: 2 s a step, where that step is reached."""
     config = build_config(
         "digits",
         None,
@@ -164,6 +172,8 @@ def test_a_pace_has_its_share_of_what_measures_overfitting() -> None:
     seconds = [46.0 if step % 20 == 0 else 6.0 for step in range(1, PACE_STEPS + 1)]
     readings = itertools.accumulate(seconds)
     assert measure_pace(config, clock=lambda: next(readings)) == 8
+    readings = itertools.accumulate(seconds)
+    assert measure_pace(config, clock=lambda: next(readings), at_most=30.0) == 6
 
 
 def test_a_pace_has_its_share_of_a_lazy_penalty() -> None:

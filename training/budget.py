@@ -33,6 +33,8 @@ JUDGING_SHARE = 0.1
 ENOUGH, FEWEST_STEPS = 0.25, 6000
 """Share of the steps that suit images, and steps at least, for which wider networks need time: then
 they were as good as narrower ones that make more, or better (docs/decisions.md)."""
+PACE_SHARE = 0.02
+"""Share of the time after which a width's and a precision's pace must be known from a few steps."""
 HOPELESS = 1.5
 """bf16 that takes so many times as long as fp32 is not tried with wider networks."""
 
@@ -80,7 +82,8 @@ def within(
     judging = max(JUDGING_SHARE * seconds, 4 * each * config.evaluation.samples / selection.samples)
     count = min(MEASUREMENTS, max(FEWEST_MEASUREMENTS, int(MEASURING_SHARE * seconds / each)))
     ends = started + seconds - judging
-    config, each_step = _widest(config, data, device, ends - count * each)
+    at_most = PACE_SHARE * seconds
+    config, each_step = _widest(config, data, device, ends - count * each, at_most)
     left = ends - time.perf_counter()
     if selection.every:
         steps = int(left / (each_step + each / selection.every))
@@ -107,7 +110,7 @@ def within(
 
 
 def _widest(
-    config: Config, data: Dataset, device: torch.device, ends: float
+    config: Config, data: Dataset, device: torch.device, ends: float, at_most: float
 ) -> tuple[Config, float]:
     """The configuration, filled in, with the widest networks that have time, and its step's time.
 
@@ -116,6 +119,7 @@ def _widest(
         data: what it trains on.
         device: where to train.
         ends: when the steps must have ended, by `time.perf_counter`.
+        at_most: seconds of a measurement of the pace (`training.engine.pace`).
 
     Returns:
         The configuration, and the seconds of a generator step with its critic steps.
@@ -130,10 +134,10 @@ def _widest(
     for width in WIDTHS if is_open else WIDTHS[:1]:
         tried = fill_in(wanted, data.card, device.type, width)
         try:
-            each = measure_pace(tried, data, device.type, time.perf_counter)
+            each = measure_pace(tried, data, device.type, time.perf_counter, at_most)
             if tries_half:
                 half = _with_training(tried, precision="bf16")
-                each_half = measure_pace(half, data, device.type, time.perf_counter)
+                each_half = measure_pace(half, data, device.type, time.perf_counter, at_most)
                 tries_half = each_half < HOPELESS * each
                 if each_half < each:
                     tried, each = half, each_half

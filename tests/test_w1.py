@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.fft import dctn
 
 import wgan_cli
 from benchmarks.w1 import coverage
 from benchmarks.w1.anchors import ANCHORS, SAMPLES
-from benchmarks.w1.pairs import FunnelPair
+from benchmarks.w1.pairs import PIXELS, FunnelPair, ImagePair
 from benchmarks.w1.published import CHUNK, WrittenOut, fit_published
 from benchmarks.w1.run import solvers
 from benchmarks.w1.table import texts
@@ -317,6 +318,32 @@ def test_the_pairs_in_float32_are_those_in_float64() -> None:
     torch.testing.assert_close(
         pair.transport(x.float()).double(), pair.transport(x), rtol=0, atol=2e-3
     )
+
+
+def test_images_of_points_are_as_far_apart_as_the_points() -> None:
+    """Their waves are those of SciPy's cosine transform, each of another slow frequency."""
+    pair = ImagePair(7, 5, seed=0)
+    points = pair.uniform(20, torch.Generator().manual_seed(0))
+    images = pair.images(points)
+    assert images.shape == (20, 1, PIXELS, PIXELS)
+    torch.testing.assert_close(
+        torch.cdist(images.flatten(1), images.flatten(1)), torch.cdist(points, points)
+    )
+    amplitudes = dctn(images[:, 0].numpy(), axes=(1, 2), norm="ortho")
+    slow = [(0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1)]
+    np.testing.assert_allclose(np.stack([amplitudes[:, u, v] for u, v in slow], axis=1), points)
+
+
+def test_the_known_gradient_at_images_is_that_of_the_potential() -> None:
+    pair = ImagePair(3, 5, seed=0)
+    x = pair.images(pair.uniform(30, torch.Generator().manual_seed(0))).requires_grad_()
+    potential = (
+        (torch.cdist(x.flatten(1), pair.images(pair.centers).flatten(1)) + pair.heights)
+        .min(dim=1)
+        .values
+    )
+    (gradient,) = torch.autograd.grad(-potential.sum(), x)
+    torch.testing.assert_close(pair.gradient(x.detach()), gradient)
 
 
 # --- the published recipe -----------------------------------------------------------------------

@@ -7,6 +7,8 @@ funnels along the potential's rays. The rays are transport rays, so the plan is 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ SIDE = 2.5
 """The box is [-SIDE, SIDE]^D."""
 POWER = 8
 """A point at a share t of its ray moves to a share t^POWER."""
+PIXELS = 32
+"""Side of the images of `ImagePair`."""
 
 
 class FunnelPair:
@@ -84,3 +88,41 @@ class FunnelPair:
             parts.append((x - self.transport(x)).norm(dim=1))
         costs = torch.cat(parts)
         return costs.mean().item(), costs.std().item() / len(costs) ** 0.5
+
+
+class ImagePair(FunnelPair):
+    """The points of a pair as grey images ``(1, PIXELS, PIXELS)`` of smooth patterns.
+
+    A point's coordinates are the amplitudes of the D slowest waves of the cosine transform, an
+    orthonormal basis. So distances between images are those between points, and W1, the rays and
+    the optimal critic's gradient on them are the points' own.
+    """
+
+    def __init__(self, dimension: int, funnels: int, seed: int) -> None:
+        super().__init__(dimension, funnels, seed)
+        self.waves = slowest_waves(dimension, PIXELS)
+
+    def sample(self, count: int, source: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw independently from P and from Q: float32 ``(count, 1, PIXELS, PIXELS)`` each."""
+        p, q = super().sample(count, source)
+        return self.images(p), self.images(q)
+
+    def images(self, points: Tensor) -> Tensor:
+        """The images ``(N, 1, PIXELS, PIXELS)`` of points ``(N, D)``."""
+        return (points @ self.waves.to(points)).unflatten(1, (1, PIXELS, PIXELS))
+
+    def gradient(self, points: Tensor) -> Tensor:
+        """The optimal critic's gradient at images, of their shape."""
+        return self.images(super().gradient(points.flatten(1).double() @ self.waves.T))
+
+
+def slowest_waves(count: int, side: int) -> Tensor:
+    """Orthonormal rows, float64 ``(count, side * side)``: waves of the type-II cosine transform.
+
+    The constant is left out; the others are in the order of their frequency.
+    """
+    places = torch.arange(side, dtype=torch.float64) + 0.5
+    waves = torch.cos(math.pi / side * places * torch.arange(side)[:, None])
+    waves /= torch.linalg.vector_norm(waves, dim=1, keepdim=True)
+    pairs = sorted((u * u + v * v, u, v) for u in range(side) for v in range(side))
+    return torch.stack([torch.outer(waves[u], waves[v]).flatten() for _, u, v in pairs[1:]])[:count]

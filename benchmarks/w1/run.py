@@ -1,7 +1,7 @@
 """Run solvers on the pairs: a file a cell, a JSON line a result; what is there is not run again.
 
 python -m benchmarks.w1.run [--out FOLDER] [--quick | --cells 2x64 8x64]
-    [--solvers default lp_published] [--seeds 0 1 2] [--steps N]
+    [--solvers default lp_published] [--seeds 0 1 2] [--steps N] [--images]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.w1.pairs import SIDE, FunnelPair
+from benchmarks.w1.pairs import PIXELS, SIDE, FunnelPair, ImagePair
 from benchmarks.w1.published import fit_published
 from models.constraints import (
     AdversarialLipschitz,
@@ -49,9 +49,12 @@ TEST_SAMPLES = 4096
 ESTIMATE_SAMPLES = 2**15
 BATCH = 1024
 DEFAULT_STEPS = 4000
-DIMENSIONS, FUNNELS = (2, 4, 8, 16, 32, 64), (4, 64)
+DIMENSIONS, FUNNELS = (2, 4, 8, 16, 32, 64, 128), (4, 16, 64, 256)
 ALL_CELLS = [(d, f) for f in FUNNELS for d in DIMENSIONS]
-FEW_CELLS = [(d, f) for f in FUNNELS for d in (2, 16, 64)]
+COMPARED_CELLS = [(d, f) for f in (4, 64) for d in DIMENSIONS[:-1]]
+"""Where the published recipes run too."""
+FEW_CELLS = [(d, f) for f in (4, 64) for d in (2, 16, 64)]
+IMAGE_CELLS = [(d, 64) for d in (4, 16, 64)]
 QUICK_CELLS = [(2, 4)]
 QUICK_STEPS = 100
 
@@ -62,12 +65,13 @@ class Solver(NamedTuple):
     recipe: Recipe
     steps: int
     scaled: bool = True
+    batch: int = BATCH
     written_out: bool = False
     """If so, `fit_published` fits it: as `fit` does, but faster, and resumable."""
 
 
 def solvers(dimension: int) -> dict[str, Solver]:
-    """The solvers that run in every cell, by name."""
+    """The solvers of `COMPARED_CELLS`, by name; the first runs in every cell."""
     return {
         "default": Solver(default_recipe((dimension,)), DEFAULT_STEPS),
         "bjorck": Solver(default_recipe((dimension,), Bjorck()), DEFAULT_STEPS),
@@ -135,6 +139,28 @@ def variants(dimension: int) -> dict[str, Solver]:
     return solvers
 
 
+def image_solvers() -> dict[str, Solver]:
+    """Those of images. Networks have smaller batches and fewer steps, for about equal seconds."""
+    shape = (1, PIXELS, PIXELS)
+    return {
+        "default": Solver(default_recipe(shape), DEFAULT_STEPS),
+        "lipschitz_penalty": Solver(default_recipe(shape, LipschitzPenalty()), 1000, batch=128),
+        "bjorck": Solver(default_recipe(shape, Bjorck()), 1000, batch=128),
+    }
+
+
+def solvers_of(cell: tuple[int, int], images: bool) -> tuple[dict[str, Solver], list[str]]:
+    """The solvers that a cell's runs can name, and the names of those that run otherwise."""
+    if images:
+        return image_solvers(), list(image_solvers())
+    chosen = solvers(cell[0])
+    usual = list(chosen) if cell in COMPARED_CELLS else ["default"]
+    if cell in FEW_CELLS:
+        chosen |= more_solvers(cell[0])
+        usual = list(chosen)
+    return chosen | variants(cell[0]), usual
+
+
 def _published(dimension: int, constraint: Constraint, steps: int) -> Solver:
     """The recipe of Korotin et al. 2022: constant rate, two hidden layers, inputs as they are.
 
@@ -146,31 +172,30 @@ def _published(dimension: int, constraint: Constraint, steps: int) -> Solver:
     return Solver(recipe, steps, scaled=False, written_out=written_out)
 
 
-def run(
-    solver: Solver, dimension: int, funnels: int, seed: int, checkpoint: Path
-) -> dict[str, Any]:
+def run(solver: Solver, pair: FunnelPair, seed: int, checkpoint: Path) -> dict[str, Any]:
     """Fit one critic and compare it with the optimal one."""
-    pair = FunnelPair(dimension, funnels, seed)
     scale = 2 * SIDE / 12**0.5 if solver.scaled else 1.0
     source = torch.Generator().manual_seed(1000 + seed)
 
     def draw() -> tuple[torch.Tensor, torch.Tensor]:
-        p, q = pair.sample(BATCH, source)
+        p, q = pair.sample(solver.batch, source)
         return p / scale, q / scale
 
+    shape = (1, PIXELS, PIXELS) if isinstance(pair, ImagePair) else (pair.dimension,)
     started = time.process_time()
     if solver.written_out:
         critic = fit_published(
-            draw, dimension, solver.recipe, solver.steps, seed, source, checkpoint
+            draw, pair.dimension, solver.recipe, solver.steps, seed, source, checkpoint
         )
     else:
-        critic = fit(draw, (dimension,), solver.recipe, solver.steps, seed)
+        critic = fit(draw, shape, solver.recipe, solver.steps, seed)
     seconds = time.process_time() - started
     test = torch.Generator().manual_seed(2000 + seed)
     points = pair.sample(TEST_SAMPLES, test)[0]
     inputs = (points.double() / scale).requires_grad_()
     (found,) = torch.autograd.grad(copy.deepcopy(critic).double()(inputs).sum(), inputs)
-    expected = pair.gradient(points)
+    expected = pair.gradient(points).flatten(1)
+    found = found.flatten(1)
     p, q = (x / scale for x in pair.sample(ESTIMATE_SAMPLES, test))
     with torch.no_grad():
         gap = (critic(p).double().mean() - critic(q).double().mean()).item()
@@ -198,30 +223,31 @@ def main() -> None:
     parser.add_argument("--solvers", nargs="*")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="other than each solver's own")
+    parser.add_argument("--images", action="store_true", help="of the pairs as images")
     options = parser.parse_args()
-    cells = QUICK_CELLS if options.quick else ALL_CELLS
+    images, out = options.images, options.out / "images" if options.images else options.out
+    cells = QUICK_CELLS if options.quick else IMAGE_CELLS if images else ALL_CELLS
     if options.cells:
         cells = [(int(d), int(f)) for d, f in (cell.split("x") for cell in options.cells)]
     steps = QUICK_STEPS if options.quick else options.steps
-    options.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     seeds = [0] if options.quick else options.seeds
     for dimension, funnels in cells:
-        results = options.out / f"{dimension}x{funnels}.jsonl"
+        results = out / f"{dimension}x{funnels}.jsonl"
         lines = results.read_text().splitlines() if results.exists() else []
         done = {tuple(json.loads(line)["key"]) for line in lines}
-        chosen = solvers(dimension)
-        if (dimension, funnels) in FEW_CELLS:
-            chosen |= more_solvers(dimension)
-        for seed, name in itertools.product(seeds, options.solvers or list(chosen)):
-            solver = (chosen | variants(dimension)).get(name)
+        chosen, usual = solvers_of((dimension, funnels), images)
+        for seed, name in itertools.product(seeds, options.solvers or usual):
+            solver = chosen.get(name)
             if solver is None:
                 continue
             solver = solver._replace(steps=steps or solver.steps)
             key = (name, dimension, funnels, seed, solver.steps)
             if key in done:
                 continue
-            checkpoint = options.out / f"{'-'.join(map(str, key))}.checkpoint"
-            found = run(solver, dimension, funnels, seed, checkpoint)
+            checkpoint = out / f"{'-'.join(map(str, key))}.checkpoint"
+            pair = (ImagePair if images else FunnelPair)(dimension, funnels, seed)
+            found = run(solver, pair, seed, checkpoint)
             with results.open("a") as file:
                 file.write(json.dumps({"key": key, **found}) + "\n")
             print(

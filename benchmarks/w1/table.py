@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.markdown import table
-from benchmarks.w1.run import DIMENSIONS, FEW_CELLS, FUNNELS, RESULTS, solvers, variants
+from benchmarks.w1.others import OTHERS
+from benchmarks.w1.run import (
+    DIMENSIONS,
+    FEW_CELLS,
+    FUNNELS,
+    IMAGE_CELLS,
+    RESULTS,
+    solvers,
+    variants,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "w1.md"
 ALL = Path(__file__).with_name("RESULTS.md")
@@ -34,14 +43,13 @@ DEFAULT, LP, GP = ((name, STEPS[name]) for name in ("default", "lp_published", "
 SHORT = 1_000
 """Steps in which all constraints are compared, in `FEW_CELLS`."""
 PUBLISHED_BEST = {
-    **{(d, 4): c for d, c in zip(DIMENSIONS, (0.86, 0.96, 0.97, 0.97, 0.98, 0.96), strict=True)},
-    (2, 64): 0.68,
-    (4, 64): 0.82,
-    (8, 64): 0.83,
-    (16, 64): 0.78,
-    (64, 64): 0.83,
+    4: {2: 0.86, 4: 0.96, 8: 0.97, 16: 0.97, 32: 0.98, 64: 0.96, 128: 0.93},
+    16: {},
+    64: {2: 0.68, 4: 0.82, 8: 0.83, 16: 0.78, 32: 0.74, 64: 0.83, 128: 0.64},
+    256: {2: 0.55, 8: 0.68, 32: 0.55, 128: 0.61},
 }
-"""Cosine of the best solver in the paper, on its own pairs; (32, 64) is not known to us."""
+"""Cosine of the best solver in the paper, on its own pairs, by funnels and dimension, where it is
+known to us."""
 FIGURES = {
     "cosine": ("Cosine with the optimal gradient", "{:.3f}"),
     "l2": ("Squared distance from the optimal gradient", "{:.3f}"),
@@ -119,13 +127,23 @@ def overview(results: Results) -> str:
         f"say ({results.hours:.1f} CPU hours in all):\n"
     ]
     for f in FUNNELS:
+        cells = [(d, f) for d in DIMENSIONS]
         lines = [
-            [f"{name}, {solver[1]:,} steps", *(_mean(results, solver, (d, f)) for d in DIMENSIONS)]
+            [f"{name}, {solver[1]:,} steps", *(_mean(results, solver, cell) for cell in cells)]
             for solver, name in NAMED.items()
+            if any(results.values(solver, cell) for cell in cells)
         ]
-        best = [_best((d, f)) for d in DIMENSIONS]
-        lines.append(["best published solver, on its own pairs", *best])
+        if PUBLISHED_BEST[f]:
+            lines.append(["best published solver, on its own pairs", *map(_best, cells)])
         parts.append(table([f"{f} funnels, in dimension", *map(str, DIMENSIONS)], lines))
+    lines = [
+        [f"{f} funnels", *(_percent_off(results, DEFAULT, (d, f)) for d in DIMENSIONS)]
+        for f in FUNNELS
+    ]
+    parts.append(
+        "How far the default's W1 is off, in percent, mean over the seeds:\n\n"
+        + table(["dimension", *map(str, DIMENSIONS)], lines)
+    )
     ahead = []
     for other in (LP, GP):
         gains = [gain for cell in results.cells for gain in results.gains(cell, other)]
@@ -163,7 +181,50 @@ def overview(results: Results) -> str:
         f"Every constraint under our schedule in {SHORT:,} steps, and the default in as many:\n\n"
         + table(["cosine", *map(_cell, FEW_CELLS)], lines)
     )
+    parts.append(_beside_others(results))
+    parts.append(_of_images(Results(RESULTS / "images")))
     return "\n".join(parts)
+
+
+def _beside_others(results: Results) -> str:
+    """How far other ways are off in the default's seconds, and with how many samples a side."""
+    found: dict[Cell, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in json.loads(OTHERS.read_text()):
+        way, dimension, funnels, _ = row["key"]
+        found[dimension, funnels][way].append(row)
+    ways = list(next(iter(found.values())))
+    lines = []
+    for cell in sorted(found):
+        line = [_cell(cell), _percent_off(results, DEFAULT, cell)]
+        for way in ways:
+            rows = found[cell][way]
+            off = statistics.mean(100 * (row["w1"] / row["true"] - 1) for row in rows)
+            samples = statistics.mean(row["samples"] for row in rows)
+            line.append(f"{off:+.0f} ({samples:,.0f})")
+        lines.append(line)
+    seeds = sorted({row["key"][-1] for rows in found.values() for r in rows.values() for row in r})
+    return (
+        "W1 by other ways in the seconds that the default's fit took, seeds "
+        f"{', '.join(map(str, seeds))}: how far it is off, in percent, and the samples a side that "
+        "it had time for:\n\n" + table(["D x funnels", "default", *ways], lines)
+    )
+
+
+def _of_images(images: Results) -> str:
+    lines = [
+        [
+            f"`{solver[0]}`, {solver[1]:,} steps",
+            *(_mean(images, solver, cell) for cell in IMAGE_CELLS),
+            *(_percent_off(images, solver, cell) for cell in IMAGE_CELLS),
+            f"{statistics.mean(images.all_values(solver, 'cpu_seconds')):.0f}",
+        ]
+        for solver in images.solvers
+    ]
+    header = [f"{what}, {_cell(cell)}" for what in ("cosine", "W1 off, %") for cell in IMAGE_CELLS]
+    return (
+        "The pairs as images of 32x32 pixels, sums of so many smooth waves with a point's "
+        "coordinates as their amplitudes:\n\n" + table(["", *header, "CPU s"], lines)
+    )
 
 
 def _cell(cell: Cell) -> str:
@@ -171,7 +232,16 @@ def _cell(cell: Cell) -> str:
 
 
 def _best(cell: Cell) -> str:
-    return f"{PUBLISHED_BEST[cell]:.2f}" if cell in PUBLISHED_BEST else ""
+    best = PUBLISHED_BEST[cell[1]].get(cell[0])
+    return f"{best:.2f}" if best else ""
+
+
+def _percent_off(results: Results, solver: Solver, cell: Cell) -> str:
+    w1, true = (results.values(solver, cell, figure) for figure in ("w1", "true"))
+    if not w1:
+        return ""
+    off = statistics.mean(100 * (a / b - 1) for a, b in zip(w1, true, strict=True))
+    return f"{off:+.1f}"
 
 
 def _mean(results: Results, solver: Solver, cell: Cell) -> str:

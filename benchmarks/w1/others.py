@@ -15,17 +15,16 @@ import json
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import ot
 import torch
 
 from benchmarks.w1.pairs import FunnelPair
-from benchmarks.w1.run import DEFAULT_STEPS, RESULTS
+from benchmarks.w1.run import cells_named
+from benchmarks.w1.table import DEFAULT, OTHERS, Results
 
 Array = np.ndarray
-OTHERS = RESULTS / "others.json"
 CELLS = [(d, f) for f in (4, 64) for d in (2, 16, 64)] + [(128, 64), (16, 256)]
 FEWEST, MOST = 250, 128_000
 """Samples a side; of more, sliced W1 takes more memory than is worth it."""
@@ -64,18 +63,6 @@ WAYS: dict[str, Callable[[Array, Array], float]] = {
 }
 
 
-def default_rows() -> dict[tuple[int, int, int], dict[str, Any]]:
-    """The default's results by dimension, funnels and seed."""
-    rows = {}
-    for file in RESULTS.glob("*.jsonl"):
-        for line in file.read_text().splitlines():
-            row = json.loads(line)
-            name, dimension, funnels, seed, steps = row["key"]
-            if (name, steps) == ("default", DEFAULT_STEPS):
-                rows[dimension, funnels, seed] = row
-    return rows
-
-
 def within(
     way: Callable[[Array, Array], float], pair: FunnelPair, seed: int, budget: float
 ) -> dict[str, float]:
@@ -101,12 +88,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    named = [tuple(map(int, cell.split("x"))) for cell in options.cells or ()]
     found = json.loads(OTHERS.read_text()) if OTHERS.exists() else []
-    default = default_rows()
-    for dimension, funnels in named or CELLS:
+    results = Results()
+    for dimension, funnels in cells_named(options.cells) or CELLS:
         for seed in options.seeds:
-            row = default[dimension, funnels, seed]
+            row = results.found[DEFAULT, (dimension, funnels)][seed]
             pair = FunnelPair(dimension, funnels, seed)
             for name, way in WAYS.items():
                 key = [name, dimension, funnels, seed]

@@ -215,6 +215,11 @@ def run(solver: Solver, pair: FunnelPair, seed: int, checkpoint: Path) -> dict[s
     }
 
 
+def cells_named(names: list[str] | None) -> list[tuple[int, int]]:
+    """The dimensions and funnels of cells such as ``2x64``."""
+    return [(int(d), int(f)) for d, f in (name.split("x") for name in names or ())]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder")
@@ -227,8 +232,7 @@ def main() -> None:
     options = parser.parse_args()
     images, out = options.images, options.out / "images" if options.images else options.out
     cells = QUICK_CELLS if options.quick else IMAGE_CELLS if images else ALL_CELLS
-    if options.cells:
-        cells = [(int(d), int(f)) for d, f in (cell.split("x") for cell in options.cells)]
+    cells = cells_named(options.cells) or cells
     steps = QUICK_STEPS if options.quick else options.steps
     out.mkdir(parents=True, exist_ok=True)
     seeds = [0] if options.quick else options.seeds

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.markdown import table
-from benchmarks.w1.others import OTHERS
 from benchmarks.w1.run import (
     DIMENSIONS,
     FEW_CELLS,
@@ -26,6 +25,8 @@ from benchmarks.w1.run import (
 
 PAGE = Path(__file__).parents[2] / "docs" / "w1.md"
 ALL = Path(__file__).with_name("RESULTS.md")
+OTHERS = RESULTS / "others.json"
+"""Results of `benchmarks.w1.others`."""
 BEGIN, END = "<!-- by benchmarks.w1.table -->\n", "<!-- until here -->\n"
 STEPS = {name: solver.steps for name, solver in (solvers(2) | variants(2)).items()}
 LABELS = {
